@@ -1,0 +1,37 @@
+# The commands of this project; each makes .venv and installs what it needs, once.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN = $$(ls -d lightning_logs/version_* | sort -V | tail -n 1)
+
+.PHONY: demo test check format lint types clean
+
+demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
+	$(BIN)/python data/demo.py
+	$(BIN)/python train_tokenizer.py --files data/demo/train --vocab_size 4096 --output_dir tokenizers/demo --reader.document file
+	$(BIN)/python trainer.py --config configs/recipe/python.yaml
+	$(BIN)/python test.py --ckpt_path $(RUN)
+	$(BIN)/python generate.py --ckpt_path $(RUN) --prompt "def " "import " "class " "if __name__ ==" --max_new_tokens 120
+
+test: .venv/installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: format lint types test  ## all that a commit must pass
+
+format: .venv/installed
+	$(BIN)/ruff format .
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than 3.11; make PYTHON=python3.11")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+clean:  ## forget the environment and tokenized text; runs and tokenizers stay
+	rm -rf .venv .cache

@@ -1,0 +1,11 @@
+"""Write with a trained model: `python generate.py --ckpt_path lightning_logs/version_0 --prompt "Once"`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from gpt2kit import command, generate
+
+if __name__ == "__main__":
+    command.run(generate.write)

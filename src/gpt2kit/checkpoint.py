@@ -1,0 +1,269 @@
+"""Checkpoints: the one place that writes, finds, verifies and opens them.
+
+A checkpoint is Lightning's own file with one more entry, `gpt2kit`, of plain numbers and strings: the model's shape,
+the tokenizer as JSON, the identity of the data, the position. With it a single file is enough to test or generate.
+Beside `NAME.ckpt` lies `NAME.ckpt.sha256`. Files are opened with `weights_only=True`; nothing that a file names is
+imported, and no size that it claims is believed before the tensors bear it out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from tokenizers import Tokenizer
+
+from gpt2kit import __version__, data, module
+from gpt2kit import files as durable
+from gpt2kit import tokenizer as tokenizers
+from gpt2kit.errors import CheckpointError
+
+KEY = "gpt2kit"
+FORMAT = 1
+_NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
+_LIMITS = {"n_layer": 1 << 10, "n_head": 1 << 10, "n_embd": 1 << 17, "vocab_size": 1 << 25, "n_positions": 1 << 22}
+
+
+@dataclass
+class Opened:
+    """What a checkpoint holds, ready to use: the model on the CPU in eval mode, its tokenizer, and the run's facts."""
+
+    path: Path
+    module: module.GPT2Module
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+
+
+class DurableIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, renames: a file under its final name is whole, its checksum there before it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        with durable.replacing(target) as temporary:
+            torch.save(checkpoint, temporary)
+            durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
+
+
+def file_name(epoch: int, step: int, val_loss: float | None) -> str:
+    """The name says what the file is, so that best and newest are found without opening any."""
+    scored = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
+    return f"epoch={epoch}-step={step}{scored}.ckpt"
+
+
+def describe(gpt2: module.GPT2Module, text: data.TextDataModule, step: int, global_batch: int) -> dict[str, Any]:
+    """The `gpt2kit` entry: plain numbers and strings only."""
+    store = text.store("train")
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "shape": dict(gpt2.shape),
+        "tokenizer": tokenizers.to_json(text.tokenizer),
+        "data": identity(text, global_batch),
+        "reader": text.reader.identity(),
+        "test_files": text.files["test"],
+        "train_tokens": store.tokens,
+        "step": step,
+        "tokens_seen": step * global_batch * text.block_size,
+    }
+
+
+def identity(text: data.TextDataModule, global_batch: int) -> dict[str, Any]:
+    """What must be the same for a run to go on: with it, a step means the same samples."""
+    return {
+        "text": text.store("train").fingerprint,
+        "block_size": text.block_size,
+        "global_batch": global_batch,
+        "seed": text.seed,
+        "shuffle": text.shuffle,
+    }
+
+
+def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise if a resumed run would not see the samples that it would have seen."""
+    different = [
+        f"{name} was {saved.get(name)}, now {value}" for name, value in present.items() if saved.get(name) != value
+    ]
+    if different:
+        raise CheckpointError(
+            f"this checkpoint belongs to another run: {'; '.join(different)}. Resume with the same settings and text, "
+            "or start a new run"
+        )
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, newest first, by the step in their names."""
+    found = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps done when the file was written."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[2]) if match else -1
+
+
+def best_of(paths: list[Path]) -> Path | None:
+    """The one with the lowest validation loss in its name; without any such name, the newest."""
+    scored = [(float(match[3]), -step_of(p), p) for p in paths if (match := _NAME.fullmatch(p.name)) and match[3]]
+    return min(scored)[2] if scored else next(iter(paths), None)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint file that `path` means: itself, or the best of a run folder."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    if not given.exists():
+        raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
+    best = best_of(checkpoints(given))
+    if best is None:
+        raise CheckpointError(
+            f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0"
+        )
+    return best
+
+
+def find_newest(path: str | Path, runs: Path) -> Path:
+    """The checkpoint to go on from: a file, the newest sound one of a run folder, or, for `last`, of the newest run."""
+    if str(path) == "last":
+        folders = sorted(runs.glob("version_*"), key=lambda run: (_version(run), run.name), reverse=True)
+    else:
+        given = Path(path)
+        if given.is_file():
+            return given
+        if not given.is_dir():
+            raise CheckpointError(
+                f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path"
+            )
+        folders = [given]
+    for folder in folders:
+        for candidate in checkpoints(folder):
+            if _is_sound(candidate):
+                return candidate
+    raise CheckpointError(
+        f"--ckpt_path {path}: no sound checkpoint under {folders[0] if folders else runs}. Start anew"
+    )
+
+
+def open(path: str | Path) -> Opened:
+    """Open a checkpoint file or a run's best one, trusting nothing in it."""
+    file = find(path)
+    raw = read(file)
+    facts = raw.get(KEY)
+    state = raw.get("state_dict")
+    if not isinstance(facts, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
+    if facts.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
+        )
+    shape = _shape(file, facts.get("shape"))
+    _check_tensors(file, shape, state)
+    gpt2 = module.GPT2Module(**shape)
+    gpt2.load_state_dict(state, strict=True)
+    tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
+    if tokenizers.size(tokenizer) > shape["vocab_size"]:
+        raise CheckpointError(
+            f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
+            f"its model {shape['vocab_size']}. Train it again"
+        )
+    return Opened(file, gpt2.eval(), tokenizer, facts)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The file's content, with `weights_only=True` and its checksum compared."""
+    if not _checksum_fits(file):
+        raise CheckpointError(
+            f"{file}: its content does not fit its checksum, so it is damaged. Use another checkpoint"
+        )
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(f"{file}: not a checkpoint file, or a truncated one. Use another one")
+    try:
+        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        reason = str(error).split("\n", 1)[0].split(". ")[0]
+        raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
+    return raw
+
+
+def _is_sound(file: Path) -> bool:
+    try:
+        read(file)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _sidecar(file: Path) -> Path:
+    return file.with_name(file.name + ".sha256")
+
+
+def remove(file: Path) -> None:
+    """Delete a checkpoint and its checksum."""
+    file.unlink(missing_ok=True)
+    _sidecar(file).unlink(missing_ok=True)
+
+
+def _checksum_fits(file: Path) -> bool:
+    sidecar = _sidecar(file)
+    return not sidecar.is_file() or sidecar.read_text(encoding="utf-8").strip() == durable.digest(file)
+
+
+def _version(run: Path) -> int:
+    number = run.name.removeprefix("version_")
+    return int(number) if number.isdigit() else -1
+
+
+def _shape(file: Path, raw: object) -> dict[str, Any]:
+    """The shape out of a file, each value checked for type and range."""
+    if not isinstance(raw, dict):
+        raise CheckpointError(
+            f"{file}: says nothing of its model's shape. Give a checkpoint that trainer.py has written"
+        )
+    for name, value in raw.items():
+        if not _plausible(name, value):
+            raise CheckpointError(f"{file}: model.{name} {value!r} cannot be. The file is damaged or not from gpt2kit")
+    shape = dict(raw)
+    expected = set(module.SHAPE)
+    if set(shape) != expected:
+        raise CheckpointError(
+            f"{file}: its model's shape names {sorted(set(shape) ^ expected)}. It is not from this gpt2kit"
+        )
+    if problems := module.shape_problems(shape):
+        raise CheckpointError(f"{file}: {'; '.join(problems)}")
+    return shape
+
+
+def _plausible(name: object, value: object) -> bool:
+    if name in _LIMITS:
+        return type(value) is int and 1 <= value <= _LIMITS[str(name)]
+    if name == "n_inner":
+        return value is None or (type(value) is int and 1 <= value <= 8 * _LIMITS["n_embd"])
+    if name == "activation_function":
+        return value in get_args(module.Activation)
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _check_tensors(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
+    """The tensors are those of a model of this shape, no fewer, no more, and finite; nothing is allocated for it."""
+    with torch.device("meta"):
+        wanted = {f"model.{name}": tensor.shape for name, tensor in module.build(shape).state_dict().items()}
+    for name in sorted(set(wanted) ^ set(state)):
+        raise CheckpointError(f"{file}: tensor {name} is {'missing' if name in wanted else 'not of this model'}")
+    for name, size in wanted.items():
+        tensor = state[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != size or not tensor.is_floating_point():
+            found = (
+                f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            )
+            raise CheckpointError(f"{file}: tensor {name} is {found}, the model's shape asks for floats {tuple(size)}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{file}: tensor {name} holds NaN or Inf. Use an earlier checkpoint")

@@ -1,0 +1,296 @@
+"""`trainer.py`: a LightningCLI without sub-commands. It wires data, model and trainer, and turns the user's units
+(epochs, steps, tokens) into optimizer steps once the data is known; nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import (
+    BaseFinetuning,
+    Callback,
+    GradientAccumulationScheduler,
+    ProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+)
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from gpt2kit import checkpoint, command, errors
+from gpt2kit.callbacks import Bar, ExactResume, Measures, RunCSV
+from gpt2kit.data import TextDataModule, data_problems
+from gpt2kit.errors import MachineError, UserError
+from gpt2kit.module import GPT2Module, choose_attention, shape_problems
+
+LOGS = "lightning_logs"
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+_NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
+
+
+def make_trainer(
+    precision: Precision = "auto",
+    max_epochs: int | None = None,
+    max_steps: int | None = None,
+    max_tokens: int | None = None,
+    max_time: str | None = None,
+    val_check_interval: int | float = 1.0,
+    **kwargs: Any,
+) -> pl.Trainer:
+    """A Lightning Trainer that sees one endless epoch, which is what makes a resume exact.
+
+    Args:
+        precision: auto: bf16-mixed where the device computes it fast, 16-mixed on older GPUs, else 32-true.
+        max_epochs: stop after so many passes over the text. Of several limits the first one reached holds; with none
+            of them, one epoch.
+        max_steps: stop after so many optimizer steps.
+        max_tokens: stop after so many tokens.
+        max_time: stop, saved, after DD:HH:MM:SS; the schedule's end is that of the other limits.
+        val_check_interval: a whole number: optimizer steps between validations; a fraction: epochs between them. The
+            last step is always validated.
+        **kwargs: Lightning's own.
+    """
+    fast = kwargs.get("fast_dev_run")
+    endless: dict[str, Any] = (
+        {} if fast else {"max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
+    )
+    kwargs.update(endless)
+    return pl.Trainer(precision=precision if precision != "auto" else None, **kwargs)
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with this project's callbacks, loggers, limits and links."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.resumed, args = resumed_run(args)
+        super().__init__(
+            GPT2Module,
+            TextDataModule,
+            trainer_class=make_trainer,
+            trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "description": "Train a GPT-2 on your own text.",
+            },
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for path in _words(args).config:
+            command.check_yaml(path)
+        with command.explained(parser):
+            self.config = parser.parse_args(args)
+        self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=1, help="decides initial weights, order and dropout")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        resume = "go on exactly where a run stopped: `last`, a run folder (its newest sound checkpoint) or a .ckpt file"
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=resume)
+        every = "optimizer steps between checkpoints; there is also one after each validation"
+        parser.add_argument("--save_every", type=int, default=1000, help=every)
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.block_size", "model.n_positions")
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config
+        errors.refuse(
+            config_problems(config.trainer.as_dict(), config.save_every)
+            + data_problems(config.data.block_size, config.data.batch_size)
+            + shape_problems(config.model.as_dict())
+        )
+        if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise MachineError(f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = dict(self.config_init.trainer)
+        theirs: list[Callback] = list(config["callbacks"] or [])
+        refuse_callbacks(theirs)
+        max_time = config["max_time"]
+        seconds = Timer(max_time).time_remaining() if max_time else None
+        kwargs["precision"] = choose_precision(config["precision"], config["accelerator"])
+        every = self.config.save_every if config["enable_checkpointing"] is not False else None
+        kwargs["enable_checkpointing"] = None  # ours are the checkpoints
+        ours: list[Callback] = [Measures(), ExactResume(every, _duration(seconds))]
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
+            ours.append(Bar())
+        kwargs["callbacks"] = theirs + ours
+        kwargs["plugins"] = [*_as_list(config["plugins"]), checkpoint.DurableIO()]
+        if config["logger"] in (None, True):
+            kwargs["logger"] = self._loggers(config["default_root_dir"] or ".")
+        trainer = super().instantiate_trainer(**kwargs)
+        if not config["fast_dev_run"]:
+            self._limit(trainer, config)
+        return trainer
+
+    def _loggers(self, root: str) -> list[Any]:
+        """TensorBoard and CSV in one folder: a new one, or that of the run that is resumed."""
+        version = self.resumed.parent.parent.name if self.resumed else None
+        board = TensorBoardLogger(root, name=LOGS, version=version)
+        return [board, RunCSV(root, name=LOGS, version=board.version)]
+
+    def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
+        """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
+        data = self.datamodule
+        order = data.order(data.global_batch(trainer))
+        tokens = order.global_batch * data.block_size
+        steps = total_steps(
+            config["max_epochs"], config["max_steps"], config["max_tokens"], order.steps_per_epoch, tokens
+        )
+        every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
+        trainer.fit_loop.epoch_loop.max_steps = steps
+        trainer.val_check_interval = every * trainer.accumulate_grad_batches
+        self._summarize(trainer, steps, every)
+
+    @rank_zero_only
+    def _summarize(self, trainer: pl.Trainer, steps: int, every: int) -> None:
+        data, gpt2 = self.datamodule, self.model
+        order = data.order(data.global_batch(trainer))
+        count = sum(p.numel() for p in gpt2.parameters())
+        device = trainer.strategy.root_device
+        attention = choose_attention(gpt2.attention, device, gpt2.shape)
+        lines = {
+            "text": " | ".join(_text_summary(data, split) for split in ("train", "valid") if data.files[split]),
+            "model": f"{count:,} parameters, {gpt2.model.transformer.wte.weight.numel():,} of them token embeddings",
+            "run": f"{steps:,} steps of {order.global_batch} x {data.block_size} tokens = "
+            f"{steps / order.steps_per_epoch:.2f} epochs of {order.steps_per_epoch:,} steps; "
+            + (f"validation every {every:,} steps" if data.files["valid"] else "no valid_files, so no validation"),
+            "device": f"{trainer.world_size} x {device.type}, precision {trainer.precision}, attention {attention}",
+            "folder": trainer.log_dir or "none: nothing is saved",
+        }
+        if self.resumed:
+            lines["resume"] = str(self.resumed)
+        for name, line in lines.items():
+            print(f"{name:<7}{line}", file=sys.stderr)
+
+
+def main(args: list[str]) -> None:
+    """Parse, build and train."""
+    for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
+    try:
+        cli = TrainCLI(args)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+
+
+def resumed_run(args: list[str]) -> tuple[Path | None, list[str]]:
+    """The checkpoint that `--ckpt_path` means, and `args` with that run's own config put before the user's words."""
+    given = _words(args)
+    if given.ckpt_path is None:
+        return None, args
+    found = checkpoint.find_newest(given.ckpt_path, Path(given.root) / LOGS)
+    config = found.parent.parent / "config.yaml"
+    return found, [*(["--config", str(config)] if config.is_file() else []), *args]
+
+
+def _words(args: list[str]) -> argparse.Namespace:
+    """The few options that are looked at before the real parsing."""
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    words.add_argument("--ckpt_path")
+    words.add_argument("--trainer.default_root_dir", dest="root", default=".")
+    words.add_argument("-c", "--config", action="append", default=[])
+    return words.parse_known_args(args)[0]
+
+
+def total_steps(
+    max_epochs: int | None, max_steps: int | None, max_tokens: int | None, steps_per_epoch: int, tokens_per_step: int
+) -> int:
+    """Optimizer steps of the run: the limit that is reached first; without any, one epoch."""
+    limits = [
+        max_epochs * steps_per_epoch if max_epochs is not None and max_epochs >= 0 else None,
+        max_steps if max_steps is not None and max_steps >= 0 else None,
+        -(-max_tokens // tokens_per_step) if max_tokens is not None else None,
+    ]
+    return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
+
+
+def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
+    """Optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
+    return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
+
+
+def choose_precision(wanted: Precision, accelerator: object) -> str:
+    """`wanted`, with auto decided by what the device computes fast."""
+    on_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+    if wanted != "auto":
+        return wanted
+    if on_gpu:
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    on_mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
+    return "bf16-mixed" if not on_mps and cpu_has_fast_bf16() else "32-true"
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware (avx512_bf16 or amx)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def config_problems(trainer: dict[str, Any], save_every: int) -> list[str]:
+    """Everything wrong with the trainer's options, in the user's words."""
+    on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    rules = {
+        f"save_every {save_every}: must be at least 1": save_every < 1,
+        "trainer.val_check_interval: must be above 0": trainer["val_check_interval"] <= 0,
+        "trainer.log_every_n_steps: must be at least 1": trainer["log_every_n_steps"] < 1,
+        "trainer.accumulate_grad_batches: must be at least 1": (trainer["accumulate_grad_batches"] or 1) < 1,
+        f"trainer.precision {trainer['precision']}: a thousand times slower on a CPU. Use auto": on_cpu
+        and trainer["precision"] in ("16-mixed", "16-true"),
+        "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained": 0
+        in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
+        "trainer.limit_train_batches: would end the one endless epoch. Use max_steps": trainer["limit_train_batches"]
+        is not None,
+        "trainer.overfit_batches: would end the one endless epoch. Use a small text": trainer["overfit_batches"] != 0,
+        "trainer.reload_dataloaders_every_n_epochs: there is one endless epoch. Leave it out": trainer[
+            "reload_dataloaders_every_n_epochs"
+        ]
+        != 0,
+        "trainer.check_val_every_n_epoch: use val_check_interval, a fraction means epochs": trainer[
+            "check_val_every_n_epoch"
+        ]
+        not in (None, 1),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def refuse_callbacks(callbacks: list[Callback]) -> None:
+    """Lightning's epochs do not pass here; callbacks that wait for them would do nothing, silently."""
+    errors.refuse(
+        [
+            f"trainer.callbacks {type(callback).__name__}: needs Lightning's epochs, and there is one endless epoch. "
+            "Leave it out (for time, use trainer.max_time)"
+            for callback in callbacks
+            if isinstance(callback, _NEEDS_EPOCHS)
+        ]
+    )
+
+
+def _text_summary(data: TextDataModule, split: Any) -> str:
+    store = data.store(split)
+    return f"{split} {store.documents:,} documents, {store.bytes:,} bytes, {store.tokens:,} tokens"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _duration(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)

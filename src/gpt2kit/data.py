@@ -1,0 +1,197 @@
+"""Text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
+
+Each stage is a module of its own (text, tokenizer, shards, blocks); here they are only joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from gpt2kit import blocks, shards
+from gpt2kit import tokenizer as tokenizers
+from gpt2kit.blocks import IGNORE
+from gpt2kit.errors import DataError
+from gpt2kit.metrics import Score
+from gpt2kit.shards import TokenStore
+from gpt2kit.text import Reader, find_files
+
+Split = Literal["train", "valid", "test"]
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Text files as blocks of tokens. They are tokenized once, into a cache that is keyed by their content.
+
+    Args:
+        train_files: text files, folders or patterns to learn from.
+        valid_files: text to watch the run by; also decides which checkpoint is the best.
+        test_files: text for test.py, by default.
+        tokenizer: a folder that train_tokenizer.py has written, or a tokenizer.json.
+        block_size: tokens the model sees at once; the context it can use later.
+        batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
+            `trainer.accumulate_grad_batches`.
+        reader: turns files into documents.
+        shuffle: take the blocks in random order, another one in each epoch.
+        cache_dir: where tokenized text is kept; safe to delete.
+        seed: decides the order; comes from `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        train_files: list[str] | str,
+        valid_files: list[str] | str | None = None,
+        test_files: list[str] | str | None = None,
+        tokenizer: str = "tokenizer",
+        block_size: int = 256,
+        batch_size: int = 16,
+        reader: Reader = Reader(),
+        shuffle: bool = True,
+        cache_dir: str = ".cache/gpt2kit",
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.files: dict[Split, list[str]] = {
+            "train": _as_list(train_files),
+            "valid": _as_list(valid_files),
+            "test": _as_list(test_files),
+        }
+        self.tokenizer = tokenizers.load(tokenizer)
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.reader = reader
+        self.shuffle = shuffle
+        self.cache_dir = Path(cache_dir)
+        self.seed = seed
+        self.start_step = 0
+        """The first optimizer step to give batches for; set on resume."""
+        self._stores: dict[Split, TokenStore] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the model's embedding needs."""
+        return tokenizers.size(self.tokenizer)
+
+    def setup(self, stage: str) -> None:
+        """Build or open the stores. Several processes may do so at once; one builds, the others wait."""
+        self.store("train")
+        if self.files["valid"]:
+            self.store("valid")
+
+    def store(self, split: Split) -> TokenStore:
+        """The token store of a split."""
+        if split not in self._stores:
+            paths = find_files(self.files[split])
+            self._stores[split] = build_store(paths, self.tokenizer, self.reader, self.cache_dir, f"{split} text")
+        return self._stores[split]
+
+    def order(self, global_batch: int) -> blocks.Order:
+        """The order of training blocks for `global_batch` sequences an optimizer step."""
+        store = self.store("train")
+        count = blocks.count_train(store.tokens, self.block_size)
+        if count < global_batch:
+            raise DataError(
+                f"{self.files['train'][0]}: {store.tokens:,} tokens make {count} blocks of {self.block_size}, fewer "
+                f"than the {global_batch} of one optimizer step. Give more text, or a smaller data.block_size or "
+                "data.batch_size"
+            )
+        return blocks.Order(count, global_batch, self.seed, self.shuffle)
+
+    def global_batch(self, trainer: pl.Trainer) -> int:
+        """Sequences in one optimizer step, over all ranks and accumulation."""
+        return self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+    def valid_text(self) -> Score:
+        """Size of the whole validation text: what it counts against, with nothing lost yet."""
+        return text_size(self.store("valid"))
+
+    def train_dataloader(self) -> TrainBatches:
+        trainer = self._attached()
+        order = self.order(self.global_batch(trainer))
+        micro = order.micro_batches(self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
+        return TrainBatches(self.store("train"), self.block_size, micro)
+
+    def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
+        if not self.files["valid"]:
+            return []
+        trainer = self._attached()
+        store = self.store("valid")
+        return EvalBatches(store, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
+
+    def _attached(self) -> pl.Trainer:
+        assert self.trainer is not None, "a trainer asks for its loaders"
+        return self.trainer
+
+
+class TrainBatches:
+    """Endless training batches, `[batch_size, block_size + 1]`. It has no length: to Lightning, one endless epoch."""
+
+    def __init__(self, store: TokenStore, block_size: int, micro_batches: Iterator[NDArray[np.int64]]) -> None:
+        self._store, self._block_size, self._micro_batches = store, block_size, micro_batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for numbers in self._micro_batches:
+            yield _gather(self._store, numbers, self._block_size)
+
+
+class EvalBatches:
+    """Every token after the first exactly once, over all ranks; the last short block is filled up with IGNORE.
+
+    Each rank gives the same number of batches (rows of IGNORE where the text has run out), so that none waits forever.
+    """
+
+    def __init__(self, store: TokenStore, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self._store, self._block_size, self._batch_size = store, block_size, batch_size
+        self._rank, self._world_size = rank, world_size
+
+    def __len__(self) -> int:
+        rows = blocks.count_eval(self._store.tokens, self._block_size)
+        return -(-rows // (self._batch_size * self._world_size))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in range(len(self)):
+            first = (batch * self._world_size + self._rank) * self._batch_size
+            yield _gather(self._store, np.arange(first, first + self._batch_size), self._block_size)
+
+
+def build_store(paths: list[Path], tokenizer: object, reader: Reader, cache_dir: Path, what: str) -> TokenStore:
+    """Open or build the store of some files, with a progress bar while it is built."""
+    with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return shards.open_or_build(paths, tokenizer, reader, cache_dir, progress=progress)  # type: ignore[arg-type]
+
+
+def text_size(store: TokenStore) -> Score:
+    """What a text's score is measured against: each token after the first, each byte and each document's end."""
+    return Score(0.0, store.tokens - 1, store.bytes + store.documents)
+
+
+def data_problems(block_size: int, batch_size: int) -> list[str]:
+    """What is wrong with the sizes, in the words of the options."""
+    sizes = {"data.block_size": block_size, "data.batch_size": batch_size}
+    return [f"{name} {value}: must be at least 1" for name, value in sizes.items() if value < 1]
+
+
+def _gather(store: TokenStore, numbers: NDArray[np.int64], block_size: int) -> Tensor:
+    """The blocks of these numbers as rows; what lies beyond the text is IGNORE."""
+    rows = np.full((len(numbers), block_size + 1), IGNORE, np.int64)
+    for row, number in zip(rows, numbers.tolist(), strict=True):
+        tokens = store[number * block_size : (number + 1) * block_size + 1]
+        if len(tokens) > 1:
+            row[: len(tokens)] = tokens
+    return torch.from_numpy(rows)
+
+
+def _as_list(files: list[str] | str | None) -> list[str]:
+    return [files] if isinstance(files, str) else list(files or [])

@@ -1,0 +1,47 @@
+"""Errors that are the user's to mend, and the exit code of each.
+
+    UserError            2   a wrong option or configuration
+    ├── DataError        3   text or tokenizer
+    ├── CheckpointError  4   a checkpoint or model file
+    ├── MachineError     5   disk, memory, port, device
+    └── DivergedError    6   the training ran into NaN or Inf
+
+A message is one line: what and where, why, and what to do. It is printed without a traceback.
+A run that a signal stopped exits with 128 + the signal's number.
+"""
+
+
+class UserError(Exception):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Text files or tokenizers that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint or model file that cannot be used."""
+
+    exit_code = 4
+
+
+class MachineError(UserError):
+    """Disk, memory, port or device."""
+
+    exit_code = 5
+
+
+class DivergedError(UserError):
+    """NaN or Inf in the loss or the gradient."""
+
+    exit_code = 6
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise one UserError that names every problem, so that a config is mended in one go."""
+    if problems:
+        raise UserError("; ".join(problems))

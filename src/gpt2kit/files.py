@@ -1,0 +1,81 @@
+"""Durable files: a reader sees the old content or the new, never half of it, whatever is killed and whenever."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; when the block ends well it is synced to disk and renamed to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` durably, as UTF-8 with LF line ends on every system."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """The file's SHA-256 as hex digits, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Digests:
+    """Content hashes that are remembered while a file's size, times and inode stay the same.
+
+    Hashing a big corpus at each start would be slow, and a name or a time alone would miss an edit. The change time
+    (ctime) cannot be set back by a copy or an editor, so a remembered hash is as good as a fresh one.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        try:
+            self._known: dict[str, list[object]] = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, paths: list[Path]) -> list[str]:
+        """The digest of each file; what was newly hashed is written to the memory file."""
+        found, changed = [], False
+        for path in paths:
+            stat = path.stat()
+            name = str(path.resolve())
+            signature = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            known = self._known.get(name)
+            if known is None or known[:-1] != signature:
+                known = [*signature, digest(path)]
+                self._known[name] = known
+                changed = True
+            found.append(str(known[-1]))
+        if changed:
+            write_text(self._memory, json.dumps(self._known))
+        return found

@@ -1,0 +1,238 @@
+"""GPT-2 as a LightningModule: Hugging Face's `GPT2LMHeadModel` built from config, and the one step that trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from gpt2kit.blocks import IGNORE
+from gpt2kit.errors import DivergedError, UserError
+from gpt2kit.metrics import Score
+from gpt2kit.optim import Cosine, Muon, Schedule, parameter_groups
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+SHAPE = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "n_inner",
+    "activation_function",
+    "initializer_range",
+    "layer_norm_epsilon",
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_pdrop",
+    "vocab_size",
+    "n_positions",
+)
+"""The options that make the model, by Hugging Face's names; plain numbers and strings."""
+
+Shape = dict[str, Any]
+Activation = Literal["gelu_new", "gelu", "relu", "silu"]
+Attention = Literal["auto", "sdpa", "eager"]
+
+
+class GPT2Module(pl.LightningModule):
+    """GPT-2 of any size, from scratch.
+
+    Args:
+        n_layer: transformer blocks.
+        n_head: attention heads; divides `n_embd`.
+        n_embd: width of the residual stream.
+        n_inner: width of the feed-forward layer; default 4 x `n_embd`.
+        activation_function: of the feed-forward layer; GPT-2's own is gelu_new.
+        dropout: in embeddings, attention and residual branches. Small texts want 0.1 to 0.3, large ones 0.
+        embd_pdrop: dropout after the embeddings; default `dropout`.
+        attn_pdrop: dropout on attention weights; default `dropout`.
+        resid_pdrop: dropout on each residual branch; default `dropout`.
+        initializer_range: standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
+        layer_norm_epsilon: added to the variance in layer norms.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        attention: sdpa, eager (plain matrix products), or auto: eager on a CPU with blocks up to 512, where it is
+            faster, else sdpa.
+        optimizer: any torch optimizer; it gets the hidden matrices, which decay, and the rest, which does not.
+        schedule: the learning rate's factor at each optimizer step.
+        vocab_size: rows of the token embedding; comes from the tokenizer.
+        n_positions: the context in tokens; comes from `data.block_size`.
+    """
+
+    def __init__(
+        self,
+        n_layer: int = 6,
+        n_head: int = 6,
+        n_embd: int = 384,
+        n_inner: int | None = None,
+        activation_function: Activation = "gelu_new",
+        dropout: float = 0.0,
+        embd_pdrop: float | None = None,
+        attn_pdrop: float | None = None,
+        resid_pdrop: float | None = None,
+        initializer_range: float = 0.02,
+        layer_norm_epsilon: float = 1e-5,
+        gradient_checkpointing: bool = False,
+        attention: Attention = "auto",
+        optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
+        schedule: Schedule = Cosine(warmup=0.02, final=0.1),
+        vocab_size: int = 50257,
+        n_positions: int = 1024,
+    ) -> None:
+        super().__init__()
+        values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
+        drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
+        self.shape: Shape = dict(zip(SHAPE, (*values, *drops, vocab_size, n_positions), strict=True))
+        """All that makes the model; stored in every checkpoint."""
+        if problems := shape_problems(self.shape):
+            raise UserError("; ".join(problems))
+        self.attention = attention
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.model = build(self.shape)
+        if gradient_checkpointing:
+            recompute_activations(self.model)
+        self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
+        self._nll: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+
+    def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of nats and count of predicted tokens; `batch` is [rows, block_size + 1], short rows filled by IGNORE.
+
+        The only place that shifts: position t is given tokens up to t and predicts token t + 1.
+        """
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
+        logits = self.model(input_ids=inputs, use_cache=False).logits
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        return nll, (targets != IGNORE).sum()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        nll, tokens = self._step(batch)
+        loss = nll / tokens
+        self._window.append(loss.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            if is_log_step(self.trainer):
+                mean = self.trainer.strategy.reduce(torch.stack(self._window).mean(), reduce_op="mean")
+                self.log("train_loss", mean)
+            self._window.clear()
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
+        norm = nn.utils.clip_grad_norm_(parameters, by_norm)
+        # Under fp16 the loss scaler skips overflowed steps by itself.
+        if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":
+            raise DivergedError(
+                f"step {self.trainer.global_step + 1}: the gradient is {norm.item()}; nothing was updated and the "
+                "checkpoints are sound. Lower the learning rate, clip (trainer.gradient_clip_val 1.0) or warm up longer"
+            )
+        if is_log_step(self.trainer):
+            self.log("grad_norm", norm)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        nll, tokens = self._step(batch)
+        self._nll.append(nll)
+        self._tokens.append(tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Sums over all batches and ranks, then the ratios."""
+        sums = torch.stack([torch.stack(part).cpu().double().sum() for part in (self._nll, self._tokens)])
+        self._nll.clear()
+        self._tokens.clear()
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        nll, tokens = sums.tolist()
+        whole: Score = self.trainer.datamodule.valid_text()  # type: ignore[attr-defined]
+        # All of the text unless limit_val_batches cuts it; then its bytes are those of the whole, in proportion.
+        share = tokens / whole.tokens
+        score = Score(nll, int(tokens), round(whole.bytes * share))
+        values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
+        self.log_dict({name: exact(value) for name, value in values.items()})
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        total = self.trainer.max_steps
+        optimizer = self.optimizer(parameter_groups(self.model))
+        if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
+            unfuse(optimizer)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.model.set_attn_implementation(choose_attention(self.attention, self.device, self.shape))
+
+
+def build(shape: Shape) -> GPT2LMHeadModel:
+    """The bare model with GPT-2's initial weights: N(0, initializer_range), residual projections / sqrt(2 n_layer)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None))
+
+
+def recompute_activations(model: GPT2LMHeadModel) -> None:
+    """Gradient checkpointing, by the name that this version of transformers has for it."""
+    older = "gradient_checkpointing_enable"
+    getattr(model, "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else older)()
+
+
+def choose_attention(wanted: Attention, device: torch.device, shape: Shape) -> str:
+    """`wanted`, with auto decided: plain matrix products beat the CPU's fused kernel while blocks are short."""
+    if wanted != "auto":
+        return wanted
+    return "eager" if device.type == "cpu" and shape["n_positions"] <= 512 else "sdpa"
+
+
+def shape_problems(shape: Shape) -> list[str]:
+    """Everything that is wrong with a model's options; those that are absent or None are not looked at."""
+    problems = [
+        f"model.{name} {shape[name]}: must be at least 1"
+        for name in ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions")
+        if shape.get(name) is not None and shape[name] < 1
+    ]
+    if shape["n_head"] >= 1 and shape["n_embd"] % shape["n_head"]:
+        problems.append(f"model.n_embd {shape['n_embd']}: not a multiple of model.n_head {shape['n_head']}")
+    problems += [
+        f"model.{name} {shape[name]}: must be from 0 to below 1"
+        for name in ("dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
+        if shape.get(name) is not None and not 0 <= shape[name] < 1
+    ]
+    return problems
+
+
+def is_log_step(trainer: pl.Trainer) -> bool:
+    """Whether the optimizer step in progress is one that the loggers write down."""
+    return (trainer.global_step + 1) % log_every(trainer) == 0
+
+
+def log_every(trainer: pl.Trainer) -> int:
+    """Optimizer steps between log entries (an attribute that Lightning sets, but does not declare)."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+
+def exact(value: float) -> Tensor:
+    """A number for the log that keeps all its digits (Lightning makes float32 of a plain one)."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def unfuse(optimizer: Optimizer) -> None:
+    """Make a fused optimizer leave the unscaling of fp16 gradients to Lightning, which must clip them unscaled."""
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -1,0 +1,11 @@
+"""Test a checkpoint on text: `python test.py --ckpt_path lightning_logs/version_0`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from gpt2kit import command, evaluate
+
+if __name__ == "__main__":
+    command.run(evaluate.test)

@@ -1,0 +1,88 @@
+"""A few kilobytes of text, a tokenizer and a trained run, made once for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2kit import cli, command, tokenizer
+
+torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
+ROOT = Path(__file__).resolve().parent.parent
+SENTENCE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
+Outcome = tuple[int, str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A small finished run: its folder, and the options that made it."""
+
+    folder: Path
+    options: list[str]
+    work: Path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, numbers in {"train": range(300), "valid": range(300, 340), "test": range(340, 380)}.items():
+        (folder / f"{name}.txt").write_text("".join(SENTENCE.format(n) for n in numbers), encoding="utf-8")
+    tokenizer.train([str(folder / "train.txt")], folder / "tokenizer", vocab_size=320)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options(corpus: Path) -> list[str]:
+    """The command line of a tiny model on the tiny corpus."""
+    return [
+        *(f"--data.{split}_files={corpus / split}.txt" for split in ("train", "valid", "test")),
+        f"--data.tokenizer={corpus / 'tokenizer'}",
+        f"--data.cache_dir={corpus / 'cache'}",
+        *("--data.block_size=16", "--data.batch_size=8"),
+        *("--model.n_layer=2", "--model.n_head=2", "--model.n_embd=32", "--model.dropout=0.1"),
+        *("--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    work = tmp_path_factory.mktemp("run")
+    words = [
+        *options,
+        "--trainer.max_steps=40",
+        "--trainer.val_check_interval=15",
+        f"--trainer.default_root_dir={work}",
+    ]
+    cli.main(words)
+    return Run(work / "lightning_logs" / "version_0", words, work)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Call a script's body as its user does: exit code, stdout, stderr."""
+
+    def outcome(main: Callable[[list[str]], object], *args: object) -> Outcome:
+        capsys.readouterr()
+        code = 0
+        try:
+            command.guarded(main, [str(arg) for arg in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return outcome
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Path]:
+    """Work in an empty folder."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)

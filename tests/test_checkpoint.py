@@ -1,0 +1,129 @@
+"""Checkpoints are whole or not there, enough by themselves, and harmless when they come from strangers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+
+from gpt2kit import checkpoint, files
+from gpt2kit.errors import CheckpointError
+
+
+def test_one_file_is_enough(run: Run, tmp_path: Path) -> None:
+    shutil.copy(checkpoint.find(run.folder), tmp_path / "alone.ckpt")
+    opened = checkpoint.open(tmp_path / "alone.ckpt")
+    assert opened.tokenizer.get_vocab_size() == 320
+    assert opened.module.shape["n_embd"] == 32 and not opened.module.training
+    assert opened.facts["tokens_seen"] == 40 * 8 * 16
+
+
+def test_it_holds_only_plain_types(run: Run) -> None:
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(plain(k) and plain(v) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return all(map(plain, value))
+        return value is None or type(value) in (int, float, str, bool) or isinstance(value, torch.Tensor)
+
+    raw = torch.load(checkpoint.find(run.folder), weights_only=True)
+    assert plain({key: value for key, value in raw.items() if key not in ("optimizer_states", "state_dict")})
+
+
+def test_public_names_of_the_format(run: Run) -> None:
+    """These names are in people's files. Adding one is fine; for another change raise checkpoint.FORMAT."""
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    facts = raw["gpt2kit"]
+    assert set(facts) == {
+        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files"),
+        *("train_tokens", "step", "tokens_seen"),
+    }
+    assert set(facts["shape"]) == {
+        *("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon"),
+        *("embd_pdrop", "attn_pdrop", "resid_pdrop", "vocab_size", "n_positions"),
+    }
+    assert set(facts["data"]) == {"text", "block_size", "global_batch", "seed", "shuffle"}
+    assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
+
+
+def test_names_tell_best_and_newest(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step, loss in ((9, 1.5), (10, 1.25), (100, 1.3), (200, None), (300, float("nan"))):
+        (folder / checkpoint.file_name(0, step, loss)).touch()
+    found = checkpoint.checkpoints(tmp_path)
+    assert [checkpoint.step_of(path) for path in found] == [300, 200, 100, 10, 9]
+    best = checkpoint.best_of(found)
+    assert best is not None and checkpoint.step_of(best) == 10
+    assert checkpoint.best_of([p for p in found if "val_loss" not in p.name]) == found[0]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("import sys; sys.bomb = True",))
+
+
+HOSTILE: dict[str, Any] = {
+    "pickle bomb": lambda raw: raw.update(payload=Bomb()),
+    "missing tensor": lambda raw: raw["state_dict"].pop("model.transformer.wpe.weight"),
+    "surplus tensor": lambda raw: raw["state_dict"].update({"model.more": torch.zeros(1)}),
+    "wrong shape": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(3, 3)}),
+    "wrong dtype": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(16, 32).long()}),
+    "nan": lambda raw: raw["state_dict"]["model.transformer.wpe.weight"].fill_(torch.nan),
+    "absurd size": lambda raw: raw["gpt2kit"]["shape"].update(n_embd=1 << 40),
+    "size beyond its tensors": lambda raw: raw["gpt2kit"]["shape"].update(n_embd=1 << 16, n_head=1),
+    "text as size": lambda raw: raw["gpt2kit"]["shape"].update(n_layer="2"),
+    "unknown size": lambda raw: raw["gpt2kit"]["shape"].update(extra=1),
+    "unknown activation": lambda raw: raw["gpt2kit"]["shape"].update(activation_function="os.system"),
+    "no tokenizer": lambda raw: raw["gpt2kit"].update(tokenizer="{"),
+    "no shape": lambda raw: raw["gpt2kit"].pop("shape"),
+    "later format": lambda raw: raw["gpt2kit"].update(format=99),
+    "not ours": lambda raw: raw.pop("gpt2kit"),
+}
+
+
+@pytest.mark.parametrize("harm", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_strangers_file_is_refused(run: Run, tmp_path: Path, harm: Any) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["state_dict"] = {name: tensor.clone() for name, tensor in raw["state_dict"].items()}
+    harm(raw)
+    torch.save(raw, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception) as caught:
+        checkpoint.open(tmp_path / "bad.ckpt")
+    assert getattr(caught.value, "exit_code", None) in (3, 4), caught.value
+    assert not hasattr(sys, "bomb")
+
+
+def test_nothing_that_a_checkpoint_names_is_imported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "canary.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["hyper_parameters"] = {"_class_path": "canary.Model", "_instantiator": "canary.make"}
+    raw["datamodule_hyper_parameters"] = {"_class_path": "canary.Data"}
+    torch.save(raw, tmp_path / "named.ckpt")
+    checkpoint.open(tmp_path / "named.ckpt")
+    assert "canary" not in sys.modules
+
+
+def test_a_flipped_bit_is_found(run: Run, tmp_path: Path) -> None:
+    source = checkpoint.find(run.folder)
+    content = bytearray(source.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / source.name).write_bytes(content)
+    shutil.copy(f"{source}.sha256", tmp_path)
+    with pytest.raises(CheckpointError, match="checksum"):
+        checkpoint.open(tmp_path / source.name)

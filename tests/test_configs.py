@@ -1,0 +1,67 @@
+"""Every file in configs/ says only what exists, and every recipe builds."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from gpt2kit import cli
+from gpt2kit.cli import TrainCLI, make_trainer
+from gpt2kit.data import TextDataModule
+from gpt2kit.module import GPT2Module
+from gpt2kit.optim import parameter_groups
+
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+GROUPS = {"model": GPT2Module, "data": TextDataModule, "trainer": make_trainer}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_config_is_short_and_opens_with_what_it_is_for(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ") and len(lines) <= 25
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda path: path.stem)
+def test_a_group_file_states_decisions_not_defaults(path: Path) -> None:
+    parameters = inspect.signature(GROUPS[path.parent.name]).parameters
+    own = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    lightning = set(inspect.signature(cli.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
+    assert set(yaml.safe_load(path.read_text())) <= own | lightning
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "recipe").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_builds(path: Path, corpus: Path, inside: Path) -> None:
+    recipe = yaml.safe_load(path.read_text())["data"]
+    for split in ("train", "valid", "test"):
+        folder = inside / recipe[f"{split}_files"]
+        folder.mkdir(parents=True)
+        for copy in range(20):
+            shutil.copy(corpus / "train.txt", folder / f"{copy}.txt")
+    shutil.copytree(corpus / "tokenizer", inside / recipe["tokenizer"])
+    built = TrainCLI(["--config", str(path)])
+    assert built.trainer.max_steps > 0 and built.model.shape["vocab_size"] == 320
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_group_files_compose(path: Path, options: list[str], inside: Path) -> None:
+    built = TrainCLI(
+        [
+            *options,
+            f"--model={CONFIGS / 'model/nano.yaml'}",
+            f"--model.optimizer={path}",
+            f"--trainer={CONFIGS / 'trainer/debug.yaml'}",
+            "--model.n_layer=1",
+        ]
+    )
+    assert built.model.shape["n_layer"] == 1 and built.model.shape["n_embd"] == 128
+    assert built.trainer.max_steps == 10
+    wanted = yaml.safe_load(path.read_text())
+    optimizer = built.model.optimizer(parameter_groups(built.model.model))
+    assert type(optimizer).__name__ == wanted["class_path"].rsplit(".", 1)[1]
+    assert optimizer.param_groups[0]["lr"] == wanted["init_args"]["lr"]

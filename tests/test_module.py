@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import Tensor
+
+from gpt2kit.blocks import IGNORE
+from gpt2kit.errors import UserError
+from gpt2kit.module import GPT2Module, build, choose_attention, shape_problems, unfuse
+from gpt2kit.optim import AdamW, parameter_groups
+
+SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}
+SHAPE = GPT2Module(**SMALL, dropout=0.1).shape
+
+
+@pytest.fixture
+def gpt2() -> GPT2Module:
+    torch.manual_seed(1)
+    return GPT2Module(**SMALL).eval()
+
+
+def test_the_loss_is_that_of_transformers(gpt2: GPT2Module) -> None:
+    batch = torch.randint(0, 40, (3, 17))
+    nll, tokens = gpt2._step(batch)
+    theirs = gpt2.model(batch[:, :-1]).logits.log_softmax(-1).gather(-1, batch[:, 1:, None]).sum()
+    assert int(tokens) == 48
+    torch.testing.assert_close(nll, -theirs)
+
+
+def test_filled_up_rows_count_for_nothing(gpt2: GPT2Module) -> None:
+    batch = torch.randint(0, 40, (2, 17))
+    short = batch.clone()
+    short[1, 6:] = IGNORE
+    nll, tokens = gpt2._step(short)
+    alone = gpt2._step(batch[:1])[0] + gpt2._step(batch[1:, :6])[0]
+    assert int(tokens) == 16 + 5
+    torch.testing.assert_close(nll, alone)
+    empty = gpt2._step(torch.full((1, 17), IGNORE))
+    assert empty[0] == 0 and empty[1] == 0
+
+
+def test_it_learns_to_count_so_the_shift_is_right() -> None:
+    """A counting sequence: from any number on, the model predicts the next one at every position."""
+    torch.manual_seed(1)
+    gpt2 = GPT2Module(**SMALL)
+    optimizer = AdamW(parameter_groups(gpt2.model), lr=3e-3)
+
+    def counted(start: Tensor) -> Tensor:
+        return (start[:, None] + torch.arange(17)) % 40
+
+    for _ in range(150):
+        nll, tokens = gpt2._step(counted(torch.randint(0, 40, (8,))))
+        optimizer.zero_grad()
+        (nll / tokens).backward()
+        optimizer.step()
+    batch = counted(torch.arange(40))
+    predicted = gpt2.eval().model(batch[:, :-1]).logits.argmax(-1)
+    assert torch.equal(predicted, batch[:, 1:])
+
+
+def test_initial_weights_follow_gpt2() -> None:
+    """N(0, 0.02); residual projections N(0, 0.02 / sqrt(2 n_layer)); norms one, biases zero; embeddings tied."""
+    torch.manual_seed(1)
+    shape = GPT2Module(n_layer=8, n_head=4, n_embd=256, vocab_size=500, n_positions=64).shape
+    model = build(shape)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif ".ln_" in name:
+            assert (p == 1).all(), name
+        else:
+            expected = 0.02 / math.sqrt(16) if name.endswith("c_proj.weight") else 0.02
+            assert p.std().item() == pytest.approx(expected, rel=0.05), name
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("nano", 1.1), ("tiny", 3.4), ("mini", 21.7), ("small", 124), ("medium", 355), ("large", 774), ("xl", 1558)],
+)
+def test_the_model_files_have_the_sizes_they_name(name: str, millions: float) -> None:
+    import yaml
+
+    options = yaml.safe_load((ROOT / f"configs/model/{name}.yaml").read_text())
+    with torch.device("meta"):
+        module = GPT2Module(**options, vocab_size=50257, n_positions=1024)
+    count = sum(p.numel() for p in module.parameters())
+    if millions < 100:  # ours are counted without the vocabulary
+        count -= 50257 * options["n_embd"]
+    assert count / 1e6 == pytest.approx(millions, abs=0.5 if millions > 100 else 0.05)
+
+
+def test_options_reach_the_model() -> None:
+    gpt2 = GPT2Module(
+        **SMALL, n_inner=48, activation_function="relu", dropout=0.3, attn_pdrop=0.0, gradient_checkpointing=True
+    )
+    config = gpt2.model.config
+    assert (config.n_inner, config.activation_function) == (48, "relu")
+    assert (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) == (0.3, 0.0, 0.3)
+    assert all(layer.gradient_checkpointing for layer in gpt2.model.transformer.h)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(1)
+        gpt2 = GPT2Module(**SMALL, gradient_checkpointing=recompute).train()
+        gpt2._step(torch.arange(34).reshape(2, 17))[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in gpt2.parameters()]))
+    assert torch.equal(*gradients)
+
+
+def test_both_attentions_agree(gpt2: GPT2Module) -> None:
+    batch = torch.randint(0, 40, (2, 17))
+    losses = []
+    for kind in ("eager", "sdpa"):
+        gpt2.model.set_attn_implementation(kind)
+        losses.append(gpt2._step(batch)[0])
+    torch.testing.assert_close(*losses)
+
+
+def test_attention_is_chosen_by_device_and_block() -> None:
+    cpu = torch.device("cpu")
+    assert choose_attention("auto", cpu, {"n_positions": 128}) == "eager"
+    assert choose_attention("auto", cpu, {"n_positions": 2048}) == "sdpa"
+    assert choose_attention("auto", torch.device("meta"), {"n_positions": 128}) == "sdpa"
+    assert choose_attention("sdpa", cpu, {"n_positions": 128}) == "sdpa"
+
+
+def test_every_problem_of_a_shape_is_named_at_once() -> None:
+    problems = shape_problems({**SHAPE, "n_embd": 33, "embd_pdrop": 1.5, "n_inner": 0})
+    assert len(problems) == 3
+    with pytest.raises(UserError, match=r"n_embd 33.*n_head 2"):
+        GPT2Module(**{**SMALL, "n_embd": 33})
+
+
+def test_an_unfused_optimizer_still_steps() -> None:
+    model = build(SHAPE)
+    optimizer = AdamW(parameter_groups(model))
+    unfuse(optimizer)
+    before = model.transformer.wte.weight.clone()
+    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    assert not torch.equal(before, model.transformer.wte.weight)

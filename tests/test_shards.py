@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from gpt2kit import shards, text, tokenizer
+from gpt2kit.errors import DataError
+from gpt2kit.shards import TokenStore
+from gpt2kit.text import Reader
+
+
+@pytest.fixture
+def trained(corpus: Path) -> Tokenizer:
+    return tokenizer.load(corpus / "tokenizer")
+
+
+def build(folder: Path, trained: Tokenizer, reader: Reader | None = None, shard_tokens: int = 1 << 20) -> TokenStore:
+    paths = sorted(folder.glob("*.txt"))
+    return shards.open_or_build(paths, trained, reader or Reader(), folder / "cache", shard_tokens)
+
+
+def write(folder: Path, lines: int = 50) -> None:
+    for name in "ab":
+        (folder / f"{name}.txt").write_text("".join(f"{name} line {n} 日本\n" for n in range(lines)), encoding="utf-8")
+
+
+def test_a_store_is_its_documents_each_ended_and_the_first_begun(tmp_path: Path, trained: Tokenizer) -> None:
+    write(tmp_path, 3)
+    store = build(tmp_path, trained)
+    eos = tokenizer.eos_id(trained)
+    lines = [f"{name} line {n} 日本" for name in "ab" for n in range(3)]
+    expected = [eos]
+    for line in lines:
+        expected += [*trained.encode(line).ids, eos]
+    assert store[0 : len(store)].tolist() == expected
+    assert (store.documents, store.characters) == (6, sum(map(len, lines)))
+    assert store.bytes == sum(len(line.encode()) for line in lines)
+    assert store.dtype == np.uint16
+
+
+def test_any_span_reads_across_file_borders(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    whole = build(tmp_path, trained)
+    monkeypatch.setattr(shards, "_BATCH", 40)
+    parts = build(tmp_path, trained, shard_tokens=60)
+    assert len(parts.shards) > 5
+    tokens = whole[0 : len(whole)]
+    assert len(parts) == len(whole)
+    for start in range(0, len(whole), 17):
+        for length in (0, 1, 59, 200):
+            assert np.array_equal(parts[start : start + length], tokens[start : start + length])
+
+
+def test_a_long_document_in_pieces_is_one_document(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("word " * 100)
+    monkeypatch.setattr(text, "PIECE", 50)
+    store = build(tmp_path, trained)
+    assert store.documents == 1 and store.bytes == 500
+    assert (store[0 : len(store)] == tokenizer.eos_id(trained)).sum() == 2
+
+
+def test_text_tokenizer_and_reader_decide_the_key(tmp_path: Path, trained: Tokenizer, corpus: Path) -> None:
+    write(tmp_path)
+    first = build(tmp_path, trained)
+    assert build(tmp_path, trained).folder == first.folder
+    by_file = build(tmp_path, trained, Reader("file"))
+    assert by_file.folder != first.folder and by_file.documents == 2
+    content = (tmp_path / "a.txt").read_text(encoding="utf-8")
+    (tmp_path / "a.txt").write_text(content.replace("line 7", "line 8"), encoding="utf-8")  # the same size
+    changed = build(tmp_path, trained)
+    assert changed.folder != first.folder and changed.fingerprint != first.fingerprint
+    tokenizer.train([str(corpus / "train.txt")], tmp_path / "other", vocab_size=300)
+    assert build(tmp_path, tokenizer.load(tmp_path / "other")).folder not in (first.folder, changed.folder)
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 40)
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "killed").mkdir()
+    write(tmp_path / "straight")
+    write(tmp_path / "killed")
+    straight = build(tmp_path / "straight", trained, shard_tokens=60)
+    real = shards._write_shard
+    left = [4]
+
+    def dying(*args: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "_write_shard", dying)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "killed", trained, shard_tokens=60)
+    folder = tmp_path / "killed/cache" / straight.folder.name
+    with open(folder / "journal.jsonl", "a") as journal:
+        journal.write('{"name": "0000')  # a line torn by the kill
+    encoded: list[str] = []
+    monkeypatch.setattr(
+        shards,
+        "_write_shard",
+        lambda *args: encoded.append("shard") or real(*args),  # type: ignore[func-returns-value]
+    )
+    resumed = build(tmp_path / "killed", trained, shard_tokens=60)
+    assert resumed.shards == straight.shards
+    assert len(encoded) == len(straight.shards) - 4 + 1  # the finished ones are not written again; one finds the end
+    for shard in straight.shards:
+        assert (resumed.folder / shard.name).read_bytes() == (straight.folder / shard.name).read_bytes()
+
+
+def test_a_truncated_file_is_found(tmp_path: Path, trained: Tokenizer) -> None:
+    write(tmp_path)
+    store = build(tmp_path, trained)
+    shard = store.folder / store.shards[0].name
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"000000\.bin"):
+        build(tmp_path, trained)
+
+
+def test_no_text_is_an_error_and_leaves_no_index(tmp_path: Path, trained: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("\n\n")
+    with pytest.raises(DataError, match="no text"):
+        build(tmp_path, trained)
+    assert not list(tmp_path.rglob("index.json"))
+
+
+def test_many_ids_take_four_bytes(tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 2)
+    monkeypatch.setattr(tokenizer, "size", lambda _: 1 << 17)
+    assert build(tmp_path, trained).dtype == np.uint32

@@ -1,0 +1,183 @@
+"""The whole path on a few kilobytes: train, log, save, go on, test."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Outcome, Run
+
+from gpt2kit import checkpoint, cli, evaluate
+from gpt2kit.cli import interval_steps, total_steps
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"]
+
+
+def train(work: Path, options: list[str], *more: str) -> Path:
+    cli.main([*options, f"--trainer.default_root_dir={work}", *more])
+    return max((work / "lightning_logs").glob("version_*"))
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_leaves_all_that_the_readme_says(run: Run) -> None:
+    names = {path.name.split(".")[0] for path in run.folder.iterdir()}
+    assert {"config", "metrics", "events", "checkpoints"} <= names
+    logged = set().union(*rows(run.folder))
+    assert logged >= {"step", "epoch", "train_loss", "lr", "grad_norm", "tokens_per_s", "tokens_seen"}
+    assert logged >= {"val_loss", "val_ppl", "val_bpb"}
+
+
+def test_it_learns(run: Run) -> None:
+    losses = [row["val_loss"] for row in rows(run.folder) if "val_loss" in row]
+    assert losses[-1] < losses[0] < math.log(320)
+
+
+def test_steps_are_named_right(run: Run) -> None:
+    found = rows(run.folder)
+    assert [row["step"] for row in found if "train_loss" in row] == [10, 20, 30, 40]
+    assert [row["step"] for row in found if "val_loss" in row] == [15, 30, 40]  # the last weights are validated, too
+    assert [row["tokens_seen"] for row in found if "train_loss" in row] == [n * 8 * 16 for n in (10, 20, 30, 40)]
+    steps_per_epoch = checkpoint.read(checkpoint.checkpoints(run.folder)[0])["gpt2kit"]["train_tokens"] // 16 // 8
+    assert all(row["epoch"] == pytest.approx(row["step"] / steps_per_epoch) for row in found)
+
+
+def test_perplexity_is_e_to_the_loss(run: Run) -> None:
+    validated = [row for row in rows(run.folder) if "val_loss" in row]
+    assert all(row["val_ppl"] == pytest.approx(math.exp(row["val_loss"]), rel=1e-9) for row in validated)
+
+
+def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
+    steps = [checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder)]
+    assert steps == [40, 30]
+    best = checkpoint.best_of(checkpoint.checkpoints(run.folder))
+    assert best is not None and checkpoint.step_of(best) == 40
+    assert not list((run.folder / "checkpoints").glob(".*"))
+
+
+def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> None:
+    """One text, two ways through the program, one figure."""
+    opened = checkpoint.open(run.folder)
+    store = evaluate.data.build_store(
+        [corpus / "valid.txt"], opened.tokenizer, evaluate.text.Reader(), corpus / "cache", ""
+    )
+    score = evaluate.evaluate(opened.module, store, batch_size=5)
+    last = rows(run.folder)[-1]
+    assert score.loss == pytest.approx(last["val_loss"], rel=1e-6)
+    assert score.bits_per_byte == pytest.approx(last["val_bpb"], rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights(options: list[str], tmp_path: Path) -> None:
+    one, other, third = (
+        weights(train(tmp_path / name, options, "--trainer.max_steps=6", f"--seed_everything={seed}"))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert equal(one, other) and not equal(one, third)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_resumed_run_ends_with_the_same_weights_and_the_same_log(
+    options: list[str], tmp_path: Path, accumulate: int
+) -> None:
+    more = [f"--trainer.accumulate_grad_batches={accumulate}", "--trainer.log_every_n_steps=2", "--data.batch_size=4"]
+    more += ["--trainer.val_check_interval=5", "--save_every=3"]
+    schedule = "--model.schedule=Constant"  # its rate does not depend on where the run was meant to end
+    straight = train(tmp_path / "straight", options, *more, schedule, "--trainer.max_steps=14")
+    for stop in (3, 5, 8):  # after a plain save, after a validation, at an end
+        work = tmp_path / f"halted{stop}"
+        train(work, options, *more, schedule, f"--trainer.max_steps={stop}")
+        resumed = train(work, options, *more, schedule, "--trainer.max_steps=14", "--ckpt_path=last")
+        assert resumed.name == "version_0"
+        assert equal(weights(straight), weights(resumed)), stop
+        kept = ("step", "train_loss", "grad_norm", "lr", "tokens_seen")
+        trained = [[{k: row[k] for k in kept} for row in rows(r) if "train_loss" in row] for r in (straight, resumed)]
+        assert trained[0] == trained[1]
+        validated = [
+            {row["step"]: row["val_loss"] for row in rows(r) if "val_loss" in row} for r in (straight, resumed)
+        ]
+        assert validated[0].items() <= validated[1].items()
+
+
+def test_accumulation_logs_the_mean_of_the_whole_step(options: list[str], tmp_path: Path) -> None:
+    """The same 12 sequences a step, in one or in three passes: the same loss but for rounding (dropout off)."""
+    more = ["--model.dropout=0", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1"]
+    whole = train(tmp_path / "a", options, *more, "--data.batch_size=12")
+    parts = train(tmp_path / "b", options, *more, "--data.batch_size=4", "--trainer.accumulate_grad_batches=3")
+    losses = [[row["train_loss"] for row in rows(r) if "train_loss" in row] for r in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 4
+
+
+def test_other_data_or_batch_is_not_resumed(run: Run, call: Callable[..., Outcome], tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    code, _, err = call(cli.main, *run.options, "--ckpt_path", tmp_path / "copy", "--data.batch_size=4")
+    assert code == 4 and "global_batch was 8, now 4" in err
+    code, _, err = call(cli.main, *run.options, "--ckpt_path", tmp_path / "copy", "--seed_everything=7")
+    assert code == 4 and "seed was 1, now 7" in err
+
+
+def test_a_damaged_checkpoint_is_passed_over(options: list[str], tmp_path: Path) -> None:
+    run = train(tmp_path, options, "--trainer.max_steps=4", "--save_every=2")
+    newest, older = checkpoint.checkpoints(run)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert checkpoint.find_newest("last", tmp_path / "lightning_logs") == older
+
+
+def test_lightnings_callbacks_work_from_yaml(options: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "callbacks.yaml"
+    config.write_text(
+        """
+trainer:
+  callbacks:
+    - class_path: LearningRateMonitor
+      init_args: {logging_interval: step}
+    - class_path: DeviceStatsMonitor
+      init_args: {cpu_stats: true}
+    - class_path: EarlyStopping
+      init_args: {monitor: val_loss, patience: 1, min_delta: 100}
+"""
+    )
+    more = ("--config", str(config), "--trainer.max_steps=50", "--trainer.val_check_interval=2")
+    run = train(tmp_path, options, *more, "--trainer.log_every_n_steps=1")
+    found = rows(run)
+    assert max(row["step"] for row in found) == 4, "two validations without the improvement: stopped"
+    logged = set().union(*found)
+    assert any(name.startswith("lr-Muon") for name in logged) and any("cpu_percent" in name for name in logged)
+
+
+def test_options_that_switch_saving_off(options: list[str], inside: Path) -> None:
+    cli.main([*options, "--trainer.precision=bf16-mixed", "--trainer.fast_dev_run=2"])
+    cli.main([*options, "--trainer.max_steps=2", "--trainer.enable_checkpointing=false"])
+    assert not list(inside.rglob("*.ckpt"))
+    cli.main([*options, "--trainer.max_steps=2", "--trainer.logger=false"])
+    assert len(list((inside / "checkpoints").glob("*.ckpt"))) == 1
+    assert [path.name for path in (inside / "lightning_logs").iterdir()] == ["version_0"]  # of the run before
+
+
+def test_a_time_limit_stops_saved(options: list[str], tmp_path: Path) -> None:
+    run = train(tmp_path, options, "--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01")
+    assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
+
+
+def test_limits_are_said_in_optimizer_steps() -> None:
+    assert total_steps(None, None, None, 50, 100) == 50
+    assert total_steps(3, None, None, 50, 100) == 150
+    assert total_steps(3, 70, None, 50, 100) == 70
+    assert total_steps(-1, -1, 1001, 50, 100) == 11
+    assert interval_steps(7, 50) == 7
+    assert interval_steps(1.0, 50) == 50 and interval_steps(0.5, 51) == 26 and interval_steps(0.001, 50) == 1

@@ -1,0 +1,11 @@
+"""Train a tokenizer: `python train_tokenizer.py --files data/train/*.txt --output_dir tokenizers/mine`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from gpt2kit import command, tokenizer
+
+if __name__ == "__main__":
+    command.run(tokenizer.train)

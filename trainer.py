@@ -1,0 +1,11 @@
+"""Train a GPT-2 on your own text: `python trainer.py --config configs/recipe/python.yaml`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from gpt2kit import cli, command
+
+if __name__ == "__main__":
+    command.guarded(cli.main)
