@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.metrics import Score
-from gpt2kit.optim import Cosine, Muon, Schedule, parameter_groups
+from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -83,7 +83,7 @@ class GPT2Module(pl.LightningModule):
         gradient_checkpointing: bool = False,
         attention: Attention = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
-        schedule: Schedule = Cosine(warmup=0.02, final=0.1),
+        schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
         vocab_size: int = 50257,
         n_positions: int = 1024,
     ) -> None:
