@@ -41,7 +41,7 @@ def test_public_names_of_the_format(run: Run) -> None:
     facts = raw["gpt2kit"]
     assert set(facts) == {
         *("format", "version", "shape", "tokenizer", "data", "reader", "test_files"),
-        *("train_tokens", "step", "tokens_seen"),
+        *("train_tokens", "step", "tokens_seen", "settings", "skipped"),
     }
     assert set(facts["shape"]) == {
         *("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon"),
@@ -58,9 +58,9 @@ def test_names_tell_best_and_newest(tmp_path: Path) -> None:
         (folder / checkpoint.file_name(0, step, loss)).touch()
     found = checkpoint.checkpoints(tmp_path)
     assert [checkpoint.step_of(path) for path in found] == [300, 200, 100, 10, 9]
-    best = checkpoint.best_of(found)
-    assert best is not None and checkpoint.step_of(best) == 10
-    assert checkpoint.best_of([p for p in found if "val_loss" not in p.name]) == found[0]
+    assert [checkpoint.step_of(path) for path in checkpoint.best_of(found, 2)] == [10, 100]
+    assert checkpoint.best_of([p for p in found if "val_loss" not in p.name]) == found[:1]
+    assert checkpoint.best_of([]) == []
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:

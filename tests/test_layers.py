@@ -16,8 +16,8 @@ ROWS = [
     ["tokenizer", "shards"],
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],
-    ["generate", "evaluate", "export"],
-    ["callbacks", "plan", "web"],
+    ["runs", "generate", "evaluate", "export"],
+    ["callbacks", "verify", "plan", "web"],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, cli, evaluate
+from gpt2kit import checkpoint, cli, evaluate, runs
 from gpt2kit.cli import interval_steps, total_steps
 
 
@@ -64,8 +64,7 @@ def test_perplexity_is_e_to_the_loss(run: Run) -> None:
 def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
     steps = [checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder)]
     assert steps == [40, 30]
-    best = checkpoint.best_of(checkpoint.checkpoints(run.folder))
-    assert best is not None and checkpoint.step_of(best) == 40
+    assert [checkpoint.step_of(path) for path in checkpoint.best_of(checkpoint.checkpoints(run.folder))] == [40]
     assert not list((run.folder / "checkpoints").glob(".*"))
 
 
@@ -135,7 +134,7 @@ def test_a_damaged_checkpoint_is_passed_over(options: list[str], tmp_path: Path)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    assert checkpoint.find_newest("last", tmp_path / "lightning_logs") == older
+    assert runs.resumable("last", tmp_path / "lightning_logs", None) == older
 
 
 def test_lightnings_callbacks_work_from_yaml(options: list[str], tmp_path: Path) -> None:
@@ -170,7 +169,11 @@ def test_options_that_switch_saving_off(options: list[str], inside: Path) -> Non
 
 
 def test_a_time_limit_stops_saved(options: list[str], tmp_path: Path) -> None:
-    run = train(tmp_path, options, "--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01")
+    more = ["--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*options, *more])
+    run = tmp_path / "lightning_logs/version_0"
+    assert stop.value.code == 0 and runs.read_status(run)["reason"] == "max_time"
     assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,22 @@ class Opened:
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames: a file under its final name is whole, its checksum there before it."""
+    """Writes beside the target, syncs, renames: a file under its final name is whole, its checksum there before it.
+
+    A failure is kept in `failure` and not raised: the other ranks wait for this one, and training may go on.
+    """
+
+    failure = ""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        with durable.replacing(target) as temporary:
-            torch.save(checkpoint, temporary)
-            durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
+        self.failure = ""
+        try:
+            with durable.replacing(target) as temporary:
+                torch.save(checkpoint, temporary)
+                durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
+        except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
+            self.failure = f"{target}: {str(error).splitlines()[0]}"
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
@@ -56,8 +66,10 @@ def file_name(epoch: int, step: int, val_loss: float | None) -> str:
     return f"epoch={epoch}-step={step}{scored}.ckpt"
 
 
-def describe(gpt2: module.GPT2Module, text: data.TextDataModule, step: int, global_batch: int) -> dict[str, Any]:
-    """The `gpt2kit` entry: plain numbers and strings only."""
+def describe(
+    gpt2: module.GPT2Module, text: data.TextDataModule, step: int, global_batch: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The `gpt2kit` entry: plain numbers and strings only. `settings` is the resolved config, to be read by people."""
     store = text.store("train")
     return {
         "format": FORMAT,
@@ -68,6 +80,7 @@ def describe(gpt2: module.GPT2Module, text: data.TextDataModule, step: int, glob
         "reader": text.reader.identity(),
         "test_files": text.files["test"],
         "train_tokens": store.tokens,
+        "settings": settings,
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
     }
@@ -96,6 +109,19 @@ def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
         )
 
 
+def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise if the weights would not fit; dropout may change in mid-run."""
+    different = [
+        f"model.{name} was {saved.get(name)}, now {value}"
+        for name, value in present.items()
+        if saved.get(name) != value and not name.endswith("_pdrop")
+    ]
+    if different:
+        raise CheckpointError(
+            f"this checkpoint has another model: {'; '.join(different)}. Leave the model's options out"
+        )
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoints, newest first, by the step in their names."""
     found = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
@@ -108,10 +134,10 @@ def step_of(path: Path) -> int:
     return int(match[2]) if match else -1
 
 
-def best_of(paths: list[Path]) -> Path | None:
-    """The one with the lowest validation loss in its name; without any such name, the newest."""
+def best_of(paths: list[Path], k: int = 1) -> list[Path]:
+    """The k with the lowest validation losses in their names, best first; without any such name, the newest."""
     scored = [(float(match[3]), -step_of(p), p) for p in paths if (match := _NAME.fullmatch(p.name)) and match[3]]
-    return min(scored)[2] if scored else next(iter(paths), None)
+    return [path for _, _, path in sorted(scored)[:k]] or paths[:1]
 
 
 def find(path: str | Path) -> Path:
@@ -122,33 +148,32 @@ def find(path: str | Path) -> Path:
     if not given.exists():
         raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
     best = best_of(checkpoints(given))
-    if best is None:
+    if not best:
         raise CheckpointError(
             f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0"
         )
-    return best
+    return best[0]
 
 
-def find_newest(path: str | Path, runs: Path) -> Path:
-    """The checkpoint to go on from: a file, the newest sound one of a run folder, or, for `last`, of the newest run."""
-    if str(path) == "last":
-        folders = sorted(runs.glob("version_*"), key=lambda run: (_version(run), run.name), reverse=True)
-    else:
-        given = Path(path)
-        if given.is_file():
-            return given
-        if not given.is_dir():
-            raise CheckpointError(
-                f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path"
-            )
-        folders = [given]
-    for folder in folders:
-        for candidate in checkpoints(folder):
-            if _is_sound(candidate):
-                return candidate
-    raise CheckpointError(
-        f"--ckpt_path {path}: no sound checkpoint under {folders[0] if folders else runs}. Start anew"
-    )
+def newest_sound(run: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies and can be gone on from; each one passed over is said."""
+    for candidate in checkpoints(run):
+        try:
+            refuse_weights_only(candidate)
+        except CheckpointError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+        else:
+            return candidate
+    return None
+
+
+def refuse_weights_only(file: Path) -> None:
+    """Raise unless the file is a sound checkpoint with all that a run needs to go on."""
+    raw = read(file)
+    if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
+        raise CheckpointError(
+            f"{file}: not a checkpoint that a run can go on from. Give one that trainer.py has written"
+        )
 
 
 def open(path: str | Path) -> Opened:
@@ -194,14 +219,6 @@ def read(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _is_sound(file: Path) -> bool:
-    try:
-        read(file)
-    except CheckpointError:
-        return False
-    return True
-
-
 def _sidecar(file: Path) -> Path:
     return file.with_name(file.name + ".sha256")
 
@@ -215,11 +232,6 @@ def remove(file: Path) -> None:
 def _checksum_fits(file: Path) -> bool:
     sidecar = _sidecar(file)
     return not sidecar.is_file() or sidecar.read_text(encoding="utf-8").strip() == durable.digest(file)
-
-
-def _version(run: Path) -> int:
-    number = run.name.removeprefix("version_")
-    return int(number) if number.isdigit() else -1
 
 
 def _shape(file: Path, raw: object) -> dict[str, Any]:

@@ -7,12 +7,15 @@ import argparse
 import logging
 import sys
 import warnings
+from argparse import ArgumentError
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+import yaml
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import (
@@ -26,13 +29,12 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from gpt2kit import checkpoint, command, errors
+from gpt2kit import checkpoint, command, errors, runs, verify
 from gpt2kit.callbacks import Bar, ExactResume, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
-from gpt2kit.errors import MachineError, UserError
+from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.module import GPT2Module, choose_attention, shape_problems
 
-LOGS = "lightning_logs"
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 _NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
 
@@ -71,7 +73,6 @@ class TrainCLI(LightningCLI):
     """LightningCLI with this project's callbacks, loggers, limits and links."""
 
     def __init__(self, args: list[str]) -> None:
-        self.resumed, args = resumed_run(args)
         super().__init__(
             GPT2Module,
             TextDataModule,
@@ -90,11 +91,53 @@ class TrainCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        for path in _words(args).config:
+        words = _words(args)
+        for path in words.config:
             command.check_yaml(path)
-        with command.explained(parser):
-            self.config = parser.parse_args(args)
+        self.resumed: Path | None = None
+        if words.ckpt_path is None:
+            with command.explained(parser):
+                self.config = parser.parse_args(args)
+        else:
+            self._parse_resumed(parser, args, words)
+        self.override, self.config.override = self.config.override, False
         self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
+
+    def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
+        """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
+        wanted = None
+        try:
+            config = parser.parse_args(args)
+            words.root = config.trainer.default_root_dir or "."
+            wanted = yaml.safe_load(parser.dump(config, skip_validation=True))
+        except ArgumentError:  # not a config by itself: the newest run is meant
+            if words.config:
+                with command.explained(parser):
+                    parser.parse_args(args)
+        self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted)
+        folder = _run_of(self.resumed)
+        own = ["--config", str(folder / "config.yaml")] if folder and (folder / "config.yaml").is_file() else []
+        with command.explained(parser):
+            self.config = parser.parse_args([*own, *args])
+            if own:
+                self._settle(parser.parse_args(own))
+
+    def _settle(self, saved: Any) -> None:
+        """Of what differs from the run's own config, the optimizer and its schedule stay unless --override is given."""
+        asked = runs.flat(self.config.clone().as_dict())
+        for name, was in runs.flat(saved.as_dict()).items():
+            now = asked.get(name, was)
+            if was == now or name in ("config", "ckpt_path", "override"):
+                continue
+            stays = name.startswith(("model.optimizer", "model.schedule")) and not self.config.override
+            rank_zero_only(print)(
+                f"resume: {name} stays {was} (asked for {now}; --override takes it)"
+                if stays
+                else f"resume: {name} was {was}, now {now}",
+                file=sys.stderr,
+            )
+        if not self.config.override:
+            self.config.model.optimizer, self.config.model.schedule = saved.model.optimizer, saved.model.schedule
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=1, help="decides initial weights, order and dropout")
@@ -104,6 +147,14 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=resume)
         every = "optimizer steps between checkpoints; there is also one after each validation"
         parser.add_argument("--save_every", type=int, default=1000, help=every)
+        best = "checkpoints with the lowest validation loss to keep, besides the two newest"
+        parser.add_argument("--save_top_k", type=int, default=1, help=best)
+        override = "on resume, take optimizer and schedule from the config and command line, not from the checkpoint"
+        parser.add_argument("--override", action="store_true", help=override)
+        verify = (
+            "try on these very settings whether a killed and resumed run ends like a straight one; train nothing else"
+        )
+        parser.add_argument("--verify_resume", action="store_true", help=verify)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -111,7 +162,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config
         errors.refuse(
-            config_problems(config.trainer.as_dict(), config.save_every)
+            config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
             + data_problems(config.data.block_size, config.data.batch_size)
             + shape_problems(config.model.as_dict())
         )
@@ -127,11 +178,15 @@ class TrainCLI(LightningCLI):
         kwargs["precision"] = choose_precision(config["precision"], config["accelerator"])
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
-        ours: list[Callback] = [Measures(), ExactResume(every, _duration(seconds))]
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
+        ours: list[Callback] = [Measures(), saver]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
         kwargs["plugins"] = [*_as_list(config["plugins"]), checkpoint.DurableIO()]
+        if SLURMEnvironment.detect():
+            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] in (None, True):
             kwargs["logger"] = self._loggers(config["default_root_dir"] or ".")
         trainer = super().instantiate_trainer(**kwargs)
@@ -141,9 +196,13 @@ class TrainCLI(LightningCLI):
 
     def _loggers(self, root: str) -> list[Any]:
         """TensorBoard and CSV in one folder: a new one, or that of the run that is resumed."""
-        version = self.resumed.parent.parent.name if self.resumed else None
-        board = TensorBoardLogger(root, name=LOGS, version=version)
-        return [board, RunCSV(root, name=LOGS, version=board.version)]
+        run = _run_of(self.resumed) if self.resumed else None
+        if run is None:
+            board = TensorBoardLogger(root, name=runs.LOGS)
+            return [board, RunCSV(root, name=runs.LOGS, version=board.version)]
+        place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
+        step = checkpoint.step_of(self.resumed) if self.resumed else 0
+        return [TensorBoardLogger(**place, purge_step=step + 1), RunCSV(**place)]
 
     def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
@@ -185,21 +244,23 @@ def main(args: list[str]) -> None:
     for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
+    if _words(args).verify_resume:
+        verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
+        return
+    cli = None
     try:
         cli = TrainCLI(args)
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {_last_good(cli)}") from error
 
 
-def resumed_run(args: list[str]) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `--ckpt_path` means, and `args` with that run's own config put before the user's words."""
-    given = _words(args)
-    if given.ckpt_path is None:
-        return None, args
-    found = checkpoint.find_newest(given.ckpt_path, Path(given.root) / LOGS)
-    config = found.parent.parent / "config.yaml"
-    return found, [*(["--config", str(config)] if config.is_file() else []), *args]
+def _last_good(cli: TrainCLI | None) -> str:
+    folder = cli.trainer.log_dir if cli else None
+    newest = next(iter(checkpoint.checkpoints(Path(folder))), None) if folder else None
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
 def _words(args: list[str]) -> argparse.Namespace:
@@ -207,8 +268,14 @@ def _words(args: list[str]) -> argparse.Namespace:
     words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     words.add_argument("--ckpt_path")
     words.add_argument("--trainer.default_root_dir", dest="root", default=".")
+    words.add_argument("--verify_resume", action="store_true")
     words.add_argument("-c", "--config", action="append", default=[])
     return words.parse_known_args(args)[0]
+
+
+def _run_of(file: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
+    return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
 def total_steps(
@@ -244,11 +311,12 @@ def cpu_has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def config_problems(trainer: dict[str, Any], save_every: int) -> list[str]:
+def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int) -> list[str]:
     """Everything wrong with the trainer's options, in the user's words."""
     on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     rules = {
         f"save_every {save_every}: must be at least 1": save_every < 1,
+        f"save_top_k {save_top_k}: must be at least 1": save_top_k < 1,
         "trainer.val_check_interval: must be above 0": trainer["val_check_interval"] <= 0,
         "trainer.log_every_n_steps: must be at least 1": trainer["log_every_n_steps"] < 1,
         "trainer.accumulate_grad_batches: must be at least 1": (trainer["accumulate_grad_batches"] or 1) < 1,

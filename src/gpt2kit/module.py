@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +64,8 @@ class GPT2Module(pl.LightningModule):
             faster, else sdpa.
         optimizer: any torch optimizer; it gets the hidden matrices, which decay, and the rest, which does not.
         schedule: the learning rate's factor at each optimizer step.
+        skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
+        max_scaler_skips: under 16-mixed, stop when the loss scaler has skipped more than so many steps on end.
         vocab_size: rows of the token embedding; comes from the tokenizer.
         n_positions: the context in tokens; comes from `data.block_size`.
     """
@@ -84,6 +87,8 @@ class GPT2Module(pl.LightningModule):
         attention: Attention = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
         schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
+        skip_nonfinite: int = 0,
+        max_scaler_skips: int = 50,
         vocab_size: int = 50257,
         n_positions: int = 1024,
     ) -> None:
@@ -100,6 +105,13 @@ class GPT2Module(pl.LightningModule):
         self.model = build(self.shape)
         if gradient_checkpointing:
             recompute_activations(self.model)
+        self.skip_nonfinite = skip_nonfinite
+        self.max_scaler_skips = max_scaler_skips
+        self.skipped = 0
+        """Updates left out so far; part of the run's state."""
+        self.fresh_groups: list[dict[str, Any]] = []
+        """The optimizer's settings as the config says them, whatever a checkpoint brings."""
+        self._scaler_skips = 0
         self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
@@ -137,14 +149,32 @@ class GPT2Module(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, by_norm)
-        # Under fp16 the loss scaler skips overflowed steps by itself.
-        if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":
-            raise DivergedError(
-                f"step {self.trainer.global_step + 1}: the gradient is {norm.item()}; nothing was updated and the "
-                "checkpoints are sound. Lower the learning rate, clip (trainer.gradient_clip_val 1.0) or warm up longer"
-            )
+        if torch.isfinite(norm):
+            self._scaler_skips = 0
+        else:
+            self._skip_or_stop(optimizer, norm.item())
         if is_log_step(self.trainer):
             self.log("grad_norm", norm)
+
+    def _skip_or_stop(self, optimizer: Optimizer, norm: float) -> None:
+        """NaN or Inf in the gradient (and so in the loss): leave this update out while that is allowed, else stop."""
+        step = self.trainer.global_step + 1
+        if self.trainer.scaler is not None:  # fp16: the loss scaler skips such updates by itself, and lowers its scale
+            self._scaler_skips += 1
+            if self._scaler_skips <= self.max_scaler_skips:
+                return
+            what = f"the gradient overflowed fp16 in {self._scaler_skips} steps on end"
+        else:
+            self.skipped += 1
+            if self.skipped <= self.skip_nonfinite:
+                print(f"step {step}: the gradient is {norm}; update {self.skipped} left out", file=sys.stderr)
+                optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
+                return
+            what = f"the gradient is {norm}"
+        raise DivergedError(
+            f"step {step}: {what}; nothing was updated. Lower the learning rate, clip (trainer.gradient_clip_val 1.0), "
+            "warm up longer, or allow some such steps (model.skip_nonfinite)"
+        )
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         nll, tokens = self._step(batch)
@@ -169,6 +199,7 @@ class GPT2Module(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total = self.trainer.max_steps
         optimizer = self.optimizer(parameter_groups(self.model))
+        self.fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
             unfuse(optimizer)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total))
