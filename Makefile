@@ -3,17 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN = $$(ls -d lightning_logs/version_* | sort -V | tail -n 1)
 
-.PHONY: demo test check format lint types clean
+.PHONY: demo test prove check format lint types clean
 
 demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
 	$(BIN)/python data/demo.py
 	$(BIN)/python train_tokenizer.py --files data/demo/train --vocab_size 4096 --output_dir tokenizers/demo --reader.document file
 	$(BIN)/python trainer.py --config configs/recipe/python.yaml
 	$(BIN)/python test.py --ckpt_path $(RUN)
-	$(BIN)/python generate.py --ckpt_path $(RUN) --prompt "def " "import " "class " "if __name__ ==" --max_new_tokens 120
+	$(BIN)/python generate.py --ckpt_path $(RUN) --prompt "def " "import " "class " "if __name__ ==" --max_new_tokens 100 --temperature 0.6
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
+
+prove: .venv/installed  ## hundreds of kills, each compared to the last bit; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_resume.py
 
 check: format lint types test  ## all that a commit must pass
 

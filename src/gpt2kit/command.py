@@ -77,7 +77,7 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(known).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(known).split())}", file=sys.stderr, flush=True)
         sys.exit(known.exit_code)
 
 
@@ -139,6 +139,9 @@ def _machine(error: Exception) -> MachineError | None:
     """The system's word that the machine is at its limit, as an error of ours."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
         return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
+    if re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE):
+        reason = str(error).split(". ")[0]
+        return MachineError(f"another process of this run has gone ({reason}). Go on with --ckpt_path last")
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -39,7 +39,7 @@ def verify_resume(args: list[str]) -> None:
             ends[name] = checkpoint.read(checkpoint.checkpoints(run)[0])
         differences = compare(ends["straight"], ends["killed"])
     for group, largest in differences.items():
-        print(f"{group:<34} max |difference| {largest:g}")
+        print(f"{group:<28} max |difference| {largest:g}")
     if any(differences.values()):
         worst = max(differences, key=lambda group: differences[group])
         raise MachineError(f"--verify_resume: not exact, most of all {worst}. On a GPU, set trainer.deterministic true")
@@ -51,7 +51,7 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
     left, right = _tensors(one), _tensors(other)
     found: dict[str, float] = defaultdict(float)
     for name in sorted({*left, *right}):
-        group = name.rsplit(".", 1)[0] if name.startswith("weights") else name.split(".")[0]
+        group = name[0]
         if name not in left or name not in right or left[name].shape != right[name].shape:
             found[group] = float("inf")
         elif left[name].numel():
@@ -60,18 +60,18 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
     return dict(found)
 
 
-def _tensors(raw: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """All that decides how a run goes on: weights by layer, optimizer state, learning rates."""
-    found: dict[str, torch.Tensor] = {}
+def _tensors(raw: dict[str, Any]) -> dict[tuple[str, str], torch.Tensor]:
+    """All that decides how a run goes on, as (group, name): weights by layer, optimizer state, learning rates."""
+    found: dict[tuple[str, str], torch.Tensor] = {}
     for name, tensor in raw["state_dict"].items():
         place = name.removeprefix("model.transformer.")
         layer = ".".join(place.split(".")[:2]) if place.startswith("h.") else place.split(".")[0]
-        found[f"weights {layer}.{name}"] = tensor
+        found[f"weights {layer}", name] = tensor
     for number, state in enumerate(raw["optimizer_states"]):
         for parameter, values in state["state"].items():
             for key, value in values.items():
-                found[f"optimizer {key}.{number}.{parameter}"] = torch.as_tensor(value)
-        found[f"learning rates.{number}"] = torch.tensor([group["lr"] for group in state["param_groups"]])
+                found[f"optimizer {key}", f"{number}.{parameter}"] = torch.as_tensor(value)
+        found["learning rates", str(number)] = torch.tensor([group["lr"] for group in state["param_groups"]])
     return found
 
 
