@@ -96,9 +96,11 @@ if os.environ["RANK"] == "1" and not again:
 command.guarded(cli.main, {words!r} + (["--ckpt_path", "last"] if again else []))
 """
     (work / "worker.py").write_text(script)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
-    done = subprocess.run([*launcher, str(work / "worker.py")], capture_output=True, text=True, check=False)
-    if done.returncode or ("SIGKILL" not in done.stderr + done.stdout and "Signal 9" not in done.stderr):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    done = subprocess.run(
+        [*launcher, str(work / "worker.py")], capture_output=True, text=True, check=False, timeout=300
+    )
+    if done.returncode or "exitcode: -9" not in done.stderr:
         return f"torchrun: exit code {done.returncode}: {done.stderr[-2000:]}"
     return difference(reference, last_run(root))
 
