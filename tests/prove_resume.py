@@ -96,9 +96,11 @@ if os.environ["RANK"] == "1" and not again:
 command.guarded(cli.main, {words!r} + (["--ckpt_path", "last"] if again else []))
 """
     (work / "worker.py").write_text(script)
+    # Without it torch 2.13's ranks find addresses of the killed ones in the shared store, and wait for them.
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     done = subprocess.run(
-        [*launcher, str(work / "worker.py")], capture_output=True, text=True, check=False, timeout=300
+        [*launcher, str(work / "worker.py")], capture_output=True, text=True, check=False, env=environment
     )
     if done.returncode or "exitcode: -9" not in done.stderr:
         return f"torchrun: exit code {done.returncode}: {done.stderr[-2000:]}"
