@@ -53,7 +53,7 @@ def test_an_undecodable_byte_is_named_with_its_place(tmp_path: Path) -> None:
         read(tmp_path / "t.txt", b"one\ntwo\n\xff\xfe\n")
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8bxx", b"PK\x03\x04", b"a\0b", "x".encode("utf-16")])
+@pytest.mark.parametrize("content", [b"\x1f\x8bxx", b"PK\x03\x04", b"a\0b"])
 def test_files_that_are_no_text_are_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"t\.txt"):
         read(tmp_path / "t.txt", content)
