@@ -297,7 +297,7 @@ def _long(stream: _Stream, name: str) -> Iterator[str]:
     if first != "{":
         _skip(stream)
         raise _Wrong(f"a {'list' if first == '[' else 'value'}, neither text nor an object")
-    wrong: tuple[str, ...] | None = (f"no field {name!r}", "Set reader.field")
+    wrong: tuple[str, ...] | None = (f"no field {name!r}", "see reader.field")
     stream.at += 1
     while stream.peek() != "}":
         if stream.peek() != '"':
@@ -334,10 +334,11 @@ def _skip(stream: _Stream) -> None:
         if character == '"':
             for _ in stream.string():
                 pass
-        elif scalar := _SCALAR.match(stream.text, stream.at):
-            stream.at = scalar.end()
-            if stream.at == len(stream.text) and stream.more():
-                continue  # the rest of the same word may follow
+        elif _SCALAR.match(stream.text, stream.at):
+            while scalar := _SCALAR.match(stream.text, stream.at):
+                stream.at = scalar.end()
+                if stream.at < len(stream.text) or not stream.more():  # else the word may go on
+                    break
         elif character in ("[{" if depth == 0 else "[]{},:"):
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)
             stream.at += 1
@@ -360,7 +361,7 @@ def _text_of(value: object, name: str) -> str:
     """The text of a parsed record: itself, or its field of that name."""
     if isinstance(value, dict):
         if name not in value:
-            raise _Wrong(f"no field {name!r}", f"it has {_some(list(value))}. Set reader.field")
+            raise _Wrong(f"no field {name!r}", f"it has {_some(list(value))}; see reader.field")
         value = value[name]
     if isinstance(value, str):
         return value
