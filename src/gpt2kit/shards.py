@@ -156,12 +156,13 @@ def store_key(
 
 def digests(paths: Sequence[Place], cache_dir: Path) -> list[str]:
     """The hash of each local file's content; for a remote one, of what its server says of it."""
-    memory = durable.Digests(cache_dir / "digests.json")
-    found = []
-    for path in paths:
-        with sources.reading(path):
-            found.append(memory.of([path])[0] if isinstance(path, Path) else sources.remote_identity(path))
-    return found
+    local = [path for path in paths if isinstance(path, Path)]
+    try:
+        found = iter(durable.Digests(cache_dir / "digests.json").of(local))
+    except OSError as error:
+        with sources.reading(Path(error.filename or local[0])):
+            raise
+    return [next(found) if isinstance(path, Path) else sources.remote_identity(path) for path in paths]
 
 
 def _build(

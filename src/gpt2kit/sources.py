@@ -32,7 +32,7 @@ CHUNK = 1 << 20
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-_PACKAGES |= {"http": "aiohttp requests", "https": "aiohttp requests", "sftp": "paramiko", "ssh": "paramiko"}
+_PACKAGES |= {"http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}
 _PACKAGES |= {
     "hf": "huggingface_hub",
     "webdav": "webdav4",
