@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit.decoding import check_encoding, decoded
+from gpt2kit.decoding import _is_utf8, check_encoding, decoded
 from gpt2kit.errors import DataError
 from gpt2kit.sources import Report
 
@@ -56,6 +56,13 @@ def test_western_encodings_differ_in_too_little_to_be_guessed() -> None:
     for text, encoding in ((FRENCH, "latin-1"), ("Zażółć gęślą jaźń. Wszyscy ludzie.\n" * 9, "cp1250")):
         with pytest.raises(DataError, match=r"a\.txt line 1, byte \d+: not UTF-8. Set reader.encoding"):
             decode(text.encode(encoding))
+
+
+def test_utf8_with_some_damage_is_utf8() -> None:
+    damaged = b"\xb5\xb5\xb5"
+    assert _is_utf8(b"") and _is_utf8(b"ascii only")
+    assert _is_utf8(CHINESE.encode() + damaged) and _is_utf8(b"mostly ascii " * 50 + "é日本".encode() + damaged)
+    assert not any(_is_utf8(text.encode(encoding)) for text, encoding in ENCODED)
 
 
 def test_a_damaged_utf8_text_is_not_taken_for_another_encoding() -> None:

@@ -42,6 +42,7 @@ def test_pieces_of_any_size_give_the_same_text(tmp_path: Path, monkeypatch: pyte
     whole = {kind: read(tmp_path / "t.txt", content, kind) for kind in ("line", "paragraph", "file", "|")}
     for size in range(1, 30):
         monkeypatch.setattr(text, "PIECE", size)
+        monkeypatch.setattr("gpt2kit.sources.CHUNK", size)
         for kind, documents in whole.items():
             joined, open_document = [], ""
             for piece in read(tmp_path / "t.txt", content, kind):
@@ -96,8 +97,20 @@ def test_short_documents_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_short_ends_in_pieces_are_not_short_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PIECE", 4)
+    monkeypatch.setattr("gpt2kit.sources.CHUNK", 4)
     (tmp_path / "t.txt").write_text("abcdefghijkl\nabc\nabcdefghijklmnop\n")
     assert "".join(Reader(min_chars=11).read([tmp_path / "t.txt"])) == "abcdefghijklabcdefghijklmnop"
+
+
+def test_two_readings_at_once_have_reports_of_their_own(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_text("x\nlong\n")
+    reader, reports = Reader(min_chars=2), [Report(), Report()]
+    for pair in zip(*(reader.read(paths, report) for report in reports), strict=True):
+        assert pair == ("long", "long")
+    assert [report.bytes for report in reports] == [14, 14] and reports[0].lines() == reports[1].lines()
+    assert reader.identity() == Reader(min_chars=2).identity()
 
 
 def test_the_number_of_documents_counts_over_all_files(tmp_path: Path) -> None:
