@@ -26,7 +26,7 @@ from gpt2kit.errors import DataError
 Place = Path | str
 """A local file, or the URL of a remote one."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Bytes read at once."""
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")

@@ -14,7 +14,7 @@ from gpt2kit.splits import Share
 
 __all__ = ["PIECE", "Part", "Place", "Reader", "Report", "find_files", "reader_from"]
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Characters after which a long document is handed on in pieces, so that memory does not depend on the text."""
 
 OnBadText = Literal["stop", "replace"]
