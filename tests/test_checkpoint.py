@@ -40,7 +40,7 @@ def test_public_names_of_the_format(run: Run) -> None:
     raw = checkpoint.read(checkpoint.find(run.folder))
     facts = raw["gpt2kit"]
     assert set(facts) == {
-        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files"),
+        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share"),
         *("train_tokens", "step", "tokens_seen", "settings", "skipped"),
     }
     assert set(facts["shape"]) == {

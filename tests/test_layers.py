@@ -12,8 +12,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
-    ["errors", "files", "command", "text", "plots"],
-    ["tokenizer", "shards"],
+    ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
+    ["tokenizer", "shards", "overlap"],
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],
     ["runs", "generate", "evaluate", "export"],

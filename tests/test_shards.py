@@ -137,3 +137,54 @@ def test_many_ids_take_four_bytes(tmp_path: Path, trained: Tokenizer, monkeypatc
     write(tmp_path, 2)
     monkeypatch.setattr(tokenizer, "size", lambda _: 1 << 17)
     assert build(tmp_path, trained).dtype == np.uint32
+
+
+def test_the_same_bytes_under_another_name_are_another_text(tmp_path: Path, trained: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text('{"text": "one"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    stores = [shards.open_or_build([tmp_path / n], trained, Reader(), tmp_path / "c") for n in ("a.txt", "a.jsonl")]
+    assert [store.bytes for store in stores] == [15, 3]
+
+
+@pytest.mark.parametrize("change", ["edited", "removed"])
+def test_a_text_that_changes_while_it_is_read_makes_no_store(
+    change: str, tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    real = Reader.documents
+
+    def changing(self: Reader, path: Path) -> object:
+        yield from real(self, path)
+        if path.name == "b.txt":
+            path.write_text("other") if change == "edited" else path.unlink()
+
+    monkeypatch.setattr(Reader, "documents", changing)
+    with pytest.raises(DataError, match=r"b\.txt: (was changed while|has vanished)"):
+        build(tmp_path, trained)
+    assert not list(tmp_path.rglob("index.json"))
+
+
+def test_progress_counts_the_bytes_of_the_files_as_they_lie_there(tmp_path: Path, trained: Tokenizer) -> None:
+    import gzip
+
+    write(tmp_path)
+    packed = tmp_path / "a.txt.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.txt").read_bytes() * 50))
+    told: list[tuple[int, int]] = []
+    shards.open_or_build(
+        [packed], trained, Reader(), tmp_path / "c", progress=lambda done, total: told.append((done, total))
+    )
+    assert told[-1] == (packed.stat().st_size, packed.stat().st_size)
+
+
+def test_what_was_left_out_is_told_again_from_the_cache(tmp_path: Path, trained: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("a long line\nx\n")
+    for _ in range(2):
+        assert build(tmp_path, trained, Reader(min_chars=3)).notes[0].startswith("1 documents left out")
+
+
+def test_an_early_error_leaves_no_folder(tmp_path: Path, trained: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\xff\n")
+    with pytest.raises(DataError, match="line 2"):
+        build(tmp_path, trained)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

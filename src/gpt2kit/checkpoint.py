@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from gpt2kit import __version__, data, module
 from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import CheckpointError
+from gpt2kit.splits import Share
 
 KEY = "gpt2kit"
 FORMAT = 1
@@ -79,6 +80,7 @@ def describe(
         "data": identity(text, global_batch),
         "reader": text.reader.identity(),
         "test_files": text.files["test"],
+        "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
         "train_tokens": store.tokens,
         "settings": settings,
         "step": step,
@@ -199,6 +201,19 @@ def open(path: str | Path) -> Opened:
             f"its model {shape['vocab_size']}. Train it again"
         )
     return Opened(file, gpt2.eval(), tokenizer, facts)
+
+
+def test_text(opened: Opened) -> tuple[list[str], Share | None]:
+    """The run's own test text: its files, and the share of their documents that was kept out of training."""
+    files, share = opened.facts.get("test_files"), opened.facts.get("test_share")
+    sound = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    if share is not None:
+        sound &= isinstance(share, dict) and set(share) == {"low", "high", "seed"}
+        sound = sound and type(share["seed"]) is int
+        sound = sound and all(type(share[end]) is float and 0 <= share[end] <= 1 for end in ("low", "high"))
+    if not sound:
+        raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
+    return files, Share(**share) if share else None  # type: ignore[return-value]
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class TrainCLI(LightningCLI):
         config = self.config
         errors.refuse(
             config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
-            + data_problems(config.data.block_size, config.data.batch_size)
+            + data_problems(config.data.as_dict())
             + shape_problems(config.model.as_dict())
         )
         if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -229,13 +229,17 @@ class TrainCLI(LightningCLI):
             "model": f"{count:,} parameters, {gpt2.model.transformer.wte.weight.numel():,} of them token embeddings",
             "run": f"{steps:,} steps of {order.global_batch} x {data.block_size} tokens = "
             f"{steps / order.steps_per_epoch:.2f} epochs of {order.steps_per_epoch:,} steps; "
-            + (f"validation every {every:,} steps" if data.files["valid"] else "no valid_files, so no validation"),
+            + (
+                f"validation every {every:,} steps"
+                if data.files["valid"]
+                else "no valid_files or valid_share, so no validation"
+            ),
             "device": f"{trainer.world_size} x {device.type}, precision {trainer.precision}, attention {attention}",
             "folder": trainer.log_dir or "none: nothing is saved",
         }
         if self.resumed:
             lines["resume"] = str(self.resumed)
-        for name, line in lines.items():
+        for name, line in [*lines.items(), *(("note", note) for note in data.notes())]:
             print(f"{name:<7}{line}", file=sys.stderr)
 
 

@@ -5,9 +5,10 @@ Each stage is a module of its own (text, tokenizer, shards, blocks); here they a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,22 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2kit import blocks, shards
+from gpt2kit import blocks, overlap, shards
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import DataError
 from gpt2kit.metrics import Score
 from gpt2kit.shards import TokenStore
-from gpt2kit.text import Reader, find_files
+from gpt2kit.splits import Share, Split, shares, split_problems
+from gpt2kit.text import Place, Reader, find_files
 
-Split = Literal["train", "valid", "test"]
+_SIZES = ("block_size", "batch_size")
 
 
 class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. They are tokenized once, into a cache that is keyed by their content.
 
     Args:
-        train_files: text files, folders or patterns to learn from.
+        train_files: text files, folders, patterns or URLs to learn from.
         valid_files: text to watch the run by; also decides which checkpoint is the best.
         test_files: text for test.py, by default.
         tokenizer: a folder that train_tokenizer.py has written, or a tokenizer.json.
@@ -39,6 +41,9 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
         reader: turns files into documents.
+        valid_share: instead of valid_files, the share of the training documents, such as 0.01, that is kept out of
+            training for it. A hash of the text and the seed decides; equal documents fall together.
+        test_share: instead of test_files, the share of them that is kept out for test.py.
         shuffle: take the blocks in random order, another one in each epoch.
         cache_dir: where tokenized text is kept; safe to delete.
         seed: decides the order; comes from `seed_everything`.
@@ -53,6 +58,8 @@ class TextDataModule(pl.LightningDataModule):
         block_size: int = 256,
         batch_size: int = 16,
         reader: Reader = Reader(),
+        valid_share: float = 0.0,
+        test_share: float = 0.0,
         shuffle: bool = True,
         cache_dir: str = ".cache/gpt2kit",
         seed: int = 1,
@@ -63,6 +70,9 @@ class TextDataModule(pl.LightningDataModule):
             "valid": _as_list(valid_files),
             "test": _as_list(test_files),
         }
+        self.shares = shares(valid_share, test_share, seed)
+        for split in self.shares:
+            self.files[split] = self.files["train"]
         self.tokenizer = tokenizers.load(tokenizer)
         self.block_size = block_size
         self.batch_size = batch_size
@@ -82,15 +92,26 @@ class TextDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Build or open the stores. Several processes may do so at once; one builds, the others wait."""
         self.store("train")
-        if self.files["valid"]:
-            self.store("valid")
+        for split in ("valid", "test"):  # test, too: to see now whether its documents stand in the training text
+            if self.files[split]:
+                self.store(split)
 
     def store(self, split: Split) -> TokenStore:
         """The token store of a split."""
         if split not in self._stores:
-            paths = find_files(self.files[split])
-            self._stores[split] = build_store(paths, self.tokenizer, self.reader, self.cache_dir, f"{split} text")
+            paths, share = find_files(self.files[split]), self.shares.get(split)
+            self._stores[split] = build_store(
+                paths, self.tokenizer, self.reader, self.cache_dir, f"{split} text", share
+            )
         return self._stores[split]
+
+    def notes(self) -> list[str]:
+        """What the user should know of the text before training: what was left out, and what stands in two splits."""
+        splits: list[Split] = [split for split in get_args(Split) if self.files[split]]
+        found = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
+        for a, b in itertools.combinations(splits, 2):
+            found += overlap.told(self.store(a), a, self.store(b), b, self.tokenizer)
+        return found
 
     def order(self, global_batch: int) -> blocks.Order:
         """The order of training blocks for `global_batch` sequences an optimizer step."""
@@ -161,15 +182,17 @@ class EvalBatches:
             yield _gather(self._store, np.arange(first, first + self._batch_size), self._block_size)
 
 
-def build_store(paths: list[Path], tokenizer: object, reader: Reader, cache_dir: Path, what: str) -> TokenStore:
+def build_store(
+    paths: Sequence[Place], tokenizer: object, reader: Reader, cache_dir: Path, what: str, share: Share | None = None
+) -> TokenStore:
     """Open or build the store of some files, with a progress bar while it is built."""
     with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
+            bar.total = total or None
             bar.update(done - bar.n)
 
-        return shards.open_or_build(paths, tokenizer, reader, cache_dir, progress=progress)  # type: ignore[arg-type]
+        return shards.open_or_build(paths, tokenizer, reader, cache_dir, progress=progress, share=share)  # type: ignore[arg-type]
 
 
 def text_size(store: TokenStore) -> Score:
@@ -177,10 +200,10 @@ def text_size(store: TokenStore) -> Score:
     return Score(0.0, store.tokens - 1, store.bytes + store.documents)
 
 
-def data_problems(block_size: int, batch_size: int) -> list[str]:
-    """What is wrong with the sizes, in the words of the options."""
-    sizes = {"data.block_size": block_size, "data.batch_size": batch_size}
-    return [f"{name} {value}: must be at least 1" for name, value in sizes.items() if value < 1]
+def data_problems(options: dict[str, Any]) -> list[str]:
+    """What is wrong with the data module's options, in their words."""
+    sizes = [f"data.{name} {options[name]}: must be at least 1" for name in _SIZES if options[name] < 1]
+    return sizes + split_problems(options)
 
 
 def _gather(store: TokenStore, numbers: NDArray[np.int64], block_size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def test(
 
     Args:
         ckpt_path: a run folder (its best checkpoint) or a .ckpt file; nothing else is needed.
-        files: text files, folders or patterns; default: the run's own test files.
+        files: text files, folders, patterns or URLs; default: the run's own test files or share.
         batch_size: sequences in one forward pass; changes the speed, not the figures.
         json: print one JSON object with every digit, instead of the table.
         cache_dir: where tokenized text is kept; safe to delete.
@@ -34,11 +35,13 @@ def test(
     if batch_size < 1:
         raise UserError(f"--batch_size {batch_size}: must be at least 1")
     opened = checkpoint.open(ckpt_path)
-    patterns = files or opened.facts["test_files"]
+    patterns, share = (files, None) if files else checkpoint.test_text(opened)
     if not patterns:
-        raise UserError(f"{opened.path}: the run names no test_files. Give some text with --files")
+        raise UserError(f"{opened.path}: the run names no test_files and no test_share. Give some text with --files")
     reader = text.reader_from(opened.facts["reader"])
-    store = data.build_store(text.find_files(patterns), opened.tokenizer, reader, cache_dir, "test text")
+    store = data.build_store(text.find_files(patterns), opened.tokenizer, reader, cache_dir, "test text", share)
+    for note in store.notes:
+        print(f"note   test text: {note}", file=sys.stderr)
     score = evaluate(opened.module.to(_device()), store, batch_size)
     figures = {
         "loss": score.loss,
@@ -50,6 +53,7 @@ def test(
         "context": opened.module.shape["n_positions"],
         "checkpoint": str(opened.path),
         "files": patterns,
+        "share": share.high - share.low if share else 1.0,
     }
     print(_as_json(figures) if json else _as_table(figures))
 

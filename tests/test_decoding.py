@@ -1,0 +1,122 @@
+"""Any encoding to text; a wrong one stops with the place, or is counted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2kit.decoding import _is_utf8, check_encoding, decoded
+from gpt2kit.errors import DataError
+from gpt2kit.sources import Report
+
+CHINESE = "我们都是中国人，今天天气很好。他说：“明天要下雨。”你好吗？这本书是我在北京买的，价格很便宜。\n" * 5
+TRADITIONAL = "我們都是中國人，今天天氣很好。他說明天要下雨。你好嗎？這本書是我在臺北買的，價格很便宜。\n" * 5
+JAPANESE = "これは日本語の文章です。今日は天気がいいですね。東京に行きました。カタカナも使います。\n" * 5
+KOREAN = "안녕하세요. 오늘은 날씨가 좋습니다. 한국어로 쓴 문장입니다. 서울에 갔습니다.\n" * 5
+RUSSIAN = "Привет, мир! Сегодня хорошая погода. Мы идём в лес за грибами, а потом домой пить чай.\n" * 5
+FRENCH = "Le garçon a mangé une pâtisserie à l'hôtel près de la forêt. Où êtes-vous né ? C'était l'été.\n" * 5
+ENCODED = [
+    (CHINESE, "gb18030"),
+    (TRADITIONAL, "big5"),
+    (JAPANESE, "shift-jis"),
+    (JAPANESE, "euc-jp"),
+    (KOREAN, "euc-kr"),
+    (RUSSIAN, "cp1251"),
+    (FRENCH, "latin-1"),
+]
+
+
+def decode(
+    raw: bytes, encoding: str = "auto", replace: bool = False, size: int = 1 << 20, report: Report | None = None
+) -> str:
+    pieces = (raw[start : start + size] for start in range(0, len(raw), size))
+    return "".join(decoded(pieces, Path("a.txt"), encoding, replace, report or Report()))
+
+
+@pytest.mark.parametrize(("text", "encoding"), ENCODED)
+def test_an_encoding_that_is_asked_for(text: str, encoding: str) -> None:
+    raw = text.encode(encoding)
+    for size in (1, 2, 3, 7, 1 << 20):
+        assert decode(raw.replace(b"\n", b"\r\n"), encoding, size=size) == text
+
+
+@pytest.mark.parametrize(("text", "encoding"), ENCODED[:-1])
+def test_an_encoding_beyond_doubt_is_found(text: str, encoding: str) -> None:
+    pytest.importorskip("charset_normalizer")
+    report = Report()
+    assert decode(text.encode(encoding), report=report) == text
+    assert "as detected (first: a.txt)" in report.lines()[0]
+
+
+def test_western_encodings_differ_in_too_little_to_be_guessed() -> None:
+    pytest.importorskip("charset_normalizer")
+    for text, encoding in ((FRENCH, "latin-1"), ("Zażółć gęślą jaźń. Wszyscy ludzie.\n" * 9, "cp1250")):
+        with pytest.raises(DataError, match=r"a\.txt line 1, byte \d+: not UTF-8. Set reader.encoding"):
+            decode(text.encode(encoding))
+
+
+def test_utf8_with_some_damage_is_utf8() -> None:
+    damaged = b"\xb5\xb5\xb5"
+    assert _is_utf8(b"") and _is_utf8(b"ascii only")
+    assert _is_utf8(CHINESE.encode() + damaged) and _is_utf8(b"mostly ascii " * 50 + "é日本".encode() + damaged)
+    assert not any(_is_utf8(text.encode(encoding)) for text, encoding in ENCODED)
+
+
+def test_a_damaged_utf8_text_is_not_taken_for_another_encoding() -> None:
+    raw = (CHINESE * 3).encode()
+    with pytest.raises(DataError, match="line 1, byte 30: not UTF-8"):
+        decode(raw[:30] + b"\xb5\xb5" + raw[30:])
+
+
+def test_without_the_detector_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "charset_normalizer", None)
+    with pytest.raises(DataError, match="pip install charset-normalizer"):
+        decode(CHINESE.encode("gb18030"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("asked", ["auto", "gb18030"])
+def test_a_byte_order_mark_decides(encoding: str, asked: str) -> None:
+    assert decode(CHINESE.encode(encoding), asked, size=1001) == CHINESE
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("encoding", "text", "bad"),
+    [("utf-8", "日本\r\n語", b"\xff"), ("gb18030", "日本\r\n語", b"\xff"), ("euc-kr", "한국\r\n어", b"\xff")],
+)
+def test_undecodable_bytes_are_named_or_replaced_and_counted(encoding: str, text: str, bad: bytes, size: int) -> None:
+    sound = text.encode(encoding)
+    raw = sound + bad + b"ab" + bad + b"\n" + sound[:-1]  # the last character is cut off
+    if size > 5:
+        with pytest.raises(DataError, match=f"line 2, byte {len(sound)}: not {encoding.upper()}"):
+            decode(raw, encoding, size=size)
+    report = Report()
+    found = decode(raw, encoding, replace=True, size=max(size, 2), report=report)
+    expected = text.replace("\r\n", "\n")
+    assert found.startswith(expected + "�ab�\n" + expected[:-1]) and found.endswith("�")
+    assert report.lines()[0].startswith("3 undecodable bytes replaced (first: a.txt line 2, byte")
+
+
+def test_replacing_is_not_slow_where_all_is_wrong() -> None:
+    report = Report()
+    assert decode(b"\xff" * 300_000, "utf-8", replace=True, report=report) == "�" * 300_000
+    assert report.met["undecodable bytes replaced"][0] == 300_000
+
+
+def test_a_nul_beyond_the_head_stops_or_is_counted() -> None:
+    def pieces() -> Iterator[bytes]:
+        yield from (b"one\n", b"two\n\0\n")
+
+    with pytest.raises(DataError, match="line 3: a NUL"):
+        list(decoded(pieces(), Path("a.txt"), "auto", False, Report()))
+    assert "".join(decoded(pieces(), Path("a.txt"), "auto", True, Report())) == "one\ntwo\n�\n"
+
+
+def test_encodings_by_name() -> None:
+    assert not check_encoding("auto") and not check_encoding("Shift_JIS") and not check_encoding("GB2312")
+    assert "Did you mean gb18030?" in check_encoding("gb18031")[0]
+    assert check_encoding("rot13") and check_encoding("os.path")

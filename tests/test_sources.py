@@ -1,0 +1,163 @@
+"""Places to bytes: found once in a fixed order, from anywhere, compressed or not, counted as they lie there."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpt2kit import sources
+from gpt2kit.errors import DataError
+from gpt2kit.sources import Report, chunks, find_files
+from gpt2kit.text import Reader
+
+TEXT = b"".join(b"line %d of a text that is packed\n" % n for n in range(20_000))
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pytest.importorskip("zstandard").compress(data))
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd,
+}
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A remote file system, as fsspec's in memory."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    for name, content in {"t/b.txt": b"b\n", "t/sub/a.jsonl": b'{"text": "a"}\n', "t/.hidden/c.txt": b"c\n"}.items():
+        files.pipe(f"/{name}", content)
+    yield "memory://t"
+    files.rm("/t", recursive=True)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_compressed_files_give_their_content_and_count_their_own_bytes(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt.{suffix}"
+    path.write_bytes(PACKERS[suffix](TEXT) + PACKERS[suffix](b"a second stream\n"))
+    report = Report()
+    assert b"".join(chunks(path, report)) == TEXT + b"a second stream\n"
+    assert report.bytes == path.stat().st_size == sources.size(path)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_compressed_files_that_end_early_or_are_damaged(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt.{suffix}"
+    packed = PACKERS[suffix](TEXT)
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match=rf"a\.txt\.{suffix}: ends in the middle of its compressed data"):
+        list(chunks(path, Report()))
+    path.write_bytes(b"no such thing, but long enough to be looked at")
+    with pytest.raises(DataError, match=rf"a\.txt\.{suffix}: damaged compressed data"):
+        list(chunks(path, Report()))
+
+
+def test_a_compressed_parquet_file(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    assert list(Reader().read([tmp_path / "b.parquet.gz"])) == ["a", "b"]
+
+
+def test_remote_files_are_found_read_and_identified(memory: str) -> None:
+    import fsspec
+
+    found = find_files([memory, f"{memory}/*.txt"])
+    assert found == ["memory:///t/b.txt", "memory:///t/sub/a.jsonl"]
+    report = Report()
+    assert list(Reader().read(found, report)) == ["b", "a"]
+    assert report.bytes == sum(sources.size(place) for place in found)
+    before = sources.remote_identity(str(found[0]))
+    assert before == sources.remote_identity(str(found[0]))
+    fsspec.filesystem("memory").pipe("/t/b.txt", b"other\n")
+    assert before != sources.remote_identity(str(found[0]))
+    for missing in ("/none.txt", "/*.none"):
+        with pytest.raises(DataError, match="no such file, or none matches"):
+            find_files([memory + missing])
+
+
+def test_a_web_server(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path))  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert b"".join(chunks(f"{url}/a.txt.gz?download=1", Report())) == TEXT
+        assert sources.remote_identity(f"{url}/a.txt.gz") == sources.remote_identity(f"{url}/a.txt.gz")
+        with pytest.raises(DataError, match=r"none\.txt: has vanished|none\.txt: no such file"):
+            list(chunks(f"{url}/none.txt", Report()))
+        server.shutdown()
+
+
+def test_protocols_that_are_unknown_or_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DataError, match=r"pip install s3fs$"):
+        find_files(["s3://bucket/a.txt"])
+    with pytest.raises(DataError, match="Protocol not known: nowhere"):
+        find_files(["nowhere://a.txt"])
+
+
+def test_formats_by_name() -> None:
+    assert sources.suffixes(Path("a.JSONL.gz")) == (".jsonl", ".gz")
+    assert sources.suffixes("https://host/a.csv?x=.gz") == (".csv", "")
+    assert sources.suffixes(Path("folder.gz/a")) == ("", "")
+    assert sources.is_hub_dataset("hf://datasets/me/poems?split=train")
+    assert not sources.is_hub_dataset("hf://datasets/me/poems/data/a.parquet")
+
+
+def test_links_in_circles_and_pipes(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "sub" / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe")
+    assert [Path(p).name for p in find_files([str(tmp_path)])] == ["a.txt"]
+    with pytest.raises(DataError, match="leads nowhere or in a circle"):
+        find_files([str(tmp_path / "loop")])
+    with pytest.raises(DataError, match="not a regular file"):
+        find_files([str(tmp_path / "pipe")])
+
+
+def test_hidden_folders_are_left_alone(tmp_path: Path) -> None:
+    for name in (".git/a.txt", "b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [Path(p).name for p in find_files([str(tmp_path)])] == ["b.txt"]
+
+
+def test_what_may_not_be_read_is_named_with_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    path.chmod(0o200)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(DataError, match=r"a\.txt: may not be read \(mode 200, owner \w+\)"):
+        list(chunks(path, Report()))
