@@ -57,6 +57,14 @@ def test_a_model_that_knows_nothing_pays_the_logarithm(opened: Opened, store: To
     assert score.bits_per_byte == pytest.approx(math.log2(320) * score.tokens / (store.bytes + 40), rel=1e-6)
 
 
+def test_no_address_in_a_checkpoint_is_visited(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["gpt2kit"]["test_files"] = ["https://example.invalid/text.txt"]
+    torch.save(raw, inside / "named.ckpt")
+    code, _, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", "named.ckpt")
+    assert code == 2 and "If you trust that address" in err
+
+
 def test_the_command_needs_the_checkpoint_and_nothing_else(
     run: Run, call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_two_runs_cannot_share_a_folder(run: Run, call: Callable[..., Outcome]) 
     try:
         code, _, err = call(cli.main, *run.options, "--ckpt_path", run.folder)
         assert code == 5 and "is training in this folder" in err
+        assert runs.read_status(run.folder)["state"] == "done", "the refused one must not touch it"
     finally:
         lock.release()
 

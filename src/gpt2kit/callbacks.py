@@ -67,6 +67,7 @@ class ExactResume(Checkpoint):
         self._started = time.monotonic()
         self._validated = (-1, math.nan)  # the last validation's step and loss
         self._misses = 0
+        self._begun = False
         self._run: Path | None = None
         """The run's folder, if anything is to be saved there."""
         self._lock: FileLock | None = None
@@ -85,6 +86,7 @@ class ExactResume(Checkpoint):
             self._handlers.setdefault(number, signal.signal(number, self._on_signal))
         if self.override:
             take_settings_from_config(trainer)
+        self._begun = True
         self._tell(trainer, "running")
 
     def on_train_batch_start(
@@ -109,7 +111,8 @@ class ExactResume(Checkpoint):
         self._tell(trainer, "done")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, SystemExit):
+        # A start that was refused, such as in a folder that another process holds, leaves that run's status alone.
+        if self._begun and not isinstance(exception, SystemExit):
             self._tell(trainer, "failed", f"{type(exception).__name__}: {exception}")
         self._release()
 

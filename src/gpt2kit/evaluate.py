@@ -38,6 +38,8 @@ def test(
     patterns, share = (files, None) if files else checkpoint.test_text(opened)
     if not patterns:
         raise UserError(f"{opened.path}: the run names no test_files and no test_share. Give some text with --files")
+    if not files and any("://" in name for name in patterns):
+        raise UserError(f"{opened.path}: its test text is {patterns}. If you trust that address, give it as --files")
     reader = text.reader_from(opened.facts["reader"])
     store = data.build_store(text.find_files(patterns), opened.tokenizer, reader, cache_dir, "test text", share)
     for note in store.notes:
