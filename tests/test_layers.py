@@ -13,7 +13,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     ["errors", "files", "command", "text", "plots"],
-    ["tokenizer", "shards"],
+    ["sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "shards"],
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],
     ["generate", "evaluate", "export"],
