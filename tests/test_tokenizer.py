@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +220,15 @@ def test_a_text_that_yields_fewer_tokens_is_no_error(tmp_path: Path, capsys: pyt
     assert "asked for 999" in capsys.readouterr().out
     tokenizer.train([str(tmp_path / "t.txt")], tmp_path / "char", "char")
     assert tokenizer.size(tokenizer.load(tmp_path / "char")) == 1 + 256 + 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_of_a_million_letters_is_no_trouble(tmp_path: Path, kind: str) -> None:
+    letters = random.Random(1).choices("ACGT", k=300_000)
+    (tmp_path / "t.txt").write_text("".join(letters))
+    begin = time.process_time()
+    tokenizer.train([str(tmp_path / "t.txt")], tmp_path / "out", kind, 350)  # type: ignore[arg-type]
+    assert time.process_time() - begin < 20
 
 
 def test_options_do_what_they_say(tmp_path: Path) -> None:

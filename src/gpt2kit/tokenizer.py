@@ -78,7 +78,7 @@ def train(
         normalizer: change text before it is encoded: nfc and nfkc are Unicode's forms. Text then comes
             back changed.
         sample: bytes of text to learn from, drawn evenly over all documents. Default: what about 2 GB of memory
-            allow: 200 MB, down to 20 MB the more of it is Chinese, Japanese or Thai; 20 MB for unigram; char: all.
+            allow: 200 MB, down to 17 MB the more of it is Chinese, Japanese or Thai; 20 MB for unigram; char: all.
         seed: decides the draw of the sample.
         reader: how the files become documents, such as `--reader.document file`.
         report: train nothing; say how well the tokenizer in this folder fits the --files.
@@ -238,7 +238,7 @@ def _trained(
         texts.shrink(_budget(kind, texts.unspaced))
     if len(texts) < texts.seen:
         print(
-            f"learning from {len(texts) / _MB:,.1f} MB of the text's {texts.seen / _MB:,.1f} MB, drawn evenly; "
+            f"learning from {reports.amount(len(texts))} of the text's {reports.amount(texts.seen)}, drawn evenly; "
             "--sample BYTES decides otherwise"
         )
     return TRAINERS[kind](texts, _sized(kind, options)), texts
@@ -248,10 +248,10 @@ def _budget(kind: str, unspaced: float) -> int:
     """Bytes to learn from, so that about 2 GB of memory and a minute or so are enough.
 
     Where no spaces part the words, a pair encoder keeps nearly each stretch between two marks as a word of its own:
-    85 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bytebpe.
+    100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bytebpe.
     """
     if kind in ("bytebpe", "bytefallback"):
-        return int(1700 * _MB / (85 * unspaced + 3.5 * (1 - unspaced)))
+        return int(1700 * _MB / (100 * unspaced + 3.5 * (1 - unspaced)))
     return 20 * _MB if kind == "unigram" else _LARGEST
 
 
@@ -282,8 +282,8 @@ def _compared(
         found = load(name) if other == "existing" else TRAINERS[other](learn, wanted)
         found.encode_special_tokens = True
         measured[name] = reports.measure(found, held if apart else learn)
-    learnt = f"each learnt from the same {len(learn) / _MB:,.1f} MB"
-    where = f"measured on {len(held) / _MB:,.1f} MB that none had seen" if apart else "and was measured on them"
+    learnt = f"each learnt from the same {reports.amount(len(learn))}"
+    where = f"measured on {reports.amount(len(held))} that none had seen" if apart else "and was measured on them"
     return f"{reports.table(measured)}\n{learnt}, {where}\n{reports.suggest(measured)}"
 
 

@@ -33,6 +33,8 @@ NORMALIZERS: dict[str, Callable[[], Any]] = {
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _LINE = 1 << 12
 _VOCAB_SIZE = 8192
+_LONGEST_RUN = 256
+_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_RUN + 1},}}")
 _HAN_AND_MARKS = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
 
 
@@ -85,7 +87,7 @@ def train_bytebpe(documents: Iterable[str], options: Options) -> Tokenizer:
         max_token_length=options.max_token_length + 1,  # the library stays below it
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(_broken(documents), trainer)
     return tokenizer
 
 
@@ -149,7 +151,7 @@ def train_wordpiece(documents: Iterable[str], options: Options) -> Tokenizer:
         min_frequency=options.min_count or 0,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(_broken(documents), trainer)
     trained = json.loads(tokenizer.to_str())
     trained["added_tokens"] = [token for token in trained["added_tokens"] if token["content"] in first]
     return Tokenizer.from_str(json.dumps(trained))
@@ -357,6 +359,17 @@ def _normalized(documents: Iterable[str], options: Options) -> Iterable[str]:
         return documents
     normalizer = NORMALIZERS[options.normalizer]()
     return (normalizer.normalize_str(document) for document in documents)
+
+
+def _broken(documents: Iterable[str]) -> Iterator[str]:
+    """Documents cut where a run without a space is long: merging inside a word of a million letters takes hours."""
+    for document in documents:
+        done = 0
+        for run in _RUN.finditer(document):
+            for at in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+                yield document[done:at]
+                done = at
+        yield document[done:]
 
 
 def _lines(documents: Iterable[str], left_out: dict[int, str]) -> Iterator[str]:

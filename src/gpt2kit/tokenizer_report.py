@@ -14,6 +14,7 @@ _BATCH = 1 << 18
 _SMALL = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 1024 * 768
 """Parameters of the `small` GPT-2 (12 layers, 768 wide) besides its token embedding."""
 
+_PROBE = "  a  b\n\n\t\u0378 \U0001fae8 <|endoftext|> "
 _NEAR = 1.1
 _SHOWN = 90
 
@@ -38,6 +39,8 @@ class Report:
     """Documents that do not come back as they were."""
     failure: str = ""
     """The first of them, around the place."""
+    lossless: bool = True
+    """Also texts that are not in the sample come back: runs of spaces, line ends, unassigned characters."""
     longest: list[str] = field(default_factory=list)
     examples: list[list[str]] = field(default_factory=list)
 
@@ -60,6 +63,8 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
     """Encode documents, decode them again, and count."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     report = Report(len(vocabulary))
+    probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    report.lossless = tokenizer.decode(probe, skip_special_tokens=False) == _PROBE
     counts: NDArray[np.int64] = np.zeros(max(vocabulary.values()) + 1, np.int64)
     for batch in _batches(documents):
         encoded = [found.ids for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
@@ -100,7 +105,7 @@ def cut(tokenizer: Tokenizer, text: str) -> list[str]:
 def describe(report: Report, name: object) -> str:
     """The report for people."""
     lines = [
-        f"report on {name}, by {report.documents:,} documents, {report.bytes / 1e6:,.2f} MB",
+        f"report on {name}, by {report.documents:,} documents, {amount(report.bytes)}",
         f"  bytes per token         {report.bytes_per_token:.2f}",
         f"  characters per token    {report.characters_per_token:.2f}",
         f"  byte fallback           {_share(report.parts, report.tokens)} of the tokens are parts of a character",
@@ -143,7 +148,7 @@ def table(reports: dict[str, Report]) -> str:
 
 def suggest(reports: dict[str, Report]) -> str:
     """The smallest vocabulary among the lossless ones whose texts are at most a tenth longer than the shortest."""
-    lossless = {name: report for name, report in reports.items() if not report.failures}
+    lossless = {name: report for name, report in reports.items() if report.lossless and not report.failures}
     if not lossless:
         return "suggestion: none; every one of these loses text. Try bytebpe"
     best = max(report.bytes_per_token for report in lossless.values())
@@ -153,6 +158,11 @@ def suggest(reports: dict[str, Report]) -> str:
         f"suggestion: {chosen}, the smallest vocabulary of those that lose nothing and need at most 10 % more tokens "
         "than the best"
     )
+
+
+def amount(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
