@@ -61,9 +61,9 @@ def train(
         output_dir: the folder to write; an older tokenizer in it is replaced.
         kind: bytebpe: byte-level byte-pair encoding as in GPT-2. char: one token a character. bytefallback and
             unigram: SentencePiece's two, with byte fallback. wordpiece: as in BERT. words: a text whose words are
-            already cut by spaces. existing: one that is there, see --vocab. All but wordpiece hold any text in any
-            language and give it back as it was; what the vocabulary lacks is written as bytes. docs/tokenizers.md
-            says what to choose.
+            already cut by spaces. existing: one that is there, see --vocab. All that are trained but wordpiece
+            hold any text in any language and give it back as it was; what the vocabulary lacks is written as bytes.
+            docs/tokenizers.md says what to choose.
         vocab_size: the number of tokens at most; special tokens and the 256 bytes are among them. Default: 8192; for
             char and words as many as the text has.
         vocab: a vocabulary that exists, instead of training. For wordpiece and words: a text file, one token a line.
@@ -275,8 +275,8 @@ def _compared(
     for number, document in enumerate(_documents(files, reader)):
         (held if number % 10 == 9 else learn).offer(document)
     apart = len(held) > 0
-    if sample is None:
-        learn.shrink(min(_budget(other, learn.unspaced) for _, other, _ in plans))
+    learn.shrink(sample or min(_budget(other, learn.unspaced) for _, other, _ in plans))
+    held.shrink(_REPORT_BYTES)
     measured = {}
     for name, other, wanted in plans:
         found = load(name) if other == "existing" else TRAINERS[other](learn, wanted)
