@@ -280,6 +280,11 @@ def test_an_existing_tokenizer_is_taken_as_it_is(folder: Path, tmp_path: Path) -
         theirs.get_vocab_size(),
         theirs.get_vocab_size() + 1,
     )
+    found["added_tokens"].append({**found["added_tokens"][1], "content": tokenizer.EOS, "id": 999, "special": False})
+    (tmp_path / "parsing.json").write_text(json.dumps(found), encoding="utf-8")
+    tokenizer.train(output_dir=tmp_path / "parsing", kind="existing", vocab=str(tmp_path / "parsing.json"))
+    parsing = tokenizer.load(tmp_path / "parsing")
+    assert tokenizer.eos_id(parsing) not in ids_of(parsing, f"a {tokenizer.EOS}")
     tokenizer.train(output_dir=tmp_path / "again", kind="existing", vocab=str(folder / "char"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / "char" / name).read_bytes()
@@ -321,6 +326,7 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
         ("--kind unigram --min_count 3", 2, "--min_count"),
         ("--kind existing", 2, "--kind existing: give --vocab"),
         ("--kind char --vocab v.txt", 2, "--kind char: has no --vocab"),
+        ("--kind words --vocab t.txt --min_count 2", 2, "--vocab: nothing is trained"),
         ("--kind wordpiece --vocab none.txt", 3, "none.txt: no such file"),
         ("--kind wordpiece --vocab t.txt", 3, "no [UNK] in it"),
         ("--kind words --vocab empty.txt", 3, "empty.txt: empty"),

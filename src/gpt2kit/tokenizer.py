@@ -194,7 +194,8 @@ def _check(kind: str, vocab: str | None, options: Options, sample: int | None, p
         and kind not in ("wordpiece", "words", "existing"),
         "--kind existing: give --vocab, a folder, a tokenizer.json or a name on the hub": vocab is None
         and kind == "existing",
-        "--vocab: has its size; leave --vocab_size out": vocab is not None and options.vocab_size is not None,
+        "--vocab: nothing is trained with it; leave --vocab_size, --min_count and --sample out": vocab is not None
+        and (options.vocab_size or options.min_count or sample) is not None,
         "--special_tokens: a token is empty or stands twice": "" in tokens or len({EOS, *tokens}) <= len(tokens),
         "--normalizer: an existing tokenizer has its own. Leave it out": kind == "existing"
         and options.normalizer != "none",
@@ -321,9 +322,7 @@ def _finished(tokenizer: Tokenizer, parse_special: bool, specials: list[str]) ->
     for token in specials:
         if tokenizer.decode([tokenizer.token_to_id(token) or 0], skip_special_tokens=False).strip() != token.strip():
             raise UserError(f"--special_tokens {token}: would not decode to itself. Use ASCII signs, such as <user>")
-    if not parse_special:
-        return tokenizer
     parts = json.loads(to_json(tokenizer))
     for added in parts["added_tokens"]:
-        added["special"] = added["content"] == EOS
+        added["special"] = added["content"] == EOS or (added["special"] and not parse_special)
     return Tokenizer.from_str(json.dumps(parts))
