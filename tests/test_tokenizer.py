@@ -135,6 +135,16 @@ def test_transformers_loads_the_same_tokenizer(folder: Path, trained: dict[str, 
     assert {path.name for path in (folder / kind).iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_stays_the_same_when_read_and_written(folder: Path, kind: str) -> None:
+    text = (folder / kind / "tokenizer.json").read_text(encoding="utf-8")
+    made = tokenizer.TRAINERS[kind](TEXT, Options(480, ("<user>",)))
+    again = tokenizer.from_json(tokenizer.to_json(made), "x")
+    assert (
+        text == tokenizer.to_json(tokenizer.from_json(text, "x")) == tokenizer.to_json(made) == tokenizer.to_json(again)
+    )
+
+
 def test_the_same_text_gives_the_same_tokenizer(folder: Path, tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path; import test_tokenizer"

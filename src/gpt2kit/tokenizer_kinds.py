@@ -244,7 +244,8 @@ def from_sentencepiece(model_type: str, model: bytes, options: Options) -> Token
         tokenizer = Tokenizer(models.BPE(ids, _merges(ordered), byte_fallback=True))
         tokenizer.pre_tokenizer = cut
     else:
-        scored = [(piece, found.get_score(i)) for i, piece in enumerate(pieces)]
+        # Six decimals are what a score's 32 bits hold. Longer ones would change when the JSON is read and written again.
+        scored = [(piece, round(found.get_score(i), 6)) for i, piece in enumerate(pieces)]
         tokenizer = Tokenizer(models.Unigram(scored, unk_id=found.unk_id(), byte_fallback=True))
         # A text that names a byte's token would be taken for that token.
         names = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>|unk>)"), "isolated")
