@@ -244,7 +244,7 @@ def from_sentencepiece(model_type: str, model: bytes, options: Options) -> Token
         tokenizer = Tokenizer(models.BPE(ids, _merges(ordered), byte_fallback=True))
         tokenizer.pre_tokenizer = cut
     else:
-        # Six decimals are what a score's 32 bits hold. Longer ones would change when the JSON is read and written again.
+        # Six decimals are what 32 bits hold; longer scores would change when the JSON is read and written again.
         scored = [(piece, round(found.get_score(i), 6)) for i, piece in enumerate(pieces)]
         tokenizer = Tokenizer(models.Unigram(scored, unk_id=found.unk_id(), byte_fallback=True))
         # A text that names a byte's token would be taken for that token.
