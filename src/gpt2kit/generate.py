@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,9 @@ from gpt2kit import checkpoint, files
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import UserError
 from gpt2kit.module import GPT2Module
+
+_HELD = 16
+"""Tokens that may wait for a character's last byte; a model that has not learnt to write may never send it."""
 
 
 def write(
@@ -58,11 +61,11 @@ def write(
         text = start
         if output is None:
             print(start, end="", flush=True)
-            for piece in whole_characters(opened.tokenizer, new):
+            for piece in whole_characters(opened.tokenizer, new, ids[1:]):
                 print(piece, end="", flush=True)
             print(flush=True)
         else:
-            text += "".join(whole_characters(opened.tokenizer, new))
+            text += "".join(whole_characters(opened.tokenizer, new, ids[1:]))
         texts.append(text)
     if output is not None:
         files.write_text(output, "\n".join(texts) + "\n")
@@ -119,14 +122,25 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generat
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
-def whole_characters(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
-    """Text as it comes, whole characters only: one byte-level token may be part of a character."""
-    held: list[int] = []
+def whole_characters(tokenizer: Tokenizer, ids: Iterable[int], before: list[int] | None = None) -> Iterator[str]:
+    """Text as it comes, in whole characters; joined, it is what decoding all of `ids` after `before` gives.
+
+    A token may be part of a character, and in some kinds the space before a word shows only when something stands
+    before it. So each piece is what the text of a few tokens gains by the next ones.
+
+    Args:
+        tokenizer: decodes the ids.
+        ids: what is written.
+        before: the ids in front of them, whose text is not written again.
+    """
+    context, held = list(before or []), list[int]()
+    known = tokenizer.decode(context, skip_special_tokens=False)
     for token in ids:
         held.append(token)
-        text = tokenizer.decode(held, skip_special_tokens=False)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(held) >= 8:
-            yield text
-            held = []
+        text = tokenizer.decode(context + held, skip_special_tokens=False)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(held) >= _HELD:
+            yield text[len(known) :]
+            context, held = held, []
+            known = tokenizer.decode(context, skip_special_tokens=False)
     if held:
-        yield tokenizer.decode(held, skip_special_tokens=False)
+        yield tokenizer.decode(context + held, skip_special_tokens=False)[len(known) :]

@@ -1,0 +1,124 @@
+"""Time and memory of training tokenizers, and the speed of encoding: a table, and the same as JSON.
+
+    python bench/tokenizers.py --chinese poems.txt --output bench.json
+
+English and Python text is 50 MB of the Python files in this environment. `--chinese` is a text of one's own, one
+document a line; without it those rows are left out. Each figure is taken in a process of its own, the memory is its
+largest, interpreter and libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_ENCODE = """
+import sys, time
+from gpt2kit import tokenizer
+found = tokenizer.load(sys.argv[1])
+with open(sys.argv[2], encoding="utf-8") as file:
+    text = file.read(24_000_000)
+pieces = [text[at : at + 65536] for at in range(0, len(text), 65536)]
+found.encode_batch_fast(pieces[:8], add_special_tokens=False)
+begin = time.perf_counter()
+for at in range(0, len(pieces), 64):
+    found.encode_batch_fast(pieces[at : at + 64], add_special_tokens=False)
+print(len(text.encode()) / 1e6 / (time.perf_counter() - begin))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chinese", type=Path, help="a text file, one document a line")
+    parser.add_argument("--megabytes", type=int, default=50, help="of English and Python text")
+    parser.add_argument("--kinds", nargs="*", default=[], help="also these kinds, with the default options")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    given = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        english = collect(Path(folder) / "english.txt", given.megabytes * 1_000_000)
+        plans = [("English/Python", english, ["--vocab_size", "32768"], "bytebpe")]
+        if given.chinese:
+            plans += [("Chinese", given.chinese, [], kind) for kind in ("bytebpe", "char")]
+        plans += [(name, path, [], kind) for kind in given.kinds for name, path, _, _ in plans[:2]]
+        for name, path, options, kind in plans:
+            out = Path(folder) / f"{len(rows)}"
+            words = ["--files", str(path), "--kind", kind, "--output_dir", str(out), *options]
+            seconds, megabytes, _ = timed([sys.executable, str(ROOT / "train_tokenizer.py"), *words])
+            row: dict[str, object] = {"text": name, "MB": round(path.stat().st_size / 1e6, 1), "kind": kind}
+            row |= {"options": " ".join(options), "train s": round(seconds, 1), "train MB": round(megabytes)}
+            for cores in (1, 2):
+                _, _, told = timed([sys.executable, "-c", _ENCODE, str(out), str(path)], cores)
+                row[f"encode MB/s, {cores} core"] = round(float(told), 1)
+            rows.append(row)
+            print(row, flush=True)
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "load": os.getloadavg(),
+    }
+    machine["python"] = platform.python_version()
+    names = list(rows[0])
+    print("\n" + " | ".join(names) + "\n" + " | ".join("---" for _ in names))
+    for row in rows:
+        print(" | ".join(str(row[name]) for name in names))
+    print(f"\n{machine}")
+    if given.output:
+        given.output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+
+
+def collect(path: Path, most: int) -> Path:
+    """Python files of this environment, one after the other, up to a size."""
+    size = 0
+    with open(path, "wb") as file:
+        for source in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
+            raw = source.read_bytes()
+            try:
+                raw.decode()
+            except UnicodeDecodeError:
+                continue
+            if b"\0" in raw or size >= most:
+                continue
+            file.write(raw)
+            size += len(raw)
+    return path
+
+
+def timed(command: list[str], cores: int = 2) -> tuple[float, float, str]:
+    """Seconds, largest resident memory in MB, and what was printed."""
+    import time
+
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "PYTHONPATH": paths}
+    with tempfile.TemporaryFile() as told:
+        begin = time.perf_counter()
+        child = subprocess.Popen(command, env=environment, stdout=told)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            sys.exit(f"{' '.join(command)}: exit code {child.returncode}")
+        told.seek(0)
+        return seconds, usage.ru_maxrss / 1024, told.read().decode()
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
