@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import command, tokenizer
+from gpt2kit import command, tokenizer_training
 
 if __name__ == "__main__":
-    command.run(tokenizer.train)
+    command.run(tokenizer_training.train)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2kit import cli, command, tokenizer
+from gpt2kit import cli, command
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     for name, numbers in {"train": range(300), "valid": range(300, 340), "test": range(340, 380)}.items():
         (folder / f"{name}.txt").write_text("".join(SENTENCE.format(n) for n in numbers), encoding="utf-8")
-    tokenizer.train([str(folder / "train.txt")], folder / "tokenizer", vocab_size=320)
+    train_tokenizer([str(folder / "train.txt")], folder / "tokenizer", vocab_size=320)
     return folder
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from killing import Kill, Setting, difference, last_run, run_with_kills
 
-from gpt2kit import tokenizer
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
@@ -34,7 +34,7 @@ POINTS = ("forward", "update", "validation", "write", "renaming", "renamed", "pu
 def corpus(folder: Path) -> list[str]:
     for name, numbers in {"train": range(300), "valid": range(300, 340)}.items():
         (folder / f"{name}.txt").write_text("".join(LINE.format(n) for n in numbers))
-    tokenizer.train([str(folder / "train.txt")], folder / "tokenizer", vocab_size=320)
+    train_tokenizer([str(folder / "train.txt")], folder / "tokenizer", vocab_size=320)
     return [
         f"--data.train_files={folder / 'train.txt'}",
         f"--data.valid_files={folder / 'valid.txt'}",

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCE, Outcome, Run
 
-from gpt2kit import cli, command, evaluate, tokenizer
+from gpt2kit import cli, command, evaluate
 from gpt2kit.text import Place, Reader
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 SOUND = "".join(SENTENCE.format(n) for n in range(60))
 FRENCH = "Le garçon a mangé une pâtisserie à l'hôtel près de la forêt. Où êtes-vous né ?\n"
@@ -84,7 +85,7 @@ def commands(
     kept = [word for word in options if not word.startswith("--data.cache_dir")]
     return {
         "train_tokenizer": (
-            lambda args: command.run(tokenizer.train, args),
+            lambda args: command.run(train_tokenizer, args),
             ["--files", name, "--output_dir", "out"],
         ),
         "trainer": (cli.main, [*kept, f"--data.train_files={name}", "--data.cache_dir=cache"]),
@@ -230,7 +231,7 @@ def test_a_tokenizer_of_fewer_tokens_than_there_are_bytes(call: Callable[..., Ou
     """Row 21."""
     (inside / "a.txt").write_text(SOUND)
     words = ["--files", "a.txt", "--output_dir", "out", "--vocab_size", "256"]
-    found = call(lambda args: command.run(tokenizer.train, args), *words)
+    found = call(lambda args: command.run(train_tokenizer, args), *words)
     refused(found, 2, "--vocab_size 256", inside, {inside / "a.txt"})
 
 
@@ -240,7 +241,7 @@ def test_resuming_with_another_text_or_tokenizer(
 ) -> None:
     """Rows 15 and 24."""
     (inside / "a.txt").write_text(SOUND + SENTENCE.format("of another kind"))
-    tokenizer.train(["a.txt"], inside / "tokenizer", vocab_size=320)
+    train_tokenizer(["a.txt"], inside / "tokenizer", vocab_size=320)
     words = {"text": "--data.train_files=a.txt", "tokenizer": "--data.tokenizer=tokenizer"}[other]
     code, _, err = call(cli.main, "--ckpt_path", run.folder, words, "--trainer.max_steps=50")
     assert code == 4 and "this checkpoint belongs to another run: text was" in err

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import Outcome, Run
 
-from gpt2kit import cli, evaluate, generate, tokenizer
+from gpt2kit import cli, evaluate, generate
 from gpt2kit.command import parse
 from gpt2kit.command import run as run_command
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -95,15 +96,15 @@ def test_generation_and_tokenizer_mistakes(call: Callable[..., Outcome], inside:
         lambda args: run_command(generate.write, args), "--ckpt_path", "x", "--top_p", "3", "--temperature", "-1"
     )
     assert code == 2 and "--top_p 3" in err and "--temperature -1" in err
-    code, _, err = call(lambda args: run_command(tokenizer.train, args), "--files", "a.txt", "--output_dir", "out")
+    code, _, err = call(lambda args: run_command(train_tokenizer, args), "--files", "a.txt", "--output_dir", "out")
     assert code == 3 and "a.txt" in err and not list(inside.iterdir())
-    code, _, err = call(lambda args: run_command(tokenizer.train, args), "--file", "a.txt", "--output_dir", "out")
+    code, _, err = call(lambda args: run_command(train_tokenizer, args), "--file", "a.txt", "--output_dir", "out")
     assert code == 2 and "Did you mean files" in err
 
 
 def test_lists_take_several_values_several_times() -> None:
     words = ["--files", "a", "b", "--output_dir", "o", "--files", "1.5"]
-    assert parse(tokenizer.train, words)["files"] == ["a", "b", "1.5"]
+    assert parse(train_tokenizer, words)["files"] == ["a", "b", "1.5"]
 
 
 def test_an_error_of_ours_keeps_its_traceback(call: Callable[..., Outcome]) -> None:

@@ -13,7 +13,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
-    ["sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "shards", "overlap"],
+    ["sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "shards", "overlap"],
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],
     ["runs", "generate", "evaluate", "export"],

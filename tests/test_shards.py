@@ -10,6 +10,7 @@ from gpt2kit import shards, text, tokenizer
 from gpt2kit.errors import DataError
 from gpt2kit.shards import TokenStore
 from gpt2kit.text import Reader
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_text_tokenizer_and_reader_decide_the_key(tmp_path: Path, trained: Token
     (tmp_path / "a.txt").write_text(content.replace("line 7", "line 8"), encoding="utf-8")  # the same size
     changed = build(tmp_path, trained)
     assert changed.folder != first.folder and changed.fingerprint != first.fingerprint
-    tokenizer.train([str(corpus / "train.txt")], tmp_path / "other", vocab_size=300)
+    train_tokenizer([str(corpus / "train.txt")], tmp_path / "other", vocab_size=300)
     assert build(tmp_path, tokenizer.load(tmp_path / "other")).folder not in (first.folder, changed.folder)
 
 

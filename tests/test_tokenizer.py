@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gpt2kit import command, generate, tokenizer, tokenizer_kinds
+from gpt2kit import command, generate, tokenizer, tokenizer_kinds, tokenizer_training
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.tokenizer_kinds import Options
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
 LOSSLESS = KINDS[:-1]
@@ -64,7 +65,7 @@ def make(folder: Path) -> None:
     (folder / "text.txt").write_text("\n".join(TEXT) + "\n", encoding="utf-8")
     for kind in KINDS:
         files = [str(folder / "text.txt")]
-        tokenizer.train(files, folder / kind, kind, 480, special_tokens=["<user>"])  # type: ignore[arg-type]
+        train_tokenizer(files, folder / kind, kind, 480, special_tokens=["<user>"])  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_transformers_loads_the_same_tokenizer(folder: Path, trained: dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_stays_the_same_when_read_and_written(folder: Path, kind: str) -> None:
     text = (folder / kind / "tokenizer.json").read_text(encoding="utf-8")
-    made = tokenizer.TRAINERS[kind](TEXT, Options(480, ("<user>",)))
+    made = tokenizer_training.TRAINERS[kind](TEXT, Options(480, ("<user>",)))
     again = tokenizer.from_json(tokenizer.to_json(made), "x")
     assert (
         text == tokenizer.to_json(tokenizer.from_json(text, "x")) == tokenizer.to_json(made) == tokenizer.to_json(again)
@@ -165,7 +166,7 @@ def test_the_same_text_gives_the_same_tokenizer(folder: Path, tmp_path: Path) ->
 def test_vocab_size_is_an_upper_bound(folder: Path, tmp_path: Path, kind: str, most: int) -> None:
     if kind == "wordpiece":
         most -= 250
-    tokenizer.train([str(folder / "text.txt")], tmp_path / "out", kind, most)  # type: ignore[arg-type]
+    train_tokenizer([str(folder / "text.txt")], tmp_path / "out", kind, most)  # type: ignore[arg-type]
     assert tokenizer.size(tokenizer.load(tmp_path / "out")) <= most
 
 
@@ -198,7 +199,7 @@ def test_ids_are_those_of_sentencepiece(model_type: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "words"])
 def test_a_special_token_is_parsed_only_on_request(folder: Path, tmp_path: Path, kind: str) -> None:
-    tokenizer.train(
+    train_tokenizer(
         [str(folder / "text.txt")],
         tmp_path,
         kind,
@@ -218,7 +219,7 @@ def test_a_special_token_is_parsed_only_on_request(folder: Path, tmp_path: Path,
 
 
 def test_wordpiece_says_what_it_loses(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer.train([str(folder / "text.txt")], tmp_path, "wordpiece", 480)
+    train_tokenizer([str(folder / "text.txt")], tmp_path, "wordpiece", 480)
     assert "wordpiece loses text" in capsys.readouterr().out
     found = tokenizer.load(tmp_path)
     assert back(found, "白日  依山") == "白日依山" and back(found, "the \n quick") == "the quick"
@@ -226,9 +227,9 @@ def test_wordpiece_says_what_it_loses(folder: Path, tmp_path: Path, capsys: pyte
 
 def test_a_text_that_yields_fewer_tokens_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.txt").write_text("aa aa")
-    tokenizer.train([str(tmp_path / "t.txt")], tmp_path / "out", vocab_size=999)
+    train_tokenizer([str(tmp_path / "t.txt")], tmp_path / "out", vocab_size=999)
     assert "asked for 999" in capsys.readouterr().out
-    tokenizer.train([str(tmp_path / "t.txt")], tmp_path / "char", "char")
+    train_tokenizer([str(tmp_path / "t.txt")], tmp_path / "char", "char")
     assert tokenizer.size(tokenizer.load(tmp_path / "char")) == 1 + 256 + 2
 
 
@@ -237,7 +238,7 @@ def test_a_word_of_a_million_letters_is_no_trouble(tmp_path: Path, kind: str) ->
     letters = random.Random(1).choices("ACGT", k=300_000)
     (tmp_path / "t.txt").write_text("".join(letters))
     begin = time.process_time()
-    tokenizer.train([str(tmp_path / "t.txt")], tmp_path / "out", kind, 350)  # type: ignore[arg-type]
+    train_tokenizer([str(tmp_path / "t.txt")], tmp_path / "out", kind, 350)  # type: ignore[arg-type]
     assert time.process_time() - begin < 20
 
 
@@ -246,7 +247,7 @@ def test_options_do_what_they_say(tmp_path: Path) -> None:
     text.write_text("aab Ａb " + "abcabcabc" * 9, encoding="utf-8")
 
     def tokens(**options: object) -> set[str]:
-        tokenizer.train([str(text)], tmp_path / "out", **options)  # type: ignore[arg-type]
+        train_tokenizer([str(text)], tmp_path / "out", **options)  # type: ignore[arg-type]
         return set(tokenizer.load(tmp_path / "out").get_vocab())
 
     assert {"a", "Ａ", " "} <= tokens(kind="char") and "Ａ" not in tokens(kind="char", min_count=2)
@@ -258,16 +259,16 @@ def test_options_do_what_they_say(tmp_path: Path) -> None:
 
 def test_a_vocabulary_keeps_its_ids(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\n##s\n白\n日\n", encoding="utf-8")
-    tokenizer.train(output_dir=tmp_path / "bert", kind="wordpiece", vocab=str(tmp_path / "vocab.txt"))
+    train_tokenizer(output_dir=tmp_path / "bert", kind="wordpiece", vocab=str(tmp_path / "vocab.txt"))
     bert = tokenizer.load(tmp_path / "bert")
     assert ids_of(bert, "Hellos 白日x [SEP]") == [4, 5, 6, 7, 1, 1, 1, 1]  # no capital letter in it: lower case
     assert tokenizer.eos_id(bert) == 8
-    tokenizer.train(
+    train_tokenizer(
         output_dir=tmp_path / "cls", kind="wordpiece", vocab=str(tmp_path / "vocab.txt"), parse_special=True
     )
     assert ids_of(tokenizer.load(tmp_path / "cls"), "hello[SEP]白") == [4, 3, 6]
     (tmp_path / "words.txt").write_text("<s>\nthe\nfox\n", encoding="utf-8")
-    tokenizer.train(output_dir=tmp_path / "words", kind="words", vocab=str(tmp_path / "words.txt"))
+    train_tokenizer(output_dir=tmp_path / "words", kind="words", vocab=str(tmp_path / "words.txt"))
     found = tokenizer.load(tmp_path / "words")
     assert ids_of(found, "the fox the") == [1, 2, 1] and ids_of(found, "<s> fox") == [0, 2]
     assert back(found, "the  cat ") == "the  cat "
@@ -282,7 +283,7 @@ def test_an_existing_tokenizer_is_taken_as_it_is(folder: Path, tmp_path: Path) -
     source.write_text(json.dumps(found | {"post_processor": tail}), encoding="utf-8")
     with pytest.raises(DataError, match="--kind existing"):
         tokenizer.load(source)
-    tokenizer.train(output_dir=tmp_path / "mine", kind="existing", vocab=str(source), special_tokens=["<more>"])
+    train_tokenizer(output_dir=tmp_path / "mine", kind="existing", vocab=str(source), special_tokens=["<more>"])
     mine, theirs = tokenizer.load(tmp_path / "mine"), Tokenizer.from_file(str(source))
     theirs.encode_special_tokens = True
     assert all(ids_of(mine, text) == ids_of(theirs, text) for text in TEXT)
@@ -292,10 +293,10 @@ def test_an_existing_tokenizer_is_taken_as_it_is(folder: Path, tmp_path: Path) -
     )
     found["added_tokens"].append({**found["added_tokens"][1], "content": tokenizer.EOS, "id": 999, "special": False})
     (tmp_path / "parsing.json").write_text(json.dumps(found), encoding="utf-8")
-    tokenizer.train(output_dir=tmp_path / "parsing", kind="existing", vocab=str(tmp_path / "parsing.json"))
+    train_tokenizer(output_dir=tmp_path / "parsing", kind="existing", vocab=str(tmp_path / "parsing.json"))
     parsing = tokenizer.load(tmp_path / "parsing")
     assert tokenizer.eos_id(parsing) not in ids_of(parsing, f"a {tokenizer.EOS}")
-    tokenizer.train(output_dir=tmp_path / "again", kind="existing", vocab=str(folder / "char"))
+    train_tokenizer(output_dir=tmp_path / "again", kind="existing", vocab=str(folder / "char"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / "char" / name).read_bytes()
 
@@ -306,7 +307,7 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    tokenizer.train(output_dir=tmp_path / "out", kind="existing", vocab=str(tmp_path))
+    train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab=str(tmp_path))
     found = tokenizer.load(tmp_path / "out")
     assert ids_of(found, "the") == [257] and tokenizer.eos_id(found) == 258 and back(found, "白 the") == "白 the"
 
@@ -314,7 +315,7 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
 def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = (folder / "char/tokenizer.json").read_bytes()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(there))
-    tokenizer.train(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
+    train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
     assert tokenizer.size(tokenizer.load(tmp_path / "out")) == tokenizer.size(tokenizer.load(folder / "char"))
 
     def offline(*_: object, **__: object) -> object:
@@ -324,7 +325,7 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
     with pytest.raises(
         DataError, match="some-one/some-thing: no such folder here, and the hub cannot be reached: no route"
     ):
-        tokenizer.train(output_dir=tmp_path / "none", kind="existing", vocab="some-one/some-thing")
+        train_tokenizer(output_dir=tmp_path / "none", kind="existing", vocab="some-one/some-thing")
     assert not (tmp_path / "none").exists()
 
 
@@ -357,7 +358,12 @@ def test_a_mistake_is_one_line(inside: Path, call: Callable[..., Outcome], words
     (inside / "t.txt").write_text("a b c\n")
     (inside / "empty.txt").write_text("")
     found, out, err = call(
-        lambda argv: command.run(tokenizer.train, argv), "--files", "t.txt", "--output_dir", "out", *words.split()
+        lambda argv: command.run(train_tokenizer, argv),
+        "--files",
+        "t.txt",
+        "--output_dir",
+        "out",
+        *words.split(),
     )
     assert (found, out) == (code, "") and message in err and err.count("\n") == 1
     assert not (inside / "out").exists()
@@ -366,13 +372,13 @@ def test_a_mistake_is_one_line(inside: Path, call: Callable[..., Outcome], words
 def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="at least 257"):
-        tokenizer.train(["x"], tmp_path, vocab_size=100)
+        train_tokenizer(["x"], tmp_path, vocab_size=100)
     with pytest.raises(DataError, match="no text"):
-        tokenizer.train([str(tmp_path / "empty.txt")], tmp_path / "out")
+        train_tokenizer([str(tmp_path / "empty.txt")], tmp_path / "out")
     with pytest.raises(UserError, match="--output_dir"):
-        tokenizer.train([str(tmp_path / "empty.txt")])
+        train_tokenizer([str(tmp_path / "empty.txt")])
     with pytest.raises(UserError, match="--files"):
-        tokenizer.train(output_dir=tmp_path / "out")
+        train_tokenizer(output_dir=tmp_path / "out")
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
         tokenizer.load(tmp_path)
@@ -384,4 +390,4 @@ def test_mistakes(tmp_path: Path) -> None:
 def test_sentencepiece_is_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install 'sentencepiece"):
-        tokenizer.train(["x"], tmp_path, "unigram")
+        train_tokenizer(["x"], tmp_path, "unigram")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from gpt2kit import command, tokenizer, tokenizer_kinds, tokenizer_report
+from gpt2kit import command, tokenizer_kinds, tokenizer_report
 from gpt2kit.tokenizer_kinds import Options
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 
 def test_the_figures_are_those_of_the_text() -> None:
@@ -41,7 +42,7 @@ def test_a_text_is_shown_cut_into_its_tokens() -> None:
 
 
 def run(call: Callable[..., Outcome], *words: object) -> Outcome:
-    return call(lambda argv: command.run(tokenizer.train, argv), *words)
+    return call(lambda argv: command.run(train_tokenizer, argv), *words)
 
 
 def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, call: Callable[..., Outcome]) -> None:
@@ -75,5 +76,5 @@ def test_the_suggestion_is_small_lossless_and_near_the_best() -> None:
 
 def test_a_sample_is_announced(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 0, 1):
-        tokenizer.train([str(corpus / "train.txt")], tmp_path / f"{seed}", vocab_size=300, sample=2000, seed=seed)
+        train_tokenizer([str(corpus / "train.txt")], tmp_path / f"{seed}", vocab_size=300, sample=2000, seed=seed)
     assert "learning from 2.0 kB of the text's" in capsys.readouterr().out
