@@ -22,8 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from killing import Kill, Setting, difference, last_run, run_with_kills
+from killing import Kill, Setting, difference, go_on, last_run, run_with_kills
 
+from gpt2kit import checkpoint
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +72,25 @@ def report(name: str, scenarios: int, struck: int, wrong: list[str], seconds: fl
     print(f"| {name} | {scenarios} | {struck} | {len(wrong)} | {seconds:,.0f} s |", flush=True)
     for line in wrong[:5]:
         print(line, file=sys.stderr)
+
+
+def elastic(base: list[str], work: Path) -> str:
+    """1 -> 2 -> 4 ranks over two kills: the same samples in each step, so the same weights up to rounding."""
+    words = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
+    shares = {1: 4, 2: 2, 4: 1}
+    settings = {r: Setting(f"{r}", [*words, f"--trainer.accumulate_grad_batches={a}"], r) for r, a in shares.items()}
+    reference, _ = run_with_kills(settings[1], work / "straight" / "elastic", [])
+    place = work / "elastic"
+    place.mkdir()
+    assert -9 in go_on(settings[1], place, Kill("forward", 14))
+    assert -9 in go_on(settings[2], place, Kill("forward", 5))
+    codes = go_on(settings[4], place)
+    if any(codes):
+        return f"exit codes {codes}: {(place / 'log.txt').read_text()[-1000:]}"
+    ends = [checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
+    largest = max(float((tensor - ends[1][name]).abs().max()) for name, tensor in ends[0].items())
+    print(f"1 -> 2 -> 4 ranks: weights within {largest:.1e} of the run on one", file=sys.stderr)
+    return "" if largest < 1e-3 else f"weights differ by {largest}"
 
 
 def torchrun(base: list[str], work: Path) -> str:
@@ -161,6 +181,11 @@ def main() -> None:
             if found := difference(two.reference, run):
                 wrong.append(f"two ranks {n}: {found}")
         report("2 ranks, one killed twice", 12, struck, wrong, time.monotonic() - begun)
+        failed += wrong
+
+        begun = time.monotonic()
+        wrong = [found] if (found := elastic(base, work)) else []
+        report("1 -> 2 -> 4 ranks, killed twice", 1, 2, wrong, time.monotonic() - begun)
         failed += wrong
 
         begun = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gpt2kit import cli
+from gpt2kit import cli, optim
 from gpt2kit.cli import TrainCLI, make_trainer
 from gpt2kit.data import TextDataModule
 from gpt2kit.module import GPT2Module
@@ -65,3 +65,29 @@ def test_group_files_compose(path: Path, options: list[str], inside: Path) -> No
     optimizer = built.model.optimizer(parameter_groups(built.model.model))
     assert type(optimizer).__name__ == wanted["class_path"].rsplit(".", 1)[1]
     assert optimizer.param_groups[0]["lr"] == wanted["init_args"]["lr"]
+
+
+def test_several_configs_the_later_wins(options: list[str], inside: Path) -> None:
+    (inside / "one.yaml").write_text("model:\n  n_layer: 3\n  n_embd: 64\n")
+    (inside / "two.yaml").write_text("model:\n  n_layer: 1\n")
+    given = [word for word in options if "n_layer" not in word and "n_embd" not in word]
+    built = TrainCLI([*given, "--config", "one.yaml", "--config", "two.yaml"])
+    assert (built.model.shape["n_layer"], built.model.shape["n_embd"]) == (1, 64)
+    assert TrainCLI([*given, "--config=one.yaml", "--model.n_layer=2"]).model.shape["n_layer"] == 2
+
+
+def test_public_names_of_the_options() -> None:
+    """These names are in people's YAML files. Adding one is fine; renaming one breaks them: say so in CHANGELOG.md."""
+    public = {
+        GPT2Module: "n_layer n_head n_embd n_inner activation_function dropout embd_pdrop attn_pdrop resid_pdrop "
+        "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule skip_nonfinite",
+        TextDataModule: "train_files valid_files test_files valid_share test_share tokenizer block_size batch_size "
+        "reader shuffle cache_dir",
+        make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",
+        optim.Muon: "lr adamw_lr weight_decay momentum betas",
+        optim.AdamW: "lr betas eps weight_decay",
+        optim.WarmupStableDecay: "warmup final decay",
+        optim.Cosine: "warmup final",
+    }
+    for owner, names in public.items():
+        assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__
