@@ -298,7 +298,7 @@ class Bar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started, self._first = time.monotonic(), trainer.global_step
         if self._enabled and sys.stderr.isatty():
-            layout = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining} {postfix}"
+            layout = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = tqdm(desc="step", total=total, initial=self._first, bar_format=layout, dynamic_ncols=True)
 
