@@ -36,13 +36,15 @@ def main() -> None:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
+        if not text.strip():
+            continue
         split = split_of(name.as_posix())
         copy = target / split / (".".join(name.with_suffix("").parts) + ".txt")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8", newline="\n")
         size[split] += len(text.encode())
     shares = ", ".join(f"{split} {bytes_ / 1e6:.1f} MB" for split, bytes_ in size.items())
-    print(f"{target}: Python {sys.version.split()[0]} standard library: {shares}")
+    print(f"data/demo: Python {sys.version.split()[0]} standard library: {shares}")
 
 
 def split_of(name: str) -> str:
