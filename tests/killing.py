@@ -104,6 +104,8 @@ def _arm(kill: Kill) -> None:
         torch.save = half_a_file  # type: ignore[assignment]
     elif kill.point == "renaming":  # checksum or checkpoint written, not yet under its name
         before(files.os, "replace", lambda source, target: ".ckpt" in str(target))
+    elif kill.point == "config":  # a run's settings or log are written, not yet under their name
+        before(files.os, "replace", lambda source, target: str(target).endswith((".yaml", ".csv")))
     elif kill.point == "renamed":
         after(files, "sync_folder")
     elif kill.point == "purge":

@@ -64,6 +64,7 @@ def test_killed_twice_and_more(name: str, straight: dict[str, Setting], tmp_path
     twice = [
         [Kill("forward", 9), Kill("forward", 2)],
         [Kill("validation", 2), Kill("validation", 1)],
+        [Kill("forward", 10), Kill("config", 1), Kill("config", 2)],
         [Kill("write", 2), Kill("renaming", 1), Kill("forward", 3)],
     ]
     for number, kills in enumerate(twice):

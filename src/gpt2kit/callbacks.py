@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import math
 import os
 import signal
@@ -26,7 +28,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from gpt2kit import checkpoint, runs
+from gpt2kit import checkpoint, files, runs
 from gpt2kit.data import TextDataModule
 from gpt2kit.errors import MachineError
 from gpt2kit.module import GPT2Module, exact, log_every
@@ -357,6 +359,17 @@ class _KeepingWriter(ExperimentWriter):
         if path.is_file():
             with path.open(encoding="utf-8") as file:
                 self.metrics_keys = file.readline().strip().split(",")
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """A new column: the file is written anew, whole or not at all."""
+        path = Path(self.metrics_file_path)
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames, lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(path, text.getvalue())
 
 
 def take_settings_from_config(trainer: pl.Trainer) -> None:

@@ -26,10 +26,10 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
     Timer,
 )
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from gpt2kit import checkpoint, command, errors, runs, verify
+from gpt2kit import checkpoint, command, errors, files, runs, verify
 from gpt2kit.callbacks import Bar, ExactResume, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError
@@ -69,6 +69,15 @@ def make_trainer(
     return pl.Trainer(precision=precision if precision != "auto" else None, **kwargs)
 
 
+class DurableConfig(SaveConfigCallback):
+    """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.log_dir is not None:
+            text = self.parser.dump(self.config, skip_none=False)
+            files.write_text(Path(trainer.log_dir) / self.config_filename, text)
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI with this project's callbacks, loggers, limits and links."""
 
@@ -78,7 +87,8 @@ class TrainCLI(LightningCLI):
             TextDataModule,
             trainer_class=make_trainer,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=DurableConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={
                 "exit_on_error": False,
                 "allow_abbrev": False,

@@ -142,6 +142,8 @@ def _differences(run: Path, wanted: Mapping[str, Any]) -> list[str]:
         theirs = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return ["it has no config.yaml"]
+    if not isinstance(theirs, dict):
+        return ["its config.yaml is damaged"]
     found = []
     for part, free in _FREE_TO_CHANGE.items():
         one, other = (
