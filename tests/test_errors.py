@@ -69,9 +69,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(run: Run, call: Callable[.
     from gpt2kit import checkpoint
 
     raw = checkpoint.read(checkpoint.find(run.folder))
-    raw["gpt2kit"]["shape"]["vocab_size"] = 100
+    raw["gpt2kit"]["shape"]["vocab_size"] = 128
     for name in ("model.transformer.wte.weight", "model.lm_head.weight"):
-        raw["state_dict"][name] = raw["state_dict"][name][:100].clone()
+        raw["state_dict"][name] = raw["state_dict"][name][:128].clone()
     torch.save(raw, inside / "small.ckpt")
     code, _, err = call(lambda args: run_command(evaluate.test, args), "--ckpt_path", "small.ckpt")
     assert code == 4 and "320 tokens" in err

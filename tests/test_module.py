@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import UserError
-from gpt2kit.module import GPT2Module, build, choose_attention, shape_problems, unfuse
+from gpt2kit.generate import sample
+from gpt2kit.module import GPT2Module, build, choose_attention, padded, shape_problems, unfuse
 from gpt2kit.optim import AdamW, parameter_groups
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}
@@ -26,9 +27,19 @@ def gpt2() -> GPT2Module:
 def test_the_loss_is_that_of_transformers(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (3, 17))
     nll, tokens = gpt2._step(batch)
-    theirs = gpt2.model(batch[:, :-1]).logits.log_softmax(-1).gather(-1, batch[:, 1:, None]).sum()
+    theirs = gpt2.model(batch[:, :-1]).logits[..., :40].log_softmax(-1).gather(-1, batch[:, 1:, None]).sum()
     assert int(tokens) == 48
     torch.testing.assert_close(nll, -theirs)
+
+
+def test_rows_beyond_the_vocabulary_are_no_tokens(gpt2: GPT2Module) -> None:
+    """The embedding has 64 rows for 40 tokens; a model that knows nothing pays log(40), and draws below 40."""
+    assert gpt2.model.lm_head.weight.shape[0] == 64 == padded(40) and padded(64) == 64
+    torch.nn.init.zeros_(gpt2.model.lm_head.weight)
+    nll, tokens = gpt2._step(torch.randint(0, 40, (2, 17)))
+    assert (nll / tokens).item() == pytest.approx(math.log(40), rel=1e-6)
+    drawn = sample(gpt2, [1], -1, 300, 1.0, 0, 1.0, torch.Generator().manual_seed(1))
+    assert max(drawn) == 39
 
 
 def test_filled_up_rows_count_for_nothing(gpt2: GPT2Module) -> None:
@@ -58,7 +69,7 @@ def test_it_learns_to_count_so_the_shift_is_right() -> None:
         (nll / tokens).backward()
         optimizer.step()
     batch = counted(torch.arange(40))
-    predicted = gpt2.eval().model(batch[:, :-1]).logits.argmax(-1)
+    predicted = gpt2.eval().model(batch[:, :-1]).logits[..., :40].argmax(-1)
     assert torch.equal(predicted, batch[:, 1:])
 
 
@@ -90,7 +101,7 @@ def test_the_model_files_have_the_sizes_they_name(name: str, millions: float) ->
         module = GPT2Module(**options, vocab_size=50257, n_positions=1024)
     count = sum(p.numel() for p in module.parameters())
     if millions < 100:  # ours are counted without the vocabulary
-        count -= 50257 * options["n_embd"]
+        count -= padded(50257) * options["n_embd"]
     assert count / 1e6 == pytest.approx(millions, abs=0.5 if millions > 100 else 0.05)
 
 

@@ -99,7 +99,9 @@ def sample(
             new, past = ids, None
         found = gpt2.model(torch.tensor([new], device=gpt2.device), past_key_values=past, use_cache=True)
         past = found.past_key_values
-        token = int(choose(found.logits[0, -1].float(), temperature, top_k, top_p, generator))
+        token = int(
+            choose(found.logits[0, -1, : gpt2.shape["vocab_size"]].float(), temperature, top_k, top_p, generator)
+        )
         if token == eos:
             return
         yield token

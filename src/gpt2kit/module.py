@@ -66,7 +66,7 @@ class GPT2Module(pl.LightningModule):
         schedule: the learning rate's factor at each optimizer step.
         skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
         max_scaler_skips: under 16-mixed, stop when the loss scaler has skipped more than so many steps on end.
-        vocab_size: rows of the token embedding; comes from the tokenizer.
+        vocab_size: tokens; comes from the tokenizer. The embedding has the next multiple of 64 rows.
         n_positions: the context in tokens; comes from `data.block_size`.
     """
 
@@ -122,7 +122,7 @@ class GPT2Module(pl.LightningModule):
         The only place that shifts: position t is given tokens up to t and predicts token t + 1.
         """
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
-        logits = self.model(input_ids=inputs, use_cache=False).logits
+        logits = self.model(input_ids=inputs, use_cache=False).logits[..., : self.shape["vocab_size"]]
         nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return nll, (targets != IGNORE).sum()
 
@@ -213,7 +213,16 @@ def build(shape: Shape) -> GPT2LMHeadModel:
     """The bare model with GPT-2's initial weights: N(0, initializer_range), residual projections / sqrt(2 n_layer)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None))
+    rows = padded(shape["vocab_size"])
+    return GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
+
+
+def padded(vocab_size: int) -> int:
+    """Rows of the token embedding: the next multiple of 64, which devices multiply faster.
+
+    The rows beyond the vocabulary are no tokens: their logits are cut off before the loss and before drawing.
+    """
+    return -(-vocab_size // 64) * 64
 
 
 def recompute_activations(model: GPT2LMHeadModel) -> None:
