@@ -76,12 +76,17 @@ def test_killed_twice_and_more(name: str, straight: dict[str, Setting], tmp_path
 
 def test_two_ranks(options: list[str], tmp_path: Path) -> None:
     """Killed and resumed on the same ranks: the same bits. On 2 -> 1 -> 2: the same samples, sums in another order."""
-    words = [*options, *LIMITED, "--model.dropout=0"]
+    words = [*options, *LIMITED]  # dropout is on: its masks, too, must be those of the step
     two = Setting("2 ranks", [*words, "--trainer.accumulate_grad_batches=1"], ranks=2)
     one = Setting("1 rank", [*words, "--trainer.accumulate_grad_batches=2"])
     reference, _ = run_with_kills(two, tmp_path / "straight", [])
     killed, struck = run_with_kills(two, tmp_path / "killed", [Kill("forward", 4)])
     assert struck == 1 and not difference(reference, killed)
+    both = tmp_path / "both"
+    both.mkdir()
+    kills = {0: Kill("forward", 4), 1: Kill("forward", 4)}
+    assert finish(start(words_of(two, both), kills, 2, both / "log.txt")) == [-9, -9]
+    assert go_on(two, both) == [0, 0] and not difference(reference, last_run(both))
 
     work = tmp_path / "elastic"
     work.mkdir()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import signal
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import rows, train, weights
 
 from gpt2kit import checkpoint, cli, runs, verify
-from gpt2kit.callbacks import Measures, requeue
-from gpt2kit.errors import MachineError
+from gpt2kit.callbacks import ExactResume, Measures, requeue
+from gpt2kit.errors import DivergedError, MachineError
 from gpt2kit.module import GPT2Module
 
 SHORT = ("--trainer.max_steps=4", "--save_every=1", "--trainer.log_every_n_steps=1")
@@ -184,6 +186,28 @@ def test_changed_settings_are_said_and_the_optimizers_stay(
     assert [row["lr"] for row in rows(run) if "lr" in row][-1] == pytest.approx(0.5)
     state = checkpoint.read(checkpoint.checkpoints(run)[0])["optimizer_states"][0]["param_groups"]
     assert state[0]["initial_lr"] == 0.5
+
+
+def test_a_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("gpt2kit.callbacks.os._exit", left.append)
+    saver = ExactResume(1)
+    saver._on_signal(signal.SIGINT, None)
+    assert not left
+    saver._on_signal(signal.SIGINT, None)
+    assert left == [130]
+
+
+def test_under_fp16_only_many_overflows_on_end_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss scaler skips such steps by itself; here is only the count of those on end."""
+    gpt2 = GPT2Module(n_layer=1, n_head=1, n_embd=8, vocab_size=8, n_positions=4, max_scaler_skips=2)
+    monkeypatch.setattr(GPT2Module, "trainer", SimpleNamespace(scaler=object(), global_step=7))
+    optimizer = torch.optim.SGD(gpt2.parameters())
+    gpt2._skip_or_stop(optimizer, float("inf"))
+    gpt2._skip_or_stop(optimizer, float("inf"))
+    with pytest.raises(DivergedError, match="step 8: the gradient overflowed fp16 in 3 steps on end"):
+        gpt2._skip_or_stop(optimizer, float("inf"))
+    assert gpt2.skipped == 0
 
 
 def test_slurm_is_asked_to_queue_the_job_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

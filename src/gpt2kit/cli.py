@@ -72,10 +72,16 @@ def make_trainer(
 class DurableConfig(SaveConfigCallback):
     """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
 
+    folder: str | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = trainer.log_dir  # asks all ranks, so not in save_config, which only one enters
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.log_dir is not None:
+        if self.folder is not None:
             text = self.parser.dump(self.config, skip_none=False)
-            files.write_text(Path(trainer.log_dir) / self.config_filename, text)
+            files.write_text(Path(self.folder) / self.config_filename, text)
 
 
 class TrainCLI(LightningCLI):
