@@ -17,7 +17,7 @@ ROWS = [
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],
     ["runs", "generate", "evaluate", "export"],
-    ["callbacks", "verify", "plan", "web"],
+    ["callbacks", "resume", "verify", "plan", "web"],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}

@@ -19,9 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import rows, train, weights
 
 from gpt2kit import checkpoint, cli, runs, verify
-from gpt2kit.callbacks import ExactResume, Measures, requeue
+from gpt2kit.callbacks import Measures
 from gpt2kit.errors import DivergedError, MachineError
 from gpt2kit.module import GPT2Module
+from gpt2kit.resume import ExactResume, requeue
 
 SHORT = ("--trainer.max_steps=4", "--save_every=1", "--trainer.log_every_n_steps=1")
 
@@ -190,7 +191,7 @@ def test_changed_settings_are_said_and_the_optimizers_stay(
 
 def test_a_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    monkeypatch.setattr("gpt2kit.callbacks.os._exit", left.append)
+    monkeypatch.setattr("gpt2kit.resume.os._exit", left.append)
     saver = ExactResume(1)
     saver._on_signal(signal.SIGINT, None)
     assert not left
@@ -245,7 +246,7 @@ def test_verify_resume_says_what_differs(run: Run) -> None:
 
 def test_the_private_parts_of_lightning_that_are_used_are_there() -> None:
     """ExactResume relies on these. If this fails on a new Lightning: read its training_epoch_loop.py and fit_loop.py,
-    mend callbacks.py, run `make prove`, then widen the range in pyproject.toml."""
+    mend resume.py, run `make prove`, then widen the range in pyproject.toml."""
     import pytorch_lightning as pl
     from pytorch_lightning.loops import fit_loop, training_epoch_loop
 

@@ -30,10 +30,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from gpt2kit import checkpoint, command, errors, files, runs, verify
-from gpt2kit.callbacks import Bar, ExactResume, Measures, RunCSV
+from gpt2kit.callbacks import Bar, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.module import GPT2Module, choose_attention, shape_problems
+from gpt2kit.resume import ExactResume
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 _NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
