@@ -163,6 +163,17 @@ def test_last_is_the_newest_run_with_the_same_settings(
     assert code == 0 and checkpoint.step_of(checkpoint.checkpoints(other)[0]) == 5
 
 
+def test_a_damaged_newest_checkpoint_is_saved_anew(options: list[str], tmp_path: Path) -> None:
+    run = train(tmp_path, options, *SHORT)
+    newest = checkpoint.checkpoints(run)[0]
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-200])
+    (run / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")
+    train(tmp_path, options, *SHORT, "--ckpt_path=last")
+    assert newest.read_bytes() != content[:-200] and checkpoint.newest_sound(run) == newest
+    assert newest.with_name(newest.name + ".aside").read_bytes() == content[:-200]
+
+
 def test_a_dangling_link_is_passed_over(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(tmp_path, options, *SHORT)
     (run / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")

@@ -139,6 +139,7 @@ class ExactResume(Checkpoint):
         for part in ("current", "total"):
             progress[part].update(ready=micro, started=micro, processed=micro, completed=micro)
         if self._run is not None and trainer.is_global_zero:
+            runs.set_aside(self._run, facts["step"])
             runs.cut_back(self._run, facts["step"])
 
     def _between_steps(self, trainer: pl.Trainer) -> None:
@@ -197,7 +198,7 @@ class ExactResume(Checkpoint):
     def _bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
         """About what the next checkpoint takes: as much as the last one, or weights and two moments in float32."""
         weights = sum(p.numel() for p in trainer.lightning_module.parameters())
-        return round(1.1 * (saved[0].stat().st_size if saved else 12 * weights))
+        return round(1.1 * next((path.stat().st_size for path in saved if path.is_file()), 12 * weights))
 
     def _tell(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ def clean(run: Path) -> None:
     for sidecar in folder.glob("*.ckpt.sha256"):
         if not sidecar.with_suffix("").exists():
             sidecar.unlink(missing_ok=True)
+
+
+def set_aside(run: Path, step: int) -> None:
+    """Rename checkpoints after `step`, damaged or of a way not taken: the resumed run saves these steps itself."""
+    for path in checkpoint.checkpoints(run):
+        if checkpoint.step_of(path) > step:
+            aside = path.rename(path.with_name(f"{path.name}.aside"))
+            path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+            print(f"resume: {path.name} is set aside as {aside.name}", file=sys.stderr)
 
 
 def cut_back(run: Path, step: int) -> None:
