@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 import signal
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_the_log_has_no_gap_and_no_double(options: list[str], tmp_path: Path) ->
         checkpoint.remove(path)  # as if killed after the log's last rows were written
     with (run / "metrics.csv").open("a") as log:
         log.write("7,torn")
+    time.sleep(1.1)  # TensorBoard sorts event files by the second in their names
     train(tmp_path, options, "--ckpt_path=last", "--trainer.max_steps=6")
     assert [row["step"] for row in rows(run) if "train_loss" in row] == [1, 2, 3, 4, 5, 6]
     events = EventAccumulator(str(run)).Reload()  # as TensorBoard reads them
