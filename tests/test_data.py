@@ -10,14 +10,15 @@ from gpt2kit import data, shards, tokenizer
 from gpt2kit.blocks import IGNORE, Order
 from gpt2kit.data import EvalBatches, TextDataModule, TrainBatches
 from gpt2kit.errors import DataError
-from gpt2kit.shards import TokenStore
+from gpt2kit.shards import Corpus
+from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader
 
 
 @pytest.fixture(scope="module")
 def store(corpus: Path) -> TokenStore:
     trained = tokenizer.load(corpus / "tokenizer")
-    return shards.open_or_build([corpus / "valid.txt"], trained, Reader(), corpus / "cache")
+    return shards.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), corpus / "cache")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

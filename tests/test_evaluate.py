@@ -11,7 +11,8 @@ from conftest import Outcome, Run
 
 from gpt2kit import checkpoint, command, evaluate, text
 from gpt2kit.checkpoint import Opened
-from gpt2kit.shards import TokenStore
+from gpt2kit.shards import Corpus
+from gpt2kit.store import TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,9 @@ def opened(run: Run) -> Opened:
 
 @pytest.fixture(scope="module")
 def store(opened: Opened, corpus: Path) -> TokenStore:
-    return evaluate.data.build_store([corpus / "test.txt"], opened.tokenizer, text.Reader(), corpus / "cache", "")
+    return evaluate.data.build_store(
+        Corpus([corpus / "test.txt"], opened.tokenizer, text.Reader()), corpus / "cache", ""
+    )
 
 
 def test_it_is_the_sum_over_all_windows_in_double_precision(opened: Opened, store: TokenStore) -> None:

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Outcome
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from gpt2kit import shards, text, tokenizer
+from gpt2kit import store as store_module
 from gpt2kit.errors import DataError
-from gpt2kit.shards import TokenStore
+from gpt2kit.shards import Corpus
+from gpt2kit.store import Damaged, TokenStore
 from gpt2kit.text import Reader
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
@@ -20,7 +30,8 @@ def trained(corpus: Path) -> Tokenizer:
 
 def build(folder: Path, trained: Tokenizer, reader: Reader | None = None, shard_tokens: int = 1 << 20) -> TokenStore:
     paths = sorted(folder.glob("*.txt"))
-    return shards.open_or_build(paths, trained, reader or Reader(), folder / "cache", shard_tokens)
+    corpus = Corpus(paths, trained, reader or Reader(), shard_tokens=shard_tokens)
+    return shards.open_or_build(corpus, folder / "cache")
 
 
 def write(folder: Path, lines: int = 50) -> None:
@@ -118,13 +129,126 @@ def test_a_killed_build_goes_on_and_ends_the_same(
         assert (resumed.folder / shard.name).read_bytes() == (straight.folder / shard.name).read_bytes()
 
 
-def test_a_truncated_file_is_found(tmp_path: Path, trained: Tokenizer) -> None:
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:9] + bytes([raw[9] ^ 1]) + raw[10:])
+
+
+@pytest.mark.parametrize("harm", [shorten, flip, Path.unlink], ids=["shortened", "one bit", "gone"])
+@pytest.mark.parametrize("name", ["000002.bin", "000001.doc", "index.json"])
+def test_a_damaged_file_is_found_and_made_again_alone(
+    name: str,
+    harm: Callable[[Path], None],
+    tmp_path: Path,
+    trained: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 40)
     write(tmp_path)
-    store = build(tmp_path, trained)
-    shard = store.folder / store.shards[0].name
-    shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"000000\.bin"):
-        build(tmp_path, trained)
+    store = build(tmp_path, trained, shard_tokens=60)
+    content = {path.name: path.read_bytes() for path in store.folder.glob("0*")}
+    harm(store.folder / name)
+    written: list[str] = []
+    real = shards._write_shard
+
+    def noting(*args: object) -> object:
+        shard = real(*args)  # type: ignore[arg-type]
+        written.extend([shard.name] if shard else [])
+        return shard
+
+    monkeypatch.setattr(shards, "_write_shard", noting)
+    again = build(tmp_path, trained, shard_tokens=60)
+    assert {path.name: path.read_bytes() for path in again.folder.glob("0*")} == content
+    assert again.fingerprint == store.fingerprint and again.notes == store.notes
+    assert written == ([f"{name[:6]}.bin"] if name != "index.json" else [])
+    assert ("is built again from the text" in capsys.readouterr().err) == (
+        not (name == "index.json" and harm is Path.unlink)
+    )
+
+
+def test_lengths_and_hashes_are_those_of_the_documents_wherever_files_are_cut(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(text, "PIECE", 30)
+    lines = ["one", "the quick brown fox " * 40, "日本 " * 100, "two", "x" * 200]
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    store = build(tmp_path, trained, shard_tokens=25)
+    assert len(store.shards) > 5 and any(shard.documents == 0 for shard in store.shards)
+    lengths = store.lengths()
+    assert lengths[:, 1].tolist() == [len(line.encode()) for line in lines]
+    assert lengths[:, 2].tolist() == [len(line) for line in lines]
+    start = 1
+    for line, count in zip(lines, lengths[:, 0].tolist(), strict=True):
+        assert trained.decode(store[start : start + count].tolist()) == line
+        start += count + 1
+    assert start == len(store)
+    hashes = [int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little") for line in lines]
+    assert np.concatenate([*store.hashes()]).tolist() == hashes
+
+
+def test_documents_without_an_end_follow_one_another(tmp_path: Path, trained: Tokenizer) -> None:
+    write(tmp_path, 3)
+    ended = build(tmp_path, trained)
+    store = shards.open_or_build(
+        Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader(), append_eos=False), tmp_path / "cache"
+    )
+    eos = tokenizer.eos_id(trained)
+    tokens = ended[0 : len(ended)]
+    assert store[0 : len(store)].tolist() == [eos, *tokens[tokens != eos].tolist()]
+    assert (store.documents, store.bytes, store.ends, ended.ends) == (6, ended.bytes, 0, 6)
+    assert np.array_equal(store.lengths(), ended.lengths())
+
+
+@given(st.lists(st.integers(0, 1 << 60)))
+def test_numbers_survive_packing(numbers: list[int]) -> None:
+    assert store_module.unpacked(store_module.packed(numbers)).tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "|O"}, {"name": "../x.bin"}, {"tokens": -1}, {"tokens": "9"}, {"more": 1}, {"format": 2}]
+)
+def test_an_index_that_cannot_be_is_refused(change: dict[str, object], tmp_path: Path, trained: Tokenizer) -> None:
+    write(tmp_path)
+    folder = build(tmp_path, trained).folder
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    (index if change.keys() & {"dtype", "more", "format"} else index["shards"][0]).update(change)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(Damaged, match="not a sound index"):
+        TokenStore(folder)
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on_when_there_is_room(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
+) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 40)
+    write(tmp_path)
+    straight = build(tmp_path, trained, shard_tokens=60)
+    real = os.fsync
+    left = [9]
+
+    def full(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "other"))
+        real(descriptor)
+
+    paths = sorted(tmp_path.glob("*.txt"))
+    corpus = Corpus(paths, trained, Reader(), shard_tokens=60)
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = call(lambda _: shards.open_or_build(corpus, tmp_path / "other"))
+    assert code == 5 and len(err.splitlines()) == 1 and "no space left" in err
+    folder = tmp_path / "other" / straight.folder.name
+    assert not list(folder.glob(".*")) and not (folder / "index.json").exists()
+    assert (folder / "journal.jsonl").read_text()
+    left[0] = 1 << 30
+    again = shards.open_or_build(corpus, tmp_path / "other")
+    assert again.shards == straight.shards
 
 
 def test_no_text_is_an_error_and_leaves_no_index(tmp_path: Path, trained: Tokenizer) -> None:
@@ -143,7 +267,9 @@ def test_many_ids_take_four_bytes(tmp_path: Path, trained: Tokenizer, monkeypatc
 def test_the_same_bytes_under_another_name_are_another_text(tmp_path: Path, trained: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text('{"text": "one"}\n')
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
-    stores = [shards.open_or_build([tmp_path / n], trained, Reader(), tmp_path / "c") for n in ("a.txt", "a.jsonl")]
+    stores = [
+        shards.open_or_build(Corpus([tmp_path / n], trained, Reader()), tmp_path / "c") for n in ("a.txt", "a.jsonl")
+    ]
     assert [store.bytes for store in stores] == [15, 3]
 
 
@@ -173,7 +299,7 @@ def test_progress_counts_the_bytes_of_the_files_as_they_lie_there(tmp_path: Path
     packed.write_bytes(gzip.compress((tmp_path / "a.txt").read_bytes() * 50))
     told: list[tuple[int, int]] = []
     shards.open_or_build(
-        [packed], trained, Reader(), tmp_path / "c", progress=lambda done, total: told.append((done, total))
+        Corpus([packed], trained, Reader()), tmp_path / "c", progress=lambda done, total: told.append((done, total))
     )
     assert told[-1] == (packed.stat().st_size, packed.stat().st_size)
 

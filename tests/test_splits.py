@@ -12,8 +12,9 @@ from conftest import SENTENCE, Outcome
 
 from gpt2kit import cli, command, evaluate, overlap, shards, text, tokenizer
 from gpt2kit.checkpoint import checkpoints
-from gpt2kit.shards import TokenStore
+from gpt2kit.shards import Corpus
 from gpt2kit.splits import HEAD, Share, shares
+from gpt2kit.store import TokenStore
 from gpt2kit.text import Part, Reader, Report
 
 LINES = [f"document {number}" for number in range(2000)]
@@ -67,7 +68,7 @@ def test_a_share_is_part_of_the_key_and_of_the_documents_hashes(tmp_path: Path, 
     path = tmp_path / "a.txt"
     path.write_text("\n".join(LINES))
     stores = {
-        name: shards.open_or_build([path], trained, Reader(), tmp_path / "cache", share=share)
+        name: shards.open_or_build(Corpus([path], trained, Reader(), share), tmp_path / "cache")
         for name, share in {"all": None, **shares(0.1, 0.2, 1)}.items()
     }
     assert len({store.folder for store in stores.values()}) == 4
@@ -82,7 +83,7 @@ def two(tmp_path: Path, corpus: Path) -> tuple[TokenStore, TokenStore]:
     trained = tokenizer.load(corpus / "tokenizer")
     (tmp_path / "a.txt").write_text("\n".join(LINES))
     (tmp_path / "b.txt").write_text("\n".join(["new", "newer", LINES[70], LINES[3], "newest", LINES[70]]))
-    a, b = (shards.open_or_build([tmp_path / f"{n}.txt"], trained, Reader(), tmp_path / "cache") for n in "ab")
+    a, b = (shards.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "cache") for n in "ab")
     return a, b
 
 
@@ -93,8 +94,7 @@ def test_documents_in_two_splits_are_counted_and_shown(two: tuple[TokenStore, To
     assert overlap.told(a, "train", b, "valid", trained) == [
         "3 valid documents (50.0%) stand in the train text, too, such as 'document 70'"
     ]
-    eos = tokenizer.eos_id(trained)
-    assert [trained.decode(overlap.document(a, n, eos, 32)) for n in (0, 1999)] == [LINES[0], LINES[1999]]
+    assert [trained.decode(overlap.document(a, n, 32)) for n in (0, 1999)] == [LINES[0], LINES[1999]]
 
 
 def test_training_tells_of_the_same_text_in_two_splits(

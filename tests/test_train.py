@@ -14,6 +14,7 @@ from conftest import Outcome, Run
 
 from gpt2kit import checkpoint, cli, evaluate, runs
 from gpt2kit.cli import interval_steps, total_steps
+from gpt2kit.shards import Corpus
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -71,9 +72,8 @@ def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
 def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> None:
     """One text, two ways through the program, one figure."""
     opened = checkpoint.open(run.folder)
-    store = evaluate.data.build_store(
-        [corpus / "valid.txt"], opened.tokenizer, evaluate.text.Reader(), corpus / "cache", ""
-    )
+    text = Corpus([corpus / "valid.txt"], opened.tokenizer, evaluate.text.Reader())
+    store = evaluate.data.build_store(text, corpus / "cache", "")
     score = evaluate.evaluate(opened.module, store, batch_size=5)
     last = rows(run.folder)[-1]
     assert score.loss == pytest.approx(last["val_loss"], rel=1e-6)

@@ -6,7 +6,7 @@ Each stage is a module of its own (text, tokenizer, shards, blocks); here they a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,11 +22,12 @@ from gpt2kit import tokenizer as tokenizers
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import DataError
 from gpt2kit.metrics import Score
-from gpt2kit.shards import TokenStore
-from gpt2kit.splits import Share, Split, shares, split_problems
-from gpt2kit.text import Place, Reader, find_files
+from gpt2kit.shards import Corpus
+from gpt2kit.splits import Split, shares, split_problems
+from gpt2kit.store import TokenStore
+from gpt2kit.text import Reader, find_files
 
-_SIZES = ("block_size", "batch_size")
+_SIZES = ("block_size", "batch_size", "shard_tokens")
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -44,8 +45,10 @@ class TextDataModule(pl.LightningDataModule):
         valid_share: instead of valid_files, the share of the training documents, such as 0.01, that is kept out of
             training for it. A hash of the text and the seed decides; equal documents fall together.
         test_share: instead of test_files, the share of them that is kept out for test.py.
+        append_eos: end each document with the end-of-document token; without, nothing parts them.
         shuffle: take the blocks in random order, another one in each epoch.
         cache_dir: where tokenized text is kept; safe to delete.
+        shard_tokens: tokens in one file of the cache, about; also the work that a killed build can lose.
         seed: decides the order; comes from `seed_everything`.
     """
 
@@ -60,8 +63,10 @@ class TextDataModule(pl.LightningDataModule):
         reader: Reader = Reader(),
         valid_share: float = 0.0,
         test_share: float = 0.0,
+        append_eos: bool = True,
         shuffle: bool = True,
         cache_dir: str = ".cache/gpt2kit",
+        shard_tokens: int = 1 << 26,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -77,7 +82,9 @@ class TextDataModule(pl.LightningDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.reader = reader
+        self.append_eos = append_eos
         self.shuffle = shuffle
+        self.shard_tokens = shard_tokens
         self.cache_dir = Path(cache_dir)
         self.seed = seed
         self.start_step = 0
@@ -99,10 +106,15 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """The token store of a split."""
         if split not in self._stores:
-            paths, share = find_files(self.files[split]), self.shares.get(split)
-            self._stores[split] = build_store(
-                paths, self.tokenizer, self.reader, self.cache_dir, f"{split} text", share
+            corpus = Corpus(
+                find_files(self.files[split]),
+                self.tokenizer,
+                self.reader,
+                self.shares.get(split),
+                self.append_eos,
+                self.shard_tokens,
             )
+            self._stores[split] = build_store(corpus, self.cache_dir, f"{split} text")
         return self._stores[split]
 
     def notes(self) -> list[str]:
@@ -182,22 +194,20 @@ class EvalBatches:
             yield _gather(self._store, np.arange(first, first + self._batch_size), self._block_size)
 
 
-def build_store(
-    paths: Sequence[Place], tokenizer: object, reader: Reader, cache_dir: Path, what: str, share: Share | None = None
-) -> TokenStore:
-    """Open or build the store of some files, with a progress bar while it is built."""
+def build_store(corpus: Corpus, cache_dir: Path, what: str) -> TokenStore:
+    """Open or build the store of a corpus, with a progress bar while it is built."""
     with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total or None
             bar.update(done - bar.n)
 
-        return shards.open_or_build(paths, tokenizer, reader, cache_dir, progress=progress, share=share)  # type: ignore[arg-type]
+        return shards.open_or_build(corpus, cache_dir, progress)
 
 
 def text_size(store: TokenStore) -> Score:
-    """What a text's score is measured against: each token after the first, each byte and each document's end."""
-    return Score(0.0, store.tokens - 1, store.bytes + store.documents)
+    """What a text's score is measured against: each token after the first, each byte and each document's end token."""
+    return Score(0.0, store.tokens - 1, store.bytes + store.ends)
 
 
 def data_problems(options: dict[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from gpt2kit import checkpoint, data, text
 from gpt2kit.errors import UserError
 from gpt2kit.metrics import Score
 from gpt2kit.module import GPT2Module, choose_attention
-from gpt2kit.shards import TokenStore
+from gpt2kit.shards import Corpus
+from gpt2kit.store import TokenStore
 
 
 def test(
@@ -41,7 +42,8 @@ def test(
     if not files and any("://" in name for name in patterns):
         raise UserError(f"{opened.path}: its test text is {patterns}. If you trust that address, give it as --files")
     reader = text.reader_from(opened.facts["reader"])
-    store = data.build_store(text.find_files(patterns), opened.tokenizer, reader, cache_dir, "test text", share)
+    corpus = Corpus(text.find_files(patterns), opened.tokenizer, reader, share)
+    store = data.build_store(corpus, cache_dir, "test text")
     for note in store.notes:
         print(f"note   test text: {note}", file=sys.stderr)
     score = evaluate(opened.module.to(_device()), store, batch_size)

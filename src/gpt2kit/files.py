@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _CHUNK = 1 << 20
@@ -65,17 +66,18 @@ class Digests:
 
     def of(self, paths: list[Path]) -> list[str]:
         """The digest of each file; what was newly hashed is written to the memory file."""
-        found, changed = [], False
-        for path in paths:
-            stat = path.stat()
-            name = str(path.resolve())
-            signature = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-            known = self._known.get(name)
-            if known is None or known[:-1] != signature:
-                known = [*signature, digest(path)]
-                self._known[name] = known
-                changed = True
-            found.append(str(known[-1]))
-        if changed:
-            write_text(self._memory, json.dumps(self._known))
-        return found
+        signatures = {path: _signature(path) for path in paths}
+        names = {path: str(path.resolve()) for path in paths}
+        new = [path for path in signatures if self._known.get(names[path], [])[:-1] != signatures[path]]
+        with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter free
+            for path, found in zip(new, threads.map(digest, new), strict=True):
+                self._known[names[path]] = [*signatures[path], found]
+        if new:
+            with contextlib.suppress(PermissionError):  # someone else's folder: hash again next time
+                write_text(self._memory, json.dumps(self._known))
+        return [str(self._known[names[path]][-1]) for path in paths]
+
+
+def _signature(path: Path) -> list[object]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

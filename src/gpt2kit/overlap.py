@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tokenizers import Tokenizer
 
-from gpt2kit import tokenizer as tokenizers
-from gpt2kit.shards import TokenStore
+from gpt2kit.store import TokenStore
 
 
 def told(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
@@ -14,7 +13,7 @@ def told(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Toke
     count, first = shared(a, b)
     if not count:
         return []
-    start = tokenizer.decode(document(b, first, tokenizers.eos_id(tokenizer), 32))[:60]
+    start = tokenizer.decode(document(b, first, 32))[:60]
     share = count / b.documents
     return [f"{count:,} {name_b} documents ({share:.1%}) stand in the {name_a} text, too, such as {start!r}"]
 
@@ -25,24 +24,18 @@ def shared(a: TokenStore, b: TokenStore) -> tuple[int, int]:
     It holds some 32 bytes for each document of `b`, so `b` is the smaller one. Hashes of 8 bytes: the chance that two
     texts of ten million documents each seem to share one is 1 in 200,000.
     """
-    known, places = np.unique(np.asarray(b.hashes), return_inverse=True)
+    known, places = np.unique(np.concatenate([*b.hashes()]), return_inverse=True)
     met = np.zeros(len(known), bool)
-    for start in range(0, len(a.hashes), 1 << 20):
-        some = a.hashes[start : start + (1 << 20)]
+    for some in a.hashes():
         at = np.minimum(np.searchsorted(known, some), len(known) - 1)
         met[at[known[at] == some]] = True
     twice = met[places]
     return int(twice.sum()), int(twice.argmax())
 
 
-def document(store: TokenStore, number: int, eos: int, most: int) -> list[int]:
+def document(store: TokenStore, number: int, most: int) -> list[int]:
     """The tokens of a document, at most so many of them."""
-    ends = 0  # the store begins with one, so document n lies behind end n + 1
-    for start in range(0, len(store), 1 << 20):
-        found = np.flatnonzero(store[start : start + (1 << 20)] == eos)
-        if ends + len(found) > number:
-            first = start + int(found[number - ends]) + 1
-            tokens: list[int] = store[first : first + most].tolist()
-            return tokens[: tokens.index(eos)] if eos in tokens else tokens
-        ends += len(found)
-    raise IndexError(number)
+    lengths = store.lengths()[: number + 1, 0]
+    start = 1 + int(lengths[:number].sum()) + (number if store.index.append_eos else 0)
+    tokens: list[int] = store[start : start + min(int(lengths[number]), most)].tolist()
+    return tokens
