@@ -19,6 +19,7 @@ ROWS = [
         "tokenizer_report",
         "tokenizer",
         "tokenizer_training",
+        "tokenizer_spec",
         "store",
         "shards",
         "overlap",

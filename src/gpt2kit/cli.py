@@ -175,6 +175,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.document_start", "model.document_start", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         config = self.config

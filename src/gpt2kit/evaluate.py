@@ -42,7 +42,8 @@ def test(
     if not files and any("://" in name for name in patterns):
         raise UserError(f"{opened.path}: its test text is {patterns}. If you trust that address, give it as --files")
     reader = text.reader_from(opened.facts["reader"])
-    corpus = Corpus(text.find_files(patterns), opened.tokenizer, reader, share)
+    ended = opened.facts.get("append_eos") is not False
+    corpus = Corpus(text.find_files(patterns), opened.tokenizer, reader, share, ended)
     store = data.build_store(corpus, cache_dir, "test text")
     for note in store.notes:
         print(f"note   test text: {note}", file=sys.stderr)

@@ -66,23 +66,13 @@ class Corpus:
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
             "reader": self.reader.identity(),
-            "files": self.digests(cache_dir),
+            "files": sources.digests(self.paths, cache_dir),
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
             "share": asdict(self.share) if self.share else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
-
-    def digests(self, cache_dir: Path) -> list[str]:
-        """The hash of each local file's content; for a remote one, of what its server says of it."""
-        local = [path for path in self.paths if isinstance(path, Path)]
-        try:
-            found = iter(durable.Digests(cache_dir / "digests.json").of(local))
-        except OSError as error:
-            with sources.reading(Path(error.filename or local[0])):
-                raise
-        return [next(found) if isinstance(path, Path) else sources.remote_identity(path) for path in self.paths]
 
 
 def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None) -> TokenStore:
@@ -103,13 +93,13 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
         if found := _opened(folder, say=True):
             return found
         (folder / INDEX).unlink(missing_ok=True)
-        before = corpus.digests(cache_dir)
+        before = sources.digests(corpus.paths, cache_dir)
         try:
             notes, shards = _build(folder, corpus, progress)
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something is in it, with which the next try goes on
-        for path, old, new in zip(corpus.paths, before, corpus.digests(cache_dir), strict=True):
+        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
             if old != new:
                 raise DataError(f"{path}: was changed while it was being read. Run the same command again")
         _write_index(folder, corpus, shards, notes)
