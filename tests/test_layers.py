@@ -21,6 +21,7 @@ ROWS = [
         "tokenizer_training",
         "tokenizer_spec",
         "store",
+        "cache",
         "shards",
         "overlap",
     ],

@@ -109,17 +109,22 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
 def _opened(folder: Path, say: bool = False) -> TokenStore | None:
     """The store, if it is there and sound."""
     try:
-        return TokenStore(folder)
+        store = TokenStore(folder)
     except FileNotFoundError:
         return None
     except Damaged as error:
         if say:
             print(f"note   {error}; it is built again from the text", file=sys.stderr)
         return None
+    with contextlib.suppress(OSError):
+        os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
+    return store
 
 
 def _build(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink()  # of a build that was killed; this one holds the lock
     recorded = _journal(folder)
     broken = set(damaged(folder, recorded))
     report = Report()
