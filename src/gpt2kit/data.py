@@ -193,7 +193,7 @@ class Rows(Dataset[Tensor]):
     stride: int
 
     def __getitem__(self, numbers: NDArray[np.int64]) -> Tensor:
-        rows = np.full((len(numbers), self.block_size + 1), IGNORE, np.int32)
+        rows = np.full((len(numbers), self.block_size + 1), IGNORE, np.int64)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             tokens = self.store[number * self.stride : number * self.stride + self.block_size + 1]
             if len(tokens) > 1:
@@ -209,7 +209,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Tensor]:
         if not self._num_workers:
-            yield from (self._rows[numbers].long() for numbers in self._micro_batches)
+            yield from (self._rows[numbers] for numbers in self._micro_batches)
             return
         loader = DataLoader(
             self._rows,
@@ -218,7 +218,7 @@ class TrainBatches:
             num_workers=self._num_workers,
             multiprocessing_context="forkserver",  # a fork would copy locks that the tokenizer's threads may hold
         )
-        yield from (batch.long() for batch in loader)
+        yield from loader
 
 
 class EvalBatches:
@@ -239,7 +239,7 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in range(len(self)):
             first = (batch * self._world_size + self._rank) * self._batch_size
-            yield self._rows[np.arange(first, first + self._batch_size)].long()
+            yield self._rows[np.arange(first, first + self._batch_size)]
 
 
 def build_store(corpus: Corpus, cache_dir: Path, what: str) -> TokenStore:
