@@ -28,8 +28,6 @@ from machine import ROOT, collect, finish, timed
 sys.path.insert(0, str(ROOT / "src"))
 
 from gpt2kit import shards, tokenizer
-from gpt2kit.blocks import Order, count_train
-from gpt2kit.data import Rows, TrainBatches
 from gpt2kit.shards import Corpus
 from gpt2kit.store import Index, Shard, TokenStore, shard_name
 from gpt2kit.text import Reader
@@ -198,6 +196,9 @@ def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict
 
 
 def load_ours(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
+    from gpt2kit.batches import Rows, TrainBatches
+    from gpt2kit.blocks import Order, count_train
+
     (folder,) = (path.parent for path in (work / f"{OURS}-1-0").rglob("index.json"))
     store = TokenStore(folder)
     order = Order(count_train(len(store), BLOCK), batch_size, seed=1)
@@ -234,6 +235,9 @@ LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
 
 def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     """Batches from files that are not in memory, after the system was told to forget them."""
+    from gpt2kit.batches import Rows, TrainBatches
+    from gpt2kit.blocks import Order, count_train
+
     folder.mkdir()
     made = []
     for number in range(max(megabytes // 128, 1)):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gpt2kit import data, shards, tokenizer
+from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.blocks import IGNORE, Order
-from gpt2kit.data import EvalBatches, Rows, TextDataModule, TrainBatches
+from gpt2kit.data import TextDataModule
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.shards import Corpus
 from gpt2kit.store import TokenStore

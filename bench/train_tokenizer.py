@@ -1,6 +1,6 @@
 """Time and memory of training tokenizers, and the speed of encoding: a table, and the same as JSON.
 
-    python bench/tokenizers.py --chinese poems.txt --output bench.json
+    python bench/train_tokenizer.py --chinese poems.txt --output bench.json
 
 English and Python text is 50 MB of the Python files in this environment. `--chinese` is a text of one's own, one
 document a line; without it those rows are left out. Each figure is taken in a process of its own, the memory is its
