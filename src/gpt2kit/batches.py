@@ -5,6 +5,7 @@ Lightning is not imported here, so that processes which read ahead start quickly
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gpt2kit import blocks
 from gpt2kit.blocks import IGNORE
+from gpt2kit.errors import MachineError
 from gpt2kit.store import TokenStore
 
 
@@ -51,9 +53,22 @@ class TrainBatches:
             batch_size=None,  # an item is a whole batch already
             sampler=self._micro_batches,
             num_workers=self._num_workers,
+            worker_init_fn=_leave_signals,
             multiprocessing_context="forkserver",  # a fork would copy locks that the tokenizer's threads may hold
         )
-        yield from loader
+        try:
+            yield from loader
+        except (RuntimeError, OSError, EOFError) as error:  # which one depends on what it was about
+            raise MachineError(
+                f"data.num_workers {self._num_workers}: one of these processes died or failed ({error}). "
+                "If memory ran out, use data.num_workers 0"
+            ) from None
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's signals reach all processes; the trainer alone answers, and needs its next batch."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EvalBatches:
