@@ -13,7 +13,10 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
-    ["sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "shards", "overlap"],
+    [
+        *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training"),
+        *("encoding_gigatoken", "encoding", "shards", "overlap"),
+    ],
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],
     ["runs", "generate", "evaluate", "export"],
