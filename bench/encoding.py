@@ -60,7 +60,7 @@ def batches():
 
 def loop():
     for batch in batches():
-        ids, lengths = encoding._joined(loaded.encode_batch_fast(batch, add_special_tokens=False), dtype)
+        ids, lengths = encoding.joined(loaded.encode_batch_fast(batch, add_special_tokens=False), dtype)
         yield batch, [ids]
 
 def stop(line):

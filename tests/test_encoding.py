@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_tokenizer import KINDS, MEAN, TEXT, make
 from tokenizers import Tokenizer
 
-from gpt2kit import encoding, encoding_gigatoken, tokenizer
+from gpt2kit import encoding, encoding_gigatoken, encoding_processes, tokenizer
 from gpt2kit.encoding import encoded
 from gpt2kit.errors import DataError, MachineError
 from gpt2kit.text import Part
@@ -92,11 +92,11 @@ def test_a_long_batch_goes_through_a_process_in_slices(
     batches = [[text * 40 for text in TEXT] for _ in range(2)]
     assert told(encoded(batches, trained, WORDS, cores=2), batches) == one_by_one(trained, batches)
     texts = ["word " * 9, "", "x"]
-    whole = encoding._in_slices(trained, texts, WORDS)
-    monkeypatch.setattr(encoding, "_SLICE", 10)
-    cut = encoding._in_slices(trained, texts, WORDS)
+    whole = encoding_processes._in_slices(trained, texts, WORDS)
+    monkeypatch.setattr(encoding_processes, "_SLICE", 10)
+    cut = encoding_processes._in_slices(trained, texts, WORDS)
     assert cut[1] == whole[1] and np.array_equal(cut[0], whole[0])
-    assert encoding._in_slices(trained, [], WORDS)[0].dtype == WORDS
+    assert encoding_processes._in_slices(trained, [], WORDS)[0].dtype == WORDS
 
 
 def test_a_short_text_starts_no_process(trained: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +211,19 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAYON_NUM_THREADS", "3")
     assert encoding.usable_cores() == 3
     for nothing in ("", "0", "many"):
         monkeypatch.setenv("RAYON_NUM_THREADS", nothing)
         assert 1 <= encoding.usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    monkeypatch.setattr(encoding, "_QUOTA", tmp_path / "cpu.max")
+    for quota, cores in {"max 100000": 64, "350000 100000": 4, "9900000 100000": 64}.items():
+        (tmp_path / "cpu.max").write_text(quota)
+        assert encoding.usable_cores() == cores
+    (tmp_path / "cpu.max").unlink()
+    assert encoding.usable_cores() == 64
 
 
 class StandIn:
@@ -299,6 +306,16 @@ def test_gigatoken_that_does_not_take_the_tokenizer_is_not_used(
     notes: list[str] = []
     assert told(encoded([TEXT], trained, WORDS, note=notes.append), [TEXT]) == one_by_one(trained, [TEXT])
     assert len(notes) == 1 and str(problem).splitlines()[0] in notes[0] and "\n" not in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["bytebpe", "char", "wordpiece"])
+def test_the_real_gigatoken(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gigatoken")
+    pytest.importorskip("gigatoken")
+    loaded = tokenizer.load(folder / kind)
+    notes: list[str] = []
+    assert told(encoded(BATCHES, loaded, WORDS, note=notes.append), BATCHES) == one_by_one(loaded, BATCHES)
+    assert len(notes) == (kind == "wordpiece")
 
 
 def test_the_sample_is_small(trained: Tokenizer) -> None:

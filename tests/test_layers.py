@@ -15,7 +15,7 @@ ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training"),
-        *("encoding_gigatoken", "encoding", "shards", "overlap"),
+        *("encoding_gigatoken", "encoding_processes", "encoding", "shards", "overlap"),
     ],
     ["blocks", "optim", "metrics"],
     ["data", "module", "checkpoint"],

@@ -40,6 +40,10 @@ _TRICKY = [
 class WrongIds(DataError):
     """Ids given before this error may be wrong, too: whatever was made of them has to go."""
 
+    def __init__(self, text: str) -> None:
+        self.why = f"its ids of {text[:40]!r} are not the tokenizer's"
+        super().__init__(f"gigatoken: {self.why}. pip uninstall gigatoken, and run the same command again")
+
 
 @dataclass
 class Gigatoken:
@@ -67,10 +71,7 @@ class Gigatoken:
         right = self.tokenizer.encode_batch_fast([texts[at] for at in chosen], add_special_tokens=False)
         for at, encoding in zip(chosen, right, strict=True):
             if ids[ends[at] : ends[at + 1]].tolist() != encoding.ids:
-                raise WrongIds(
-                    f"gigatoken: its ids of {texts[at][:40]!r} are not the tokenizer's. "
-                    "pip uninstall gigatoken, and run the same command again"
-                )
+                raise WrongIds(texts[at])
         return ids, lengths
 
 
@@ -91,11 +92,10 @@ def gigatoken_if_right(
         found.compared(sample, range(len(sample)))
     except KeyboardInterrupt:
         raise
-    except WrongIds as error:
-        note(f"not used: {str(error).split('. pip')[0]}")
-        return None
     except BaseException as error:  # a panic in Rust is no Exception
-        note(f"not used: gigatoken: does not take this tokenizer ({str(error).strip().partition(chr(10))[0]})")
+        first = str(error).strip().partition("\n")[0]
+        why = error.why if isinstance(error, WrongIds) else f"it does not take this tokenizer ({first})"
+        note(f"gigatoken is not used: {why}")
         return None
     return found
 
