@@ -92,11 +92,11 @@ def test_a_long_batch_goes_through_a_process_in_slices(
     batches = [[text * 40 for text in TEXT] for _ in range(2)]
     assert told(encoded(batches, trained, WORDS, cores=2), batches) == one_by_one(trained, batches)
     texts = ["word " * 9, "", "x"]
-    whole = encoding_processes._in_slices(trained, texts, WORDS)
+    whole = encoding_processes.in_slices(trained, texts, WORDS)
     monkeypatch.setattr(encoding_processes, "_SLICE", 10)
-    cut = encoding_processes._in_slices(trained, texts, WORDS)
+    cut = encoding_processes.in_slices(trained, texts, WORDS)
     assert cut[1] == whole[1] and np.array_equal(cut[0], whole[0])
-    assert encoding_processes._in_slices(trained, [], WORDS)[0].dtype == WORDS
+    assert encoding_processes.in_slices(trained, [], WORDS)[0].dtype == WORDS
 
 
 def test_a_short_text_starts_no_process(trained: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

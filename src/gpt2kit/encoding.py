@@ -16,15 +16,28 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from gpt2kit.encoding_gigatoken import gigatoken_if_right
-from gpt2kit.encoding_processes import Ids, Joined, Processes, joined
+from gpt2kit.encoding_processes import Ids, Joined, Processes, in_slices
 
 _THREADS = 8
+"""Cores up to which threads encode; above, processes.
+
+Any core can encode, but one thread at a time reads and hashes text, and makes arrays of the library's lists. Measured,
+in milliseconds a MB: English in byte pairs 180 and 10 (with processes, which make their arrays themselves, 187 and 4),
+Chinese poems in byte pairs 95 and 23 (112 and 8), English characters 78 and 28 (103 and 5). So Amdahl's law predicts
+for 4, 8, 16 and 32 cores, in MB/s:
+
+    English, byte pairs    threads 21 42 84 100    processes 21 42 84 168
+    poems, byte pairs      threads 34 43 43 43     processes 33 67 118 118
+    English, characters    threads 36 36 36 36     processes 37 74 149 222
+
+at best, as the library's threads share locks and memory, too. Up to 8 cores threads do enough, and take neither
+processes' start, a third of a second, nor their memory, 100 MB each. Predicted only: two cores were there to measure.
+"""
 _PROCESSES = 32
 """Processes at most: by then the one that reads is what all wait for."""
 _FEW = 8
@@ -34,10 +47,9 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class _Way:
-    """How batches are encoded: `work` in so many threads, `finish` in the caller's; `close` stops it at once."""
+    """How batches are encoded: `work`, called by so many threads; `close` stops what they wait for."""
 
-    work: Callable[[list[str]], Any]
-    finish: Callable[[Any], Joined] = lambda found: found
+    work: Callable[[list[str]], Joined]
     workers: int = 1
     close: Callable[[], None] = lambda: None
 
@@ -54,11 +66,11 @@ def encoded(
     Use it up or close it: then no thread or process of it is left.
 
     Args:
-        batches: lists of texts, about a million characters each. Read ahead: 8, or two for each process.
+        batches: lists of texts, about a million characters each. Read ahead: 8, or two for each core.
         tokenizer: as `tokenizer.from_json` gives it.
         dtype: holds every id.
-        cores: decides between threads and processes, and how many of these; None: those that this process may use. The
-            library's threads are always as many as RAYON_NUM_THREADS says, or as there are cores.
+        cores: decides between threads and processes, and how many; None: those that this process may use. The library
+            itself is not told: its own threads are as many as RAYON_NUM_THREADS says, or as there are cores.
         note: told once why gigatoken is installed but not used.
     """
     source = iter(batches)
@@ -68,12 +80,9 @@ def encoded(
         way = _Way(fast.encode)
     elif cores > _THREADS and len(head) == _FEW:
         processes = Processes(tokenizer, dtype, cores := min(cores, _PROCESSES))
-        way = _Way(processes.encode, workers=cores, close=processes.close)
+        way = _Way(processes.encode, cores, processes.close)
     else:
-        way = _Way(
-            lambda texts: tokenizer.encode_batch_fast(texts, add_special_tokens=False),
-            lambda encodings: joined(encodings, dtype),
-        )
+        way = _Way(lambda texts: in_slices(tokenizer, texts, dtype), min(cores, _THREADS))
     batches = itertools.chain(head, source)
     del head
     yield from _pipelined(batches, way)
@@ -92,24 +101,22 @@ def usable_cores() -> int:
 
 
 def _pipelined(batches: Iterable[list[str]], way: _Way) -> Iterator[tuple[list[str], list[Ids]]]:
-    ahead: deque[tuple[list[str], Future[Any]]] = deque()
+    ahead: deque[tuple[list[str], Future[Joined]]] = deque()
     pool = ThreadPoolExecutor(way.workers, "encoding")
     try:
         for texts in batches:
             ahead.append((texts, pool.submit(way.work, texts)))
             if len(ahead) >= 2 * way.workers:
-                yield _oldest(ahead, way)
+                yield _cut(*ahead.popleft())
         while ahead:
-            yield _oldest(ahead, way)
+            yield _cut(*ahead.popleft())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         way.close()
         pool.shutdown()
 
 
-def _oldest(ahead: deque[tuple[list[str], Future[Any]]], way: _Way) -> tuple[list[str], list[Ids]]:
-    """A function of its own, so that the library's large results are gone while the caller works."""
-    texts, future = ahead.popleft()
-    ids, lengths = way.finish(future.result())
+def _cut(texts: list[str], joined: Future[Joined]) -> tuple[list[str], list[Ids]]:
+    ids, lengths = joined.result()
     ends = itertools.accumulate(lengths, initial=0)
     return texts, [ids[begin:end] for begin, end in itertools.pairwise(ends)]

@@ -25,16 +25,25 @@ Joined = tuple[Ids, list[int]]
 
 
 _SLICE = 1 << 16
-"""Characters that a process encodes at once; each takes 100 to 250 bytes meanwhile."""
+"""Characters encoded by one call: each takes 100 to 250 bytes meanwhile, and much memory is slow memory."""
 _CHILD = "import sys; sys.path[:] = sys.argv[1:]; from gpt2kit import encoding_processes; encoding_processes.serve()"
 _MEND = "Free some memory, or set RAYON_NUM_THREADS to fewer processes, and run the same command again"
 
 
-def joined(encodings: list[Any], dtype: np.dtype[np.unsignedinteger]) -> Joined:
+def _joined(encodings: list[Any], dtype: np.dtype[np.unsignedinteger]) -> Joined:
     """The library's results as an array, in the cheapest of the ways that were measured."""
     lengths = [len(encoding) for encoding in encodings]
     ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
     return np.fromiter(ids, dtype, sum(lengths)), lengths
+
+
+def in_slices(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype[np.unsignedinteger]) -> Joined:
+    """Encode a batch a little at a time: the library's results take a hundred times the memory of the ids."""
+    each = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
+    slices = [texts[at : at + each] for at in range(0, len(texts), each)]
+    found = [_joined(tokenizer.encode_batch_fast(some, add_special_tokens=False), dtype) for some in slices]
+    ids = [np.empty(0, dtype), *(ids for ids, _ in found)]
+    return np.concatenate(ids), [length for _, lengths in found for length in lengths]
 
 
 class Processes:
@@ -122,16 +131,8 @@ def serve() -> None:
             if setup:
                 tokenizer, dtype = tokenizers.from_json(setup[0], "encoding"), np.dtype(setup[1])
             try:
-                found: object = _in_slices(tokenizer, texts, dtype)
+                found: object = in_slices(tokenizer, texts, dtype)
             except Exception as error:  # whatever it is, the parent raises it
                 found = error
             pickle.dump(found, replies, 5)
             replies.flush()
-
-
-def _in_slices(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype[np.unsignedinteger]) -> Joined:
-    each = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
-    slices = [texts[at : at + each] for at in range(0, len(texts), each)]
-    found = [joined(tokenizer.encode_batch_fast(some, add_special_tokens=False), dtype) for some in slices]
-    ids = [np.empty(0, dtype), *(ids for ids, _ in found)]
-    return np.concatenate(ids), [length for _, lengths in found for length in lengths]
