@@ -14,16 +14,8 @@ PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
-        "sampling",
-        "tokenizer_kinds",
-        "tokenizer_report",
-        "tokenizer",
-        "tokenizer_training",
-        "tokenizer_spec",
-        "store",
-        "cache",
-        "shards",
-        "overlap",
+        *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
+        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding", "shards", "overlap"),
     ],
     ["blocks", "batches", "optim", "metrics"],
     ["data", "module", "checkpoint"],
