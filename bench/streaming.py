@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import platform
 import sys
 import tempfile
 import threading
@@ -21,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # this folder has a tokenizers.py, which is not the package
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from machine import ROOT, finish
 
-from gpt2kit.data import Rows, TrainBatches
+sys.path.insert(0, str(ROOT / "src"))
+
+from gpt2kit.batches import Rows, TrainBatches
 from gpt2kit.store import INDEX, Index, Shard, documents_file, shard_name
 from gpt2kit.streaming import StreamedStore
 from gpt2kit.windows import WindowOrder, foretold, window_order
@@ -87,17 +85,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder) / "store", given.shards, given.shard_tokens)
         figures = measured(Path(folder), given)
-    figures |= {name: value for name, value in vars(given).items() if name != "json"}
-    figures |= {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
-    for name, value in figures.items():
-        print(f"{name:<32}{value:,.3f}" if isinstance(value, float) else f"{name:<32}{value}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    finish([figures], given.json)
 
 
 def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Seconds to the first batch at an epoch's beginning and in its middle, then one epoch's tokens a second."""
-    figures: dict[str, Any] = {}
+    megabytes = 2 * given.shard_tokens / 1e6
+    figures: dict[str, Any] = {"store": f"{given.shards} files of {megabytes:.1f} MB, window {given.window_shards}"}
+    figures["line"] = f"{given.latency_ms:g} ms, {given.megabytes_per_s:g} MB/s"
+    figures["batch"] = f"{given.batch_size} x {given.block_size}"
     for name, share in (("middle", 0.5), ("beginning", 0.0)):
         with Watched(folder / name) as watched:
             begin = time.perf_counter()
@@ -110,19 +106,18 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 )
             )
             next(batches)
-            figures[f"first batch, {name}, s"] = time.perf_counter() - begin
+            figures[f"first batch, {name}, s"] = round(time.perf_counter() - begin, 3)
             if not share:
                 steps = order.steps_per_epoch - 1
                 for _ in range(steps):
                     next(batches)
                 seconds = time.perf_counter() - begin
                 tokens = (steps + 1) * given.batch_size * given.block_size
-                figures["million tokens/s, one epoch"] = tokens / seconds / 1e6
+                figures["million tokens/s, one epoch"] = round(tokens / seconds / 1e6, 1)
             for number in order.files_at(step):  # so that none of them takes from the line when the next one is timed
                 store.shard(number)
-        figures[f"greatest local MB, {name}"] = watched.most / 1e6
+        figures[f"greatest local MB, {name}"] = round(watched.most / 1e6, 1)
         del batches, store
-    figures["store MB"] = given.shards * given.shard_tokens * 2 / 1e6
     return figures
 
 

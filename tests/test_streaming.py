@@ -21,7 +21,7 @@ from conftest import ROOT, Outcome
 from test_train import equal, rows, train, weights
 
 from gpt2kit import cli, shards, streaming, tokenizer
-from gpt2kit.data import EvalBatches, Rows, TrainBatches
+from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.errors import DataError
 from gpt2kit.module import GPT2Module
 from gpt2kit.shards import Corpus

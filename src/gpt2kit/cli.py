@@ -276,6 +276,10 @@ def main(args: list[str]) -> None:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except SystemExit:
+        if cli is not None and cli.trainer.interrupted:  # Ctrl-C before the first step: Lightning exits with 1
+            raise KeyboardInterrupt from None
+        raise
     except DivergedError as error:
         raise DivergedError(f"{error}; {_last_good(cli)}") from error
 

@@ -76,6 +76,8 @@ class ExactResume(Checkpoint):
         """After Lightning has installed its own handlers, and restored the optimizer."""
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
             self._handlers.setdefault(number, signal.signal(number, self._on_signal))
+        if trainer.received_sigterm:  # it came while Lightning's handler stood there, which would exit with 0
+            self._signal = signal.SIGTERM
         if self.override:
             take_settings_from_config(trainer)
         self._begun = True

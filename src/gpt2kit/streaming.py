@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import os
+import queue
 import shutil
 import sys
 import threading
@@ -103,7 +104,8 @@ class StreamedStore(TokenStore):
         self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))
         self.folder, release = _claimed(scratch / "streamed", self.fingerprint[:24])
         weakref.finalize(self, release)
-        self._gate = threading.Semaphore(_AT_ONCE)
+        self._threads = _Threads(_AT_ONCE)
+        weakref.finalize(self, self._threads.end)
         self._lock = threading.Lock()
         self._held: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
         self._wanted: list[int] = []
@@ -143,27 +145,12 @@ class StreamedStore(TokenStore):
                 self._forget(number)
             for number in wanted:
                 if number not in self._held or _failed(self._held[number]):
-                    self._held[number] = self._begun(functools.partial(self._fetched, number))
+                    self._held[number] = self._threads.begin(functools.partial(self._fetched, number))
 
     def _forget(self, number: int) -> None:
         for path in (self._path(number), self._path(number).with_suffix(".lock")):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-    def _begun(self, act: Callable[[], _T]) -> Future[_T]:
-        """Let a thread do it. Not a pool of them: the program's end would wait for all that is still to be fetched."""
-        future: Future[_T] = Future()
-
-        def run() -> None:
-            with self._gate:
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(act())
-                    except BaseException as error:
-                        future.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        return future
 
     def _path(self, number: int) -> Path:
         return self.folder / self.shards[number].name
@@ -205,7 +192,7 @@ class StreamedStore(TokenStore):
         for ahead in range(number, min(number + _AT_ONCE, len(self.shards))):
             if ahead not in self._documents_ahead:
                 fetch = functools.partial(self._fetched_documents, self.shards[ahead])
-                self._documents_ahead[ahead] = self._begun(fetch)
+                self._documents_ahead[ahead] = self._threads.begin(fetch)
         return self._documents_ahead.pop(number).result()
 
     def _fetched_documents(self, shard: Shard) -> bytes:
@@ -326,6 +313,44 @@ def patiently(url: str, act: Callable[[], _T], what: str = "read") -> _T:
                 ) from None
             time.sleep(pause)
     raise AssertionError
+
+
+class _Threads:
+    """A few threads that do what they are given, in order.
+
+    Not the standard library's pool: the program's end would wait until it has done all that it was given.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._count = count
+        for _ in range(count):
+            threading.Thread(target=_work, args=(self._tasks,), daemon=True).start()
+
+    def begin(self, act: Callable[[], _T]) -> Future[_T]:
+        """Have it done when a thread is free."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(act())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._tasks.put(run)
+        return future
+
+    def end(self) -> None:
+        """Let the threads go when they have done what they were given."""
+        for _ in range(self._count):
+            self._tasks.put(None)
+
+
+def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while task := tasks.get():
+        task()
+        del task  # it knows the store, which could not be forgotten while the next task is waited for
 
 
 def _failed(future: Future[Any]) -> bool:
