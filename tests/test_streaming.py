@@ -22,6 +22,7 @@ from test_train import equal, rows, train, weights
 
 from gpt2kit import cli, shards, streaming, tokenizer
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.encoding_gigatoken import WrongIds
 from gpt2kit.errors import DataError
 from gpt2kit.module import GPT2Module
 from gpt2kit.shards import Corpus
@@ -159,6 +160,24 @@ def test_a_killed_build_goes_on_from_what_was_uploaded(
     streaming.open_or_build(text, memory, tmp_path / ("two" if elsewhere else "one"))
     assert uploaded(local.folder.name) == built(local)
     assert [name for name in sent if name.endswith(".bin")] == [s.name for s in local.shards[finished:]]
+
+
+def test_what_may_be_wrong_is_deleted_there(
+    text: Corpus, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shards._write_shard
+    left = [5]
+
+    def doubting(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise WrongIds("these ids are wrong")
+        return real(*args)
+
+    monkeypatch.setattr(shards, "_write_shard", doubting)
+    with pytest.raises(WrongIds):
+        streaming.open_or_build(text, memory, tmp_path / "s")
+    assert not MEMORY.find("/stores")
 
 
 def test_what_has_vanished_there_is_made_again_alone(

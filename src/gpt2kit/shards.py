@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ from tokenizers import Tokenizer
 from gpt2kit import files as durable
 from gpt2kit import sources
 from gpt2kit import tokenizer as tokenizers
+from gpt2kit.encoding import encoded
+from gpt2kit.encoding_gigatoken import WrongIds
+from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
 from gpt2kit.splits import Share
 from gpt2kit.store import FORMAT, INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, damaged, documents_file, shard_name
@@ -30,6 +34,9 @@ from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files that are read, and those that they have; compressed ones count as they lie."""
+
+Batch = tuple[list[str], list[Ids]]
+"""Texts and their ids."""
 
 _BATCH = 1 << 20
 """Characters encoded by one call: enough to keep some cores busy; each takes 100 to 250 bytes while it is encoded."""
@@ -124,12 +131,19 @@ class Shelf:
         """Write the index: the store is complete."""
         durable.write_text(self.folder / INDEX, index.to_json())
 
+    def discard(self) -> None:
+        """Delete all that is finished."""
+        shutil.rmtree(self.folder)
+
 
 def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress) -> None:
     """Make a store, behind what the shelf holds of it already; `cache_dir` remembers the texts' hashes."""
     before = sources.digests(corpus.paths, cache_dir)
     try:
         notes, shards = _build(shelf, corpus, progress)
+    except WrongIds:
+        shelf.discard()  # what is written already may be wrong, too
+        raise
     finally:
         with contextlib.suppress(OSError):
             shelf.folder.rmdir()  # unless something is in it, with which the next try goes on
@@ -166,19 +180,23 @@ def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
     ends: collections.deque[_End] = collections.deque()
     pieces = _weighed(corpus.reader.read(corpus.paths, report, corpus.share), ends)
     shards: list[Shard] = []
+
+    def batches(some: Iterator[str]) -> Iterator[Batch]:
+        return encoded(_reported(_batched(some), report, total, progress), corpus.tokenizer, corpus.dtype, note=_note)
+
     for known in recorded:
         own = itertools.islice(pieces, known.pieces)
         if known.name not in broken:
             collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
             for _ in range(known.documents):
                 ends.popleft()
-        elif _write_shard(folder, shards, _reported(_batched(own), report, total, progress), ends, corpus) != known:
+        elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
             raise DataError(f"{shelf}/{known.name}: built again, it is not what it was. Delete {shelf}")
         else:
             shelf.keep(known)
         shards.append(known)
-    batches = _reported(_batched(pieces), report, total, progress)
-    while shard := _write_shard(folder, shards, batches, ends, corpus):
+    rest = batches(pieces)
+    while shard := _write_shard(folder, shards, rest, ends, corpus):
         shards.append(shard)
         shelf.keep(shard)
         shelf.note(shard)
@@ -222,15 +240,15 @@ def _weighed(pieces: Iterable[str], ends: collections.deque[_End]) -> Iterator[s
 def _write_shard(
     folder: Path,
     before: list[Shard],
-    batches: Iterator[list[str]],
+    batches: Iterator[Batch],
     ends: collections.deque[_End],
     corpus: Corpus,
 ) -> Shard | None:
-    """Encode batches into one token file until it is full; None if nothing is left."""
+    """Write encoded batches into one token file until it is full; None if nothing is left."""
     first = next(batches, None)
     if first is None:
         return None
-    eos = tokenizers.eos_id(corpus.tokenizer)
+    eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
     name = shard_name(len(before))
     hasher = hashlib.sha256()
     tokens = pieces = 0
@@ -239,22 +257,21 @@ def _write_shard(
     counts: list[int] = []
     with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
         for batch in itertools.chain([first], batches):
-            ids: list[int] = [] if before or tokens else [eos]
-            encodings = corpus.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encodings, strict=True):
-                ids += encoding.ids
-                open_tokens += len(encoding.ids)
+            parts = [] if before or tokens else [eos]
+            for text, ids in zip(*batch, strict=True):
+                parts.append(ids)
+                open_tokens += len(ids)
                 if not isinstance(text, Part):
                     if corpus.append_eos:
-                        ids.append(eos)
+                        parts.append(eos)
                     done.append(end := ends.popleft())
                     counts += (open_tokens, end.bytes, end.characters)
                     open_tokens = 0
-            raw = np.array(ids, corpus.dtype).tobytes()
-            file.write(raw)
-            hasher.update(raw)
-            tokens += len(ids)
-            pieces += len(batch)
+            joined = np.concatenate(parts)
+            file.write(joined.data)
+            hasher.update(joined.data)
+            tokens += len(joined)
+            pieces += len(batch[0])
             if tokens >= corpus.shard_tokens:
                 break
     documents = documents_file([end.hash for end in done], counts)
@@ -302,6 +319,10 @@ def _journal(folder: Path) -> list[Shard]:
         shards.append(shard)
     durable.write_text(journal, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
     return shards
+
+
+def _note(line: str) -> None:
+    print(f"note   {line}", file=sys.stderr)
 
 
 def _reported(batches: Iterator[list[str]], report: Report, total: int, progress: Progress) -> Iterator[list[str]]:

@@ -275,6 +275,11 @@ class Upload(Shelf):
         super().finish(index)
         self._send(INDEX)
 
+    def discard(self) -> None:
+        """Delete all that is finished, there, too."""
+        super().discard()
+        patiently(self.place, lambda: self._filesystem.rm(self._root, recursive=True), "deleted")
+
     def _journaled(self) -> None:
         source, target = f"{self._root}/{JOURNAL}", str(self.folder / JOURNAL)
         patiently(f"{self.place}/{JOURNAL}", lambda: self._filesystem.get_file(source, target))
