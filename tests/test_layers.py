@@ -15,9 +15,9 @@ ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
-        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding", "shards", "overlap"),
+        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding", "shards", "streaming", "overlap"),
     ],
-    ["blocks", "batches", "optim", "metrics"],
+    ["blocks", "windows", "batches", "optim", "metrics"],
     ["data", "module", "checkpoint"],
     ["runs", "generate", "evaluate", "export"],
     ["callbacks", "resume", "verify", "plan", "web"],
