@@ -15,7 +15,8 @@ ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
-        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding", "shards", "streaming", "overlap"),
+        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
+        *("shards", "fetching", "streaming", "uploading", "overlap"),
     ],
     ["blocks", "windows", "batches", "optim", "metrics"],
     ["data", "module", "checkpoint"],

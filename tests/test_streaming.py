@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT, Outcome
 from test_train import equal, rows, train, weights
 
-from gpt2kit import cli, shards, streaming, tokenizer
+from gpt2kit import cli, fetching, shards, tokenizer, uploading
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.encoding_gigatoken import WrongIds
 from gpt2kit.errors import DataError
@@ -36,7 +36,7 @@ MEMORY = fsspec.filesystem("memory")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_PAUSES", [0.01] * 4)
+    monkeypatch.setattr(fetching, "_PAUSES", [0.01] * 4)
     monkeypatch.setattr(shards, "_BATCH", 400)
 
 
@@ -115,7 +115,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_built_elsewhere_it_is_the_same_store(text: Corpus, local: TokenStore, memory: str, tmp_path: Path) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     assert uploaded(local.folder.name) == built(local)
     assert not here(tmp_path / "s"), "nothing stays here of what was built"
     assert len(store.shards) > 20 and store.fingerprint == local.fingerprint
@@ -124,7 +124,7 @@ def test_built_elsewhere_it_is_the_same_store(text: Corpus, local: TokenStore, m
         assert np.array_equal(store[start : start + 450], local[start : start + 450])
     assert np.array_equal(store.lengths(), local.lengths())
     assert np.array_equal(np.concatenate([*store.hashes()]), np.concatenate([*local.hashes()]))
-    again = streaming.open_or_build(text, memory, tmp_path / "s")
+    again = uploading.open_or_build(text, memory, tmp_path / "s")
     assert again[300:900].tolist() == local[300:900].tolist()
 
 
@@ -152,12 +152,12 @@ def test_a_killed_build_goes_on_from_what_was_uploaded(
 
     monkeypatch.setattr(type(MEMORY), "put_file", dying)
     with pytest.raises(KeyboardInterrupt):
-        streaming.open_or_build(text, memory, tmp_path / "one")
+        uploading.open_or_build(text, memory, tmp_path / "one")
     assert "index.json" not in uploaded(local.folder.name)
     finished = sent.count("journal.jsonl") - 1 - (sent[-1] == "journal.jsonl")
     monkeypatch.setattr(type(MEMORY), "put_file", lambda *args, **more: sent.append(Path(args[2]).name) or real(*args))  # type: ignore[func-returns-value]
     sent.clear()
-    streaming.open_or_build(text, memory, tmp_path / ("two" if elsewhere else "one"))
+    uploading.open_or_build(text, memory, tmp_path / ("two" if elsewhere else "one"))
     assert uploaded(local.folder.name) == built(local)
     assert [name for name in sent if name.endswith(".bin")] == [s.name for s in local.shards[finished:]]
 
@@ -176,14 +176,14 @@ def test_what_may_be_wrong_is_deleted_there(
 
     monkeypatch.setattr(shards, "_write_shard", doubting)
     with pytest.raises(WrongIds):
-        streaming.open_or_build(text, memory, tmp_path / "s")
+        uploading.open_or_build(text, memory, tmp_path / "s")
     assert not MEMORY.find("/stores")
 
 
 def test_what_has_vanished_there_is_made_again_alone(
     text: Corpus, local: TokenStore, memory: str, tmp_path: Path
 ) -> None:
-    streaming.open_or_build(text, memory, tmp_path / "s")
+    uploading.open_or_build(text, memory, tmp_path / "s")
     place = f"/stores/{local.folder.name}"
     for name in ("000003.bin", "000007.doc"):
         MEMORY.rm(f"{place}/{name}")
@@ -193,21 +193,21 @@ def test_what_has_vanished_there_is_made_again_alone(
     with pytest.raises(DataError, match=r"000007\.doc: is not there"):
         store.lengths()
     MEMORY.rm(f"{place}/index.json")
-    streaming.open_or_build(text, memory, tmp_path / "s")
+    uploading.open_or_build(text, memory, tmp_path / "s")
     assert uploaded(local.folder.name) == built(local)
 
 
 def test_a_damaged_index_is_made_again(
     text: Corpus, local: TokenStore, memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    streaming.open_or_build(text, memory, tmp_path / "s")
+    uploading.open_or_build(text, memory, tmp_path / "s")
     place = f"/stores/{local.folder.name}/index.json"
     whole = MEMORY.cat_file(place)
     for content in (whole[:-9], whole.replace(b"000002.bin", b"../../a.bin"), b"\xff"):
         MEMORY.pipe_file(place, content)
         with pytest.raises(DataError, match="not a sound index"):
             StreamedStore(f"{memory}/{local.folder.name}", tmp_path / "s")
-        streaming.open_or_build(text, memory, tmp_path / "s")
+        uploading.open_or_build(text, memory, tmp_path / "s")
         assert uploaded(local.folder.name) == built(local)
         assert "it is made again from the text" in capsys.readouterr().err
 
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_one_line(
     tmp_path: Path,
     call: Callable[..., Outcome],
 ) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     place = f"/stores/{local.folder.name}"
     for name in ("000002.bin", "000002.doc"):
         MEMORY.pipe_file(f"{place}/{name}", harm(MEMORY.cat_file(f"{place}/{name}")))
@@ -240,7 +240,7 @@ def test_a_web_server_that_fails_now_and_then(
 ) -> None:
     pytest.importorskip("aiohttp")
     url, knobs = served
-    store = streaming.open_or_build(text, f"{url}/local", tmp_path / "s")
+    store = uploading.open_or_build(text, f"{url}/local", tmp_path / "s")
     for start in range(0, len(local), 1000):
         knobs["fail"] = 3
         assert np.array_equal(store[start : start + 300], local[start : start + 300])
@@ -271,7 +271,7 @@ def test_a_place_that_cannot_be_written_to(
         return put_file
 
     def refused(place: str) -> None:
-        code, _, err = call(lambda _: streaming.open_or_build(text, place, tmp_path / "s"))
+        code, _, err = call(lambda _: uploading.open_or_build(text, place, tmp_path / "s"))
         assert code == 3 and len(err.splitlines()) == 1
         assert "no finished store of this text, and it cannot be built there" in err and "copy its folder" in err
 
@@ -284,7 +284,7 @@ def test_a_place_that_cannot_be_written_to(
 def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
     text: Corpus, local: TokenStore, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     fetched: list[str] = []
     real = type(MEMORY).get_file
     monkeypatch.setattr(
@@ -314,11 +314,11 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
 
 
 def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, memory: str, tmp_path: Path) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     order = window_order([s.tokens for s in store.shards], 16, 16, 2, 4, seed=1, shuffle=True)
     straight = iter(TrainBatches(Rows(store, 16, 1), foretold(order, store.want, 0, 2, 0, 1)))
     skipped = [next(straight) for _ in range(100)]
-    later = streaming.open_or_build(text, memory, tmp_path / "other")
+    later = uploading.open_or_build(text, memory, tmp_path / "other")
     batches = iter(TrainBatches(Rows(later, 16, 1), foretold(order, later.want, 40, 2, 0, 1)))
     assert all(torch.equal(next(batches), skipped[number]) for number in range(80, 100))
     settled(later)
@@ -336,7 +336,7 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
         time.sleep(0.02)
         real(self, source, *args)
 
-    ranks = [streaming.open_or_build(text, memory, tmp_path / "s") for _ in range(2)]
+    ranks = [uploading.open_or_build(text, memory, tmp_path / "s") for _ in range(2)]
     monkeypatch.setattr(type(MEMORY), "get_file", slow)
     assert ranks[0].folder == ranks[1].folder
     for rank in ranks:
@@ -351,7 +351,7 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
     left = root / "0123"
     left.mkdir()
     (left / ".000001.bin.7.tmp").write_bytes(b"half")  # as a killed process leaves it, whose locks are gone
-    third = streaming.open_or_build(text, memory, tmp_path / "s")
+    third = uploading.open_or_build(text, memory, tmp_path / "s")
     assert not left.exists() and folder.exists()
     assert len(here(tmp_path / "s")) == 1, "what another process uses stays"
     del third, rank, ranks
@@ -359,17 +359,17 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
 
 
 def test_a_file_that_another_process_deletes_is_fetched_again(text: Corpus, memory: str, tmp_path: Path) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     store.want([1, 2])
     settled(store)
-    other = streaming.open_or_build(text, memory, tmp_path / "s")
+    other = uploading.open_or_build(text, memory, tmp_path / "s")
     for path in here(tmp_path / "s"):
         path.unlink()
     assert other.shard(1).tolist() == store.shard(1).tolist()
 
 
 def test_many_changes_of_mind_leave_only_what_is_wanted(text: Corpus, memory: str, tmp_path: Path) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     draw = np.random.default_rng(1)
     for _ in range(50):
         store.want(draw.choice(len(store.shards), 4, replace=False).tolist())
@@ -382,17 +382,17 @@ def test_many_changes_of_mind_leave_only_what_is_wanted(text: Corpus, memory: st
 
 
 def test_a_local_place_is_copied_in_windows(text: Corpus, local: TokenStore, tmp_path: Path) -> None:
-    store = streaming.open_or_build(text, str(tmp_path / "nfs"), tmp_path / "s")
+    store = uploading.open_or_build(text, str(tmp_path / "nfs"), tmp_path / "s")
     files = {path.name: path.read_bytes() for path in (tmp_path / "nfs" / local.folder.name).iterdir()}
     assert files == built(local)
     assert store[0 : len(store)].tolist() == local[0 : len(local)].tolist()
-    assert streaming.open_or_build(text, str(tmp_path / "local"), tmp_path / "s").fingerprint == local.fingerprint
+    assert uploading.open_or_build(text, str(tmp_path / "local"), tmp_path / "s").fingerprint == local.fingerprint
 
 
 def test_a_full_disk_stops_at_once(
     text: Corpus, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
 ) -> None:
-    store = streaming.open_or_build(text, memory, tmp_path / "s")
+    store = uploading.open_or_build(text, memory, tmp_path / "s")
     asked: list[str] = []
 
     def full(self: Any, source: str, target: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytorch_lightning as pl
 from tqdm import tqdm
 
-from gpt2kit import blocks, overlap, shards, streaming, windows
+from gpt2kit import blocks, overlap, shards, uploading, windows
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.errors import DataError
@@ -203,7 +203,7 @@ def build_store(corpus: Corpus, cache_dir: Path, what: str, streamed_from: str |
             bar.update(done - bar.n)
 
         if streamed_from is not None:
-            return streaming.open_or_build(corpus, streamed_from, cache_dir, progress)
+            return uploading.open_or_build(corpus, streamed_from, cache_dir, progress)
         return shards.open_or_build(corpus, cache_dir, progress)
 
 

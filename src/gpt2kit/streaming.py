@@ -1,36 +1,31 @@
 """Token stores that live elsewhere: at any URL that fsspec knows, or in a folder of a slow disk.
 
 A store there has the files that one here has (`store`). While it is read, only some of its token files are on the
-local disk, under `streamed` of the scratch folder; while it is built, each finished one is sent there and deleted here.
+local disk, under `streamed` of the scratch folder. `uploading` builds it there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
-import queue
-import shutil
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from gpt2kit import files as durable
-from gpt2kit import shards, sources
+from gpt2kit import sources
 from gpt2kit.errors import DataError
-from gpt2kit.shards import Corpus, Progress, Shelf
-from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, mapped
+from gpt2kit.fetching import Threads, claimed, failed, patiently
+from gpt2kit.store import INDEX, Damaged, Index, Shard, TokenStore, mapped
 
 SCRATCH = Path(".cache/gpt2kit")
 """What streaming keeps on the local disk lies here."""
@@ -38,50 +33,7 @@ SCRATCH = Path(".cache/gpt2kit")
 _AT_ONCE = 4
 """Files fetched at the same time: enough to hide a server's latency."""
 
-_PAUSES = [0.5, 1.0, 2.0, 4.0]
-"""Seconds between the attempts to reach a server."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 _T = TypeVar("_T")
-
-
-def open_or_build(
-    corpus: Corpus, cache_dir: str, scratch: Path = SCRATCH, progress: Progress = lambda done, total: None
-) -> StreamedStore:
-    """The store of a corpus; built now if it does not exist there.
-
-    Args:
-        corpus: the text, and how it becomes tokens.
-        cache_dir: a URL or folder where stores lie, each in a folder named by the content it was made from.
-        scratch: a local folder for what is being read or built, and for the hashes of texts.
-        progress: told how far the reading is.
-    """
-    key = corpus.key(scratch)
-    place = f"{cache_dir.rstrip('/')}/{key}"
-    if found := _opened(place, scratch):
-        return found
-    scratch.mkdir(parents=True, exist_ok=True)
-    with FileLock(scratch / f"{key}.lock"):
-        if found := _opened(place, scratch, say=True):
-            return found
-        folder, release = _claimed(scratch / "streamed", f"{key}-building")
-        try:
-            shards.build(corpus, Upload(place, folder, corpus), scratch, progress)
-        finally:
-            release()
-    return StreamedStore(place, scratch)
-
-
-def _opened(place: str, scratch: Path, say: bool = False) -> StreamedStore | None:
-    """The store, if it is there."""
-    try:
-        return StreamedStore(place, scratch)
-    except FileNotFoundError:
-        return None
-    except Damaged as error:
-        if say:
-            print(f"note   {error}; it is made again from the text", file=sys.stderr)
-        return None
 
 
 class StreamedStore(TokenStore):
@@ -102,9 +54,9 @@ class StreamedStore(TokenStore):
             self._filesystem, self._root = sources.filesystem_of(place)
         raw = patiently(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
         self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))
-        self.folder, release = _claimed(scratch / "streamed", self.fingerprint[:24])
+        self.folder, release = claimed(scratch / "streamed", self.fingerprint[:24])
         weakref.finalize(self, release)
-        self._threads = _Threads(_AT_ONCE)
+        self._threads = Threads(_AT_ONCE)
         weakref.finalize(self, self._threads.end)
         self._lock = threading.Lock()
         self._held: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
@@ -123,7 +75,7 @@ class StreamedStore(TokenStore):
     def shard(self, number: int) -> NDArray[np.unsignedinteger]:
         """The tokens of one file; waits for it if it is not here."""
         held = self._held.get(number)
-        if held is None or _failed(held):
+        if held is None or failed(held):
             if number in self._wanted:
                 self._hold(self._wanted)
             else:
@@ -144,7 +96,7 @@ class StreamedStore(TokenStore):
                 self._held.pop(number).cancel()
                 self._forget(number)
             for number in wanted:
-                if number not in self._held or _failed(self._held[number]):
+                if number not in self._held or failed(self._held[number]):
                     self._held[number] = self._threads.begin(functools.partial(self._fetched, number))
 
     def _forget(self, number: int) -> None:
@@ -217,187 +169,3 @@ class StreamedStore(TokenStore):
             f"{self.place}/{name}: its content, fetched twice, does not fit its checksum, so it is damaged there. "
             f"Delete it and {self.place}/{INDEX}, and the same command makes it again"
         )
-
-
-class Upload(Shelf):
-    """Sends what a build has finished to its place, and deletes it here; goes on behind what is there already.
-
-    Args:
-        place: the URL or folder of the store.
-        folder: an empty local one.
-        corpus: what it is built from.
-    """
-
-    def __init__(self, place: str, folder: Path, corpus: Corpus) -> None:
-        super().__init__(folder)
-        self.place, self._token_bytes = place, corpus.dtype.itemsize
-        self._filesystem, self._root = sources.filesystem_of(place)
-        if place.startswith(("http://", "https://")):
-            raise self._read_only("a web server only gives")
-        with contextlib.suppress(FileNotFoundError):
-            self._journaled()
-        (folder / JOURNAL).touch()
-        try:  # the journal first: whether the place can be written to shows before hours of work
-            patiently(place, lambda: self._filesystem.makedirs(self._root, exist_ok=True), "written")
-            self._send(JOURNAL)
-        except (DataError, NotImplementedError, OSError) as error:
-            if getattr(error, "errno", None) in _FULL:
-                raise
-            raise self._read_only(str(error) or "it knows no writing") from None
-
-    def __str__(self) -> str:
-        return self.place
-
-    def broken(self, recorded: list[Shard]) -> set[str]:
-        """Names of those finished files that are gone, or of another size."""
-        self._filesystem.invalidate_cache()
-        with sources.reading(self.place):
-            there = {info["name"].rsplit("/", 1)[-1]: info["size"] for info in self._filesystem.ls(self._root, True)}
-        return {
-            shard.name
-            for shard in recorded
-            if there.get(shard.name) != shard.tokens * self._token_bytes or shard.documents_name not in there
-        }
-
-    def keep(self, shard: Shard) -> None:
-        """Send both files, and delete them here."""
-        for name in (shard.name, shard.documents_name):
-            self._send(name)
-            (self.folder / name).unlink()
-
-    def note(self, shard: Shard) -> None:
-        """Add to the journal, there, too."""
-        super().note(shard)
-        self._send(JOURNAL)
-
-    def finish(self, index: Index) -> None:
-        """Send the index: the store is complete."""
-        super().finish(index)
-        self._send(INDEX)
-
-    def discard(self) -> None:
-        """Delete all that is finished, there, too."""
-        super().discard()
-        patiently(self.place, lambda: self._filesystem.rm(self._root, recursive=True), "deleted")
-
-    def _journaled(self) -> None:
-        source, target = f"{self._root}/{JOURNAL}", str(self.folder / JOURNAL)
-        patiently(f"{self.place}/{JOURNAL}", lambda: self._filesystem.get_file(source, target))
-
-    def _send(self, name: str) -> None:
-        source, target = str(self.folder / name), f"{self._root}/{name}"
-        patiently(f"{self.place}/{name}", lambda: self._filesystem.put_file(source, target), "written")
-
-    def _read_only(self, why: str) -> DataError:
-        return DataError(
-            f"{self.place}: no finished store of this text, and it cannot be built there ({why}). Name a "
-            "data.cache_dir that can be written to, or build it locally, without streaming, and copy its folder there"
-        )
-
-
-def patiently(url: str, act: Callable[[], _T], what: str = "read") -> _T:
-    """Do it, again after a pause if a server or the network has failed; then one line about it.
-
-    FileNotFoundError goes through, as does what is wrong with the local disk.
-    """
-    for pause in [*_PAUSES, None]:
-        try:
-            return act()
-        except (FileNotFoundError, NotImplementedError, MemoryError, DataError):
-            raise
-        except PermissionError as error:
-            raise DataError(f"{url}: may not be {what} ({error.strerror or error}). Check your credentials") from None
-        except Exception as error:  # each kind of server has errors of its own
-            if getattr(error, "errno", None) in _FULL:
-                raise
-            if pause is None:
-                why = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
-                raise DataError(
-                    f"{url}: cannot be {what}, in {len(_PAUSES) + 1} attempts ({why}). Check the URL, the network and "
-                    "your credentials, and run the same command again"
-                ) from None
-            time.sleep(pause)
-    raise AssertionError
-
-
-class _Threads:
-    """A few threads that do what they are given, in order.
-
-    Not the standard library's pool: the program's end would wait until it has done all that it was given.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._count = count
-        for _ in range(count):
-            threading.Thread(target=_work, args=(self._tasks,), daemon=True).start()
-
-    def begin(self, act: Callable[[], _T]) -> Future[_T]:
-        """Have it done when a thread is free."""
-        future: Future[_T] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(act())
-                except BaseException as error:
-                    future.set_exception(error)
-
-        self._tasks.put(run)
-        return future
-
-    def end(self) -> None:
-        """Let the threads go when they have done what they were given."""
-        for _ in range(self._count):
-            self._tasks.put(None)
-
-
-def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while task := tasks.get():
-        task()
-        del task  # it knows the store, which could not be forgotten while the next task is waited for
-
-
-def _failed(future: Future[Any]) -> bool:
-    return future.done() and (future.cancelled() or future.exception() is not None)
-
-
-def _claimed(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
-    """A folder that processes may share, and how to let go of it."""
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / name
-    with FileLock(root / ".lock"):
-        _sweep(root)
-        folder.mkdir(exist_ok=True)
-        unlock = _locked(folder, shared=True)
-
-    def release() -> None:
-        if unlock:
-            unlock()
-        with contextlib.suppress(Timeout, OSError), FileLock(root / ".lock", timeout=5):
-            _sweep(root)
-
-    return folder, release
-
-
-def _sweep(root: Path) -> None:
-    """Delete the folders that no process uses: this one's own at its end, and those of killed ones."""
-    for folder in root.glob("*/"):
-        if unlock := _locked(folder, shared=False):
-            shutil.rmtree(folder, ignore_errors=True)
-            unlock()
-
-
-def _locked(folder: Path, shared: bool) -> Callable[[], None] | None:
-    """Lock a folder, and how to unlock it; the system does so when a process dies. None if others have it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: what is left there stays
-        return None
-    descriptor = os.open(folder / ".used", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return functools.partial(os.close, descriptor)
