@@ -130,8 +130,8 @@ def page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
 
 
 def _section(name: str, figures: str, passages: list[Passage]) -> Iterator[str]:
-    yield f"<h2>{html.escape(name)}</h2>"
-    yield f"<pre>{html.escape(figures)}</pre>"
+    yield f"<h2>{_safe(name)}</h2>"
+    yield "<pre>" + "\n".join(map(_safe, figures.splitlines())) + "</pre>"
     for passage in passages:
         told = f"document {passage.number + 1:,}, {passage.why}, {passage.bits_per_byte:.3f} bits per byte"
         more = f'<span class="mark">… {passage.more:,} more tokens</span>' if passage.more else ""
@@ -146,8 +146,12 @@ def _box(text: str, nats: list[float]) -> str:
         if len(nats) == 1
         else f"{' + '.join(f'{one:.2f}' for one in nats)} nats, {len(nats)} tokens"
     )
-    shown = html.escape("".join(_visible(character) for character in text)) or "·"
+    shown = _safe(text) or "·"
     return f'<span style="--a:{depth:.2f}" title="{told}">{shown}</span>'
+
+
+def _safe(text: str) -> str:
+    return html.escape("".join(map(_visible, text)))
 
 
 def _visible(character: str) -> str:

@@ -62,10 +62,11 @@ def read(folder: Path) -> tuple[module.GPT2Module, Tokenizer]:
     shape = _shape(folder / CONFIG, config)
     state = _state(folder)
     rows = state.get(weights.EMBEDDING)
+    state.setdefault(weights.HEAD, rows)
     if weights.solid(rows) and tuple(rows.shape) == (shape["vocab_size"], shape["n_embd"]):
-        head = state.get(weights.HEAD)
+        head = state[weights.HEAD]
         state[weights.EMBEDDING] = _padded(rows)
-        tied = head is None or (isinstance(head, Tensor) and head.shape == rows.shape and torch.equal(head, rows))
+        tied = isinstance(head, Tensor) and head.shape == rows.shape and torch.equal(head, rows)
         state[weights.HEAD] = state[weights.EMBEDDING] if tied else head  # `check` says what is wrong with another one
     weights.check(folder, shape, state)
     tokenizer = _tokenizer(folder, config)

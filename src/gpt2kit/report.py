@@ -137,6 +137,8 @@ def notes(rows: list[dict[str, Any]], text: dict[str, Any]) -> list[str]:
                 f"{row['checkpoint']}: its tokenizer loses text: {trip['changed']:,} of {trip['documents']:,} texts "
                 f"come back changed, such as {trip['example']}. Its bits per byte are not comparable"
             )
+        if row.get("copies", {}).get("same_text") is False:
+            found.append(f"{row['checkpoint']}: --train_files are not the text that it was trained on, token for token")
     if len(rows) > 1:
         found += [
             f"{row['checkpoint']}: does not predict where documents end, as the others do; it saves those bits"

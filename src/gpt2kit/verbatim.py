@@ -48,57 +48,60 @@ def matches(training: TokenStore, texts: list[Tokens]) -> list[Tokens]:
 def _present(training: TokenStore, tokens: Tokens, asked: Tokens) -> NDArray[np.bool_]:
     """Whether the span of `asked` tokens from each token on stands in the training text (of 0 tokens: no)."""
     found = np.zeros(len(tokens), bool)
-    wanted = []
-    for length in np.unique(asked[asked > 0]).tolist():
-        at = np.flatnonzero(asked == length)
-        hashes, first, same = np.unique(_hashes(tokens, length)[at], return_index=True, return_inverse=True)
-        wanted.append((length, at, hashes, at[first], same, np.zeros(len(hashes), bool)))
+    wanted = [_Spans(tokens, np.flatnonzero(asked == n), n) for n in np.unique(asked[asked > 0]).tolist()]
     longest = int(asked.max())
     for start in range(0, len(training), _CHUNK):
         chunk = training[start : start + _CHUNK + longest - 1].astype(np.int64)
-        powers = _prefix(chunk)
-        for length, _, hashes, first, _, known in wanted:
-            if not known.all() and len(chunk) >= length:
-                _look(chunk, _spans(powers, length), length, hashes, tokens, first, known)
-    for _, at, _, _, same, known in wanted:
-        found[at] = known[same]
+        prefix = _prefix(chunk)
+        for spans in wanted:
+            if len(chunk) >= spans.length and not spans.known.all():
+                spans.look(chunk, _hashes(prefix, spans.length))
+    for spans in wanted:
+        found[spans.at] = spans.known[spans.same]
     return found
 
 
-def _look(
-    chunk: Tokens,
-    there: NDArray[np.uint64],
-    length: int,
-    hashes: NDArray[np.uint64],
-    tokens: Tokens,
-    first: Tokens,
-    known: NDArray[np.bool_],
-) -> None:
-    """Mark in `known` the spans that stand in the chunk: those with one of its hashes, compared token by token."""
-    shift = np.uint64(64 - _BITS)
-    likely = np.zeros(1 << _BITS, bool)
-    likely[hashes[~known] >> shift] = True
-    places = np.flatnonzero(likely[there >> shift])
-    at = np.minimum(np.searchsorted(hashes, there[places]), len(hashes) - 1)
-    right = hashes[at] == there[places]
-    places, at = places[right], at[right]
-    while len(places):
-        span, one = np.unique(at, return_index=True)  # one place of each span; the others if that was a chance hit
-        offsets = np.arange(length)
-        equal = (chunk[places[one][:, None] + offsets] == tokens[first[span][:, None] + offsets]).all(1)
-        known[span[equal]] = True
-        left = np.ones(len(places), bool)
-        left[one] = False
-        left &= ~known[at]
-        places, at = places[left], at[left]
+class _Spans:
+    """Spans of one length that are looked for, each different one once.
 
+    Args:
+        tokens: that they are cut from.
+        at: where each begins.
+        length: of them all.
+    """
 
-def _hashes(tokens: Tokens, length: int) -> NDArray[np.uint64]:
-    """The hash of the span of `length` tokens from each token on; where there is no such span, 0."""
-    found = np.zeros(len(tokens), np.uint64)
-    if len(tokens) >= length:
-        found[: len(tokens) - length + 1] = _spans(_prefix(tokens), length)
-    return found
+    def __init__(self, tokens: Tokens, at: Tokens, length: int) -> None:
+        self.at, self.length = at, length
+        cut = tokens[at[:, None] + np.arange(length)]
+        self.spans, first, self.same = np.unique(cut, axis=0, return_index=True, return_inverse=True)
+        hashes = _hashes(_prefix(tokens), length)[at[first]]
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        self.known = np.zeros(len(self.spans), bool)
+        """Which of the spans have been found."""
+
+    def look(self, chunk: Tokens, there: NDArray[np.uint64]) -> None:
+        """Find spans in a chunk, `there` being the hashes of all of its own: those alike are compared by token."""
+        shift = np.uint64(64 - _BITS)
+        likely = np.zeros(1 << _BITS, bool)
+        likely[self._hashes[~self.known[self._order]] >> shift] = True
+        places = np.flatnonzero(likely[there >> shift])
+        first = np.searchsorted(self._hashes, there[places])
+        behind = np.searchsorted(self._hashes, there[places], side="right")
+        for more in range(int((behind - first).max(initial=0))):  # one turn, unless spans have the same hash by chance
+            right = first + more < behind
+            self._compare(chunk, places[right], self._order[(first + more)[right]])
+
+    def _compare(self, chunk: Tokens, places: Tokens, numbers: Tokens) -> None:
+        offsets = np.arange(self.length)
+        while len(places):
+            span, one = np.unique(numbers, return_index=True)  # one place of each; more if it was a chance hit
+            equal = (chunk[places[one][:, None] + offsets] == self.spans[span]).all(1)
+            self.known[span[equal]] = True
+            left = np.ones(len(places), bool)
+            left[one] = False
+            left &= ~self.known[numbers]
+            places, numbers = places[left], numbers[left]
 
 
 def _prefix(tokens: Tokens) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -112,7 +115,7 @@ def _prefix(tokens: Tokens) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed * powers, dtype=np.uint64)]), powers
 
 
-def _spans(prefix: tuple[NDArray[np.uint64], NDArray[np.uint64]], length: int) -> NDArray[np.uint64]:
+def _hashes(prefix: tuple[NDArray[np.uint64], NDArray[np.uint64]], length: int) -> NDArray[np.uint64]:
     """The hashes of all spans of `length` tokens: their sums, with the power of their first token divided out."""
     sums, powers = prefix
     count = len(powers) - length + 1
