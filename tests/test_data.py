@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +11,10 @@ import pytest
 import torch
 
 from gpt2kit import data, shards, tokenizer
+from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.blocks import IGNORE, Order
-from gpt2kit.data import EvalBatches, Rows, TextDataModule, TrainBatches
-from gpt2kit.errors import DataError, UserError
+from gpt2kit.data import TextDataModule
+from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.shards import Corpus
 from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader
@@ -145,3 +149,33 @@ def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Pat
         module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path))
     with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder here, and HF_HUB_OFFLINE"):
         module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path))
+
+
+def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenStore) -> None:
+    order = Order(blocks=40, global_batch=8, seed=1)
+    plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
+    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    next(plain), next(worked)
+    readers = _readers()
+    assert readers
+    for reader in readers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(reader, number)
+    for _ in range(10):  # more than lie ready
+        assert torch.equal(next(plain), next(worked))
+
+
+def test_a_reader_that_dies_is_one_line(store: TokenStore) -> None:
+    order = Order(blocks=40, global_batch=8, seed=1)
+    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    next(worked)
+    for reader in _readers():
+        os.kill(reader, signal.SIGKILL)
+    with pytest.raises(MachineError, match=r"data\.num_workers 1: one of these processes died or failed"):
+        for _ in range(10):
+            next(worked)
+
+
+def _readers() -> list[int]:
+    """Processes that the loaders of this one have started."""
+    return [process.pid for process in multiprocessing.active_children() if process.pid]

@@ -27,7 +27,7 @@ ROWS = [
         "verbatim",
         "reading",
     ],
-    ["blocks", "windows", "optim", "metrics", "bootstrap"],
+    ["blocks", "windows", "batches", "optim", "metrics", "bootstrap"],
     ["data", "module", "weights", "huggingface", "checkpoint"],
     ["runs", "generate", "scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"],
     ["callbacks", "resume", "verify", "plan", "web"],
@@ -79,7 +79,7 @@ def test_a_module_imports_only_from_below_or_from_its_left(path: Path) -> None:
 
 def test_training_is_short_enough_to_read() -> None:
     """From text to loss: at most ten files and about 1,200 lines of code, docstrings aside."""
-    files = ["text", "tokenizer", "store", "shards", "blocks", "data", "metrics", "optim", "module"]
+    files = ["text", "tokenizer", "store", "shards", "blocks", "batches", "data", "metrics", "optim", "module"]
     code = 0
     for name in files:
         tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))

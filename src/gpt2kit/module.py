@@ -159,11 +159,8 @@ class GPT2Module(pl.LightningModule):
         return documents_apart(inputs, self.document_start, self._additive())
 
     def _additive(self) -> torch.dtype | None:
-        """The dtype of masks that plain attention adds to its scores; None where a mask is yes or no."""
-        if self.model.config._attn_implementation != "eager":
-            return None
-        device = self.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+        """The dtype of the mask that plain attention adds to its scores; None where a mask is yes or no."""
+        return self.model.dtype if self.model.config._attn_implementation == "eager" else None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self._step(batch)
