@@ -19,7 +19,7 @@ from gpt2kit.tokenizer_training import train
         ("", 0, 0),
         ("   ", 0, 0),
         ("naïve café", 2, 0),
-        ("江南江北舊家鄉，三十年來", 12, 11),  # the comma is one more
+        ("江南江北舊家鄉，三十年來", 12, 12),  # the comma is one of them
         ("今日はhello worldです", 3 + 2 + 2, 5),
         ("สวัสดี", 6, 6),
         ("안녕 세상", 2, 0),

@@ -153,7 +153,7 @@ def _tested(
         sums = _sums(nll, store, windows, reading)
         result = _result(one, gpt2, sums, windows, reading.trips[number])
         results.append(result)
-        shown = shown or heatmap.chosen(sums)
+        shown = shown or heatmap.chosen(sums, one.name if len(them) > 1 else "")
         if options.html:
             pages[one.name] = [
                 heatmap.passage(gpt2, one.tokenizer, store, windows, sums, options.precision, *which) for which in shown

@@ -48,7 +48,7 @@ div.text span, .key span {{ background: rgba(var(--hue), var(--a)); border-radiu
 div.text span:hover {{ outline: 2px solid currentColor; }}
 .key span {{ padding: 0 .5rem; margin-right: .3rem; }}
 .mark {{ opacity: .6; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --hue: 255, 120, 70; }} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --hue: 205, 75, 35; }} }}
 </style></head><body><h1>Nats per token</h1>
 <p>The deeper the colour, the less the model expected it; hold the pointer over a token for its nats. 0.69 nats are one
 bit. A character that is several tokens is one box, coloured by their mean.</p>
@@ -77,12 +77,17 @@ class Passage:
     more: int
 
 
-def chosen(sums: Sums) -> list[tuple[int, str]]:
-    """The documents to show, and why: the first ones, and those with the most bits per byte."""
+def chosen(sums: Sums, of: str = "") -> list[tuple[int, str]]:
+    """The documents to show, and why: the first ones, and those with the most bits per byte, hardest first.
+
+    `of` names the checkpoint that finds them hard, if others are shown beside it.
+    """
     bits = np.divide(sums.nll, sums.bytes * np.log(2), out=np.zeros(len(sums.nll)), where=sums.bytes >= _LEAST)
     hardest = [int(n) for n in np.argsort(-bits, kind="stable")[:HARDEST] if bits[n] > 0]
     first = [n for n in range(min(FIRST, len(bits)))]
-    return [(n, "at the beginning") for n in first] + [(n, "among the hardest") for n in hardest if n not in first]
+    return [(n, "at the beginning") for n in first] + [
+        (n, f"among the hardest{of and f' for {of}'}") for n in hardest if n not in first
+    ]
 
 
 def boxes(tokenizer: Tokenizer, ids: list[int], nats: list[float]) -> list[tuple[str, list[float]]]:
@@ -133,7 +138,7 @@ def _section(name: str, figures: str, passages: list[Passage]) -> Iterator[str]:
     yield f"<h2>{_safe(name)}</h2>"
     yield "<pre>" + "\n".join(map(_safe, figures.splitlines())) + "</pre>"
     for passage in passages:
-        told = f"document {passage.number + 1:,}, {passage.why}, {passage.bits_per_byte:.3f} bits per byte"
+        told = f"document {passage.number + 1:,}, {_safe(passage.why)}, {passage.bits_per_byte:.3f} bits per byte"
         more = f'<span class="mark">… {passage.more:,} more tokens</span>' if passage.more else ""
         text = "".join(_box(*box) for box in passage.boxes)
         yield f'<section><p>{told}</p><div class="text" dir="auto">{text}{more}</div></section>'

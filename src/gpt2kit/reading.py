@@ -18,10 +18,10 @@ from gpt2kit.tokenizer_report import parted
 CHECKED = 16_000_000
 """Bytes of text that are encoded and decoded to see whether they come back."""
 
-# Thai, Lao, Tibetan, Burmese, Khmer, Tai scripts, kana and bopomofo, Han: no spaces between words.
+# Thai, Lao, Tibetan, Burmese, Khmer, Tai scripts, kana and bopomofo, Han, and their wide punctuation: no spaces.
 _SPACELESS = (
-    "\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u3005-\u3007\u3040-\u312f"
-    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f"
+    "\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u3001-\u312f"
+    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f\U0001b000-\U0001b16f"
     "\U00020000-\U0003ffff"
 )
 _ANY = re.compile(f"[{_SPACELESS}]")
