@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import itertools
 import json
 import math
@@ -373,6 +374,42 @@ def test_two_ranks_give_the_same_figures(run: Run, others: dict[str, Path], call
     for mine, theirs in zip(two["results"], one["results"], strict=True):
         assert mine["nll"] == pytest.approx(theirs["nll"], rel=1e-12)
         assert mine["difference"]["interval_95"] == pytest.approx(theirs["difference"]["interval_95"], rel=1e-9)
+
+
+def test_a_mistake_on_two_ranks_is_told_once(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    told = subprocess.run(
+        [sys.executable, *launch, "--local-addr=127.0.0.1", str(ROOT / "test.py"), "--ckpt_path", "none"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert told.returncode and told.stderr.count("error: none: no such checkpoint") == 1 and not told.stdout
+
+
+def test_a_run_whose_documents_are_apart(
+    options: list[str], corpus: Path, call: Callable[..., Outcome], inside: Path
+) -> None:
+    """From training's own figure to test.py's, with documents that do not see one another, and without their ends."""
+    from gpt2kit import cli
+
+    for words in (["--data.mask_documents=true"], ["--data.append_eos=false"]):
+        root = inside / words[0][7:12]
+        cli.main([*options, *words, "--trainer.max_steps=3", f"--trainer.default_root_dir={root}"])
+        run = root / "lightning_logs" / "version_0"
+        code, out, _ = call(main, "--ckpt_path", run, "--files", corpus / "valid.txt", "--json", "-")
+        row = json.loads(out)["results"][0]
+        with open(run / "metrics.csv", encoding="utf-8") as file:
+            logged = [line for line in csv.DictReader(file) if line["val_bpb"]][-1]
+        assert code == 0 and row["bits_per_byte"] == pytest.approx(float(logged["val_bpb"]), rel=1e-6)
+        assert row["loss"] == pytest.approx(float(logged["val_loss"]), rel=1e-6)
+        assert row["documents_apart"] == (words[0] == "--data.mask_documents=true")
+        assert row["predicts_ends"] == (words[0] != "--data.append_eos=false")
+    both = ["--ckpt_path", *(inside / name / "lightning_logs" / "version_0" for name in ("mask_", "appen"))]
+    code, _, err = call(main, *both)
+    assert code == 0 and "does not predict where documents end, as the others do" in err
 
 
 def test_precisions_agree_as_far_as_they_can(run: Run, call: Callable[..., Outcome], inside: Path) -> None:

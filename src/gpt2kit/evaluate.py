@@ -128,7 +128,12 @@ def _only_first(group: Ranks) -> Iterator[None]:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
-        yield
+        try:
+            yield
+        except UserError as error:
+            if group.rank:
+                sys.exit(error.exit_code)
+            raise
 
 
 def _tested(
@@ -184,6 +189,7 @@ def _result(one: Subject, gpt2: GPT2Module, sums: Sums, windows: Windows, trip: 
         sum(parameter.numel() for parameter in gpt2.parameters()),
         trip,
         one.append_eos,
+        gpt2.document_start is not None,
     )
 
 

@@ -32,6 +32,7 @@ class Result:
         parameters: of the model.
         trip: whether its tokenizer gives the text back.
         ends: whether it was made to say where documents end.
+        apart: whether no token sees another document.
         copies: what it copies from the training text, if that was asked for.
     """
 
@@ -44,6 +45,7 @@ class Result:
     parameters: int
     trip: RoundTrip
     ends: bool
+    apart: bool
     copies: Copies | None = None
     score: Score = field(init=False)
 
@@ -70,6 +72,7 @@ def figures(results: list[Result], seed: int) -> list[dict[str, Any]]:
         row |= {"over_documents": {name: asdict(spread) for name, spread in over_documents(result.sums).items()}}
         row |= {"context": list(result.context), "stride": result.stride}
         row |= {"vocabulary": result.vocabulary, "parameters": result.parameters, "predicts_ends": result.ends}
+        row["documents_apart"] = result.apart
         row |= {"round_trip": asdict(result.trip), "comparable": result.trip.lossless}
         if best and result.trip.lossless and len(results) > 1:
             row["difference"] = {
@@ -103,11 +106,11 @@ def of_one(row: dict[str, Any], text: dict[str, Any]) -> str:
             "",
             [f"loss {_spread(loss)}, bits per byte {_spread(bits)}, perplexity {_spread(perplexity)}"],
         ),
-        ("context", _context(row), ["tokens"]),
+        ("context", _context(row), ["tokens" + (" of the same document" if row["documents_apart"] else "")]),
         ("precision", text["precision"], []),
     ]
     return "\n".join(
-        f"{name:<21}{value:<12}{'; '.join(one for one in more if one)}".rstrip() for name, value, more in lines
+        f"{name:<21}{value:<13} {'; '.join(one for one in more if one)}".rstrip() for name, value, more in lines
     )
 
 
