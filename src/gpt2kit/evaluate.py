@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from gpt2kit import data, heatmap, report, scoring, subjects
 from gpt2kit import files as durable
 from gpt2kit.copies import Copies, compare, describe
-from gpt2kit.errors import refuse
+from gpt2kit.errors import UserError, refuse
 from gpt2kit.heatmap import Passage
 from gpt2kit.metrics import Sums
 from gpt2kit.module import GPT2Module
@@ -132,6 +133,7 @@ def _only_first(group: Ranks) -> Iterator[None]:
             yield
         except UserError as error:
             if group.rank:
+                time.sleep(5)  # torchrun ends all ranks when one ends; the first is to tell what is wrong
                 sys.exit(error.exit_code)
             raise
 
