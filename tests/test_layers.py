@@ -16,11 +16,11 @@ ROWS = [
     [
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
         *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
-        *("shards", "fetching", "streaming", "uploading", "overlap"),
+        *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
-    ["blocks", "windows", "batches", "optim", "metrics"],
-    ["data", "module", "checkpoint"],
-    ["runs", "generate", "evaluate", "export"],
+    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "bootstrap"],
+    ["data", "module", "weights", "huggingface", "checkpoint"],
+    ["runs", "generate", "scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"],
     ["callbacks", "resume", "verify", "plan", "web"],
     ["cli"],
 ]
