@@ -14,6 +14,9 @@ PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
+        "pieces",
+        "bans",
+        "verse",
         "sampling",
         "tokenizer_kinds",
         "tokenizer_report",
@@ -23,9 +26,9 @@ ROWS = [
         "shards",
         "overlap",
     ],
-    ["blocks", "optim", "metrics"],
+    ["blocks", "optim", "metrics", "rules"],
     ["data", "module", "checkpoint"],
-    ["runs", "generate", "evaluate", "export"],
+    ["runs", "prompts", "writing", "beams", "author", "generate", "evaluate", "export"],
     ["callbacks", "resume", "verify", "plan", "web"],
     ["cli"],
 ]
