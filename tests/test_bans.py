@@ -44,7 +44,7 @@ def test_no_draw_writes_it(tokenizer: Tokenizer, words: list[str]) -> None:
     for _ in range(400):
         mask = allowed(new)
         assert mask[eos]
-        new.append(drawn.choice([i for i in [*near, tokens.index(b"x")] if mask[i]]))
+        new.append(drawn.choice([i for i in [*near, tokens.index(b"x")] if mask[i] and i != eos]))
     written = prompt.encode() + b"".join(tokens[i] for i in new)
     assert not any(word.encode() in written for word in words)
 

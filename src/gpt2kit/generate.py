@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsons
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def write(
             print(text, end="", flush=True)
     else:
         files.write_text(output, "".join(told(author, given, wish, json)))
-        count = len(given) * num_samples
-        print(f"{output}: {count} text{'s'[: count != 1]} written", file=sys.stderr)
+        texts = len(given) * num_samples
+        print(f"{output}: {texts} text{'s'[: texts != 1]} written", file=sys.stderr)
 
 
 def told(author: Author, given: list[Prompt], wish: Wish, json: bool, first_sample: int = 0) -> Iterator[str]:
@@ -161,24 +162,18 @@ def session(author: Author, wish: Wish) -> None:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         import readline  # noqa: F401  lines can be edited and called back
-    turn = 0
-    while True:
+    for turn in count(step=wish.num_samples):
         try:
             line = input("> " if terminal else "")
+            for text in told(author, [Prompt(line)], wish, False, turn):
+                print(text, end="", flush=True)
         except EOFError:
             print("\n" * terminal, end="", flush=True)
             return
         except KeyboardInterrupt:
-            print("\n" * terminal, end="", flush=True)
-            continue
-        try:
-            for text in told(author, [Prompt(line)], wish, False, turn):
-                print(text, end="", flush=True)
-        except KeyboardInterrupt:
             print(flush=True)
         except errors.UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        turn += wish.num_samples
 
 
 def _typed(text: str) -> str:

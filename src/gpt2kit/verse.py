@@ -168,12 +168,13 @@ class Verse:
         fits = size <= left
         for at in np.flatnonzero(size == left) if last is not None or forbidden else ():
             more, rest = pieces.text[at], pieces.rest[at]
-            if rest:  # the line's last letter is begun here
-                known = _beginnings().get(rest, 0) if last is None else sum(c.encode().startswith(rest) for c in last)
-                fits[at] = known > sum(c.encode().startswith(rest) for c in forbidden.get(more, ()))
+            same = forbidden.get(more if rest else more[:-1], set())
+            if not rest:
+                fits[at] = more[-1] not in same and (last is None or more[-1] in last)
+            elif last is None:  # the line's last letter is begun here: some letter must be left to end it
+                fits[at] = _beginnings()[rest] > sum(c.encode().startswith(rest) for c in same)
             else:
-                same = forbidden.get(more[:-1], set())
-                fits[at] = more[-1] not in same if last is None else more[-1] in last - same
+                fits[at] = any(c.encode().startswith(rest) for c in last - same)
         found[pieces.ids[fits]] = True
 
     def _last(self, text: str, i: int, line: str, left: int) -> tuple[set[str] | None, dict[str, set[str]]]:
