@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+# In place of this folder, whose tokenizers.py is no library.
+sys.path[0] = str(Path(__file__).resolve().parent.parent / "src")
 
 import torch
 

@@ -172,36 +172,11 @@ def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_everything_wrong_is_said_at_once(writes: Call) -> None:
-    code, out, err = writes(
-        *(
-            "--num_samples",
-            0,
-            "--max_new_tokens",
-            -1,
-            "--temperature",
-            "nan",
-            "--top_k",
-            -1,
-            "--top_p",
-            0,
-            "--min_p",
-            2,
-        ),
-        *("--typical_p", 0, "--repetition_penalty", 0, "--no_repeat_ngram_size", -1, "--num_beams", 0, "--stop", ""),
-        *(
-            "--banned_words",
-            "",
-            "--max_newlines",
-            -1,
-            "--batch_size",
-            0,
-            "--chars_per_line",
-            5,
-            "--interactive",
-            "--json",
-        ),
-    )
-    assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 16
+    words = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
+    words += " --repetition_penalty 0 --no_repeat_ngram_size -1 --num_beams 0 --max_newlines -1 --batch_size 0"
+    words += " --chars_per_line 5 --interactive --json --stop= --banned_words="
+    code, out, err = writes(*words.split())
+    assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 15
     for words in (
         ("--num_beams", 2, "--temperature", 0.5),
         ("--num_samples", 2, "--temperature", 0),
