@@ -107,6 +107,10 @@ class Author:
         """The ids of a text."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text."""
+        return self._tokens[token] if token < len(self._tokens) else b""
+
     def write(self, prompts: Sequence[str], wish: Wish, first_sample: int = 0) -> Iterator[Piece]:
         """Write `num_samples` texts a prompt, `batch_size` at a time, and yield them as they grow.
 
