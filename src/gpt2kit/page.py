@@ -32,13 +32,14 @@ STYLE = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 #text textarea { font-size: 1.05rem; line-height: 1.6; }
 .tokens { line-height: 2.1; overflow-wrap: anywhere; padding: .5rem 0; }
-.tokens .t { position: relative; unicode-bidi: isolate; white-space: pre-wrap; border-radius: 3px; padding: 1px 0;
+.tokens .t { unicode-bidi: isolate; white-space: pre-wrap; border-radius: 3px; padding: 1px 0;
   background: color-mix(in srgb, #e8743b calc(var(--surprise) * 1%), transparent); cursor: default; }
-.tokens .t > .a { display: none; position: absolute; left: 0; top: 1.7em; z-index: 9; white-space: pre;
-  padding: .4rem .6rem;
+.tokens .t > .a { display: none; position: fixed; left: 50%; bottom: 1rem; transform: translateX(-50%); z-index: 99;
+  white-space: pre; padding: .5rem .8rem; max-width: 94vw; overflow: hidden; pointer-events: none;
   border-radius: 6px; background: var(--background-fill-primary); color: var(--body-text-color);
-  border: 1px solid var(--border-color-primary); font-size: .85rem; line-height: 1.5; box-shadow: 0 4px 14px #0004; }
+  border: 1px solid var(--border-color-primary); font-size: .9rem; line-height: 1.5; box-shadow: 0 4px 14px #0006; }
 .tokens .t:hover > .a, .tokens .t:focus > .a { display: block; }
+.tokens:hover .t:focus:not(:hover) > .a { display: none; }
 .facts { opacity: .85; font-size: .92rem; }
 footer { display: none !important; }
 """
@@ -83,7 +84,7 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
                     penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty (1: off)")
             with gr.Column(scale=3, min_width=300):
                 text = gr.Textbox(
-                    label="Text", lines=18, max_lines=40, buttons=["copy"], elem_id="text", interactive=False
+                    label="Text", lines=12, max_lines=40, buttons=["copy"], elem_id="text", interactive=False
                 )
                 with gr.Row():
                     status = gr.HTML("", min_height=24)
@@ -92,6 +93,7 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
                     tokens_view = gr.HTML("", elem_id="tokens")
         asked = [model, prompt, tokens, heat, top_k, top_p, penalty, samples, seed]
         event = {"outputs": [text, tokens_view, status], "show_progress": "hidden", "api_visibility": "private"}
+        event["scroll_to_output"] = True  # on a phone the text is below
         limit = {"concurrency_limit": at_once, "concurrency_id": "write"}
         writing = [go.click(write, asked, **event, **limit), prompt.submit(write, asked, **event, **limit)]
         stop.click(None, cancels=writing, api_visibility="private")
