@@ -16,7 +16,8 @@ from conftest import Run
 from test_web import HOSTILE, pytestmark
 
 from gpt2kit import web
-from gpt2kit.service import Limits, Service, find_models
+from gpt2kit.service import Service, find_models
+from gpt2kit.writing import Writer
 
 pytest.importorskip("gradio", reason="the demo's extra is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -31,7 +32,7 @@ def url(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     evil = tmp_path_factory.mktemp("evil") / EVIL
     shutil.copytree(run.folder, evil)
-    found = Service(find_models([str(run.folder), str(evil)]), limits=Limits(max_new_tokens=20000))
+    found = Service(find_models([str(run.folder), str(evil)]))
     found.load()
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
@@ -73,7 +74,7 @@ class Tab:
         return str(self.page.locator("#text textarea").input_value())
 
     def status(self, wanted: str) -> None:
-        self.page.wait_for_function(f"() => /{wanted}/.test(document.body.innerText)", timeout=120000)
+        self.page.wait_for_function(f"() => /{wanted}/m.test(document.body.innerText)", timeout=120000)
 
     def set_tokens(self, tokens: int) -> None:
         box = self.page.get_by_label("number input for Tokens at most")
@@ -89,7 +90,7 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-def test_write_stop_and_switch(browser: Any, url: str) -> None:
+def test_write_stop_and_switch(browser: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = Tab(browser, url)
     tab.page.get_by_label("Prompt").fill("the quick")
     tab.set_tokens(40)
@@ -99,17 +100,18 @@ def test_write_stop_and_switch(browser: Any, url: str) -> None:
     assert first.startswith("the quick") and len(first) > 20
     tab.page.locator(".t").first.hover()
     assert tab.page.locator(".t .a").first.is_visible() and "%" in tab.page.locator(".t .a").first.inner_text()
-    tab.set_tokens(20000)
+    quick = Writer.step
+    monkeypatch.setattr(Writer, "step", lambda self: [time.sleep(0.3), quick(self)][1])
     tab.write.click()
-    tab.page.wait_for_function("() => /^[0-9]+ tokens$/m.test(document.body.innerText)", timeout=60000)
+    tab.status("^[1-9] tokens$")
     tab.page.get_by_role("button", name="Stop", exact=True).click()
     time.sleep(1)
     stopped = tab.text()
-    time.sleep(1)
-    assert tab.text() == stopped
+    time.sleep(1.5)
+    assert tab.text() == stopped and first.startswith(stopped) and len(stopped) < len(first)
+    monkeypatch.setattr(Writer, "step", quick)
     tab.page.get_by_label("Model").click()
     tab.page.get_by_role("option").nth(1).click()
-    tab.set_tokens(40)
     tab.write.click()
     tab.status("a second")
     assert tab.text() == first, "the same weights and seed under another name"
