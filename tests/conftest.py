@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read as the hub's client is imported; no test needs a network
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

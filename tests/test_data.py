@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +11,14 @@ import pytest
 import torch
 
 from gpt2kit import data, shards, tokenizer
+from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.blocks import IGNORE, Order
-from gpt2kit.data import EvalBatches, TextDataModule, TrainBatches
-from gpt2kit.errors import DataError
+from gpt2kit.data import TextDataModule
+from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.shards import Corpus
 from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader
+from gpt2kit.tokenizer_spec import TokenizerSpec
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(
 
 def test_training_rows_are_the_ordered_blocks(store: TokenStore) -> None:
     order = Order(blocks=20, global_batch=4, seed=1)
-    batches = iter(TrainBatches(store, 16, order.micro_batches(0, 4, 0, 1)))
+    batches = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 4, 0, 1)))
     for step in range(12):
         rows = next(batches)
         assert rows.shape == (4, 17) and rows.dtype == torch.int64
@@ -57,3 +63,119 @@ def test_too_little_text_for_a_step_is_refused(corpus: Path) -> None:
     )
     with pytest.raises(DataError, match=r"fewer than the 1000 of one optimizer step"):
         module.order(1000)
+
+
+def module(corpus: Path, **options: object) -> TextDataModule:
+    defaults = {
+        "train_files": str(corpus / "train.txt"),
+        "tokenizer": str(corpus / "tokenizer"),
+        "cache_dir": str(corpus / "cache"),
+        "block_size": 16,
+        "batch_size": 4,
+    }
+    return TextDataModule(**{**defaults, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_read_the_same_batches_in_the_same_order(store: TokenStore, num_workers: int) -> None:
+    order = Order(blocks=40, global_batch=8, seed=1)
+    plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
+    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers))
+    for _ in range(30):  # over the ends of six epochs
+        assert torch.equal(next(plain), next(worked))
+
+
+def test_a_store_sent_to_another_process_takes_only_its_name_along(store: TokenStore) -> None:
+    sent = pickle.dumps(Rows(store, 16, 16))
+    assert len(sent) < 1000
+    assert torch.equal(pickle.loads(sent)[np.array([3])], Rows(store, 16, 16)[np.array([3])])
+
+
+def test_strided_blocks_overlap(corpus: Path) -> None:
+    text = module(corpus, stride=5)
+    store = text.store("train")
+    assert text.order(4).blocks == (len(store) - 17) // 5 + 1
+    rows = Rows(store, 16, 5)[np.array([0, 1, 7])]
+    for row, start in zip(rows.numpy(), (0, 5, 35), strict=True):
+        assert np.array_equal(row, store[start : start + 17])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stride": 0}, "data.stride 0: must be from 1 to data.block_size 16"),
+        ({"stride": 17}, "data.stride 17: must be from 1 to data.block_size 16"),
+        ({"num_workers": -1}, "data.num_workers -1: must not be negative"),
+        ({"shard_tokens": 0}, "data.shard_tokens 0: must be at least 1"),
+        ({"mask_documents": True, "append_eos": False}, "data.mask_documents: needs data.append_eos"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
+    sound = {"block_size": 16, "batch_size": 4, "shard_tokens": 9, "stride": None, "num_workers": 0}
+    sound |= {"mask_documents": False, "append_eos": True, "valid_share": 0.0, "test_share": 0.0}
+    sound |= {"valid_files": None, "test_files": None}
+    assert not data.data_problems(sound)
+    (problem,) = data.data_problems({**sound, **options})
+    assert problem.startswith(said)
+
+
+def test_a_tokenizer_is_made_on_first_use_and_kept(corpus: Path, tmp_path: Path) -> None:
+    spec = TokenizerSpec(kind="char")
+    first = module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
+    (folder,) = (path for path in (tmp_path / "tokenizers").iterdir() if path.is_dir())
+    made = (folder / "tokenizer.json").stat()
+    again = module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
+    assert tokenizer.to_json(first.tokenizer) == tokenizer.to_json(again.tokenizer)
+    assert (folder / "tokenizer.json").stat().st_mtime_ns == made.st_mtime_ns
+    text = "the quick brown fox"
+    assert len(first.tokenizer.encode(text).ids) == len(text)
+    other = module(corpus, tokenizer=spec, cache_dir=str(tmp_path), train_files=str(corpus / "valid.txt"))
+    assert tokenizer.to_json(other.tokenizer) != "" and len(list((tmp_path / "tokenizers").glob("*/"))) == 2
+
+
+def test_a_tokenizer_learns_nothing_from_the_share_that_is_kept_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"line {n} {chr(0x4E00 + n)}" for n in range(500)), encoding="utf-8")
+    text = module(
+        tmp_path, tokenizer=TokenizerSpec(kind="char"), cache_dir=str(tmp_path), train_files=str(path), valid_share=0.2
+    )
+    train, whole = text.store("train").documents, 500
+    known = sum(len(text.tokenizer.encode(chr(0x4E00 + n)).ids) == 1 for n in range(500))
+    assert train < whole and known == train
+
+
+def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bytebpe needs"):
+        module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path))
+    with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder here, and HF_HUB_OFFLINE"):
+        module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path))
+
+
+def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenStore) -> None:
+    order = Order(blocks=40, global_batch=8, seed=1)
+    plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
+    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    next(plain), next(worked)
+    readers = _readers()
+    assert readers
+    for reader in readers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(reader, number)
+    for _ in range(10):  # more than lie ready
+        assert torch.equal(next(plain), next(worked))
+
+
+def test_a_reader_that_dies_is_one_line(store: TokenStore) -> None:
+    order = Order(blocks=40, global_batch=8, seed=1)
+    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    next(worked)
+    for reader in _readers():
+        os.kill(reader, signal.SIGKILL)
+    with pytest.raises(MachineError, match=r"data\.num_workers 1: one of these processes died or failed"):
+        for _ in range(10):
+            next(worked)
+
+
+def _readers() -> list[int]:
+    """Processes that the loaders of this one have started."""
+    return [process.pid for process in multiprocessing.active_children() if process.pid]

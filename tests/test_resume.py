@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 import signal
 import time
@@ -280,3 +281,31 @@ def test_a_failed_claim_names_the_holder(tmp_path: Path) -> None:
         runs.claim(tmp_path)
     lock.release()
     runs.claim(tmp_path).release()
+
+
+def test_after_a_run_the_signals_are_as_before(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    words = [word for word in run.options if "root_dir" not in word]
+    assert call(cli.main, *words, "--trainer.max_steps=1", f"--trainer.default_root_dir={inside}")[0] == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_step_is_answered_too(
+    number: int,
+    code: int,
+    options: list[str],
+    call: Callable[..., Outcome],
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = GPT2Module.on_fit_start
+
+    def signalled(self: GPT2Module) -> None:
+        os.kill(os.getpid(), number)
+        real(self)
+
+    monkeypatch.setattr(GPT2Module, "on_fit_start", signalled)
+    words = [*options, f"--trainer.default_root_dir={inside}", "--trainer.max_steps=30"]
+    assert call(cli.main, *words)[0] == code
+    assert not list(inside.rglob("*.ckpt")), "there was nothing to save yet"

@@ -314,6 +314,7 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
 
 def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = (folder / "char/tokenizer.json").read_bytes()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(there))
     train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
     assert tokenizer.size(tokenizer.load(tmp_path / "out")) == tokenizer.size(tokenizer.load(folder / "char"))

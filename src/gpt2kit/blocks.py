@@ -25,9 +25,9 @@ _AHEAD = 4096
 """Positions permuted by one call; vectorised, the permutation costs some 50 ns a position."""
 
 
-def count_train(tokens: int, block_size: int) -> int:
-    """Whole blocks in a text; each predicts `block_size` tokens, neighbours share one token."""
-    return max(tokens - 1, 0) // block_size
+def count_train(tokens: int, block_size: int, stride: int | None = None) -> int:
+    """Whole blocks in a text, one each `stride` tokens (default: `block_size`). Each predicts `block_size` tokens."""
+    return max(tokens - 1 - block_size, -1) // (stride or block_size) + 1 if tokens > block_size else 0
 
 
 def count_eval(tokens: int, block_size: int) -> int:

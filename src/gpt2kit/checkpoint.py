@@ -79,6 +79,8 @@ def describe(
         "tokenizer": tokenizers.to_json(text.tokenizer),
         "data": identity(text, global_batch),
         "reader": text.reader.identity(),
+        "append_eos": text.append_eos,
+        "document_start": text.document_start,
         "test_files": text.files["test"],
         "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
         "train_tokens": store.tokens,
@@ -96,6 +98,8 @@ def identity(text: data.TextDataModule, global_batch: int) -> dict[str, Any]:
         "global_batch": global_batch,
         "seed": text.seed,
         "shuffle": text.shuffle,
+        "stride": text.stride,
+        "mask_documents": text.mask_documents,
     }
 
 
@@ -192,7 +196,7 @@ def open(path: str | Path) -> Opened:
         )
     shape = _shape(file, facts.get("shape"))
     _check_tensors(file, shape, state)
-    gpt2 = module.GPT2Module(**shape)
+    gpt2 = module.GPT2Module(**shape, document_start=_document_start(file, facts, shape))
     gpt2.load_state_dict(state, strict=True)
     tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
     if tokenizers.size(tokenizer) > shape["vocab_size"]:
@@ -267,6 +271,13 @@ def _shape(file: Path, raw: object) -> dict[str, Any]:
     if problems := module.shape_problems(shape):
         raise CheckpointError(f"{file}: {'; '.join(problems)}")
     return shape
+
+
+def _document_start(file: Path, facts: dict[str, Any], shape: dict[str, Any]) -> int | None:
+    found = facts.get("document_start")
+    if found is not None and not (type(found) is int and 0 <= found < shape["vocab_size"]):
+        raise CheckpointError(f"{file}: document_start {found!r} cannot be. The file is damaged or not from gpt2kit")
+    return found
 
 
 def _plausible(name: object, value: object) -> bool:

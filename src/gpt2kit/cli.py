@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -175,6 +176,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.document_start", "model.document_start", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -275,6 +277,13 @@ def main(args: list[str]) -> None:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except SystemExit as stop:  # a signal before the first step, which Lightning answers with 0 or 1
+        if cli is not None and cli.trainer.interrupted and stop.code in (None, 0, 1):
+            if cli.trainer.received_sigterm:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+        raise
     except DivergedError as error:
         raise DivergedError(f"{error}; {_last_good(cli)}") from error
 

@@ -1,31 +1,27 @@
 """Text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
 
-Each stage is a module of its own (text, tokenizer, shards, blocks); here they are only joined.
+Each stage is a module of its own (text, tokenizer, shards, store, blocks, batches); here they are only joined.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from gpt2kit import blocks, overlap, shards
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.blocks import IGNORE
+from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.errors import DataError
 from gpt2kit.metrics import Score
 from gpt2kit.shards import Corpus
 from gpt2kit.splits import Split, shares, split_problems
 from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader, find_files
+from gpt2kit.tokenizer_spec import TokenizerSpec, resolve
 
 _SIZES = ("block_size", "batch_size", "shard_tokens")
 
@@ -37,7 +33,8 @@ class TextDataModule(pl.LightningDataModule):
         train_files: text files, folders, patterns or URLs to learn from.
         valid_files: text to watch the run by; also decides which checkpoint is the best.
         test_files: text for test.py, by default.
-        tokenizer: a folder that train_tokenizer.py has written, or a tokenizer.json.
+        tokenizer: a folder that train_tokenizer.py has written, a tokenizer.json, a name on the Hugging Face hub, or
+            what to train from the training text on first use, such as `{kind: char}` or `{vocab_size: 16000}`.
         block_size: tokens the model sees at once; the context it can use later.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
@@ -45,10 +42,15 @@ class TextDataModule(pl.LightningDataModule):
         valid_share: instead of valid_files, the share of the training documents, such as 0.01, that is kept out of
             training for it. A hash of the text and the seed decides; equal documents fall together.
         test_share: instead of test_files, the share of them that is kept out for test.py.
+        stride: tokens between the beginnings of two training blocks. Default: block_size, so that each token is
+            predicted once an epoch; less makes blocks overlap, and epochs longer.
+        mask_documents: let no token see another document, and count positions from each document's start.
         append_eos: end each document with the end-of-document token; without, nothing parts them.
         shuffle: take the blocks in random order, another one in each epoch.
         cache_dir: where tokenized text is kept; safe to delete.
         shard_tokens: tokens in one file of the cache, about; also the work that a killed build can lose.
+        num_workers: processes that read training batches ahead. 0 is the fastest unless the disk is slow: the files are
+            mapped into memory, and sending a batch between processes takes longer than reading it.
         seed: decides the order; comes from `seed_everything`.
     """
 
@@ -57,16 +59,19 @@ class TextDataModule(pl.LightningDataModule):
         train_files: list[str] | str,
         valid_files: list[str] | str | None = None,
         test_files: list[str] | str | None = None,
-        tokenizer: str = "tokenizer",
+        tokenizer: str | TokenizerSpec = "tokenizer",
         block_size: int = 256,
         batch_size: int = 16,
         reader: Reader = Reader(),
         valid_share: float = 0.0,
         test_share: float = 0.0,
+        stride: int | None = None,
+        mask_documents: bool = False,
         append_eos: bool = True,
         shuffle: bool = True,
         cache_dir: str = ".cache/gpt2kit",
         shard_tokens: int = 1 << 26,
+        num_workers: int = 0,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -78,14 +83,18 @@ class TextDataModule(pl.LightningDataModule):
         self.shares = shares(valid_share, test_share, seed)
         for split in self.shares:
             self.files[split] = self.files["train"]
-        self.tokenizer = tokenizers.load(tokenizer)
+        self.cache_dir = Path(cache_dir)
+        train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
+        self.tokenizer = resolve(tokenizer, train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
         self.batch_size = batch_size
         self.reader = reader
+        self.stride = stride or block_size
+        self.mask_documents = mask_documents
         self.append_eos = append_eos
         self.shuffle = shuffle
         self.shard_tokens = shard_tokens
-        self.cache_dir = Path(cache_dir)
+        self.num_workers = num_workers
         self.seed = seed
         self.start_step = 0
         """The first optimizer step to give batches for; set on resume."""
@@ -95,6 +104,11 @@ class TextDataModule(pl.LightningDataModule):
     def vocab_size(self) -> int:
         """Rows that the model's embedding needs."""
         return tokenizers.size(self.tokenizer)
+
+    @property
+    def document_start(self) -> int | None:
+        """The token behind which another document begins, if none may see another."""
+        return tokenizers.eos_id(self.tokenizer) if self.mask_documents else None
 
     def setup(self, stage: str) -> None:
         """Build or open the stores. Several processes may do so at once; one builds, the others wait."""
@@ -128,7 +142,7 @@ class TextDataModule(pl.LightningDataModule):
     def order(self, global_batch: int) -> blocks.Order:
         """The order of training blocks for `global_batch` sequences an optimizer step."""
         store = self.store("train")
-        count = blocks.count_train(store.tokens, self.block_size)
+        count = blocks.count_train(store.tokens, self.block_size, self.stride)
         if count < global_batch:
             raise DataError(
                 f"{self.files['train'][0]}: {store.tokens:,} tokens make {count} blocks of {self.block_size}, fewer "
@@ -149,7 +163,7 @@ class TextDataModule(pl.LightningDataModule):
         trainer = self._attached()
         order = self.order(self.global_batch(trainer))
         micro = order.micro_batches(self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
-        return TrainBatches(self.store("train"), self.block_size, micro)
+        return TrainBatches(Rows(self.store("train"), self.block_size, self.stride), micro, self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
         if not self.files["valid"]:
@@ -161,37 +175,6 @@ class TextDataModule(pl.LightningDataModule):
     def _attached(self) -> pl.Trainer:
         assert self.trainer is not None, "a trainer asks for its loaders"
         return self.trainer
-
-
-class TrainBatches:
-    """Endless training batches, `[batch_size, block_size + 1]`. It has no length: to Lightning, one endless epoch."""
-
-    def __init__(self, store: TokenStore, block_size: int, micro_batches: Iterator[NDArray[np.int64]]) -> None:
-        self._store, self._block_size, self._micro_batches = store, block_size, micro_batches
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for numbers in self._micro_batches:
-            yield _gather(self._store, numbers, self._block_size)
-
-
-class EvalBatches:
-    """Every token after the first exactly once, over all ranks; the last short block is filled up with IGNORE.
-
-    Each rank gives the same number of batches (rows of IGNORE where the text has run out), so that none waits forever.
-    """
-
-    def __init__(self, store: TokenStore, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._store, self._block_size, self._batch_size = store, block_size, batch_size
-        self._rank, self._world_size = rank, world_size
-
-    def __len__(self) -> int:
-        rows = blocks.count_eval(self._store.tokens, self._block_size)
-        return -(-rows // (self._batch_size * self._world_size))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in range(len(self)):
-            first = (batch * self._world_size + self._rank) * self._batch_size
-            yield _gather(self._store, np.arange(first, first + self._batch_size), self._block_size)
 
 
 def build_store(corpus: Corpus, cache_dir: Path, what: str) -> TokenStore:
@@ -213,17 +196,15 @@ def text_size(store: TokenStore) -> Score:
 def data_problems(options: dict[str, Any]) -> list[str]:
     """What is wrong with the data module's options, in their words."""
     sizes = [f"data.{name} {options[name]}: must be at least 1" for name in _SIZES if options[name] < 1]
-    return sizes + split_problems(options)
-
-
-def _gather(store: TokenStore, numbers: NDArray[np.int64], block_size: int) -> Tensor:
-    """The blocks of these numbers as rows; what lies beyond the text is IGNORE."""
-    rows = np.full((len(numbers), block_size + 1), IGNORE, np.int64)
-    for row, number in zip(rows, numbers.tolist(), strict=True):
-        tokens = store[number * block_size : (number + 1) * block_size + 1]
-        if len(tokens) > 1:
-            row[: len(tokens)] = tokens
-    return torch.from_numpy(rows)
+    stride, workers = options["stride"], options["num_workers"]
+    rules = {
+        f"data.stride {stride}: must be from 1 to data.block_size {options['block_size']}": stride is not None
+        and not 1 <= stride <= options["block_size"],
+        f"data.num_workers {workers}: must not be negative": workers < 0,
+        "data.mask_documents: needs data.append_eos, which says where documents end": options["mask_documents"]
+        and not options["append_eos"],
+    }
+    return sizes + [problem for problem, broken in rules.items() if broken] + split_problems(options)
 
 
 def _as_list(files: list[str] | str | None) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from gpt2kit import checkpoint, data, text
+from gpt2kit.batches import EvalBatches
 from gpt2kit.errors import UserError
 from gpt2kit.metrics import Score
 from gpt2kit.module import GPT2Module, choose_attention
@@ -42,7 +43,8 @@ def test(
     if not files and any("://" in name for name in patterns):
         raise UserError(f"{opened.path}: its test text is {patterns}. If you trust that address, give it as --files")
     reader = text.reader_from(opened.facts["reader"])
-    corpus = Corpus(text.find_files(patterns), opened.tokenizer, reader, share)
+    ended = opened.facts.get("append_eos") is not False
+    corpus = Corpus(text.find_files(patterns), opened.tokenizer, reader, share, ended)
     store = data.build_store(corpus, cache_dir, "test text")
     for note in store.notes:
         print(f"note   test text: {note}", file=sys.stderr)
@@ -67,7 +69,7 @@ def evaluate(gpt2: GPT2Module, store: TokenStore, batch_size: int) -> Score:
     """The score of a model on a whole store, in float32 sums of nats gathered in double precision."""
     gpt2.eval()
     gpt2.model.set_attn_implementation(choose_attention("auto", gpt2.device, gpt2.shape))
-    batches = data.EvalBatches(store, int(gpt2.shape["n_positions"]), batch_size)
+    batches = EvalBatches(store, int(gpt2.shape["n_positions"]), batch_size)
     total, count = 0.0, 0
     for batch in tqdm(batches, desc="testing", unit="batch", leave=False, delay=1, disable=None):
         nll, tokens = gpt2._step(batch.to(gpt2.device))

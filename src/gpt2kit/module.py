@@ -66,6 +66,8 @@ class GPT2Module(pl.LightningModule):
         schedule: the learning rate's factor at each optimizer step.
         skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
         max_scaler_skips: under 16-mixed, stop when the loss scaler has skipped more than so many steps on end.
+        document_start: the token that begins a document, if no token is to see another document; comes from
+            `data.mask_documents`.
         vocab_size: tokens; comes from the tokenizer. The embedding has the next multiple of 64 rows.
         n_positions: the context in tokens; comes from `data.block_size`.
     """
@@ -89,6 +91,7 @@ class GPT2Module(pl.LightningModule):
         schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
         skip_nonfinite: int = 0,
         max_scaler_skips: int = 50,
+        document_start: int | None = None,
         vocab_size: int = 50257,
         n_positions: int = 1024,
     ) -> None:
@@ -107,6 +110,7 @@ class GPT2Module(pl.LightningModule):
             recompute_activations(self.model)
         self.skip_nonfinite = skip_nonfinite
         self.max_scaler_skips = max_scaler_skips
+        self.document_start = document_start
         self.skipped = 0
         """Updates left out so far; part of the run's state."""
         self.fresh_groups: list[dict[str, Any]] = []
@@ -122,9 +126,14 @@ class GPT2Module(pl.LightningModule):
         The only place that shifts: position t is given tokens up to t and predicts token t + 1.
         """
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
-        logits = self.model(input_ids=inputs, use_cache=False).logits[..., : self.shape["vocab_size"]]
+        apart = {} if self.document_start is None else documents_apart(inputs, self.document_start, self._additive())
+        logits = self.model(input_ids=inputs, use_cache=False, **apart).logits[..., : self.shape["vocab_size"]]
         nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return nll, (targets != IGNORE).sum()
+
+    def _additive(self) -> torch.dtype | None:
+        """The dtype of the mask that plain attention adds to its scores; None where a mask is yes or no."""
+        return self.model.dtype if self.model.config._attn_implementation == "eager" else None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self._step(batch)
@@ -215,6 +224,21 @@ def build(shape: Shape) -> GPT2LMHeadModel:
 
     rows = padded(shape["vocab_size"])
     return GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
+
+
+def documents_apart(inputs: Tensor, start: int, additive: torch.dtype | None) -> dict[str, Tensor]:
+    """Positions that begin anew at each token `start`, and a mask `[rows, 1, T, T]` that keeps documents apart.
+
+    A document is the `start` before it and all up to the next one; so its tokens see what they would see if it stood
+    alone behind `start`. `additive`: the mask's dtype, 0 where a token sees and -inf where not; None: True and False.
+    """
+    starts = inputs == start
+    place = torch.arange(inputs.shape[1], device=inputs.device)
+    begun = (starts * place).cummax(dim=1).values
+    document = starts.cumsum(dim=1)
+    seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+    mask = seen if additive is None else torch.where(seen, 0.0, torch.finfo(additive).min).to(additive)
+    return {"attention_mask": mask, "position_ids": place - begun}
 
 
 def padded(vocab_size: int) -> int:

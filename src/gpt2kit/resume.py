@@ -101,6 +101,7 @@ class ExactResume(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
         self._tell(trainer, "done")
+        self._release_signals()  # before Lightning gives back its own, which comes before teardown
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # A start that was refused, such as in a folder that another process holds, leaves that run's status alone.
@@ -111,10 +112,13 @@ class ExactResume(Checkpoint):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._release()
 
-    def _release(self) -> None:
-        """Give back the signals and the folder."""
+    def _release_signals(self) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
+
+    def _release(self) -> None:
+        """Give back the signals and the folder."""
+        self._release_signals()
         if self._lock is not None:
             self._lock.release()
 

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ from tokenizers import Tokenizer
 from gpt2kit import files as durable
 from gpt2kit import sources
 from gpt2kit import tokenizer as tokenizers
+from gpt2kit.encoding import encoded
+from gpt2kit.encoding_gigatoken import WrongIds
+from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
 from gpt2kit.splits import Share
 from gpt2kit.store import FORMAT, INDEX, Damaged, Index, Shard, TokenStore, damaged, documents_file, shard_name
@@ -30,6 +34,9 @@ from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files that are read, and those that they have; compressed ones count as they lie."""
+
+Batch = tuple[list[str], list[Ids]]
+"""Texts and their ids."""
 
 _BATCH = 1 << 20
 """Characters encoded by one call: enough to keep some cores busy; each takes 100 to 250 bytes while it is encoded."""
@@ -66,23 +73,13 @@ class Corpus:
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
             "reader": self.reader.identity(),
-            "files": self.digests(cache_dir),
+            "files": sources.digests(self.paths, cache_dir),
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
             "share": asdict(self.share) if self.share else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
-
-    def digests(self, cache_dir: Path) -> list[str]:
-        """The hash of each local file's content; for a remote one, of what its server says of it."""
-        local = [path for path in self.paths if isinstance(path, Path)]
-        try:
-            found = iter(durable.Digests(cache_dir / "digests.json").of(local))
-        except OSError as error:
-            with sources.reading(Path(error.filename or local[0])):
-                raise
-        return [next(found) if isinstance(path, Path) else sources.remote_identity(path) for path in self.paths]
 
 
 def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None) -> TokenStore:
@@ -103,13 +100,16 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
         if found := _opened(folder, say=True):
             return found
         (folder / INDEX).unlink(missing_ok=True)
-        before = corpus.digests(cache_dir)
+        before = sources.digests(corpus.paths, cache_dir)
         try:
             notes, shards = _build(folder, corpus, progress)
+        except WrongIds:
+            shutil.rmtree(folder)  # what is written already may be wrong, too
+            raise
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something is in it, with which the next try goes on
-        for path, old, new in zip(corpus.paths, before, corpus.digests(cache_dir), strict=True):
+        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
             if old != new:
                 raise DataError(f"{path}: was changed while it was being read. Run the same command again")
         _write_index(folder, corpus, shards, notes)
@@ -119,17 +119,22 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
 def _opened(folder: Path, say: bool = False) -> TokenStore | None:
     """The store, if it is there and sound."""
     try:
-        return TokenStore(folder)
+        store = TokenStore(folder)
     except FileNotFoundError:
         return None
     except Damaged as error:
         if say:
             print(f"note   {error}; it is built again from the text", file=sys.stderr)
         return None
+    with contextlib.suppress(OSError):
+        os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
+    return store
 
 
 def _build(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink()  # of a build that was killed; this one holds the lock
     recorded = _journal(folder)
     broken = set(damaged(folder, recorded))
     report = Report()
@@ -137,17 +142,21 @@ def _build(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str],
     ends: collections.deque[_End] = collections.deque()
     pieces = _weighed(corpus.reader.read(corpus.paths, report, corpus.share), ends)
     shards: list[Shard] = []
+
+    def batches(some: Iterator[str]) -> Iterator[Batch]:
+        return encoded(_reported(_batched(some), report, total, progress), corpus.tokenizer, corpus.dtype, note=_note)
+
     for known in recorded:
         own = itertools.islice(pieces, known.pieces)
         if known.name not in broken:
             collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
             for _ in range(known.documents):
                 ends.popleft()
-        elif _write_shard(folder, shards, _reported(_batched(own), report, total, progress), ends, corpus) != known:
+        elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
             raise DataError(f"{folder / known.name}: built again, it is not what it was. Delete {folder}")
         shards.append(known)
-    batches = _reported(_batched(pieces), report, total, progress)
-    while shard := _write_shard(folder, shards, batches, ends, corpus):
+    rest = batches(pieces)
+    while shard := _write_shard(folder, shards, rest, ends, corpus):
         shards.append(shard)
         with open(folder / "journal.jsonl", "a", encoding="utf-8") as journal:
             journal.write(json.dumps(asdict(shard)) + "\n")
@@ -193,15 +202,15 @@ def _weighed(pieces: Iterable[str], ends: collections.deque[_End]) -> Iterator[s
 def _write_shard(
     folder: Path,
     before: list[Shard],
-    batches: Iterator[list[str]],
+    batches: Iterator[Batch],
     ends: collections.deque[_End],
     corpus: Corpus,
 ) -> Shard | None:
-    """Encode batches into one token file until it is full; None if nothing is left."""
+    """Write encoded batches into one token file until it is full; None if nothing is left."""
     first = next(batches, None)
     if first is None:
         return None
-    eos = tokenizers.eos_id(corpus.tokenizer)
+    eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
     name = shard_name(len(before))
     hasher = hashlib.sha256()
     tokens = pieces = 0
@@ -210,22 +219,21 @@ def _write_shard(
     counts: list[int] = []
     with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
         for batch in itertools.chain([first], batches):
-            ids: list[int] = [] if before or tokens else [eos]
-            encodings = corpus.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encodings, strict=True):
-                ids += encoding.ids
-                open_tokens += len(encoding.ids)
+            parts = [] if before or tokens else [eos]
+            for text, ids in zip(*batch, strict=True):
+                parts.append(ids)
+                open_tokens += len(ids)
                 if not isinstance(text, Part):
                     if corpus.append_eos:
-                        ids.append(eos)
+                        parts.append(eos)
                     done.append(end := ends.popleft())
                     counts += (open_tokens, end.bytes, end.characters)
                     open_tokens = 0
-            raw = np.array(ids, corpus.dtype).tobytes()
-            file.write(raw)
-            hasher.update(raw)
-            tokens += len(ids)
-            pieces += len(batch)
+            joined = np.concatenate(parts)
+            file.write(joined.data)
+            hasher.update(joined.data)
+            tokens += len(joined)
+            pieces += len(batch[0])
             if tokens >= corpus.shard_tokens:
                 break
     documents = documents_file([end.hash for end in done], counts)
@@ -274,6 +282,10 @@ def _journal(folder: Path) -> list[Shard]:
         shards.append(shard)
     durable.write_text(journal, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
     return shards
+
+
+def _note(line: str) -> None:
+    print(f"note   {line}", file=sys.stderr)
 
 
 def _reported(batches: Iterator[list[str]], report: Report, total: int, progress: Progress) -> Iterator[list[str]]:

@@ -15,12 +15,13 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from gpt2kit import files as durable
 from gpt2kit.errors import DataError
 
 Place = Path | str
@@ -120,6 +121,17 @@ def size(place: Place) -> int:
             return 0
         filesystem, path = _filesystem(place)
         return int(filesystem.info(path).get("size") or 0)
+
+
+def digests(places: Sequence[Place], cache_dir: Path) -> list[str]:
+    """The hash of each local file's content, remembered in `cache_dir`; for a remote one, of what its server says."""
+    local = [place for place in places if isinstance(place, Path)]
+    try:
+        found = iter(durable.Digests(cache_dir / "digests.json").of(local))
+    except OSError as error:
+        with reading(Path(error.filename or local[0])):
+            raise
+    return [next(found) if isinstance(place, Path) else remote_identity(place) for place in places]
 
 
 def remote_identity(url: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,8 @@ from gpt2kit import tokenizer_report as reports
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.sampling import Sample
 from gpt2kit.sources import Report
-from gpt2kit.text import Reader, find_files
+from gpt2kit.splits import Share
+from gpt2kit.text import Place, Reader, find_files
 from gpt2kit.tokenizer import from_plain_json, load, save, to_json
 from gpt2kit.tokenizer_kinds import EOS, Options
 
@@ -98,11 +99,11 @@ def train(
     if output_dir is None:
         raise UserError("--output_dir: missing. Name the folder to write")
     if vocab is not None:
-        tokenizer = _adopted(kind, vocab, options)
+        tokenizer = adopted(kind, vocab, options)
         texts = _drawn(files, reader, _REPORT_BYTES, seed) if files else None
     else:
-        tokenizer, texts = _trained(kind, options, _documents(files, reader), sample, seed)
-    save(_finished(tokenizer, parse_special, options.specials), output_dir)
+        tokenizer, texts = trained(kind, options, _documents(files, reader), sample, seed)
+    save(finished(tokenizer, parse_special, options.specials), output_dir)
     tokenizer = load(output_dir)
     many = tokenizer.get_vocab_size()
     asked = None if vocab is not None else _sized(kind, options).vocab_size
@@ -138,12 +139,15 @@ def _check(kind: str, vocab: str | None, options: Options, sample: int | None, p
 
 
 def _documents(files: list[str], reader: Reader | None) -> Iterator[str]:
-    """The documents of all files; an error if there is none."""
     if not files:
         raise UserError("--files: missing. Name text files, folders or patterns")
-    paths = find_files(files)
+    return read_documents(find_files(files), reader or Reader())
+
+
+def read_documents(paths: Sequence[Place], reader: Reader, share: Share | None = None) -> Iterator[str]:
+    """The documents of all files; an error if there is none."""
     report, empty = Report(), True
-    for document in (reader or Reader()).read(paths, report):
+    for document in reader.read(paths, report, share):
         empty = False
         yield document
     if empty:
@@ -156,7 +160,7 @@ def _drawn(files: list[str], reader: Reader | None, budget: int, seed: int) -> S
     return Sample(budget, seed).fill(_documents(files, reader))
 
 
-def _trained(
+def trained(
     kind: str, options: Options, documents: Iterator[str], sample: int | None, seed: int
 ) -> tuple[Tokenizer, Sample]:
     """A new tokenizer, and some of the text to measure it by."""
@@ -234,7 +238,7 @@ def _plan(candidate: str, kind: str, options: Options) -> tuple[str, str, Option
     )
 
 
-def _adopted(kind: str, vocab: str, options: Options) -> Tokenizer:
+def adopted(kind: str, vocab: str, options: Options) -> Tokenizer:
     """A tokenizer that exists already, or one of a vocabulary that does."""
     if kind == "existing":
         found = json.loads(to_json(from_plain_json(kinds.existing_json(vocab), vocab)))
@@ -246,7 +250,7 @@ def _adopted(kind: str, vocab: str, options: Options) -> Tokenizer:
     return {"wordpiece": kinds.wordpiece, "words": kinds.words}[kind](kinds.read_vocabulary(vocab), options)
 
 
-def _finished(tokenizer: Tokenizer, parse_special: bool, specials: list[str]) -> Tokenizer:
+def finished(tokenizer: Tokenizer, parse_special: bool, specials: list[str]) -> Tokenizer:
     """With special tokens that a text can name, if that is wanted; refuse one that would not come back."""
     for token in specials:
         if tokenizer.decode([tokenizer.token_to_id(token) or 0], skip_special_tokens=False).strip() != token.strip():

@@ -1,6 +1,6 @@
 """Time and memory of training tokenizers, and the speed of encoding: a table, and the same as JSON.
 
-    python bench/tokenizers.py --chinese poems.txt --output bench.json
+    python bench/train_tokenizer.py --chinese poems.txt --output bench.json
 
 English and Python text is 50 MB of the Python files in this environment. `--chinese` is a text of one's own, one
 document a line; without it those rows are left out. Each figure is taken in a process of its own, the memory is its
@@ -10,16 +10,12 @@ largest, interpreter and libraries included.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from machine import ROOT, collect, finish, timed
+
 _ENCODE = """
 import sys, time
 from gpt2kit import tokenizer
@@ -60,64 +56,7 @@ def main() -> None:
                 row[f"encode MB/s, {cores} core"] = round(float(told), 1)
             rows.append(row)
             print(row, flush=True)
-    machine = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "load": os.getloadavg(),
-    }
-    machine["python"] = platform.python_version()
-    names = list(rows[0])
-    print("\n" + " | ".join(names) + "\n" + " | ".join("---" for _ in names))
-    for row in rows:
-        print(" | ".join(str(row[name]) for name in names))
-    print(f"\n{machine}")
-    if given.output:
-        given.output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
-
-
-def collect(path: Path, most: int) -> Path:
-    """Python files of this environment, one after the other, up to a size."""
-    size = 0
-    with open(path, "wb") as file:
-        for source in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
-            raw = source.read_bytes()
-            try:
-                raw.decode()
-            except UnicodeDecodeError:
-                continue
-            if b"\0" in raw or size >= most:
-                continue
-            file.write(raw)
-            size += len(raw)
-    return path
-
-
-def timed(command: list[str], cores: int = 2) -> tuple[float, float, str]:
-    """Seconds, largest resident memory in MB, and what was printed."""
-    import time
-
-    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "PYTHONPATH": paths}
-    with tempfile.TemporaryFile() as told:
-        begin = time.perf_counter()
-        child = subprocess.Popen(command, env=environment, stdout=told)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - begin
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            sys.exit(f"{' '.join(command)}: exit code {child.returncode}")
-        told.seek(0)
-        return seconds, usage.ru_maxrss / 1024, told.read().decode()
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    finish(rows, given.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,281 @@
+"""From text to batches: building the token store, its size, and how fast batches come; beside two other ways.
+
+    python bench/data.py --output bench.json
+
+The text is Python files of this environment, the tokenizer a byte-level BPE of 32,768 tokens. Others are measured if
+they are installed: `datasets` (map, then chains of tokens grouped into blocks, as run_clm does it) and `litdata`
+(optimize with a TokensLoader, as its documentation does it). Builds run in processes of their own, bound to so many
+cores; loaders take turns in one process; medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import ROOT, collect, finish, timed
+
+sys.path.insert(0, str(ROOT / "src"))
+
+from gpt2kit import shards, tokenizer
+from gpt2kit.shards import Corpus
+from gpt2kit.store import Index, Shard, TokenStore, shard_name
+from gpt2kit.text import Reader
+
+BLOCK = 1024
+OURS = "gpt2kit"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=48, help="of text")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=1000, help="of 8 blocks, that a loader gives in a round")
+    parser.add_argument("--cold", type=int, default=512, help="MB of the store that is read from the disk itself")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--build", nargs=5, help=argparse.SUPPRESS)  # one build, in a process of its own
+    given = parser.parse_args()
+    if given.build:
+        way, cores, text, trained, folder = given.build
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+        begin = time.perf_counter()
+        BUILDS[way](Path(text), trained, Path(folder), int(cores))
+        print(time.perf_counter() - begin)
+        return
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        text = collect(work / "text.txt", given.megabytes * 1_000_000)
+        words = ["--files", str(text), "--vocab_size", "32768", "--output_dir", str(work / "tokenizer")]
+        timed([sys.executable, str(ROOT / "train_tokenizer.py"), *words])
+        ways = [OURS, *(name for name in ("datasets", "litdata") if importlib.util.find_spec(name))]
+        rows += builds(text, work, ways, given.rounds)
+        rows += loaders(work, ways, given.rounds, given.batches)
+        rows += cold(work / "cold", given.cold)
+    finish(rows, given.output)
+
+
+def builds(text: Path, work: Path, ways: list[str], rounds: int) -> list[dict[str, object]]:
+    """MB/s, largest memory of the main process, and disk, for each way on one and two cores."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for turn in range(rounds):
+        for way in ways:
+            for cores in (1, 2):
+                folder = work / f"{way}-{cores}-{turn}"
+                words = [sys.executable, __file__, "--build", way, str(cores), str(text), str(work / "tokenizer")]
+                _, memory, told = timed([*words, str(folder)], cores)
+                seconds = float(told.split()[-1])
+                found.setdefault((way, cores), []).append((text.stat().st_size / 1e6 / seconds, memory))
+    rows = []
+    for (way, cores), figures in found.items():
+        disk = sum(path.stat().st_size for path in (work / f"{way}-{cores}-0").rglob("*") if path.is_file())
+        speed, memory = (statistics.median(part) for part in zip(*figures, strict=True))
+        ours = statistics.median(speed for speed, _ in found[OURS, cores])
+        rows.append(
+            {
+                "what": f"build, {cores} core{'s' * (cores > 1)}",
+                "with": way,
+                "figure": f"{speed:.1f} MB/s",
+                "memory": f"{memory:.0f} MB",
+                "disk": f"{disk / 1e6:.1f} MB",
+                "ratio": f"{ours / speed:.1f}",
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def build_ours(text: Path, trained: str, folder: Path, cores: int) -> None:
+    shards.open_or_build(Corpus([text], tokenizer.load(trained), Reader()), folder)
+
+
+def build_datasets(text: Path, trained: str, folder: Path, cores: int) -> None:
+    """Tokenize with map, then join and cut into blocks with another map."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(trained)
+    fast.model_max_length = 1 << 30
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
+        return {"input_ids": fast([line + fast.eos_token for line in rows["text"]])["input_ids"]}
+
+    def group(rows: dict[str, list[list[int]]]) -> dict[str, Any]:
+        joined = [token for row in rows["input_ids"] for token in row]
+        whole = len(joined) // BLOCK * BLOCK
+        return {"input_ids": [joined[at : at + BLOCK] for at in range(0, whole, BLOCK)]}
+
+    processes = cores if cores > 1 else None
+    raw = datasets.load_dataset("text", data_files=str(text), split="train", cache_dir=str(folder))
+    ids = raw.map(encode, batched=True, remove_columns=["text"], num_proc=processes)
+    ids.map(group, batched=True, num_proc=processes).save_to_disk(str(folder / "blocks"))
+
+
+def build_litdata(text: Path, trained: str, folder: Path, cores: int) -> None:
+    """`optimize` over parts of the file, as many as workers."""
+    import functools
+
+    import litdata
+
+    size = text.stat().st_size
+    parts = [(size * part // cores, size * (part + 1) // cores) for part in range(cores)]
+    litdata.optimize(
+        fn=functools.partial(lit_tokens, str(text), trained),
+        inputs=parts,
+        output_dir=str(folder / "blocks"),
+        num_workers=cores,
+        chunk_bytes="64MB",
+        item_loader=litdata.TokensLoader(block_size=BLOCK),
+        verbose=False,
+    )
+
+
+def lit_tokens(text: str, trained: str, part: tuple[int, int]) -> Iterator[Any]:
+    import torch
+
+    found = tokenizer.load(trained)
+    eos = tokenizer.eos_id(found)
+    with open(text, "rb") as file:
+        file.seek(part[0])
+        if part[0]:
+            file.readline()
+        while file.tell() <= part[1] and (line := file.readline()):
+            ids = found.encode(line.decode().rstrip("\n"), add_special_tokens=False).ids
+            yield torch.tensor([*ids, eos], dtype=torch.int)
+
+
+BUILDS: dict[str, Callable[[Path, str, Path, int], None]] = {
+    OURS: build_ours,
+    "datasets": build_datasets,
+    "litdata": build_litdata,
+}
+
+
+def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict[str, object]]:
+    """Million tokens/s of each loader with blocks of 1,024 in random order, and the time to its first batch."""
+    rates: dict[tuple[str, int, int], list[float]] = {}
+    firsts: dict[tuple[str, int, int], list[float]] = {}
+    for _ in range(rounds):
+        for way in ways:
+            for batch_size, workers in ((8, 0), (32, 0), (32, 1)):
+                begin = time.perf_counter()
+                batch = iter(LOADERS[way](work, batch_size, workers))
+                next(batch)
+                firsts.setdefault((way, batch_size, workers), []).append(time.perf_counter() - begin)
+                count = max(batches * 8 // batch_size, 1)
+                begin = time.perf_counter()
+                for _ in range(count):
+                    next(batch)
+                rate = count * batch_size * BLOCK / (time.perf_counter() - begin) / 1e6
+                rates.setdefault((way, batch_size, workers), []).append(rate)
+                del batch
+    rows = []
+    for (way, batch_size, workers), found in rates.items():
+        rate = statistics.median(found)
+        rows.append(
+            {
+                "what": f"batches of {batch_size}, {workers or 'no'} worker{'s' * (workers != 1)}",
+                "with": way,
+                "figure": f"{rate:.0f} M tokens/s",
+                "first batch": f"{statistics.median(firsts[way, batch_size, workers]) * 1000:.0f} ms",
+                "ratio": f"{statistics.median(rates[OURS, batch_size, workers]) / rate:.1f}",
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def load_ours(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
+    from gpt2kit.batches import Rows, TrainBatches
+    from gpt2kit.blocks import Order, count_train
+
+    (folder,) = (path.parent for path in (work / f"{OURS}-1-0").rglob("index.json"))
+    store = TokenStore(folder)
+    order = Order(count_train(len(store), BLOCK), batch_size, seed=1)
+    return iter(TrainBatches(Rows(store, BLOCK, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
+
+
+def load_datasets(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
+    import datasets
+    from torch.utils.data import DataLoader
+
+    found = datasets.load_from_disk(str(work / "datasets-1-0" / "blocks")).with_format("torch")
+    return endless(DataLoader(found, batch_size=batch_size, shuffle=True, num_workers=workers))
+
+
+def load_litdata(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
+    import litdata
+
+    folder = str(work / "litdata-1-0" / "blocks")
+    found = litdata.StreamingDataset(folder, item_loader=litdata.TokensLoader(BLOCK), shuffle=True, drop_last=True)
+    return endless(litdata.StreamingDataLoader(found, batch_size=batch_size, num_workers=workers))
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
+    OURS: load_ours,
+    "datasets": load_datasets,
+    "litdata": load_litdata,
+}
+
+
+def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
+    """Batches from files that are not in memory, after the system was told to forget them."""
+    from gpt2kit.batches import Rows, TrainBatches
+    from gpt2kit.blocks import Order, count_train
+
+    folder.mkdir()
+    made = []
+    for number in range(max(megabytes // 128, 1)):
+        raw = np.random.default_rng(number).integers(0, 32768, 1 << 26).astype("<u2").tobytes()
+        (folder / shard_name(number)).write_bytes(raw)
+        (folder / f"{number:06d}.doc").write_bytes(b"")
+        digest, empty = hashlib.sha256(raw).hexdigest(), hashlib.sha256(b"").hexdigest()
+        made.append(Shard(shard_name(number), 1 << 26, 1, 0, 0, 0, 0, digest, empty))
+    (folder / "index.json").write_text(Index("<u2", 0, True, "", [], [], made).to_json())
+    rows = []
+    begin = time.perf_counter()
+    TokenStore(folder)
+    rows.append(
+        {
+            "what": "checksums at the first opening",
+            "with": OURS,
+            "figure": f"{len(made) * 128 / (time.perf_counter() - begin):.0f} MB/s",
+        }
+    )
+    forget(folder)
+    store = TokenStore(folder)
+    order = Order(count_train(len(store), BLOCK), 8, seed=1)
+    batches = iter(TrainBatches(Rows(store, BLOCK, BLOCK), order.micro_batches(0, 8, 0, 1)))
+    begin = time.perf_counter()
+    for _ in range(500):
+        next(batches)
+    rate = 500 * 8 * BLOCK / (time.perf_counter() - begin) / 1e6
+    rows.append({"what": "batches of 8 from the disk itself", "with": OURS, "figure": f"{rate:.0f} M tokens/s"})
+    return rows
+
+
+def forget(folder: Path) -> None:
+    """Drop the files from the system's memory."""
+    os.sync()
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()

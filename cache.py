@@ -1,0 +1,11 @@
+"""List, verify and prune the stores of tokenized text: `python cache.py`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from gpt2kit import cache, command
+
+if __name__ == "__main__":
+    command.run(cache.manage)

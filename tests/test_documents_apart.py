@@ -1,0 +1,74 @@
+"""`data.mask_documents`: a document is seen as if it stood alone, whatever stands before it in the block."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Outcome
+from torch import Tensor
+
+from gpt2kit import checkpoint, cli
+from gpt2kit.module import Attention, GPT2Module, documents_apart
+
+START = 7
+
+
+def small(attention: Attention, start: int | None = START) -> GPT2Module:
+    torch.manual_seed(0)
+    gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=24, document_start=start).eval()
+    gpt2.model.set_attn_implementation(attention)
+    return gpt2
+
+
+def logits(gpt2: GPT2Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        apart = documents_apart(inputs, START, gpt2._additive()) if gpt2.document_start is not None else {}
+        found: Tensor = gpt2.model(input_ids=inputs, use_cache=False, **apart).logits
+    return found
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_are_those_of_each_document_alone(attention: Attention) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(8, 50, (3, 24), generator=generator)
+    inputs[0, [0, 5, 6, 15]] = START  # a document without a token is among them
+    inputs[1, [11]] = START  # the block begins within a document
+    packed, alone = logits(small(attention), inputs), logits(small(attention, None), inputs)
+    for row, bounds in enumerate([[0, 5, 6, 15, 24], [0, 11, 24], [0, 24]]):
+        for begin, end in itertools.pairwise(bounds):
+            single = logits(small(attention, None), inputs[row : row + 1, begin:end])
+            torch.testing.assert_close(packed[row, begin:end], single[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(packed[0, 7:], alone[0, 7:])
+    torch.testing.assert_close(packed[2], alone[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_loss_under_bfloat16_is_that_of_float32_within_rounding(attention: Attention) -> None:
+    batch = torch.randint(8, 50, (4, 25), generator=torch.Generator().manual_seed(1))
+    batch[:, ::6] = START
+    gpt2 = small(attention)
+    exact, _ = gpt2._step(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = gpt2._step(batch)
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.01)
+    rounded.backward()
+    assert all(torch.isfinite(p.grad).all() for p in gpt2.parameters() if p.grad is not None)
+
+
+def test_it_trains_is_kept_in_the_checkpoint_and_is_part_of_a_runs_identity(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    words = [*options, "--data.mask_documents=true", f"--trainer.default_root_dir={inside}"]
+    assert call(cli.main, *words, "--trainer.max_steps=6")[0] == 0
+    opened = checkpoint.open(inside / "lightning_logs/version_0")
+    assert opened.module.document_start == opened.facts["document_start"] == 0
+    code, _, err = call(
+        cli.main, "--ckpt_path=lightning_logs/version_0", *words, "--trainer.max_steps=8", "--data.mask_documents=false"
+    )
+    assert code == 4 and "mask_documents was True, now False" in err
+    code, _, err = call(cli.main, *words, "--data.append_eos=false")
+    assert code == 2 and "data.mask_documents: needs data.append_eos" in err
