@@ -11,8 +11,6 @@ the model again. `--shape` takes random weights instead of a checkpoint: layers,
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
+from machine import finish
 
 from gpt2kit import checkpoint, writing
 from gpt2kit.module import GPT2Module
@@ -71,10 +70,7 @@ def main() -> None:
                     "times no cache": round(slowest / total, 2),
                 }
             )
-            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    if given.output:
-        machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-        given.output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    finish(rows, given.output)
 
 
 def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2Module:
