@@ -77,6 +77,7 @@ class Reader:
         self._begin: list[int] = []
         self._read: list[int] = []  # how many ids of each row the cache has
         self._mask = torch.empty(0)
+        self._padded = False
 
     def logits(self, rows: Sequence[list[int]]) -> Tensor:
         """`[rows, vocab_size]` of float32 for the token after each row; a row is longer than at the last call by one
@@ -112,6 +113,7 @@ class Reader:
         lengths = torch.tensor([len(row) for row in rows], device=self.gpt2.device)
         places = torch.arange(width, device=self.gpt2.device) - (width - lengths)[:, None]
         self._mask = (places >= 0).long()
+        self._padded = min(map(len, rows)) < width
         self._past = None
         return self._forward(padded, places.clamp(min=0))
 
@@ -128,7 +130,7 @@ class Reader:
         found = self.gpt2.model(
             input_ids=ids,
             position_ids=places,
-            attention_mask=None if bool(self._mask.all()) else self._mask,
+            attention_mask=self._mask if self._padded else None,
             past_key_values=self._past,
             use_cache=True,
             logits_to_keep=1,
