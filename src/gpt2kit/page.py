@@ -92,7 +92,11 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
                 with gr.Accordion("Token by token: the darker, the less expected; hover or tap for the alternatives"):
                     tokens_view = gr.HTML("", elem_id="tokens")
         asked = [model, prompt, tokens, heat, top_k, top_p, penalty, samples, seed]
-        event = {"outputs": [text, tokens_view, status], "show_progress": "hidden", "api_visibility": "private"}
+        event: dict[str, Any] = {
+            "outputs": [text, tokens_view, status],
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         event["scroll_to_output"] = True  # on a phone the text is below
         limit = {"concurrency_limit": at_once, "concurrency_id": "write"}
         writing = [go.click(write, asked, **event, **limit), prompt.submit(write, asked, **event, **limit)]
