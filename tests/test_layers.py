@@ -16,9 +16,10 @@ ROWS = [
     [
         *("pieces", "bans", "verse"),
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
-        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding", "shards", "overlap"),
+        *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
+        *("shards", "fetching", "streaming", "uploading", "overlap"),
     ],
-    ["blocks", "batches", "optim", "metrics", "rules"],
+    ["blocks", "windows", "batches", "optim", "metrics", "rules"],
     ["data", "module", "checkpoint"],
     ["runs", "prompts", "writing", "beams", "author", "generate", "evaluate", "export"],
     ["callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],

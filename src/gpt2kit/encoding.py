@@ -28,15 +28,15 @@ _THREADS = 8
 
 Any core can encode, but one thread at a time reads and hashes text, and makes arrays of the library's lists. Measured,
 in milliseconds a MB: English in byte pairs 180 and 10 (with processes, which make their arrays themselves, 187 and 4),
-Chinese poems in byte pairs 95 and 23 (112 and 8), English characters 78 and 28 (103 and 5). So Amdahl's law predicts
-for 4, 8, 16 and 32 cores, in MB/s:
+Chinese poems in byte pairs 130 and 23 (145 and 8), English characters 78 and 28 (103 and 5). Both go on at once, so
+Amdahl's law predicts for 4, 8, 16 and 32 cores, in MB/s:
 
     English, byte pairs    threads 21 42 84 100    processes 21 42 84 168
-    poems, byte pairs      threads 34 43 43 43     processes 33 67 118 118
-    English, characters    threads 36 36 36 36     processes 37 74 149 222
+    poems, byte pairs      threads 26 43 43 43     processes 26 52 105 125
+    English, characters    threads 36 36 36 36     processes 37 74 148 200
 
 at best, as the library's threads share locks and memory, too. Up to 8 cores threads do enough, and take neither
-processes' start, a third of a second, nor their memory, 100 MB each. Predicted only: two cores were there to measure.
+processes' start, a fifth of a second, nor their memory, 80 MB each. Predicted only: two cores were there to measure.
 """
 _PROCESSES = 32
 """Processes at most: by then the one that reads is what all wait for."""

@@ -29,7 +29,7 @@ from gpt2kit.encoding_gigatoken import WrongIds
 from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
 from gpt2kit.splits import Share
-from gpt2kit.store import FORMAT, INDEX, Damaged, Index, Shard, TokenStore, damaged, documents_file, shard_name
+from gpt2kit.store import FORMAT, INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, damaged, documents_file, shard_name
 from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
@@ -100,20 +100,57 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
         if found := _opened(folder, say=True):
             return found
         (folder / INDEX).unlink(missing_ok=True)
-        before = sources.digests(corpus.paths, cache_dir)
-        try:
-            notes, shards = _build(folder, corpus, progress)
-        except WrongIds:
-            shutil.rmtree(folder)  # what is written already may be wrong, too
-            raise
-        finally:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # unless something is in it, with which the next try goes on
-        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
-            if old != new:
-                raise DataError(f"{path}: was changed while it was being read. Run the same command again")
-        _write_index(folder, corpus, shards, notes)
+        build(corpus, Shelf(folder), cache_dir, progress)
         return TokenStore(folder)
+
+
+class Shelf:
+    """Where a build keeps what it has finished: in the folder that it writes into. `streaming` sends it elsewhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def broken(self, recorded: list[Shard]) -> set[str]:
+        """Names of those finished files that are gone or damaged."""
+        return set(damaged(self.folder, recorded))
+
+    def keep(self, shard: Shard) -> None:
+        """Called when a token file and the file beside it are written."""
+
+    def note(self, shard: Shard) -> None:
+        """Add a file that is kept to the journal."""
+        with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
+            journal.write(json.dumps(asdict(shard)) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def finish(self, index: Index) -> None:
+        """Write the index: the store is complete."""
+        durable.write_text(self.folder / INDEX, index.to_json())
+
+    def discard(self) -> None:
+        """Delete all that is finished."""
+        shutil.rmtree(self.folder)
+
+
+def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress) -> None:
+    """Make a store, behind what the shelf holds of it already; `cache_dir` remembers the texts' hashes."""
+    before = sources.digests(corpus.paths, cache_dir)
+    try:
+        notes, shards = _build(shelf, corpus, progress)
+    except WrongIds:
+        shelf.discard()  # what is written already may be wrong, too
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            shelf.folder.rmdir()  # unless something is in it, with which the next try goes on
+    for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
+        if old != new:
+            raise DataError(f"{path}: was changed while it was being read. Run the same command again")
+    shelf.finish(_index(corpus, shards, notes))
 
 
 def _opened(folder: Path, say: bool = False) -> TokenStore | None:
@@ -131,12 +168,13 @@ def _opened(folder: Path, say: bool = False) -> TokenStore | None:
     return store
 
 
-def _build(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
+    folder = shelf.folder
     for left in folder.glob(".*.tmp"):
         left.unlink()  # of a build that was killed; this one holds the lock
     recorded = _journal(folder)
-    broken = set(damaged(folder, recorded))
+    broken = shelf.broken(recorded)
     report = Report()
     total = sum(sources.size(path) for path in corpus.paths)
     ends: collections.deque[_End] = collections.deque()
@@ -153,15 +191,15 @@ def _build(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str],
             for _ in range(known.documents):
                 ends.popleft()
         elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
-            raise DataError(f"{folder / known.name}: built again, it is not what it was. Delete {folder}")
+            raise DataError(f"{shelf}/{known.name}: built again, it is not what it was. Delete {shelf}")
+        else:
+            shelf.keep(known)
         shards.append(known)
     rest = batches(pieces)
     while shard := _write_shard(folder, shards, rest, ends, corpus):
         shards.append(shard)
-        with open(folder / "journal.jsonl", "a", encoding="utf-8") as journal:
-            journal.write(json.dumps(asdict(shard)) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+        shelf.keep(shard)
+        shelf.note(shard)
     if not any(shard.documents for shard in shards):
         what = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
         share = corpus.share
@@ -253,8 +291,8 @@ def _write_shard(
     return shard
 
 
-def _write_index(folder: Path, corpus: Corpus, shards: list[Shard], notes: list[str]) -> None:
-    index = Index(
+def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
+    return Index(
         dtype=corpus.dtype.str,
         eos_id=tokenizers.eos_id(corpus.tokenizer),
         append_eos=corpus.append_eos,
@@ -263,12 +301,11 @@ def _write_index(folder: Path, corpus: Corpus, shards: list[Shard], notes: list[
         notes=notes,
         shards=shards,
     )
-    durable.write_text(folder / INDEX, index.to_json())
 
 
 def _journal(folder: Path) -> list[Shard]:
     """The token files that an earlier build has finished; a torn last line of the journal does not count."""
-    journal = folder / "journal.jsonl"
+    journal = folder / JOURNAL
     if not journal.is_file():
         return []
     shards: list[Shard] = []
