@@ -141,6 +141,13 @@ def test_requests_that_cannot_be(http: Any, asked: object, message: str) -> None
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "body", ['{"seed": Infinity}', '{"n": NaN}', '{"seed": 1e999}', "[" * 100_000, "{", '"x"', "\xff"]
+)
+def test_requests_that_are_no_json_or_no_numbers(http: Any, body: str) -> None:
+    assert http.post("/v1/completions", content=body.encode("latin-1")).status_code == 400
+
+
 @pytest.mark.parametrize("prompt", HOSTILE)
 def test_hostile_prompts_are_text(http: Any, served: Service, prompt: str) -> None:
     assert http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 3}).status_code == 200

@@ -63,6 +63,7 @@ def routes(service: Service, auth: tuple[str, str] | None, at_once: int) -> list
             raise UserError("; ".join(problems))
         if not room.acquire(blocking=False):
             return JSONResponse(complaint("too many requests are waiting. Try again in a while"), 429)
+        room.release()  # taken again once the answer begins, which one whose asker has left never does
         pieces = in_turn(service.write(name, prompts, wish), turns, room)
         head = {"id": f"cmpl-{secrets.token_hex(8)}", "created": int(time.time()), "model": name}
         if streamed:
@@ -79,7 +80,7 @@ def read(body: bytes, service: Service) -> tuple[str, list[str], Wish, bool]:
     """What a request asks for: model, prompts, wish, and whether to stream."""
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError("the request is not JSON") from None
     if not isinstance(asked, dict):
         raise UserError("the request is no JSON object")
@@ -95,7 +96,8 @@ def read(body: bytes, service: Service) -> tuple[str, list[str], Wish, bool]:
     for name, (kind, default) in _NUMBERS.items():
         value = asked.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 53
+        if not number or (kind is int and value != int(value)):
             raise UserError(f"{name}: {'a whole number' if kind is int else 'a number'}")
         found[name] = kind(value)
     rules = Rules(
@@ -113,11 +115,8 @@ def read(body: bytes, service: Service) -> tuple[str, list[str], Wish, bool]:
 
 def in_turn(pieces: Iterator[Piece], turns: threading.Semaphore, room: threading.Semaphore) -> Iterator[Piece]:
     """The pieces, once it is this request's turn."""
-    try:
-        with turns:
-            yield from pieces
-    finally:
-        room.release()
+    with room, turns:
+        yield from pieces
 
 
 def whole(head: dict[str, Any], pieces: Iterator[Piece], wish: Wish) -> dict[str, Any]:
