@@ -1,14 +1,28 @@
+"""The command: prompts in, text out, and nothing else on stdout."""
+
 from __future__ import annotations
 
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import Outcome, Run
+from conftest import ROOT, Outcome, Run
 
-from gpt2kit import checkpoint, command, generate, tokenizer
+from gpt2kit import author, checkpoint, command, generate, pieces, prompts, verse
+from gpt2kit.author import Author, Piece, Wish
 from gpt2kit.checkpoint import Opened
+from gpt2kit.rules import Rules
+
+Call = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
@@ -16,70 +30,204 @@ def opened(run: Run) -> Opened:
     return checkpoint.open(run.folder)
 
 
-def written(opened: Opened, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 1) -> list[int]:
-    ids = generate.encode_prompt(opened.tokenizer, prompt)
-    generator = torch.Generator().manual_seed(seed)
-    return list(generate.sample(opened.module, ids, -1, tokens, temperature, 0, 1.0, generator))
+@pytest.fixture
+def writes(run: Run, call: Call, inside: Path) -> Call:
+    def outcome(*words: object) -> Outcome:
+        return call(lambda args: command.run(generate.write, args), "--ckpt_path", run.folder, *words)
+
+    return outcome
 
 
-def test_the_cache_changes_nothing(opened: Opened) -> None:
-    """Greedy text equals that of a model that reads everything again for each token."""
-    ids = generate.encode_prompt(opened.tokenizer, "the")
-    expected = list(ids)
-    while len(expected) < 16:
-        with torch.inference_mode():
-            expected.append(int(opened.module.model(torch.tensor([expected])).logits[0, -1].argmax()))
-    assert written(opened, "the", 16 - len(ids)) == expected[len(ids) :]
-
-
-def test_beyond_the_context_it_goes_on(opened: Opened) -> None:
-    assert len(written(opened, "the quick brown fox jumps over the lazy dog and number", 60)) == 60
-
-
-def test_seeds_and_temperature(opened: Opened) -> None:
-    assert written(opened, "the", 30, 1.0, seed=1) == written(opened, "the", 30, 1.0, seed=1)
-    assert written(opened, "the", 30, 1.0, seed=1) != written(opened, "the", 30, 1.0, seed=2)
-
-
-def test_it_stops_where_the_document_ends(opened: Opened) -> None:
-    ids = generate.encode_prompt(opened.tokenizer, "the")
-    first = written(opened, "the", 1)[0]
-    assert list(generate.sample(opened.module, ids, first, 9, 0.0, 0, 1.0, torch.Generator())) == []
-
-
-def test_choices_keep_to_their_limits() -> None:
-    logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log()
-    generator = torch.Generator().manual_seed(1)
-
-    def drawn(**limits: float) -> set[int]:
-        words = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **limits}
-        return {int(generate.choose(logits, generator=generator, **words)) for _ in range(300)}  # type: ignore[arg-type]
-
-    assert drawn() == {0, 1, 2, 3}
-    assert drawn(top_k=2) == {1, 2}
-    assert drawn(top_p=0.6) == {1, 2}
-    assert drawn(top_p=0.4) == {1}
-    assert drawn(temperature=0) == {1}
-    frequent = [int(generate.choose(logits, 1.0, 0, 1.0, generator)) for _ in range(4000)]
-    assert frequent.count(1) / 4000 == pytest.approx(0.5, abs=0.03)
+def whole(writer: Author, prompts: list[str], wish: Wish) -> dict[tuple[int, int], list[Piece]]:
+    found: dict[tuple[int, int], list[Piece]] = {}
+    for piece in writer.write(prompts, wish):
+        found.setdefault((piece.prompt, piece.sample), []).append(piece)
+    return found
 
 
 def test_only_whole_characters_are_given_out(opened: Opened) -> None:
     text = "é日本🙂 abc"
     ids = opened.tokenizer.encode(text).ids
-    pieces = list(generate.whole_characters(opened.tokenizer, iter(ids)))
-    assert "".join(pieces) == text and "🙂" in pieces
-    assert "".join(generate.whole_characters(opened.tokenizer, iter(ids[:-5]))).endswith("\N{REPLACEMENT CHARACTER}")
+    found = list(pieces.whole_characters(opened.tokenizer, iter(ids)))
+    assert "".join(found) == text and "🙂" in found
+    assert "".join(pieces.whole_characters(opened.tokenizer, iter(ids[:-5]))).endswith("\N{REPLACEMENT CHARACTER}")
 
 
-def test_the_command(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
-    def main(args: list[str]) -> None:
-        command.run(generate.write, args)
+def test_a_character_cut_off_by_the_end_is_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Author(opened)
+    ids = iter(writer.encode("ab🙂"))
+    monkeypatch.setattr(author.Writer, "step", forced(ids))
+    parts = whole(writer, [""], Wish(max_new_tokens=len(writer.encode("ab🙂")) - 1))[0, 0]
+    assert "".join(part.text for part in parts) == "ab" and parts[-1].end == "length"
 
-    words = ("--ckpt_path", run.folder, "--prompt", "the quick", "--prompt", "a", "--max_new_tokens", 5)
-    code, out, err = call(main, *words)
+
+def forced(ids: object) -> Callable[[object], object]:
+    """A writer's step that writes these tokens."""
+
+    def step(self: author.Writer) -> list[author.Chosen]:
+        text = self.texts[0]
+        text.new.append(next(ids))  # type: ignore[call-overload]
+        return [author.Chosen(text, text.new[-1])]
+
+    return step
+
+
+def test_the_same_text_alone_and_in_any_batch(opened: Opened) -> None:
+    wish = Wish(Rules(temperature=1.0, seed=5), num_samples=3, max_new_tokens=40)
+    given = ["the", "the quick brown fox jumps over the lazy", "", "good morning"]
+    one = whole(Author(opened), given, wish)
+    other = whole(Author(opened), given[::-1], Wish(wish.rules, 3, 40, batch_size=5))
+    for (prompt, sample), parts in one.items():
+        text = "".join(part.text for part in parts)
+        assert text == "".join(part.text for part in other[3 - prompt, sample])
+        assert [bool(part.end) for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_stops_bans_and_line_breaks(opened: Opened) -> None:
+    writer = Author(opened)
+    rules = Rules(temperature=0)
+    plain = "".join(p.text for p in whole(writer, ["the"], Wish(rules, max_new_tokens=40))[0, 0])
+    assert "fox" in plain
+    parts = whole(writer, ["the"], Wish(rules, max_new_tokens=40, stop=("zzz", "fox")))[0, 0]
+    assert "".join(p.text for p in parts) == plain.split("fox")[0] and parts[-1].end == "stop"
+    banned = Wish(rules, max_new_tokens=40, banned_words=("fox", "the"), max_newlines=0, strip_special=True)
+    text = "".join(p.text for p in whole(writer, ["the"], banned)[0, 0])
+    assert not any(word in text for word in ("fox", "the", "\n"))
+
+
+def test_verse_by_a_model_that_has_never_seen_any(opened: Opened) -> None:
+    form = verse.Form(4, 5, rhyme=("abcde",))
+    for seed in range(3):
+        rules = Rules(temperature=1.5, seed=seed, no_repeat_ngram_size=1, repetition_penalty=1.2)
+        wish = Wish(rules, form=form, banned_words=("q", "mn"))
+        parts = whole(Author(opened), ["Spring\n"], wish)[0, 0]
+        text = "".join(part.text for part in parts)
+        assert parts[-1].end == "form" and len(text) == len(form.template)
+        assert [c if not verse.is_letter(c) else "\0" for c in text] == list(form.template)
+
+
+def test_what_the_user_should_know_is_said_once(opened: Opened) -> None:
+    told: list[str] = []
+    writer = Author(opened, note=told.append)
+    whole(writer, ["the", "a"], Wish(max_new_tokens=60))
+    assert len(told) == 1 and "context of 16 tokens" in told[0]
+    writer.start("x" * 100)
+    assert len(told) == 2 and "newest 16" in told[1]
+    with pytest.raises(generate.errors.UserError, match="no text"):
+        writer.start("a\udcff")
+
+
+def test_a_prompt_that_the_tokenizer_changes_is_said(opened: Opened) -> None:
+    from tokenizers import normalizers
+
+    told: list[str] = []
+    writer = Author(opened, note=told.append)
+    writer.tokenizer.normalizer = normalizers.Lowercase()
+    writer.start("Quick")
+    writer.tokenizer.normalizer = None
+    assert told == ["the tokenizer cannot hold the prompt 'Quick': the model reads 'quick'"]
+
+
+def test_the_command(writes: Call, run: Run, inside: Path) -> None:
+    words = ("--prompt", "the quick", "--prompt", "a", "--max_new_tokens", 5)
+    code, out, err = writes(*words)
     assert code == 0 and out.startswith("the quick") and "\na" in out and not err
-    code, _, _ = call(main, *words, "--output", "out.txt")
-    assert code == 0 and (inside / "out.txt").read_text() == out
-    assert call(main, "--ckpt_path", run.folder, "--max_new_tokens", 3)[0] == 0
-    assert tokenizer.EOS not in out
+    assert writes(*words, "--output", "out.txt")[0] == 0
+    assert (inside / "out.txt").read_text() == out
+    assert writes("--max_new_tokens", 3)[0] == 0
+    assert writes("--max_new_tokens", 0, "--prompt", "x")[1] == "x\n"
+    assert writes("--num_beams", 3, "--num_samples", 2, "--max_new_tokens", 8)[1].count("\n") >= 2
+    assert writes("--lines", 2, "--chars_per_line", 5, "--line_ends", "\\n")[1].count("\n") == 2
+
+
+def test_prompts_from_files_and_json(writes: Call, inside: Path) -> None:
+    (inside / "p.txt").write_text("the\n\nquick brown\n")
+    (inside / "p.jsonl").write_text('{"start": "the", "id": 7}\n"fox"\n')
+    code, out, _ = writes("--prompts_file", "p.txt", "--max_new_tokens", 4, "--num_samples", 2)
+    assert code == 0 and out.startswith("the") and "\nquick brown" in out
+    words = ("--prompts_file", "p.jsonl", "--field", "start", "--json", "--max_new_tokens", 4, "--prompt", "a")
+    records = [json.loads(line) for line in writes(*words)[1].splitlines()]
+    assert [found["prompt"] for found in records] == ["a", "the", "fox"] and records[1]["id"] == 7
+    assert records[0]["tokens"] == 4 and records[0]["end"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"text": 1}', "line 1: has no text 'prompt'"),
+        ("\n", "empty"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_prompt_files_that_cannot_be(content: str, message: str, writes: Call, inside: Path) -> None:
+    (inside / "p.jsonl").write_bytes(content.encode("latin-1"))
+    code, out, err = writes("--prompts_file", "p.jsonl")
+    assert code == 3 and message in err and not out and err.count("\n") == 1
+
+
+def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("two\r\nlines 日\n".encode())))
+    assert prompts.gather(["a", "-"], None, "prompt")[1].text == "two\nlines 日"
+
+
+def test_everything_wrong_is_said_at_once(writes: Call) -> None:
+    words = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
+    words += " --repetition_penalty 0 --no_repeat_ngram_size -1 --num_beams 0 --max_newlines -1 --batch_size 0"
+    words += " --chars_per_line 5 --interactive --json --stop= --banned_words="
+    code, out, err = writes(*words.split())
+    assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 15
+    for words in (
+        ("--num_beams", 2, "--temperature", 0.5),
+        ("--num_samples", 2, "--temperature", 0),
+        ("--lines", 4, "--max_new_tokens", 5),
+        ("--lines", 4, "--rhyme", "ab", "--chars_per_line", 0, "--stop", "x"),
+        ("--lines", 2, "--num_beams", 2),
+        ("--interactive", "--prompt", "x"),
+        ("--prompt", "-", "-"),
+        ("--precision", "16"),
+    ):
+        assert writes(*words)[0] == 2, words
+
+
+def test_a_session(run: Run, tmp_path: Path) -> None:
+    """On a terminal: history by the arrow key, Ctrl-C stops the text, Ctrl-D leaves."""
+    words = ["generate.py", "--ckpt_path", str(run.folder), "--interactive", "--max_new_tokens", "4000"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", INPUTRC="/dev/null")
+        os.execv(sys.executable, [sys.executable, *words])
+    shown = read_until(terminal, "> ")
+    os.write(terminal, b"the quick\n")
+    shown = read_until(terminal, "brown")
+    os.write(terminal, b"\x03")
+    shown = read_until(terminal, "> ")
+    os.write(terminal, b"\x1b[A fox\n")
+    shown = read_until(terminal, "the quick fox", 2)  # as it is typed, and as the text begins
+    os.write(terminal, b"\x03")
+    read_until(terminal, "> ")
+    os.write(terminal, b"\x04")
+    _, status = os.waitpid(process, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0 and "Traceback" not in shown
+
+
+def read_until(terminal: int, wanted: str, times: int = 1) -> str:
+    shown, end = "", time.monotonic() + 60
+    while shown.count(wanted) < times:
+        assert time.monotonic() < end, f"{wanted!r} did not come: {shown!r}"
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+    return shown
+
+
+def test_an_interrupt_ends_the_command(run: Run) -> None:
+    words = [sys.executable, "generate.py", "--ckpt_path", str(run.folder), "--max_new_tokens", "100000"]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert process.stdout and process.stdout.read(5), "streamed while it writes"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in err

@@ -14,14 +14,18 @@ PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
+        *("pieces", "bans", "verse"),
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
         *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
         *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
-    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "bootstrap"],
+    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "bootstrap", "rules"],
     ["data", "module", "weights", "huggingface", "checkpoint"],
-    ["runs", "generate", "scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"],
-    ["callbacks", "resume", "verify", "plan", "web"],
+    [
+        *("runs", "prompts", "writing", "beams", "author", "generate"),
+        *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"),
+    ],
+    ["callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}
@@ -78,7 +82,7 @@ def test_training_is_short_enough_to_read() -> None:
     assert code <= 1200, f"{code} lines; take something off the path from text to loss"
 
 
-@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate"])
+@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "web_demo"])
 def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True

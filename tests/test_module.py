@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import UserError
-from gpt2kit.generate import sample
 from gpt2kit.module import GPT2Module, build, choose_attention, padded, shape_problems, unfuse
 from gpt2kit.optim import AdamW, parameter_groups
+from gpt2kit.rules import Rules
+from gpt2kit.writing import Text, Writer
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}
 SHAPE = GPT2Module(**SMALL, dropout=0.1).shape
@@ -38,8 +39,11 @@ def test_rows_beyond_the_vocabulary_are_no_tokens(gpt2: GPT2Module) -> None:
     torch.nn.init.zeros_(gpt2.model.lm_head.weight)
     nll, tokens = gpt2._step(torch.randint(0, 40, (2, 17)))
     assert (nll / tokens).item() == pytest.approx(math.log(40), rel=1e-6)
-    drawn = sample(gpt2, [1], -1, 300, 1.0, 0, 1.0, torch.Generator().manual_seed(1))
-    assert max(drawn) == 39
+    text = Text([1])
+    writer = Writer(gpt2, [text], Rules(), -1)
+    for _ in range(300):
+        writer.step()
+    assert max(text.new) == 39
 
 
 def test_filled_up_rows_count_for_nothing(gpt2: GPT2Module) -> None:

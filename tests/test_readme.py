@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SENTENCE
 
-from gpt2kit import cli, command, evaluate, generate
+from gpt2kit import cli, command, evaluate, generate, web
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("python ")]
-BODIES = {"train_tokenizer.py": train_tokenizer, "test.py": evaluate.test, "generate.py": generate.write}
+BODIES = {
+    "train_tokenizer.py": train_tokenizer,
+    "test.py": evaluate.test,
+    "generate.py": generate.write,
+    "web_demo.py": web.serve,
+}
 
 
 def tree() -> list[str]:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gpt2kit import command, generate, tokenizer, tokenizer_kinds, tokenizer_training
+from gpt2kit import command, pieces, tokenizer, tokenizer_kinds, tokenizer_training
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.tokenizer_kinds import Options
 from gpt2kit.tokenizer_training import train as train_tokenizer
@@ -118,7 +118,7 @@ def test_streamed_text_is_the_whole_text(trained: dict[str, Tokenizer], kind: st
         start = trained[kind].decode(before, skip_special_tokens=False)
         whole = trained[kind].decode(ids, skip_special_tokens=False)
         if start.rstrip("\ufffd") == start and whole.count("\ufffd") < 3:  # a prompt is whole characters
-            assert start + "".join(generate.whole_characters(trained[kind], iter(rest), before)) == whole
+            assert start + "".join(pieces.whole_characters(trained[kind], iter(rest), before)) == whole
 
     holds()
 

@@ -1,0 +1,135 @@
+"""The speed of writing: this toolkit's loop, transformers' `generate`, and a loop that reads everything again.
+
+    python bench/generate.py --ckpt_path lightning_logs/version_0
+    python bench/generate.py --shape 12 12 768 1024 50257 --repeats 3
+
+All write from the same weights, on the same machine, in one process, in turn; a figure is the median of the turns.
+`no cache` is how many small scripts do it: for each token the newest tokens, as many as the context holds, go through
+the model again. `--shape` takes random weights instead of a checkpoint: layers, heads, width, context, vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+from machine import finish
+
+from gpt2kit import checkpoint, writing
+from gpt2kit.module import GPT2Module
+from gpt2kit.rules import Rules
+
+Times = tuple[float, float]  # seconds to the first token, to the last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt_path", help="a run folder or a .ckpt file")
+    parser.add_argument("--shape", type=int, nargs=5, help="layers, heads, width, context, vocabulary; random weights")
+    parser.add_argument("--tokens", type=int, default=500, help="new tokens")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="texts at a time")
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    gpt2 = writing.ready(model(given.ckpt_path, given.shape))
+    context = int(gpt2.shape["n_positions"])
+    parameters = sum(p.numel() for p in gpt2.model.parameters())
+    print(
+        f"{parameters:,} parameters, context {context}, {gpt2.device}, {given.threads} threads, {given.tokens} tokens"
+    )
+    rows: list[dict[str, object]] = []
+    for batch in given.batches:
+        ways: dict[str, Callable[[], Times]] = {
+            "ours": lambda b=batch: ours(gpt2, b, given.tokens),
+            "no cache": lambda b=batch: no_cache(gpt2, b, given.tokens),
+        }
+        if given.tokens < context:  # it cannot go on beyond the context
+            ways["transformers"] = lambda b=batch: library(gpt2, b, given.tokens)
+        found: dict[str, list[Times]] = {name: [] for name in ways}
+        for _ in range(given.repeats):
+            for name, way in ways.items():
+                found[name].append(way())
+        slowest = statistics.median(total for _, total in found["no cache"])
+        for name, times in found.items():
+            total = statistics.median(total for _, total in times)
+            rows.append(
+                {
+                    "way": name,
+                    "texts": batch,
+                    "first token ms": round(1e3 * statistics.median(first for first, _ in times), 1),
+                    "tokens/s": round(batch * given.tokens / total),
+                    "times no cache": round(slowest / total, 2),
+                }
+            )
+    finish(rows, given.output)
+
+
+def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2Module:
+    if ckpt_path:
+        return checkpoint.open(ckpt_path).module
+    n_layer, n_head, n_embd, n_positions, vocab_size = shape or (4, 3, 192, 1024, 4096)
+    torch.manual_seed(1)
+    return GPT2Module(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=n_positions, vocab_size=vocab_size)
+
+
+def ours(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
+    begin = time.perf_counter()
+    texts = [writing.Text([0], sample) for sample in range(batch)]
+    writer = writing.Writer(gpt2, texts, Rules(temperature=0.8, top_k=200), eos=-1)
+    writer.step()
+    first = time.perf_counter() - begin
+    for _ in range(tokens - 1):
+        writer.step()
+    return first, time.perf_counter() - begin
+
+
+@torch.inference_mode()
+def no_cache(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
+    context, size = int(gpt2.shape["n_positions"]), int(gpt2.shape["vocab_size"])
+    begin, first = time.perf_counter(), 0.0
+    ids = torch.zeros(batch, 1, dtype=torch.long, device=gpt2.device)
+    for _ in range(tokens):
+        seen = gpt2.model(ids[:, -context:], use_cache=False, logits_to_keep=1).logits[:, -1, :size] / 0.8
+        least = seen.topk(min(200, size)).values[:, -1:]
+        drawn = torch.multinomial(seen.masked_fill(seen < least, -torch.inf).softmax(-1), 1)
+        ids = torch.cat([ids, drawn], 1)
+        first = first or time.perf_counter() - begin
+    int(ids[0, -1])
+    return first, time.perf_counter() - begin
+
+
+def library(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
+    class First:
+        at = 0.0
+
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> bool:
+            self.at = self.at or time.perf_counter()
+            return False
+
+    first = First()
+    begin = time.perf_counter()
+    ids = torch.zeros(batch, 1, dtype=torch.long, device=gpt2.device)
+    gpt2.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=True,
+        temperature=0.8,
+        top_k=200,
+        pad_token_id=0,
+        stopping_criteria=[first],
+    )
+    return first.at - begin, time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()

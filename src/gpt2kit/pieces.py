@@ -1,0 +1,133 @@
+"""What a token is as text: its bytes, and whole characters out of a stream of tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from tokenizers import Tokenizer
+
+_HELD = 16
+"""Tokens that may wait for a character's last byte; a model that has not learnt to write may never send it."""
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """What each id adds to a text, as UTF-8 bytes, maybe a part of a character; empty for ids that are no token.
+
+    For every kind but wordpiece a text's bytes are those of its tokens, one after another. Wordpiece puts spaces
+    between some tokens, which are not told here.
+    """
+    raw = json.loads(tokenizer.to_str())
+    decoder = json.dumps(raw["decoder"])
+    byte_level, fallback = '"ByteLevel"' in decoder, '"ByteFallback"' in decoder
+    space = '"Metaspace"' in decoder or '"\u2581"' in json.dumps(raw["decoder"], ensure_ascii=False)
+    letters = _byte_level_letters()
+    added = {token["id"] for token in raw["added_tokens"]}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    found = [b""] * (max(vocabulary.values()) + 1)
+    for token, i in vocabulary.items():
+        if i in added:
+            found[i] = token.encode()
+        elif byte_level and all(letter in letters for letter in token):
+            found[i] = bytes(letters[letter] for letter in token)
+        elif fallback and (byte := _BYTE.fullmatch(token)):
+            found[i] = bytes([int(byte[1], 16)])
+        else:
+            token = token.removeprefix("##") if '"WordPiece"' in decoder else token
+            found[i] = (token.replace("\u2581", " ") if space else token).encode()
+    return found
+
+
+def added_ids(tokenizer: Tokenizer) -> set[int]:
+    """The ids of special tokens, and of those that `parse_special` finds in a text."""
+    return set(tokenizer.get_added_tokens_decoder())
+
+
+class Stream:
+    """Text as it comes, token by token, in whole characters; joined, it is what decoding all tokens at once gives.
+
+    A token may be part of a character, and in some kinds the space before a word shows only when something stands
+    before it. So each piece is what the text of a few tokens gains by the next ones.
+
+    Args:
+        tokenizer: decodes the ids.
+        before: the ids in front, whose text is not given again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: list[int] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._context = list(before or [])[-_HELD:]
+        self._held: list[int] = []
+        self._known = self._text([])
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes."""
+        self._held.append(token)
+        text = self._text(self._held)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._held) < _HELD:
+            return ""
+        return self._given(text)
+
+    def flush(self) -> str:
+        """What is left at the end: a character that lacks bytes shows as U+FFFD."""
+        return self._given(self._text(self._held)) if self._held else ""
+
+    def _given(self, text: str) -> str:
+        piece = text[len(self._known) :]
+        self._context, self._held = self._held, []
+        self._known = self._text([])
+        return piece
+
+    def _text(self, more: list[int]) -> str:
+        return str(self._tokenizer.decode(self._context + more, skip_special_tokens=False))
+
+
+class Stops:
+    """Text up to the first of some words; what may be the beginning of one waits."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._held = ""
+        self.met = False
+
+    def push(self, piece: str) -> str:
+        """What may be given out by now; after `met` nothing more."""
+        if self.met or not self._words:
+            return "" if self.met else piece
+        text = self._held + piece
+        found = [at for word in self._words if (at := text.find(word)) >= 0]
+        if found:
+            self.met, self._held = True, ""
+            return text[: min(found)]
+        keep = max(_begun(text, word) for word in self._words)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What has waited in vain."""
+        held, self._held = self._held, ""
+        return held
+
+
+def whole_characters(tokenizer: Tokenizer, ids: Iterable[int], before: list[int] | None = None) -> Iterator[str]:
+    """The pieces of text that `ids` give after `before`; see `Stream`."""
+    stream = Stream(tokenizer, before)
+    for token in ids:
+        if piece := stream.push(token):
+            yield piece
+    if rest := stream.flush():
+        yield rest
+
+
+def _begun(text: str, word: str) -> int:
+    """How many of the text's last characters are the beginning of the word."""
+    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
+
+
+def _byte_level_letters() -> dict[str, int]:
+    """GPT-2's letter for each byte: printable Latin-1 stands for itself, the others for 256, 257, ..."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

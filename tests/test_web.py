@@ -1,0 +1,201 @@
+"""The service, its limits, the API and the page; the browser's part is in test_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Outcome, Run
+
+from gpt2kit import command, service, web
+from gpt2kit.author import Wish
+from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.rules import Rules
+from gpt2kit.service import Service, find_models
+
+pytestmark = [  # Gradio leaves event loops to the garbage collector
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "\x00\x07\x1b[31m",
+    "\u202eright to left\u202c",
+    "</textarea><script>alert(1)</script>",
+]
+
+
+@pytest.fixture(scope="module")
+def served(run: Run) -> Service:
+    found = Service(find_models([str(run.folder), str(run.work)]))
+    found.load().join()
+    return found
+
+
+def test_models_are_found_once_each(run: Run, tmp_path: Path) -> None:
+    file = service.checkpoint.find(run.folder)
+    assert [model.name for model in find_models([str(run.folder), str(run.work / "lightning_logs"), str(file)])] == [
+        "version_0"
+    ]
+    assert find_models([str(file)])[0].name == file.stem
+    with pytest.raises(CheckpointError, match="no run with a checkpoint"):
+        find_models([str(tmp_path)])
+
+
+def test_what_is_said_of_a_model(served: Service) -> None:
+    model = served.model("version_0")
+    assert set(model.facts) == {"size", "corpus", "bits per byte", "context"} and "train.txt" in model.facts["corpus"]
+    assert 0 < float(model.facts["bits per byte"]) < 9 and 1 <= len(model.presets) <= 4
+    settings = {"trainer": {"callbacks": [{"class_path": "X", "init_args": {"prompts": ["a", 3, "b"]}}, 7]}}
+    assert service.presets(settings) == ["a", "b"] and service.presets(None) == service.presets({"trainer": 1}) == []
+
+
+def test_a_model_that_cannot_be_loaded_is_said_and_the_others_serve(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
+    found = Service(find_models([str(tmp_path / "broken.ckpt"), str(run.folder)]))
+    found.load().join()
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        found.model("broken")
+    assert "".join(piece.text for piece in found.write("version_0", ["the"], Wish(max_new_tokens=5)))
+    with pytest.raises(UserError, match="Choose one of"):
+        found.model("nobody")
+
+
+def test_limits_hold_for_everyone(served: Service) -> None:
+    wish = Wish(Rules(temperature=3), num_samples=5, max_new_tokens=501, stop=("x",) * 9)
+    assert len(served.problems(["a" * 4001], wish)) == 5
+    assert len(served.problems([], Wish())) == 1 and not served.problems(["a" * 4000], Wish())
+    with pytest.raises(UserError, match="4,001 characters"):
+        next(served.write("version_0", ["a" * 4001], Wish()))
+
+
+def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: object())
+
+    def main(args: list[str]) -> None:
+        command.run(web.serve, args)
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, _, err = call(main, "--ckpt_path", run.folder, "--port", port)
+    assert code == 5 and f"--port {port}:" in err and "Take --port" in err
+    code, _, err = call(main, "--ckpt_path", run.folder, "--port", 0, "--auth", "me", "--at_once", 0)
+    assert code == 2 and err.count(";") == 2
+    monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
+    code, _, err = call(main, "--ckpt_path", run.folder)
+    assert code == 2 and "pip install" in err
+
+
+def client(served: Service, auth: tuple[str, str] | None = None, base: str = "http://127.0.0.1") -> Any:
+    pytest.importorskip("gradio", reason="the demo's extra is not installed")
+    testclient = pytest.importorskip("starlette.testclient")
+    return testclient.TestClient(web.app(served, "127.0.0.1", auth, 2), base_url=base)
+
+
+@pytest.fixture(scope="module")
+def http(served: Service) -> Iterator[Any]:
+    yield client(served)
+    gc.collect()
+
+
+def test_completions(http: Any) -> None:
+    asked = {"model": "version_0", "prompt": ["the", "fox"], "max_tokens": 6, "n": 2, "seed": 3}
+    answer = http.post("/v1/completions", json=asked).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3] and answer["object"] == "text_completion"
+    assert {choice["finish_reason"] for choice in answer["choices"]} <= {"length", "stop"}
+    lines = http.post("/v1/completions", json={**asked, "stream": True}).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    texts = [""] * 4
+    for line in lines[:-2]:
+        choice = json.loads(line.removeprefix("data: "))["choices"][0]
+        texts[choice["index"]] += choice["text"]
+    assert texts == [choice["text"] for choice in answer["choices"]]
+    assert http.get("/v1/models").json()["data"][0]["id"] == "version_0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prompt": 3}, "prompt:"),
+        ({"prompt": "x" * 4001}, "4,001 characters"),
+        ({"max_tokens": 501}, "501 tokens"),
+        ({"max_tokens": "9"}, "max_tokens: a whole number"),
+        ({"temperature": -1}, "must not be negative"),
+        ({"n": 99}, "99 texts"),
+        ({"model": "../../etc/passwd"}, "no model"),
+        ({"stop": 3}, "stop:"),
+        ([], "no JSON object"),
+    ],
+)
+def test_requests_that_cannot_be(http: Any, asked: object, message: str) -> None:
+    answer = http.post("/v1/completions", json=asked)
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body", ['{"seed": Infinity}', '{"n": NaN}', '{"seed": 1e999}', "[" * 100_000, "{", '"x"', "\xff"]
+)
+def test_requests_that_are_no_json_or_no_numbers(http: Any, body: str) -> None:
+    assert http.post("/v1/completions", content=body.encode("latin-1")).status_code == 400
+
+
+@pytest.mark.parametrize("prompt", HOSTILE)
+def test_hostile_prompts_are_text(http: Any, served: Service, prompt: str) -> None:
+    assert http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 3}).status_code == 200
+    from gpt2kit import page
+
+    shown = list(page.written(served, "version_0", prompt, 5, 1.0, 0, 1.0, 1.0, 1, 1))[-1]
+    assert shown[0].startswith(prompt) and "<img" not in shown[1] and "<script" not in shown[1]
+
+
+def test_tokens_are_escaped(served: Service) -> None:
+    from gpt2kit import page
+    from gpt2kit.author import Text
+    from gpt2kit.writing import Chosen
+
+    writer = served.model("version_0").author
+    assert writer is not None
+    ids = writer.encode("<b>&\"'\n\x07\u202e🙂")
+    shown = page.tokens_html(writer, [Chosen(Text([]), token, 0.5, ((token, 0.5),)) for token in ids])
+    assert (
+        "<b>" not in shown and "&lt;" in shown and "U+0007" in shown and "\x07" not in shown and "\u202e" not in shown
+    )
+
+
+def test_the_page_and_what_is_closed(http: Any) -> None:
+    answer = http.get("/")
+    assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "<title>" in answer.text or "gradio" in answer.text
+    for path in (
+        "/docs",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/proxy=http://example.org",
+        "/file=/etc/passwd",
+    ):
+        assert http.get(path).status_code == 404, path
+    assert http.get("/assets/../../../../etc/passwd").status_code == 404
+    assert http.post("/gradio_api/upload", files={"files": b"x"}).status_code == 404
+    assert http.post("/v1/completions", content=b" " * (1 << 20)).status_code == 413
+    assert http.post("/v1/completions", content=(b" " for _ in range(9))).status_code == 413
+    assert http.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+
+
+def test_a_password(served: Service) -> None:
+    http = client(served, ("me", "secret"))
+    basic = base64.b64encode(b"me:secret").decode()
+    asked = {"prompt": "the", "max_tokens": 2}
+    assert http.post("/v1/completions", json=asked).status_code == 401
+    assert http.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert http.get("/v1/models", headers={"Authorization": "Basic !"}).status_code == 401
+    for header in (f"Basic {basic}", "Bearer secret"):
+        assert http.post("/v1/completions", json=asked, headers={"Authorization": header}).status_code == 200
+    assert http.get("/config").status_code == 401 and "version_0" not in http.get("/").text

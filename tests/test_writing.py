@@ -1,0 +1,137 @@
+"""The loop: cached, batched, beyond the context, each text as if it were alone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2kit import beams
+from gpt2kit.module import GPT2Module
+from gpt2kit.rules import Rules
+from gpt2kit.writing import Reader, Text, Writer, ready
+
+PROMPTS = [[0], [0, 5, 6, 7, 8, 9, 10], [0, 11, 12], list(range(14)), list(range(40))]
+GREEDY = Rules(temperature=0)
+
+
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def gpt2(request: pytest.FixtureRequest) -> GPT2Module:
+    """Random weights, wide enough to have opinions; 50 tokens in an embedding of 64 rows."""
+    torch.manual_seed(2)
+    module = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=16, initializer_range=0.4)
+    ready(module).model.set_attn_implementation(request.param)
+    return module
+
+
+def write(gpt2: GPT2Module, texts: list[Text], rules: Rules, tokens: int, eos: int = -1) -> list[list[int]]:
+    writer = Writer(gpt2, texts, rules, eos)
+    for _ in range(tokens):
+        if writer.texts:
+            writer.step()
+    return [text.new for text in texts]
+
+
+def plain(gpt2: GPT2Module, ids: list[int]) -> Tensor:
+    with torch.inference_mode():
+        return gpt2.model(torch.tensor([ids])).logits[0, -1, :50]
+
+
+def test_the_cache_changes_nothing(gpt2: GPT2Module) -> None:
+    ids = [0, 3]
+    while len(ids) < 16:
+        ids.append(int(plain(gpt2, ids).argmax()))
+    assert write(gpt2, [Text([0, 3])], GREEDY, 14) == [ids[2:]]
+
+
+def test_batched_logits_are_those_of_one_by_one(gpt2: GPT2Module) -> None:
+    """Prompts of different length, growing, outgrowing the context at different times, rows leaving in between."""
+    gpt2 = copy.deepcopy(gpt2).double()  # what is not rounding would show
+    drawn = torch.Generator().manual_seed(1)
+    rows = [list(prompt) for prompt in PROMPTS]
+    together, alone = Reader(gpt2), [Reader(gpt2) for _ in rows]
+    for step in range(40):
+        if step in (3, 20):
+            together.select(kept := [i for i in range(len(rows)) if i != 1])
+            rows, alone = [rows[i] for i in kept], [alone[i] for i in kept]
+        found = together.logits(rows)
+        expected = torch.cat([reader.logits([row]) for reader, row in zip(alone, rows, strict=True)])
+        assert found.shape[1] == 50 and torch.allclose(found, expected, atol=1e-6)
+        rows = [[*row, int(torch.randint(50, (1,), generator=drawn))] for row in rows]
+    assert together.slid
+
+
+def test_beyond_the_context_the_newest_half_stays(gpt2: GPT2Module) -> None:
+    reader, row = Reader(gpt2), list(range(15))
+    for length in range(15, 40):
+        found = reader.logits([row])[0]
+        begin = 0 if length <= 16 else length - 8 - (length - 17) % 9  # half, and what has grown since
+        assert torch.allclose(found, plain(gpt2, row[begin:]), atol=1e-4), length
+        row = [*row, length % 50]
+
+
+@pytest.mark.parametrize("rules", [GREEDY, Rules(temperature=1.0, top_p=0.95), Rules(repetition_penalty=1.3, top_k=9)])
+def test_a_text_does_not_depend_on_its_batch(gpt2: GPT2Module, rules: Rules) -> None:
+    texts = [Text(prompt, sample) for prompt in PROMPTS for sample in (0, 1)]
+    together = write(gpt2, texts, rules, 40, eos=7)
+    for text, new in zip(texts, together, strict=True):
+        assert write(gpt2, [Text(text.prompt, text.sample)], rules, 40, eos=7) == [new]
+    if rules.temperature:
+        assert together[0] != together[1], "samples differ"
+    assert 7 not in itertools.chain(*together), "the end is no text"
+
+
+def test_seeds(gpt2: GPT2Module) -> None:
+    one, again, other = (write(gpt2, [Text([0])], Rules(seed=seed), 30) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_padded_rows_are_never_drawn(gpt2: GPT2Module) -> None:
+    with torch.no_grad():
+        weights = gpt2.model.transformer.wte.weight
+        kept = weights[50:].clone()
+        weights[50:] = weights[:50].abs().max() * 10
+    assert max(write(gpt2, [Text([0])], Rules(), 300)[0]) < 50
+    with torch.no_grad():
+        weights[50:] = kept
+
+
+def test_alternatives_are_the_models_own(gpt2: GPT2Module) -> None:
+    writer = Writer(gpt2, [Text([0])], Rules(top_k=1), -1, alternatives=3)
+    chosen = writer.step()[0]
+    probabilities = plain(gpt2, [0]).softmax(-1)
+    assert chosen.probability == pytest.approx(float(probabilities[chosen.token]), rel=1e-4)
+    assert [token for token, _ in chosen.likeliest] == probabilities.topk(3).indices.tolist()
+    assert chosen.likeliest[0][0] == chosen.token
+
+
+@pytest.mark.parametrize("eos", [-1, *range(0, 50, 7)])
+@pytest.mark.parametrize("num_beams", [2, 4])
+def test_beams_find_what_the_library_finds(gpt2: GPT2Module, num_beams: int, eos: int) -> None:
+    gpt2 = copy.deepcopy(gpt2)
+    gpt2.shape["vocab_size"] = 64  # the library knows no rows that are no tokens
+    found, _ = beams.search(gpt2, Text([3, 4]), num_beams, GREEDY, eos, 10)
+    expected = gpt2.model.generate(
+        torch.tensor([[3, 4]]),
+        attention_mask=torch.ones(1, 2, dtype=torch.long),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        max_new_tokens=10,
+        do_sample=False,
+        eos_token_id=None if eos < 0 else eos,
+        pad_token_id=max(eos, 0),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    theirs = [[i for i in row[2:].tolist() if i != eos][:10] for row in expected.sequences]
+    assert [best.text.new for best in found] == theirs
+    assert [best.score for best in found] == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
+
+
+def test_beams_outgrow_the_context_too(gpt2: GPT2Module) -> None:
+    found, slid = beams.search(gpt2, Text([1]), 3, GREEDY, -1, 40)
+    assert slid and [len(best.text.new) for best in found] == [40, 40, 40]
+    assert beams.search(gpt2, Text([1]), 3, GREEDY, -1, 0)[0][0].text.new == []
