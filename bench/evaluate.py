@@ -22,10 +22,10 @@ import yaml
 from gpt2kit import command, data, scoring
 from gpt2kit.module import GPT2Module
 from gpt2kit.shards import Corpus
+from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader
 from gpt2kit.tokenizer_kinds import Options, train_bytebpe
-from gpt2kit.windows import Windows
 
 MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"
 

@@ -41,15 +41,15 @@ def test_public_names_of_the_format(run: Run) -> None:
     raw = checkpoint.read(checkpoint.find(run.folder))
     facts = raw["gpt2kit"]
     assert set(facts) == {
-        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share"),
-        *("train_tokens", "step", "tokens_seen", "settings", "skipped", "append_eos", "document_start"),
+        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "append_eos"),
+        *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped"),
     }
     assert set(facts["shape"]) == {
         *("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon"),
         *("embd_pdrop", "attn_pdrop", "resid_pdrop", "vocab_size", "n_positions"),
     }
     assert set(facts["data"]) == {
-        *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents"),
+        *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents", "window_shards"),
     }
     assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
 

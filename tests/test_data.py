@@ -108,12 +108,15 @@ def test_strided_blocks_overlap(corpus: Path) -> None:
         ({"num_workers": -1}, "data.num_workers -1: must not be negative"),
         ({"shard_tokens": 0}, "data.shard_tokens 0: must be at least 1"),
         ({"mask_documents": True, "append_eos": False}, "data.mask_documents: needs data.append_eos"),
+        ({"cache_dir": "s3://bucket/stores"}, "data.cache_dir s3://bucket/stores: a URL needs data.streaming true"),
+        ({"streaming": True, "num_workers": 1}, "data.num_workers 1: not with data.streaming"),
+        ({"streaming": True, "window_shards": 0}, "data.window_shards 0: must be at least 1"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
     sound = {"block_size": 16, "batch_size": 4, "shard_tokens": 9, "stride": None, "num_workers": 0}
     sound |= {"mask_documents": False, "append_eos": True, "valid_share": 0.0, "test_share": 0.0}
-    sound |= {"valid_files": None, "test_files": None}
+    sound |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
     assert not data.data_problems(sound)
     (problem,) = data.data_problems({**sound, **options})
     assert problem.startswith(said)

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from gpt2kit import checkpoint, command, data, evaluate, scoring
 from gpt2kit.checkpoint import Opened
 from gpt2kit.shards import Corpus
+from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader
 from gpt2kit.tokenizer_training import train as train_tokenizer
-from gpt2kit.windows import Windows
 
 CONTEXT = 16
 LOREM = "Lorem ipsum dolor sit amet. " * 9

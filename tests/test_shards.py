@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit import shards, text, tokenizer
 from gpt2kit import store as store_module
+from gpt2kit.encoding_gigatoken import WrongIds
 from gpt2kit.errors import DataError
 from gpt2kit.shards import Corpus
 from gpt2kit.store import Damaged, TokenStore
@@ -314,4 +315,23 @@ def test_an_early_error_leaves_no_folder(tmp_path: Path, trained: Tokenizer) -> 
     (tmp_path / "a.txt").write_bytes(b"one\n\xff\n")
     with pytest.raises(DataError, match="line 2"):
         build(tmp_path, trained)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_ids_that_prove_wrong_leave_nothing_behind(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 40)
+    write(tmp_path)
+    real = shards.encoded
+
+    def turning(*args: object, **options: object) -> Iterator[shards.Batch]:
+        for number, batch in enumerate(real(*args, **options)):  # type: ignore[arg-type]
+            if number == 9:
+                raise WrongIds("some text")
+            yield batch
+
+    monkeypatch.setattr(shards, "encoded", turning)
+    with pytest.raises(DataError, match="pip uninstall gigatoken"):
+        build(tmp_path, trained, shard_tokens=60)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

@@ -16,8 +16,8 @@ from gpt2kit import checkpoint, cli, data, runs, scoring
 from gpt2kit.cli import interval_steps, total_steps
 from gpt2kit.metrics import Score
 from gpt2kit.shards import Corpus
+from gpt2kit.sliding import Windows
 from gpt2kit.text import Reader
-from gpt2kit.windows import Windows
 
 
 def rows(run: Path) -> list[dict[str, float]]:

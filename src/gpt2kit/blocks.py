@@ -82,8 +82,8 @@ class Order:
         return permute(positions, self.blocks, self.seed, epoch) if self.shuffle else positions
 
 
-def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Where a permutation of 0 .. n-1, keyed by (seed, epoch), sends `positions`.
+def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int, *more: int) -> NDArray[np.int64]:
+    """Where a permutation of 0 .. n-1, keyed by (seed, epoch) and maybe more, sends `positions`.
 
     A Feistel network permutes 0 .. 2^b - 1 with 2^b the next power of two; a value that lands outside n walks on
     until it is inside (fewer than two turns on average). Halves are mixed as 32-bit words, so n < 2^64.
@@ -93,7 +93,7 @@ def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDAr
     high_bits = bits - low_bits
     low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << high_bits) - 1)
     shift = np.uint64(low_bits)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS)
+    keys = np.random.SeedSequence([seed, epoch, *more]).generate_state(_ROUNDS)
 
     def turn(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         high, low = x >> shift, x & low_mask

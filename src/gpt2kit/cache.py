@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2kit.errors import UserError
-from gpt2kit.store import INDEX, Damaged, Index, damaged
+from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, damaged
 
 _DAY = 86400
 
@@ -67,7 +67,7 @@ def entries(cache_dir: Path) -> Iterator[Entry]:
     found = []
     for folder in cache_dir.glob("*/"):
         files = [path for path in folder.iterdir() if path.is_file()]
-        if not any(path.name in (INDEX, "journal.jsonl") or path.suffix == ".bin" for path in files):
+        if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in files):
             continue
         try:
             index = Index.from_json((folder / INDEX).read_text(encoding="utf-8"), folder / INDEX)

@@ -93,7 +93,10 @@ def describe(
 
 
 def identity(text: data.TextDataModule, global_batch: int) -> dict[str, Any]:
-    """What must be the same for a run to go on: with it, a step means the same samples."""
+    """What must be the same for a run to go on: with it, a step means the same samples.
+
+    `window_shards` is None without streaming, so it tells the two orders apart, too.
+    """
     return {
         "text": text.store("train").fingerprint,
         "block_size": text.block_size,
@@ -102,6 +105,7 @@ def identity(text: data.TextDataModule, global_batch: int) -> dict[str, Any]:
         "shuffle": text.shuffle,
         "stride": text.stride,
         "mask_documents": text.mask_documents,
+        "window_shards": text.window_shards,
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytorch_lightning as pl
 from tqdm import tqdm
 
-from gpt2kit import blocks, overlap, shards
+from gpt2kit import blocks, overlap, shards, uploading, windows
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.errors import DataError
@@ -20,10 +20,12 @@ from gpt2kit.metrics import Score
 from gpt2kit.shards import Corpus
 from gpt2kit.splits import Split, shares, split_problems
 from gpt2kit.store import TokenStore
+from gpt2kit.streaming import SCRATCH, StreamedStore
 from gpt2kit.text import Reader, find_files
 from gpt2kit.tokenizer_spec import TokenizerSpec, resolve
+from gpt2kit.windows import WindowOrder
 
-_SIZES = ("block_size", "batch_size", "shard_tokens")
+_SIZES = ("block_size", "batch_size", "shard_tokens", "window_shards")
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -47,10 +49,12 @@ class TextDataModule(pl.LightningDataModule):
         mask_documents: let no token see another document, and count positions from each document's start.
         append_eos: end each document with the end-of-document token; without, nothing parts them.
         shuffle: take the blocks in random order, another one in each epoch.
-        cache_dir: where tokenized text is kept; safe to delete.
+        cache_dir: where tokenized text is kept; safe to delete. With streaming, a URL, too.
         shard_tokens: tokens in one file of the cache, about; also the work that a killed build can lose.
         num_workers: processes that read training batches ahead. 0 is the fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
+        streaming: leave tokenized text in cache_dir, and hold only what is read now and next on the local disk.
+        window_shards: with streaming, how many files of the cache are mixed with one another.
         seed: decides the order; comes from `seed_everything`.
     """
 
@@ -72,6 +76,8 @@ class TextDataModule(pl.LightningDataModule):
         cache_dir: str = ".cache/gpt2kit",
         shard_tokens: int = 1 << 26,
         num_workers: int = 0,
+        streaming: bool = False,
+        window_shards: int = 4,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -83,7 +89,8 @@ class TextDataModule(pl.LightningDataModule):
         self.shares = shares(valid_share, test_share, seed)
         for split in self.shares:
             self.files[split] = self.files["train"]
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = SCRATCH if streaming else Path(cache_dir)
+        self.streamed_from = cache_dir if streaming else None
         train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
         self.tokenizer = resolve(tokenizer, train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
@@ -95,6 +102,7 @@ class TextDataModule(pl.LightningDataModule):
         self.shuffle = shuffle
         self.shard_tokens = shard_tokens
         self.num_workers = num_workers
+        self.window_shards = window_shards if streaming else None
         self.seed = seed
         self.start_step = 0
         """The first optimizer step to give batches for; set on resume."""
@@ -128,7 +136,7 @@ class TextDataModule(pl.LightningDataModule):
                 self.append_eos,
                 self.shard_tokens,
             )
-            self._stores[split] = build_store(corpus, self.cache_dir, f"{split} text")
+            self._stores[split] = build_store(corpus, self.cache_dir, f"{split} text", self.streamed_from)
         return self._stores[split]
 
     def notes(self) -> list[str]:
@@ -142,14 +150,21 @@ class TextDataModule(pl.LightningDataModule):
     def order(self, global_batch: int) -> blocks.Order:
         """The order of training blocks for `global_batch` sequences an optimizer step."""
         store = self.store("train")
-        count = blocks.count_train(store.tokens, self.block_size, self.stride)
-        if count < global_batch:
+        if self.window_shards is None:
+            count = blocks.count_train(store.tokens, self.block_size, self.stride)
+            order = blocks.Order(count, global_batch, self.seed, self.shuffle)
+        else:
+            sizes = [shard.tokens for shard in store.shards]
+            order = windows.window_order(
+                sizes, self.block_size, self.stride, self.window_shards, global_batch, self.seed, self.shuffle
+            )
+        if order.blocks < global_batch:
             raise DataError(
-                f"{self.files['train'][0]}: {store.tokens:,} tokens make {count} blocks of {self.block_size}, fewer "
-                f"than the {global_batch} of one optimizer step. Give more text, or a smaller data.block_size or "
+                f"{self.files['train'][0]}: {store.tokens:,} tokens make {order.blocks} blocks of {self.block_size}, "
+                f"fewer than the {global_batch} of one optimizer step. Give more text, or a smaller data.block_size or "
                 "data.batch_size"
             )
-        return blocks.Order(count, global_batch, self.seed, self.shuffle)
+        return order
 
     def global_batch(self, trainer: pl.Trainer) -> int:
         """Sequences in one optimizer step, over all ranks and accumulation."""
@@ -161,9 +176,11 @@ class TextDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         trainer = self._attached()
-        order = self.order(self.global_batch(trainer))
-        micro = order.micro_batches(self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
-        return TrainBatches(Rows(self.store("train"), self.block_size, self.stride), micro, self.num_workers)
+        order, store = self.order(self.global_batch(trainer)), self.store("train")
+        share = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
+        if isinstance(order, WindowOrder) and isinstance(store, StreamedStore):
+            return TrainBatches(Rows(store, self.block_size, 1), windows.foretold(order, store.want, *share))
+        return TrainBatches(Rows(store, self.block_size, self.stride), order.micro_batches(*share), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
         if not self.files["valid"]:
@@ -177,7 +194,7 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer
 
 
-def build_store(corpus: Corpus, cache_dir: Path, what: str) -> TokenStore:
+def build_store(corpus: Corpus, cache_dir: Path, what: str, streamed_from: str | None = None) -> TokenStore:
     """Open or build the store of a corpus, with a progress bar while it is built."""
     with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
 
@@ -185,6 +202,8 @@ def build_store(corpus: Corpus, cache_dir: Path, what: str) -> TokenStore:
             bar.total = total or None
             bar.update(done - bar.n)
 
+        if streamed_from is not None:
+            return uploading.open_or_build(corpus, streamed_from, cache_dir, progress)
         return shards.open_or_build(corpus, cache_dir, progress)
 
 
@@ -203,6 +222,11 @@ def data_problems(options: dict[str, Any]) -> list[str]:
         f"data.num_workers {workers}: must not be negative": workers < 0,
         "data.mask_documents: needs data.append_eos, which says where documents end": options["mask_documents"]
         and not options["append_eos"],
+        f"data.cache_dir {options['cache_dir']}: a URL needs data.streaming true; or name a local folder": "://"
+        in options["cache_dir"]
+        and not options["streaming"],
+        f"data.num_workers {workers}: not with data.streaming, which fetches in threads. Leave it out": workers > 0
+        and options["streaming"],
     }
     return sizes + [problem for problem, broken in rules.items() if broken] + split_problems(options)
 

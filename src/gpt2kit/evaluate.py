@@ -24,11 +24,11 @@ from gpt2kit.module import GPT2Module
 from gpt2kit.reading import Reading, RoundTrip, read
 from gpt2kit.report import Result
 from gpt2kit.scoring import Precision, Ranks
+from gpt2kit.sliding import Windows
 from gpt2kit.splits import Share
 from gpt2kit.store import TokenStore
 from gpt2kit.subjects import Subject, Text
 from gpt2kit.text import Reader, find_files
-from gpt2kit.windows import Windows
 
 Pages = dict[str, list[Passage]]
 """The passages that a page shows, by the names of the checkpoints."""

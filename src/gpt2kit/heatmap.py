@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from gpt2kit.metrics import Sums
 from gpt2kit.module import GPT2Module
 from gpt2kit.scoring import Precision, boundaries, token_nats
+from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore
-from gpt2kit.windows import Windows
 
 FIRST, HARDEST = 3, 10
 """Documents that are shown: those at the text's beginning, and the hardest."""

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.module import GPT2Module, choose_attention
+from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore
-from gpt2kit.windows import Windows
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}

@@ -23,13 +23,20 @@ from tokenizers import Tokenizer
 from gpt2kit import files as durable
 from gpt2kit import sources
 from gpt2kit import tokenizer as tokenizers
+from gpt2kit.encoding import encoded
+from gpt2kit.encoding_gigatoken import WrongIds
+from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
+from gpt2kit.shelf import Shelf
 from gpt2kit.splits import Share
-from gpt2kit.store import FORMAT, INDEX, Damaged, Index, Shard, TokenStore, damaged, documents_file, shard_name
+from gpt2kit.store import FORMAT, INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, documents_file, shard_name
 from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files that are read, and those that they have; compressed ones count as they lie."""
+
+Batch = tuple[list[str], list[Ids]]
+"""Texts and their ids."""
 
 _BATCH = 1 << 20
 """Characters encoded by one call: enough to keep some cores busy; each takes 100 to 250 bytes while it is encoded."""
@@ -93,17 +100,25 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
         if found := _opened(folder, say=True):
             return found
         (folder / INDEX).unlink(missing_ok=True)
-        before = sources.digests(corpus.paths, cache_dir)
-        try:
-            notes, shards = _build(folder, corpus, progress)
-        finally:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # unless something is in it, with which the next try goes on
-        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
-            if old != new:
-                raise DataError(f"{path}: was changed while it was being read. Run the same command again")
-        _write_index(folder, corpus, shards, notes)
+        build(corpus, Shelf(folder), cache_dir, progress)
         return TokenStore(folder)
+
+
+def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress) -> None:
+    """Make a store, behind what the shelf holds of it already; `cache_dir` remembers the texts' hashes."""
+    before = sources.digests(corpus.paths, cache_dir)
+    try:
+        notes, shards = _build(shelf, corpus, progress)
+    except WrongIds:
+        shelf.discard()  # what is written already may be wrong, too
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            shelf.folder.rmdir()  # unless something is in it, with which the next try goes on
+    for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
+        if old != new:
+            raise DataError(f"{path}: was changed while it was being read. Run the same command again")
+    shelf.finish(_index(corpus, shards, notes))
 
 
 def _opened(folder: Path, say: bool = False) -> TokenStore | None:
@@ -121,33 +136,38 @@ def _opened(folder: Path, say: bool = False) -> TokenStore | None:
     return store
 
 
-def _build(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
+    folder = shelf.folder
     for left in folder.glob(".*.tmp"):
         left.unlink()  # of a build that was killed; this one holds the lock
     recorded = _journal(folder)
-    broken = set(damaged(folder, recorded))
+    broken = shelf.broken(recorded)
     report = Report()
     total = sum(sources.size(path) for path in corpus.paths)
     ends: collections.deque[_End] = collections.deque()
     pieces = _weighed(corpus.reader.read(corpus.paths, report, corpus.share), ends)
     shards: list[Shard] = []
+
+    def batches(some: Iterator[str]) -> Iterator[Batch]:
+        return encoded(_reported(_batched(some), report, total, progress), corpus.tokenizer, corpus.dtype, note=_note)
+
     for known in recorded:
         own = itertools.islice(pieces, known.pieces)
         if known.name not in broken:
             collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
             for _ in range(known.documents):
                 ends.popleft()
-        elif _write_shard(folder, shards, _reported(_batched(own), report, total, progress), ends, corpus) != known:
-            raise DataError(f"{folder / known.name}: built again, it is not what it was. Delete {folder}")
+        elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
+            raise DataError(f"{shelf}/{known.name}: built again, it is not what it was. Delete {shelf}")
+        else:
+            shelf.keep(known)
         shards.append(known)
-    batches = _reported(_batched(pieces), report, total, progress)
-    while shard := _write_shard(folder, shards, batches, ends, corpus):
+    rest = batches(pieces)
+    while shard := _write_shard(folder, shards, rest, ends, corpus):
         shards.append(shard)
-        with open(folder / "journal.jsonl", "a", encoding="utf-8") as journal:
-            journal.write(json.dumps(asdict(shard)) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+        shelf.keep(shard)
+        shelf.note(shard)
     if not any(shard.documents for shard in shards):
         what = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
         share = corpus.share
@@ -188,15 +208,15 @@ def _weighed(pieces: Iterable[str], ends: collections.deque[_End]) -> Iterator[s
 def _write_shard(
     folder: Path,
     before: list[Shard],
-    batches: Iterator[list[str]],
+    batches: Iterator[Batch],
     ends: collections.deque[_End],
     corpus: Corpus,
 ) -> Shard | None:
-    """Encode batches into one token file until it is full; None if nothing is left."""
+    """Write encoded batches into one token file until it is full; None if nothing is left."""
     first = next(batches, None)
     if first is None:
         return None
-    eos = tokenizers.eos_id(corpus.tokenizer)
+    eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
     name = shard_name(len(before))
     hasher = hashlib.sha256()
     tokens = pieces = 0
@@ -205,22 +225,21 @@ def _write_shard(
     counts: list[int] = []
     with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
         for batch in itertools.chain([first], batches):
-            ids: list[int] = [] if before or tokens else [eos]
-            encodings = corpus.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encodings, strict=True):
-                ids += encoding.ids
-                open_tokens += len(encoding.ids)
+            parts = [] if before or tokens else [eos]
+            for text, ids in zip(*batch, strict=True):
+                parts.append(ids)
+                open_tokens += len(ids)
                 if not isinstance(text, Part):
                     if corpus.append_eos:
-                        ids.append(eos)
+                        parts.append(eos)
                     done.append(end := ends.popleft())
                     counts += (open_tokens, end.bytes, end.characters)
                     open_tokens = 0
-            raw = np.array(ids, corpus.dtype).tobytes()
-            file.write(raw)
-            hasher.update(raw)
-            tokens += len(ids)
-            pieces += len(batch)
+            joined = np.concatenate(parts)
+            file.write(joined.data)
+            hasher.update(joined.data)
+            tokens += len(joined)
+            pieces += len(batch[0])
             if tokens >= corpus.shard_tokens:
                 break
     documents = documents_file([end.hash for end in done], counts)
@@ -240,8 +259,8 @@ def _write_shard(
     return shard
 
 
-def _write_index(folder: Path, corpus: Corpus, shards: list[Shard], notes: list[str]) -> None:
-    index = Index(
+def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
+    return Index(
         dtype=corpus.dtype.str,
         eos_id=tokenizers.eos_id(corpus.tokenizer),
         append_eos=corpus.append_eos,
@@ -250,12 +269,11 @@ def _write_index(folder: Path, corpus: Corpus, shards: list[Shard], notes: list[
         notes=notes,
         shards=shards,
     )
-    durable.write_text(folder / INDEX, index.to_json())
 
 
 def _journal(folder: Path) -> list[Shard]:
     """The token files that an earlier build has finished; a torn last line of the journal does not count."""
-    journal = folder / "journal.jsonl"
+    journal = folder / JOURNAL
     if not journal.is_file():
         return []
     shards: list[Shard] = []
@@ -269,6 +287,10 @@ def _journal(folder: Path) -> list[Shard]:
         shards.append(shard)
     durable.write_text(journal, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
     return shards
+
+
+def _note(line: str) -> None:
+    print(f"note   {line}", file=sys.stderr)
 
 
 def _reported(batches: Iterator[list[str]], report: Report, total: int, progress: Progress) -> Iterator[list[str]]:

@@ -119,7 +119,7 @@ def size(place: Place) -> int:
             return place.stat().st_size
         if is_hub_dataset(place):
             return 0
-        filesystem, path = _filesystem(place)
+        filesystem, path = filesystem_of(place)
         return int(filesystem.info(path).get("size") or 0)
 
 
@@ -142,7 +142,7 @@ def remote_identity(url: str) -> str:
 
             known: object = HfApi().dataset_info(urlsplit(url).path.lstrip("/")).sha
         else:
-            filesystem, path = _filesystem(url)
+            filesystem, path = filesystem_of(url)
             info = filesystem.info(path)
             tells = (
                 "size",
@@ -244,7 +244,7 @@ def _find_remote(pattern: str) -> list[str]:
     if is_hub_dataset(pattern) or pattern.startswith(("http://", "https://")):
         return [pattern]  # a web server lists no folders, and a ? is part of the address
     with reading(pattern):
-        filesystem, path = _filesystem(pattern)
+        filesystem, path = filesystem_of(pattern)
         if glob.has_magic(path):
             matches = [p for p in filesystem.glob(path) if filesystem.isfile(p)]
         elif filesystem.isdir(path):
@@ -256,7 +256,7 @@ def _find_remote(pattern: str) -> list[str]:
         return sorted(str(filesystem.unstrip_protocol(p)) for p in matches)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem_of(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it."""
     from fsspec.core import url_to_fs
 
@@ -276,7 +276,7 @@ def _opened(place: Place, report: Report) -> Iterator[IO[bytes]]:
         if isinstance(place, Path):
             raw: Any = stack.enter_context(open(place, "rb", buffering=0))
         else:
-            filesystem, path = _filesystem(place)
+            filesystem, path = filesystem_of(place)
             raw = stack.enter_context(filesystem.open(path, "rb"))
         counted = io.BufferedReader(_Counted(raw, report), 1 << 16)
         yield _decompressed(place, counted)

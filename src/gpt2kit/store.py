@@ -30,6 +30,7 @@ from gpt2kit.errors import DataError
 
 FORMAT = 3
 INDEX = "index.json"
+JOURNAL = "journal.jsonl"
 _HASH = np.dtype("<u8")
 
 
@@ -139,7 +140,7 @@ class TokenStore:
         if verify:
             for name in damaged(folder, self.shards):
                 raise Damaged(f"{folder / name}: its content does not fit its checksum, so it is damaged")
-        self._maps = [_mapped(folder / shard.name, self.dtype) for shard in self.shards]
+        self._maps = [mapped(folder / shard.name, self.dtype) for shard in self.shards]
 
     def _use(self, index: Index) -> None:
         self.index = index
@@ -234,7 +235,7 @@ def unpacked(raw: bytes) -> NDArray[np.int64]:
     return np.add.reduceat((digits[: last[-1] + 1] & 127) << (7 * place), first)
 
 
-def _mapped(path: Path, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
+def mapped(path: Path, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
     """Map one token file, with read-ahead off: blocks are read in random order."""
     if not path.stat().st_size:
         return np.empty(0, dtype)
