@@ -203,4 +203,4 @@ def _spread(spread: dict[str, float]) -> str:
 
 
 def _shown(value: float) -> str:
-    return f"{value:,.4f}"
+    return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.3e}"
