@@ -176,10 +176,11 @@ def test_what_is_no_mistake_gives_the_same_tokens(
     make(inside / name)
     figures = []
     for text in ("plain.txt", name):
-        words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json"]
+        words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json", "-"]
         code, out, err = call(lambda args: command.run(evaluate.test, args), *words)
         assert code == 0, err
-        figures.append({key: value for key, value in json.loads(out).items() if key != "files"})
+        found = json.loads(out)
+        figures.append((found["results"], {key: value for key, value in found["text"].items() if key != "files"}))
     assert figures[0] == figures[1]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, files
+from gpt2kit import checkpoint, command, evaluate, files
 from gpt2kit.errors import CheckpointError
 
 
@@ -85,6 +86,15 @@ HOSTILE: dict[str, Any] = {
     "surplus tensor": lambda raw: raw["state_dict"].update({"model.more": torch.zeros(1)}),
     "wrong shape": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(3, 3)}),
     "wrong dtype": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(16, 32).long()}),
+    "untied": lambda raw: raw["state_dict"]["model.lm_head.weight"].add_(1),
+    "a number for a tensor": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": 3}),
+    "a number for a name": lambda raw: raw["state_dict"].update({3: torch.zeros(1)}),
+    "a sparse tensor": lambda raw: raw["state_dict"].update(
+        {"model.transformer.wpe.weight": torch.zeros(16, 32).to_sparse()}
+    ),
+    "repeated places": lambda raw: raw["state_dict"].update(
+        {"model.transformer.wpe.weight": torch.zeros(1).expand(16, 32)}
+    ),
     "nan": lambda raw: raw["state_dict"]["model.transformer.wpe.weight"].fill_(torch.nan),
     "absurd size": lambda raw: raw["gpt2kit"]["shape"].update(n_embd=1 << 40),
     "size beyond its tensors": lambda raw: raw["gpt2kit"]["shape"].update(n_embd=1 << 16, n_head=1),
@@ -99,18 +109,21 @@ HOSTILE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("harm", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_strangers_file_is_refused(run: Run, tmp_path: Path, harm: Any) -> None:
+def test_a_strangers_file_is_refused(
+    run: Run, tmp_path: Path, harm: Any, call: Callable[..., Outcome], inside: Path
+) -> None:
     raw = checkpoint.read(checkpoint.find(run.folder))
     raw["state_dict"] = {name: tensor.clone() for name, tensor in raw["state_dict"].items()}
     harm(raw)
     torch.save(raw, tmp_path / "bad.ckpt")
-    with pytest.raises(Exception) as caught:
-        checkpoint.open(tmp_path / "bad.ckpt")
-    assert getattr(caught.value, "exit_code", None) in (3, 4), caught.value
-    assert not hasattr(sys, "bomb")
+    code, out, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", tmp_path / "bad.ckpt")
+    assert code == 4 and err.startswith(f"error: {tmp_path / 'bad.ckpt'}: ") and err.count("\n") == 1 and not out
+    assert not hasattr(sys, "bomb") and list(inside.iterdir()) == [tmp_path / "bad.ckpt"]
 
 
-def test_nothing_that_a_checkpoint_names_is_imported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_a_checkpoint_names_is_imported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
+) -> None:
     (tmp_path / "canary.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     raw = checkpoint.read(checkpoint.find(run.folder))
@@ -118,6 +131,10 @@ def test_nothing_that_a_checkpoint_names_is_imported(run: Run, tmp_path: Path, m
     raw["datamodule_hyper_parameters"] = {"_class_path": "canary.Data"}
     torch.save(raw, tmp_path / "named.ckpt")
     checkpoint.open(tmp_path / "named.ckpt")
+    raw["gpt2kit"]["reader"]["reader"] = "canary.Reader"
+    torch.save(raw, tmp_path / "reader.ckpt")
+    code, _, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", tmp_path / "reader.ckpt")
+    assert code == 3 and "reader canary.Reader is not gpt2kit's own" in err and err.count("\n") == 1
     assert "canary" not in sys.modules
 
 

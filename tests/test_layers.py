@@ -17,11 +17,14 @@ ROWS = [
         *("pieces", "bans", "verse"),
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
         *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
-        *("shards", "fetching", "streaming", "uploading", "overlap"),
+        *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
-    ["blocks", "windows", "batches", "optim", "metrics", "rules"],
-    ["data", "module", "checkpoint"],
-    ["runs", "prompts", "writing", "beams", "author", "generate", "evaluate", "export"],
+    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "bootstrap", "rules"],
+    ["data", "module", "weights", "huggingface", "checkpoint"],
+    [
+        *("runs", "prompts", "writing", "beams", "author", "generate"),
+        *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"),
+    ],
     ["callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],
     ["cli"],
 ]

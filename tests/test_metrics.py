@@ -1,17 +1,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from gpt2kit.metrics import Score
+from gpt2kit import bootstrap
+from gpt2kit.metrics import Score, Sums, over_documents
+
+
+def sums_of(documents: int, seed: int = 0, harder: float = 0.0) -> Sums:
+    random = np.random.default_rng(seed)
+    tokens = random.integers(5, 100, documents)
+    nll = tokens * (2.0 + harder + random.normal(0, 0.3, documents))
+    return Sums(nll, tokens, tokens * 4, tokens * 3, tokens // 2)
 
 
 def test_figures_are_ratios_of_sums() -> None:
-    score = Score(nll=20.0, tokens=10, bytes=40)
+    score = Score(nll=20.0, tokens=10, bytes=40, characters=20, words=5)
     assert score.loss == 2.0
     assert score.perplexity == math.exp(2.0)
     assert score.bits_per_byte == pytest.approx(20 / math.log(2) / 40)
+    assert score.bits_per_character == pytest.approx(20 / math.log(2) / 20)
+    assert score.perplexity_per_word == pytest.approx(math.exp(4.0))
 
 
 def test_a_uniform_guess_costs_the_logarithm_of_its_choices() -> None:
@@ -21,4 +33,62 @@ def test_a_uniform_guess_costs_the_logarithm_of_its_choices() -> None:
 
 def test_extremes() -> None:
     assert math.isnan(Score(0.0, 0, 0).loss) and math.isnan(Score(0.0, 0, 0).bits_per_byte)
+    assert math.isnan(Score(1.0, 1, 1).bits_per_character) and math.isnan(Score(1.0, 1, 1).perplexity_per_word)
     assert Score(1e6, 1, 1).perplexity == math.inf
+
+
+def test_the_weighted_mean_over_documents_is_the_texts_own_figure() -> None:
+    sums = sums_of(50)
+    spread, total = over_documents(sums), sums.total()
+    assert spread["loss"].mean == pytest.approx(total.loss)
+    assert spread["bits_per_byte"].mean == pytest.approx(total.bits_per_byte)
+    assert spread["perplexity"].mean > total.perplexity, "exp is convex"
+    each = np.repeat(sums.nll / sums.tokens, sums.tokens)  # each token tells its document's loss
+    assert spread["loss"].sd == pytest.approx(each.std())
+    one = over_documents(Sums(*(np.array([v]) for v in (3.0, 2, 4, 4, 1))))
+    assert one["loss"].sd == 0 and one["loss"].mean == 1.5
+
+
+def test_a_document_of_no_tokens_weighs_nothing() -> None:
+    sums = Sums(np.array([2.0, 0.0]), *(np.array([2, 0]) for _ in range(4)))
+    assert over_documents(sums)["loss"].mean == 1.0 and over_documents(sums)["loss"].sd == 0.0
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Texts drawn from one source: 95 % of the intervals hold the source's own figure."""
+    truth = sums_of(200_000, seed=1).total().loss
+    found = [bootstrap.intervals(sums_of(200, seed=seed), 0)["loss"] for seed in range(2, 202)]
+    inside = sum(low <= truth <= high for low, high in found)
+    assert 180 <= inside <= 198, inside
+
+
+def test_intervals_depend_on_the_seed_alone() -> None:
+    sums = sums_of(40)
+    assert bootstrap.intervals(sums, 1) == bootstrap.intervals(sums, 1) != bootstrap.intervals(sums, 2)
+    assert bootstrap.intervals(sums_of(1), 1) == {} and bootstrap.difference(sums_of(1), sums_of(1), get, 1) is None
+    low, high = bootstrap.intervals(sums, 1)["bits_per_byte"]
+    assert low < sums.total().bits_per_byte < high
+
+
+def get(score: Score) -> float:
+    return score.bits_per_byte
+
+
+def test_paired_documents_tell_small_differences() -> None:
+    """Two models that differ by 2 % on each document: their own intervals overlap, the paired one leaves out 0."""
+    one = sums_of(100)
+    other = replace(one, nll=one.nll * 1.02)
+    mine, theirs = (bootstrap.intervals(sums, 1)["bits_per_byte"] for sums in (one, other))
+    assert mine[1] > theirs[0]
+    low, high = bootstrap.difference(other, one, get, 1) or (0, 0)
+    assert 0 < low <= get(other.total()) - get(one.total()) <= high
+    assert bootstrap.difference(one, one, get, 1) == (0.0, 0.0)
+
+
+def test_many_documents_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = sums_of(2000)
+    whole = bootstrap.intervals(sums, 1)["loss"]
+    monkeypatch.setattr(bootstrap, "_POOLED", 300)
+    pooled = bootstrap.intervals(sums, 1)["loss"]
+    assert pooled[1] - pooled[0] == pytest.approx(whole[1] - whole[0], rel=0.25)
+    assert bootstrap.resampled(np.ones((2000, 1)), 1).mean() == pytest.approx(2000, rel=0.01)

@@ -116,9 +116,9 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
     run = inside / "lightning_logs" / "version_0"
 
     def test(*more: str) -> dict[str, object]:
-        code, out, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", run, "--json", *more)
+        code, out, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", run, "--json", "-", *more)
         assert code == 0, err
-        return dict(json.loads(out))
+        return dict(json.loads(out)["text"])
 
     expected = list(Reader().read([inside / "all.txt"], share=Share(0.0, 0.2, 7)))
     assert test()["documents"] == len(expected) > 50

@@ -12,9 +12,12 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, cli, evaluate, runs
+from gpt2kit import checkpoint, cli, data, runs, scoring
 from gpt2kit.cli import interval_steps, total_steps
+from gpt2kit.metrics import Score
 from gpt2kit.shards import Corpus
+from gpt2kit.sliding import Windows
+from gpt2kit.text import Reader
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -72,9 +75,11 @@ def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
 def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> None:
     """One text, two ways through the program, one figure."""
     opened = checkpoint.open(run.folder)
-    text = Corpus([corpus / "valid.txt"], opened.tokenizer, evaluate.text.Reader())
-    store = evaluate.data.build_store(text, corpus / "cache", "")
-    score = evaluate.evaluate(opened.module, store, batch_size=5)
+    text = Corpus([corpus / "valid.txt"], opened.tokenizer, Reader())
+    store = data.build_store(text, corpus / "cache", "")
+    windows = Windows(len(store), 16, 16)
+    nll = scoring.score(opened.module, store, windows, batch_size=5)
+    score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)
     last = rows(run.folder)[-1]
     assert score.loss == pytest.approx(last["val_loss"], rel=1e-6)
     assert score.bits_per_byte == pytest.approx(last["val_bpb"], rel=1e-6)

@@ -14,27 +14,29 @@ import sys
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
-from gpt2kit import __version__, data, module
+from gpt2kit import __version__, data, huggingface, module, weights
 from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.errors import CheckpointError
+from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.splits import Share
 
 KEY = "gpt2kit"
 FORMAT = 1
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
-_LIMITS = {"n_layer": 1 << 10, "n_head": 1 << 10, "n_embd": 1 << 17, "vocab_size": 1 << 25, "n_positions": 1 << 22}
 
 
 @dataclass
 class Opened:
-    """What a checkpoint holds, ready to use: the model on the CPU in eval mode, its tokenizer, and the run's facts."""
+    """What a checkpoint holds, ready to use: the model on the CPU in eval mode, its tokenizer, and the run's facts.
+
+    Of a Hugging Face folder, `facts` has nothing but that there is no test text.
+    """
 
     path: Path
     module: module.GPT2Module
@@ -160,7 +162,8 @@ def find(path: str | Path) -> Path:
     best = best_of(checkpoints(given))
     if not best:
         raise CheckpointError(
-            f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0"
+            f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0, or a Hugging "
+            "Face folder, which has a config.json"
         )
     return best[0]
 
@@ -187,7 +190,10 @@ def refuse_weights_only(file: Path) -> None:
 
 
 def open(path: str | Path) -> Opened:
-    """Open a checkpoint file or a run's best one, trusting nothing in it."""
+    """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it."""
+    if folder := huggingface.folder_of(str(path)):
+        gpt2, tokenizer = huggingface.read(folder)
+        return Opened(folder, gpt2, tokenizer, {"test_files": [], "test_share": None})
     file = find(path)
     raw = read(file)
     facts = raw.get(KEY)
@@ -198,11 +204,14 @@ def open(path: str | Path) -> Opened:
         raise CheckpointError(
             f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
         )
-    shape = _shape(file, facts.get("shape"))
-    _check_tensors(file, shape, state)
+    shape = weights.shape_of(file, facts.get("shape"))
+    weights.check(file, shape, state)
     gpt2 = module.GPT2Module(**shape, document_start=_document_start(file, facts, shape))
     gpt2.load_state_dict(state, strict=True)
-    tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
+    try:
+        tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     if tokenizers.size(tokenizer) > shape["vocab_size"]:
         raise CheckpointError(
             f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
@@ -257,55 +266,8 @@ def _checksum_fits(file: Path) -> bool:
     return not sidecar.is_file() or sidecar.read_text(encoding="utf-8").strip() == durable.digest(file)
 
 
-def _shape(file: Path, raw: object) -> dict[str, Any]:
-    """The shape out of a file, each value checked for type and range."""
-    if not isinstance(raw, dict):
-        raise CheckpointError(
-            f"{file}: says nothing of its model's shape. Give a checkpoint that trainer.py has written"
-        )
-    for name, value in raw.items():
-        if not _plausible(name, value):
-            raise CheckpointError(f"{file}: model.{name} {value!r} cannot be. The file is damaged or not from gpt2kit")
-    shape = dict(raw)
-    expected = set(module.SHAPE)
-    if set(shape) != expected:
-        raise CheckpointError(
-            f"{file}: its model's shape names {sorted(set(shape) ^ expected)}. It is not from this gpt2kit"
-        )
-    if problems := module.shape_problems(shape):
-        raise CheckpointError(f"{file}: {'; '.join(problems)}")
-    return shape
-
-
 def _document_start(file: Path, facts: dict[str, Any], shape: dict[str, Any]) -> int | None:
     found = facts.get("document_start")
     if found is not None and not (type(found) is int and 0 <= found < shape["vocab_size"]):
         raise CheckpointError(f"{file}: document_start {found!r} cannot be. The file is damaged or not from gpt2kit")
     return found
-
-
-def _plausible(name: object, value: object) -> bool:
-    if name in _LIMITS:
-        return type(value) is int and 1 <= value <= _LIMITS[str(name)]
-    if name == "n_inner":
-        return value is None or (type(value) is int and 1 <= value <= 8 * _LIMITS["n_embd"])
-    if name == "activation_function":
-        return value in get_args(module.Activation)
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
-
-
-def _check_tensors(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
-    """The tensors are those of a model of this shape, no fewer, no more, and finite; nothing is allocated for it."""
-    with torch.device("meta"):
-        wanted = {f"model.{name}": tensor.shape for name, tensor in module.build(shape).state_dict().items()}
-    for name in sorted(set(wanted) ^ set(state)):
-        raise CheckpointError(f"{file}: tensor {name} is {'missing' if name in wanted else 'not of this model'}")
-    for name, size in wanted.items():
-        tensor = state[name]
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != size or not tensor.is_floating_point():
-            found = (
-                f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise CheckpointError(f"{file}: tensor {name} is {found}, the model's shape asks for floats {tuple(size)}")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{file}: tensor {name} holds NaN or Inf. Use an earlier checkpoint")

@@ -1,93 +1,245 @@
-"""`test.py`: what a checkpoint makes of a text. Every token is predicted exactly once; figures are ratios of sums."""
+"""`test.py`: what checkpoints make of a text. Every token is predicted exactly once; figures are ratios of sums."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
+import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
-from tqdm import tqdm
+import numpy as np
+from numpy.typing import NDArray
 
-from gpt2kit import checkpoint, data, text
-from gpt2kit.batches import EvalBatches
-from gpt2kit.errors import UserError
-from gpt2kit.metrics import Score
-from gpt2kit.module import GPT2Module, choose_attention
-from gpt2kit.shards import Corpus
+from gpt2kit import data, heatmap, report, scoring, subjects
+from gpt2kit import files as durable
+from gpt2kit.copies import Copies, compare, describe
+from gpt2kit.errors import UserError, refuse
+from gpt2kit.heatmap import Passage
+from gpt2kit.metrics import Sums
+from gpt2kit.module import GPT2Module
+from gpt2kit.reading import Reading, RoundTrip, read
+from gpt2kit.report import Result
+from gpt2kit.scoring import Precision, Ranks
+from gpt2kit.sliding import Windows
+from gpt2kit.splits import Share
 from gpt2kit.store import TokenStore
+from gpt2kit.subjects import Subject, Text
+from gpt2kit.text import Reader, find_files
+
+Pages = dict[str, list[Passage]]
+"""The passages that a page shows, by the names of the checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of `test` that its parts need."""
+
+    stride: int | None
+    max_tokens: int | None
+    precision: Precision
+    batch_size: int
+    seed: int
+    html: Path | None
+    train_files: list[str]
+    copies: bool
+    cache_dir: Path
 
 
 def test(
-    ckpt_path: str,
+    ckpt_path: list[str],
     files: list[str] | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    precision: Precision = "32-true",
     batch_size: int = 16,
-    json: bool = False,
+    json: str | None = None,
+    html: Path | None = None,
+    copies: bool = False,
+    train_files: list[str] | None = None,
+    reader: Reader | None = None,
+    seed: int = 1,
+    config: list[str] | None = None,
     cache_dir: Path = Path(".cache/gpt2kit"),
 ) -> None:
-    """Print loss, perplexity and bits per byte of a checkpoint on text.
+    """Print loss, perplexity and bits per byte of a checkpoint on text, or compare several.
 
     Args:
-        ckpt_path: a run folder (its best checkpoint) or a .ckpt file; nothing else is needed.
+        ckpt_path: a run folder (its best checkpoint), a .ckpt file, a Hugging Face GPT-2 folder, or hf://OWNER/NAME;
+            nothing else is needed. Several are compared on the same documents, also when their tokenizers differ.
         files: text files, folders, patterns or URLs; default: the run's own test files or share.
-        batch_size: sequences in one forward pass; changes the speed, not the figures.
-        json: print one JSON object with every digit, instead of the table.
+        stride: tokens from one window of text to the next. Default: the context, so that windows do not overlap and a
+            token may have little before it; less gives each token more context, and takes as much longer.
+        max_tokens: a quick look: only the first documents that have so many tokens together.
+        precision: 32-true computes in float32; bf16-mixed and others are faster and less exact.
+        batch_size: windows in one forward pass; changes the speed, not the figures.
+        json: write every figure with every digit to this file; - for stdout, instead of the table.
+        html: write a page with the first and the hardest documents, each token coloured by its nats.
+        copies: let the model write, and tell how much of it stands word for word in the train_files.
+        train_files: the text that the model was trained on, for `copies`.
+        reader: how to read the text; default: as the run did.
+        seed: of the intervals' and the copies' draws.
+        config: not needed any more, since a checkpoint holds its settings; accepted and not read.
         cache_dir: where tokenized text is kept; safe to delete.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch_size {batch_size}: must be at least 1")
-    opened = checkpoint.open(ckpt_path)
-    patterns, share = (files, None) if files else checkpoint.test_text(opened)
-    if not patterns:
-        raise UserError(f"{opened.path}: the run names no test_files and no test_share. Give some text with --files")
-    if not files and any("://" in name for name in patterns):
-        raise UserError(f"{opened.path}: its test text is {patterns}. If you trust that address, give it as --files")
-    reader = text.reader_from(opened.facts["reader"])
-    ended = opened.facts.get("append_eos") is not False
-    corpus = Corpus(text.find_files(patterns), opened.tokenizer, reader, share, ended)
-    store = data.build_store(corpus, cache_dir, "test text")
-    for note in store.notes:
-        print(f"note   test text: {note}", file=sys.stderr)
-    score = evaluate(opened.module.to(_device()), store, batch_size)
-    figures = {
-        "loss": score.loss,
-        "perplexity": score.perplexity,
-        "bits_per_byte": score.bits_per_byte,
-        "tokens": score.tokens,
-        "bytes": store.bytes,
-        "documents": store.documents,
-        "context": opened.module.shape["n_positions"],
-        "checkpoint": str(opened.path),
-        "files": patterns,
-        "share": share.high - share.low if share else 1.0,
+    options = Options(stride, max_tokens, precision, batch_size, seed, html, train_files or [], copies, cache_dir)
+    refuse(_problems(options))
+    with scoring.ranks() as group, _only_first(group):
+        if config:
+            print("note   --config is not needed: a checkpoint holds its model, tokenizer and reader", file=sys.stderr)
+        them = subjects.open_all(ckpt_path, with_reader=reader is None)
+        refuse(_too_long(options, them))
+        text = subjects.text_of(them, files, reader, cache_dir)
+        for note in text.stores[0].notes:
+            print(f"note   test text: {note}", file=sys.stderr)
+        results, pages, told = _tested(them, text, options, group)
+        if group.rank == 0:
+            _tell(results, pages, told, options, json)
+
+
+def _problems(options: Options) -> list[str]:
+    rules = {
+        f"--batch_size {options.batch_size}: must be at least 1": options.batch_size < 1,
+        f"--stride {options.stride}: must be at least 1": options.stride is not None and options.stride < 1,
+        f"--max_tokens {options.max_tokens}: must be at least 1": options.max_tokens is not None
+        and options.max_tokens < 1,
+        "--copies: needs the text that the model was trained on. Give it as --train_files": options.copies
+        and not options.train_files,
+        "--train_files: is for --copies. Name that, too, or leave it out": bool(options.train_files)
+        and not options.copies,
     }
-    print(_as_json(figures) if json else _as_table(figures))
+    return [problem for problem, broken in rules.items() if broken]
 
 
-@torch.inference_mode()
-def evaluate(gpt2: GPT2Module, store: TokenStore, batch_size: int) -> Score:
-    """The score of a model on a whole store, in float32 sums of nats gathered in double precision."""
-    gpt2.eval()
-    gpt2.model.set_attn_implementation(choose_attention("auto", gpt2.device, gpt2.shape))
-    batches = EvalBatches(store, int(gpt2.shape["n_positions"]), batch_size)
-    total, count = 0.0, 0
-    for batch in tqdm(batches, desc="testing", unit="batch", leave=False, delay=1, disable=None):
-        nll, tokens = gpt2._step(batch.to(gpt2.device))
-        total += nll.double().item()
-        count += int(tokens)
-    return Score(total, count, data.text_size(store).bytes)
+def _too_long(options: Options, them: list[Subject]) -> list[str]:
+    stride = options.stride or 1
+    return [
+        f"--stride {stride}: more than the context of {one.name}, {one.context}" for one in them if stride > one.context
+    ]
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@contextlib.contextmanager
+def _only_first(group: Ranks) -> Iterator[None]:
+    """Other ranks than the first say nothing."""
+    with contextlib.ExitStack() as stack:
+        if group.rank:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        try:
+            yield
+        except UserError as error:
+            if group.rank:
+                time.sleep(5)  # torchrun ends all ranks when one ends; the first is to tell what is wrong
+                sys.exit(error.exit_code)
+            raise
 
 
-def _as_json(figures: dict[str, object]) -> str:
-    return json.dumps(figures, ensure_ascii=False)
+def _tested(
+    them: list[Subject], text: Text, options: Options, group: Ranks
+) -> tuple[list[Result], Pages, dict[str, Any]]:
+    """What each subject makes of the text, the passages for the page, and what the text is."""
+    documents, tokens, partial = subjects.limited(text.stores, options.max_tokens)
+    reading = Reading()
+    if group.rank == 0:
+        first = text.corpora[0]
+        pieces = first.reader.read(first.paths, share=first.share)
+        reading = read(pieces, [one.tokenizer for one in them], documents)
+    results: list[Result] = []
+    pages: Pages = {}
+    shown: list[tuple[int, str]] = []
+    for number, (one, store) in enumerate(zip(them, text.stores, strict=True)):
+        gpt2 = scoring.prepare(one.model(), group.device(), options.precision)
+        windows = Windows(tokens[number], one.context, options.stride or one.context)
+        nll = scoring.score(gpt2, store, windows, options.batch_size, options.precision, group)[:documents]
+        if group.rank:
+            continue
+        sums = _sums(nll, store, windows, reading)
+        result = _result(one, gpt2, sums, windows, reading.trips[number])
+        results.append(result)
+        shown = shown or heatmap.chosen(sums, one.name if len(them) > 1 else "")
+        if options.html:
+            pages[one.name] = [
+                heatmap.passage(gpt2, one.tokenizer, store, windows, sums, options.precision, *which) for which in shown
+            ]
+        if options.copies:
+            result.copies = _copies(gpt2, one, store, text, options)
+    return results, pages, _told(text, results[0].sums, reading, partial, options, group) if results else {}
 
 
-def _as_table(figures: dict[str, object]) -> str:
-    def shown(value: object) -> str:
-        return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _sums(nll: NDArray[np.float64], store: TokenStore, windows: Windows, reading: Reading) -> Sums:
+    """Nats and sizes of the tested documents, each with its end; of one that is cut, in proportion to its tokens."""
+    end = 1 if store.ends else 0
+    sizes = np.concatenate([store.lengths()[: len(nll)], reading.words[:, None]], 1) + end
+    predicted = windows.tokens - 1
+    if len(nll) == 1 and predicted < sizes[0, 0]:
+        sizes = np.round(sizes * (predicted / sizes[0, 0])).astype(np.int64)
+    return Sums(nll, *sizes.T)
 
-    return "\n".join(f"{name.replace('_', ' '):<15}{shown(value)}" for name, value in figures.items())
+
+def _result(one: Subject, gpt2: GPT2Module, sums: Sums, windows: Windows, trip: RoundTrip) -> Result:
+    return Result(
+        one.name,
+        str(one.file),
+        sums,
+        (windows.least_context, windows.context),
+        windows.stride,
+        int(gpt2.shape["vocab_size"]),
+        sum(parameter.numel() for parameter in gpt2.parameters()),
+        trip,
+        one.append_eos,
+        gpt2.document_start is not None,
+    )
+
+
+def _copies(gpt2: GPT2Module, one: Subject, store: TokenStore, text: Text, options: Options) -> Copies:
+    """The training text is read as the test text is; a test share of it is left out, since it was not learnt from."""
+    share = Share(text.share.high, 1.0, text.share.seed) if text.share else None
+    corpus = text.corpora[0]
+    training = subjects.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, share)
+    found = data.build_store(training, options.cache_dir, "training text")
+    return compare(gpt2, one.tokenizer, found, store, options.seed, one.fingerprint)
+
+
+def _told(text: Text, sums: Sums, reading: Reading, partial: str, options: Options, group: Ranks) -> dict[str, Any]:
+    """What the text is, and how it was read; ends of documents are not among its bytes, characters and words."""
+    cut = len(sums.nll) == 1 and bool(partial)
+    ends = len(sums.nll) if text.stores[0].ends and not cut else 0
+    return {
+        "files": text.files,
+        "share": text.share.high - text.share.low if text.share else 1.0,
+        "reader": text.corpora[0].reader.identity(),
+        "hash": text.hash,
+        "documents": len(sums.nll),
+        "bytes": int(sums.bytes.sum()) - ends,
+        "characters": int(sums.characters.sum()) - ends,
+        "words": int(sums.words.sum()) - ends,
+        "word_unit": reading.unit,
+        "partial": partial,
+        "precision": options.precision,
+        "device": group.device(),
+        "ranks": group.world_size,
+    }
+
+
+def _tell(results: list[Result], pages: Pages, text: dict[str, Any], options: Options, json: str | None) -> None:
+    rows = report.figures(results, options.seed)
+    notes = report.notes(rows, text)
+    for note in notes:
+        print(f"note   {note}", file=sys.stderr)
+    written = report.as_json(rows, text, notes, dataclasses.asdict(options))
+    if json == "-":
+        print(written, end="")
+    else:
+        print(report.of_one(rows[0], text) if len(rows) == 1 else report.of_many(rows, text))
+        for result in report.ranked(results):
+            if result.copies:
+                print(f"\n{result.name}\n{describe(result.copies)}")
+        if json is not None:
+            durable.write_text(Path(json), written)
+    if options.html:
+        sections = [(row["checkpoint"], report.of_one(row, text), pages[row["checkpoint"]]) for row in rows]
+        durable.write_text(options.html, heatmap.page(sections))

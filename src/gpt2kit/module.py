@@ -39,6 +39,9 @@ SHAPE = (
 )
 """The options that make the model, by Hugging Face's names; plain numbers and strings."""
 
+_LOGITS = 1 << 24
+"""Logits that `token_nll` holds at once."""
+
 Shape = dict[str, Any]
 Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 Attention = Literal["auto", "sdpa", "eager"]
@@ -126,10 +129,34 @@ class GPT2Module(pl.LightningModule):
         The only place that shifts: position t is given tokens up to t and predicts token t + 1.
         """
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
-        apart = {} if self.document_start is None else documents_apart(inputs, self.document_start, self._additive())
-        logits = self.model(input_ids=inputs, use_cache=False, **apart).logits[..., : self.shape["vocab_size"]]
+        logits = self.model(input_ids=inputs, use_cache=False, **self._apart(inputs)).logits
+        logits = logits[..., : self.shape["vocab_size"]]
         nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return nll, (targets != IGNORE).sum()
+
+    def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
+        """Nats of each target token but the first `known` of a row, `[rows, block_size - known]`; 0 for IGNORE.
+
+        What `_step` sums up, for tests: logits are made of a few positions at a time, and none are kept.
+        """
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]
+        hidden = self.model.transformer(input_ids=inputs, use_cache=False, **self._apart(inputs)).last_hidden_state
+        size = self.shape["vocab_size"]
+        nll = [
+            F.cross_entropy(wide(self.model.lm_head(some)[:, :size]), wanted, ignore_index=IGNORE, reduction="none")
+            for some, wanted in zip(
+                torch.split(hidden[:, known:].flatten(0, 1), max(_LOGITS // size, 1)),
+                torch.split(targets.flatten(), max(_LOGITS // size, 1)),
+                strict=True,
+            )
+        ]
+        return torch.cat(nll).view(targets.shape)
+
+    def _apart(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What keeps documents apart, if they are to be."""
+        if self.document_start is None:
+            return {}
+        return documents_apart(inputs, self.document_start, self._additive())
 
     def _additive(self) -> torch.dtype | None:
         """The dtype of the mask that plain attention adds to its scores; None where a mask is yes or no."""
@@ -239,6 +266,11 @@ def documents_apart(inputs: Tensor, start: int, additive: torch.dtype | None) ->
     seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
     mask = seen if additive is None else torch.where(seen, 0.0, torch.finfo(additive).min).to(additive)
     return {"attention_mask": mask, "position_ids": place - begun}
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in a type that a sum over the vocabulary can be taken in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def padded(vocab_size: int) -> int:

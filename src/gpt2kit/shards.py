@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +27,9 @@ from gpt2kit.encoding import encoded
 from gpt2kit.encoding_gigatoken import WrongIds
 from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
+from gpt2kit.shelf import Shelf
 from gpt2kit.splits import Share
-from gpt2kit.store import FORMAT, INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, damaged, documents_file, shard_name
+from gpt2kit.store import FORMAT, INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, documents_file, shard_name
 from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
@@ -102,38 +102,6 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
         (folder / INDEX).unlink(missing_ok=True)
         build(corpus, Shelf(folder), cache_dir, progress)
         return TokenStore(folder)
-
-
-class Shelf:
-    """Where a build keeps what it has finished: in the folder that it writes into. `streaming` sends it elsewhere."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __str__(self) -> str:
-        return str(self.folder)
-
-    def broken(self, recorded: list[Shard]) -> set[str]:
-        """Names of those finished files that are gone or damaged."""
-        return set(damaged(self.folder, recorded))
-
-    def keep(self, shard: Shard) -> None:
-        """Called when a token file and the file beside it are written."""
-
-    def note(self, shard: Shard) -> None:
-        """Add a file that is kept to the journal."""
-        with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
-            journal.write(json.dumps(asdict(shard)) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-
-    def finish(self, index: Index) -> None:
-        """Write the index: the store is complete."""
-        durable.write_text(self.folder / INDEX, index.to_json())
-
-    def discard(self) -> None:
-        """Delete all that is finished."""
-        shutil.rmtree(self.folder)
 
 
 def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress) -> None:

@@ -126,7 +126,8 @@ class StreamedStore(TokenStore):
     def _fetch(self, number: int, path: Path) -> None:
         """Fetch a token file and compare it with its checksum; only then it gets its name."""
         shard = self.shards[number]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # A file that is forgotten and wanted again may be fetched by two threads at once.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             for _ in range(2):
                 self._ask(shard.name, lambda source: self._filesystem.get_file(source, str(temporary)))

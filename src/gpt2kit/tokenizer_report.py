@@ -78,7 +78,7 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
                 report.examples.append(cut(tokenizer, text[:_SHOWN]))
             if back != text:
                 report.failures += 1
-                report.failure = report.failure or _difference(text, back)
+                report.failure = report.failure or parted(text, back)
         counts += np.bincount(np.fromiter(itertools.chain.from_iterable(encoded), np.int64), minlength=len(counts))
     report.used = int((counts > 0).sum())
     ids = list(vocabulary.values())
@@ -178,7 +178,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _difference(text: str, back: str) -> str:
+def parted(text: str, back: str) -> str:
     """Where two texts part, with a little around it."""
     at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
     return f"{text[max(at - 8, 0) : at + 8]!r} as {back[max(at - 8, 0) : at + 8]!r}"

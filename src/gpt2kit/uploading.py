@@ -11,7 +11,8 @@ from filelock import FileLock
 from gpt2kit import shards, sources
 from gpt2kit.errors import DataError
 from gpt2kit.fetching import FULL, claimed, patiently
-from gpt2kit.shards import Corpus, Progress, Shelf
+from gpt2kit.shards import Corpus, Progress
+from gpt2kit.shelf import Shelf
 from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, Shard
 from gpt2kit.streaming import SCRATCH, StreamedStore
 

@@ -1,0 +1,95 @@
+"""How fast test.py is beside training's forward pass, in one run: `python bench/evaluate.py [--model small ...]`.
+
+Both see the same blocks of random tokens, in float32 on one device, in turns; the best of some rounds counts. The
+forward pass is that of a training step (`GPT2Module._step` in training mode, with what the backward pass would need),
+without the backward pass. Testing is all of `scoring.score`: reading, the model, sums by document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import numpy as np
+import torch
+import yaml
+
+from gpt2kit import command, data, scoring
+from gpt2kit.module import GPT2Module
+from gpt2kit.shards import Corpus
+from gpt2kit.sliding import Windows
+from gpt2kit.store import TokenStore
+from gpt2kit.text import Reader
+from gpt2kit.tokenizer_kinds import Options, train_bytebpe
+
+MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"
+
+
+def measure(
+    model: str = "tiny",
+    vocab_size: int = 8192,
+    context: int = 256,
+    batch_size: int = 16,
+    batches: int = 8,
+    rounds: int = 5,
+) -> None:
+    """Measure tokens/s of testing and of training's forward pass.
+
+    Args:
+        model: a file of configs/model.
+        vocab_size: tokens.
+        context: tokens in a block.
+        batch_size: blocks in a forward pass.
+        batches: forward passes in a round.
+        rounds: the best of so many counts.
+    """
+    shape = yaml.safe_load((MODELS / f"{model}.yaml").read_text(encoding="utf-8"))
+    sizes = {name: shape[name] for name in ("n_layer", "n_head", "n_embd")}
+    with tempfile.TemporaryDirectory() as folder:
+        store = _store(Path(folder), batches * batch_size * context)
+        gpt2 = GPT2Module(**sizes, vocab_size=vocab_size, n_positions=context)
+        device = scoring.Ranks().device()
+        scoring.prepare(gpt2, device, "32-true")
+        windows = Windows(len(store), context, context)
+        rows = [
+            torch.from_numpy(np.stack([store[slice(*windows.span(n))] for n in numbers]).astype(np.int64)).to(device)
+            for numbers in windows.batches(batch_size)
+        ]
+        tested, forward = [], []
+        for _ in range(rounds + 1):  # the first one warms up
+            tested.append(_timed(lambda: scoring.score(gpt2.eval(), store, windows, batch_size), device))
+            gpt2.train()
+            forward.append(_timed(lambda: [gpt2._step(batch) for batch in rows], device))
+    tokens = len(store) - 1
+    test_speed, train_speed = tokens / min(tested[1:]), tokens / min(forward[1:])
+    found = {"model": model, "device": device, "threads": torch.get_num_threads(), "test_tokens_per_s": test_speed}
+    found |= {"forward_tokens_per_s": train_speed, "ratio": test_speed / train_speed}
+    print("| model | testing, tokens/s | training's forward, tokens/s | ratio |\n|---|---|---|---|")
+    print(f"| {model} | {test_speed:,.0f} | {train_speed:,.0f} | {test_speed / train_speed:.2f} |")
+    print(json.dumps(found))
+
+
+def _timed(work: object, device: str) -> float:
+    begun = time.perf_counter()
+    work()  # type: ignore[operator]
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def _store(folder: Path, tokens: int) -> TokenStore:
+    """About so many tokens, in documents of some twenty."""
+    random = np.random.default_rng(1)
+    lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
+    (folder / "text.txt").write_text("\n".join(lines))
+    tokenizer = train_bytebpe([], Options(vocab_size=257))
+    return data.build_store(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
+
+
+if __name__ == "__main__":
+    command.run(measure)

@@ -1,0 +1,98 @@
+"""Copies from the training text: exact, against a search by brute force."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome, Run
+
+from gpt2kit import checkpoint, command, copies, data, evaluate, verbatim
+from gpt2kit.shards import Corpus
+from gpt2kit.text import Reader
+
+
+class Tokens:
+    """A token store in memory."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = np.array(tokens, np.uint16)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        return self._tokens[span]
+
+
+def brute(training: list[int], text: list[int]) -> list[int]:
+    spans = {tuple(training[a:b]) for a in range(len(training)) for b in range(a + 1, len(training) + 1)}
+    return [
+        max((n for n in range(1, len(text) - at + 1) if tuple(text[at : at + n]) in spans), default=0)
+        for at in range(len(text))
+    ]
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_longest_matches_are_those_of_brute_force(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbatim, "_CHUNK", chunk)
+    random = np.random.default_rng(seed)
+    training = random.integers(0, 2 + 3 * seed, 90).tolist()
+    texts = [random.integers(0, 2 + 3 * seed, size).tolist() for size in (20, 1, 0, 13)]
+    texts.append([*training[30:61], 9999])
+    found = verbatim.matches(Tokens(training), [np.array(text, np.int64) for text in texts])  # type: ignore[arg-type]
+    assert [one.tolist() for one in found] == [brute(training, text) for text in texts]
+
+
+def test_hashes_that_meet_by_chance_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbatim, "_hashes", lambda prefix, length: np.zeros(len(prefix[1]) - length + 1, np.uint64))
+    training = [1, 2, 3, 4, 1, 3, 5]
+    found = verbatim.matches(Tokens(training), [np.array([1, 3, 5, 2])])  # type: ignore[arg-type]
+    assert found[0].tolist() == brute(training, [1, 3, 5, 2]) == [3, 2, 1, 1]
+
+
+def test_a_text_longer_than_the_training_text() -> None:
+    found = verbatim.matches(Tokens([1, 2]), [np.array([1, 2, 1, 2, 3])])  # type: ignore[arg-type]
+    assert found[0].tolist() == [2, 1, 2, 1, 0]
+    assert verbatim.matches(Tokens([1]), []) == []
+
+
+def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:
+    def main(args: list[str]) -> None:
+        command.run(evaluate.test, args)
+
+    words = ["--ckpt_path", run.folder, "--copies", "--train_files", corpus / "train.txt"]
+    code, out, err = call(main, *words, "--json", "a.json")
+    assert code == 0 and "copied from the training text" in out, err
+    found = json.loads((inside / "a.json").read_text())["results"][0]["copies"]
+    assert found["same_text"] is True and found["held_out"]["tokens"] <= found["generated"]["tokens"]
+    longest = found["held_out"]["longest"][0]
+    assert longest[1].strip() in (corpus / "train.txt").read_text()
+    assert "the quick brown fox jumps" in longest[1] or "the lazy dog" in longest[1]
+    code, out, _ = call(main, *words, "--seed", 2, "--json", "b.json")
+    code, out, _ = call(main, *words, "--json", "c.json")
+    assert (inside / "a.json").read_text() == (inside / "c.json").read_text().replace("c.json", "a.json")
+    assert (inside / "a.json").read_text() != (inside / "b.json").read_text()
+    (inside / "other.txt").write_text("zzzz\n")
+    code, out, err = call(main, "--ckpt_path", run.folder, "--copies", "--train_files", "other.txt", "--json", "d.json")
+    found = json.loads((inside / "d.json").read_text())["results"][0]["copies"]
+    assert found["same_text"] is False and found["generated"]["shares"]["8"] == 0
+    assert "are not the text that it was trained on" in err
+
+
+def test_what_is_written_and_drawn(run: Run, corpus: Path) -> None:
+    opened = checkpoint.open(run.folder)
+    store = data.build_store(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache", "")
+    written = copies.write(opened.module, store.index.eos_id, 16, 1)
+    assert sum(map(len, written)) >= copies._TOKENS
+    assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in written)
+    drawn = copies.draw(store, 16, 100, 1)
+    assert sum(map(len, drawn)) == 100 and all(0 < len(text) <= 16 for text in drawn)
+    assert sum(map(len, copies.draw(store, 10**6, 10**6, 1))) == store.tokens - 1 - store.documents
+    spans = copies.measure([np.arange(6)], [np.array([4, 3, 2, 1, 0, 2])], opened.tokenizer)
+    assert spans.shares == {4: 1 / 3, 8: None, 16: None, 32: None} and spans.mean == 2.0
+    assert [size for size, _ in spans.longest] == [4, 2]

@@ -1,0 +1,62 @@
+"""Words and round trips, over documents that come in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt2kit import reading, tokenizer
+from gpt2kit.reading import count_words, read
+from gpt2kit.text import Part
+from gpt2kit.tokenizer_training import train
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "spaceless"),
+    [
+        ("one two  three\n", 3, 0),
+        ("", 0, 0),
+        ("   ", 0, 0),
+        ("naïve café", 2, 0),
+        ("江南江北舊家鄉，三十年來", 12, 12),  # the comma is one of them
+        ("今日はhello worldです", 3 + 2 + 2, 5),
+        ("สวัสดี", 6, 6),
+        ("안녕 세상", 2, 0),
+        ("𠮷野家", 3, 3),
+    ],
+)
+def test_words(text: str, words: int, spaceless: int) -> None:
+    assert count_words(text) == (words, spaceless)
+
+
+@pytest.mark.parametrize("text", ["one two three", "江南 ab江", "  a  "])
+def test_a_word_that_two_pieces_share_counts_once(text: str) -> None:
+    for cut in range(len(text) + 1):
+        found = read(iter([Part(text[:cut]), text[cut:], "next one"]), [], 9)
+        assert found.words.tolist() == [count_words(text)[0], 2], cut
+
+
+def test_the_unit_is_told() -> None:
+    assert read(iter(["a b"]), [], 9).unit == "what stands between spaces"
+    assert read(iter(["江南"]), [], 9).unit.startswith("each character")
+    assert "(67% of the words)" in read(iter(["江南 b"]), [], 9).unit
+
+
+@pytest.fixture(scope="module")
+def wordpiece(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tokenizer.Tokenizer:
+    folder = tmp_path_factory.mktemp("wordpiece")
+    train([str(corpus / "train.txt")], folder, kind="wordpiece", vocab_size=200)
+    return tokenizer.load(folder)
+
+
+def test_round_trips(corpus: Path, wordpiece: tokenizer.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [tokenizer.load(corpus / "tokenizer"), wordpiece]
+    whole, lossy = read(iter(["the fox", "the  fox", Part("the fo"), "x  é"]), both, 9).trips
+    assert whole.lossless and whole.documents == 3 and whole.bytes == 7 + 8 + 11
+    assert not lossy.lossless and lossy.changed == 2 and lossy.documents == 3 and "'the  fox' as" in lossy.example
+    assert read(iter(["a", "b", "c"]), both, 2).trips[0].documents == 2
+    monkeypatch.setattr(reading, "CHECKED", 8)
+    assert read(iter(["the fox", "the fox", "the  fox"]), both, 9).trips[1].lossless, "beyond what is tried"
+    trip = read(iter([Part("the  fox"), Part("the fox"), "x", "y"]), both, 9).trips[1]
+    assert trip.changed == 1 == trip.documents, "a document that is tried in part"

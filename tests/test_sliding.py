@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2kit.sliding import Windows
+
+sizes = st.integers(1, 40).flatmap(
+    lambda context: st.tuples(st.integers(0, 200), st.just(context), st.integers(1, context))
+)
+
+
+@given(sizes, st.integers(1, 9))
+def test_each_token_but_the_first_is_predicted_once_with_enough_before_it(
+    size: tuple[int, int, int], batch_size: int
+) -> None:
+    tokens, context, stride = size
+    windows = Windows(tokens, context, stride)
+    predicted = []
+    for batch in windows.batches(batch_size):
+        assert 1 <= len(batch) <= batch_size
+        spans = [windows.span(number) for number in batch]
+        assert len({(last - first, windows.known(n)) for n, (first, last) in zip(batch, spans, strict=True)}) == 1
+        for number, (first, last) in zip(batch, spans, strict=True):
+            assert first < last <= tokens and last - first <= context + 1
+            new = range(first + 1 + windows.known(number), last)
+            assert all(token - first >= min(windows.least_context, token) for token in new)
+            assert all(token - first <= context for token in new)
+            predicted += new
+    assert predicted == list(range(1, tokens))
+
+
+@given(sizes, st.data())
+def test_the_windows_of_a_span_predict_it(size: tuple[int, int, int], data: st.DataObject) -> None:
+    tokens, context, stride = size
+    if tokens < 2:
+        return
+    windows = Windows(tokens, context, stride)
+    first = data.draw(st.integers(1, tokens - 1))
+    last = data.draw(st.integers(first + 1, tokens))
+    found: list[int] = []
+    for number in windows.predicting(first, last):
+        start, end = windows.span(number)
+        found += range(start + 1 + windows.known(number), end)
+    assert set(range(first, last)) <= set(found)
+    without = windows.predicting(first, last)[1:]
+    assert all(windows.span(n)[0] + 1 + windows.known(n) < last for n in without)
