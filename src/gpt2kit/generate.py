@@ -50,7 +50,7 @@ def write(
     """Continue each prompt with the text that a trained model makes of it; the text alone goes to stdout.
 
     Args:
-        ckpt_path: a run folder (its best checkpoint) or a .ckpt file; nothing else is needed.
+        ckpt_path: a run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder; nothing else is needed.
         prompt: where to begin; may be given several times; -: standard input. Default: the start of a document.
         prompts_file: a prompt a line; .jsonl: an object a line, whose other fields come back with --json.
         field: of a .jsonl file, the field that holds the prompt.

@@ -35,7 +35,7 @@ class Model:
     """One checkpoint of the service. `author` is there once it is loaded, `failure` if it could not be."""
 
     name: str
-    path: Path
+    path: str
     author: Author | None = None
     facts: dict[str, str] = field(default_factory=dict)
     presets: list[str] = field(default_factory=list)
@@ -114,11 +114,13 @@ class Service:
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
-    """The checkpoints that the paths mean: .ckpt files, run folders, folders of runs; each with a name of its own."""
-    found: list[tuple[str, Path]] = []
+    """What the paths mean: .ckpt files, run folders, folders of runs, Hugging Face folders; each with its own name."""
+    found: list[tuple[str, str]] = []
     for given in ckpt_paths:
         path = Path(given)
-        if path.is_dir() and not (path / "checkpoints").is_dir():
+        if given.startswith("hf://") or (path / "config.json").is_file():  # Hugging Face's
+            found.append((path.name or path.resolve().name, given))
+        elif path.is_dir() and not (path / "checkpoints").is_dir():
             runs = sorted(
                 (sub.parent for sub in path.rglob("checkpoints") if checkpoint.checkpoints(sub.parent)), key=str
             )
@@ -126,12 +128,12 @@ def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
                 raise CheckpointError(
                     f"{path}: no run with a checkpoint in this folder. Name a run or a folder of runs"
                 )
-            found += [(str(run.relative_to(path)), checkpoint.find(run)) for run in runs]
+            found += [(str(run.relative_to(path)), str(checkpoint.find(run))) for run in runs]
         else:
-            file = checkpoint.find(path)
+            file = str(checkpoint.find(path))
             found.append(((path.name or path.resolve().name).removesuffix(".ckpt"), file))
     files = dict.fromkeys(file for _, file in found)
-    names: dict[str, Path] = {}
+    names: dict[str, str] = {}
     for name, file in found:
         if file in files:
             del files[file]

@@ -39,7 +39,7 @@ def serve(
     """Write with trained models on a page in the browser, and by an API like OpenAI's (/v1/completions).
 
     Args:
-        ckpt_path: .ckpt files, run folders, or folders of runs; may be given several times.
+        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders; may be given several times.
         host: the address to listen at; 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: the port to listen at.
         auth: NAME:PASSWORD that the page and the API ask for.
