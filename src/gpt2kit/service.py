@@ -150,7 +150,7 @@ def describe(opened: checkpoint.Opened) -> dict[str, str]:
     names = [str(name) for name in (files if isinstance(files, list) else [files] if files else [])]
     corpus = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) + " ..." * (len(names) > 3)
     tokens = facts.get("train_tokens")
-    score = bits_per_byte(opened.path, facts.get("step"))
+    score = last_validation(opened.path, facts.get("step"))
     return {
         "size": f"{sum(p.numel() for p in opened.module.model.parameters()) / 1e6:,.1f} M parameters",
         "corpus": (corpus or "unknown") + (f" ({tokens / 1e6:,.1f} M tokens)" if isinstance(tokens, int) else ""),
@@ -159,7 +159,7 @@ def describe(opened: checkpoint.Opened) -> dict[str, str]:
     }
 
 
-def bits_per_byte(file: Path, step: object) -> float | None:
+def last_validation(file: Path, step: object) -> float | None:
     """The validation's, at the checkpoint's step, or the last one before it."""
     found = None
     try:
