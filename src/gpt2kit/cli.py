@@ -267,6 +267,7 @@ def main(args: list[str]) -> None:
     for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
+    warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
     if _words(args).verify_resume:
         verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
