@@ -41,7 +41,8 @@ def test_public_names_of_the_format(run: Run) -> None:
     raw = checkpoint.read(checkpoint.find(run.folder))
     facts = raw["gpt2kit"]
     assert set(facts) == {
-        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "append_eos"),
+        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
+        "append_eos",
         *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped"),
     }
     assert set(facts["shape"]) == {
@@ -134,7 +135,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     raw["gpt2kit"]["reader"]["reader"] = "canary.Reader"
     torch.save(raw, tmp_path / "reader.ckpt")
     code, _, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", tmp_path / "reader.ckpt")
-    assert code == 3 and "reader canary.Reader is not gpt2kit's own" in err and err.count("\n") == 1
+    assert code == 4 and "reader canary.Reader is not gpt2kit's own" in err and err.count("\n") == 1
     assert "canary" not in sys.modules
 
 

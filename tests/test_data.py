@@ -19,6 +19,7 @@ from gpt2kit.shards import Corpus
 from gpt2kit.store import TokenStore
 from gpt2kit.text import Reader
 from gpt2kit.tokenizer_spec import TokenizerSpec
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +183,29 @@ def test_a_reader_that_dies_is_one_line(store: TokenStore) -> None:
 def _readers() -> list[int]:
     """Processes that the loaders of this one have started."""
     return [process.pid for process in multiprocessing.active_children() if process.pid]
+
+
+def test_a_local_vocabulary_that_changes_is_another_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    local = tmp_path / "tokenizer"
+    spec = TokenizerSpec(kind="existing", vocab=str(local))
+    sizes = []
+    for vocab_size in (300, 310):
+        train_tokenizer([str(corpus / "train.txt")], local, vocab_size=vocab_size)
+        sizes.append(module(corpus, tokenizer=spec, cache_dir=str(tmp_path / "cache")).vocab_size)
+    assert sizes == [300, 310]
+
+
+def test_text_without_any_token_is_refused(corpus: Path, tmp_path: Path) -> None:
+
+    (tmp_path / "a.txt").write_text("\u4e00\n")
+    made = module(corpus, train_files=str(tmp_path / "a.txt"), append_eos=False, cache_dir=str(tmp_path))
+    made.tokenizer = tokenizer.from_json(LETTERS, "letters")
+    with pytest.raises(DataError, match="the tokenizer makes no token of this text"):
+        made.store("train")
+
+
+LETTERS = """{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [{"id": 0, "content":
+"<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+"normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": {"type": "BPE",
+"dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+"byte_fallback": false, "ignore_merges": false, "vocab": {"<|endoftext|>": 0, "a": 1}, "merges": []}}"""

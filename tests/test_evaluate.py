@@ -447,3 +447,29 @@ def test_one_owner_of_figures() -> None:
     owners = [path.stem for path in (ROOT / "src" / "gpt2kit").glob("*.py") if "def bits_per_byte" in path.read_text()]
     assert owners == ["metrics"]
     assert "Score" in (ROOT / "src" / "gpt2kit" / "module.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--seed", "-1"], 2, "--seed -1: must be from 0"),
+        (["--json", "."], 2, "--json .: is a folder"),
+        (["--html", "a.txt/x.html"], 2, "a.txt is no folder"),
+        (["--json", "x", "--html", "x"], 2, "one file for both"),
+        (["--copies", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
+    ],
+)
+def test_what_cannot_end_well_is_said_before_the_test(
+    words: list[str], code: int, said: str, run: Run, call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "a.txt").write_text("text\n")
+    found = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", run.folder, *words)
+    assert found[0] == code and said in found[2] and found[1] == "" and len(found[2].splitlines()) == 1
+
+
+def test_one_whole_document_is_counted_as_such(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+    (inside / "a.txt").write_text("the quick brown fox\nthe lazy dog\n")
+    words = ["--ckpt_path", run.folder, "--files", "a.txt", "--max_tokens", "7", "--json", "-"]
+    code, out, _ = call(lambda args: command.run(evaluate.test, args), *words)
+    text = json.loads(out)["text"]
+    assert code == 0 and (text["documents"], text["bytes"], text["words"]) == (1, 19, 4)

@@ -8,7 +8,7 @@ import pytest
 
 from gpt2kit import tokenizer
 from gpt2kit.heatmap import Passage, boxes, chosen, page
-from gpt2kit.metrics import Sums
+from gpt2kit.per_document import Sums
 
 
 @pytest.mark.parametrize("text", ["the fox", "江南好 🫨 x", "\N{REPLACEMENT CHARACTER} a", "", "é\n\t<b>&\u202eabc"])

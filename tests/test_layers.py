@@ -19,7 +19,7 @@ ROWS = [
         *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
         *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
-    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "bootstrap", "rules"],
+    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "per_document", "bootstrap", "rules"],
     ["data", "module", "weights", "huggingface", "checkpoint"],
     [
         *("runs", "prompts", "writing", "beams", "author", "generate"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gpt2kit import bootstrap
-from gpt2kit.metrics import Score, Sums, over_documents
+from gpt2kit.metrics import Score
+from gpt2kit.per_document import Sums, over_documents
 
 
 def sums_of(documents: int, seed: int = 0, harder: float = 0.0) -> Sums:

@@ -335,3 +335,44 @@ def test_ids_that_prove_wrong_leave_nothing_behind(
     with pytest.raises(DataError, match="pip uninstall gigatoken"):
         build(tmp_path, trained, shard_tokens=60)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_an_index_of_noise_is_built_again(
+    tmp_path: Path, trained: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path)
+    store = build(tmp_path, trained)
+    for noise in (os.urandom(300), b"[]", b'{"format": 3}'):
+        (store.folder / "index.json").write_bytes(noise)
+        assert build(tmp_path, trained).fingerprint == store.fingerprint
+        assert "not a sound index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"pieces": 1}, {"documents": 1}, {"pieces": "x"}, {"bytes": -1}])
+def test_a_journal_that_does_not_fit_the_text_makes_no_store(
+    change: dict[str, object], tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 40)
+    write(tmp_path)
+    store = build(tmp_path, trained, shard_tokens=60)
+    (store.folder / "index.json").unlink()
+    journal = store.folder / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    record = json.loads(lines[2])
+    record |= {name: record[name] + value if value == 1 else value for name, value in change.items()}
+    journal.write_text("\n".join([*lines[:2], json.dumps(record), *lines[3:]]) + "\n")
+    if "x" in change.values() or -1 in change.values():
+        assert build(tmp_path, trained, shard_tokens=60).shards == store.shards
+        return
+    with pytest.raises(DataError, match="does not fit the text"):
+        build(tmp_path, trained, shard_tokens=60)
+    assert build(tmp_path, trained, shard_tokens=60).shards == store.shards
+
+
+def test_memories_of_hashes_that_are_none_are_forgotten(tmp_path: Path, trained: Tokenizer) -> None:
+    write(tmp_path)
+    store = build(tmp_path, trained)
+    for place in (store.folder / "verified.json", tmp_path / "cache/digests.json"):
+        for noise in ("[]", '{"x": 3}', "nothing"):
+            place.write_text(noise)
+            assert build(tmp_path, trained).folder == store.folder

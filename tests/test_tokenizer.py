@@ -392,3 +392,22 @@ def test_sentencepiece_is_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install 'sentencepiece"):
         train_tokenizer(["x"], tmp_path, "unigram")
+
+
+def test_what_would_make_ids_depend_on_neighbours_length_or_chance_is_dropped(folder: Path, tmp_path: Path) -> None:
+    trained = tokenizer.load(folder / "bytebpe")
+    texts = ["a", "the quick brown fox jumps", "fox " * 50]
+    expected = [encoding.ids for encoding in trained.encode_batch_fast(texts, add_special_tokens=False)]
+    parts = json.loads(tokenizer.to_json(trained))
+    parts["padding"] = {
+        **{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 5, "pad_type_id": 0, "pad_token": "x"},
+    }
+    parts["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    parts["model"]["dropout"] = 0.9
+    for added in parts["added_tokens"]:
+        added["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    found = tokenizer.load(tmp_path)
+    assert [encoding.ids for encoding in found.encode_batch_fast(texts, add_special_tokens=False)] == expected
+    assert tokenizer.eos_id(found) not in found.encode("say <|endoftext|> here", add_special_tokens=False).ids

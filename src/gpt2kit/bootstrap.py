@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit.metrics import FIGURES, Score, Sums, score_of
+from gpt2kit.metrics import FIGURES, Score
+from gpt2kit.per_document import Sums, score_of
 
 RESAMPLES = 1000
 _POOLED = 1 << 14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2kit.errors import UserError
-from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, damaged
+from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, damaged, read_index
 
 _DAY = 86400
 
@@ -70,7 +71,7 @@ def entries(cache_dir: Path) -> Iterator[Entry]:
         if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in files):
             continue
         try:
-            index = Index.from_json((folder / INDEX).read_text(encoding="utf-8"), folder / INDEX)
+            index = read_index(folder)
         except (FileNotFoundError, Damaged):
             index = None
         stats = [path.stat() for path in files]
@@ -89,7 +90,7 @@ def table(found: list[Entry], verify: bool) -> str:
             bad = _reread(entry) if verify else []
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
             more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
-            what = f"{tokens:,} tokens, {documents:,} documents of {index.sources[0]}{more}"
+            what = f"{tokens:,} tokens, {documents:,} documents of {next(iter(index.sources), '?')}{more}"
             what += f"; DAMAGED: {', '.join(bad)}, made again when next used" if bad else "; sound" if verify else ""
         lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")
     return "\n".join(lines)
@@ -112,5 +113,6 @@ def remove(folder: Path) -> bool:
 
 def _reread(entry: Entry) -> list[str]:
     assert entry.index is not None
-    (entry.folder / "verified.json").unlink(missing_ok=True)  # so that nothing is taken on trust
+    with contextlib.suppress(OSError):
+        (entry.folder / "verified.json").unlink()  # so that nothing is taken on trust
     return damaged(entry.folder, entry.index.shards)

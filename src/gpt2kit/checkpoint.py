@@ -85,6 +85,7 @@ def describe(
         "document_start": text.document_start,
         "test_files": text.files["test"],
         "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
+        "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
         "train_tokens": store.tokens,
         "settings": settings,
         "step": step,
@@ -200,7 +201,7 @@ def open(path: str | Path) -> Opened:
     state = raw.get("state_dict")
     if not isinstance(facts, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
-    if facts.get("format") != FORMAT:
+    if type(facts.get("format")) is not int or facts["format"] != FORMAT:
         raise CheckpointError(
             f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
         )
@@ -222,15 +223,21 @@ def open(path: str | Path) -> Opened:
 
 def test_text(opened: Opened) -> tuple[list[str], Share | None]:
     """The run's own test text: its files, and the share of their documents that was kept out of training."""
-    files, share = opened.facts.get("test_files"), opened.facts.get("test_share")
-    sound = isinstance(files, list) and all(isinstance(name, str) for name in files)
-    if share is not None:
-        sound &= isinstance(share, dict) and set(share) == {"low", "high", "seed"}
-        sound = sound and type(share["seed"]) is int
-        sound = sound and all(type(share[end]) is float and 0 <= share[end] <= 1 for end in ("low", "high"))
-    if not sound:
+    files = opened.facts.get("test_files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
-    return files, Share(**share) if share else None  # type: ignore[return-value]
+    return files, share_of(opened, "test_share")
+
+
+def share_of(opened: Opened, name: str) -> Share | None:
+    """A share of documents that the checkpoint tells of."""
+    share = opened.facts.get(name)
+    if share is None:
+        return None
+    sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
+    if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
+        raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
+    return Share(**share)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -263,7 +270,7 @@ def remove(file: Path) -> None:
 
 def _checksum_fits(file: Path) -> bool:
     sidecar = _sidecar(file)
-    return not sidecar.is_file() or sidecar.read_text(encoding="utf-8").strip() == durable.digest(file)
+    return not sidecar.is_file() or sidecar.read_bytes().strip() == durable.digest(file).encode()
 
 
 def _document_start(file: Path, facts: dict[str, Any], shape: dict[str, Any]) -> int | None:

@@ -136,7 +136,10 @@ class TextDataModule(pl.LightningDataModule):
                 self.append_eos,
                 self.shard_tokens,
             )
-            self._stores[split] = build_store(corpus, self.cache_dir, f"{split} text", self.streamed_from)
+            store = build_store(corpus, self.cache_dir, f"{split} text", self.streamed_from)
+            if store.tokens < 2:
+                raise DataError(f"{self.files[split][0]}: the tokenizer makes no token of this text. Take another one")
+            self._stores[split] = store
         return self._stores[split]
 
     def notes(self) -> list[str]:

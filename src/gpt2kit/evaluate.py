@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from gpt2kit import data, heatmap, report, scoring, subjects
 from gpt2kit import files as durable
 from gpt2kit.copies import Copies, compare, describe
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import DataError, UserError, refuse
 from gpt2kit.heatmap import Passage
-from gpt2kit.metrics import Sums
 from gpt2kit.module import GPT2Module
+from gpt2kit.per_document import Sums
 from gpt2kit.reading import Reading, RoundTrip, read
 from gpt2kit.report import Result
 from gpt2kit.scoring import Precision, Ranks
 from gpt2kit.sliding import Windows
-from gpt2kit.splits import Share
 from gpt2kit.store import TokenStore
 from gpt2kit.subjects import Subject, Text
 from gpt2kit.text import Reader, find_files
@@ -86,7 +85,9 @@ def test(
         cache_dir: where tokenized text is kept; safe to delete.
     """
     options = Options(stride, max_tokens, precision, batch_size, seed, html, train_files or [], copies, cache_dir)
-    refuse(_problems(options))
+    refuse(_problems(options, json))
+    if options.train_files:
+        find_files(options.train_files)  # a wrong name is better told now
     with scoring.ranks() as group, _only_first(group):
         if config:
             print("note   --config is not needed: a checkpoint holds its model, tokenizer and reader", file=sys.stderr)
@@ -100,9 +101,13 @@ def test(
             _tell(results, pages, told, options, json)
 
 
-def _problems(options: Options) -> list[str]:
+def _problems(options: Options, json: str | None) -> list[str]:
     rules = {
         f"--batch_size {options.batch_size}: must be at least 1": options.batch_size < 1,
+        f"--seed {options.seed}: must be from 0 to 2^63 - 1": not 0 <= options.seed < 1 << 63,
+        f"--json {json}, --html {options.html}: one file for both": json is not None
+        and options.html is not None
+        and Path(json) == options.html,
         f"--stride {options.stride}: must be at least 1": options.stride is not None and options.stride < 1,
         f"--max_tokens {options.max_tokens}: must be at least 1": options.max_tokens is not None
         and options.max_tokens < 1,
@@ -111,7 +116,19 @@ def _problems(options: Options) -> list[str]:
         "--train_files: is for --copies. Name that, too, or leave it out": bool(options.train_files)
         and not options.copies,
     }
-    return [problem for problem, broken in rules.items() if broken]
+    outputs = {"--html": options.html, "--json": None if json in (None, "-") else Path(str(json))}
+    found = [f"{name} {path}: {why}" for name, path in outputs.items() if path and (why := _unwritable(path))]
+    return [problem for problem, broken in rules.items() if broken] + found
+
+
+def _unwritable(path: Path) -> str:
+    """Why nothing can be written there; better said before hours of testing than after."""
+    if path.is_dir():
+        return "is a folder. Name a file"
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        return f"{above} is no folder"
+    return "" if os.access(above, os.W_OK) else f"nothing can be written to {above}"
 
 
 def _too_long(options: Options, them: list[Subject]) -> list[str]:
@@ -153,6 +170,10 @@ def _tested(
     shown: list[tuple[int, str]] = []
     for number, (one, store) in enumerate(zip(them, text.stores, strict=True)):
         gpt2 = scoring.prepare(one.model(), group.device(), options.precision)
+        if tokens[number] < 2:
+            raise DataError(
+                f"{text.files[0]}: the tokenizer of {one.name} makes no token of this text. Take another one"
+            )
         windows = Windows(tokens[number], one.context, options.stride or one.context)
         nll = scoring.score(gpt2, store, windows, options.batch_size, options.precision, group)[:documents]
         if group.rank:
@@ -188,25 +209,31 @@ def _result(one: Subject, gpt2: GPT2Module, sums: Sums, windows: Windows, trip: 
         (windows.least_context, windows.context),
         windows.stride,
         int(gpt2.shape["vocab_size"]),
-        sum(parameter.numel() for parameter in gpt2.parameters()),
+        sum(parameter.numel() for parameter in gpt2.parameters()) - _filling(gpt2),
         trip,
         one.append_eos,
         gpt2.document_start is not None,
     )
 
 
+def _filling(gpt2: GPT2Module) -> int:
+    """Parameters of embedding rows that are no tokens."""
+    rows: int = gpt2.model.transformer.wte.num_embeddings
+    return (rows - int(gpt2.shape["vocab_size"])) * int(gpt2.shape["n_embd"])
+
+
 def _copies(gpt2: GPT2Module, one: Subject, store: TokenStore, text: Text, options: Options) -> Copies:
-    """The training text is read as the test text is; a test share of it is left out, since it was not learnt from."""
-    share = Share(text.share.high, 1.0, text.share.seed) if text.share else None
+    """The training text is read as the test text is; shares of it that it was not trained on are left out."""
     corpus = text.corpora[0]
-    training = subjects.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, share)
+    training = subjects.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, one.train_share)
     found = data.build_store(training, options.cache_dir, "training text")
     return compare(gpt2, one.tokenizer, found, store, options.seed, one.fingerprint)
 
 
 def _told(text: Text, sums: Sums, reading: Reading, partial: str, options: Options, group: Ranks) -> dict[str, Any]:
     """What the text is, and how it was read; ends of documents are not among its bytes, characters and words."""
-    cut = len(sums.nll) == 1 and bool(partial)
+    end = 1 if text.stores[0].ends else 0
+    cut = len(sums.nll) == 1 and int(sums.tokens[0]) < int(text.stores[0].lengths()[0, 0]) + end
     ends = len(sums.nll) if text.stores[0].ends and not cut else 0
     return {
         "files": text.files,

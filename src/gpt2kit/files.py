@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -60,8 +61,11 @@ class Digests:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         try:
-            self._known: dict[str, list[object]] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            known = json.loads(memory.read_text(encoding="utf-8"))
+            self._known: dict[str, list[object]] = {
+                name: value for name, value in dict(known).items() if isinstance(value, list) and len(value) == 5
+            }
+        except (OSError, ValueError, TypeError):
             self._known = {}
 
     def of(self, paths: list[Path]) -> list[str]:
@@ -73,8 +77,11 @@ class Digests:
             for path, found in zip(new, threads.map(digest, new), strict=True):
                 self._known[names[path]] = [*signatures[path], found]
         if new:
-            with contextlib.suppress(PermissionError):  # someone else's folder: hash again next time
+            try:
                 write_text(self._memory, json.dumps(self._known))
+            except OSError as error:  # someone else's folder: hash again next time
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
         return [str(self._known[names[path]][-1]) for path in paths]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from gpt2kit.metrics import Sums
 from gpt2kit.module import GPT2Module
+from gpt2kit.per_document import Sums
 from gpt2kit.scoring import Precision, boundaries, token_nats
 from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore

@@ -66,8 +66,7 @@ def read(folder: Path) -> tuple[module.GPT2Module, Tokenizer]:
     if weights.solid(rows) and tuple(rows.shape) == (shape["vocab_size"], shape["n_embd"]):
         head = state[weights.HEAD]
         state[weights.EMBEDDING] = _padded(rows)
-        tied = isinstance(head, Tensor) and head.shape == rows.shape and torch.equal(head, rows)
-        state[weights.HEAD] = state[weights.EMBEDDING] if tied else head  # `check` says what is wrong with another one
+        state[weights.HEAD] = _padded(head) if weights.solid(head) and head.shape == rows.shape else head
     weights.check(folder, shape, state)
     tokenizer = _tokenizer(folder, config)
     if tokenizers.size(tokenizer) > shape["vocab_size"]:
@@ -100,6 +99,8 @@ def _state(folder: Path) -> dict[str, Any]:
     for name, tensor in found.items():
         own = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not re.fullmatch(r"transformer\.h\.\d+\.attn\.(masked_)?bias", own):  # older files hold the causal mask
+            if f"model.{own}" in state:
+                raise CheckpointError(f"{folder}: holds {own} twice, by two names. Save the model again")
             state[f"model.{own}"] = tensor
     return state
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from gpt2kit import __version__, bootstrap
 from gpt2kit.copies import Copies
-from gpt2kit.metrics import FIGURES, Score, Sums, over_documents
+from gpt2kit.metrics import FIGURES, Score
+from gpt2kit.per_document import Sums, over_documents
 from gpt2kit.reading import RoundTrip
 
 _ROUGH = 30

@@ -21,7 +21,10 @@ from gpt2kit.errors import CheckpointError, MachineError
 
 LOGS = "lightning_logs"
 STATUS = "status.json"
-_FREE_TO_CHANGE = {"data": {"batch_size", "cache_dir", "seed"}, "model": {"optimizer", "schedule", "attention"}}
+_FREE_TO_CHANGE = {
+    "data": {"batch_size", "cache_dir", "seed", "num_workers"},
+    "model": {"optimizer", "schedule", "attention"},
+}
 """Settings in which two starts of one run may differ; all others of `data` and `model` tell runs apart."""
 
 

@@ -105,7 +105,7 @@ def score(
     if not np.isfinite(nll).all():
         raise DivergedError(
             f"document {int(np.flatnonzero(~np.isfinite(nll))[0])}: its loss is NaN or Inf in --precision {precision}. "
-            "Take 32-true"
+            + ("The model is broken" if precision == "32-true" else "Take 32-true")
         )
     return nll
 

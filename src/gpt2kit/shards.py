@@ -156,8 +156,12 @@ def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
         own = itertools.islice(pieces, known.pieces)
         if known.name not in broken:
             collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
-            for _ in range(known.documents):
-                ends.popleft()
+            passed = [ends.popleft() for _ in range(len(ends))]
+            if (len(passed), *_sums(passed)) != (known.documents, known.bytes, known.characters):
+                (folder / JOURNAL).unlink()
+                raise DataError(
+                    f"{shelf}/{JOURNAL}: does not fit the text, and was deleted. Run the same command again"
+                )
         elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
             raise DataError(f"{shelf}/{known.name}: built again, it is not what it was. Delete {shelf}")
         else:
@@ -184,6 +188,11 @@ class _End:
     hash: int
     bytes: int
     characters: int
+
+
+def _sums(ends: list[_End]) -> tuple[int, int]:
+    """Bytes and characters of some documents."""
+    return sum(end.bytes for end in ends), sum(end.characters for end in ends)
 
 
 def _weighed(pieces: Iterable[str], ends: collections.deque[_End]) -> Iterator[str]:
@@ -248,8 +257,7 @@ def _write_shard(
         tokens,
         pieces,
         len(done),
-        sum(end.bytes for end in done),
-        sum(end.characters for end in done),
+        *_sums(done),
         open_tokens,
         hasher.hexdigest(),
         hashlib.sha256(documents).hexdigest(),
@@ -280,6 +288,7 @@ def _journal(folder: Path) -> list[Shard]:
     for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             shard = Shard(**json.loads(line))
+            shard.check()
         except (ValueError, TypeError):
             break
         if shard.name != shard_name(len(shards)):

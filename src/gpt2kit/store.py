@@ -60,6 +60,12 @@ class Shard:
     sha256: str
     documents_sha256: str
 
+    def check(self) -> None:
+        """Raise ValueError if it cannot be."""
+        counts = (self.tokens, self.pieces, self.documents, self.bytes, self.characters, self.open_tokens)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"counts {counts}")
+
     @property
     def documents_name(self) -> str:
         """Of the file beside it."""
@@ -109,12 +115,18 @@ class Index:
         """Raise ValueError if it cannot be: a store may come from elsewhere, and nothing outside it may be named."""
         if self.dtype not in ("<u2", "<u4"):
             raise ValueError(f"dtype {self.dtype!r}")
+        for texts in (self.sources, self.notes):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"texts {texts!r}")
         for number, shard in enumerate(self.shards):
             if shard.name != shard_name(number):
                 raise ValueError(f"file {shard.name!r}")
-            counts = (shard.tokens, shard.documents, shard.bytes, shard.characters)
-            if not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError(f"counts {counts}")
+            shard.check()
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a store's folder."""
+    return Index.from_json((folder / INDEX).read_bytes().decode(errors="replace"), folder / INDEX)
 
 
 def shard_name(number: int) -> str:
@@ -136,7 +148,7 @@ class TokenStore:
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
         self.folder = folder
-        self._use(Index.from_json((folder / INDEX).read_text(encoding="utf-8"), folder / INDEX))
+        self._use(read_index(folder))
         if verify:
             for name in damaged(folder, self.shards):
                 raise Damaged(f"{folder / name}: its content does not fit its checksum, so it is damaged")

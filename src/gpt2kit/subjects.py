@@ -33,6 +33,7 @@ class Subject:
         reader: that its text was read by; None if it does not say.
         append_eos: whether its documents were ended by a token.
         test_text: the files and the share of them that it names for tests.
+        train_share: the share of its training files that it was trained on; None: all of them.
         fingerprint: of the text that it was trained on, if it says.
         loaded: the whole of it, if it is the only one.
     """
@@ -44,6 +45,7 @@ class Subject:
     reader: Reader | None
     append_eos: bool
     test_text: tuple[list[str], Share | None]
+    train_share: Share | None
     fingerprint: object
     loaded: checkpoint.Opened | None = None
 
@@ -93,14 +95,25 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
                 opened.path,
                 opened.tokenizer,
                 int(opened.module.shape["n_positions"]),
-                reader_from(reader) if reader is not None and with_reader else None,
+                _reader(opened, reader) if reader is not None and with_reader else None,
                 append_eos,
                 checkpoint.test_text(opened),
+                checkpoint.share_of(opened, "train_share"),
                 identity.get("text") if isinstance(identity, dict) else None,
                 opened if len(names) == 1 else None,
             )
         )
     return found
+
+
+def _reader(opened: checkpoint.Opened, identity: dict[str, object]) -> Reader:
+    try:
+        return reader_from(identity)
+    except UserError as error:
+        why = str(error).split(". ")[0]
+        raise CheckpointError(
+            f"{opened.path}: {why}. Name how to read the text, such as --reader.document line"
+        ) from None
 
 
 def text_of(subjects: list[Subject], files: list[str] | None, reader: Reader | None, cache_dir: Path) -> Text:

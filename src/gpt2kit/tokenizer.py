@@ -57,16 +57,26 @@ def from_json(text: str, where: str) -> Tokenizer:
         raise DataError(
             f"{where}: has no {EOS} token. Add it: train_tokenizer.py --kind existing --vocab {where} --output_dir NEW"
         )
+    if any(added.content == EOS and not added.special for added in tokenizer.get_added_tokens_decoder().values()):
+        parts = json.loads(to_json(tokenizer))
+        for added in parts["added_tokens"]:
+            added["special"] |= added["content"] == EOS
+        tokenizer = from_plain_json(json.dumps(parts), where)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def from_plain_json(text: str, where: str) -> Tokenizer:
-    """Any tokenizer of the `tokenizers` library."""
+    """Any tokenizer of the `tokenizers` library, without what would make ids depend on neighbours, length or chance."""
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise DataError(f"{where}: not a tokenizer ({error}). Train it again with train_tokenizer.py") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
 def eos_id(tokenizer: Tokenizer) -> int:

@@ -107,13 +107,19 @@ def _made(spec: TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Sh
     return tokenizer
 
 
+def _vocabulary(spec: TokenizerSpec) -> list[Path]:
+    """The files of a vocabulary that lies here; none for a name on the hub."""
+    place = Path(spec.vocab or "")
+    return sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place] * place.is_file()
+
+
 def _key(spec: TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Share | None, cache_dir: Path) -> str:
     """A name that changes with the wish and, where it learns from text, with that text."""
     learns = spec.vocab is None
     made_of = {
         "format": _FORMAT,
         "spec": asdict(spec),
-        "files": sources.digests(paths, cache_dir) if learns else [],
+        "files": sources.digests(paths if learns else _vocabulary(spec), cache_dir),
         "formats": [sources.suffixes(path) for path in paths] if learns else [],
         "reader": reader.identity() if learns else None,
         "share": asdict(share) if share and learns else None,

@@ -24,7 +24,8 @@ def shape_of(file: Path, raw: object) -> dict[str, Any]:
     for name, value in raw.items():
         if not _plausible(name, value):
             raise CheckpointError(f"{file}: model.{name} {value!r} cannot be. The file is damaged or not from gpt2kit")
-    shape = dict(raw)
+    floats = ("initializer_range", "layer_norm_epsilon")
+    shape = {name: float(value) if name in floats else value for name, value in raw.items()}
     expected = set(module.SHAPE)
     if set(shape) != expected:
         raise CheckpointError(
@@ -62,7 +63,7 @@ def check(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
                 f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             )
             raise CheckpointError(f"{file}: tensor {name} is {found}, the model's shape asks for floats {tuple(size)}")
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{file}: tensor {name} holds NaN or Inf. Use an earlier checkpoint")
     if not torch.equal(state[EMBEDDING], state[HEAD]):
         raise CheckpointError(
@@ -74,7 +75,7 @@ def solid(tensor: object) -> TypeGuard[torch.Tensor]:
     """Whether it is a tensor with a float for each of its places; one may also repeat a few, or hold none."""
     return (
         isinstance(tensor, torch.Tensor)
-        and tensor.is_floating_point()
+        and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
         and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
