@@ -4,14 +4,16 @@
 
 The text is Python files of this environment, the tokenizer a byte-level BPE of 32,768 tokens. Others are measured if
 they are installed: `datasets` (map, then chains of tokens grouped into blocks, as run_clm does it) and `litdata`
-(optimize with a TokensLoader, as its documentation does it). Builds run in processes of their own, bound to so many
-cores; loaders take turns in one process; medians of the rounds.
+(optimize with a TokensLoader, as its documentation does it). Each line is a document, for all ways; gpt2kit also takes
+the text as one. Where gigatoken is installed, gpt2kit's builds use it. Builds run in processes of their own, bound to so
+many cores; loaders take turns in one process; medians of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import os
 import statistics
@@ -34,6 +36,7 @@ from gpt2kit.text import Reader
 
 BLOCK = 1024
 OURS = "gpt2kit"
+WHOLE = "gpt2kit, one document"
 
 
 def main() -> None:
@@ -59,7 +62,7 @@ def main() -> None:
         words = ["--files", str(text), "--vocab_size", "32768", "--output_dir", str(work / "tokenizer")]
         timed([sys.executable, str(ROOT / "train_tokenizer.py"), *words])
         ways = [OURS, *(name for name in ("datasets", "litdata") if importlib.util.find_spec(name))]
-        rows += builds(text, work, ways, given.rounds)
+        rows += builds(text, work, [OURS, WHOLE, *ways[1:]], given.rounds)
         rows += loaders(work, ways, given.rounds, given.batches)
         rows += cold(work / "cold", given.cold)
     finish(rows, given.output)
@@ -97,6 +100,11 @@ def builds(text: Path, work: Path, ways: list[str], rounds: int) -> list[dict[st
 
 def build_ours(text: Path, trained: str, folder: Path, cores: int) -> None:
     shards.open_or_build(Corpus([text], tokenizer.load(trained), Reader()), folder)
+
+
+def build_whole(text: Path, trained: str, folder: Path, cores: int) -> None:
+    """One document: what the text's many short lines cost is left out."""
+    shards.open_or_build(Corpus([text], tokenizer.load(trained), Reader("file")), folder)
 
 
 def build_datasets(text: Path, trained: str, folder: Path, cores: int) -> None:
@@ -156,6 +164,7 @@ def lit_tokens(text: str, trained: str, part: tuple[int, int]) -> Iterator[Any]:
 
 BUILDS: dict[str, Callable[[Path, str, Path, int], None]] = {
     OURS: build_ours,
+    WHOLE: build_whole,
     "datasets": build_datasets,
     "litdata": build_litdata,
 }
@@ -163,6 +172,7 @@ BUILDS: dict[str, Callable[[Path, str, Path, int], None]] = {
 
 def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict[str, object]]:
     """Million tokens/s of each loader with blocks of 1,024 in random order, and the time to its first batch."""
+    importlib.import_module("gpt2kit.batches")  # torch's own start is not the loader's
     rates: dict[tuple[str, int, int], list[float]] = {}
     firsts: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(rounds):
