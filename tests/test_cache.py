@@ -77,3 +77,11 @@ def test_using_a_store_counts_as_use(stores: list[TokenStore], corpus: Path) -> 
     trained = tokenizer.load(corpus / "tokenizer")
     shards.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), stores[1].folder.parent)
     assert max(entry.days for entry in cache.entries(stores[1].folder.parent)) < 1
+
+
+def test_a_corpus_of_very_many_files_is_not_miscounted(corpus: Path, tmp_path: Path) -> None:
+    for number in range(120):
+        (tmp_path / f"{number:03d}.txt").write_text(f"text {number}\n")
+    trained = tokenizer.load(corpus / "tokenizer")
+    shards.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader()), tmp_path / "cache")
+    assert cache.table([*cache.entries(tmp_path / "cache")], verify=False).endswith("000.txt and many more")

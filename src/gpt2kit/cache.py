@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2kit.errors import UserError
-from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, damaged, read_index
+from gpt2kit.store import INDEX, JOURNAL, SOURCES, Damaged, Index, damaged, read_index
 
 _DAY = 86400
 
@@ -89,7 +89,8 @@ def table(found: list[Entry], verify: bool) -> str:
         else:
             bad = _reread(entry) if verify else []
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
-            more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
+            rest = len(index.sources) - 1
+            more = "" if rest < 1 else f" and {rest} more" if rest + 1 < SOURCES else " and many more"
             what = f"{tokens:,} tokens, {documents:,} documents of {next(iter(index.sources), '?')}{more}"
             what += f"; DAMAGED: {', '.join(bad)}, made again when next used" if bad else "; sound" if verify else ""
         lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")

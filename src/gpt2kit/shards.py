@@ -29,7 +29,7 @@ from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
 from gpt2kit.shelf import Shelf
 from gpt2kit.splits import Share
-from gpt2kit.store import FORMAT, INDEX, JOURNAL, Damaged, Index, Shard, TokenStore, documents_file, shard_name
+from gpt2kit.store import FORMAT, INDEX, JOURNAL, SOURCES, Damaged, Index, Shard, TokenStore, documents_file, shard_name
 from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
@@ -273,7 +273,7 @@ def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
         eos_id=tokenizers.eos_id(corpus.tokenizer),
         append_eos=corpus.append_eos,
         tokenizer=tokenizers.fingerprint(corpus.tokenizer),
-        sources=[str(path) for path in corpus.paths[:100]],
+        sources=[str(path) for path in corpus.paths[:SOURCES]],
         notes=notes,
         shards=shards,
     )

@@ -31,6 +31,8 @@ from gpt2kit.errors import DataError
 FORMAT = 3
 INDEX = "index.json"
 JOURNAL = "journal.jsonl"
+SOURCES = 100
+"""Files of the text that an index names, at most."""
 _HASH = np.dtype("<u8")
 
 
@@ -81,7 +83,7 @@ class Index:
         eos_id: the token that ends a document; the first one of the store, too.
         append_eos: whether documents are ended by it.
         tokenizer: its fingerprint.
-        sources: the text's files, for people.
+        sources: the text's first files, for people.
         notes: what the reader met: records that it left out, encodings that it found, and the like.
         shards: the token files.
     """
