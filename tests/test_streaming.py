@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -311,6 +312,22 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
         settled(store)
         assert len(here(tmp_path / "s")) <= 3
     assert len(fetched) == len(store.shards)
+
+
+def test_a_journal_there_that_does_not_fit_the_text_is_emptied_there(
+    text: Corpus, local: TokenStore, memory: str, tmp_path: Path
+) -> None:
+    uploading.open_or_build(text, memory, tmp_path / "s")
+    place = f"/stores/{local.folder.name}"
+    lines = MEMORY.cat_file(f"{place}/journal.jsonl").decode().splitlines()
+    record = json.loads(lines[2])
+    lines[2] = json.dumps({**record, "pieces": record["pieces"] + 1})
+    MEMORY.pipe_file(f"{place}/journal.jsonl", "\n".join(lines).encode() + b"\n")
+    MEMORY.rm(f"{place}/index.json")
+    with pytest.raises(DataError, match="does not fit the text"):
+        uploading.open_or_build(text, memory, tmp_path / "s")
+    uploading.open_or_build(text, memory, tmp_path / "s")
+    assert uploaded(local.folder.name) == built(local)
 
 
 def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, memory: str, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
             collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
             passed = [ends.popleft() for _ in range(len(ends))]
             if (len(passed), *_sums(passed)) != (known.documents, known.bytes, known.characters):
-                (folder / JOURNAL).unlink()
+                shelf.unnote()
                 raise DataError(
                     f"{shelf}/{JOURNAL}: does not fit the text, and was deleted. Run the same command again"
                 )

@@ -35,6 +35,10 @@ class Shelf:
             journal.flush()
             os.fsync(journal.fileno())
 
+    def unnote(self) -> None:
+        """Empty the journal: nothing counts as finished."""
+        durable.write_text(self.folder / JOURNAL, "")
+
     def finish(self, index: Index) -> None:
         """Write the index: the store is complete."""
         durable.write_text(self.folder / INDEX, index.to_json())

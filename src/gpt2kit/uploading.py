@@ -107,6 +107,11 @@ class Upload(Shelf):
         super().note(shard)
         self._send(JOURNAL)
 
+    def unnote(self) -> None:
+        """Empty the journal, there, too."""
+        super().unnote()
+        self._send(JOURNAL)
+
     def finish(self, index: Index) -> None:
         """Send the index: the store is complete."""
         super().finish(index)
