@@ -19,13 +19,13 @@ ROWS = [
         *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
         *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
-    ["blocks", "windows", "sliding", "batches", "optim", "metrics", "per_document", "bootstrap", "rules"],
+    ["blocks", "windows", "sliding", "batches", "engine", "optim", "metrics", "per_document", "bootstrap", "rules"],
     ["data", "module", "weights", "huggingface", "checkpoint"],
     [
         *("runs", "prompts", "writing", "beams", "author", "generate"),
         *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"),
     ],
-    ["callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],
+    ["limits", "callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}
