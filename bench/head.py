@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
@@ -41,9 +42,8 @@ def main() -> None:
         empty = 0.0
         for way in WAYS:
             words = [sys.executable, __file__, "--child", way, "--sizes", size, "--turns", str(given.turns)]
-            _, memory, told = timed(words)
-            figures = json.loads(told.splitlines()[-1])
-            memory = figures.get("memory", memory)
+            figures = json.loads(timed(words)[2].splitlines()[-1])
+            memory = figures["memory"]
             if way == "nothing":
                 empty = memory
                 continue
@@ -63,8 +63,7 @@ def run(way: str, size: str, turns: int) -> None:
     weight = torch.nn.Parameter(0.02 * torch.randn(-(-vocabulary // 64) * 64, width, device=DEVICE))
     targets = torch.randint(0, vocabulary, (1, positions), device=DEVICE)
     if way == "nothing":
-        memory = {"memory": torch.cuda.max_memory_allocated() / 2**20} if DEVICE == "cuda" else {}
-        print(json.dumps(memory))
+        print(json.dumps(memory_now()))
         return
     head = chunked_nll if way.startswith("chunked") else whole_nll
     head = torch.compile(head, dynamic=False) if way.endswith("compiled") else head
@@ -76,9 +75,7 @@ def run(way: str, size: str, turns: int) -> None:
             nll = head(hidden, weight, targets, vocabulary)
         (nll / positions).backward()
         seconds += [now() - begin] if turn > 1 else []
-    figures = {"ms": 1e3 * statistics.median(seconds)}
-    if DEVICE == "cuda":
-        figures["memory"] = torch.cuda.max_memory_allocated() / 2**20
+    figures = {"ms": 1e3 * statistics.median(seconds), **memory_now()}
     print(json.dumps(figures | {"error": error(hidden, weight, targets, vocabulary)}))
 
 
@@ -89,6 +86,13 @@ def error(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, voc
     (whole_nll(exact, weight.detach().double(), targets[:, :some], vocabulary) / hidden.shape[1]).backward()
     assert exact.grad is not None and hidden.grad is not None
     return float((hidden.grad[:, :some].double() - exact.grad).norm() / exact.grad.norm())
+
+
+def memory_now() -> dict[str, float]:
+    """The largest memory so far, in MB."""
+    if DEVICE == "cuda":
+        return {"memory": torch.cuda.max_memory_allocated() / 2**20}
+    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
 def now() -> float:

@@ -3,9 +3,9 @@
     python bench/time_to_loss.py --train_files train.txt --valid_files valid.txt --kind char --output_dir /tmp/race
 
 `ours` is `trainer.py` itself, its figures read from metrics.csv. `bare` is a plain PyTorch loop over the same tokens:
-the library's GPT2LMHeadModel, AdamW (1e-3 falling to 1e-4 along a cosine after 100 steps, betas 0.9 and 0.99, decay 0.1),
-clipping at 1, random blocks, bfloat16, compiled. Both validate on the whole validation text, in the same blocks; the
-time of validations is left out for both. Writes results.json and curves.png.
+the library's GPT2LMHeadModel, AdamW (1e-3 falling to 1e-4 along a cosine after 100 steps, betas 0.9 and 0.99, decay
+0.1), clipping at 1, random blocks, bfloat16, compiled. Both validate on the whole validation text, in the same blocks;
+the time of validations is left out for both. Writes results.json and curves.png.
 """
 
 from __future__ import annotations
