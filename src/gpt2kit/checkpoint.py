@@ -90,6 +90,8 @@ def describe(
         "settings": settings,
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
+        "start": gpt2.start,
+        "freeze": {"parameters": gpt2.frozen, "steps": gpt2.freeze_steps},
     }
 
 
@@ -132,6 +134,16 @@ def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
     if different:
         raise CheckpointError(
             f"this checkpoint has another model: {'; '.join(different)}. Leave the model's options out"
+        )
+
+
+def refuse_other_freeze(saved: object, gpt2: module.GPT2Module) -> None:
+    """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
+    present = {"parameters": gpt2.frozen, "steps": gpt2.freeze_steps}
+    if saved is not None and saved != present:
+        raise CheckpointError(
+            "this checkpoint's run has another model.freeze or model.freeze_steps. Leave them as they were, or start "
+            "a new run with model.init_from"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from gpt2kit import freezing
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.metrics import Score
@@ -48,7 +49,7 @@ Attention = Literal["auto", "sdpa", "eager"]
 
 
 class GPT2Module(pl.LightningModule):
-    """GPT-2 of any size, from scratch.
+    """GPT-2 of any size, from scratch or from weights.
 
     Args:
         n_layer: transformer blocks.
@@ -62,6 +63,14 @@ class GPT2Module(pl.LightningModule):
         resid_pdrop: dropout on each residual branch; default `dropout`.
         initializer_range: standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: added to the variance in layer norms.
+        init_from: begin with the weights of a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide
+            n_layer, n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, where they are not
+            given, data.block_size and data.tokenizer. A run that is resumed does not read it again.
+        new_vocabulary: move init_from to data.tokenizer, another vocabulary than its own; each new piece begins as the
+            mean of the old pieces that spell it.
+        freeze: parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
+            token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
+        freeze_steps: optimizer steps for which `freeze` holds. Default: all.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa, eager (plain matrix products), or auto: eager on a CPU with blocks up to 512, where it is
             faster, else sdpa.
@@ -88,6 +97,10 @@ class GPT2Module(pl.LightningModule):
         resid_pdrop: float | None = None,
         initializer_range: float = 0.02,
         layer_norm_epsilon: float = 1e-5,
+        init_from: str | None = None,
+        new_vocabulary: bool = False,
+        freeze: Sequence[int | str] | int | str = (),
+        freeze_steps: int | None = None,
         gradient_checkpointing: bool = False,
         attention: Attention = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
@@ -109,6 +122,15 @@ class GPT2Module(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.model = build(self.shape)
+        self.init_from = init_from
+        self.new_vocabulary = new_vocabulary
+        self.start: dict[str, Any] | None = None
+        """What the run began with, as plain types; part of its state. None: random weights."""
+        self.frozen = freezing.frozen(self.model, [freeze] if isinstance(freeze, (int, str)) else freeze)
+        self.freeze_steps = freeze_steps
+        if freeze_steps is None:
+            for name in self.frozen:
+                self.model.get_parameter(name).requires_grad_(False)
         if gradient_checkpointing:
             recompute_activations(self.model)
         self.skip_nonfinite = skip_nonfinite
@@ -180,6 +202,7 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
+        self._hold()
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -191,6 +214,15 @@ class GPT2Module(pl.LightningModule):
             self._skip_or_stop(optimizer, norm.item())
         if is_log_step(self.trainer):
             self.log("grad_norm", norm)
+
+    def _hold(self) -> None:
+        """Take the gradients of what is frozen for now; without one an optimizer leaves a parameter alone.
+
+        Their `requires_grad` stays as it is: compiled and distributed models rely on it.
+        """
+        if self.freeze_steps is not None and self.trainer.global_step < self.freeze_steps:
+            for name in self.frozen:
+                self.model.get_parameter(name).grad = None
 
     def _skip_or_stop(self, optimizer: Optimizer, norm: float) -> None:
         """NaN or Inf in the gradient (and so in the loss): leave this update out while that is allowed, else stop."""
@@ -242,6 +274,8 @@ class GPT2Module(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
+        if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
+            raise UserError(f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.start.begin before fit")
         self.model.set_attn_implementation(choose_attention(self.attention, self.device, self.shape))
 
 
@@ -308,6 +342,10 @@ def shape_problems(shape: Shape) -> list[str]:
         for name in ("dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
         if shape.get(name) is not None and not 0 <= shape[name] < 1
     ]
+    if (shape.get("freeze_steps") or 0) < 0:
+        problems.append(f"model.freeze_steps {shape['freeze_steps']}: must not be negative")
+    if shape.get("new_vocabulary") and not shape.get("init_from"):
+        problems.append("model.new_vocabulary: needs model.init_from, the weights to move")
     return problems
 
 

@@ -72,9 +72,13 @@ class Muon(Optimizer):
     ) -> None:
         matrices, rest = params
         muon = torch.optim.Muon(
-            matrices["params"], lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+            [{"params": matrices["params"]}],
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
         )
-        adamw = AdamW(rest["params"], lr=adamw_lr, betas=betas, weight_decay=0.0)
+        adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
         self._parts: tuple[Optimizer, Optimizer] = (muon, adamw)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self._share()
