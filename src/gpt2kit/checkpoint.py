@@ -91,7 +91,7 @@ def describe(
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
         "start": gpt2.start,
-        "freeze": {"parameters": gpt2.frozen, "steps": gpt2.freeze_steps},
+        "freeze": gpt2.frozen.identity(),
     }
 
 
@@ -139,8 +139,7 @@ def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
 
 def refuse_other_freeze(saved: object, gpt2: module.GPT2Module) -> None:
     """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
-    present = {"parameters": gpt2.frozen, "steps": gpt2.freeze_steps}
-    if saved is not None and saved != present:
+    if saved is not None and saved != gpt2.frozen.identity():
         raise CheckpointError(
             "this checkpoint's run has another model.freeze or model.freeze_steps. Leave them as they were, or start "
             "a new run with model.init_from"

@@ -195,6 +195,7 @@ class TrainCLI(LightningCLI):
             config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
             + data_problems(config.data.as_dict())
             + shape_problems(config.model.as_dict())
+            + start.problems(config.model)
         )
         if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise MachineError(f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto")

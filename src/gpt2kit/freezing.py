@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,38 @@ from gpt2kit.errors import UserError
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _GROUPS = {"embeddings": r"(wte|wpe)\.", "layers": r"h\.", "body": r"(?!wte\.)"}
 """Words for more than one part. The body is all but the token embedding, which is also the output layer."""
+
+
+class Frozen:
+    """Parameters that are not trained, for good or for some steps: which at a step depends on nothing but the step.
+
+    Those that are frozen for good get no gradient and are not in the optimizer. The others are, but lose their
+    gradient before each of those steps; without one an optimizer leaves a parameter alone and makes no state for it.
+    Their `requires_grad` stays as it is: compiled and distributed models rely on it.
+
+    Args:
+        model: the bare model.
+        words: what is frozen, see `frozen`.
+        steps: optimizer steps that it holds for; None: all.
+    """
+
+    def __init__(self, model: nn.Module, words: Sequence[int | str] | int | str, steps: int | None = None) -> None:
+        self.names = frozen(model, [words] if isinstance(words, (int, str)) else words)
+        self.steps = steps
+        self._held = [model.get_parameter(name) for name in self.names] if steps is not None else []
+        if steps is None:
+            for name in self.names:
+                model.get_parameter(name).requires_grad_(False)
+
+    def hold(self, step: int) -> None:
+        """Take the gradients of what is frozen at optimizer step `step`, counted from 0."""
+        if self.steps is not None and step < self.steps:
+            for parameter in self._held:
+                parameter.grad = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on; plain types."""
+        return {"parameters": self.names, "steps": self.steps}
 
 
 def frozen(model: nn.Module, words: Sequence[int | str]) -> list[str]:

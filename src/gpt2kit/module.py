@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt2kit import freezing
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import DivergedError, UserError
+from gpt2kit.freezing import Frozen
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
 
@@ -126,11 +126,7 @@ class GPT2Module(pl.LightningModule):
         self.new_vocabulary = new_vocabulary
         self.start: dict[str, Any] | None = None
         """What the run began with, as plain types; part of its state. None: random weights."""
-        self.frozen = freezing.frozen(self.model, [freeze] if isinstance(freeze, (int, str)) else freeze)
-        self.freeze_steps = freeze_steps
-        if freeze_steps is None:
-            for name in self.frozen:
-                self.model.get_parameter(name).requires_grad_(False)
+        self.frozen = Frozen(self.model, freeze, freeze_steps)
         if gradient_checkpointing:
             recompute_activations(self.model)
         self.skip_nonfinite = skip_nonfinite
@@ -202,7 +198,7 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
-        self._hold()
+        self.frozen.hold(self.trainer.global_step)
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -214,15 +210,6 @@ class GPT2Module(pl.LightningModule):
             self._skip_or_stop(optimizer, norm.item())
         if is_log_step(self.trainer):
             self.log("grad_norm", norm)
-
-    def _hold(self) -> None:
-        """Take the gradients of what is frozen for now; without one an optimizer leaves a parameter alone.
-
-        Their `requires_grad` stays as it is: compiled and distributed models rely on it.
-        """
-        if self.freeze_steps is not None and self.trainer.global_step < self.freeze_steps:
-            for name in self.frozen:
-                self.model.get_parameter(name).grad = None
 
     def _skip_or_stop(self, optimizer: Optimizer, norm: float) -> None:
         """NaN or Inf in the gradient (and so in the loss): leave this update out while that is allowed, else stop."""
@@ -342,10 +329,6 @@ def shape_problems(shape: Shape) -> list[str]:
         for name in ("dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
         if shape.get(name) is not None and not 0 <= shape[name] < 1
     ]
-    if (shape.get("freeze_steps") or 0) < 0:
-        problems.append(f"model.freeze_steps {shape['freeze_steps']}: must not be negative")
-    if shape.get("new_vocabulary") and not shape.get("init_from"):
-        problems.append("model.new_vocabulary: needs model.init_from, the weights to move")
     return problems
 
 

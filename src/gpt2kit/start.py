@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ TAKEN = ("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initi
 """Options of the model that its weights decide."""
 _CHECKED = 32
 """Tokens that the self-checks look at."""
+
+
+def problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the model's options of a beginning, in their words."""
+    rules = {
+        f"model.freeze_steps {options['freeze_steps']}: must not be negative": (options["freeze_steps"] or 0) < 0,
+        "model.new_vocabulary: needs model.init_from, the weights to move": options["new_vocabulary"]
+        and not options["init_from"],
+    }
+    return [problem for problem, broken in rules.items() if broken]
 
 
 def defaults(source: Opened, config: Any) -> dict[str, Any]:
