@@ -16,7 +16,7 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from gpt2kit.cli import cpu_has_fast_bf16
+from gpt2kit.engine import cpu_has_fast_bf16
 from gpt2kit.module import Attention, GPT2Module
 
 SHAPES = ((128, 16), (256, 8), (512, 4), (1024, 2))

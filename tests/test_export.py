@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import sys
@@ -15,9 +17,10 @@ from conftest import Outcome, Run
 from safetensors.torch import load_file
 from test_train import train
 
-from gpt2kit import checkpoint, command, export, tokenizer
+from gpt2kit import checkpoint, command, export, gguf_file, reloading, tokenizer
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.module import GPT2Module
+from gpt2kit.tokenizer_training import train as train_tokenizer
 
 
 def main(args: list[str]) -> None:
@@ -32,7 +35,7 @@ def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_has_what_it_should(run: Run, folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == export.OURS
+    assert {path.name for path in folder.iterdir()} == export.FILES
     assert all(
         path.stat().st_mode & 0o777 == (folder / "config.json").stat().st_mode & 0o777 for path in folder.iterdir()
     )
@@ -89,7 +92,7 @@ def test_there_and_back_is_bit_equal(run: Run, folder: Path, options: list[str],
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision(dtype: str, run: Run, tmp_path: Path, call: Callable[..., Outcome]) -> None:
+def test_half_precision(dtype: str, run: Run, tmp_path: Path, near: None, call: Callable[..., Outcome]) -> None:
     code, out, err = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / "half", "--dtype", dtype)
     assert code == 0 and not err and f"rounding to {dtype} moves logits by up to" in out
     state = load_file(tmp_path / "half" / "model.safetensors")
@@ -107,7 +110,9 @@ def test_what_does_not_fit_half_precision_is_refused(run: Run) -> None:
         export.rounded(opened.module, "float16")
 
 
-def test_nothing_is_overwritten(run: Run, folder: Path, tmp_path: Path, call: Callable[..., Outcome]) -> None:
+def test_nothing_is_overwritten(
+    run: Run, folder: Path, tmp_path: Path, near: None, call: Callable[..., Outcome]
+) -> None:
     target = Path(shutil.copytree(folder, tmp_path / "model"))
     (target / "README.md").write_text("mine")
     words = ["--ckpt_path", run.folder, "--output_dir", target]
@@ -122,6 +127,20 @@ def test_nothing_is_overwritten(run: Run, folder: Path, tmp_path: Path, call: Ca
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", target / "config.json")
     assert code == 2 and "a file. Name a folder" in err
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reload the folder in this process, which is quicker."""
+
+    def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                return reloading.reload(str(folder), *asked)
+        except Exception as error:
+            raise CheckpointError(f"transformers does not load the exported folder: {error}") from None
+
+    monkeypatch.setattr(export, "reloaded", reloaded)
 
 
 def spoiled(change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +194,7 @@ def test_a_folder_that_is_not_the_checkpoint_gets_no_name(
     run: Run,
     folder: Path,
     tmp_path: Path,
+    near: None,
     call: Callable[..., Outcome],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -221,7 +241,69 @@ def test_its_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "Once" in capsys.readouterr().out
 
 
-def test_the_hub(run: Run, tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_transformers_cannot_load(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the fresh process, too, the reason is one line."""
+    spoiled(no_tokenizer, monkeypatch)
+    with pytest.raises(CheckpointError, match=r"transformers does not load the exported folder: .*Nothing was written"):
+        export.export(str(run.folder), str(tmp_path / "model"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_gguf(run: Run, tmp_path: Path, near: None, call: Callable[..., Outcome]) -> None:
+    """Read back by transformers, it has the same logits (the format itself was compared with llama.cpp's)."""
+    import gguf
+
+    code, out, _ = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / "model", "--gguf")
+    assert code == 0 and "largest difference" in out
+    read = gguf.GGUFReader(tmp_path / "model" / "model.gguf")
+    shapes = {tensor.name: list(tensor.shape) for tensor in read.tensors}
+    assert shapes["token_embd.weight"] == [32, 320] and shapes["position_embd.weight"] == [32, 16]
+    assert shapes["blk.1.attn_qkv.weight"] == [32, 96] and shapes["blk.1.ffn_up.bias"] == [128]
+    assert len(shapes) == 4 + 12 * 2 and "output.weight" not in shapes
+    fields = {name: field.contents() for name, field in read.fields.items()}
+    opened = checkpoint.open(run.folder)
+    end = tokenizer.eos_id(opened.tokenizer)
+    assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == end
+    assert fields["tokenizer.ggml.tokens"] == [opened.tokenizer.id_to_token(i) for i in range(320)]
+    assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["gpt2.context_length"] == 16
+    assert fields["tokenizer.ggml.token_type"][end] == gguf.TokenType.CONTROL
+
+
+def test_gguf_that_is_another_model_gets_no_name(
+    run: Run, tmp_path: Path, near: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "_TRANSPOSED", ("c_attn.weight", "c_fc.weight"))  # c_proj, square in attention
+    for layer in ("transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"):
+        assert checkpoint.open(run.folder).module.model.get_parameter(f"{layer}.weight").any()
+    with pytest.raises(Exception, match=r"logits differ|mismatch|does not load"):
+        export.export(str(run.folder), str(tmp_path / "model"), gguf=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "more"), [("char", {}), ("bytebpe", {"normalizer": "nfkc"}), ("wordpiece", {})])
+def test_gguf_only_where_llama_cpp_gives_the_same_tokens(
+    kind: str, more: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    train_tokenizer([str(corpus / "train.txt")], tmp_path, kind=kind, vocab_size=300, **more)  # type: ignore[arg-type]
+    shape = GPT2Module(n_layer=1, n_head=1, n_embd=8, vocab_size=300, n_positions=8).shape
+    (problem,) = gguf_file.problems(shape, tokenizer.load(tmp_path))
+    assert problem.startswith("--gguf: llama.cpp cuts text only as byte-level BPE does")
+    good = tokenizer.load(corpus / "tokenizer")
+    assert not gguf_file.problems(shape, good)
+    assert "not relu" in gguf_file.problems({**shape, "activation_function": "relu"}, good)[0]
+
+
+def test_gguf_without_its_package(
+    run: Run, tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "_PACKAGES", ("not_there",))
+    code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / "model", "--gguf")
+    assert code == 2 and "pip install 'gguf>=0.17' 'accelerate>=1'" in err and not list(tmp_path.iterdir())
+
+
+def test_the_hub(
+    run: Run, tmp_path: Path, near: None, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     asked: list[tuple[str, dict[str, Any]]] = []
@@ -232,7 +314,7 @@ def test_the_hub(run: Run, tmp_path: Path, call: Callable[..., Outcome], monkeyp
 
         def upload_folder(self, **words: Any) -> None:
             asked.append(("upload", words))
-            assert {path.name for path in Path(words["folder_path"]).iterdir()} == export.OURS
+            assert {path.name for path in Path(words["folder_path"]).iterdir()} == export.FILES
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     words = ["--ckpt_path", run.folder, "--output_dir", tmp_path / "model", "--push_to_hub", "me/model"]

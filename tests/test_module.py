@@ -9,8 +9,9 @@ from conftest import ROOT
 from torch import Tensor
 
 from gpt2kit.blocks import IGNORE
+from gpt2kit.engine import choose_attention
 from gpt2kit.errors import UserError
-from gpt2kit.module import GPT2Module, build, choose_attention, padded, shape_problems, unfuse
+from gpt2kit.module import GPT2Module, build, padded, shape_problems, unfuse
 from gpt2kit.optim import AdamW, parameter_groups
 from gpt2kit.rules import Rules
 from gpt2kit.writing import Text, Writer
@@ -140,10 +141,10 @@ def test_both_attentions_agree(gpt2: GPT2Module) -> None:
 
 def test_attention_is_chosen_by_device_and_block() -> None:
     cpu = torch.device("cpu")
-    assert choose_attention("auto", cpu, {"n_positions": 128}) == "eager"
-    assert choose_attention("auto", cpu, {"n_positions": 2048}) == "sdpa"
-    assert choose_attention("auto", torch.device("meta"), {"n_positions": 128}) == "sdpa"
-    assert choose_attention("sdpa", cpu, {"n_positions": 128}) == "sdpa"
+    assert choose_attention("auto", cpu, 128, 64).value == "eager"
+    assert choose_attention("auto", cpu, 2048, 64).value == "sdpa"
+    assert choose_attention("auto", torch.device("meta"), 128, 64).value == "sdpa"
+    assert choose_attention("sdpa", cpu, 128, 64) == ("sdpa", "as asked")
 
 
 def test_every_problem_of_a_shape_is_named_at_once() -> None:

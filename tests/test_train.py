@@ -13,7 +13,7 @@ import torch
 from conftest import Outcome, Run
 
 from gpt2kit import checkpoint, cli, data, runs, scoring
-from gpt2kit.cli import interval_steps, total_steps
+from gpt2kit.limits import interval_steps, total_steps
 from gpt2kit.metrics import Score
 from gpt2kit.shards import Corpus
 from gpt2kit.sliding import Windows

@@ -11,7 +11,7 @@ import warnings
 from argparse import ArgumentError
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,14 +19,7 @@ import yaml
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.callbacks import (
-    BaseFinetuning,
-    Callback,
-    GradientAccumulationScheduler,
-    ProgressBar,
-    StochasticWeightAveraging,
-    Timer,
-)
+from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -34,12 +27,11 @@ from gpt2kit import checkpoint, command, errors, files, runs, start, verify
 from gpt2kit.baseline import Baseline
 from gpt2kit.callbacks import Bar, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
+from gpt2kit.engine import Precision, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
-from gpt2kit.module import GPT2Module, choose_attention, shape_problems
+from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
+from gpt2kit.module import GPT2Module, shape_problems
 from gpt2kit.resume import ExactResume
-
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
-_NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
 
 
 def make_trainer(
@@ -209,7 +201,7 @@ class TrainCLI(LightningCLI):
         refuse_callbacks(theirs)
         max_time = config["max_time"]
         seconds = Timer(max_time).time_remaining() if max_time else None
-        kwargs["precision"] = choose_precision(config["precision"], config["accelerator"])
+        kwargs["precision"] = choose_precision(config["precision"], config["accelerator"]).value
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
@@ -257,7 +249,7 @@ class TrainCLI(LightningCLI):
         order = data.order(data.global_batch(trainer))
         count = sum(p.numel() for p in gpt2.parameters())
         device = trainer.strategy.root_device
-        attention = choose_attention(gpt2.attention, device, gpt2.shape)
+        attention = gpt2.choose_attention(device)
         lines = {
             "text": " | ".join(_text_summary(data, split) for split in ("train", "valid") if data.files[split]),
             "model": f"{count:,} parameters, {gpt2.model.transformer.wte.weight.numel():,} of them token embeddings",
@@ -327,79 +319,6 @@ def _words(args: list[str]) -> argparse.Namespace:
 def _run_of(file: Path) -> Path | None:
     """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
     return file.parent.parent if file.parent.name == "checkpoints" else None
-
-
-def total_steps(
-    max_epochs: int | None, max_steps: int | None, max_tokens: int | None, steps_per_epoch: int, tokens_per_step: int
-) -> int:
-    """Optimizer steps of the run: the limit that is reached first; without any, one epoch."""
-    limits = [
-        max_epochs * steps_per_epoch if max_epochs is not None and max_epochs >= 0 else None,
-        max_steps if max_steps is not None and max_steps >= 0 else None,
-        -(-max_tokens // tokens_per_step) if max_tokens is not None else None,
-    ]
-    return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
-
-
-def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
-    """Optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
-    return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
-
-
-def choose_precision(wanted: Precision, accelerator: object) -> str:
-    """`wanted`, with auto decided by what the device computes fast."""
-    on_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
-    if wanted != "auto":
-        return wanted
-    if on_gpu:
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    on_mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
-    return "bf16-mixed" if not on_mps and cpu_has_fast_bf16() else "32-true"
-
-
-def cpu_has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (avx512_bf16 or amx)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int) -> list[str]:
-    """Everything wrong with the trainer's options, in the user's words."""
-    on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    rules = {
-        f"save_every {save_every}: must be at least 1": save_every < 1,
-        f"save_top_k {save_top_k}: must be at least 1": save_top_k < 1,
-        "trainer.val_check_interval: must be above 0": trainer["val_check_interval"] <= 0,
-        "trainer.log_every_n_steps: must be at least 1": trainer["log_every_n_steps"] < 1,
-        "trainer.accumulate_grad_batches: must be at least 1": (trainer["accumulate_grad_batches"] or 1) < 1,
-        f"trainer.precision {trainer['precision']}: a thousand times slower on a CPU. Use auto": on_cpu
-        and trainer["precision"] in ("16-mixed", "16-true"),
-        "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained": 0
-        in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
-        "trainer.limit_train_batches: would end the one endless epoch. Use max_steps": trainer["limit_train_batches"]
-        is not None,
-        "trainer.overfit_batches: would end the one endless epoch. Use a small text": trainer["overfit_batches"] != 0,
-        "trainer.reload_dataloaders_every_n_epochs: there is one endless epoch. Leave it out": trainer[
-            "reload_dataloaders_every_n_epochs"
-        ]
-        != 0,
-        "trainer.check_val_every_n_epoch: use val_check_interval, a fraction means epochs": trainer[
-            "check_val_every_n_epoch"
-        ]
-        not in (None, 1),
-    }
-    return [problem for problem, broken in rules.items() if broken]
-
-
-def refuse_callbacks(callbacks: list[Callback]) -> None:
-    """Lightning's epochs do not pass here; callbacks that wait for them would do nothing, silently."""
-    errors.refuse(
-        [
-            f"trainer.callbacks {type(callback).__name__}: needs Lightning's epochs, and there is one endless epoch. "
-            "Leave it out (for time, use trainer.max_time)"
-            for callback in callbacks
-            if isinstance(callback, _NEEDS_EPOCHS)
-        ]
-    )
 
 
 def _text_summary(data: TextDataModule, split: Any) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from gpt2kit import checkpoint, files, huggingface, module, reloading, start
+from gpt2kit import checkpoint, errors, files, gguf_file, huggingface, module, reloading, start
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
 from gpt2kit.errors import CheckpointError, MachineError, UserError
@@ -28,8 +28,9 @@ from gpt2kit.model_card import model_card
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 CARD, GENERATION = "README.md", "generation_config.json"
-OURS = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
-"""The files of an exported folder; --force replaces a folder with these, and none with others."""
+FILES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
+OURS = {*FILES, gguf_file.NAME}
+"""What an exported folder may hold; --force replaces a folder with these, and none with others."""
 _LENGTH = 64
 """Tokens that the check looks at, half of them a greedy continuation."""
 
@@ -56,6 +57,7 @@ def export(
     output_dir: str,
     dtype: Dtype = "float32",
     force: bool = False,
+    gguf: bool = False,
     push_to_hub: str | None = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, which AutoModelForCausalLM, AutoTokenizer and pipeline load.
@@ -65,13 +67,16 @@ def export(
         output_dir: the folder to write; gets its name when the model in it has proved to be the checkpoint's.
         dtype: what the weights are rounded to.
         force: replace a folder that was exported before.
+        gguf: also write model.gguf, for llama.cpp (byte-level BPE tokenizers only).
         push_to_hub: OWNER/NAME on the hub, to send the folder to; a new repository there is private.
     """
     target = Path(output_dir)
     refuse_other_files(target, force)
     opened = checkpoint.open(ckpt_path)
+    if gguf:
+        errors.refuse(gguf_file.problems(opened.module.shape, opened.tokenizer))
     with replacing_folder(target) as folder:
-        write(opened, folder, target.name, dtype)
+        write(opened, folder, target.name, dtype, gguf)
         proof = check(opened, folder, dtype)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {opened.path} as {dtype}, {size / 1e6:,.1f} MB; transformers loads it")
@@ -123,7 +128,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write(opened: Opened, folder: Path, name: str, dtype: Dtype) -> None:
+def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
     """All files of the export. The padded rows of the embedding are left out."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
@@ -132,16 +137,20 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype) -> None:
     config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end)
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
-    model.load_state_dict(rounded(opened.module, dtype), strict=True, assign=True)
+    state = rounded(opened.module, dtype)
+    model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
+    half = max(shape["n_positions"] // 2, 1)  # transformers' own 256 would run over a short context
     model.generation_config = GenerationConfig(
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, do_sample=True, max_length=shape["n_positions"]
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, do_sample=True, max_new_tokens=half
     )
     logging.disable_progress_bar()
     model.save_pretrained(folder, max_shard_size="1000GB")
     logging.enable_progress_bar()
     tokenizers.save(opened.tokenizer, folder)
     files.write_text(folder / CARD, model_card(opened, name, dtype))
+    if gguf:
+        gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
 
 
 def rounded(gpt2: module.GPT2Module, dtype: Dtype) -> dict[str, torch.Tensor]:
@@ -176,12 +185,13 @@ def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
             f"the exported model is not complete: {theirs['lacking']}, tied {theirs['tied']}, "
             f"logits {tuple(theirs['logits'].shape)} for {tuple(ours.shape)}. Nothing was written"
         )
-    largest, allowed = float((ours - theirs["logits"]).abs().max()), start.rounding(ours)
+    found = [theirs["logits"], *([theirs["gguf"]] if theirs["gguf"] is not None else [])]
+    largest, allowed = max(float((ours - each).abs().max()) for each in found), start.rounding(ours)
     agreed = agreement(ids, theirs["greedy"], ours, allowed, prompt)
     if not largest <= allowed or agreed < 0:
         raise CheckpointError(
-            f"the exported model is another one than the checkpoint's: logits differ by {largest:g}, above rounding "
-            f"({allowed:g}), or its greedy continuation does. Nothing was written"
+            f"the exported model is another one than the checkpoint's: logits differ by {largest:g} (rounding may make "
+            f"{allowed:g}), and greedy text is the same for {max(agreed, 0)} tokens. Nothing was written"
         )
     if theirs["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
         raise CheckpointError(

@@ -20,6 +20,9 @@ from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import UserError
 
 NAME = "model.gguf"
+_PACKAGES = ("gguf", "accelerate")
+"""What writes the file, and what transformers wants to read it with."""
+
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 """GPT-2's layers keep these as [in, out]; GGUF, like nn.Linear, as [out, in]."""
 
@@ -37,14 +40,15 @@ def problems(shape: module.Shape, tokenizer: Tokenizer) -> list[str]:
         and cut.get("use_regex", True)
         and not cut.get("add_prefix_space")
     )
-    added = [token for token in raw["added_tokens"] if not token["special"]]
+    found = all(token["special"] for token in raw["added_tokens"])
+    activation = shape["activation_function"]
     rules = {
-        "the package gguf is missing: pip install 'gguf>=0.17'": importlib.util.find_spec("gguf") is None,
-        "llama.cpp has no tokenizer like this one; only byte-level BPE without a normalizer goes (--kind bytebpe)": not (
-            byte_level and not added
+        "needs two packages: pip install 'gguf>=0.17' 'accelerate>=1'": not all(
+            importlib.util.find_spec(package) for package in _PACKAGES
         ),
-        f"llama.cpp's GPT-2 has gelu_new, not {shape['activation_function']}": shape["activation_function"]
-        != "gelu_new",
+        "llama.cpp cuts text only as byte-level BPE does (--kind bytebpe), without a normalizer": not byte_level,
+        "llama.cpp would not find the special tokens in a text that parse_special finds": not found,
+        f"llama.cpp's GPT-2 has gelu_new, not {activation}": activation != "gelu_new",
     }
     return [f"--gguf: {problem}" for problem, broken in rules.items() if broken]
 

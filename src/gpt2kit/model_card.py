@@ -44,7 +44,7 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
             "from transformers import pipeline",
             "",
             f'write = pipeline("text-generation", model="{name}")',
-            f'print(write("Once", max_new_tokens={min(100, int(shape["n_positions"]) // 2)})[0]["generated_text"])',
+            'print(write("Once")[0]["generated_text"])',
             "```",
             "",
             f"In training each text stood behind the end-of-document token (id {eos_id(opened.tokenizer)}); with it in "
@@ -57,11 +57,12 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
             "",
             f'tokenizer, model = (kind.from_pretrained("{name}") for kind in (AutoTokenizer, AutoModelForCausalLM))',
             'ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("Once")["input_ids"]]])',
-            f"text = model.generate(ids, do_sample=True, max_length={shape['n_positions']})[0]",
+            "text = model.generate(ids)[0]",
             "print(tokenizer.decode(text, skip_special_tokens=True))",
             "```",
             "",
-            f"Prompt and continuation together have room for {shape['n_positions']:,} tokens.",
+            f"Prompt and continuation together have room for {shape['n_positions']:,} tokens; without `max_new_tokens`",
+            "half of them are written.",
             "",
         ]
     )

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit.blocks import IGNORE
+from gpt2kit.engine import Attention, Choice, choose_attention
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.freezing import Frozen
 from gpt2kit.metrics import Score
@@ -45,7 +46,6 @@ _LOGITS = 1 << 24
 
 Shape = dict[str, Any]
 Activation = Literal["gelu_new", "gelu", "relu", "silu"]
-Attention = Literal["auto", "sdpa", "eager"]
 
 
 class GPT2Module(pl.LightningModule):
@@ -263,7 +263,16 @@ class GPT2Module(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
             raise UserError(f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.start.begin before fit")
-        self.model.set_attn_implementation(choose_attention(self.attention, self.device, self.shape))
+        self.use_attention(self.attention)
+
+    def choose_attention(self, device: torch.device) -> Choice:
+        """How attention is computed in training on a device."""
+        return choose_attention(self.attention, device, self.shape["n_positions"], head_size(self.shape))
+
+    def use_attention(self, wanted: Attention = "auto") -> None:
+        """Compute attention in one way, or in the fastest that is known for where the weights lie."""
+        chosen = choose_attention(wanted, self.device, self.shape["n_positions"], head_size(self.shape))
+        self.model.set_attn_implementation(chosen.value)
 
 
 def build(shape: Shape) -> GPT2LMHeadModel:
@@ -308,11 +317,9 @@ def recompute_activations(model: GPT2LMHeadModel) -> None:
     getattr(model, "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else older)()
 
 
-def choose_attention(wanted: Attention, device: torch.device, shape: Shape) -> str:
-    """`wanted`, with auto decided: plain matrix products beat the CPU's fused kernel while blocks are short."""
-    if wanted != "auto":
-        return wanted
-    return "eager" if device.type == "cpu" and shape["n_positions"] <= 512 else "sdpa"
+def head_size(shape: Shape) -> int:
+    """Width of one attention head."""
+    return int(shape["n_embd"] // shape["n_head"])
 
 
 def shape_problems(shape: Shape) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 
 def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
-    """Logits of `ids`, a greedy continuation of their first `prompt`, the ids of `text`, and what a pipeline writes."""
+    """Logits of `ids`, a greedy continuation of their first `prompt`, the ids of `text`, what a pipeline writes; also
+    the logits of model.gguf, if there is one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -30,9 +31,19 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
             max_new_tokens=len(ids) - prompt,
             eos_token_id=None,
         )
+    gguf = None
+    if (Path(folder) / "model.gguf").is_file():
+        # The config comes from the folder: transformers knows no other context than 1024 for a GPT-2 in this format.
+        told_by = model.config
+        gguf = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file="model.gguf", config=told_by, dtype=torch.float32, trust_remote_code=False
+        )
+        with torch.inference_mode():
+            gguf = gguf(tokens).logits[0]
     writer = pipeline("text-generation", model=folder)
     return {
         "logits": logits,
+        "gguf": gguf,
         "greedy": greedy[0].tolist(),
         "ids": tokenizer(text, add_special_tokens=False)["input_ids"],
         "tied": model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),

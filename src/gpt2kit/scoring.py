@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2kit.errors import DivergedError, UserError
-from gpt2kit.module import GPT2Module, choose_attention
+from gpt2kit.module import GPT2Module
 from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore
 
@@ -69,7 +69,7 @@ def prepare(gpt2: GPT2Module, device: str, precision: Precision) -> GPT2Module:
     gpt2.to(device)
     if precision.endswith("true"):
         gpt2.to(_TYPES[precision.split("-")[0]])
-    gpt2.model.set_attn_implementation(choose_attention("auto", gpt2.device, gpt2.shape))
+    gpt2.use_attention()
     return gpt2.eval()
 
 

@@ -120,7 +120,7 @@ def _context_told(old: int, new: int) -> list[str]:
     if new < old:
         return [f"context {new} of its {old} tokens: the first {new} positions are kept, the others are lost"]
     if new > old:
-        return [f"context {new} instead of {old} tokens: the {old} positions are repeated; the new ones must be learnt"]
+        return [f"context {new} instead of {old} tokens: the {old} positions are stretched over it; train some steps"]
     return []
 
 
@@ -149,7 +149,8 @@ def fingerprint(gpt2: module.GPT2Module) -> str:
 def check_same_pieces(gpt2: module.GPT2Module, source: module.GPT2Module, how: transfer.Spelling) -> float:
     """Over pieces that both vocabularies have, both models must say the same; the largest difference of logits.
 
-    That shows at once a body that was not copied, and input and output rows that are not each other's.
+    That shows at once a body that was not copied, and input and output rows that are not each other's. Both are given
+    the source's positions, since those of another context are others.
     """
     pairs = [(new, old[0]) for new, old in enumerate(how.old) if len(old) == 1]
     step = max(len(pairs) // _CHECKED, 1)
@@ -158,7 +159,9 @@ def check_same_pieces(gpt2: module.GPT2Module, source: module.GPT2Module, how: t
     if not pairs:
         return 0.0
     new, old = (torch.tensor(ids) for ids in zip(*pairs, strict=True))
-    ours, theirs = logits(gpt2, new)[:, new], logits(source, old)[:, old]
+    here, there = (of.model.transformer.wpe.weight[: len(new)] for of in (gpt2, source))
+    ours = logits(gpt2, gpt2.model.transformer.wte(new) + (there - here))[:, new]
+    theirs = logits(source, old)[:, old]
     difference = float((ours - theirs).abs().max())
     if not difference <= rounding(theirs):
         raise CheckpointError(
@@ -185,10 +188,11 @@ def check_saved(gpt2: module.GPT2Module) -> None:
         )
 
 
-def logits(gpt2: module.GPT2Module, ids: torch.Tensor) -> torch.Tensor:
-    """`[tokens, vocab_size]` of one text, without dropout, on the CPU."""
+def logits(gpt2: module.GPT2Module, text: torch.Tensor) -> torch.Tensor:
+    """`[tokens, vocab_size]` of one text, without dropout; `text` is ids, or embeddings `[tokens, n_embd]`."""
     training = gpt2.training
-    found = gpt2.eval().model(input_ids=ids[None], use_cache=False).logits[0, :, : gpt2.shape["vocab_size"]]
+    given = {"inputs_embeds" if text.is_floating_point() else "input_ids": text[None]}
+    found = gpt2.eval().model(**given, use_cache=False).logits[0, :, : gpt2.shape["vocab_size"]]
     gpt2.train(training)
     return found.float()  # type: ignore[no-any-return]
 

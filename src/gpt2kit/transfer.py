@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from gpt2kit.pieces import added_ids, token_bytes
 
@@ -93,11 +94,14 @@ def moved(rows: Tensor, how: Spelling, count: int) -> Tensor:
 
 
 def positions(rows: Tensor, count: int) -> Tensor:
-    """Position embeddings for a context of `count`: the first ones, or all of them over and over.
+    """Position embeddings for a context of `count`: the first ones of a longer context, or a shorter one's stretched.
 
-    Neighbours stay neighbours that way, except where one copy ends, and a short text sees no change.
+    Stretched (a straight line between neighbours), every new position is like one that the model knows: it works from
+    the first step on, where rows that are repeated or new do no better than random ones (docs/huggingface.md).
     """
-    return rows[torch.arange(count) % len(rows)]
+    if count <= len(rows):
+        return rows[:count].clone()
+    return F.interpolate(rows.T[None], size=count, mode="linear", align_corners=True)[0].T.contiguous()
 
 
 def _longest(text: bytes, by_bytes: dict[bytes, int]) -> list[int]:

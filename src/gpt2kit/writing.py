@@ -18,7 +18,7 @@ from torch import Tensor
 from gpt2kit import rules as choosing
 from gpt2kit.bans import Constraint
 from gpt2kit.errors import UserError
-from gpt2kit.module import GPT2Module, choose_attention
+from gpt2kit.module import GPT2Module
 from gpt2kit.rules import Rules
 
 Precision = Literal["auto", "32", "bf16", "16"]
@@ -220,5 +220,5 @@ def ready(gpt2: GPT2Module, precision: Precision = "auto") -> GPT2Module:
     if precision == "16" and device.type == "cpu":
         raise UserError("--precision 16: a CPU computes it a thousand times slower. Take 32 or bf16")
     gpt2 = gpt2.to(device, _TYPES[precision]).eval()
-    gpt2.model.set_attn_implementation(choose_attention("auto", device, gpt2.shape))
+    gpt2.use_attention()
     return gpt2
