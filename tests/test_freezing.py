@@ -91,6 +91,12 @@ def test_frozen_for_some_steps(kind: str, options: list[str], tmp_path: Path) ->
         assert all(torch.equal(one[n][k], other[n][k]) for n in one for k in one[n] if torch.is_tensor(one[n][k]))
 
 
+def test_another_shape_is_refused_before_its_weights_are_put_in(options: list[str], tmp_path: Path) -> None:
+    run = train(tmp_path, options, "--trainer.max_steps=1")
+    with pytest.raises(CheckpointError, match=r"model\.n_layer was 2, now 3"):
+        train(tmp_path, options, "--trainer.max_steps=4", f"--ckpt_path={run}", "--model.n_layer=3")
+
+
 def test_another_freeze_is_another_run(options: list[str], tmp_path: Path) -> None:
     run = train(tmp_path, options, "--trainer.max_steps=2", "--model.freeze=[0]")
     for other in ("--model.freeze=[1]", "--model.freeze=[]", "--model.freeze_steps=1"):

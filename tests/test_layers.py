@@ -20,7 +20,7 @@ ROWS = [
         *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
     [
-        *("blocks", "windows", "sliding", "batches", "freezing", "engine", "optim", "metrics", "per_document"),
+        *("blocks", "windows", "sliding", "batches", "freezing", "lora", "engine", "optim", "metrics", "per_document"),
         *("bootstrap", "rules", "transfer"),
     ],
     ["data", "module", "weights", "huggingface", "checkpoint"],

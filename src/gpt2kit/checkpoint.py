@@ -20,7 +20,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
-from gpt2kit import __version__, data, huggingface, module, weights
+from gpt2kit import __version__, data, huggingface, lora, module, weights
 from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import CheckpointError, DataError
@@ -91,7 +91,7 @@ def describe(
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
         "start": gpt2.start,
-        "freeze": gpt2.frozen.identity(),
+        "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
     }
 
 
@@ -139,9 +139,9 @@ def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
 
 def refuse_other_freeze(saved: object, gpt2: module.GPT2Module) -> None:
     """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
-    if saved is not None and saved != gpt2.frozen.identity():
+    if saved is not None and saved != {**gpt2.frozen.identity(), "lora": gpt2.lora}:
         raise CheckpointError(
-            "this checkpoint's run has another model.freeze or model.freeze_steps. Leave them as they were, or start "
+            "this checkpoint's run has another model.freeze, freeze_steps or lora. Leave them as they were, or start "
             "a new run with model.init_from"
         )
 
@@ -217,6 +217,7 @@ def open(path: str | Path) -> Opened:
             f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
         )
     shape = weights.shape_of(file, facts.get("shape"))
+    state = lora.merged(state)
     weights.check(file, shape, state)
     gpt2 = module.GPT2Module(**shape, document_start=_document_start(file, facts, shape))
     gpt2.load_state_dict(state, strict=True)

@@ -19,6 +19,7 @@ from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Attention, Choice, choose_attention
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.freezing import Frozen
+from gpt2kit.lora import adapt
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
 
@@ -71,6 +72,8 @@ class GPT2Module(pl.LightningModule):
         freeze: parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
             token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
         freeze_steps: optimizer steps for which `freeze` holds. Default: all.
+        lora: train small matrices of this rank beside the hidden ones instead of all weights (needs the package peft);
+            with new_vocabulary, the token embedding, too. Whatever opens a checkpoint of the run adds them up.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa, eager (plain matrix products), or auto: eager on a CPU with blocks up to 512, where it is
             faster, else sdpa.
@@ -101,6 +104,7 @@ class GPT2Module(pl.LightningModule):
         new_vocabulary: bool = False,
         freeze: Sequence[int | str] | int | str = (),
         freeze_steps: int | None = None,
+        lora: int | None = None,
         gradient_checkpointing: bool = False,
         attention: Attention = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
@@ -122,8 +126,7 @@ class GPT2Module(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.model = build(self.shape)
-        self.init_from = init_from
-        self.new_vocabulary = new_vocabulary
+        self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
         self.start: dict[str, Any] | None = None
         """What the run began with, as plain types; part of its state. None: random weights."""
         self.frozen = Frozen(self.model, freeze, freeze_steps)
@@ -250,6 +253,10 @@ class GPT2Module(pl.LightningModule):
         score = Score(nll, int(tokens), round(whole.bytes * share))
         values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
         self.log_dict({name: exact(value) for name, value in values.items()})
+
+    def configure_model(self) -> None:
+        """The moment after weights to begin with are there, and before those of a checkpoint."""
+        adapt(self.model, self.lora, embedding=self.new_vocabulary)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total = self.trainer.max_steps

@@ -67,6 +67,14 @@ class ExactResume(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._started = time.monotonic()
+        gpt2 = gpt2_of(trainer)
+
+        def look(raw: dict[str, Any]) -> None:
+            checkpoint.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
+            checkpoint.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
+
+        # Callbacks are asked only after the weights are put in.
+        gpt2.on_load_checkpoint = look  # type: ignore[method-assign, assignment]
         folder = trainer.log_dir  # the same on all ranks
         self._run = Path(folder) if self.every is not None and folder is not None else None
         if self._run is not None and trainer.is_global_zero:
@@ -138,9 +146,7 @@ class ExactResume(Checkpoint):
         """Before loaders and loops are restored: set the position, in the micro-batches of the present devices."""
         text, facts = datamodule_of(trainer), checkpoint_[checkpoint.KEY]
         checkpoint.refuse_other_data(facts["data"], checkpoint.identity(text, text.global_batch(trainer)))
-        checkpoint.refuse_other_shape(facts["shape"], gpt2_of(trainer).shape)
         gpt2 = gpt2_of(trainer)
-        checkpoint.refuse_other_freeze(facts.get("freeze"), gpt2)
         text.start_step = facts["step"]
         gpt2.skipped, gpt2.start = facts["skipped"], facts.get("start")
         micro = facts["step"] * trainer.accumulate_grad_batches
