@@ -86,7 +86,7 @@ def test_training_is_short_enough_to_read() -> None:
     assert code <= 1200, f"{code} lines; take something off the path from text to loss"
 
 
-@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "web_demo"])
+@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "export", "web_demo"])
 def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -115,7 +115,7 @@ class TrainCLI(LightningCLI):
                 parser.set_defaults(start.defaults(self.source, self.config))
                 with command.explained(parser):
                     self.config = parser.parse_args(args)
-                start.refuse_other_shape(self.config, self.source)
+                start.settle(self.config, self.source)
         else:
             self._parse_resumed(parser, args, words)
         self.override, self.config.override = self.config.override, False

@@ -48,8 +48,10 @@ def defaults(source: Opened, config: Any) -> dict[str, Any]:
     }
 
 
-def refuse_other_shape(config: Any, source: Opened) -> None:
-    """Raise if the user has written sizes that are not those of the weights."""
+def settle(config: Any, source: Opened) -> None:
+    """Raise if the user has written sizes that are not those of the weights; name their tokenizer if it is meant."""
+    if config.data.tokenizer in (None, config.model.init_from):
+        config.data.tokenizer = kept(source.tokenizer, config.data.cache_dir)
     shape = source.module.shape
     errors.refuse(
         [
