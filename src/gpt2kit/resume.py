@@ -138,7 +138,7 @@ class ExactResume(Checkpoint):
         text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
         facts = checkpoint.describe(gpt2, text, trainer.global_step, text.global_batch(trainer), self.settings)
         bits = self._bits_per_byte if self._validated[0] == trainer.global_step else None
-        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.skipped, "val_bpb": bits}
+        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.guard.skipped, "val_bpb": bits}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
@@ -148,7 +148,7 @@ class ExactResume(Checkpoint):
         checkpoint.refuse_other_data(facts["data"], checkpoint.identity(text, text.global_batch(trainer)))
         gpt2 = gpt2_of(trainer)
         text.start_step = facts["step"]
-        gpt2.skipped, gpt2.start = facts["skipped"], facts.get("start")
+        gpt2.guard.skipped, gpt2.start = facts["skipped"], facts.get("start")
         micro = facts["step"] * trainer.accumulate_grad_batches
         progress = checkpoint_["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for part in ("current", "total"):
@@ -183,6 +183,7 @@ class ExactResume(Checkpoint):
         run = self._run
         if run is None:
             return
+        gpt2_of(trainer).guard.look()
         saved = checkpoint.checkpoints(run)
         step = trainer.global_step
         missing = runs.missing_space(run, self._bytes(trainer, saved)) if trainer.is_global_zero else ""
