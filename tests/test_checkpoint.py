@@ -43,7 +43,7 @@ def test_public_names_of_the_format(run: Run) -> None:
     assert set(facts) == {
         *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
         "append_eos",
-        *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped"),
+        *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped", "start", "freeze", "val_bpb"),
     }
     assert set(facts["shape"]) == {
         *("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon"),

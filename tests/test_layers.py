@@ -20,24 +20,16 @@ ROWS = [
         *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
     [
-        "blocks",
-        "windows",
-        "sliding",
-        "batches",
-        "engine",
-        "guard",
-        "optim",
-        "metrics",
-        "per_document",
-        "bootstrap",
-        "rules",
+        *("blocks", "windows", "sliding", "batches", "freezing", "lora", "engine", "guard", "optim", "metrics"),
+        *("per_document", "bootstrap", "rules", "transfer"),
     ],
     ["attention", "loss", "data", "module", "weights", "huggingface", "checkpoint"],
     [
-        *("runs", "prompts", "writing", "beams", "author", "generate"),
-        *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"),
+        *("start", "runs", "prompts", "writing", "beams", "author", "generate"),
+        *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "model_card", "gguf_file", "reloading"),
+        "export",
     ],
-    ["limits", "callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],
+    ["limits", "callbacks", "baseline", "resume", "verify", "plan", "service", "api", "page", "web"],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}
@@ -94,7 +86,7 @@ def test_training_is_short_enough_to_read() -> None:
     assert code <= 1250, f"{code} lines; take something off the path from text to loss"
 
 
-@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "web_demo"])
+@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "export", "web_demo"])
 def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True

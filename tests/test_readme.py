@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SENTENCE
 
-from gpt2kit import cli, command, evaluate, generate, web
+from gpt2kit import cli, command, evaluate, export, generate, web
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +23,7 @@ BODIES = {
     "train_tokenizer.py": train_tokenizer,
     "test.py": evaluate.test,
     "generate.py": generate.write,
+    "export.py": export.export,
     "web_demo.py": web.serve,
 }
 

@@ -20,7 +20,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
-from gpt2kit import __version__, data, huggingface, module, weights
+from gpt2kit import __version__, data, huggingface, lora, module, weights
 from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import CheckpointError, DataError
@@ -90,6 +90,8 @@ def describe(
         "settings": settings,
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
+        "start": gpt2.start,
+        "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
     }
 
 
@@ -132,6 +134,15 @@ def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
     if different:
         raise CheckpointError(
             f"this checkpoint has another model: {'; '.join(different)}. Leave the model's options out"
+        )
+
+
+def refuse_other_freeze(saved: object, gpt2: module.GPT2Module) -> None:
+    """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
+    if saved is not None and saved != {**gpt2.frozen.identity(), "lora": gpt2.lora}:
+        raise CheckpointError(
+            "this checkpoint's run has another model.freeze, freeze_steps or lora. Leave them as they were, or start "
+            "a new run with model.init_from"
         )
 
 
@@ -206,6 +217,7 @@ def open(path: str | Path) -> Opened:
             f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
         )
     shape = weights.shape_of(file, facts.get("shape"))
+    state = lora.merged(state)
     weights.check(file, shape, state)
     gpt2 = module.GPT2Module(**shape, document_start=_document_start(file, facts, shape))
     gpt2.load_state_dict(state, strict=True)

@@ -23,7 +23,8 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from gpt2kit import checkpoint, command, errors, files, runs, verify
+from gpt2kit import checkpoint, command, errors, files, runs, start, verify
+from gpt2kit.baseline import Baseline
 from gpt2kit.callbacks import Bar, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
@@ -106,9 +107,16 @@ class TrainCLI(LightningCLI):
         for path in words.config:
             command.check_yaml(path)
         self.resumed: Path | None = None
+        self.source: checkpoint.Opened | None = None
         if words.ckpt_path is None:
             with command.explained(parser):
                 self.config = parser.parse_args(args)
+            if self.config.model.init_from is not None:
+                self.source = start.open_source(self.config.model.init_from)
+                parser.set_defaults(start.defaults(self.source, self.config))
+                with command.explained(parser):
+                    self.config = parser.parse_args(args)
+                start.settle(self.config, self.source)
         else:
             self._parse_resumed(parser, args, words)
         self.override, self.config.override = self.config.override, False
@@ -116,22 +124,25 @@ class TrainCLI(LightningCLI):
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
-        wanted = None
+        wanted, unsaid = None, set[str]()
         try:
             config = parser.parse_args(args)
             words.root = config.trainer.default_root_dir or "."
             wanted = yaml.safe_load(parser.dump(config, skip_validation=True))
+            if config.model.init_from is not None:
+                unsaid = start.unsaid(config, parser.get_defaults())
         except ArgumentError:  # not a config by itself: the newest run is meant
             if words.config:
                 with command.explained(parser):
                     parser.parse_args(args)
-        self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted)
+        self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
         folder = _run_of(self.resumed)
         own = ["--config", str(folder / "config.yaml")] if folder and (folder / "config.yaml").is_file() else []
         with command.explained(parser):
             self.config = parser.parse_args([*own, *args])
             if own:
                 self._settle(parser.parse_args(own))
+        start.keep_tokenizer(self.config, self.resumed)
 
     def _settle(self, saved: Any) -> None:
         """Of what differs from the run's own config, the optimizer and its schedule stay unless --override is given."""
@@ -177,12 +188,16 @@ class TrainCLI(LightningCLI):
             config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
             + data_problems(config.data.as_dict())
             + shape_problems(config.model.as_dict())
+            + start.problems(config.model)
         )
         if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise MachineError(f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = dict(self.config_init.trainer)
+        self.begun: list[str] = []
+        if self.source is not None:
+            self.begun, self.source = start.begin(self.model, self.source, self.datamodule.tokenizer), None
         theirs: list[Callback] = list(config["callbacks"] or [])
         refuse_callbacks(theirs)
         max_time = config["max_time"]
@@ -192,7 +207,7 @@ class TrainCLI(LightningCLI):
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
-        ours: list[Callback] = [Measures(), saver]
+        ours: list[Callback] = [Measures(), saver, Baseline()]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
@@ -257,7 +272,11 @@ class TrainCLI(LightningCLI):
         lines["compile"] = str(compiling)
         if self.resumed:
             lines["resume"] = str(self.resumed)
-        for name, line in [*lines.items(), *(("note", note) for note in data.notes())]:
+        for name, line in [
+            *lines.items(),
+            *(("start", told) for told in self.begun),
+            *(("note", note) for note in data.notes()),
+        ]:
             print(f"{name:<7}{line}", file=sys.stderr)
 
 

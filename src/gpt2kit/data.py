@@ -37,6 +37,7 @@ class TextDataModule(pl.LightningDataModule):
         test_files: text for test.py, by default.
         tokenizer: a folder that train_tokenizer.py has written, a tokenizer.json, a name on the Hugging Face hub, or
             what to train from the training text on first use, such as `{kind: char}` or `{vocab_size: 16000}`.
+            Default: that of model.init_from, else the folder `tokenizer`.
         block_size: tokens the model sees at once; the context it can use later.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
@@ -63,7 +64,7 @@ class TextDataModule(pl.LightningDataModule):
         train_files: list[str] | str,
         valid_files: list[str] | str | None = None,
         test_files: list[str] | str | None = None,
-        tokenizer: str | TokenizerSpec = "tokenizer",
+        tokenizer: str | TokenizerSpec | None = None,
         block_size: int = 256,
         batch_size: int = 16,
         reader: Reader = Reader(),
@@ -92,7 +93,7 @@ class TextDataModule(pl.LightningDataModule):
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
         train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
-        self.tokenizer = resolve(tokenizer, train, reader, self.shares.get("train"), self.cache_dir)
+        self.tokenizer = resolve(tokenizer or "tokenizer", train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
         self.batch_size = batch_size
         self.reader = reader

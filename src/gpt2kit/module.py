@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,9 @@ from gpt2kit import attention as attentions
 from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Attention, Choice, Compile, choose_attention
 from gpt2kit.errors import UserError
+from gpt2kit.freezing import Frozen
 from gpt2kit.guard import Guard
+from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
@@ -51,7 +53,7 @@ Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 
 
 class GPT2Module(pl.LightningModule):
-    """GPT-2 of any size, from scratch.
+    """GPT-2 of any size, from scratch or from weights.
 
     Args:
         n_layer: transformer blocks.
@@ -65,6 +67,16 @@ class GPT2Module(pl.LightningModule):
         resid_pdrop: dropout on each residual branch; default `dropout`.
         initializer_range: standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: added to the variance in layer norms.
+        init_from: begin with the weights of a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide
+            n_layer, n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, where they are not
+            given, data.block_size and data.tokenizer. A run that is resumed does not read it again.
+        new_vocabulary: move init_from to data.tokenizer, another vocabulary than its own; each new piece begins as the
+            mean of the old pieces that spell it.
+        freeze: parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
+            token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
+        freeze_steps: optimizer steps for which `freeze` holds. Default: all.
+        lora: train small matrices of this rank beside the hidden ones instead of all weights (needs the package peft);
+            with new_vocabulary, the token embedding, too. Whatever opens a checkpoint of the run adds them up.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
         compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks where the run
@@ -92,6 +104,11 @@ class GPT2Module(pl.LightningModule):
         resid_pdrop: float | None = None,
         initializer_range: float = 0.02,
         layer_norm_epsilon: float = 1e-5,
+        init_from: str | None = None,
+        new_vocabulary: bool = False,
+        freeze: Sequence[int | str] | int | str = (),
+        freeze_steps: int | None = None,
+        lora: int | None = None,
         gradient_checkpointing: bool = False,
         attention: Attention = "auto",
         compile: Compile = "auto",
@@ -117,6 +134,10 @@ class GPT2Module(pl.LightningModule):
         self.compiled: Compile = "off" if compile == "auto" else compile
         """What is compiled once training starts; who knows how long the run will be may decide for auto."""
         self.model = build(self.shape)
+        self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
+        self.start: dict[str, Any] | None = None
+        """What the run began with, as plain types; part of its state. None: random weights."""
+        self.frozen = Frozen(self.model, freeze, freeze_steps)
         self._nll_of, self._head = self._whole_model, chunked_nll
         if gradient_checkpointing:
             recompute_activations(self.model)
@@ -183,6 +204,7 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
+        self.frozen.hold(self.trainer.global_step)
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -216,6 +238,10 @@ class GPT2Module(pl.LightningModule):
         values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
         self.log_dict({name: exact(value) for name, value in values.items()})
 
+    def configure_model(self) -> None:
+        """The moment after weights to begin with are there, and before those of a checkpoint."""
+        adapt(self.model, self.lora, embedding=self.new_vocabulary)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total = self.trainer.max_steps
         optimizer = self.optimizer(parameter_groups(self.model))
@@ -226,6 +252,8 @@ class GPT2Module(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
+        if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
+            raise UserError(f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.start.begin before fit")
         self.use_attention(self.attention)
         self._compile()
 

@@ -76,7 +76,7 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
         matrices, rest = params
-        self._adamw = AdamW(rest["params"], lr=adamw_lr, betas=betas, weight_decay=0.0)
+        self._adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
         hidden = {**matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([hidden, *self._adamw.param_groups], {})
         self._share()

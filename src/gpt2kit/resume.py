@@ -58,6 +58,7 @@ class ExactResume(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
         self._started = time.monotonic()
         self._validated = (-1, math.nan)  # the last validation's step and loss
+        self._bits_per_byte: float | None = None  # of that validation
         self._misses = 0
         self._begun = False
         self._run: Path | None = None
@@ -66,6 +67,14 @@ class ExactResume(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._started = time.monotonic()
+        gpt2 = gpt2_of(trainer)
+
+        def look(raw: dict[str, Any]) -> None:
+            checkpoint.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
+            checkpoint.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
+
+        # Callbacks are asked only after the weights are put in.
+        gpt2.on_load_checkpoint = look  # type: ignore[method-assign, assignment]
         folder = trainer.log_dir  # the same on all ranks
         self._run = Path(folder) if self.every is not None and folder is not None else None
         if self._run is not None and trainer.is_global_zero:
@@ -97,6 +106,7 @@ class ExactResume(Checkpoint):
         loss = trainer.callback_metrics.get("val_loss")
         if loss is not None and not trainer.sanity_checking:
             self._validated = (trainer.global_step, loss.item())
+            self._bits_per_byte = trainer.callback_metrics["val_bpb"].item()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
@@ -127,7 +137,8 @@ class ExactResume(Checkpoint):
     ) -> None:
         text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
         facts = checkpoint.describe(gpt2, text, trainer.global_step, text.global_batch(trainer), self.settings)
-        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.guard.skipped}
+        bits = self._bits_per_byte if self._validated[0] == trainer.global_step else None
+        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.guard.skipped, "val_bpb": bits}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
@@ -135,9 +146,9 @@ class ExactResume(Checkpoint):
         """Before loaders and loops are restored: set the position, in the micro-batches of the present devices."""
         text, facts = datamodule_of(trainer), checkpoint_[checkpoint.KEY]
         checkpoint.refuse_other_data(facts["data"], checkpoint.identity(text, text.global_batch(trainer)))
-        checkpoint.refuse_other_shape(facts["shape"], gpt2_of(trainer).shape)
+        gpt2 = gpt2_of(trainer)
         text.start_step = facts["step"]
-        gpt2_of(trainer).guard.skipped = facts["skipped"]
+        gpt2.guard.skipped, gpt2.start = facts["skipped"], facts.get("start")
         micro = facts["step"] * trainer.accumulate_grad_batches
         progress = checkpoint_["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for part in ("current", "total"):

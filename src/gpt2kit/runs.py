@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,9 @@ def missing_space(run: Path, needed: int) -> str:
     return f"{run}: {free / 1e6:,.0f} MB free, a checkpoint needs {needed / 1e6:,.0f} MB"
 
 
-def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None) -> Path:
+def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None, unsaid: Collection[str] = ()) -> Path:
     """The checkpoint to go on from: a file, the newest sound one of a run folder, or, for `last`, that of the newest
-    run whose data and model settings are `wanted` (None: of the newest run)."""
+    run whose data and model settings are `wanted` (None: of the newest run; but for those that are `unsaid`)."""
     if ckpt_path != "last":
         given = Path(ckpt_path)
         if given.is_file():
@@ -126,7 +126,7 @@ def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None) -> P
         newest = checkpoint.newest_sound(folder)
         if newest is None:
             continue
-        other = [] if wanted is None or ckpt_path != "last" else _differences(folder, wanted)
+        other = [] if wanted is None or ckpt_path != "last" else _differences(folder, wanted, unsaid)
         if not other:
             return newest
         differences = differences or f"; the newest, {folder.name}, has other settings: {'; '.join(other[:4])}"
@@ -147,7 +147,7 @@ def flat(settings: object, name: str = "") -> dict[str, Any]:
     return found
 
 
-def _differences(run: Path, wanted: Mapping[str, Any]) -> list[str]:
+def _differences(run: Path, wanted: Mapping[str, Any], unsaid: Collection[str]) -> list[str]:
     """In what a run's own config is another run than `wanted`."""
     import yaml
 
@@ -163,7 +163,7 @@ def _differences(run: Path, wanted: Mapping[str, Any]) -> list[str]:
             flat({name: value for name, value in dict(of.get(part) or {}).items() if name not in free})
             for of in (theirs, wanted)
         )
-        keys = sorted(set(one) | set(other))
+        keys = [k for k in sorted(set(one) | set(other)) if f"{part}.{k}" not in unsaid]
         found += [f"{part}.{k} {one.get(k)}, now {other.get(k)}" for k in keys if one.get(k) != other.get(k)]
     return found
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_module import SMALL
+from test_train import equal, train, weights
+
+from gpt2kit import checkpoint, runs
+from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.freezing import frozen
+from gpt2kit.module import GPT2Module
+from gpt2kit.optim import AdamW, Muon, parameter_groups
+
+DEEP = {**SMALL, "n_layer": 12}
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ([], []),
+        ([1], ["h.1."]),
+        (["1"], ["h.1."]),
+        (["9-10", 0], ["h.0.", "h.9.", "h.10."]),
+        (["embeddings"], ["wte.", "wpe."]),
+        (["layers", "ln_f"], ["h.", "ln_f."]),
+        (["body"], ["wpe.", "h.", "ln_f."]),
+        (["h.1.attn", "wpe"], ["h.1.attn.", "wpe."]),
+    ],
+)
+def test_words_name_parts(words: list[str | int], meant: list[str]) -> None:
+    model = GPT2Module(**DEEP).model
+    names = [name for name, _ in model.named_parameters()]
+    expected = [name for name in names if name.removeprefix("transformer.").startswith(tuple(meant))] if meant else []
+    assert frozen(model, words) == expected
+
+
+@pytest.mark.parametrize("word", ["12", "3-1", "h.12", "wt", "head", "", 99, "h", "0-999999999"])
+def test_what_is_no_part_is_refused(word: str | int) -> None:
+    model = GPT2Module(**DEEP).model
+    if word in ("h", "0-999999999"):
+        assert len(frozen(model, [word])) == 12 * 12
+    else:
+        with pytest.raises(UserError, match=r"no such part. There are layers 0 to 11"):
+            frozen(model, [word])
+    with pytest.raises(UserError, match="nothing is left to train"):
+        frozen(model, ["body", "wte"])
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+@pytest.mark.parametrize("freeze", ["body", "embeddings", "layers"])
+def test_frozen_for_good_is_not_in_the_optimizer_and_does_not_decay(kind: type, freeze: str) -> None:
+    torch.manual_seed(1)
+    gpt2 = GPT2Module(**SMALL, freeze=freeze)
+    before = {name: p.clone() for name, p in gpt2.model.named_parameters()}
+    optimizer = kind(parameter_groups(gpt2.model))
+    assert len([p for group in optimizer.param_groups for p in group["params"]]) == len(before) - len(gpt2.frozen.names)
+    for _ in range(2):
+        gpt2._step(torch.arange(34).reshape(2, 17))[0].backward()
+        optimizer.step()
+    changed = {name for name, p in gpt2.model.named_parameters() if not torch.equal(before[name], p)}
+    assert changed == set(before) - set(gpt2.frozen.names)
+
+
+def states(run: Path) -> dict[int, dict[str, torch.Tensor]]:
+    return dict(checkpoint.read(checkpoint.checkpoints(run)[0])["optimizer_states"][0]["state"])
+
+
+@pytest.mark.parametrize("kind", ["Muon", "AdamW"])
+def test_frozen_for_some_steps(kind: str, options: list[str], tmp_path: Path) -> None:
+    """Nothing moves or decays before its step, gradients are summed only from then on, and a resume changes nothing."""
+    words = [*options, f"--model.optimizer=gpt2kit.optim.{kind}", "--model.schedule=Constant", "--save_every=1"]
+    words += ["--trainer.accumulate_grad_batches=2", "--data.batch_size=4", "--trainer.gradient_clip_val=0.5"]
+    held = ["--model.freeze=body", "--model.freeze_steps=3"]
+    never = train(tmp_path / "never", words, "--trainer.max_steps=3", "--model.freeze=body")
+    start = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=320, n_positions=16)
+    for steps in (2, 3):
+        early = train(tmp_path / f"halted{steps}", words, *held, f"--trainer.max_steps={steps}")
+        found = weights(early)
+        assert not found["model.transformer.h.0.ln_1.bias"].any(), "untouched"
+        assert found.keys() == start.state_dict().keys()
+        assert len(states(early)) == 1, "only the token embedding has a state"
+    assert equal(weights(never), weights(early)), "held for three steps is frozen for three steps"
+    straight = train(tmp_path / "straight", words, *held, "--trainer.max_steps=6")
+    assert weights(straight)["model.transformer.h.0.ln_1.bias"].any()
+    for steps in (2, 3):
+        resumed = train(tmp_path / f"halted{steps}", words, *held, "--trainer.max_steps=6", "--ckpt_path=last")
+        assert equal(weights(straight), weights(resumed))
+        one, other = states(straight), states(resumed)
+        assert all(torch.equal(one[n][k], other[n][k]) for n in one for k in one[n] if torch.is_tensor(one[n][k]))
+
+
+def test_another_shape_is_refused_before_its_weights_are_put_in(options: list[str], tmp_path: Path) -> None:
+    run = train(tmp_path, options, "--trainer.max_steps=1")
+    with pytest.raises(CheckpointError, match=r"model\.n_layer was 2, now 3"):
+        train(tmp_path, options, "--trainer.max_steps=4", f"--ckpt_path={run}", "--model.n_layer=3")
+
+
+def test_another_freeze_is_another_run(options: list[str], tmp_path: Path) -> None:
+    run = train(tmp_path, options, "--trainer.max_steps=2", "--model.freeze=[0]")
+    for other in ("--model.freeze=[1]", "--model.freeze=[]", "--model.freeze_steps=1"):
+        with pytest.raises(CheckpointError, match=r"another model.freeze"):
+            train(tmp_path, options, "--trainer.max_steps=4", f"--ckpt_path={run}", other)
+        with pytest.raises(CheckpointError, match="other settings"):
+            runs.resumable("last", tmp_path / "lightning_logs", {"data": {}, "model": {"freeze": other}})

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Outcome, Run
+from test_module import SMALL
+from test_train import equal, rows, train, weights
+
+from gpt2kit import checkpoint, cli, export
+from gpt2kit.errors import CheckpointError
+from gpt2kit.lora import merged
+from gpt2kit.module import GPT2Module
+
+
+@pytest.fixture(scope="module")
+def words(run: Run, options: list[str]) -> list[str]:
+    kept = [w for w in options if not w.startswith(("--model.", "--data.tokenizer", "--data.block_size"))]
+    return [*kept, f"--model.init_from={run.folder}", "--model.lora=4", "--model.schedule=Constant", "--save_every=2"]
+
+
+def test_what_is_opened_is_what_was_trained() -> None:
+    torch.manual_seed(1)
+    gpt2 = GPT2Module(**SMALL, lora=3).eval()
+    batch = torch.randint(0, 40, (2, 17))
+    plain = gpt2._step(batch)[0]
+    gpt2.configure_model()
+    gpt2.configure_model()  # Lightning may call it again
+    assert torch.equal(plain, gpt2._step(batch)[0]), "no change to begin with"
+    for name, parameter in gpt2.model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    state = merged({f"model.{name}": tensor for name, tensor in gpt2.model.state_dict().items()})
+    opened = GPT2Module(**SMALL).eval()
+    opened.load_state_dict(state, strict=True)
+    torch.testing.assert_close(opened._step(batch)[0], gpt2._step(batch)[0])
+    assert not torch.allclose(opened._step(batch)[0], plain)
+
+
+def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str], tmp_path: Path) -> None:
+    straight = train(tmp_path / "straight", words, "--trainer.max_steps=6")
+    halted = train(tmp_path / "halted", words, "--trainer.max_steps=2")
+    resumed = train(tmp_path / "halted", words, "--trainer.max_steps=6", "--ckpt_path=last")
+    assert halted == resumed and equal(weights(straight), weights(resumed))
+    was, now = weights(run.folder), weights(straight)
+    for name, tensor in was.items():
+        kept = now.get(
+            name, now.get(name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias"))
+        )
+        assert torch.equal(tensor, kept), name
+    opened, source = checkpoint.open(straight), checkpoint.open(run.folder)
+    moved = (
+        opened.module.model.transformer.h[0].attn.c_attn.weight
+        - source.module.model.transformer.h[0].attn.c_attn.weight
+    )
+    assert torch.linalg.matrix_rank(moved, tol=1e-4) == 4
+    last = [row["val_bpb"] for row in rows(straight) if "val_bpb" in row]
+    assert last[0] == pytest.approx(rows(run.folder)[-1]["val_bpb"], rel=1e-6) and last[-1] != last[0]
+    export.export(str(straight), str(tmp_path / "model"))
+    again = train(
+        tmp_path / "again", words, f"--model.init_from={straight}", "--model.lora=null", "--trainer.max_steps=1"
+    )
+    assert rows(again)[0]["val_bpb"] == pytest.approx(last[-1], rel=1e-5), "a new run begins with the sum"
+    with pytest.raises(CheckpointError, match="freeze_steps or lora"):
+        train(tmp_path / "x", words, "--trainer.max_steps=8", f"--ckpt_path={straight}", "--model.lora=8")
+
+
+def test_a_strangers_adapters_are_looked_at(run: Run, words: list[str], tmp_path: Path) -> None:
+    straight = train(tmp_path, words, "--trainer.max_steps=2")
+    file = checkpoint.find(straight)
+    raw = checkpoint.read(file)
+    name = "model.transformer.h.0.attn.c_attn.lora_A.default.weight"
+    for bad in (torch.zeros(4, 7), torch.zeros(4), 3, None):
+        harmed = {**raw, "state_dict": {**raw["state_dict"], name: bad}}
+        torch.save(harmed, tmp_path / "bad.ckpt")
+        with pytest.raises(CheckpointError, match=r"tensor model\.transformer\.h\.0\.attn\.c_attn"):
+            checkpoint.open(tmp_path / "bad.ckpt")
+
+
+def test_mistakes(
+    words: list[str], call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, inside: Path
+) -> None:
+    code, _, err = call(cli.main, *words, "--model.lora=0", "--model.freeze=body")
+    assert code == 2 and "model.lora 0: must be at least 1" in err
+    code, _, err = call(cli.main, *words, "--model.freeze=body")
+    assert code == 2 and "all is frozen with model.lora" in err
+    code, _, err = call(cli.main, *words, "--model.init_from=null")
+    assert code == 2 and "it needs model.init_from" in err
+    monkeypatch.setitem(sys.modules, "peft", None)
+    code, _, err = call(cli.main, *words, "--trainer.max_steps=1")
+    assert code == 2 and "pip install 'peft>=0.18'" in err

@@ -1,0 +1,224 @@
+"""A run from weights: they are there, what was done is told, and a resume needs their source no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Outcome, Run
+from safetensors.torch import load_file, save_file
+from test_huggingface import exported
+from test_train import equal, rows, train, weights
+
+from gpt2kit import checkpoint, cli, start, tokenizer
+from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.module import GPT2Module
+from gpt2kit.tokenizer_training import train as train_tokenizer
+
+SHAPE = ("--model.n_layer", "--model.n_head", "--model.n_embd")
+TIED = ("model.transformer.wte.weight", "model.lm_head.weight")
+
+
+@pytest.fixture(scope="module")
+def bare(options: list[str]) -> list[str]:
+    """The options without those that the weights decide: shape, context, tokenizer."""
+    decided = (*SHAPE, "--data.tokenizer", "--data.block_size")
+    return [word for word in options if not word.startswith(decided)]
+
+
+@pytest.fixture(scope="module")
+def other(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another tokenizer."""
+    folder = tmp_path_factory.mktemp("other")
+    train_tokenizer([str(corpus / "train.txt")], folder, kind="char")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(run, tmp_path_factory.mktemp("hf") / "model")
+
+
+@pytest.mark.parametrize("source", ["run", "file", "folder"])
+def test_a_run_begins_with_the_weights(
+    source: str, run: Run, folder: Path, bare: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = {"run": run.folder, "file": checkpoint.find(run.folder), "folder": folder}[source]
+    more = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--save_every=1", "--model.freeze_steps=1"]
+    began = train(tmp_path, bare, *more, f"--model.init_from={path}", "--model.freeze=[body]")
+    was = checkpoint.open(run.folder)
+    first = checkpoint.open(checkpoint.checkpoints(began)[1])
+    assert first.facts["step"] == 1 and first.module.shape["n_layer"] == 2
+    assert tokenizer.fingerprint(first.tokenizer) == tokenizer.fingerprint(was.tokenizer)
+    before = was.module.model.state_dict()
+    after = first.module.model.state_dict()
+    assert {n for n in before if not torch.equal(before[n], after[n])} == {"transformer.wte.weight", "lm_head.weight"}
+    validated = {row["step"]: row["val_bpb"] for row in rows(began) if "val_bpb" in row}
+    assert validated[0] == pytest.approx(rows(run.folder)[-1]["val_bpb"], rel=1e-6), "before the first step"
+    told = capsys.readouterr().err
+    assert f"before training: {validated[0]:.4f} bits per byte" in told and f"weights of {path}" in told
+    assert f"{validated[0]:.4f} before training, {validated[2]:.4f} now" in told
+    facts = checkpoint.open(began).facts["start"]
+    assert facts["from"] == str(path) and facts["vocabulary"] is None and facts["context"] == [16, 16]
+    assert facts["weights"] == start.fingerprint(was.module) and facts["val_bpb"] == validated[0]
+    assert facts["tokens_seen"] == (40 * 8 * 16 if source != "folder" else None)
+
+
+def test_a_resumed_run_needs_its_source_no_more(run: Run, bare: list[str], tmp_path: Path, other: Path) -> None:
+    """Neither the weights nor the tokenizer: all is in the checkpoint."""
+    source = Path(shutil.copytree(run.folder, tmp_path / "source"))
+    words = [word for word in bare if "cache_dir" not in word] + [f"--data.cache_dir={tmp_path / 'cache'}"]
+    words += [f"--model.init_from={source}", "--model.schedule=Constant", "--save_every=1"]
+    words += ["--model.freeze=body", "--model.freeze_steps=3"]
+    straight = train(tmp_path / "straight", words, "--trainer.max_steps=5")
+    halted = train(tmp_path / "halted", words, "--trainer.max_steps=2")
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "cache")
+    resumed = train(tmp_path / "halted", words, "--trainer.max_steps=5", "--ckpt_path=last")
+    assert resumed == halted and equal(weights(straight), weights(resumed))
+    one, two = (checkpoint.open(folder).facts for folder in (straight, resumed))
+    assert one["start"] == two["start"] and one["start"]["val_bpb"] is not None
+    steps = [row["step"] for row in rows(resumed) if "val_bpb" in row]
+    assert steps.count(0) == 1, "only a new run is validated before its first step"
+
+
+def test_another_vocabulary_must_be_wanted(
+    run: Run, bare: list[str], other: Path, tmp_path: Path, call: Callable[..., Outcome]
+) -> None:
+    words = [*bare, f"--model.init_from={run.folder}", f"--data.tokenizer={other}", "--trainer.max_steps=2"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.val_check_interval=1"]
+    code, _, err = call(cli.main, *words)
+    size = tokenizer.size(tokenizer.load(other))
+    assert code == 2 and f"({size} tokens, its own has 320)" in err and "--model.new_vocabulary true" in err
+    code, _, err = call(cli.main, *words, "--model.new_vocabulary=true")
+    assert code == 0 and f"start  another vocabulary, {size} pieces: {size} are copied" in err
+    began = checkpoint.open(tmp_path / "lightning_logs/version_0")
+    assert began.module.shape["vocab_size"] == size and began.facts["start"]["vocabulary"]["copied"] == size
+    state = weights(tmp_path / "lightning_logs/version_0")
+    assert torch.equal(*(state[name] for name in TIED))
+    code, _, err = call(cli.main, *words[:-1], "--model.new_vocabulary=true", "--ckpt_path=last")
+    assert code == 0, "a moved run is resumed like any other"
+
+
+def test_the_tokenizer_of_the_weights_may_be_named(run: Run, folder: Path, bare: list[str], tmp_path: Path) -> None:
+    began = train(tmp_path, bare, f"--model.init_from={folder}", f"--data.tokenizer={folder}", "--trainer.max_steps=1")
+    assert checkpoint.open(began).facts["start"]["vocabulary"] is None
+
+
+@pytest.mark.parametrize(("size", "told"), [(8, "context 8 of its 16 tokens"), (24, "context 24 instead of 16 tokens")])
+def test_another_context_is_said(
+    size: int, told: str, run: Run, bare: list[str], tmp_path: Path, call: Callable[..., Outcome]
+) -> None:
+    words = [*bare, f"--model.init_from={run.folder}", f"--data.block_size={size}", "--trainer.max_steps=1"]
+    code, _, err = call(cli.main, *words, f"--trainer.default_root_dir={tmp_path}", "--model.freeze=[embeddings]")
+    assert code == 0 and told in err
+    began = checkpoint.open(tmp_path / "lightning_logs/version_0")
+    was = checkpoint.open(run.folder).module.model.transformer.wpe.weight
+    found = began.module.model.transformer.wpe.weight
+    assert found.shape == (size, 32) and began.facts["start"]["context"] == [16, size]
+    assert torch.equal(found, start.transfer.positions(was, size)) and torch.equal(found[0], was[0])
+
+
+def missing(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in state.items() if "h.1.mlp" not in name}, folder / "model.safetensors")
+
+
+def architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+
+
+def misfit(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [(missing, "is missing"), (architecture, "of type 'llama'"), (misfit, "tensor"), (shutil.rmtree, "no such")],
+)
+def test_weights_that_do_not_fit_are_refused(
+    harm: Callable[[Path], None],
+    message: str,
+    folder: Path,
+    bare: list[str],
+    tmp_path: Path,
+    call: Callable[..., Outcome],
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    harm(copy)
+    code, _, err = call(cli.main, *bare, f"--model.init_from={copy}", f"--trainer.default_root_dir={tmp_path}")
+    assert code == 4 and err.startswith("error: model.init_from: ") and message in err and err.count("\n") == 1
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_a_hub_name_without_a_network(bare: list[str], inside: Path, call: Callable[..., Outcome]) -> None:
+    code, _, err = call(cli.main, *bare, "--model.init_from=hf://some/model")
+    assert code == 4 and "model.init_from: some/model: no such folder here, and the hub does not give it" in err
+    assert err.count("\n") == 1
+
+
+def test_sizes_that_are_not_the_weights_are_refused(run: Run, bare: list[str], call: Callable[..., Outcome]) -> None:
+    words = [*bare, f"--model.init_from={run.folder}"]
+    code, _, err = call(cli.main, *words, "--model.n_layer=6", "--model.n_embd=64")
+    assert code == 2 and "model.n_layer 6: the weights of model.init_from have 2" in err and "model.n_embd 64" in err
+    code, _, err = call(cli.main, *bare, "--model.new_vocabulary=true")
+    assert code == 2 and "needs model.init_from" in err
+    code, _, err = call(cli.main, *bare, "--model.freeze_steps=-1")
+    assert code == 2 and "model.freeze_steps -1: must not be negative" in err
+
+
+def test_random_weights_are_never_taken_for_those_that_were_asked_for() -> None:
+    from types import SimpleNamespace
+
+    gpt2 = GPT2Module(n_layer=1, n_head=1, n_embd=8, vocab_size=64, n_positions=8, init_from="somewhere")
+    gpt2._trainer = SimpleNamespace(ckpt_path=None)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="not loaded yet"):
+        gpt2.on_fit_start()
+
+
+def test_the_self_checks_see_what_is_wrong(run: Run) -> None:
+    """A body that was not copied, and embeddings that a save and a load would make one."""
+    source = checkpoint.open(run.folder)
+    gpt2 = GPT2Module(**source.module.shape, init_from=str(run.folder))
+    assert start.begin(gpt2, checkpoint.open(run.folder), source.tokenizer) == [f"weights of {run.folder}"]
+    how = start.transfer.Spelling([[i] for i in range(320)], [])
+    assert start.check_same_pieces(gpt2, source.module, how) == 0
+    with torch.no_grad():
+        gpt2.model.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+    with pytest.raises(CheckpointError, match="does not say what it said before"):
+        start.check_same_pieces(gpt2, source.module, how)
+    start.check_saved(gpt2)
+    gpt2.model.lm_head.weight = torch.nn.Parameter(gpt2.model.lm_head.weight + 1)
+    with pytest.raises(CheckpointError, match="saved and loaded"):
+        start.check_saved(gpt2)
+
+
+def test_two_ranks_begin_with_the_same_weights(run: Run, bare: list[str], tmp_path: Path, other: Path) -> None:
+    """As one rank does; and the two embeddings stay one."""
+    words = [*bare, f"--model.init_from={run.folder}", "--trainer.max_steps=3", "--model.dropout=0"]
+    words += [f"--data.tokenizer={other}", "--model.new_vocabulary=true", "--model.freeze=body"]
+    words += ["--model.freeze_steps=2", "--model.optimizer=gpt2kit.optim.AdamW"]
+    alone = train(tmp_path / "one", words)
+    two = [*words, "--data.batch_size=4", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "trainer.py"), *two, f"--trainer.default_root_dir={tmp_path / 'two'}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("before training:") == 1
+    states = [weights(folder) for folder in (alone, tmp_path / "two/lightning_logs/version_0")]
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
+    assert torch.equal(*(states[1][name] for name in TIED))
