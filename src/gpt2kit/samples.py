@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from gpt2kit import files, loggers, run_folder
@@ -60,7 +61,7 @@ class TextSamples(Callback):
         self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # asks all ranks
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or not trainer.training:
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         with isolate_rng():
             texts = self.write(gpt2_of(trainer), datamodule_of(trainer).tokenizer)
