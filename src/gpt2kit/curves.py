@@ -4,6 +4,7 @@ hours. matplotlib is imported where it draws; torch is not needed at all."""
 from __future__ import annotations
 
 import bisect
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,21 +52,23 @@ class Panel:
         unit: of the vertical axis.
         train: the figure that is logged at each log step, drawn smoothed over its own spread.
         valid: the figure of each validation, drawn with its points.
+        exact: it has no noise to be smoothed away.
     """
 
     title: str
     unit: str
     train: str | None = None
     valid: str | None = None
+    exact: bool = False
 
 
 PANELS = (
     Panel("Loss", "nats per token", "train_loss", "val_loss"),
-    Panel("Learning rate", "of the hidden matrices", "lr"),
+    Panel("Learning rate", "of the hidden matrices", "lr", exact=True),
     Panel("Gradient norm", "before clipping", "grad_norm"),
     Panel("Throughput", "tokens per second", "tokens_per_s"),
 )
-MEMORY = Panel("Memory", "GB at most", "memory_gb")
+MEMORY = Panel("Memory", "GB at most", "memory_gb", exact=True)
 BITS = Panel("Validation", "bits per byte", valid="val_bpb")
 
 
@@ -123,8 +126,10 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
         valid = run_folder.finite(run.series.get(panel.valid or "", Series()))
         if train.steps:
             at = [where(step) / scale for step in train.steps]
-            places, means, lows, highs = thinned(at, smoothed(train.values), train.values)
-            if single and panel.train != "lr":
+            places, means, lows, highs = thinned(
+                at, train.values if panel.exact else smoothed(train.values), train.values
+            )
+            if single and not panel.exact:
                 ax.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
             label = (
                 ("train, smoothed" if len(train.steps) > _WINDOW else "train")
@@ -170,6 +175,7 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
         ax.set_ylim(bottom=0)
     elif panel.train == "grad_norm" and not empty and _spread(runs) > 30:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if empty:
         ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", va="center", fontsize=13, color=INK)
     elif single and panel.valid and panel.train:
@@ -212,12 +218,14 @@ def unit_of(runs: Sequence[Run], x: XAxis) -> tuple[str, float]:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """A running mean over about a fortieth of the curve; older values count less, and the first is its own mean."""
-    keep = 1 - 1 / max(len(values) / _WINDOW, 1)
-    found, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        found.append(total / weight)
+    """The mean of each value and its neighbours, a fortieth of the curve in all; fewer towards both ends, so that the
+    line neither lags nor bends there."""
+    count, reach = len(values), len(values) // (2 * _WINDOW)
+    sums = [0.0, *itertools.accumulate(values)]
+    found = []
+    for place in range(count):
+        near = min(reach, place, count - 1 - place)
+        found.append((sums[place + near + 1] - sums[place - near]) / (2 * near + 1))
     return found
 
 

@@ -73,19 +73,17 @@ def run_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module, every
         "block_size": data.block_size,
         "tokens": steps * order.global_batch * data.block_size,
         "validation_every": every if data.files["valid"] else None,
-        "optimizer": _optimizer_name(gpt2),
+        **_optimizer(gpt2),
+        "schedule_name": type(gpt2.schedule).__name__,
         "schedule": [round(gpt2.schedule(round(i * (steps - 1) / 47), steps), 4) for i in range(48)],
     }
 
 
-def _optimizer_name(gpt2: GPT2Module) -> str:
-    optimizer = gpt2.optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}, {"params": [_vector()]}])
-    rates = dict.fromkeys(f"{group['lr']:g}" for group in optimizer.param_groups)
-    return f"{type(optimizer).__name__}, learning rate {' and '.join(rates)}"
-
-
-def _vector() -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.zeros(2))
+def _optimizer(gpt2: GPT2Module) -> Facts:
+    """Its name and the learning rates of hidden matrices and of the rest, as one that is made of them says."""
+    parts = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}, {"params": [torch.nn.Parameter(torch.zeros(2))]}]
+    made = gpt2.optimizer(parts)
+    return {"optimizer": type(made).__name__, "learning_rates": [float(group["lr"]) for group in made.param_groups]}
 
 
 def start_facts(trainer: pl.Trainer, chosen: Mapping[str, Choice], args: list[str], resumed: Path | None) -> Facts:
@@ -129,6 +127,26 @@ def file_facts(folder: str | None, gpt2: GPT2Module, kept: int) -> Facts:
     return {"folder": folder, "checkpoint": size, "kept": kept, "free": shutil.disk_usage(above).free}
 
 
+def compared(facts: Facts, settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """What runs are compared by in TensorBoard's HParams view, which shows the first five."""
+    shape, run, chosen = facts["model"]["shape"], facts["run"], facts["start"]["chosen"]
+    return {
+        "block_size": run["block_size"],
+        "dropout": shape["resid_pdrop"],
+        "global_batch": run["global_batch"],
+        "learning_rate": run["learning_rates"][0],
+        "n_embd": shape["n_embd"],
+        "n_head": shape["n_head"],
+        "n_layer": shape["n_layer"],
+        "optimizer": run["optimizer"],
+        "parameters": facts["model"]["parameters"],
+        "schedule": run["schedule_name"],
+        "seed": int(settings["seed_everything"]),
+        "vocabulary": facts["text"]["vocabulary"],
+        **{name: value for name, (value, _) in chosen.items()},
+    }
+
+
 class Record(Callback):
     """Keeps the facts of this start in the run's folder, and its settings with each logger.
 
@@ -149,9 +167,10 @@ class Record(Callback):
             return
         ids: dict[str, str] = {}
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger):
-                logger.log_hyperparams(loggers.hyperparameters(self.settings))
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(compared(self.facts, self.settings))
             if isinstance(logger, WandbLogger | MLFlowLogger):
+                logger.log_hyperparams(loggers.hyperparameters(self.settings) | compared(self.facts, self.settings))
                 ids[type(logger).__name__] = str(logger.version)
         if self._folder is not None:
             run = Path(self._folder)
