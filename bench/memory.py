@@ -46,7 +46,7 @@ def measure(
 
     Args:
         shapes: names of SHAPES; default: all.
-        attention: eager, sdpa or both (default).
+        attention: plain, sdpa or both (default).
         precision: by Lightning's name.
         vocab_size: tokens of the tokenizer, which is trained on this environment's Python files.
         steps: of training.
@@ -61,7 +61,7 @@ def measure(
         words = ["--files", str(text), "--vocab_size", str(vocab_size), "--output_dir", str(work / "tokenizer")]
         machine.timed([sys.executable, str(script), *words])
         for name in shapes or SHAPES:
-            for kind in attention or ["eager", "sdpa"]:
+            for kind in attention or ["plain", "sdpa"]:
                 rows.append(_row(work, text, name, kind, precision, steps, more or []))
                 print(rows[-1], flush=True)
     machine.finish(rows, output)

@@ -101,7 +101,7 @@ def test_many_documents_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flops_per_token_are_those_that_torch_counts() -> None:
     """Forward and backward of a whole block with plain attention, to the last one; the vocabulary has no filling."""
     gpt2 = GPT2Module(n_layer=3, n_head=2, n_embd=32, n_inner=100, vocab_size=192, n_positions=24)
-    gpt2.use_attention("eager")
+    gpt2.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         logits = gpt2.model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False).logits
         torch.autograd.backward(logits.sum())

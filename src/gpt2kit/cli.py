@@ -26,10 +26,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from gpt2kit import checkpoint, command, errors, facts, files, plan, run_folder, runs, trial, verify
 from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
-from gpt2kit.engine import Precision, choose_precision
+from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
 from gpt2kit.loggers import Board, RunCSV
+from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module, shape_problems
 from gpt2kit.resume import KEEP, ExactResume
 
@@ -257,14 +258,20 @@ class TrainCLI(LightningCLI):
         every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.val_check_interval = every * trainer.accumulate_grad_batches
+        flops = flops_per_token(self.model.shape) * tokens * steps / trainer.world_size
+        seconds = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
+        device = trainer.strategy.root_device
+        compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
+        self.model.compiled = compiling.value
         folder = trainer.log_dir  # asks all ranks
         if trainer.is_global_zero:
-            self._record.facts = found = self._facts(trainer, every, folder)
+            self._record.facts = found = self._facts(trainer, every, folder, compiling)
             if not self.planned:
                 plan.show(plan.opening(found), sys.stderr)
 
-    def _facts(self, trainer: pl.Trainer, every: int, folder: str | None) -> facts.Facts:
-        chosen = {"precision": self._precision, "attention": self.model.choose_attention(trainer.strategy.root_device)}
+    def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> facts.Facts:
+        attention = self.model.choose_attention(trainer.strategy.root_device)
+        chosen = {"precision": self._precision, "attention": attention, "compile": compiling}
         return {
             "text": facts.text_facts(self.datamodule),
             "model": facts.model_facts(self.model),

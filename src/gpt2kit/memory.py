@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from gpt2kit import hardware
+from gpt2kit import attention, hardware
 from gpt2kit.module import GPT2Module
 from gpt2kit.optim import parameter_groups
 
@@ -69,7 +69,7 @@ def _of(
         dtype = hardware.compute_dtype(precision)
         _convert(shadow, device, dtype if precision.endswith("-true") else torch.float32)
         shadow.train()
-        shadow.model.set_attn_implementation(gpt2.choose_attention(device).value)
+        attention.use(shadow.model, gpt2.choose_attention(device).value)
         optimizer = shadow.optimizer(parameter_groups(shadow.model))
         rows = torch.zeros(batch[0], batch[1] + 1, dtype=torch.long, device=device)
         kinds = _Kinds(shadow.model, rows.numel())
