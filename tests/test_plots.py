@@ -51,7 +51,7 @@ def test_what_is_drawn(tmp_path: Path) -> None:
     axes = curves.figure([one], "steps").axes
     assert [ax.get_title(loc="left") for ax in axes] == ["Loss", "Learning rate", "Gradient norm", "Throughput"]
     assert all(ax.get_xlabel() == "optimizer steps" and ax.get_ylabel() for ax in axes)
-    train, valid = axes[0].get_lines()
+    _, train, valid = axes[0].get_lines()
     assert list(valid.get_xdata()) == list(range(10, 401, 10)) and train.get_xdata()[-1] == 400
     assert valid.get_ydata()[-1] == pytest.approx(2 + 3 * math.exp(-5) + 0.1)
 

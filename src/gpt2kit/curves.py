@@ -130,7 +130,10 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
                 at, train.values if panel.exact else smoothed(train.values), train.values
             )
             if single and not panel.exact:
-                ax.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
+                if len(places) == len(at):
+                    ax.plot(at, train.values, color=colour, alpha=0.3, linewidth=1)
+                else:
+                    ax.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
             label = (
                 ("train, smoothed" if len(train.steps) > _WINDOW else "train")
                 if single and panel.valid

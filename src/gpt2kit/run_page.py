@@ -41,6 +41,7 @@ td.number, th.number {{ text-align: right; }}
 pre {{ background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem;
   margin: .5rem 0; }}
 pre.text {{ white-space: pre-wrap; font: inherit; unicode-bidi: plaintext; }}
+pre.wrap {{ white-space: pre-wrap; }}
 pre.text b {{ border-bottom: 2px solid #0072b2; }}
 summary {{ cursor: pointer; padding: .25rem 0; }}
 section {{ border-top: 1px solid var(--line); padding-top: .5rem; margin-top: 1.2rem; }}
@@ -290,7 +291,7 @@ def _again(run: Run) -> Iterator[str]:
     for split, of in (text.get("splits") or {}).items():
         cells.append([f"{split} text", str(of.get("fingerprint"))])
     cells.append(["tokenizer", str(text.get("tokenizer"))])
-    yield f"<h2>Do it again</h2><pre>{_safe(chr(10).join(lines))}</pre>"
+    yield f'<h2>Do it again</h2><pre class="wrap">{_safe(chr(10).join(lines))}</pre>'
     yield '<p class="soft">With the same text, tokenizer and versions. Long numbers are SHA-256 of what was read.</p>'
     yield _table(cells, set())
 
