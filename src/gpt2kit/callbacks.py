@@ -156,11 +156,8 @@ class Bar(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled and sys.stderr.isatty():
-            layout = "{desc} {n_fmt}/{total_fmt} |{bar}| {postfix}"
             total = trainer.max_steps if trainer.max_steps > 0 else None
-            self._bar = tqdm(
-                desc="step", total=total, initial=trainer.global_step, bar_format=layout, dynamic_ncols=True
-            )
+            self._bar = tqdm(total=total, initial=trainer.global_step, bar_format=_LAYOUT, dynamic_ncols=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -171,11 +168,12 @@ class Bar(ProgressBar):
         shown = self._shown(trainer) if step % log_every(trainer) == 0 else None
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-            if shown:
-                self._bar.set_postfix_str(shown)
+            if shown:  # the time left first: a narrow terminal cuts off the end
+                self._bar.bar_format = _LAYOUT + "  ".join(shown[-1:] + shown[:-1])
+                self._bar.refresh()
         elif shown:
             total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-            print(f"step {step}{total}  {shown}", file=sys.stderr)
+            print("  ".join([f"step {step}{total}", *shown]), file=sys.stderr)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -188,13 +186,14 @@ class Bar(ProgressBar):
             self._bar.close()
             self._bar = None
 
-    def _shown(self, trainer: pl.Trainer) -> str:
+    def _shown(self, trainer: pl.Trainer) -> list[str]:
         found = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if "train_loss" in found:
             found["train_loss"] = self._loss.of(found["train_loss"])
-        return "  ".join(form(found[name]) for name, form in _FORMS.items() if name in found)
+        return [form(found[name]) for name, form in _FORMS.items() if name in found]
 
 
+_LAYOUT = "step {n_fmt}/{total_fmt} |{bar:10}| "
 _FORMS: dict[str, Callable[[float], str]] = {
     "epoch": "epoch {:.2f}".format,
     "train_loss": "loss {:.3f}".format,

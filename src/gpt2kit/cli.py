@@ -288,7 +288,8 @@ class TrainCLI(LightningCLI):
         found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
         options = {**dict(self.config_init.trainer), **trial.OPTIONS}
         options |= {"callbacks": [watch], "precision": self._precision.value}
-        found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found)
+        limit = self.config_init.trainer["limit_val_batches"]
+        found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found, limit)
         if trainer.is_global_zero:
             plan.show(plan.whole(found), sys.stdout)
 

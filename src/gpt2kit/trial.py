@@ -62,8 +62,18 @@ class Stopwatch(Callback):
         return self._since - before
 
 
-def measure(trainer: pl.Trainer, watch: Stopwatch, data: TextDataModule, gpt2: GPT2Module, facts: Facts) -> Facts:
-    """Times, speed and memory of the trial, and what the whole run will take at this pace. The weights are changed."""
+def measure(
+    trainer: pl.Trainer,
+    watch: Stopwatch,
+    data: TextDataModule,
+    gpt2: GPT2Module,
+    facts: Facts,
+    limit: int | float | None,
+) -> Facts:
+    """Times, speed and memory of the trial, and what the whole run will take at this pace. The weights are changed.
+
+    `limit`: of the batches in a validation, by number or share, as the user has set it.
+    """
     room, run = facts["memory"], facts["run"]
     if room["free"] is not None and room["total"] > room["free"]:
         return {"why_not": "it would not fit into memory"}
@@ -75,7 +85,9 @@ def measure(trainer: pl.Trainer, watch: Stopwatch, data: TextDataModule, gpt2: G
     validation, validations = 0.0, 0
     if run["validation_every"]:
         trainer.validate(gpt2, data, verbose=False)
-        validation = float(np.median(watch.batches)) * len(data.val_dataloader())
+        whole = len(data.val_dataloader())
+        batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+        validation = float(np.median(watch.batches)) * batches
         validations = math.ceil(run["steps"] / run["validation_every"])
     speed = run["global_batch"] * run["block_size"] / step
     peak = hardware.peak(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
