@@ -30,6 +30,8 @@ from gpt2kit.store import TokenStore
 Facts = dict[str, Any]
 _LIBRARIES = 90_000_000
 """Bytes that a program on a CPU takes more of once it trains: kernels made at the first step, logs, threads."""
+_FUSED = {"activations": 0.6, "logits": 2 / 3}
+"""The share of parts that is still there when blocks and head are compiled; measured on a CPU (bench/memory.py)."""
 _HELD = 0.55
 """Of the memory for activations on a CPU, the share that lies idle between blocks in use: freed, and not fitting the
 next ones. Measured (bench/memory.py) with glibc; nothing of it is the model's, yet the process has it."""
@@ -112,6 +114,8 @@ def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) ->
     program = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) if device.type == "cpu" else 0
     batch = (data.batch_size, data.block_size)
     parts = memory.of_step(gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches)
+    if gpt2.compiled != "off":
+        parts |= {part: round(share * parts[part]) for part, share in _FUSED.items()}
     if device.type == "cpu":
         program += _LIBRARIES
         parts["held back by the system"] = round(_HELD * (parts["activations"] + parts["16-bit copies"]))
