@@ -12,7 +12,10 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
-    ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
+    [
+        *("errors", "files", "command", "sources", "decoding", "formats", "splits", "text"),
+        *("run_folder", "token_html", "curves", "run_page", "plots"),
+    ],
     [
         *("pieces", "bans", "verse"),
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
@@ -20,16 +23,31 @@ ROWS = [
         *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
     ],
     [
-        *("blocks", "windows", "sliding", "batches", "freezing", "lora", "engine", "guard", "optim", "metrics"),
+        *(
+            "blocks",
+            "windows",
+            "sliding",
+            "batches",
+            "freezing",
+            "lora",
+            "engine",
+            "guard",
+            "hardware",
+            "optim",
+            "metrics",
+        ),
         *("per_document", "bootstrap", "rules", "transfer"),
     ],
-    ["attention", "loss", "data", "module", "weights", "huggingface", "checkpoint"],
+    ["attention", "loss", "data", "module", "memory", "weights", "huggingface", "checkpoint"],
     [
         *("start", "runs", "prompts", "writing", "beams", "author", "generate"),
         *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "model_card", "gguf_file", "reloading"),
         "export",
     ],
-    ["limits", "callbacks", "baseline", "resume", "verify", "plan", "service", "api", "page", "web"],
+    [
+        *("limits", "position", "loggers", "samples", "callbacks", "baseline", "resume", "verify"),
+        *("facts", "trial", "plan", "service", "api", "page", "web"),
+    ],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}
@@ -86,7 +104,7 @@ def test_training_is_short_enough_to_read() -> None:
     assert code <= 1250, f"{code} lines; take something off the path from text to loss"
 
 
-@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "export", "web_demo"])
+@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "export", "plot", "web_demo"])
 def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True

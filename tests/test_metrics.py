@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2kit import bootstrap
-from gpt2kit.metrics import Score
+from gpt2kit.metrics import Score, flops_per_token
+from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums, over_documents
 
 
@@ -93,3 +96,15 @@ def test_many_documents_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     pooled = bootstrap.intervals(sums, 1)["loss"]
     assert pooled[1] - pooled[0] == pytest.approx(whole[1] - whole[0], rel=0.25)
     assert bootstrap.resampled(np.ones((2000, 1)), 1).mean() == pytest.approx(2000, rel=0.01)
+
+
+def test_flops_per_token_are_those_that_torch_counts() -> None:
+    """Forward and backward of a whole block with plain attention, to the last one; the vocabulary has no filling."""
+    gpt2 = GPT2Module(n_layer=3, n_head=2, n_embd=32, n_inner=100, vocab_size=192, n_positions=24)
+    gpt2.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        logits = gpt2.model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False).logits
+        torch.autograd.backward(logits.sum())
+    assert counter.get_total_flops() == 2 * 24 * flops_per_token(gpt2.shape)
+    small = {"n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
+    assert flops_per_token(small) == pytest.approx(0.854e9, rel=0.001)

@@ -7,7 +7,7 @@ import sys
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from gpt2kit.callbacks import datamodule_of, gpt2_of
+from gpt2kit.position import datamodule_of, gpt2_of
 
 
 class Baseline(Callback):

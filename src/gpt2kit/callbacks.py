@@ -1,43 +1,63 @@
-"""What is told of a run while it trains: the numbers that are logged, the log itself, the progress bar."""
+"""What is told of a run while it trains: the figures that are logged, and the progress bar."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2kit import files
-from gpt2kit.data import TextDataModule
-from gpt2kit.module import GPT2Module, exact, log_every
+from gpt2kit import hardware
+from gpt2kit.metrics import flops_per_token
+from gpt2kit.module import exact, log_every
+from gpt2kit.position import datamodule_of, epochs, gpt2_of
+from gpt2kit.samples import TextSamples as TextSamples
+
+_SMOOTH = 0.9
 
 
 class Measures(Callback):
-    """Logs, beside the module's losses: lr, tokens_per_s, tokens_seen, epoch; all at the optimizer step just done.
+    """Logs, beside the module's losses, at the optimizer step just done: lr, tokens_per_s, mfu, memory_gb, tokens_seen,
+    epoch, hours, hours_left.
 
-    Throughput is over the time since the last log step, validations not counted.
+    tokens_per_s is over the time since the last log step, validations not counted. mfu is the share of the device's
+    fastest matrix product that the model's own work needs (`metrics.flops_per_token`, `hardware.peak`). memory_gb is
+    the most so far, of the first device, in 10^9 bytes. hours is what the run has taken, validations included, pauses
+    between a stop and its resume not; hours_left goes on at the pace of this start.
     """
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
         self._steps = 0
         self._losses: deque[float] = deque(maxlen=50)
+        self._before = 0.0
+        """Seconds that the run took before it was resumed."""
+        self._pace = Pace(0)
+        self._peak = 0.0
+        self._flops = 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._before + self._pace.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._before = float(state_dict["seconds"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since, self._steps = time.perf_counter(), 0
+        dtype = hardware.compute_dtype(str(trainer.precision))
+        first = _peak(trainer.strategy.root_device, dtype).flops if trainer.is_global_zero else 0.0
+        self._peak = trainer.strategy.broadcast(first) * trainer.world_size
+        self._flops = flops_per_token(gpt2_of(trainer).shape)
+        self._since, self._steps, self._pace = time.perf_counter(), 0, Pace(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,23 +65,27 @@ class Measures(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._steps += 1
+        self._pace.step(trainer.global_step)
         if trainer.global_step % log_every(trainer):
             return
-        text = datamodule_of(trainer)
-        tokens = text.global_batch(trainer) * text.block_size
-        elapsed = time.perf_counter() - self._since
-        pl_module.log_dict(
-            {
-                **_where(trainer),
-                "lr": exact(_lr_of_last_step(trainer)),
-                "tokens_per_s": exact(self._steps * tokens / elapsed),
-                "tokens_seen": exact(trainer.global_step * tokens),
-            }
-        )
-        self._since, self._steps = time.perf_counter(), 0
         loss = trainer.callback_metrics.get("train_loss")
         if loss is not None and trainer.is_global_zero:
-            self._watch(trainer.global_step, loss.item())
+            self._watch(trainer.global_step, loss.item())  # waits for a GPU, so that the time below is that of the work
+        text = datamodule_of(trainer)
+        tokens = text.global_batch(trainer) * text.block_size
+        speed = self._steps * tokens / (time.perf_counter() - self._since)
+        figures = {
+            "lr": _lr_of_last_step(trainer),
+            "tokens_per_s": speed,
+            "mfu": speed * self._flops / self._peak,
+            "tokens_seen": trainer.global_step * tokens,
+        }
+        if (memory := hardware.peak_memory(trainer.strategy.root_device)) is not None:
+            figures["memory_gb"] = memory / 1e9
+        if trainer.max_steps > 0:
+            figures["hours_left"] = self._pace.left(trainer.max_steps) / 3600
+        pl_module.log_dict({**self._where(trainer), **{name: exact(value) for name, value in figures.items()}})
+        self._since, self._steps = time.perf_counter(), 0
 
     def _watch(self, step: int, loss: float) -> None:
         """Warn of a loss far above those before it."""
@@ -78,26 +102,62 @@ class Measures(Callback):
         self._since += time.perf_counter() - self._paused
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.log_dict(_where(trainer))
+        pl_module.log_dict(self._where(trainer))
+
+    def _where(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """The x-axes; Lightning takes `step` for the step of the row, instead of its own count, which is one short."""
+        hours = (self._before + self._pace.seconds()) / 3600
+        return {"step": exact(trainer.global_step), "epoch": exact(epochs(trainer)), "hours": exact(hours)}
+
+
+class Pace:
+    """How fast a start of a run goes. Its first step, which compiles and fills caches, foretells nothing.
+
+    Args:
+        step: the optimizer steps that were done before.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._start = time.monotonic()
+        self._first: tuple[int, float] = (step, self._start)
+        self._last = self._first
+        self._warm = False
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._start
+
+    def step(self, step: int) -> None:
+        """An optimizer step is done."""
+        self._last = (step, time.monotonic())
+        if not self._warm:
+            self._warm, self._begun = True, self._first
+            self._first = self._last
+
+    def left(self, total: int) -> float:
+        """Seconds to the end, with all that comes between steps as often as it has come so far."""
+        step, now = self._last
+        since, begun = self._first if step > self._first[0] else self._begun
+        return (now - begun) / (step - since) * (total - step)
 
 
 class Bar(ProgressBar):
-    """Step of steps, loss, tokens/s, time left; one line a log step where there is no terminal."""
+    """Step of steps, epoch, loss (smoothed), val_bpb, tokens/s, MFU, memory, time left; one line a log step where there
+    is no terminal."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: tqdm[Any] | None = None
         self._enabled = True
+        self._loss = Smoothed()
 
     def disable(self) -> None:
         self._enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started, self._first = time.monotonic(), trainer.global_step
         if self._enabled and sys.stderr.isatty():
-            layout = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
             total = trainer.max_steps if trainer.max_steps > 0 else None
-            self._bar = tqdm(desc="step", total=total, initial=self._first, bar_format=layout, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=trainer.global_step, bar_format=_LAYOUT, dynamic_ncols=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -108,13 +168,12 @@ class Bar(ProgressBar):
         shown = self._shown(trainer) if step % log_every(trainer) == 0 else None
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-            if shown:
-                self._bar.set_postfix_str(shown)
-        elif shown and trainer.max_steps > 0:
-            seconds = (time.monotonic() - self._started) / (step - self._first) * (trainer.max_steps - step)
-            print(
-                f"step {step}/{trainer.max_steps}  {shown}  {timedelta(seconds=round(seconds))} left", file=sys.stderr
-            )
+            if shown:  # the time left first: a narrow terminal cuts off the end
+                self._bar.bar_format = _LAYOUT + "  ".join(shown[-1:] + shown[:-1])
+                self._bar.refresh()
+        elif shown:
+            total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+            print("  ".join([f"step {step}{total}", *shown]), file=sys.stderr)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -127,55 +186,42 @@ class Bar(ProgressBar):
             self._bar.close()
             self._bar = None
 
-    def _shown(self, trainer: pl.Trainer) -> str:
-        found = trainer.callback_metrics
-        forms: dict[str, tuple[str, Callable[[float], str]]] = {
-            "epoch": ("epoch", "{:.2f}".format),
-            "train_loss": ("loss", "{:.3f}".format),
-            "val_bpb": ("val_bpb", "{:.3f}".format),
-            "tokens_per_s": ("tokens/s", "{:,.0f}".format),
-        }
-        return "  ".join(f"{word} {form(found[name].item())}" for name, (word, form) in forms.items() if name in found)
+    def _shown(self, trainer: pl.Trainer) -> list[str]:
+        found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if "train_loss" in found:
+            found["train_loss"] = self._loss.of(found["train_loss"])
+        return [form(found[name]) for name, form in _FORMS.items() if name in found]
 
 
-class RunCSV(CSVLogger):
-    """Lightning's CSVLogger that shares the run's folder with TensorBoard and keeps the rows that are there."""
-
-    @property
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _KeepingWriter(log_dir=self.log_dir)
-        return self._experiment
-
-
-class _KeepingWriter(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                self.metrics_keys = file.readline().strip().split(",")
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """A new column: the file is written anew, whole or not at all."""
-        path = Path(self.metrics_file_path)
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames, lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write_text(path, text.getvalue())
+_LAYOUT = "step {n_fmt}/{total_fmt} |{bar:10}| "
+_FORMS: dict[str, Callable[[float], str]] = {
+    "epoch": "epoch {:.2f}".format,
+    "train_loss": "loss {:.3f}".format,
+    "val_bpb": "val_bpb {:.3f}".format,
+    "tokens_per_s": "tokens/s {:,.0f}".format,
+    "mfu": "MFU {:.0%}".format,
+    "memory_gb": "{:.2f} GB".format,
+    "hours_left": lambda hours: f"{timedelta(seconds=round(hours * 3600))} left",
+}
 
 
-def epochs(trainer: pl.Trainer) -> float:
-    """Epochs done, from the position: optimizer steps over those of one epoch."""
-    text = datamodule_of(trainer)
-    return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
+class Smoothed:
+    """A mean in which older values count less and less; the first value is its own mean."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def of(self, value: float) -> float:
+        """The mean with one value more."""
+        self._sum = _SMOOTH * self._sum + value
+        self._weight = _SMOOTH * self._weight + 1
+        return self._sum / self._weight
 
 
-def _where(trainer: pl.Trainer) -> dict[str, Tensor]:
-    """The x-axes; Lightning takes `step` for the step of the row, instead of its own count, which is one short."""
-    return {"step": exact(trainer.global_step), "epoch": exact(epochs(trainer))}
+@lru_cache
+def _peak(device: torch.device, dtype: torch.dtype) -> hardware.Peak:
+    """Measured once in a process."""
+    return hardware.peak(device, dtype)
 
 
 def _lr_of_last_step(trainer: pl.Trainer) -> float:
@@ -185,17 +231,3 @@ def _lr_of_last_step(trainer: pl.Trainer) -> float:
     if not schedules or not hasattr(schedules[0].scheduler, "lr_lambdas"):
         return float(group["lr"])
     return float(group["initial_lr"] * schedules[0].scheduler.lr_lambdas[0](trainer.global_step - 1))
-
-
-def gpt2_of(trainer: pl.Trainer) -> GPT2Module:
-    """The model that the trainer trains."""
-    found = trainer.lightning_module
-    assert isinstance(found, GPT2Module)
-    return found
-
-
-def datamodule_of(trainer: pl.Trainer) -> TextDataModule:
-    """The text that the trainer trains on."""
-    found = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(found, TextDataModule)
-    return found

@@ -21,18 +21,19 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from gpt2kit import checkpoint, command, errors, files, runs, start, verify
+from gpt2kit import checkpoint, command, errors, facts, files, plan, run_folder, runs, start, trial, verify
 from gpt2kit.baseline import Baseline
-from gpt2kit.callbacks import Bar, Measures, RunCSV
+from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
+from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module, shape_problems
-from gpt2kit.resume import ExactResume
+from gpt2kit.resume import KEEP, ExactResume
 
 
 def make_trainer(
@@ -120,6 +121,8 @@ class TrainCLI(LightningCLI):
         else:
             self._parse_resumed(parser, args, words)
         self.override, self.config.override = self.config.override, False
+        self.planned, self.config.plan = self.config.plan, False
+        self.args = list(args)
         self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
@@ -143,13 +146,15 @@ class TrainCLI(LightningCLI):
             if own:
                 self._settle(parser.parse_args(own))
         start.keep_tokenizer(self.config, self.resumed)
+        if folder:
+            self._same_ids(run_folder.starts(folder))
 
     def _settle(self, saved: Any) -> None:
         """Of what differs from the run's own config, the optimizer and its schedule stay unless --override is given."""
         asked = runs.flat(self.config.clone().as_dict())
         for name, was in runs.flat(saved.as_dict()).items():
             now = asked.get(name, was)
-            if was == now or name in ("config", "ckpt_path", "override"):
+            if was == now or name in ("config", "ckpt_path", "override", "plan"):
                 continue
             stays = name.startswith(("model.optimizer", "model.schedule")) and not self.config.override
             rank_zero_only(print)(
@@ -160,6 +165,15 @@ class TrainCLI(LightningCLI):
             )
         if not self.config.override:
             self.config.model.optimizer, self.config.model.schedule = saved.model.optimizer, saved.model.schedule
+
+    def _same_ids(self, starts: list[dict[str, Any]]) -> None:
+        """Go on in the runs that W&B and MLflow know this one by."""
+        ids = starts[-1].get("loggers", {}) if starts else {}
+        for spec in _as_list(self.config.trainer.logger):
+            name = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
+            option = {"WandbLogger": "id", "MLFlowLogger": "run_id"}.get(name)
+            if option and name in ids and spec.init_args.get(option) is None:
+                spec.init_args[option] = ids[name]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=1, help="decides initial weights, order and dropout")
@@ -177,6 +191,8 @@ class TrainCLI(LightningCLI):
             "try on these very settings whether a killed and resumed run ends like a straight one; train nothing else"
         )
         parser.add_argument("--verify_resume", action="store_true", help=verify)
+        planned = "show what this run would be, and what is wrong with it; train nothing"
+        parser.add_argument("--plan", action="store_true", help=planned)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -184,14 +200,18 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config
-        errors.refuse(
-            config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
-            + data_problems(config.data.as_dict())
-            + shape_problems(config.model.as_dict())
-            + start.problems(config.model)
-        )
-        if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise MachineError(f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto")
+        data = config.data.as_dict()
+        problems = config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
+        problems += data_problems(data) + shape_problems(config.model.as_dict()) + start.problems(config.model)
+        if self.planned:
+            problems += plan.problems_of_files(data)
+            if config.trainer.fast_dev_run:
+                problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
+        missing = config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        no_gpu = f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto"
+        errors.refuse(problems + [no_gpu] * (missing and self.planned))
+        if missing:
+            raise MachineError(no_gpu)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = dict(self.config_init.trainer)
@@ -202,38 +222,48 @@ class TrainCLI(LightningCLI):
         refuse_callbacks(theirs)
         max_time = config["max_time"]
         seconds = Timer(max_time).time_remaining() if max_time else None
-        kwargs["precision"] = choose_precision(config["precision"], config["accelerator"]).value
+        self._precision = choose_precision(config["precision"], config["accelerator"])
+        kwargs["precision"] = self._precision.value
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
-        ours: list[Callback] = [Measures(), saver, Baseline()]
+        self._record = facts.Record(settings)
+        ours: list[Callback] = [Measures(), saver, Baseline(), self._record]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
         kwargs["plugins"] = [*_as_list(config["plugins"]), checkpoint.DurableIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
-        if config["logger"] in (None, True):
-            kwargs["logger"] = self._loggers(config["default_root_dir"] or ".")
+        if config["logger"] is not False:
+            kwargs["logger"] = self._loggers(config["default_root_dir"] or ".", config["logger"])
         trainer = super().instantiate_trainer(**kwargs)
         if not config["fast_dev_run"]:
             self._limit(trainer, config)
         return trainer
 
-    def _loggers(self, root: str) -> list[Any]:
-        """TensorBoard and CSV in one folder: a new one, or that of the run that is resumed."""
+    def _loggers(self, root: str, wanted: object) -> list[Any]:
+        """TensorBoard and CSV in one folder, a new one, or that of the run that is resumed; then the user's own.
+
+        One of theirs that has a folder for the run (TensorBoard, CSV) takes the place of ours.
+        """
+        theirs = [logger for logger in _as_list(wanted) if isinstance(logger, Logger)]
+        if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in theirs):
+            return theirs
         run = _run_of(self.resumed) if self.resumed else None
         if run is None:
-            board = TensorBoardLogger(root, name=runs.LOGS)
-            return [board, RunCSV(root, name=runs.LOGS, version=board.version)]
+            board = Board(root, name=runs.LOGS)
+            return [board, RunCSV(root, name=runs.LOGS, version=board.version), *theirs]
         place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
         step = checkpoint.step_of(self.resumed) if self.resumed else 0
-        return [TensorBoardLogger(**place, purge_step=step + 1), RunCSV(**place)]
+        return [Board(**place, purge_step=step + 1), RunCSV(**place), *theirs]
 
     def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
         data = self.datamodule
+        if self.planned:
+            errors.refuse(plan.problems_of_text(data, data.global_batch(trainer)))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size
         steps = total_steps(
@@ -247,37 +277,35 @@ class TrainCLI(LightningCLI):
         device = trainer.strategy.root_device
         compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
         self.model.compiled = compiling.value
-        self._summarize(trainer, steps, every, compiling)
+        folder = trainer.log_dir  # asks all ranks
+        if trainer.is_global_zero:
+            self._record.facts = found = self._facts(trainer, every, folder, compiling)
+            if not self.planned:
+                plan.show(plan.opening(found), sys.stderr)
 
-    @rank_zero_only
-    def _summarize(self, trainer: pl.Trainer, steps: int, every: int, compiling: Choice) -> None:
-        data, gpt2 = self.datamodule, self.model
-        order = data.order(data.global_batch(trainer))
-        count = sum(p.numel() for p in gpt2.parameters())
-        device = trainer.strategy.root_device
-        attention = gpt2.choose_attention(device)
-        lines = {
-            "text": " | ".join(_text_summary(data, split) for split in ("train", "valid") if data.files[split]),
-            "model": f"{count:,} parameters, {gpt2.model.transformer.wte.weight.numel():,} of them token embeddings",
-            "run": f"{steps:,} steps of {order.global_batch} x {data.block_size} tokens = "
-            f"{steps / order.steps_per_epoch:.2f} epochs of {order.steps_per_epoch:,} steps; "
-            + (
-                f"validation every {every:,} steps"
-                if data.files["valid"]
-                else "no valid_files or valid_share, so no validation"
-            ),
-            "device": f"{trainer.world_size} x {device.type}, precision {trainer.precision}, attention {attention}",
-            "folder": trainer.log_dir or "none: nothing is saved",
+    def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> facts.Facts:
+        attention = self.model.choose_attention(trainer.strategy.root_device)
+        chosen = {"precision": self._precision, "attention": attention, "compile": compiling}
+        return {
+            "text": facts.text_facts(self.datamodule),
+            "model": facts.model_facts(self.model),
+            "run": facts.run_facts(trainer, self.datamodule, self.model, every),
+            "start": facts.start_facts(trainer, chosen, self.args, self.resumed) | {"begun": self.begun},
+            "folder": folder,
         }
-        lines["compile"] = str(compiling)
-        if self.resumed:
-            lines["resume"] = str(self.resumed)
-        for name, line in [
-            *lines.items(),
-            *(("start", told) for told in self.begun),
-            *(("note", note) for note in data.notes()),
-        ]:
-            print(f"{name:<7}{line}", file=sys.stderr)
+
+    def show_plan(self) -> None:
+        """Print what the run would be, after some steps of it on a trainer of their own."""
+        trainer, data, gpt2, watch = self.trainer, self.datamodule, self.model, trial.Stopwatch()
+        found = self._record.facts
+        found["memory"] = facts.memory_facts(trainer, data, gpt2)
+        found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
+        options = {**dict(self.config_init.trainer), **trial.OPTIONS}
+        options |= {"callbacks": [watch], "precision": self._precision.value}
+        limit = self.config_init.trainer["limit_val_batches"]
+        found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found, limit)
+        if trainer.is_global_zero:
+            plan.show(plan.whole(found), sys.stdout)
 
 
 def main(args: list[str]) -> None:
@@ -293,6 +321,9 @@ def main(args: list[str]) -> None:
     cli = None
     try:
         cli = TrainCLI(args)
+        if cli.planned:
+            cli.show_plan()
+            return
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
@@ -303,8 +334,12 @@ def main(args: list[str]) -> None:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
         raise
-    except DivergedError as error:
-        raise DivergedError(f"{error}; {_last_good(cli)}") from error
+    except UserError as error:
+        if "--plan" in args:
+            raise UserError(str(error)) from error  # whatever is wrong, a plan ends with 2
+        if isinstance(error, DivergedError):
+            raise DivergedError(f"{error}; {_last_good(cli)}") from error
+        raise
 
 
 def _last_good(cli: TrainCLI | None) -> str:
@@ -326,11 +361,6 @@ def _words(args: list[str]) -> argparse.Namespace:
 def _run_of(file: Path) -> Path | None:
     """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
     return file.parent.parent if file.parent.name == "checkpoints" else None
-
-
-def _text_summary(data: TextDataModule, split: Any) -> str:
-    store = data.store(split)
-    return f"{split} {store.documents:,} documents, {store.bytes:,} bytes, {store.tokens:,} tokens"
 
 
 def _as_list(value: Any) -> list[Any]:

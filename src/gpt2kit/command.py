@@ -25,9 +25,16 @@ def run(function: Callable[..., object], args: list[str] | None = None) -> None:
     """Call `function` with options parsed from the command line.
 
     A parameter that is a list takes several values and may be given several times: `--files a b --files c`; one that
-    is a bool is off unless it is named: `--json`.
+    is a bool is off unless it is named: `--json`. One before a `/` in the signature is given without a name: `RUN RUN`.
     """
-    guarded(lambda argv: function(**parse(function, argv)), args)
+    guarded(lambda argv: call(function, parse(function, argv)), args)
+
+
+def call(function: Callable[..., object], options: dict[str, object]) -> object:
+    """Call a function with what `parse` has found for it."""
+    parameters = inspect.signature(function).parameters.values()
+    first = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    return function(*first, **options)
 
 
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
@@ -39,7 +46,11 @@ def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]
     lists = {name: item for name, hint in hints.items() if (item := _list_item(hint)) and name != "return"}
     helps = _argument_helps(function)
     for name, item in lists.items():
-        default = inspect.signature(function).parameters[name].default
+        parameter = inspect.signature(function).parameters[name]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            parser.add_argument(name, nargs="+", type=item, help=helps.get(name, ""))
+            continue
+        default = parameter.default
         required = default is inspect.Parameter.empty
         parser.add_argument(
             f"--{name}",

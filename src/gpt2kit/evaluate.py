@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit import data, heatmap, report, scoring, subjects
+from gpt2kit import data, heatmap, report, run_folder, scoring, subjects
 from gpt2kit import files as durable
 from gpt2kit.copies import Copies, compare, describe
 from gpt2kit.errors import DataError, UserError, refuse
@@ -182,10 +182,9 @@ def _tested(
         result = _result(one, gpt2, sums, windows, reading.trips[number])
         results.append(result)
         shown = shown or heatmap.chosen(sums, one.name if len(them) > 1 else "")
-        if options.html:
-            pages[one.name] = [
-                heatmap.passage(gpt2, one.tokenizer, store, windows, sums, options.precision, *which) for which in shown
-            ]
+        pages[one.name] = [
+            heatmap.passage(gpt2, one.tokenizer, store, windows, sums, options.precision, *which) for which in shown
+        ]
         if options.copies:
             result.copies = _copies(gpt2, one, store, text, options)
     return results, pages, _told(text, results[0].sums, reading, partial, options, group) if results else {}
@@ -267,6 +266,26 @@ def _tell(results: list[Result], pages: Pages, text: dict[str, Any], options: Op
                 print(f"\n{result.name}\n{describe(result.copies)}")
         if json is not None:
             durable.write_text(Path(json), written)
+    for row, result in zip(rows, [*report.ranked(results)], strict=True):
+        _keep(row, Path(result.file), pages[result.name], text, notes, options)
     if options.html:
         sections = [(row["checkpoint"], report.of_one(row, text), pages[row["checkpoint"]]) for row in rows]
         durable.write_text(options.html, heatmap.page(sections))
+
+
+def _keep(
+    row: dict[str, Any],
+    file: Path,
+    passages: list[Passage],
+    text: dict[str, Any],
+    notes: list[str],
+    options: Options,
+) -> None:
+    """Leave the figures of a run's checkpoint in the run's folder, for plot.py's report; not those of a quick look."""
+    run = file.parent.parent
+    if text["partial"] or file.parent.name != "checkpoints" or not (run / run_folder.METRICS).is_file():
+        return
+    shown = [dataclasses.asdict(passage) for passage in passages]
+    with contextlib.suppress(OSError):  # someone else's run
+        found = report.as_json([row], text, notes, dataclasses.asdict(options), passages=shown)
+        durable.write_text(run / run_folder.TEST, found)

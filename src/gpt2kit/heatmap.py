@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from gpt2kit import token_html
 from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums
 from gpt2kit.scoring import Precision, boundaries, token_nats
@@ -28,11 +28,6 @@ _LEAST = 32
 _HELD = 16
 """Tokens that one character may have at most."""
 
-_TOP = 10.0
-"""Nats from which on the colour stays the deepest."""
-
-_DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
 _PAGE = """<!doctype html>
 <html lang="und"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -43,12 +38,7 @@ h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.5rem; }}
 pre {{ white-space: pre-wrap; font-size: .8rem; }}
 section {{ border-top: 1px solid var(--line); padding-top: .5rem; margin-top: 1.5rem; }}
 section > p {{ margin: .2rem 0; font-size: .85rem; opacity: .75; }}
-div.text {{ white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }}
-div.text span, .key span {{ background: rgba(var(--hue), var(--a)); border-radius: 2px; }}
-div.text span:hover {{ outline: 2px solid currentColor; }}
-.key span {{ padding: 0 .5rem; margin-right: .3rem; }}
-.mark {{ opacity: .6; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --hue: 205, 75, 35; }} }}
+{style}@media (prefers-color-scheme: dark) {{ :root {{ --hue: 205, 75, 35; }} }}
 </style></head><body><h1>Nats per token</h1>
 <p>The deeper the colour, the less the model expected it; hold the pointer over a token for its nats. 0.69 nats are one
 bit. A character that is several tokens is one box, coloured by their mean.</p>
@@ -129,44 +119,12 @@ def passage(
 
 def page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
     """The whole page: for each checkpoint its name, its figures, and its passages."""
-    key = "".join(f'<span style="--a:{_depth(nats):.2f}">{nats:g}</span>' for nats in (0, 1, 2, 4, 6, 8, 10))
     body = "\n".join(part for one in checkpoints for part in _section(*one))
-    return _PAGE.format(key=key, body=body)
+    return _PAGE.format(key=token_html.key(), style=token_html.STYLE, body=body)
 
 
 def _section(name: str, figures: str, passages: list[Passage]) -> Iterator[str]:
-    yield f"<h2>{_safe(name)}</h2>"
-    yield "<pre>" + "\n".join(map(_safe, figures.splitlines())) + "</pre>"
+    yield f"<h2>{token_html.safe(name)}</h2>"
+    yield "<pre>" + "\n".join(map(token_html.safe, figures.splitlines())) + "</pre>"
     for passage in passages:
-        told = f"document {passage.number + 1:,}, {_safe(passage.why)}, {passage.bits_per_byte:.3f} bits per byte"
-        more = f'<span class="mark">… {passage.more:,} more tokens</span>' if passage.more else ""
-        text = "".join(_box(*box) for box in passage.boxes)
-        yield f'<section><p>{told}</p><div class="text" dir="auto">{text}{more}</div></section>'
-
-
-def _box(text: str, nats: list[float]) -> str:
-    depth = _depth(sum(nats) / len(nats))
-    told = (
-        f"{nats[0]:.2f} nats"
-        if len(nats) == 1
-        else f"{' + '.join(f'{one:.2f}' for one in nats)} nats, {len(nats)} tokens"
-    )
-    shown = _safe(text) or "·"
-    return f'<span style="--a:{depth:.2f}" title="{told}">{shown}</span>'
-
-
-def _safe(text: str) -> str:
-    return html.escape("".join(map(_visible, text)))
-
-
-def _visible(character: str) -> str:
-    """Line ends and tabs with a sign before them; controls and marks of direction, which may hide text, as numbers."""
-    if character in "\n\t":
-        return {"\n": "↵\n", "\t": "→\t"}[character]
-    hidden = ord(character) < 32 or 0x7F <= ord(character) < 0xA0 or character in _DIRECTIONS
-    return f"U+{ord(character):04X}" if hidden else character
-
-
-def _depth(nats: float) -> float:
-    """The colour's opacity: 0 for what was certain, 0.85 from _TOP nats on."""
-    return 0.85 * min(max(nats, 0.0) / _TOP, 1.0)
+        yield token_html.section(passage.number, passage.why, passage.bits_per_byte, passage.boxes, passage.more)

@@ -152,11 +152,13 @@ def notes(rows: list[dict[str, Any]], text: dict[str, Any]) -> list[str]:
     return found
 
 
-def as_json(rows: list[dict[str, Any]], text: dict[str, Any], notes: list[str], settings: dict[str, Any]) -> str:
+def as_json(
+    rows: list[dict[str, Any]], text: dict[str, Any], notes: list[str], settings: dict[str, Any], **more: Any
+) -> str:
     """All of it as JSON; a number that is none (infinite) is null."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
     versions |= {"gpt2kit": __version__, "python": platform.python_version()}
-    whole = {"versions": versions, "settings": settings, "text": text, "notes": notes, "results": rows}
+    whole = {"versions": versions, "settings": settings, "text": text, "notes": notes, "results": rows} | more
     return json.dumps(_finite(whole), ensure_ascii=False, indent=1, default=str) + "\n"
 
 

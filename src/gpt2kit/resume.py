@@ -20,8 +20,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import checkpoint, runs
-from gpt2kit.callbacks import datamodule_of, epochs, gpt2_of
 from gpt2kit.errors import MachineError
+from gpt2kit.position import datamodule_of, epochs, gpt2_of
 
 KEEP = 2
 """Newest checkpoints kept, besides the best."""

@@ -278,7 +278,7 @@ def existing_json(name: str) -> str:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise DataError(f"--vocab {name}: not a tokenizer.json. Name its folder") from None
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise DataError(f"--vocab {name}: no such folder or file. Check the path")
     return _from_hub(name)
 

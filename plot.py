@@ -1,0 +1,11 @@
+"""Draw a run's curves: `python plot.py lightning_logs/version_0`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from gpt2kit import command, plots
+
+if __name__ == "__main__":
+    command.run(plots.plot)

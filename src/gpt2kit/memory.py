@@ -1,0 +1,180 @@
+"""How much memory a training step takes, by parts, before it is tried: the step is run on tensors without data."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from gpt2kit import attention, hardware
+from gpt2kit.module import GPT2Module
+from gpt2kit.optim import parameter_groups
+
+PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activations", "logits")
+_LAYERS = (2, 3)
+"""Layers that are really gone through; each further one adds what the last of them has added."""
+
+
+def of_step(
+    gpt2: GPT2Module, batch: tuple[int, int], precision: str, device: torch.device, accumulate: int = 1
+) -> dict[str, int]:
+    """Bytes of each part at the moment of a training step when all together are the most.
+
+    A copy of the model without data goes through two optimizer steps, the second one with the first one's optimizer
+    state; each tensor that comes to be and goes is counted. So dropout, attention, precision, recomputation and
+    any optimizer are in it as they are, and no formula has to follow them. What a device's library takes beside, and
+    what compilation saves, are not.
+
+    Args:
+        gpt2: the model, as it was made; it is not touched.
+        batch: sequences in one forward pass, and tokens in each.
+        precision: by Lightning's name.
+        device: that it will be trained on.
+        accumulate: forward passes in an optimizer step.
+    """
+    layers = int(gpt2.shape["n_layer"])
+    if layers <= _LAYERS[1]:
+        return _of(gpt2, layers, batch, precision, device, accumulate)
+    fewer, more = (_of(gpt2, n, batch, precision, device, accumulate) for n in _LAYERS)
+    return {part: more[part] + (more[part] - fewer[part]) * (layers - _LAYERS[1]) for part in PARTS}
+
+
+def state_bytes(gpt2: GPT2Module) -> int:
+    """Bytes of weights and optimizer state: what a checkpoint holds."""
+    mode = FakeTensorMode()
+    shadow = _copied(gpt2, mode)
+    with mode:
+        optimizer = shadow.optimizer(parameter_groups(shadow.model))
+        for parameter in shadow.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in [*shadow.parameters(), *state])
+
+
+def _of(
+    gpt2: GPT2Module, layers: int, batch: tuple[int, int], precision: str, device: torch.device, accumulate: int
+) -> dict[str, int]:
+    mode = FakeTensorMode()
+    shadow = _copied(gpt2, mode, layers)
+    with mode:
+        dtype = hardware.compute_dtype(precision)
+        _convert(shadow, device, dtype if precision.endswith("-true") else torch.float32)
+        shadow.train()
+        attention.use(shadow.model, gpt2.choose_attention(device).value)
+        optimizer = shadow.optimizer(parameter_groups(shadow.model))
+        rows = torch.zeros(batch[0], batch[1] + 1, dtype=torch.long, device=device)
+        kinds = _Kinds(shadow.model, rows.numel())
+        live = Live(kinds)
+        for parameter in shadow.parameters():
+            live.track(parameter, "weights")
+        mixed = torch.autocast(device.type, dtype, enabled=precision.endswith("-mixed"))
+        with live:
+            for _ in range(2):
+                live.most = live.now.copy()
+                optimizer.zero_grad()
+                for _ in range(min(accumulate, 2)):
+                    kinds.phase = "forward"
+                    with mixed:
+                        nll, tokens = shadow._step(rows)
+                        loss = nll / tokens
+                    kinds.phase = "backward"
+                    torch.autograd.backward(loss)
+                    del loss, nll, tokens
+                kinds.phase = "optimizer"
+                nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
+                optimizer.step()
+    found = {part: live.most[part] for part in PARTS}
+    # A tensor of activations may have a weight's shape by chance; there is one copy of a weight at most.
+    extra = max(found["16-bit copies"] - found["weights"] // 2, 0)
+    return found | {"16-bit copies": found["16-bit copies"] - extra, "activations": found["activations"] + extra}
+
+
+def _copied(gpt2: GPT2Module, mode: FakeTensorMode, layers: int | None = None) -> GPT2Module:
+    """The same model, or its first layers, without data."""
+    whole = gpt2.model.transformer.h
+    try:
+        gpt2.model.transformer.h = nn.ModuleList(whole[:layers])
+        with FakeCopyMode(mode):
+            return copy.deepcopy(gpt2)
+    finally:
+        gpt2.model.transformer.h = whole
+
+
+def _convert(shadow: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """`Module.to`, which tensors without data do not take; a weight that is used twice stays one."""
+    made: dict[int, nn.Parameter] = {}
+    for module in shadow.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None:
+                new = made.setdefault(id(old), nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device)))
+                module._parameters[name] = new
+
+
+class _Kinds:
+    """Which part a tensor belongs to, by its shape and when it comes to be."""
+
+    def __init__(self, model: Any, tokens: int) -> None:
+        head = model.lm_head.weight
+        self.phase = "forward"
+        self._weights = {tuple(parameter.shape) for parameter in model.parameters()}
+        self._rows = {model.config.vocab_size, head.shape[0]}
+        self._vocab, self._width, self._tokens = min(self._rows), head.shape[1], tokens
+
+    def __call__(self, tensor: Tensor) -> str:
+        shape = tuple(tensor.shape)
+        if self.phase == "optimizer":
+            return "optimizer state"
+        if (
+            len(shape) > 1
+            and shape[-1] <= max(self._rows)
+            and shape[-1] > max(self._rows) - 64
+            and shape[0] != shape[-1]
+        ):
+            return "logits"
+        if shape in self._weights:
+            return "gradients" if self.phase == "backward" else "16-bit copies" if _half(tensor) else "activations"
+        return "activations"
+
+
+def _half(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.bfloat16, torch.float16)
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are alive, by kind, and keeps the counts of the moment with the most."""
+
+    def __init__(self, kind: Callable[[Tensor], str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kind = kind
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self._known: dict[int, weakref.finalize[Any, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.track, found)
+        if self.now.total() > self.most.total():
+            self.most = self.now.copy()
+        return found
+
+    def track(self, tensor: Tensor, kind: str | None = None) -> None:
+        """Count a tensor's memory until it is freed, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        if id(storage) in self._known:
+            return
+        kind, size = kind or self.kind(tensor), storage.nbytes()
+        self.now[kind] += size
+        self._known[id(storage)] = weakref.finalize(storage, self._gone, id(storage), kind, size)
+
+    def _gone(self, key: int, kind: str, size: int) -> None:
+        self.now[kind] -= size
+        del self._known[key]

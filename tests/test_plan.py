@@ -1,0 +1,120 @@
+"""`--plan`: what a run would be, or all that is wrong with it; and the shorter form that opens each run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Outcome, Run
+
+from gpt2kit import cli, plan, run_folder
+from gpt2kit.callbacks import Pace, Smoothed
+
+
+def test_a_plan_says_all_and_leaves_nothing(
+    options: list[str], call: Callable[..., Outcome], inside: Path, corpus: Path
+) -> None:
+    more = ["--trainer.max_steps=30", "--trainer.val_check_interval=10", "--plan", "--trainer.precision=auto"]
+    code, out, err = call(cli.main, *options, *more)
+    assert code == 0 and not list(inside.iterdir()), err
+    for name in ("text", "model", "run", "memory", "time", "device", "auto", "files"):
+        assert f"\n{name:<7}" in "\n" + out, name
+    assert "train 300 documents" in out and "bytes per token" in out and "30 steps of 8 x 16 tokens" in out
+    assert "weights" in out and "optimizer state" in out and "activations" in out and "logits" in out
+    assert "3 validations" in out and "tokens/s" in out and "MFU" in out
+    assert "precision: " in out and "attention: " in out and "free on the disk" in out
+    assert "lightning_logs/version_0" in out
+    assert len(out.splitlines()) <= 40
+
+
+def test_all_problems_at_once(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
+    wrong = ["--data.valid_files=nowhere.txt", "--data.tokenizer=./none", "--model.n_head=3", "--save_every=0"]
+    code, out, err = call(cli.main, *options, *wrong, "--plan")
+    assert code == 2 and not out
+    for problem in ("nowhere.txt", "./none", "model.n_head 3", "save_every 0"):
+        assert problem in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_wrong_text_is_a_problem_of_the_plan(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
+    (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
+    (inside / "empty.txt").write_bytes(b"")
+    wrong = [f"--data.valid_files={inside}/bad.txt", f"--data.test_files={inside}/empty.txt"]
+    code, _, err = call(cli.main, *options, *wrong, "--plan")
+    assert code == 2 and "bad.txt" in err and "empty.txt" in err
+    code, _, err = call(cli.main, *options, "--data.batch_size=5000", "--plan")
+    assert code == 2 and "fewer than the 5000" in err
+
+
+def test_the_same_facts_open_each_run_and_stay_in_its_folder(
+    options: list[str], call: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    more = ["--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path}"]
+    _, _, err = call(cli.main, *options, *more)
+    assert [line.split()[0] for line in err.splitlines()[:5]] == ["text", "model", "run", "device", "folder"]
+    call(cli.main, *options, "--trainer.max_steps=3", *more[1:], "--ckpt_path=last")
+    starts = run_folder.starts(tmp_path / "lightning_logs/version_0")
+    assert [bool(one["start"]["resumed"]) for one in starts] == [False, True]
+    first = starts[0]
+    assert first["start"]["command"][1:] == [*options, *more] and first["start"]["chosen"]["precision"][1] == "as asked"
+    assert first["text"]["splits"]["train"]["documents"] == 300 and first["model"]["shape"]["n_layer"] == 2
+    json.dumps(starts)
+
+
+def test_documents_that_come_twice_are_counted(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
+    (inside / "twice.txt").write_text("one line here\n" * 3 + "".join(f"line {n} there\n" for n in range(100)))
+    code, out, _ = call(cli.main, *options, f"--data.train_files={inside}/twice.txt", "--plan")
+    assert code == 0 and "2 documents stand in it twice or more" in out
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seen", "parameters", "word"),
+    [
+        (1_000, 10_000, 10_000, "by heart"),
+        (9_000, 9_000, 10_000, "a large model"),
+        (100_000, 10_000, 10_000, "a short run"),
+        (10_000_000, 10_000_000, 10_000, "a small model"),
+        (200_000, 400_000, 10_000, "suit each other"),
+    ],
+)
+def test_a_plain_word_on_the_size(tokens: int, seen: int, parameters: int, word: str) -> None:
+    facts = {
+        "text": {"splits": {"train": {"tokens": tokens}}},
+        "run": {"tokens": seen, "epochs": seen / tokens},
+        "model": {"parameters": parameters},
+    }
+    assert word in plan._suits(facts)
+
+
+def test_memory_that_is_not_there_is_said() -> None:
+    found = {"parts": {"weights": 5 * 10**9, "gradients": 0}, "total": 5 * 10**9, "free": 10**9, "machine": 2 * 10**9}
+    lines = "\n".join(line for _, line in plan._memory_lines(found))
+    assert "MORE THAN IS FREE" in lines and "weights 5.00 GB" in lines and "gradients" not in lines
+
+
+def test_the_pace_leaves_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gpt2kit.callbacks.time.monotonic", lambda: now[0])
+    pace = Pace(100)
+    now[0] = 60.0  # the first step compiles
+    pace.step(101)
+    assert pace.left(102) == 60.0  # nothing better is known
+    for step in range(102, 112):
+        now[0] += 2.0
+        pace.step(step)
+    assert pace.left(121) == pytest.approx(20.0)
+
+
+def test_the_smoothed_loss_starts_without_bias() -> None:
+    smoothed = Smoothed()
+    assert smoothed.of(4.0) == 4.0 and 3.0 < smoothed.of(3.0) < 4.0
+
+
+def test_what_is_logged(run: Run) -> None:
+    series = run_folder.read(run.folder).series
+    assert {"mfu", "memory_gb", "hours", "hours_left", "tokens_per_s"} <= set(series)
+    assert series["hours_left"].values[-1] == 0 and all(0 < value < 2 for value in series["mfu"].values)
+    assert series["hours"].values == sorted(series["hours"].values)
+    assert series["hours"].steps == [10, 15, 20, 30, 40]  # validations, too
