@@ -200,6 +200,9 @@ class TrainCLI(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] in (None, True):
             kwargs["logger"] = self._loggers(config["default_root_dir"] or ".")
+        if config["strategy"] == "fsdp":
+            from gpt2kit.fsdp import FSDP
+            kwargs["strategy"] = FSDP()
         trainer = super().instantiate_trainer(**kwargs)
         if not config["fast_dev_run"]:
             self._limit(trainer, config)

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -185,6 +186,8 @@ class GPT2Module(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, by_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if torch.isfinite(norm):
             self._scaler_skips = 0
         else:
@@ -240,6 +243,11 @@ class GPT2Module(pl.LightningModule):
             unfuse(optimizer)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            from gpt2kit.fsdp import shard
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         self.use_attention(self.attention)
