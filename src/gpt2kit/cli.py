@@ -16,6 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -23,7 +24,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from gpt2kit import checkpoint, command, errors, files, runs, verify
+from gpt2kit import checkpoint, command, errors, files, parts, runs, verify
 from gpt2kit.callbacks import Bar, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Precision, choose_precision
@@ -165,6 +166,13 @@ class TrainCLI(LightningCLI):
             "try on these very settings whether a killed and resumed run ends like a straight one; train nothing else"
         )
         parser.add_argument("--verify_resume", action="store_true", help=verify)
+        part = (
+            "tokenize this part of the text, such as 3/16 (or `auto`: under a SLURM array, srun or torchrun), and train "
+            "nothing; other machines make the others, then --merge 16 joins them to the files of a single build"
+        )
+        parser.add_argument("--part", type=str | None, default=None, help=part)
+        merge = "join so many parts that --part has made, and train nothing"
+        parser.add_argument("--merge", type=int | None, default=None, help=merge)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -179,6 +187,21 @@ class TrainCLI(LightningCLI):
         )
         if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise MachineError(f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto")
+
+    def build_text(self) -> list[str]:
+        """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
+        problems = data_problems(self.config.data.as_dict())
+        if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
+            problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
+        errors.refuse(problems)
+        text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data
+        if self.config.part is not None:
+            return list(text.build_part(*parts.numbers(self.config.part)))
+        return list(text.merge_parts(self.config.merge))
+
+    def instantiate_classes(self) -> None:
+        if self.config.part is None and self.config.merge is None:
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = dict(self.config_init.trainer)
@@ -270,6 +293,9 @@ def main(args: list[str]) -> None:
     cli = None
     try:
         cli = TrainCLI(args)
+        if cli.config.part is not None or cli.config.merge is not None:
+            print("\n".join(cli.build_text()))
+            return
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error

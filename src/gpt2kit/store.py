@@ -205,6 +205,14 @@ class TokenStore:
         parts = [unpacked(self._documents(shard)[shard.documents * _HASH.itemsize :]) for shard in self.shards]
         return np.concatenate(parts).reshape(-1, 3)
 
+    def documents_of_parts(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
+        """Of each file of a part of a store (`parts`): hashes, sizes of documents; of each piece twice its characters,
+        plus one if its document goes on, and its tokens."""
+        for shard in self.shards:
+            raw, count = self._documents(shard), shard.documents
+            numbers = unpacked(raw[count * _HASH.itemsize :])
+            yield np.frombuffer(raw, _HASH, count), numbers[: 3 * count].reshape(-1, 3), numbers[3 * count :].reshape(-1, 2)
+
     def _documents(self, shard: Shard) -> bytes:
         return (self.folder / shard.documents_name).read_bytes()
 
