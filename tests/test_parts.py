@@ -105,7 +105,7 @@ def test_a_part_that_died_is_made_again_alone(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shards, "_write_shard", dying)
         where.open_or_build(two, lambda *_: None)
-    with pytest.raises(DataError, match="part 2 .*--part 2/3 again"):
+    with pytest.raises(DataError, match=r"part 2 .*--part 2/3 again"):
         parts.merge(corpus, 3, where)
     others = [(where.opened(part) or pytest.fail("gone")).folder.stat().st_mtime_ns for part in (one, three)]
     where.open_or_build(two, lambda *_: None)

@@ -24,13 +24,15 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from gpt2kit import checkpoint, command, errors, files, parts, runs, verify
+from gpt2kit import checkpoint, command, errors, files, launch, parts, runs, verify, watch
 from gpt2kit.callbacks import Bar, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Precision, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
+from gpt2kit.fsdp import FSDP
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
 from gpt2kit.module import GPT2Module, shape_problems
+from gpt2kit.ranks import Ranks
 from gpt2kit.resume import ExactResume
 
 
@@ -82,7 +84,8 @@ class DurableConfig(SaveConfigCallback):
 class TrainCLI(LightningCLI):
     """LightningCLI with this project's callbacks, loggers, limits and links."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         super().__init__(
             GPT2Module,
             TextDataModule,
@@ -167,7 +170,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--verify_resume", action="store_true", help=verify)
         part = (
-            "tokenize this part of the text, such as 3/16 (or `auto`: under a SLURM array, srun or torchrun), and train "
+            "tokenize this part of the text, such as 3/16 (`auto`: that of a SLURM array, srun or torchrun), and train "
             "nothing; other machines make the others, then --merge 16 joins them to the files of a single build"
         )
         parser.add_argument("--part", type=str | None, default=None, help=part)
@@ -181,12 +184,17 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config
         errors.refuse(
-            config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
+            config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
             + data_problems(config.data.as_dict())
             + shape_problems(config.model.as_dict())
         )
-        if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise MachineError(f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto")
+        if not self.builds_text:
+            launch.refuse_missing_devices(config.trainer.accelerator, config.trainer.devices, torch.cuda.device_count())
+
+    @property
+    def builds_text(self) -> bool:
+        """Whether the text is to be tokenized, and nothing trained."""
+        return self.config.part is not None or self.config.merge is not None
 
     def build_text(self) -> list[str]:
         """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
@@ -194,13 +202,13 @@ class TrainCLI(LightningCLI):
         if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
             problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
         errors.refuse(problems)
-        text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data
+        text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
         if self.config.part is not None:
             return list(text.build_part(*parts.numbers(self.config.part)))
         return list(text.merge_parts(self.config.merge))
 
     def instantiate_classes(self) -> None:
-        if self.config.part is None and self.config.merge is None:
+        if not self.builds_text:
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -214,7 +222,8 @@ class TrainCLI(LightningCLI):
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
-        ours: list[Callback] = [Measures(), saver]
+        self.ranks.settings = settings
+        ours: list[Callback] = [self.ranks, Measures(), saver]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
@@ -223,8 +232,9 @@ class TrainCLI(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] in (None, True):
             kwargs["logger"] = self._loggers(config["default_root_dir"] or ".")
+        kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
+        launch.free_port_if_taken()
         if config["strategy"] == "fsdp":
-            from gpt2kit.fsdp import FSDP
             kwargs["strategy"] = FSDP()
         trainer = super().instantiate_trainer(**kwargs)
         if not config["fast_dev_run"]:
@@ -244,6 +254,12 @@ class TrainCLI(LightningCLI):
     def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
         data = self.datamodule
+        if data.wanted_batch is not None:
+            trainer.accumulate_grad_batches = launch.accumulation(
+                data.wanted_batch, data.batch_size, trainer.world_size
+            )
+        shared = data.streamed_from is not None
+        launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size
         steps = total_steps(
@@ -252,10 +268,10 @@ class TrainCLI(LightningCLI):
         every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.val_check_interval = every * trainer.accumulate_grad_batches
-        self._summarize(trainer, steps, every)
+        self._summarize(trainer, steps, every, trainer.log_dir)  # which all ranks must ask for
 
     @rank_zero_only
-    def _summarize(self, trainer: pl.Trainer, steps: int, every: int) -> None:
+    def _summarize(self, trainer: pl.Trainer, steps: int, every: int, folder: str | None) -> None:
         data, gpt2 = self.datamodule, self.model
         order = data.order(data.global_batch(trainer))
         count = sum(p.numel() for p in gpt2.parameters())
@@ -272,7 +288,7 @@ class TrainCLI(LightningCLI):
                 else "no valid_files or valid_share, so no validation"
             ),
             "device": f"{trainer.world_size} x {device.type}, precision {trainer.precision}, attention {attention}",
-            "folder": trainer.log_dir or "none: nothing is saved",
+            "folder": folder or "none: nothing is saved",
         }
         if self.resumed:
             lines["resume"] = str(self.resumed)
@@ -281,7 +297,7 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: list[str]) -> None:
-    """Parse, build and train."""
+    """Parse, build and train; of many processes, none waits for one that has gone."""
     for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
@@ -290,10 +306,28 @@ def main(args: list[str]) -> None:
     if _words(args).verify_resume:
         verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
         return
+    ranks = Ranks()
+    try:
+        _train(args, ranks)
+    except UserError as error:
+        ranks.close(str(error))
+        raise
+    except Exception as error:
+        if known := launch.explained(error):
+            raise known from error
+        if who := ranks.gone(watch.PATIENCE if command.is_lost_connection(error) else 0):
+            raise MachineError(watch.message(who)) from error
+        ranks.close(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        ranks.close()
+
+
+def _train(args: list[str], ranks: Ranks) -> None:
     cli = None
     try:
-        cli = TrainCLI(args)
-        if cli.config.part is not None or cli.config.merge is not None:
+        cli = TrainCLI(args, ranks)
+        if cli.builds_text:
             print("\n".join(cli.build_text()))
             return
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)

@@ -42,6 +42,8 @@ class TextDataModule(pl.LightningDataModule):
         block_size: tokens the model sees at once; the context it can use later.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
+        global_batch: sequences in an optimizer step, over all devices; `trainer.accumulate_grad_batches` then follows
+            from the devices, so that a run may go on with another number of them.
         reader: turns files into documents.
         valid_share: instead of valid_files, the share of the training documents, such as 0.01, that is kept out of
             training for it. A hash of the text and the seed decides; equal documents fall together.
@@ -68,6 +70,7 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer: str | TokenizerSpec = "tokenizer",
         block_size: int = 256,
         batch_size: int = 16,
+        global_batch: int | None = None,
         reader: Reader = Reader(),
         valid_share: float = 0.0,
         test_share: float = 0.0,
@@ -97,6 +100,7 @@ class TextDataModule(pl.LightningDataModule):
         self.tokenizer = resolve(tokenizer, train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
         self.batch_size = batch_size
+        self.wanted_batch = global_batch
         self.reader = reader
         self.stride = stride or block_size
         self.mask_documents = mask_documents
@@ -256,6 +260,8 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     rules = {
         f"data.stride {stride}: must be from 1 to data.block_size {options['block_size']}": stride is not None
         and not 1 <= stride <= options["block_size"],
+        f"data.global_batch {options['global_batch']}: must be at least 1": options["global_batch"] is not None
+        and options["global_batch"] < 1,
         f"data.num_workers {workers}: must not be negative": workers < 0,
         "data.mask_documents: needs data.append_eos, which says where documents end": options["mask_documents"]
         and not options["append_eos"],

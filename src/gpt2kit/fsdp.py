@@ -65,7 +65,7 @@ class FSDP(ModelParallelStrategy):
         failure = self.broadcast(failure)
         if failure:
             shutil.rmtree(temporary, ignore_errors=True)
-        self.checkpoint_io.failure = failure
+        self.checkpoint_io.failure = failure  # type: ignore[attr-defined]
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """A checkpoint of any strategy and number of ranks; of its tensors only this rank's rows will be read."""
@@ -94,7 +94,7 @@ class FSDP(ModelParallelStrategy):
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Cut each transformer block, then what is left: embeddings and the tied output layer are one tensor in one group."""
+    """Cut each transformer block, then the rest: embedding and output layer are one tensor, so both in one group."""
     from torch.distributed.fsdp import fully_shard
 
     for block in model.transformer.h:  # type: ignore[union-attr]

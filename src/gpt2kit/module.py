@@ -247,6 +247,7 @@ class GPT2Module(pl.LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             from gpt2kit.fsdp import shard
+
             shard(self.model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:

@@ -3,7 +3,7 @@
 Part i of n takes a run of the text's files, about an n-th of their bytes, and makes an ordinary store of it: so it goes
 on after a kill, is sent to a URL, and, if it failed, is made again alone. Its `.doc` files say, besides, how many
 characters and tokens each piece of text has, on which the cutting into files depends; so the merge only counts, and
-copies tokens. That runs at the speed of disks, where encoding takes a core to each 5 to 50 MB/s: the encoding is spread.
+copies tokens. That runs at the speed of disks, while a core encodes 5 to 50 MB/s: it is the encoding that is spread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit import files as durable
 from gpt2kit import cache, shards, sources, uploading
+from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.shards import Corpus, Progress
@@ -130,9 +130,7 @@ class _Cut:
     open_tokens: int = 0
 
 
-def _joined(
-    parts: list[TokenStore], shelf: Shelf, corpus: Corpus, progress: Progress
-) -> tuple[list[str], list[Shard]]:
+def _joined(parts: list[TokenStore], shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what the parts have met, too."""
     for left in shelf.folder.glob(".*.tmp"):
         left.unlink()

@@ -22,7 +22,7 @@ from gpt2kit.errors import CheckpointError, MachineError
 LOGS = "lightning_logs"
 STATUS = "status.json"
 _FREE_TO_CHANGE = {
-    "data": {"batch_size", "cache_dir", "seed", "num_workers"},
+    "data": {"batch_size", "global_batch", "cache_dir", "seed", "num_workers"},
     "model": {"optimizer", "schedule", "attention"},
 }
 """Settings in which two starts of one run may differ; all others of `data` and `model` tell runs apart."""

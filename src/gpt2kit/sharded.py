@@ -122,7 +122,9 @@ class Parts:
     def rows(self, first: int, end: int) -> Tensor:
         """Some rows of it."""
         found = [
-            part[max(first - at, 0) : max(end - at, 0)] for at, part in self.shares if at < end and first < at + len(part)
+            part[max(first - at, 0) : max(end - at, 0)]
+            for at, part in self.shares
+            if at < end and first < at + len(part)
         ]
         return torch.cat(found) if found else self.shares[0][1][:0]
 

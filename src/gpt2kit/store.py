@@ -211,7 +211,11 @@ class TokenStore:
         for shard in self.shards:
             raw, count = self._documents(shard), shard.documents
             numbers = unpacked(raw[count * _HASH.itemsize :])
-            yield np.frombuffer(raw, _HASH, count), numbers[: 3 * count].reshape(-1, 3), numbers[3 * count :].reshape(-1, 2)
+            yield (
+                np.frombuffer(raw, _HASH, count),
+                numbers[: 3 * count].reshape(-1, 3),
+                numbers[3 * count :].reshape(-1, 2),
+            )
 
     def _documents(self, shard: Shard) -> bytes:
         return (self.folder / shard.documents_name).read_bytes()
