@@ -15,7 +15,6 @@ import selectors
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +46,7 @@ class Watch:
         self.rank, self._word, self._last_words, self._server = rank, word, last_words, server
         self._gone = ""
         self._heard = threading.Event()
-        self._closed, self._reason = False, ""
+        self._left, self._reason = threading.Event(), ""
         self._connection: socket.socket | None = None
         if server is None:
             self._connection = _kept_alive(socket.create_connection(address, timeout=60))
@@ -63,7 +62,8 @@ class Watch:
 
     def close(self, reason: str = "") -> None:
         """Leave: the others are not told that this rank is gone, unless there is a reason, which they are told."""
-        self._reason, self._closed = reason, True
+        self._reason = reason
+        self._left.set()
         with contextlib.suppress(OSError):
             if self._connection is not None:
                 _send(self._connection, {"bye": not reason, "reason": reason})
@@ -94,7 +94,7 @@ class Watch:
         selector.register(self._server, selectors.EVENT_READ)
         others: dict[socket.socket, tuple[str, bytes]] = {}  # who it is, and what it has said since
         news = ""
-        while not self._closed and not news:
+        while not self._left.is_set() and not news:
             for key, _ in selector.select(timeout=5):
                 connection = key.fileobj
                 assert isinstance(connection, socket.socket)
@@ -142,12 +142,11 @@ class Watch:
 
     def _end(self, who: str) -> None:
         """Somebody is gone: the main thread has a moment to notice, then the process is ended."""
-        if self._closed:
+        if self._left.is_set():
             return
         self._gone = who
         self._heard.set()
-        time.sleep(PATIENCE)
-        if not self._closed:
+        if not self._left.wait(PATIENCE):
             with contextlib.suppress(Exception):
                 self._last_words(who)
             print(f"error: {message(who)}", file=sys.stderr, flush=True)
