@@ -298,7 +298,7 @@ class TrainCLI(LightningCLI):
 
 def main(args: list[str]) -> None:
     """Parse, build and train; of many processes, none waits for one that has gone."""
-    for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+    for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
