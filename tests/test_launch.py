@@ -72,7 +72,7 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
         launch.accumulation(100, 8, 3)
     with pytest.raises(UserError, match=r"global_batch 384 or 512, or data.batch_size 15$"):
         launch.accumulation(480, 16, 8)
-    with pytest.raises(UserError, match="Nearest: data.global_batch 64"):
+    with pytest.raises(UserError, match=r"Nearest: data\.global_batch 64"):
         launch.accumulation(10, 16, 4)
 
 

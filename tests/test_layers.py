@@ -12,20 +12,32 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
-    ["errors", "files", "command", "sources", "decoding", "formats", "splits", "text", "plots"],
+    ["errors", "files", "command", "watch", "sources", "decoding", "formats", "splits", "text", "plots"],
     [
         *("pieces", "bans", "verse"),
         *("sampling", "tokenizer_kinds", "tokenizer_report", "tokenizer", "tokenizer_training", "tokenizer_spec"),
         *("store", "cache", "encoding_gigatoken", "encoding_processes", "encoding"),
-        *("shelf", "shards", "fetching", "streaming", "uploading", "overlap", "verbatim", "reading"),
+        *("shelf", "shards", "fetching", "streaming", "uploading", "parts", "overlap", "verbatim", "reading"),
     ],
-    ["blocks", "windows", "sliding", "batches", "engine", "optim", "metrics", "per_document", "bootstrap", "rules"],
-    ["data", "module", "weights", "huggingface", "checkpoint"],
+    [
+        "blocks",
+        "windows",
+        "sliding",
+        "batches",
+        "launch",
+        "engine",
+        "optim",
+        "metrics",
+        "per_document",
+        "bootstrap",
+        "rules",
+    ],
+    ["data", "sharded", "module", "weights", "huggingface", "checkpoint", "fsdp"],
     [
         *("runs", "prompts", "writing", "beams", "author", "generate"),
         *("scoring", "copies", "report", "heatmap", "subjects", "evaluate", "export"),
     ],
-    ["limits", "callbacks", "resume", "verify", "plan", "service", "api", "page", "web"],
+    ["limits", "callbacks", "ranks", "resume", "verify", "plan", "service", "api", "page", "web"],
     ["cli"],
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}

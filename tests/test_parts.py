@@ -143,7 +143,6 @@ def test_bad_records_are_judged_and_counted_as_one_text(tmp_path: Path, trained:
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [
-        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_MAX": "20"}, (3, 16)),
         ({"RANK": "0", "WORLD_SIZE": "4"}, (1, 4)),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, (4, 4)),
     ],

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit import checkpoint, command, errors, files, launch, parts, runs, verify, watch
 from gpt2kit.callbacks import Bar, Measures, RunCSV
@@ -34,6 +36,12 @@ from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, to
 from gpt2kit.module import GPT2Module, shape_problems
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import ExactResume
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "fsdp": FSDP,
+    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # else DDP holds each gradient twice
+}
+"""What `trainer.strategy` means here, where Lightning means something else by it (FSDP1), or something larger."""
 
 
 def make_trainer(
@@ -170,7 +178,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--verify_resume", action="store_true", help=verify)
         part = (
-            "tokenize this part of the text, such as 3/16 (`auto`: that of a SLURM array, srun or torchrun), and train "
+            "tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train "
             "nothing; other machines make the others, then --merge 16 joins them to the files of a single build"
         )
         parser.add_argument("--part", type=str | None, default=None, help=part)
@@ -234,8 +242,8 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = self._loggers(config["default_root_dir"] or ".")
         kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
         launch.free_port_if_taken()
-        if config["strategy"] == "fsdp":
-            kwargs["strategy"] = FSDP()
+        if config["strategy"] in STRATEGIES:
+            kwargs["strategy"] = STRATEGIES[config["strategy"]]()
         trainer = super().instantiate_trainer(**kwargs)
         if not config["fast_dev_run"]:
             self._limit(trainer, config)

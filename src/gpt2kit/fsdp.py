@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -91,15 +91,6 @@ class FSDP(ModelParallelStrategy):
                 for number, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
-
-
-def shard(model: nn.Module, mesh: Any) -> None:
-    """Cut each transformer block, then the rest: embedding and output layer are one tensor, so both in one group."""
-    from torch.distributed.fsdp import fully_shard
-
-    for block in model.transformer.h:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def _like(parameter: Tensor, value: Any) -> Any:

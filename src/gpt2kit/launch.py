@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore
 
 from gpt2kit.errors import MachineError, UserError
 
@@ -144,7 +145,7 @@ def rank_zero_first(trainer: Any, cache_dir: Path | None, build: Callable[[], No
         return build()
     join()  # Lightning does so again, and finds it done
     prefix = f"gpt2kit/{next(_ROUNDS)}"  # a process may begin several runs, one after the other
-    store = distributed.PrefixStore(prefix, distributed.distributed_c10d._get_default_store())
+    store = PrefixStore(prefix, distributed.distributed_c10d._get_default_store())
     if distributed.get_rank() == 0:
         with _probe(cache_dir) as name:
             store.set("probe", name)

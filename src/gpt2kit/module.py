@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from gpt2kit import sharded
 from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Attention, Choice, choose_attention
 from gpt2kit.errors import DivergedError, UserError
@@ -245,10 +246,9 @@ class GPT2Module(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_model(self) -> None:
+        """Under FSDP, cut the weights, now that the devices are known. Other strategies leave the model as it is."""
         if self.device_mesh is not None:
-            from gpt2kit.fsdp import shard
-
-            shard(self.model, self.device_mesh["data_parallel"])
+            sharded.cut(self, self.model.transformer.h, ("_step", "token_nll"), self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         self.use_attention(self.attention)

@@ -28,23 +28,23 @@ from gpt2kit.sources import Report
 from gpt2kit.store import Shard, TokenStore, documents_file, shard_name
 from gpt2kit.streaming import StreamedStore
 
+_LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 _COPIED = 1 << 22
 """Tokens copied at once."""
 
 
 def numbers(part: str) -> tuple[int, int]:
-    """Which part of how many: `3/16`, counted from 1; or `auto`, from what torchrun or SLURM has set."""
-    first, last = os.environ.get("SLURM_ARRAY_TASK_MIN", "0"), os.environ.get("SLURM_ARRAY_TASK_MAX", "")
-    if part != "auto":
-        words = part.split("/")
-    elif last:
-        words = [str(int(os.environ["SLURM_ARRAY_TASK_ID"]) - int(first) + 1), str(int(last) - int(first) + 1)]
-    elif "WORLD_SIZE" in os.environ:
-        words = [str(int(os.environ["RANK"]) + 1), os.environ["WORLD_SIZE"]]
-    elif "SLURM_NTASKS" in os.environ:
-        words = [str(int(os.environ["SLURM_PROCID"]) + 1), os.environ["SLURM_NTASKS"]]
-    else:
-        raise UserError("--part auto: neither a SLURM array, nor srun, nor torchrun. Say which part, such as 3/16")
+    """Which part of how many: `3/16`, counted from 1; or `auto`, by the rank that torchrun or srun has given.
+
+    Not by a SLURM array's: there, a part that is made again alone would take itself for all of them.
+    """
+    launched = next((pair for pair in _LAUNCHED if all(name in os.environ for name in pair)), None)
+    if part == "auto" and launched is None:
+        raise UserError("--part auto: not started by torchrun or srun. Say which part, such as 3/16")
+    if part == "auto" and launched:
+        rank, count = (int(os.environ[name]) for name in launched)
+        return rank + 1, count
+    words = part.split("/")
     if len(words) == 2 and all(word.isdecimal() for word in words) and 1 <= int(words[0]) <= int(words[1]):
         return int(words[0]), int(words[1])
     raise UserError(f"--part {part}: must be a part and their number, from 1/16 to 16/16, or auto")

@@ -157,8 +157,10 @@ class ExactResume(Checkpoint):
             self._save(trainer)
         if stop:
             self._tell(trainer, "stopped", signal.Signals(stop).name)
-            if stop == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
-                requeue()
+            if stop == getattr(signal, "SIGUSR1", None):
+                if trainer.is_global_zero:
+                    requeue()
+                trainer.strategy.barrier()  # a rank that left first might have SLURM end this one before it has asked
             raise SystemExit(128 + stop)
         if late:
             self._tell(trainer, "stopped", "max_time")

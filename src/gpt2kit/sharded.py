@@ -16,12 +16,15 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -55,6 +58,24 @@ def remove(folder: Path) -> None:
     """Delete it; killed in the middle, nothing is left under its name."""
     doomed = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.tmp"))
     shutil.rmtree(doomed)
+
+
+def cut(model: nn.Module, blocks: Iterable[nn.Module], methods: Iterable[str], mesh: DeviceMesh) -> None:
+    """Cut a model's weights over the ranks (FSDP2), once.
+
+    Args:
+        model: the whole. What is not in a block stays together, so tied tensors stay one.
+        blocks: parts that are gathered one after the other.
+        methods: all that is called from outside; anything else would meet the weights cut.
+        mesh: the ranks.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for method in methods:
+        register_fsdp_forward_method(model, method)
 
 
 def parted(tree: dict[str, Any]) -> tuple[dict[str, Any], Shares]:
