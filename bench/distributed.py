@@ -2,7 +2,7 @@
 
     python bench/distributed.py
 
-Ranks on one machine share its cores and memory, so this says what DDP and FSDP cost (their exchanges go through gloo and
+Ranks on one machine share its cores and memory, so this says what DDP and FSDP cost (they exchange through gloo and
 the loopback network), not what two GPUs give. Each figure is the best of three, one thread a process.
 """
 

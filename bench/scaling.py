@@ -63,8 +63,8 @@ def per_step_ddp(size: Size) -> float:
 
 
 def per_step_fsdp(size: Size, accumulation: int) -> float:
-    """Bytes a GPU sends in a step: weights twice a micro-batch, gradients once a step."""
-    return (2 * accumulation + 1) * 4 * size.parameters
+    """Bytes a GPU sends in a step: weights twice and gradients once, for each micro-batch."""
+    return 3 * accumulation * 4 * size.parameters
 
 
 def tables() -> str:

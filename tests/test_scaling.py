@@ -8,9 +8,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from conftest import ROOT
 
 from gpt2kit import blocks, windows
 from gpt2kit.blocks import Order
+from gpt2kit.module import GPT2Module
 
 
 def orders() -> list[Order]:
@@ -78,3 +82,18 @@ def test_whole_epochs_of_many_ranks_are_complete() -> None:
         seen = np.concatenate([next(batches) for _ in range(order.steps_per_epoch) for batches in every])
         assert len(np.unique(seen)) == len(seen) == order.steps_per_epoch * 128
     assert blocks.count_train(1 << 40, 1024) < 1 << 40
+
+
+def test_the_tables_are_those_of_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import scaling
+
+    for size in scaling.SIZES:
+        shape = yaml.safe_load((ROOT / f"configs/model/{size.name}.yaml").read_text())
+        assert (shape["n_layer"], shape["n_embd"]) == (size.n_layer, size.n_embd)
+    with torch.device("meta"):
+        small = GPT2Module(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, n_positions=1024)
+    assert sum(p.numel() for p in small.parameters()) == scaling.SIZES[0].parameters
+    text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    for table in scaling.tables().split("\n\n"):
+        assert table in text, "python bench/scaling.py prints other tables than docs/scaling.md has"
