@@ -37,11 +37,11 @@ def main() -> None:
     for block, batch_size in SHAPES:
         batch = torch.randint(1, 8192, (batch_size, block + 1), device=device)
         batch[:, :: given.document] = 0
-        kinds: tuple[Attention, ...] = ("eager", "sdpa") if device == "cpu" else ("sdpa",)
+        kinds: tuple[Attention, ...] = ("plain", "sdpa") if device == "cpu" else ("sdpa",)
         for attention in kinds:
             shape = {"n_layer": given.n_layer, "n_embd": given.n_embd, "n_head": given.n_head}
             gpt2 = GPT2Module(**shape, vocab_size=8192, n_positions=block).to(device)
-            gpt2.model.set_attn_implementation(attention)
+            gpt2.use_attention(attention)
             times: dict[int | None, list[float]] = {None: [], 0: []}
             for turn in range(given.rounds + 1):
                 for start, found in times.items():

@@ -20,18 +20,18 @@ START = 7
 def small(attention: Attention, start: int | None = START) -> GPT2Module:
     torch.manual_seed(0)
     gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=24, document_start=start).eval()
-    gpt2.model.set_attn_implementation(attention)
+    gpt2.use_attention(attention)
     return gpt2
 
 
 def logits(gpt2: GPT2Module, inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        apart = documents_apart(inputs, START, gpt2._additive()) if gpt2.document_start is not None else {}
+        apart = documents_apart(inputs, START) if gpt2.document_start is not None else {}
         found: Tensor = gpt2.model(input_ids=inputs, use_cache=False, **apart).logits
     return found
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
 def test_logits_are_those_of_each_document_alone(attention: Attention) -> None:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randint(8, 50, (3, 24), generator=generator)
@@ -46,7 +46,7 @@ def test_logits_are_those_of_each_document_alone(attention: Attention) -> None:
     torch.testing.assert_close(packed[2], alone[2], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
 def test_the_loss_under_bfloat16_is_that_of_float32_within_rounding(attention: Attention) -> None:
     batch = torch.randint(8, 50, (4, 25), generator=torch.Generator().manual_seed(1))
     batch[:, ::6] = START

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from gpt2kit.blocks import IGNORE
-from gpt2kit.engine import choose_attention
+from gpt2kit.engine import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.errors import UserError
 from gpt2kit.module import GPT2Module, build, padded, shape_problems, unfuse
 from gpt2kit.optim import AdamW, parameter_groups
@@ -133,18 +134,37 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 def test_both_attentions_agree(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (2, 17))
     losses = []
-    for kind in ("eager", "sdpa"):
-        gpt2.model.set_attn_implementation(kind)
+    for kind in ("plain", "sdpa"):
+        gpt2.use_attention(kind)
         losses.append(gpt2._step(batch)[0])
     torch.testing.assert_close(*losses)
 
 
 def test_attention_is_chosen_by_device_and_block() -> None:
     cpu = torch.device("cpu")
-    assert choose_attention("auto", cpu, 128, 64).value == "eager"
-    assert choose_attention("auto", cpu, 2048, 64).value == "sdpa"
+    assert choose_attention("auto", cpu, 2048, 64).value == "plain"
+    assert choose_attention("auto", cpu, 2048, 32).value == "sdpa"
     assert choose_attention("auto", torch.device("meta"), 128, 64).value == "sdpa"
     assert choose_attention("sdpa", cpu, 128, 64) == ("sdpa", "as asked")
+
+
+def test_compiling_must_be_repaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert choose_compile("auto", cpu, "32-true", 1e12, None).value == "off"
+    assert choose_compile("auto", cpu, "32-true", 1e16, None).value == "blocks"
+    assert choose_compile("auto", cpu, "32-true", 1e16, 30.0).value == "off"
+    assert choose_compile("model", cpu, "32-true", 1.0, None) == ("model", "as asked")
+    assert choose_compile("auto", torch.device("meta"), "32-true", 1e16, None).value == "off"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "C++ compiler" in choose_compile("auto", cpu, "32-true", 1e16, None).reason
+
+
+def test_precision_is_chosen_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2kit.engine.cpu_has_fast_bf16", lambda: True)
+    assert choose_precision("auto", "cpu").value == "bf16-mixed"
+    monkeypatch.setattr("gpt2kit.engine.cpu_has_fast_bf16", lambda: False)
+    assert choose_precision("auto", "cpu").value == "32-true"
+    assert choose_precision("64-true", "cpu") == ("64-true", "as asked")
 
 
 def test_every_problem_of_a_shape_is_named_at_once() -> None:
@@ -162,3 +182,28 @@ def test_an_unfused_optimizer_still_steps() -> None:
     model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     optimizer.step()
     assert not torch.equal(before, model.transformer.wte.weight)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "model"])
+def test_a_compiled_model_is_compiled_once_for_training_and_once_for_validation(kind: Compile) -> None:
+    """And gives the loss of the model as it is; writing with it compiles nothing."""
+    torch.manual_seed(1)
+    gpt2 = GPT2Module(**SMALL, compile=kind)
+    batches = torch.randint(0, 40, (4, 2, 17))
+    plainly = [gpt2._step(batch)[0].item() for batch in batches]
+    torch._dynamo.reset()
+    counters.clear()
+    gpt2._compile()
+    graphs = []
+    for _ in range(3):
+        for batch in batches[:2]:
+            gpt2.train()._step(batch)[0].backward()
+        with torch.no_grad():
+            found = [gpt2.eval()._step(batch)[0].item() for batch in batches]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert found == pytest.approx(plainly, rel=1e-5)
+    assert graphs == [graphs[0]] * 3 and graphs[0] <= (4 if kind == "blocks" else 2)
+    with gpt2.uncompiled():
+        assert gpt2.model(batches[0][:, :5]).logits.shape == (2, 5, 64)
+    assert counters["stats"]["unique_graphs"] == graphs[0]
+    assert list(gpt2.state_dict()) == list(GPT2Module(**SMALL).state_dict())

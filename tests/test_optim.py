@@ -87,3 +87,38 @@ def test_muon_is_indifferent_to_a_transposed_weight() -> None:
 def test_schedules(schedule: Schedule, table: dict[int, float]) -> None:
     for step, factor in table.items():
         assert schedule(step, 100) == pytest.approx(factor)
+
+
+def test_muon_is_torchs_muon_for_matrices_that_are_not_fused() -> None:
+    """Ours turns matrices of one shape together; GPT-2's fused ones are split, which torch's knows nothing of."""
+    torch.manual_seed(1)
+    shapes = ((8, 8), (8, 32), (32, 8), (8, 8), (8, 24))
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours[:4]] + [
+        nn.Parameter(part.clone()) for part in ours[4].detach().chunk(3, 1)
+    ]
+    bias = nn.Parameter(torch.zeros(3))
+    one = Muon([{"params": ours, "parts": [1, 1, 1, 1, 3]}, {"params": [bias]}], lr=0.02, weight_decay=0.1)
+    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for p in ours:
+            p.grad = torch.randn_like(p)
+        for p, q in zip(ours[:4], theirs, strict=False):
+            q.grad = p.grad
+        for q, part in zip(theirs[4:], ours[4].grad.chunk(3, 1), strict=True):  # type: ignore[union-attr]
+            q.grad = part
+        one.step()
+        other.step()
+    for p, q in zip([*ours[:4], *ours[4].detach().chunk(3, 1)], theirs, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_queries_keys_and_values_are_turned_apart() -> None:
+    model = build(SHAPE)
+    hidden = parameter_groups(model)[0]
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)].split(".")[-2]: n for p, n in zip(hidden["params"], hidden["parts"], strict=True)} == {
+        "c_attn": 3,
+        "c_proj": 1,
+        "c_fc": 1,
+    }

@@ -43,7 +43,7 @@ def test_shares_become_the_tensor_and_tied_ones_stay_one(tmp_path: Path) -> None
     read = sharded.read(write(tmp_path / "c", meta, *SHARES, {"w": {"first": 5, "rows": WHOLE[:0]}}))
     assert torch.equal(read["state_dict"]["a"], WHOLE) and read["n"] == [1, (2.5, None)]
     assert read["state_dict"]["a"] is read["state_dict"]["b"]
-    parts = sharded.read(tmp_path / "c", whole=False)["state_dict"]["a"]
+    parts = sharded.read(tmp_path / "c", joined=False)["state_dict"]["a"]
     for first, end in ((0, 5), (2, 4), (3, 3), (0, 1), (4, 5), (5, 5)):
         assert torch.equal(parts.rows(first, end), WHOLE[first:end])
 

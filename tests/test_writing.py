@@ -18,12 +18,12 @@ PROMPTS = [[0], [0, 5, 6, 7, 8, 9, 10], [0, 11, 12], list(range(14)), list(range
 GREEDY = Rules(temperature=0)
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
+@pytest.fixture(scope="module", params=["plain", "sdpa"])
 def gpt2(request: pytest.FixtureRequest) -> GPT2Module:
     """Random weights, wide enough to have opinions; 50 tokens in an embedding of 64 rows."""
     torch.manual_seed(2)
     module = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=16, initializer_range=0.4)
-    ready(module).model.set_attn_implementation(request.param)
+    ready(module).use_attention(request.param)
     return module
 
 

@@ -29,10 +29,11 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from gpt2kit import checkpoint, command, errors, files, launch, parts, runs, verify, watch
 from gpt2kit.callbacks import Bar, Measures, RunCSV
 from gpt2kit.data import TextDataModule, data_problems
-from gpt2kit.engine import Precision, choose_precision
+from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.fsdp import FSDP
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
+from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module, shape_problems
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import ExactResume
@@ -276,10 +277,15 @@ class TrainCLI(LightningCLI):
         every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.val_check_interval = every * trainer.accumulate_grad_batches
-        self._summarize(trainer, steps, every, trainer.log_dir)  # which all ranks must ask for
+        flops = flops_per_token(self.model.shape) * tokens * steps / trainer.world_size
+        seconds = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
+        device = trainer.strategy.root_device
+        compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
+        self.model.compiled = compiling.value
+        self._summarize(trainer, steps, every, compiling, trainer.log_dir)  # which all ranks must ask for
 
     @rank_zero_only
-    def _summarize(self, trainer: pl.Trainer, steps: int, every: int, folder: str | None) -> None:
+    def _summarize(self, trainer: pl.Trainer, steps: int, every: int, compiling: Choice, folder: str | None) -> None:
         data, gpt2 = self.datamodule, self.model
         order = data.order(data.global_batch(trainer))
         count = sum(p.numel() for p in gpt2.parameters())
@@ -298,6 +304,7 @@ class TrainCLI(LightningCLI):
             "device": f"{trainer.world_size} x {device.type}, precision {trainer.precision}, attention {attention}",
             "folder": folder or "none: nothing is saved",
         }
+        lines["compile"] = str(compiling)
         if self.resumed:
             lines["resume"] = str(self.resumed)
         for name, line in [*lines.items(), *(("note", note) for note in data.notes())]:

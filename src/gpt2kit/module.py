@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from gpt2kit import attention as attentions
 from gpt2kit import sharded
 from gpt2kit.blocks import IGNORE
-from gpt2kit.engine import Attention, Choice, choose_attention
-from gpt2kit.errors import DivergedError, UserError
+from gpt2kit.engine import Attention, Choice, Compile, choose_attention
+from gpt2kit.errors import UserError
+from gpt2kit.guard import Guard
+from gpt2kit.loss import chunked_nll, whole_nll
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
 
@@ -65,8 +67,9 @@ class GPT2Module(pl.LightningModule):
         initializer_range: standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: added to the variance in layer norms.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
-        attention: sdpa, eager (plain matrix products), or auto: eager on a CPU with blocks up to 512, where it is
-            faster, else sdpa.
+        attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
+        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks where the run
+            is long enough to repay it.
         optimizer: any torch optimizer; it gets the hidden matrices, which decay, and the rest, which does not.
         schedule: the learning rate's factor at each optimizer step.
         skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
@@ -92,6 +95,7 @@ class GPT2Module(pl.LightningModule):
         layer_norm_epsilon: float = 1e-5,
         gradient_checkpointing: bool = False,
         attention: Attention = "auto",
+        compile: Compile = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
         schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
         skip_nonfinite: int = 0,
@@ -110,17 +114,17 @@ class GPT2Module(pl.LightningModule):
         self.attention = attention
         self.optimizer = optimizer
         self.schedule = schedule
+        self.wants_compile = compile
+        self.compiled: Compile = "off" if compile == "auto" else compile
+        """What is compiled once training starts; who knows how long the run will be may decide for auto."""
         self.model = build(self.shape)
+        self._nll_of, self._head = self._whole_model, chunked_nll
         if gradient_checkpointing:
             recompute_activations(self.model)
-        self.skip_nonfinite = skip_nonfinite
-        self.max_scaler_skips = max_scaler_skips
+        self.guard = Guard(skip_nonfinite, max_scaler_skips)
         self.document_start = document_start
-        self.skipped = 0
-        """Updates left out so far; part of the run's state."""
         self.fresh_groups: list[dict[str, Any]] = []
         """The optimizer's settings as the config says them, whatever a checkpoint brings."""
-        self._scaler_skips = 0
         self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
@@ -131,10 +135,12 @@ class GPT2Module(pl.LightningModule):
         The only place that shifts: position t is given tokens up to t and predicts token t + 1.
         """
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
-        logits = self.model(input_ids=inputs, use_cache=False, **self._apart(inputs)).logits
-        logits = logits[..., : self.shape["vocab_size"]]
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        return nll, (targets != IGNORE).sum()
+        return self._nll_of(inputs, targets, self._apart(inputs)), (targets != IGNORE).sum()
+
+    def _whole_model(self, inputs: Tensor, targets: Tensor, apart: dict[str, Tensor]) -> Tensor:
+        """Sum of nats of `targets`, each after the `inputs` up to it."""
+        hidden = self.model.transformer(input_ids=inputs, use_cache=False, **apart).last_hidden_state
+        return self._head(hidden, self.model.lm_head.weight, targets, self.shape["vocab_size"])
 
     def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
         """Nats of each target token but the first `known` of a row, `[rows, block_size - known]`; 0 for IGNORE.
@@ -158,11 +164,7 @@ class GPT2Module(pl.LightningModule):
         """What keeps documents apart, if they are to be."""
         if self.document_start is None:
             return {}
-        return documents_apart(inputs, self.document_start, self._additive())
-
-    def _additive(self) -> torch.dtype | None:
-        """The dtype of the mask that plain attention adds to its scores; None where a mask is yes or no."""
-        return self.model.dtype if self.model.config._attn_implementation == "eager" else None
+        return documents_apart(inputs, self.document_start)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self._step(batch)
@@ -187,34 +189,14 @@ class GPT2Module(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, by_norm)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if torch.isfinite(norm):
-            self._scaler_skips = 0
-        else:
-            self._skip_or_stop(optimizer, norm.item())
+        norm = sharded.whole(norm)
+        self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
         if is_log_step(self.trainer):
+            self.guard.look()
             self.log("grad_norm", norm)
 
-    def _skip_or_stop(self, optimizer: Optimizer, norm: float) -> None:
-        """NaN or Inf in the gradient (and so in the loss): leave this update out while that is allowed, else stop."""
-        step = self.trainer.global_step + 1
-        if self.trainer.scaler is not None:  # fp16: the loss scaler skips such updates by itself, and lowers its scale
-            self._scaler_skips += 1
-            if self._scaler_skips <= self.max_scaler_skips:
-                return
-            what = f"the gradient overflowed fp16 in {self._scaler_skips} steps on end"
-        else:
-            self.skipped += 1
-            if self.skipped <= self.skip_nonfinite:
-                print(f"step {step}: the gradient is {norm}; update {self.skipped} left out", file=sys.stderr)
-                optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
-                return
-            what = f"the gradient is {norm}"
-        raise DivergedError(
-            f"step {step}: {what}; nothing was updated. Lower the learning rate, clip (trainer.gradient_clip_val 1.0), "
-            "warm up longer, or allow some such steps (model.skip_nonfinite)"
-        )
+    def on_validation_start(self) -> None:
+        self.guard.look()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         nll, tokens = self._step(batch)
@@ -252,6 +234,36 @@ class GPT2Module(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.use_attention(self.attention)
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compile as `compiled` says, in place: the weights keep their names. Each part sees one shape of batch.
+
+        Blocks have the same code, so they are compiled once, and the head beside them: seconds, where the model as a
+        whole takes minutes, for a step that is as fast within some per cent (docs/benchmarks.md).
+        """
+        if self.compiled == "off":
+            return
+        self._head = whole_nll  # a compiler fuses what follows the logits, and is faster than pieces
+        if self.compiled == "model":
+            self._nll_of = torch.compile(self._whole_model, dynamic=False)
+            return
+        self._head = torch.compile(whole_nll, dynamic=False)
+        for block in self.model.transformer.h:
+            block.compile(dynamic=False)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """The model as it is, for what has many shapes (writing): they would be compiled one by one."""
+        blocks = list(self.model.transformer.h)
+        compiled = [block._compiled_call_impl for block in blocks]
+        for block in blocks:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, call in zip(blocks, compiled, strict=True):
+                block._compiled_call_impl = call
 
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
@@ -260,7 +272,7 @@ class GPT2Module(pl.LightningModule):
     def use_attention(self, wanted: Attention = "auto") -> None:
         """Compute attention in one way, or in the fastest that is known for where the weights lie."""
         chosen = choose_attention(wanted, self.device, self.shape["n_positions"], head_size(self.shape))
-        self.model.set_attn_implementation(chosen.value)
+        attentions.use(self.model, chosen.value)
 
 
 def build(shape: Shape) -> GPT2LMHeadModel:
@@ -271,19 +283,18 @@ def build(shape: Shape) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
 
 
-def documents_apart(inputs: Tensor, start: int, additive: torch.dtype | None) -> dict[str, Tensor]:
-    """Positions that begin anew at each token `start`, and a mask `[rows, 1, T, T]` that keeps documents apart.
+def documents_apart(inputs: Tensor, start: int) -> dict[str, Tensor]:
+    """Positions that begin anew at each token `start`, and a mask `[rows, 1, T, T]`, True where a token sees another.
 
     A document is the `start` before it and all up to the next one; so its tokens see what they would see if it stood
-    alone behind `start`. `additive`: the mask's dtype, 0 where a token sees and -inf where not; None: True and False.
+    alone behind `start`.
     """
     starts = inputs == start
     place = torch.arange(inputs.shape[1], device=inputs.device)
     begun = (starts * place).cummax(dim=1).values
     document = starts.cumsum(dim=1)
     seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
-    mask = seen if additive is None else torch.where(seen, 0.0, torch.finfo(additive).min).to(additive)
-    return {"attention_mask": mask, "position_ids": place - begun}
+    return {"attention_mask": seen, "position_ids": place - begun}
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from gpt2kit import sharded
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Two groups for any torch optimizer: the hidden matrices, which decay, and the rest, which never does.
 
-    The rest is biases, norms and embeddings (the token embedding is also the output layer, once).
+    The rest is biases, norms and embeddings (the token embedding is also the output layer, once). `parts` says of each
+    matrix how many it holds side by side: GPT-2 keeps those for queries, keys and values in one.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
-    hidden = {id(p) for p in matrices}
-    rest = [p for p in trained if id(p) not in hidden]
-    return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in trained.items() if p.ndim >= 2 and id(p) not in embeddings}
+    parts = [3 if name.endswith("c_attn.weight") else 1 for name in matrices]
+    rest = [p for name, p in trained.items() if name not in matrices]
+    return [{"params": list(matrices.values()), "parts": parts}, {"params": rest, "weight_decay": 0.0}]
 
 
 class AdamW(torch.optim.AdamW):
@@ -46,11 +51,20 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
+_GATHERED = 1 << 26
+"""Numbers that are gathered at once where each rank holds a share of the matrices."""
+_Member = tuple[Tensor, Tensor, tuple[slice, slice]]
+"""What this rank holds of a matrix, where it is to go as a whole, and which part of that is this rank's."""
+
+
 class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
-    The matrices' updates are scaled to AdamW's typical size, so learning rates are like AdamW's, transfer across
-    widths, and do not depend on whether a layer keeps its matrix transposed (GPT-2's layers do).
+    Each matrix moves along its momentum with all singular values made about equal (five Newton-Schulz steps in
+    bfloat16, matrices of one shape at once). Updates have AdamW's typical size, 0.2 a step and weight at lr 1, so
+    learning rates are like AdamW's, transfer across widths, and do not depend on whether a layer keeps its matrix
+    transposed (GPT-2's layers do). Beside `torch.optim.Muon`, which it equals for a matrix alone (a test says so), it
+    splits the matrices that GPT-2 fuses and takes a third to a tenth less of the time (bench/muon.py).
 
     Args:
         params: two groups as `parameter_groups` gives them.
@@ -71,33 +85,69 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
         matrices, rest = params
-        muon = torch.optim.Muon(
-            matrices["params"], lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
-        )
-        adamw = AdamW(rest["params"], lr=adamw_lr, betas=betas, weight_decay=0.0)
-        self._parts: tuple[Optimizer, Optimizer] = (muon, adamw)
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._adamw = AdamW(rest["params"], lr=adamw_lr, betas=betas, weight_decay=0.0)
+        hidden = {**matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__([hidden, *self._adamw.param_groups], {})
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
 
+    def _share(self) -> None:
+        """AdamW works on this optimizer's own group and state, so that both save, load and schedule as one."""
+        self._adamw.param_groups = self.param_groups[1:]
+        self._adamw.state = self.state
+
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of both; `closure` recomputes the loss."""
+        """One update of all; `closure` recomputes the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts:
-            part.step()
+        self._turn(self.param_groups[0])
+        self._adamw.step()
         return loss
 
-    def _share(self) -> None:
-        """Both parts work on this optimizer's own groups and state, so that it saves, loads and schedules as one."""
-        for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups = [group]
-            part.state = self.state
+    @torch.no_grad()
+    def _turn(self, group: dict[str, Any]) -> None:
+        """Muon's update of the hidden matrices."""
+        lr, momentum = group["lr"], group["momentum"]
+        same: dict[tuple[torch.Size, torch.device], list[_Member]] = defaultdict(list)
+        for matrix, parts in zip(group["params"], group.get("parts") or [1] * len(group["params"]), strict=True):
+            if matrix.grad is None:
+                continue
+            state = self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+            direction = matrix.grad.lerp(state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum), momentum)
+            own = slice(*sharded.own_rows(matrix))
+            held = sharded.local(matrix).chunk(parts, 1)
+            for part, towards in zip(held, direction.chunk(parts, 1), strict=True):
+                flat = towards.shape[0] <= towards.shape[1]
+                same[towards.shape if flat else towards.T.shape, towards.device].append(
+                    (part, towards, (own, slice(None))) if flat else (part.T, towards.T, (slice(None), own))
+                )
+        for (shape, _), members in same.items():
+            cut = isinstance(members[0][1], DTensor)
+            at_once = max(_GATHERED // shape.numel(), 1) if cut else len(members)
+            for first in range(0, len(members), at_once):
+                some = members[first : first + at_once]
+                turned = orthogonal(torch.stack([sharded.whole(towards) for _, towards, _ in some]))
+                scale = lr * 0.2 * math.sqrt(max(turned.shape[1:]))
+                for (part, _, own_part), update in zip(some, turned, strict=True):
+                    part.mul_(1 - lr * group["weight_decay"]).add_(update[own_part], alpha=-scale)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """`[count, rows, columns]` (rows <= columns) with singular values of about 1, by Newton-Schulz in bfloat16."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # of a quintic with the steepest slope at 0: few steps, values of 0.7 to 1.2
+    x = matrices.bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 class Schedule:

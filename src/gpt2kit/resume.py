@@ -127,7 +127,7 @@ class ExactResume(Checkpoint):
     ) -> None:
         text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
         facts = checkpoint.describe(gpt2, text, trainer.global_step, text.global_batch(trainer), self.settings)
-        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.skipped}
+        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.guard.skipped}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
@@ -137,7 +137,7 @@ class ExactResume(Checkpoint):
         checkpoint.refuse_other_data(facts["data"], checkpoint.identity(text, text.global_batch(trainer)))
         checkpoint.refuse_other_shape(facts["shape"], gpt2_of(trainer).shape)
         text.start_step = facts["step"]
-        gpt2_of(trainer).skipped = facts["skipped"]
+        gpt2_of(trainer).guard.skipped = facts["skipped"]
         micro = facts["step"] * trainer.accumulate_grad_batches
         progress = checkpoint_["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for part in ("current", "total"):
@@ -174,6 +174,7 @@ class ExactResume(Checkpoint):
         run = self._run
         if run is None:
             return
+        gpt2_of(trainer).guard.look()
         saved = checkpoint.checkpoints(run)
         step = trainer.global_step
         missing = runs.missing_space(run, self._bytes(trainer, saved)) if trainer.is_global_zero else ""

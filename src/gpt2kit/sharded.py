@@ -85,9 +85,9 @@ def parted(tree: dict[str, Any]) -> tuple[dict[str, Any], Shares]:
 
     def walk(value: Any, name: str) -> Any:
         if isinstance(value, DTensor):
-            local = value.to_local().detach()
-            known = names.setdefault((local.data_ptr(), value.shape) if local.numel() else name, name)
-            shares[known] = {"first": own_rows(value)[0], "rows": local}
+            rows = local(value).detach()
+            known = names.setdefault((rows.data_ptr(), value.shape) if rows.numel() else name, name)
+            shares[known] = {"first": own_rows(value)[0], "rows": rows}
             return {"sharded": known, "shape": list(value.shape)}
         if isinstance(value, dict):
             return {key: walk(part, f"{name}/{key}") for key, part in value.items()}
@@ -98,8 +98,20 @@ def parted(tree: dict[str, Any]) -> tuple[dict[str, Any], Shares]:
     return walk(tree, ""), shares
 
 
-def own_rows(tensor: DTensor) -> tuple[int, int]:
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be cut; all ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be cut."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def own_rows(tensor: Tensor) -> tuple[int, int]:
     """The first row that this rank holds, and the one behind the last."""
+    if not isinstance(tensor, DTensor):
+        return 0, len(tensor)
     if any(not isinstance(place, Shard) or place.dim for place in tensor.placements):
         raise ValueError(f"not cut by rows: {tensor.placements}")
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -150,7 +162,7 @@ class Parts:
         return torch.cat(found) if found else self.shares[0][1][:0]
 
 
-def read(folder: Path, whole: bool = True) -> dict[str, Any]:
+def read(folder: Path, joined: bool = True) -> dict[str, Any]:
     """What a checkpoint file of the same run would hold; tensors as `Parts` unless they are wanted whole."""
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
@@ -164,15 +176,15 @@ def read(folder: Path, whole: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: damaged ({bad} does not fit its checksum). Use another checkpoint")
     try:
         meta, *shares = (torch.load(folder / n, map_location="cpu", weights_only=True, mmap=True) for n in names)
-        joined: dict[str, Any] = {}
+        found: dict[str, Any] = {}
 
         def walk(value: Any) -> Any:
             if isinstance(value, dict) and set(value) == _PLACE:
                 name = value["sharded"]
-                if name not in joined:
+                if name not in found:
                     parts = _parts(name, tuple(value["shape"]), shares)
-                    joined[name] = parts.rows(0, parts.shape[0]) if whole else parts
-                return joined[name]
+                    found[name] = parts.rows(0, parts.shape[0]) if joined else parts
+                return found[name]
             if isinstance(value, dict):
                 return {key: walk(part) for key, part in value.items()}
             if type(value) in (list, tuple):

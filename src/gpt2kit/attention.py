@@ -1,0 +1,62 @@
+"""Attention as plain matrix products, a band of queries at a time: the fastest way on a CPU.
+
+`torch`'s fused kernel for CPUs spends its time in the backward pass; matrix products do not. A band of queries sees
+only the keys up to its end, so that most products above the diagonal are left out. Measured by bench/attention.py; the
+figures are in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def use(model: Any, name: str) -> None:
+    """Let a Hugging Face model compute attention by `name`: `sdpa` or `plain`, which is ours."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register("plain", plain_attention)
+    AttentionMaskInterface.register("plain", sdpa_mask)  # none where each query sees all before it, else True and False
+    model.set_attn_implementation(name)
+
+
+def plain_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention: queries `[rows, heads, T, head_size]` over as many keys or more, to `[rows, T, heads, ...]`.
+
+    Keys beyond the queries' number come before them (a cache). `attention_mask` `[rows, 1, T, keys]`: True where a
+    query sees a key; None: each query sees all keys up to its own.
+    """
+    length, keys = query.shape[2], key.shape[2]
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    parts = []
+    for start, end in bands(length):
+        seen = keys - length + end
+        scores = query[:, :, start:end] @ key[:, :, :seen].transpose(-1, -2)
+        if attention_mask is None:
+            mask = torch.ones(end - start, seen, dtype=torch.bool, device=query.device).tril(seen - (end - start))
+        else:
+            mask = attention_mask[:, :, start:end, :seen]
+        # Not -inf: a query that sees nothing (padding) must not become NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = F.dropout(F.softmax(scores, dim=-1), dropout, module.training).to(value.dtype)
+        parts.append(weights @ value[:, :, :seen])
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def bands(length: int) -> list[tuple[int, int]]:
+    """Where the bands of queries begin and end: one for short rows, at most four (more save little and cost calls)."""
+    count = 1 if length < 256 else 2 if length <= 512 else 4
+    return [(length * i // count, length * (i + 1) // count) for i in range(count)]

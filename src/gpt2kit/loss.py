@@ -1,0 +1,70 @@
+"""The head: from hidden states to the sum of nats, with as few logits in memory as the device likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2kit.blocks import IGNORE
+
+CHUNK = 1 << 24
+"""Logits that `chunked_nll` holds at once."""
+
+
+def whole_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
+    """Sum of nats of `targets` `[rows, T]` after `hidden` `[rows, T, n_embd]`, by all logits at once.
+
+    `weight` `[padded size, n_embd]` is the token embedding; rows from `size` on are no tokens. What a compiler fuses:
+    then float32 logits are never written.
+    """
+    logits = F.linear(hidden, weight)[..., :size].flatten(0, 1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def chunked_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
+    """The same, some positions at a time; their gradients are taken at once, so no logits are kept."""
+    nll: Tensor = _Chunked.apply(hidden.flatten(0, 1), weight, targets.flatten(), size)  # type: ignore[no-untyped-call]
+    return nll
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        table = weight.to(dtype)
+        nll = torch.zeros((), dtype=wide, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if need else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need else None
+        rows = max(CHUNK // len(weight), 1)
+        with torch.autocast(kind, enabled=False):
+            for start in range(0, len(hidden), rows):
+                states, wanted = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
+                counted = wanted != IGNORE
+                wanted = wanted.clamp(min=0)
+                logits = (states @ table.T).to(wide)
+                logits[:, size:] = -torch.inf
+                logits -= logits.logsumexp(1, keepdim=True)
+                nll -= logits.gather(1, wanted).mul(counted).sum()
+                if grad_hidden is None or grad_weight is None:
+                    continue
+                slope = logits.exp_()
+                slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=wide))
+                slope = slope.mul_(counted).to(dtype)
+                grad_hidden[start : start + rows] = slope @ table
+                grad_weight += slope.T @ states
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.kinds = hidden.dtype, weight.dtype
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        hidden, weight = ctx.kinds
+        return (grad_hidden * grads[0]).to(hidden), (grad_weight * grads[0]).to(weight), None, None
