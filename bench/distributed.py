@@ -60,7 +60,7 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int) -> float:
 def joining(work: Path) -> tuple[float, float]:
     """MB/s of tokens that parts are joined at, and MB/s of text that one process encodes."""
     from gpt2kit import parts, shards, tokenizer
-    from gpt2kit.parts import Where
+    from gpt2kit.places import Where
     from gpt2kit.text import Reader
 
     paths = []
@@ -73,7 +73,7 @@ def joining(work: Path) -> tuple[float, float]:
     for number in range(1, 5):
         part = parts.corpus_of(corpus, number, 4)
         assert part is not None
-        where.open_or_build(part, lambda done, total: None)
+        where.open_or_build(part, "text")
     encoding = sum(path.stat().st_size for path in paths) / (time.perf_counter() - begun) / 1e6
     begun = time.perf_counter()
     store = parts.merge(corpus, 4, where)

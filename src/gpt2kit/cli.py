@@ -213,8 +213,8 @@ class TrainCLI(LightningCLI):
         errors.refuse(problems)
         text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
         if self.config.part is not None:
-            return list(text.build_part(*parts.numbers(self.config.part)))
-        return list(text.merge_parts(self.config.merge))
+            return parts.build_each(text.corpora(), *parts.numbers(self.config.part), text.place)
+        return parts.merge_each(text.corpora(), self.config.merge, text.place)
 
     def instantiate_classes(self) -> None:
         if not self.builds_text:
@@ -267,7 +267,7 @@ class TrainCLI(LightningCLI):
             trainer.accumulate_grad_batches = launch.accumulation(
                 data.wanted_batch, data.batch_size, trainer.world_size
             )
-        shared = data.streamed_from is not None
+        shared = data.place.streamed_from is not None
         launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size

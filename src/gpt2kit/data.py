@@ -5,21 +5,19 @@ Each stage is a module of its own (text, tokenizer, shards, store, blocks, batch
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytorch_lightning as pl
-from tqdm import tqdm
 
-from gpt2kit import blocks, overlap, parts, windows
+from gpt2kit import blocks, overlap, windows
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.errors import DataError
 from gpt2kit.metrics import Score
-from gpt2kit.shards import Corpus, Progress
+from gpt2kit.places import Where
+from gpt2kit.shards import Corpus
 from gpt2kit.splits import Split, shares, split_problems
 from gpt2kit.store import TokenStore
 from gpt2kit.streaming import SCRATCH, StreamedStore
@@ -95,7 +93,7 @@ class TextDataModule(pl.LightningDataModule):
         for split in self.shares:
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
-        self.streamed_from = cache_dir if streaming else None
+        self.place = Where(self.cache_dir, cache_dir if streaming else None)
         train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
         self.tokenizer = resolve(tokenizer, train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
@@ -134,7 +132,7 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """The token store of a split."""
         if split not in self._stores:
-            store = build_store(self.corpus(split), self.cache_dir, f"{split} text", self.streamed_from)
+            store = self.place.open_or_build(self.corpus(split), f"{split} text")
             if store.tokens < 2:
                 raise DataError(f"{self.files[split][0]}: the tokenizer makes no token of this text. Take another one")
             self._stores[split] = store
@@ -151,33 +149,13 @@ class TextDataModule(pl.LightningDataModule):
             self.shard_tokens,
         )
 
-    def build_part(self, number: int, count: int) -> list[str]:
-        """Build one part of each split's store; a line for each."""
-        told = []
-        for split in self._given():
-            if part := parts.corpus_of(self.corpus(split), number, count):
-                store = build_store(part, self.cache_dir, f"{split} text, part {number}", self.streamed_from)
-                told.append(f"{split} text: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
-            else:
-                told.append(f"{split} text: no file is left for part {number} of {count}")
-        return told
-
-    def merge_parts(self, count: int) -> list[str]:
-        """Make each split's store of its parts; a line for each."""
-        told = []
-        for split in self._given():
-            with _bar(f"joining {split} text", "tokens") as progress:
-                place = parts.Where(self.cache_dir, self.streamed_from)
-                store = parts.merge(self.corpus(split), count, place, progress)
-            told.append(f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens")
-        return told
-
-    def _given(self) -> list[Split]:
-        return [split for split in get_args(Split) if self.files[split]]
+    def corpora(self) -> dict[Split, Corpus]:
+        """Those of all splits that have files."""
+        return {split: self.corpus(split) for split in get_args(Split) if self.files[split]}
 
     def notes(self) -> list[str]:
         """What the user should know of the text before training: what was left out, and what stands in two splits."""
-        splits = self._given()
+        splits = list(self.corpora())
         found = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
         for a, b in itertools.combinations(splits, 2):
             found += overlap.told(self.store(a), a, self.store(b), b, self.tokenizer)
@@ -228,24 +206,6 @@ class TextDataModule(pl.LightningDataModule):
     def _attached(self) -> pl.Trainer:
         assert self.trainer is not None, "a trainer asks for its loaders"
         return self.trainer
-
-
-def build_store(corpus: Corpus, cache_dir: Path, what: str, streamed_from: str | None = None) -> TokenStore:
-    """Open or build the store of a corpus, with a progress bar while it is built."""
-    with _bar(f"tokenizing {what}", "B") as progress:
-        return parts.Where(cache_dir, streamed_from).open_or_build(corpus, progress)
-
-
-@contextlib.contextmanager
-def _bar(what: str, unit: str) -> Iterator[Progress]:
-    """A progress bar, if there is a terminal."""
-    with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, delay=1, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def text_size(store: TokenStore) -> Score:

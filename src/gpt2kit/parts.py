@@ -11,22 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit import cache, shards, sources, uploading
 from gpt2kit import files as durable
+from gpt2kit import shards, sources
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import DataError, UserError
+from gpt2kit.places import Where
 from gpt2kit.shards import Corpus, Progress
 from gpt2kit.shelf import Shelf
 from gpt2kit.sources import Report
-from gpt2kit.store import Shard, TokenStore, documents_file, shard_name
-from gpt2kit.streaming import StreamedStore
+from gpt2kit.store import HASH, Shard, TokenStore, documents_file, shard_name, unpacked
 
 _LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 _COPIED = 1 << 22
@@ -63,7 +63,25 @@ def corpus_of(corpus: Corpus, number: int, count: int) -> Corpus | None:
     return replace(corpus, paths=own, part=f"{number}/{count}") if own else None
 
 
-def merge(corpus: Corpus, count: int, place: Where, progress: Progress = lambda done, total: None) -> TokenStore:
+def build_each(corpora: Mapping[str, Corpus], number: int, count: int, place: Where) -> list[str]:
+    """Build one part of some splits' stores; a line for each."""
+    told = []
+    for split, corpus in corpora.items():
+        if part := corpus_of(corpus, number, count):
+            store = place.open_or_build(part, f"{split} text, part {number}")
+            told.append(f"{split} text: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
+        else:
+            told.append(f"{split} text: no file is left for part {number} of {count}")
+    return told
+
+
+def merge_each(corpora: Mapping[str, Corpus], count: int, place: Where) -> list[str]:
+    """Make some splits' stores of their parts; a line for each."""
+    stores = {split: merge(corpus, count, place, f"{split} text") for split, corpus in corpora.items()}
+    return [f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens" for split, store in stores.items()]
+
+
+def merge(corpus: Corpus, count: int, place: Where, what: str = "text") -> TokenStore:
     """Make the store of a corpus from its parts, all of which must be finished; they are deleted then."""
     some = [(number, corpus_of(corpus, number, count)) for number in range(1, count + 1)]
     found = {number: place.opened(part) for number, part in some if part}
@@ -76,47 +94,11 @@ def merge(corpus: Corpus, count: int, place: Where, progress: Progress = lambda 
             )
         return _joined([store for store in found.values() if store is not None], shelf, corpus, progress)
 
-    store = place.open_or_build(corpus, progress, joined)
+    store = place.open_or_build(corpus, what, joined)
     for part in found.values():
         if part is not None:
             place.delete(part)
     return store
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where stores lie: in a folder, or, when streamed, at a URL."""
-
-    cache_dir: Path
-    streamed_from: str | None = None
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.streamed_from or str(self.cache_dir)
-
-    def open_or_build(self, corpus: Corpus, progress: Progress, make: shards.Make | None = None) -> TokenStore:
-        """The store of a corpus; made now if it is not there."""
-        if self.streamed_from is not None:
-            return uploading.open_or_build(corpus, self.streamed_from, self.cache_dir, progress, make)
-        return shards.open_or_build(corpus, self.cache_dir, progress, make)
-
-    def opened(self, corpus: Corpus) -> TokenStore | None:
-        """The store of a corpus, if it is there."""
-        key = corpus.key(self.cache_dir)
-        try:
-            if self.streamed_from is not None:
-                return StreamedStore(f"{self.streamed_from.rstrip('/')}/{key}", self.cache_dir)
-            return TokenStore(self.cache_dir / key)
-        except FileNotFoundError:
-            return None
-
-    def delete(self, store: TokenStore) -> None:
-        """Delete a store."""
-        if isinstance(store, StreamedStore):
-            uploading.delete(store.place)
-        else:
-            cache.remove(store.folder)
 
 
 @dataclass
@@ -176,7 +158,7 @@ def _cuts(parts: list[TokenStore], corpus: Corpus) -> Iterator[_Cut]:
     """Where a single build begins another file: at the first end of a batch of pieces behind enough tokens."""
     cut, characters = _Cut(tokens=1), 0  # the first token of a store ends no document
     for part in parts:
-        for hashes, counts, pieces in part.documents_of_parts():
+        for hashes, counts, pieces in _documents(part):
             ends, tokens = pieces[:, 0] % 2 == 0, pieces[:, 1]
             sums = np.cumsum(pieces[:, 0] // 2)
             taken = passed = 0  # pieces and documents
@@ -202,6 +184,15 @@ def _cuts(parts: list[TokenStore], corpus: Corpus) -> Iterator[_Cut]:
                     cut = _Cut(open_tokens=cut.open_tokens)
     if cut.pieces:
         yield cut
+
+
+def _documents(part: TokenStore) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Of each file of a part: hashes and sizes of its documents; of each piece twice its characters, plus one if its
+    document goes on, and its tokens."""
+    for shard in part.shards:
+        raw, count = part.documents_of(shard), shard.documents
+        values = unpacked(raw[count * HASH.itemsize :])
+        yield np.frombuffer(raw, HASH, count), values[: 3 * count].reshape(-1, 3), values[3 * count :].reshape(-1, 2)
 
 
 def _tokens(parts: list[TokenStore], begin: int, end: int, corpus: Corpus) -> Iterator[NDArray[np.unsignedinteger]]:
