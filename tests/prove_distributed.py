@@ -39,7 +39,8 @@ def losses(run: Path) -> list[float]:
 
 def equal(base: list[str], work: Path, optimizer: str) -> str:
     """50 steps on 1, 2 and 4 ranks, copies and shares: the largest relative difference of any logged loss."""
-    words = [*base, *FIFTY, "--trainer.val_check_interval=20", *OPTIMIZERS[optimizer]]
+    words = [*base, *FIFTY, "--trainer.val_check_interval=20", "--trainer.limit_val_batches=1.0"]
+    words += OPTIMIZERS[optimizer]
     alone, _ = run_with_kills(Setting("1", words), work / "1", [])
     worst = 0.0
     for ranks in (2, 4):

@@ -182,8 +182,12 @@ def _probe(folder: Path | None) -> Iterator[str]:
         yield ""
         return
     path = folder / f".shared-{uuid.uuid4().hex}.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError:  # may only be read: what is needed is there already, or the building will say so
+        yield ""
+        return
     try:
         yield path.name
     finally:

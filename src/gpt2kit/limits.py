@@ -48,6 +48,9 @@ def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, g
         "trainer.accumulate_grad_batches: must be at least 1": (trainer["accumulate_grad_batches"] or 1) < 1,
         f"trainer.precision {trainer['precision']}: a thousand times slower on a CPU. Use auto": on_cpu
         and trainer["precision"] in ("16-mixed", "16-true"),
+        f"trainer.precision {trainer['precision']}: not with trainer.strategy fsdp, whose scaled gradients nobody has "
+        "tried. Use bf16-mixed or 32-true": trainer["strategy"] == "fsdp"
+        and trainer["precision"] in ("16-mixed", "16-true"),
         "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained": 0
         in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
         "trainer.limit_train_batches: would end the one endless epoch. Use max_steps": trainer["limit_train_batches"]
