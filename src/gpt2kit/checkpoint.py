@@ -119,10 +119,16 @@ def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
     different = [
         f"{name} was {saved.get(name)}, now {value}" for name, value in present.items() if saved.get(name) != value
     ]
+    batch = saved.get("global_batch")
+    devices = (
+        f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
+        if batch != present.get("global_batch")
+        else ""
+    )
     if different:
         raise CheckpointError(
             f"this checkpoint belongs to another run: {'; '.join(different)}. Resume with the same settings and text, "
-            "or start a new run"
+            f"or start a new run{devices}"
         )
 
 
