@@ -1,0 +1,72 @@
+"""What an update costs: AdamW, torch's Muon (a matrix at a time), and ours (matrices of one shape at once).
+
+    python bench/muon.py --shapes 4,128 6,384 12,768
+
+A shape is layers and width; only the hidden matrices are updated, with random gradients. Median of some turns, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+from machine import finish
+from torch import nn
+
+from gpt2kit.optim import AdamW, Muon
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["4,128", "6,384", "12,384"])
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    given = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for shape in given.shapes:
+        layers, width = map(int, shape.split(","))
+        optimizers = {name: make(name, layers, width) for name in ("AdamW", "torch's Muon", "ours", "ours, not split")}
+        found: dict[str, list[float]] = {name: [] for name in optimizers}
+        for turn in range(given.turns + 1):
+            for name, optimizer in optimizers.items():
+                begin = now()
+                optimizer.step()
+                found[name] += [now() - begin] if turn else []
+        times = {f"{name}, ms": f"{1e3 * statistics.median(each):.1f}" for name, each in found.items()}
+        rows.append({"layers, width": shape, **times})
+        print(rows[-1], flush=True)
+    finish(rows, given.output)
+
+
+def make(name: str, layers: int, width: int) -> torch.optim.Optimizer:
+    """An optimizer of a model's hidden matrices, which have gradients."""
+    torch.manual_seed(1)
+    shapes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)) * layers
+    matrices = [nn.Parameter(0.02 * torch.randn(shape, device=DEVICE)) for shape in shapes]
+    bias = nn.Parameter(torch.zeros(1, device=DEVICE))
+    for parameter in (*matrices, bias):
+        parameter.grad = torch.randn_like(parameter)
+    if name == "AdamW":
+        return AdamW(matrices)
+    if name == "torch's Muon":
+        return torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
+    parts = [1 if name == "ours, not split" or shape[1] != 3 * width else 3 for shape in shapes]
+    return Muon([{"params": matrices, "parts": parts}, {"params": [bias]}])
+
+
+def now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Validation loss against seconds, steps and tokens: trainer.py, and the recipe that most small GPTs are trained with.
+
+    python bench/time_to_loss.py --train_files train.txt --valid_files valid.txt --kind char --output_dir /tmp/race
+
+`ours` is `trainer.py` itself, its figures read from metrics.csv. `bare` is a plain PyTorch loop over the same tokens:
+the library's GPT2LMHeadModel, AdamW (1e-3 falling to 1e-4 along a cosine after 100 steps, betas 0.9 and 0.99, decay
+0.1), clipping at 1, random blocks, bfloat16, compiled. Both validate on the whole validation text, in the same blocks;
+the time of validations is left out for both. Writes results.json and curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+from machine import ROOT, finish
+
+Point = dict[str, float]
+"""step, tokens, seconds of training, val_loss."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train_files", nargs="+", required=True)
+    parser.add_argument("--valid_files", nargs="+", required=True)
+    parser.add_argument("--kind", default="char", help="of the tokenizer, made on first use")
+    parser.add_argument("--document", default="file", help="file or line")
+    parser.add_argument("--shape", type=int, nargs=3, default=[4, 4, 128], help="layers, heads, width")
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=2000, help="of the baseline")
+    parser.add_argument("--ours", type=int, nargs="*", help="steps of our runs; default: as many, and a third")
+    parser.add_argument("--validations", type=int, default=20, help="in a run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--options", nargs="*", default=[], help="more options of trainer.py")
+    parser.add_argument("--eager", action="store_true", help="compile neither")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    given = parser.parse_args()
+    given.output_dir.mkdir(parents=True, exist_ok=True)
+    steps = given.ours if given.ours is not None else [given.steps, given.steps // 3]
+    runs: dict[str, list[list[Point]]] = {}
+    for seed in given.seeds:
+        for count in steps:
+            runs.setdefault(f"gpt2kit, {count} steps", []).append(ours(given, seed, count))
+        runs.setdefault(f"AdamW recipe, {given.steps} steps", []).append(bare(given, seed))
+    rows = [row(name, points) for name, points in runs.items()]
+    (given.output_dir / "curves.json").write_text(json.dumps(runs, indent=1) + "\n")
+    draw(runs, given.output_dir / "curves.png")
+    finish(rows, given.output_dir / "results.json")
+
+
+def row(name: str, runs: list[list[Point]]) -> dict[str, object]:
+    """Means over the seeds of what a run ended with."""
+    last = [points[-1] for points in runs]
+    losses = [point["val_loss"] for point in last]
+    mean = sum(losses) / len(losses)
+    return {
+        "way": name,
+        "seeds": len(runs),
+        "steps": int(last[0]["step"]),
+        "tokens": f"{last[0]['tokens']:,.0f}",
+        "val_loss": f"{mean:.4f}",
+        "from, to": f"{min(losses):.4f}, {max(losses):.4f}",
+        "lowest on the way": f"{sum(min(p['val_loss'] for p in points) for points in runs) / len(runs):.4f}",
+        "seconds": f"{sum(point['seconds'] for point in last) / len(last):.1f}",
+        "before the first step": f"{sum(points[0].get('start', 0.0) for points in runs) / len(runs):.1f}",
+    }
+
+
+def options(given: argparse.Namespace, seed: int, steps: int) -> list[str]:
+    """trainer.py's words for a run."""
+    layers, heads, width = given.shape
+    words = {
+        "seed_everything": seed,
+        "model.n_layer": layers,
+        "model.n_head": heads,
+        "model.n_embd": width,
+        "model.compile": "off" if given.eager else "blocks",
+        "data.train_files": json.dumps([str(Path(file).resolve()) for file in given.train_files]),
+        "data.valid_files": json.dumps([str(Path(file).resolve()) for file in given.valid_files]),
+        "data.tokenizer.class_path": "gpt2kit.tokenizer_spec.TokenizerSpec",
+        "data.tokenizer.init_args.kind": given.kind,
+        "data.reader.class_path": "gpt2kit.text.Reader",
+        "data.reader.init_args.document": given.document,
+        "data.cache_dir": (given.output_dir / "cache").resolve(),
+        "data.block_size": given.block,
+        "data.batch_size": given.batch,
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": max(steps // given.validations, 1),
+        "trainer.gradient_clip_val": 1.0,
+        "trainer.log_every_n_steps": max(steps // given.validations, 1),
+        "trainer.default_root_dir": given.output_dir.resolve(),
+        "save_every": 10**9,
+    }
+    return [f"--{name}={value}" for name, value in words.items()] + [f"--{word}" for word in given.options]
+
+
+def ours(given: argparse.Namespace, seed: int, steps: int) -> list[Point]:
+    """A run of trainer.py."""
+    log = given.output_dir / f"ours-{steps}-{seed}.log"
+    with open(log, "w", encoding="utf-8") as told:
+        words = [sys.executable, str(ROOT / "trainer.py"), *options(given, seed, steps)]
+        if subprocess.run(words, stderr=told, stdout=told, check=False).returncode:
+            sys.exit(log.read_text(encoding="utf-8"))
+    folder = max((given.output_dir / "lightning_logs").iterdir(), key=lambda path: path.stat().st_ctime)
+    with open(folder / "metrics.csv", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    tokens = given.batch * given.block
+    losses = {int(float(line["step"])): float(line["val_loss"]) for line in found if line.get("val_loss")}
+    speeds = {int(float(line["step"])): float(line["tokens_per_s"]) for line in found if line.get("tokens_per_s")}
+    points: list[Point] = []
+    seconds, since = 0.0, 0
+    for step in sorted(losses):
+        seconds += (step - since) * tokens / speeds[step]
+        since = step
+        points.append({"step": step, "tokens": step * tokens, "seconds": seconds, "val_loss": losses[step]})
+    # The first steps compile: what they took beyond the usual pace is told apart.
+    paces = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(points)]
+    if paces:
+        extra = max(points[0]["seconds"] - sorted(paces)[len(paces) // 2] * points[0]["step"], 0.0)
+        for point in points:
+            point["seconds"] -= extra
+        points[0]["start"] = extra
+    return points
+
+
+def bare(given: argparse.Namespace, seed: int) -> list[Point]:
+    """The recipe in a plain loop, in this process."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt2kit.batches import EvalBatches
+    from gpt2kit.cli import TrainCLI
+
+    data = TrainCLI([*options(given, seed, 1), "--trainer.logger=false"]).datamodule
+    store = data.store("train")
+    tokens = torch.tensor(store[0 : store.tokens].astype("int64"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(seed)
+    layers, heads, width = given.shape
+    size = -(-data.vocab_size // 64) * 64
+    config = GPT2Config(
+        n_layer=layers,
+        n_head=heads,
+        n_embd=width,
+        vocab_size=size,
+        n_positions=given.block,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+    )
+    model = GPT2LMHeadModel(config).to(device)
+    forward: Any = model if given.eager else torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            logits = forward(batch[:, :-1].clamp(min=0)).logits
+        found: torch.Tensor = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), batch[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+        )
+        return found
+
+    def validate() -> float:
+        model.eval()
+        nll, count = 0.0, 0
+        with torch.no_grad():
+            for batch in EvalBatches(data.store("valid"), given.block, given.batch):
+                nll += loss_of(batch.to(device)).item()
+                count += int((batch[:, 1:] != -100).sum())
+        model.train()
+        return nll / count
+
+    points: list[Point] = []
+    seconds, start = 0.0, 0.0
+    every = max(given.steps // given.validations, 1)
+    begin = time.perf_counter()
+    for step in range(given.steps):
+        progress = max(step - 100, 0) / max(given.steps - 100, 1)
+        lr = 1e-3 * (step + 1) / 101 if step < 100 else 1e-4 + 9e-4 * (1 + math.cos(math.pi * progress)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        first = torch.randint(len(tokens) - given.block, (given.batch,))
+        batch = torch.stack([tokens[i : i + given.block + 1] for i in first.tolist()]).to(device)
+        (loss_of(batch) / (given.batch * given.block)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step == 0:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start, begin = time.perf_counter() - begin, time.perf_counter()
+        if (step + 1) % every == 0:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds += time.perf_counter() - begin
+            done = (step + 1) * given.batch * given.block
+            points.append({"step": step + 1, "tokens": done, "seconds": seconds, "val_loss": validate()})
+            begin = time.perf_counter()
+    points[0]["start"] = start
+    return points
+
+
+def draw(runs: dict[str, list[list[Point]]], path: Path) -> None:
+    """Loss against seconds and against tokens; a line a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    lowest = min(point["val_loss"] for seeds in runs.values() for points in seeds for point in points)
+    for axis, unit, label in zip(axes, ("seconds", "tokens"), ("training time, s", "training tokens"), strict=True):
+        for color, (name, seeds) in zip(
+            ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#000000"), runs.items(), strict=False
+        ):
+            for number, points in enumerate(seeds):
+                xs, ys = [p[unit] for p in points], [p["val_loss"] for p in points]
+                axis.plot(xs, ys, color=color, label=name if not number else None, linewidth=1.5, alpha=0.8)
+        axis.set(xlabel=label)
+        axis.set_ylim(lowest - 0.1, lowest + 1.2)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation loss, nats a token")
+    axes[1].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+"""How fast a training step is: ours, and the same model trained as each documentation shows it.
+
+    python bench/train_step.py
+    python bench/train_step.py --shapes small --batch 32 --block 1024 --ways ours bare_compiled hf_trainer
+    python bench/train_step.py --nanogpt ../nanoGPT     # its model, fetched by yourself, in its own settings
+
+Each way runs in a process of its own, the ways in turn, round after round; a figure is the median over the rounds of
+the median step. All see the same random tokens, and all figures use one count of FLOPs (`metrics.flops_per_token`).
+`share` is of the machine's fastest matrix product in bfloat16, measured at the start of each process.
+
+ours            GPT2Module under Lightning, as trainer.py runs it, with Muon; what auto chooses
+ours_adamw      the same with AdamW
+ours_eager, ours_model    the same, not compiled; compiled as a whole
+bare            a plain PyTorch loop on GPT2LMHeadModel with labels=, float32, torch.optim.AdamW, clipping
+bare_bf16       the same under bfloat16 autocast
+bare_compiled   the same, torch.compile(model), fused AdamW
+hf_trainer      transformers.Trainer with bf16=True
+lightning       a LightningModule of ten lines, precision bf16-mixed
+nanogpt, nanogpt_best    its model and optimizer: float32; bfloat16 and compiled
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+from machine import finish, timed
+from torch import Tensor, nn
+
+SHAPES = {
+    "shakespeare": (4, 4, 128, 65, 64, 12),
+    "mini": (6, 6, 384, 65, 256, 16),
+    "26M": (12, 12, 384, 12966, 128, 12),
+    "small": (12, 12, 768, 50257, 1024, 1),
+    "medium": (24, 16, 1024, 50257, 1024, 1),
+}
+"""Layers, heads, width, vocabulary, block size, sequences in a step."""
+
+WAYS = ("ours", "ours_adamw", "ours_eager", "bare", "bare_bf16", "bare_compiled", "hf_trainer", "lightning")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["shakespeare", "26M"], choices=SHAPES)
+    parser.add_argument("--ways", nargs="+", default=[])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="timed steps a round")
+    parser.add_argument("--block", type=int, help="instead of the shape's")
+    parser.add_argument("--batch", type=int, help="instead of the shape's")
+    parser.add_argument("--nanogpt", type=Path, help="the folder of its model.py; adds its two ways")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        run(given.child, given.shapes[0], given.block, given.batch, given.steps, given.nanogpt)
+        return
+    ways = given.ways or [*WAYS, *(("nanogpt", "nanogpt_best") if given.nanogpt else ())]
+    rows: list[dict[str, object]] = []
+    for shape in given.shapes:
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(given.rounds):
+            for way in ways:
+                words = [sys.executable, __file__, "--child", way, "--shapes", shape, "--steps", str(given.steps)]
+                for name in ("block", "batch", "nanogpt"):
+                    words += [f"--{name}", str(getattr(given, name))] if getattr(given, name) else []
+                _, resident, told = timed(words)
+                found[way].append({"memory": resident, **json.loads(told.splitlines()[-1])})
+        for way, results in found.items():
+            rows.append(row(shape, way, results, found[ways[-1]]))
+            print(rows[-1], flush=True)
+    finish(rows, given.output)
+
+
+def row(shape: str, way: str, results: list[dict[str, float]], last: list[dict[str, float]]) -> dict[str, object]:
+    """One way's figures; `last` is the way that all are compared with."""
+    seconds, theirs = (statistics.median(r["seconds"] for r in found) for found in (results, last))
+    best = max(r["peak"] for r in [*results, *last])
+    return {
+        "shape": shape,
+        "way": way,
+        "ms a step": f"{1e3 * seconds:.1f}",
+        "tokens/s": f"{results[0]['tokens'] / seconds:,.0f}",
+        "GFLOP/s": f"{results[0]['flops'] / seconds / 1e9:,.0f}",
+        "share": f"{100 * results[0]['flops'] / seconds / best:.0f} %",
+        "times the last": f"{theirs / seconds:.2f}",
+        "first step, s": f"{statistics.median(r['first'] for r in results):.1f}",
+        "memory, MB": f"{statistics.median(r['memory'] for r in results):,.0f}",
+    }
+
+
+def run(way: str, name: str, block: int | None, batch: int | None, steps: int, nanogpt: Path | None) -> None:
+    """In a child: train some steps, print one line of JSON."""
+    from gpt2kit.hardware import measured_peak
+    from gpt2kit.metrics import flops_per_token
+
+    warnings.filterwarnings("ignore")
+    layers, heads, width, vocabulary, length, rows = SHAPES[name]
+    length, rows = block or length, batch or rows
+    shape = {"n_layer": layers, "n_head": heads, "n_embd": width, "vocab_size": vocabulary, "n_positions": length}
+    peak = measured_peak(torch.device(DEVICE), torch.bfloat16)
+    torch.manual_seed(1)
+    if DEVICE == "cuda":
+        torch.set_float32_matmul_precision("high")
+    batches = torch.randint(0, vocabulary, (8, rows, length + 1))
+    times = list(WAY[way.split("_")[0] if way not in WAY else way](way, shape, batches, steps + 3, nanogpt))
+    seconds = [later - sooner for sooner, later in pairwise(times[3:])]
+    figures: dict[str, float] = {
+        "seconds": statistics.median(seconds),
+        "first": times[1] - times[0],
+        "tokens": rows * length,
+        "flops": flops_per_token(shape) * rows * length,
+        "peak": peak,
+    }
+    if DEVICE == "cuda":
+        figures["memory"] = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps(figures))
+
+
+def now() -> float:
+    """The clock, once the device has done its work."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
+    """GPT2Module under Lightning's Trainer with trainer.py's settings; `train_loss` is not logged."""
+    import pytorch_lightning as pl
+
+    from gpt2kit.engine import choose_precision
+    from gpt2kit.module import GPT2Module
+    from gpt2kit.optim import AdamW
+
+    kinds = {"ours_eager": "off", "ours_model": "model"}
+    more: dict[str, Any] = {"optimizer": lambda groups: AdamW(groups)} if way == "ours_adamw" else {}
+    gpt2 = GPT2Module(**shape, compile=kinds.get(way, "blocks"), **more)
+    clock = _Clock()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        precision=choose_precision("auto", "auto").value,  # type: ignore[arg-type]
+        gradient_clip_val=1.0,
+        callbacks=[clock],
+        log_every_n_steps=10**6,
+        **QUIET,
+    )
+    trainer.fit(gpt2, _endless(batches))
+    return clock.times
+
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def _endless(batches: Tensor) -> Any:
+    class Endless(torch.utils.data.IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            while True:
+                for batch in batches:
+                    yield batch.pin_memory() if DEVICE == "cuda" else batch
+
+    return torch.utils.data.DataLoader(Endless(), batch_size=None)
+
+
+def _Clock() -> Any:
+    import pytorch_lightning as pl
+
+    class Clock(pl.Callback):
+        """When each step ended."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_train_start(self, *_: Any) -> None:
+            self.times.append(now())
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.times.append(now())
+
+    return Clock()
+
+
+def model_of(shape: dict[str, int]) -> Any:
+    """The library's model, nothing chosen."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None)).to(DEVICE)
+
+
+def bare(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> Iterator[float]:
+    """A loop as PyTorch's tutorials have it."""
+    model = model_of(shape)
+    compiled = torch.compile(model) if way == "bare_compiled" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if way == "bare_compiled" else None)
+    yield from loop(lambda b: compiled(b[:, :-1], labels=b[:, :-1]).loss, model, optimizer, batches, steps, way)
+
+
+def loop(
+    loss_of: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Tensor,
+    steps: int,
+    way: str,
+) -> Iterator[float]:
+    """Forward, backward, clip, step; the clock after each."""
+    yield now()
+    for step in range(steps):
+        batch = batches[step % len(batches)].to(DEVICE, non_blocking=True)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=way not in ("bare", "nanogpt")):
+            loss = loss_of(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        yield now()
+
+
+def hf_trainer(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> list[float]:
+    """transformers.Trainer on a list of samples."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            times.append(now())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(now())
+
+    rows = batches.shape[1]
+    samples = [{"input_ids": row[:-1], "labels": row[:-1]} for batch in batches for row in batch]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=rows,
+            max_steps=steps,
+            bf16=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=DEVICE == "cpu",
+        )
+        Trainer(model=model_of(shape), args=arguments, train_dataset=samples, callbacks=[Clock()]).train()
+    return times
+
+
+def lightning(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> list[float]:
+    """The library's model in a LightningModule, with Lightning's defaults."""
+    import pytorch_lightning as pl
+
+    class Plain(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model_of(shape)
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss: Tensor = self.model(batch[:, :-1], labels=batch[:, :-1]).loss
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    clock = _Clock()
+    pl.Trainer(
+        max_steps=steps,
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        callbacks=[clock],
+        log_every_n_steps=10**6,
+        **QUIET,
+    ).fit(Plain(), _endless(batches))
+    return clock.times
+
+
+def nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
+    """nanoGPT's model and optimizer, fetched by the user, as its train.py sets them up."""
+    sys.path.insert(0, str(folder))
+    import contextlib
+    import io
+
+    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        config = GPTConfig(
+            block_size=shape["n_positions"],
+            vocab_size=-(-shape["vocab_size"] // 64) * 64 if shape["vocab_size"] > 1000 else shape["vocab_size"],
+            n_layer=shape["n_layer"],
+            n_head=shape["n_head"],
+            n_embd=shape["n_embd"],
+            dropout=0.0,
+            bias=False,
+        )
+        model = GPT(config).to(DEVICE)
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), DEVICE)
+    compiled = torch.compile(model) if way == "nanogpt_best" else model
+    yield from loop(lambda b: compiled(b[:, :-1], b[:, 1:].contiguous())[1], model, optimizer, batches, steps, way)
+
+
+WAY: dict[str, Callable[..., Any]] = {
+    "ours": ours,
+    "bare": bare,
+    "hf_trainer": hf_trainer,
+    "lightning": lightning,
+    "nanogpt": nanogpt,
+}
+
+if __name__ == "__main__":
+    main()
