@@ -62,6 +62,8 @@ def killed_saves(base: list[str], work: Path, ranks: int) -> str:
             place.mkdir(parents=True)
             codes = go_on(setting, place, kill, rank)
             log = (place / "log.txt").read_text()
+            if codes[rank] != -9 and any(codes):
+                return f"{kill} of rank {rank}: {codes}: {log[-1000:]}"
             if codes[rank] == -9 and f"error: rank {rank}" not in log:
                 return f"{kill} of rank {rank}: the others do not name it: {log[-1000:]}"
             if codes[rank] == -9 and go_on(setting, place) != [0] * ranks:
