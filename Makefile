@@ -15,8 +15,9 @@ demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
-prove: .venv/installed  ## hundreds of kills, each compared to the last bit, and 4 GB of text; an hour
+prove: .venv/installed  ## hundreds of kills, each compared to the last bit, 4 ranks, and 4 GB of text; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_resume.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_distributed.py
 	GPT2KIT_BUILD_KILLS=100 $(BIN)/python -m pytest tests/test_build_kill.py
 	$(BIN)/python tests/prove_data.py
 

@@ -44,6 +44,7 @@ class Setting:
     name: str
     words: list[str]
     ranks: int = 1
+    strategy: str = "ddp"
     reference: Path | None = field(default=None, repr=False)
 
 
@@ -122,6 +123,7 @@ def _arm(kill: Kill) -> None:
 def child(words: list[str], kill: Kill | None, environment: dict[str, str], log: str) -> None:
     """One run in a process of its own."""
     os.environ.update(environment)
+    os.chdir(environment.get("CWD", "."))
     torch.set_num_threads(1)
     with open(log, "a") as out:
         os.dup2(out.fileno(), 1)
@@ -131,8 +133,13 @@ def child(words: list[str], kill: Kill | None, environment: dict[str, str], log:
     command.guarded(cli.main, words)
 
 
-def start(words: list[str], kills: dict[int, Kill], ranks: int, log: Path) -> list[Any]:
-    """The processes of one run; `kills` by rank."""
+def start(
+    words: list[str], kills: dict[int, Kill], ranks: int, log: Path, own: dict[int, dict[str, str]] | None = None
+) -> list[Any]:
+    """The processes of one run; `kills` and what is `own` in their environments by rank; CWD is where it works.
+
+    `WORDS` in such an environment are more words for its command line.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,7 +152,9 @@ def start(words: list[str], kills: dict[int, Kill], ranks: int, log: Path) -> li
             "NODE_RANK": "0",
             "LOCAL_RANK": str(rank),
         }
-        args = (words, kills.get(rank), environment if ranks > 1 else {}, str(log))
+        environment |= (own or {}).get(rank, {})
+        more = environment.pop("WORDS", "").split()
+        args = ([*words, *more], kills.get(rank), environment if ranks > 1 else {}, str(log))
         process = _CONTEXT.Process(target=child, args=args)
         process.start()
         processes.append(process)
@@ -165,7 +174,7 @@ def finish(processes: list[Any], seconds: float = 120) -> list[int]:
 
 def words_of(setting: Setting, work: Path) -> list[str]:
     words = [*setting.words, f"--trainer.default_root_dir={work}"]
-    strategy = "ddp" if setting.ranks > 1 else "auto"
+    strategy = setting.strategy if setting.ranks > 1 else "auto"
     return [*words, f"--trainer.strategy={strategy}", f"--trainer.devices={setting.ranks}"]
 
 

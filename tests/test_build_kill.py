@@ -26,7 +26,7 @@ from gpt2kit.shards import Corpus
 from gpt2kit.text import Reader
 
 text, trained, cache = sys.argv[1:]
-shards._BATCH = 4000
+shards.BATCH = 4000
 real = shards._write_shard
 def told(*args):
     shard = real(*args)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, command, copies, data, evaluate, verbatim
+from gpt2kit import checkpoint, command, copies, evaluate, verbatim
+from gpt2kit.places import Where
 from gpt2kit.shards import Corpus
 from gpt2kit.text import Reader
 
@@ -86,7 +87,7 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
 
 def test_what_is_written_and_drawn(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
-    store = data.build_store(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache", "")
+    store = Where(corpus / "cache").open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), "")
     written = copies.write(opened.module, store.index.eos_id, 16, 1)
     assert sum(map(len, written)) >= copies._TOKENS
     assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in written)

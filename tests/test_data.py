@@ -115,7 +115,14 @@ def test_strided_blocks_overlap(corpus: Path) -> None:
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
-    sound = {"block_size": 16, "batch_size": 4, "shard_tokens": 9, "stride": None, "num_workers": 0}
+    sound = {
+        "block_size": 16,
+        "batch_size": 4,
+        "shard_tokens": 9,
+        "stride": None,
+        "num_workers": 0,
+        "global_batch": None,
+    }
     sound |= {"mask_documents": False, "append_eos": True, "valid_share": 0.0, "test_share": 0.0}
     sound |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
     assert not data.data_problems(sound)

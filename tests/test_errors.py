@@ -35,7 +35,7 @@ from gpt2kit.tokenizer_training import train as train_tokenizer
         (["--data.block_size=5000"], 3, "fewer than the 8 of one optimizer step"),
         (["--ckpt_path=none"], 4, "none"),
         (["--ckpt_path=last"], 4, "no sound checkpoint"),
-        (["--trainer.accelerator=gpu"], 5, "this machine has none"),
+        (["--trainer.accelerator=gpu"], 5, "has no GPU that torch can use"),
     ],
 )
 def test_training_mistakes(

@@ -20,8 +20,9 @@ import torch
 from conftest import ROOT, SENTENCE, Outcome, Run
 from numpy.typing import NDArray
 
-from gpt2kit import checkpoint, command, data, evaluate, scoring
+from gpt2kit import checkpoint, command, evaluate, scoring
 from gpt2kit.checkpoint import Opened
+from gpt2kit.places import Where
 from gpt2kit.shards import Corpus
 from gpt2kit.sliding import Windows
 from gpt2kit.store import TokenStore
@@ -48,7 +49,7 @@ def opened(run: Run) -> Opened:
 
 @pytest.fixture(scope="module")
 def store(opened: Opened, corpus: Path) -> TokenStore:
-    return data.build_store(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache", "")
+    return Where(corpus / "cache").open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), "")
 
 
 def reference(opened: Opened, store: TokenStore, stride: int, start: int | None = None) -> NDArray[np.float64]:
@@ -92,7 +93,7 @@ def test_it_is_the_sum_over_all_windows_in_double_precision(
 ) -> None:
     (tmp_path / "a.txt").write_text(TEXTS[name])
     corpus = Corpus([tmp_path / "a.txt"], opened.tokenizer, Reader(), append_eos=append_eos)
-    store = data.build_store(corpus, tmp_path, "")
+    store = Where(tmp_path).open_or_build(corpus, "")
     windows = Windows(len(store), CONTEXT, stride)
     wanted = by_document(store, reference(opened, store, stride))
     for batch_size in (1, 3, 1000):

@@ -59,7 +59,7 @@ def test_any_span_reads_across_file_borders(
 ) -> None:
     write(tmp_path)
     whole = build(tmp_path, trained)
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     parts = build(tmp_path, trained, shard_tokens=60)
     assert len(parts.shards) > 5
     tokens = whole[0 : len(whole)]
@@ -96,7 +96,7 @@ def test_text_tokenizer_and_reader_decide_the_key(tmp_path: Path, trained: Token
 def test_a_killed_build_goes_on_and_ends_the_same(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     (tmp_path / "straight").mkdir()
     (tmp_path / "killed").mkdir()
     write(tmp_path / "straight")
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_found_and_made_again_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     write(tmp_path)
     store = build(tmp_path, trained, shard_tokens=60)
     content = {path.name: path.read_bytes() for path in store.folder.glob("0*")}
@@ -175,7 +175,7 @@ def test_a_damaged_file_is_found_and_made_again_alone(
 def test_lengths_and_hashes_are_those_of_the_documents_wherever_files_are_cut(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     monkeypatch.setattr(text, "PIECE", 30)
     lines = ["one", "the quick brown fox " * 40, "日本 " * 100, "two", "x" * 200]
     (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -227,7 +227,7 @@ def test_an_index_that_cannot_be_is_refused(change: dict[str, object], tmp_path:
 def test_a_full_disk_is_one_line_and_the_build_goes_on_when_there_is_room(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
 ) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     write(tmp_path)
     straight = build(tmp_path, trained, shard_tokens=60)
     real = os.fsync
@@ -321,7 +321,7 @@ def test_an_early_error_leaves_no_folder(tmp_path: Path, trained: Tokenizer) -> 
 def test_ids_that_prove_wrong_leave_nothing_behind(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     write(tmp_path)
     real = shards.encoded
 
@@ -352,7 +352,7 @@ def test_an_index_of_noise_is_built_again(
 def test_a_journal_that_does_not_fit_the_text_makes_no_store(
     change: dict[str, object], tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 40)
+    monkeypatch.setattr(shards, "BATCH", 40)
     write(tmp_path)
     store = build(tmp_path, trained, shard_tokens=60)
     (store.folder / "index.json").unlink()

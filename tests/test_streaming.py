@@ -38,7 +38,7 @@ MEMORY = fsspec.filesystem("memory")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "_PAUSES", [0.01] * 4)
-    monkeypatch.setattr(shards, "_BATCH", 400)
+    monkeypatch.setattr(shards, "BATCH", 400)
 
 
 @pytest.fixture

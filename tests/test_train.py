@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, cli, data, runs, scoring
+from gpt2kit import checkpoint, cli, runs, scoring
 from gpt2kit.limits import interval_steps, total_steps
 from gpt2kit.metrics import Score
+from gpt2kit.places import Where
 from gpt2kit.shards import Corpus
 from gpt2kit.sliding import Windows
 from gpt2kit.text import Reader
@@ -76,7 +77,7 @@ def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> 
     """One text, two ways through the program, one figure."""
     opened = checkpoint.open(run.folder)
     text = Corpus([corpus / "valid.txt"], opened.tokenizer, Reader())
-    store = data.build_store(text, corpus / "cache", "")
+    store = Where(corpus / "cache").open_or_build(text, "")
     windows = Windows(len(store), 16, 16)
     nll = scoring.score(opened.module, store, windows, batch_size=5)
     score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)

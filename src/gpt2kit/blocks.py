@@ -68,14 +68,14 @@ class Order:
         """This rank's block numbers, endlessly: `batch_size` of them for each forward pass, from `first_step` on."""
         if self.global_batch % (batch_size * world_size):
             raise ValueError(f"{self.global_batch} sequences a step cannot be shared by {world_size} x {batch_size}")
+        rounds = self.global_batch // (batch_size * world_size)  # forward passes a step
+        own = (np.arange(rounds)[:, None] * world_size + rank) * batch_size + np.arange(batch_size)
         step = first_step
         while True:
             epoch, within = divmod(step, self.steps_per_epoch)
-            ahead = min(max(_AHEAD // self.global_batch, 1), self.steps_per_epoch - within)
-            start = within * self.global_batch
-            found = self._at(epoch, np.arange(start, start + ahead * self.global_batch))
-            shares = found.reshape(-1, world_size, batch_size)
-            yield from shares[:, rank]
+            ahead = min(max(_AHEAD // own.size, 1), self.steps_per_epoch - within)
+            starts = (within + np.arange(ahead)) * self.global_batch
+            yield from self._at(epoch, (starts[:, None, None] + own).ravel()).reshape(-1, batch_size)
             step += ahead
 
     def _at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
-from gpt2kit import __version__, data, huggingface, lora, module, weights
+from gpt2kit import __version__, data, huggingface, lora, module, sharded, weights
 from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import CheckpointError, DataError
@@ -61,6 +61,10 @@ class DurableIO(TorchCheckpointIO):
                 durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
         except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
             self.failure = f"{target}: {str(error).splitlines()[0]}"
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """A file, or the shares of all ranks put together; `read` has compared checksums."""
+        return read(Path(path))
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
@@ -117,10 +121,16 @@ def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
     different = [
         f"{name} was {saved.get(name)}, now {value}" for name, value in present.items() if saved.get(name) != value
     ]
+    batch = saved.get("global_batch")
+    devices = (
+        f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
+        if batch != present.get("global_batch")
+        else ""
+    )
     if different:
         raise CheckpointError(
             f"this checkpoint belongs to another run: {'; '.join(different)}. Resume with the same settings and text, "
-            "or start a new run"
+            f"or start a new run{devices}"
         )
 
 
@@ -152,6 +162,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether the path is a checkpoint itself, a file or a folder of shares."""
+    return path.is_file() or sharded.is_sharded(path)
+
+
 def step_of(path: Path) -> int:
     """Optimizer steps done when the file was written."""
     match = _NAME.fullmatch(path.name)
@@ -167,7 +182,7 @@ def best_of(paths: list[Path], k: int = 1) -> list[Path]:
 def find(path: str | Path) -> Path:
     """The checkpoint file that `path` means: itself, or the best of a run folder."""
     given = Path(path)
-    if given.is_file():
+    if is_checkpoint(given):
         return given
     if not given.exists():
         raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
@@ -252,8 +267,13 @@ def share_of(opened: Opened, name: str) -> Share | None:
     return Share(**share)
 
 
-def read(file: Path) -> dict[str, Any]:
-    """The file's content, with `weights_only=True` and its checksum compared."""
+def read(file: Path, whole: bool = True) -> dict[str, Any]:
+    """The file's content, with `weights_only=True` and its checksum compared.
+
+    Of a folder of shares, the same as of the file of a run without shares; `whole=False`: with `Parts` for tensors.
+    """
+    if file.is_dir():
+        return sharded.read(file, whole)
     if not _checksum_fits(file):
         raise CheckpointError(
             f"{file}: its content does not fit its checksum, so it is damaged. Use another checkpoint"
@@ -274,8 +294,15 @@ def _sidecar(file: Path) -> Path:
     return file.with_name(file.name + ".sha256")
 
 
+def size(file: Path) -> int:
+    """Bytes that a checkpoint takes."""
+    return sharded.size(file) if file.is_dir() else file.stat().st_size
+
+
 def remove(file: Path) -> None:
     """Delete a checkpoint and its checksum."""
+    if file.is_dir():
+        return sharded.remove(file)
     file.unlink(missing_ok=True)
     _sidecar(file).unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,49 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from gpt2kit import checkpoint, command, errors, facts, files, plan, run_folder, runs, start, trial, verify
+from gpt2kit import (
+    checkpoint,
+    command,
+    errors,
+    facts,
+    files,
+    launch,
+    parts,
+    plan,
+    run_folder,
+    runs,
+    start,
+    trial,
+    verify,
+    watch,
+)
 from gpt2kit.baseline import Baseline
 from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
+from gpt2kit.fsdp import FSDP
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
 from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module, shape_problems
+from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "fsdp": FSDP,
+    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # else DDP holds each gradient twice
+}
+"""What `trainer.strategy` means here, where Lightning means something else by it (FSDP1), or something larger."""
 
 
 def make_trainer(
@@ -84,7 +110,8 @@ class DurableConfig(SaveConfigCallback):
 class TrainCLI(LightningCLI):
     """LightningCLI with this project's callbacks, loggers, limits and links."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         super().__init__(
             GPT2Module,
             TextDataModule,
@@ -193,6 +220,13 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--verify_resume", action="store_true", help=verify)
         planned = "show what this run would be, and what is wrong with it; train nothing"
         parser.add_argument("--plan", action="store_true", help=planned)
+        part = (
+            "tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train "
+            "nothing; other machines make the others, then --merge 16 joins them to the files of a single build"
+        )
+        parser.add_argument("--part", type=str | None, default=None, help=part)
+        merge = "join so many parts that --part has made, and train nothing"
+        parser.add_argument("--merge", type=int | None, default=None, help=merge)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -201,17 +235,45 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config
         data = config.data.as_dict()
-        problems = config_problems(config.trainer.as_dict(), config.save_every, config.save_top_k)
+        problems = config_problems(
+            config.trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch
+        )
         problems += data_problems(data) + shape_problems(config.model.as_dict()) + start.problems(config.model)
         if self.planned:
             problems += plan.problems_of_files(data)
             if config.trainer.fast_dev_run:
                 problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
-        missing = config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
-        no_gpu = f"trainer.accelerator {config.trainer.accelerator}: this machine has none. Use auto"
-        errors.refuse(problems + [no_gpu] * (missing and self.planned))
-        if missing:
-            raise MachineError(no_gpu)
+        else:
+            errors.refuse(problems)
+        try:
+            if not self.builds_text:
+                launch.refuse_missing_devices(
+                    config.trainer.accelerator, config.trainer.devices, torch.cuda.device_count()
+                )
+        except MachineError as error:
+            errors.refuse([*problems, str(error)] if self.planned else [])
+            raise
+        errors.refuse(problems)
+
+    @property
+    def builds_text(self) -> bool:
+        """Whether the text is to be tokenized, and nothing trained."""
+        return self.config.part is not None or self.config.merge is not None
+
+    def build_text(self) -> list[str]:
+        """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
+        problems = data_problems(self.config.data.as_dict())
+        if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
+            problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
+        errors.refuse(problems)
+        text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
+        if self.config.part is not None:
+            return parts.build_each(text.corpora(), *parts.numbers(self.config.part), text.place)
+        return parts.merge_each(text.corpora(), self.config.merge, text.place)
+
+    def instantiate_classes(self) -> None:
+        if not self.builds_text:
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = dict(self.config_init.trainer)
@@ -228,8 +290,9 @@ class TrainCLI(LightningCLI):
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
+        self.ranks.settings = settings
         self._record = facts.Record(settings)
-        ours: list[Callback] = [Measures(), saver, Baseline(), self._record]
+        ours: list[Callback] = [self.ranks, Measures(), saver, Baseline(), self._record]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
@@ -238,6 +301,10 @@ class TrainCLI(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] is not False:
             kwargs["logger"] = self._loggers(config["default_root_dir"] or ".", config["logger"])
+        kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
+        launch.free_port_if_taken()
+        if config["strategy"] in STRATEGIES:
+            kwargs["strategy"] = STRATEGIES[config["strategy"]]()
         trainer = super().instantiate_trainer(**kwargs)
         if not config["fast_dev_run"]:
             self._limit(trainer, config)
@@ -262,6 +329,12 @@ class TrainCLI(LightningCLI):
     def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
         data = self.datamodule
+        if data.wanted_batch is not None:
+            trainer.accumulate_grad_batches = launch.accumulation(
+                data.wanted_batch, data.batch_size, trainer.world_size
+            )
+        shared = data.place.streamed_from is not None
+        launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         if self.planned:
             errors.refuse(plan.problems_of_text(data, data.global_batch(trainer)))
         order = data.order(data.global_batch(trainer))
@@ -302,6 +375,9 @@ class TrainCLI(LightningCLI):
         found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
         options = {**dict(self.config_init.trainer), **trial.OPTIONS}
         options |= {"callbacks": [watch], "precision": self._precision.value}
+        options["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+        if options["strategy"] in STRATEGIES:
+            options["strategy"] = STRATEGIES[options["strategy"]]()
         limit = self.config_init.trainer["limit_val_batches"]
         found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found, limit)
         if trainer.is_global_zero:
@@ -309,8 +385,8 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: list[str]) -> None:
-    """Parse, build and train."""
-    for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+    """Parse, build and train; of many processes, none waits for one that has gone."""
+    for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
@@ -318,9 +394,30 @@ def main(args: list[str]) -> None:
     if _words(args).verify_resume:
         verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
         return
+    ranks = Ranks()
+    try:
+        _train(args, ranks)
+    except UserError as error:
+        ranks.close(str(error))
+        raise
+    except Exception as error:
+        if known := launch.explained(error):
+            raise known from error
+        if who := ranks.gone(watch.PATIENCE if command.is_lost_connection(error) else 0):
+            raise MachineError(watch.message(who)) from error
+        ranks.close(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        ranks.close()
+
+
+def _train(args: list[str], ranks: Ranks) -> None:
     cli = None
     try:
-        cli = TrainCLI(args)
+        cli = TrainCLI(args, ranks)
+        if cli.builds_text:
+            print("\n".join(cli.build_text()))
+            return
         if cli.planned:
             cli.show_plan()
             return

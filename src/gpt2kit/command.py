@@ -150,7 +150,7 @@ def _machine(error: Exception) -> MachineError | None:
     """The system's word that the machine is at its limit, as an error of ours."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
         return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
-    if re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE):
+    if is_lost_connection(error):
         reason = str(error).split(". ")[0]
         return MachineError(f"another process of this run has gone ({reason}). Go on with --ckpt_path last")
     if not isinstance(error, OSError):
@@ -160,6 +160,11 @@ def _machine(error: Exception) -> MachineError | None:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(f"{error.filename}: {error.strerror}. Check the permissions, or choose another folder")
     return None
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether it is what torch raises when another process of a run does not answer."""
+    return bool(re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE))
 
 
 def _list_item(hint: object) -> type | None:

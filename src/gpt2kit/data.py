@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytorch_lightning as pl
-from tqdm import tqdm
 
-from gpt2kit import blocks, overlap, shards, uploading, windows
+from gpt2kit import blocks, overlap, windows
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.errors import DataError
 from gpt2kit.metrics import Score
+from gpt2kit.places import Where
 from gpt2kit.shards import Corpus
 from gpt2kit.splits import Split, shares, split_problems
 from gpt2kit.store import TokenStore
@@ -41,6 +41,8 @@ class TextDataModule(pl.LightningDataModule):
         block_size: tokens the model sees at once; the context it can use later.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
+        global_batch: sequences in an optimizer step, over all devices; `trainer.accumulate_grad_batches` then follows
+            from the devices, so that a run may go on with another number of them.
         reader: turns files into documents.
         valid_share: instead of valid_files, the share of the training documents, such as 0.01, that is kept out of
             training for it. A hash of the text and the seed decides; equal documents fall together.
@@ -67,6 +69,7 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer: str | TokenizerSpec | None = None,
         block_size: int = 256,
         batch_size: int = 16,
+        global_batch: int | None = None,
         reader: Reader = Reader(),
         valid_share: float = 0.0,
         test_share: float = 0.0,
@@ -91,11 +94,12 @@ class TextDataModule(pl.LightningDataModule):
         for split in self.shares:
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
-        self.streamed_from = cache_dir if streaming else None
+        self.place = Where(self.cache_dir, cache_dir if streaming else None)
         train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
         self.tokenizer = resolve(tokenizer or "tokenizer", train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
         self.batch_size = batch_size
+        self.wanted_batch = global_batch
         self.reader = reader
         self.stride = stride or block_size
         self.mask_documents = mask_documents
@@ -129,23 +133,30 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """The token store of a split."""
         if split not in self._stores:
-            corpus = Corpus(
-                find_files(self.files[split]),
-                self.tokenizer,
-                self.reader,
-                self.shares.get(split),
-                self.append_eos,
-                self.shard_tokens,
-            )
-            store = build_store(corpus, self.cache_dir, f"{split} text", self.streamed_from)
+            store = self.place.open_or_build(self.corpus(split), f"{split} text")
             if store.tokens < 2:
                 raise DataError(f"{self.files[split][0]}: the tokenizer makes no token of this text. Take another one")
             self._stores[split] = store
         return self._stores[split]
 
+    def corpus(self, split: Split) -> Corpus:
+        """A split's text, and how it becomes tokens."""
+        return Corpus(
+            find_files(self.files[split]),
+            self.tokenizer,
+            self.reader,
+            self.shares.get(split),
+            self.append_eos,
+            self.shard_tokens,
+        )
+
+    def corpora(self) -> dict[Split, Corpus]:
+        """Those of all splits that have files."""
+        return {split: self.corpus(split) for split in get_args(Split) if self.files[split]}
+
     def notes(self) -> list[str]:
         """What the user should know of the text before training: what was left out, and what stands in two splits."""
-        splits: list[Split] = [split for split in get_args(Split) if self.files[split]]
+        splits = list(self.corpora())
         found = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
         for a, b in itertools.combinations(splits, 2):
             found += overlap.told(self.store(a), a, self.store(b), b, self.tokenizer)
@@ -202,19 +213,6 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer
 
 
-def build_store(corpus: Corpus, cache_dir: Path, what: str, streamed_from: str | None = None) -> TokenStore:
-    """Open or build the store of a corpus, with a progress bar while it is built."""
-    with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        if streamed_from is not None:
-            return uploading.open_or_build(corpus, streamed_from, cache_dir, progress)
-        return shards.open_or_build(corpus, cache_dir, progress)
-
-
 def text_size(store: TokenStore) -> Score:
     """What a text's score is measured against: each token after the first, each byte and each document's end token."""
     return Score(0.0, store.tokens - 1, store.bytes + store.ends)
@@ -227,6 +225,8 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     rules = {
         f"data.stride {stride}: must be from 1 to data.block_size {options['block_size']}": stride is not None
         and not 1 <= stride <= options["block_size"],
+        f"data.global_batch {options['global_batch']}: must be at least 1": options["global_batch"] is not None
+        and options["global_batch"] < 1,
         f"data.num_workers {workers}: must not be negative": workers < 0,
         "data.mask_documents: needs data.append_eos, which says where documents end": options["mask_documents"]
         and not options["append_eos"],

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit import data, heatmap, report, run_folder, scoring, subjects
 from gpt2kit import files as durable
+from gpt2kit import heatmap, report, run_folder, scoring, subjects
 from gpt2kit.copies import Copies, compare, describe
 from gpt2kit.errors import DataError, UserError, refuse
 from gpt2kit.heatmap import Passage
 from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums
+from gpt2kit.places import Where
 from gpt2kit.reading import Reading, RoundTrip, read
 from gpt2kit.report import Result
 from gpt2kit.scoring import Precision, Ranks
@@ -225,7 +226,7 @@ def _copies(gpt2: GPT2Module, one: Subject, store: TokenStore, text: Text, optio
     """The training text is read as the test text is; shares of it that it was not trained on are left out."""
     corpus = text.corpora[0]
     training = subjects.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, one.train_share)
-    found = data.build_store(training, options.cache_dir, "training text")
+    found = Where(options.cache_dir).open_or_build(training, "training text")
     return compare(gpt2, one.tokenizer, found, store, options.seed, one.fingerprint)
 
 

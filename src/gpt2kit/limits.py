@@ -35,7 +35,7 @@ def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
     return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
 
 
-def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int) -> list[str]:
+def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, global_batch: int | None) -> list[str]:
     """Everything wrong with the trainer's options, in the user's words."""
     on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     rules = {
@@ -43,8 +43,13 @@ def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int) -
         f"save_top_k {save_top_k}: must be at least 1": save_top_k < 1,
         "trainer.val_check_interval: must be above 0": trainer["val_check_interval"] <= 0,
         "trainer.log_every_n_steps: must be at least 1": trainer["log_every_n_steps"] < 1,
+        "data.global_batch: decides trainer.accumulate_grad_batches. Give one of them": global_batch is not None
+        and trainer["accumulate_grad_batches"] not in (None, 1),
         "trainer.accumulate_grad_batches: must be at least 1": (trainer["accumulate_grad_batches"] or 1) < 1,
         f"trainer.precision {trainer['precision']}: a thousand times slower on a CPU. Use auto": on_cpu
+        and trainer["precision"] in ("16-mixed", "16-true"),
+        f"trainer.precision {trainer['precision']}: not with trainer.strategy fsdp, whose scaled gradients nobody has "
+        "tried. Use bf16-mixed or 32-true": trainer["strategy"] == "fsdp"
         and trainer["precision"] in ("16-mixed", "16-true"),
         "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained": 0
         in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import attention as attentions
+from gpt2kit import sharded
 from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Attention, Choice, Compile, choose_attention
 from gpt2kit.errors import UserError
@@ -210,6 +211,7 @@ class GPT2Module(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, by_norm)
+        norm = sharded.whole(norm)
         self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
         if is_log_step(self.trainer):
             self.guard.look()
@@ -238,10 +240,6 @@ class GPT2Module(pl.LightningModule):
         values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
         self.log_dict({name: exact(value) for name, value in values.items()})
 
-    def configure_model(self) -> None:
-        """The moment after weights to begin with are there, and before those of a checkpoint."""
-        adapt(self.model, self.lora, embedding=self.new_vocabulary)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total = self.trainer.max_steps
         optimizer = self.optimizer(parameter_groups(self.model))
@@ -250,6 +248,15 @@ class GPT2Module(pl.LightningModule):
             unfuse(optimizer)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """The moment after weights to begin with are there, before those of a checkpoint; the devices are known.
+
+        LoRA comes in; under FSDP the weights are cut.
+        """
+        adapt(self.model, self.lora, embedding=self.new_vocabulary)
+        if self.device_mesh is not None:
+            sharded.cut(self, self.model.transformer.h, ("_step", "token_nll"), self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from gpt2kit import sharded
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -46,6 +49,12 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0.1,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+_GATHERED = 1 << 26
+"""Numbers that are gathered at once where each rank holds a share of the matrices."""
+_Member = tuple[Tensor, Tensor, tuple[slice, slice]]
+"""What this rank holds of a matrix, where it is to go as a whole, and which part of that is this rank's."""
 
 
 class Muon(Optimizer):
@@ -104,7 +113,7 @@ class Muon(Optimizer):
     def _turn(self, group: dict[str, Any]) -> None:
         """Muon's update of the hidden matrices."""
         lr, momentum = group["lr"], group["momentum"]
-        same: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        same: dict[tuple[torch.Size, torch.device], list[_Member]] = defaultdict(list)
         for matrix, parts in zip(group["params"], group.get("parts") or [1] * len(group["params"]), strict=True):
             if matrix.grad is None:
                 continue
@@ -112,16 +121,22 @@ class Muon(Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(matrix.grad)
             direction = matrix.grad.lerp(state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum), momentum)
-            for part, towards in zip(matrix.chunk(parts, 1), direction.chunk(parts, 1), strict=True):
+            own = slice(*sharded.own_rows(matrix))
+            held = sharded.local(matrix).chunk(parts, 1)
+            for part, towards in zip(held, direction.chunk(parts, 1), strict=True):
                 flat = towards.shape[0] <= towards.shape[1]
                 same[towards.shape if flat else towards.T.shape, towards.device].append(
-                    (part, towards) if flat else (part.T, towards.T)
+                    (part, towards, (own, slice(None))) if flat else (part.T, towards.T, (slice(None), own))
                 )
-        for members in same.values():
-            turned = orthogonal(torch.stack([towards for _, towards in members]))
-            scale = lr * 0.2 * math.sqrt(max(turned.shape[1:]))
-            for (part, _), update in zip(members, turned, strict=True):
-                part.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-scale)
+        for (shape, _), members in same.items():
+            cut = isinstance(members[0][1], DTensor)
+            at_once = max(_GATHERED // shape.numel(), 1) if cut else len(members)
+            for first in range(0, len(members), at_once):
+                some = members[first : first + at_once]
+                turned = orthogonal(torch.stack([sharded.whole(towards) for _, towards, _ in some]))
+                scale = lr * 0.2 * math.sqrt(max(turned.shape[1:]))
+                for (part, _, own_part), update in zip(some, turned, strict=True):
+                    part.mul_(1 - lr * group["weight_decay"]).add_(update[own_part], alpha=-scale)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -168,8 +168,10 @@ class ExactResume(Checkpoint):
             self._save(trainer)
         if stop:
             self._tell(trainer, "stopped", signal.Signals(stop).name)
-            if stop == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
-                requeue()
+            if stop == getattr(signal, "SIGUSR1", None):
+                if trainer.is_global_zero:
+                    requeue()
+                trainer.strategy.barrier()  # a rank that left first might have SLURM end this one before it has asked
             raise SystemExit(128 + stop)
         if late:
             self._tell(trainer, "stopped", "max_time")
@@ -214,7 +216,7 @@ class ExactResume(Checkpoint):
     def _bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
         """About what the next checkpoint takes: as much as the last one, or weights and two moments in float32."""
         weights = sum(p.numel() for p in trainer.lightning_module.parameters())
-        return round(1.1 * next((path.stat().st_size for path in saved if path.is_file()), 12 * weights))
+        return round(1.1 * next((checkpoint.size(path) for path in saved if path.exists()), 12 * weights))
 
     def _tell(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:

@@ -22,7 +22,7 @@ from gpt2kit.errors import CheckpointError, MachineError
 LOGS = "lightning_logs"
 STATUS = "status.json"
 _FREE_TO_CHANGE = {
-    "data": {"batch_size", "cache_dir", "seed", "num_workers"},
+    "data": {"batch_size", "global_batch", "cache_dir", "seed", "num_workers"},
     "model": {"optimizer", "schedule", "attention"},
 }
 """Settings in which two starts of one run may differ; all others of `data` and `model` tell runs apart."""
@@ -67,7 +67,10 @@ def clean(run: Path) -> None:
     """Remove what a killed save has left: temporary files, and checksums without their checkpoint."""
     folder = run / "checkpoints"
     for orphan in [*folder.glob(".*.tmp"), *run.glob(".*.tmp")]:
-        orphan.unlink(missing_ok=True)
+        if orphan.is_dir():
+            shutil.rmtree(orphan)
+        else:
+            orphan.unlink(missing_ok=True)
     for sidecar in folder.glob("*.ckpt.sha256"):
         if not sidecar.with_suffix("").exists():
             sidecar.unlink(missing_ok=True)
@@ -111,7 +114,7 @@ def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None, unsa
     run whose data and model settings are `wanted` (None: of the newest run; but for those that are `unsaid`)."""
     if ckpt_path != "last":
         given = Path(ckpt_path)
-        if given.is_file():
+        if checkpoint.is_checkpoint(given):
             checkpoint.refuse_weights_only(given)
             return given
         if not given.is_dir():

@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from gpt2kit import files, loggers, run_folder
 from gpt2kit.author import Author, Wish, problems
 from gpt2kit.checkpoint import Opened
-from gpt2kit.errors import refuse
+from gpt2kit.errors import UserError, refuse
+from gpt2kit.fsdp import FSDP
 from gpt2kit.module import GPT2Module
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
 from gpt2kit.rules import Rules
@@ -58,6 +59,8 @@ class TextSamples(Callback):
         self._folder: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDP):
+            raise UserError("trainer.callbacks TextSamples: cannot write while weights lie in shares. Leave it out")
         self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # asks all ranks
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

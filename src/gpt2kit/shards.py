@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 Batch = tuple[list[str], list[Ids]]
 """Texts and their ids."""
 
-_BATCH = 1 << 20
+BATCH = 1 << 20
 """Characters encoded by one call: enough to keep some cores busy; each takes 100 to 250 bytes while it is encoded."""
 
 
@@ -53,6 +53,8 @@ class Corpus:
         share: only these documents.
         append_eos: end each document with the end-of-document token.
         shard_tokens: tokens a file, about; also how much work a killed build can lose.
+        part: which part of a text this is, to be joined with the others (`parts`): more is written down of it, and it
+            may be empty.
     """
 
     paths: Sequence[Place]
@@ -61,6 +63,7 @@ class Corpus:
     share: Share | None = None
     append_eos: bool = True
     shard_tokens: int = 1 << 26
+    part: str = ""
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -78,17 +81,21 @@ class Corpus:
             "share": asdict(self.share) if self.share else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
+            **({"part": self.part} if self.part else {}),
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None) -> TokenStore:
+def open_or_build(
+    corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None, make: Make | None = None
+) -> TokenStore:
     """The store of a corpus; built now if it does not exist, mended if it is damaged.
 
     Args:
         corpus: the text, and how it becomes tokens.
         cache_dir: where stores lie, each in a folder named by the content it was made from.
         progress: told how far the reading is.
+        make: writes the token files; by default from the text.
     """
     folder = cache_dir / corpus.key(cache_dir)
     if found := _opened(folder):
@@ -100,15 +107,15 @@ def open_or_build(corpus: Corpus, cache_dir: Path, progress: Progress = lambda d
         if found := _opened(folder, say=True):
             return found
         (folder / INDEX).unlink(missing_ok=True)
-        build(corpus, Shelf(folder), cache_dir, progress)
+        build(corpus, Shelf(folder), cache_dir, progress, make)
         return TokenStore(folder)
 
 
-def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress) -> None:
+def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress, make: Make | None = None) -> None:
     """Make a store, behind what the shelf holds of it already; `cache_dir` remembers the texts' hashes."""
     before = sources.digests(corpus.paths, cache_dir)
     try:
-        notes, shards = _build(shelf, corpus, progress)
+        notes, shards = (make or encode)(shelf, corpus, progress)
     except WrongIds:
         shelf.discard()  # what is written already may be wrong, too
         raise
@@ -136,14 +143,14 @@ def _opened(folder: Path, say: bool = False) -> TokenStore | None:
     return store
 
 
-def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+def encode(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
     folder = shelf.folder
     for left in folder.glob(".*.tmp"):
         left.unlink()  # of a build that was killed; this one holds the lock
-    recorded = _journal(folder)
+    recorded = journal(folder)
     broken = shelf.broken(recorded)
-    report = Report()
+    report = Report(whole=not corpus.part)
     total = sum(sources.size(path) for path in corpus.paths)
     ends: collections.deque[_End] = collections.deque()
     pieces = _weighed(corpus.reader.read(corpus.paths, report, corpus.share), ends)
@@ -172,13 +179,24 @@ def _build(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
         shards.append(shard)
         shelf.keep(shard)
         shelf.note(shard)
+    if corpus.part:
+        return [json.dumps({"records": report.records, "bad": report.bad, "met": report.met})], shards
+    refuse_empty(shards, corpus, report)
+    return report.lines(), shards
+
+
+def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
+    """Raise if there was no text."""
     if not any(shard.documents for shard in shards):
         what = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
         share = corpus.share
         split = f" for the {share.high - share.low:.3g} of it that this split takes" if share else ""
         met = f" ({'; '.join(report.lines())})" if report.met else ""
         raise DataError(f"{what}: no text in it{split}{met}. Name files that hold text")
-    return report.lines(), shards
+
+
+Make = Callable[[Shelf, Corpus, Progress], tuple[list[str], list[Shard]]]
+"""Writes a store's token files to a shelf; gives notes for people and the files."""
 
 
 @dataclass(frozen=True)
@@ -232,12 +250,15 @@ def _write_shard(
     open_tokens = before[-1].open_tokens if before else 0
     done: list[_End] = []
     counts: list[int] = []
+    table: list[int] = []
     with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
         for batch in itertools.chain([first], batches):
             parts = [] if before or tokens else [eos]
             for text, ids in zip(*batch, strict=True):
                 parts.append(ids)
                 open_tokens += len(ids)
+                if corpus.part:
+                    table += (2 * len(text) + isinstance(text, Part), len(ids))
                 if not isinstance(text, Part):
                     if corpus.append_eos:
                         parts.append(eos)
@@ -251,7 +272,7 @@ def _write_shard(
             pieces += len(batch[0])
             if tokens >= corpus.shard_tokens:
                 break
-    documents = documents_file([end.hash for end in done], counts)
+    documents = documents_file([end.hash for end in done], counts + table)
     shard = Shard(
         name,
         tokens,
@@ -279,13 +300,13 @@ def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
     )
 
 
-def _journal(folder: Path) -> list[Shard]:
+def journal(folder: Path) -> list[Shard]:
     """The token files that an earlier build has finished; a torn last line of the journal does not count."""
-    journal = folder / JOURNAL
-    if not journal.is_file():
+    file = folder / JOURNAL
+    if not file.is_file():
         return []
     shards: list[Shard] = []
-    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             shard = Shard(**json.loads(line))
             shard.check()
@@ -294,7 +315,7 @@ def _journal(folder: Path) -> list[Shard]:
         if shard.name != shard_name(len(shards)):
             break
         shards.append(shard)
-    durable.write_text(journal, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
+    durable.write_text(file, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
     return shards
 
 
@@ -314,7 +335,7 @@ def _batched(pieces: Iterator[str]) -> Iterator[list[str]]:
     for piece in pieces:
         batch.append(piece)
         characters += len(piece)
-        if characters >= _BATCH:
+        if characters >= BATCH:
             yield batch
             batch, characters = [], 0
     if batch:

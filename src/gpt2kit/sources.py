@@ -53,6 +53,7 @@ class Report:
         records: pieces of structured files (JSON, CSV, Parquet), good or bad.
         bad: those of them that held no text.
         met: what happened, how often, and where first.
+        whole: False: of a part of the text, which is judged with the others.
     """
 
     bad_share: float = 0.0
@@ -60,6 +61,7 @@ class Report:
     records: int = 0
     bad: int = 0
     met: dict[str, tuple[int, str]] = field(default_factory=dict)
+    whole: bool = True
 
     def note(self, what: str, where: str, count: int = 1) -> None:
         """Count something that the user should hear of; `what` reads on after a number."""
@@ -79,7 +81,7 @@ class Report:
 
     def finish(self) -> None:
         """Stop if more records were bad than may be; called when everything is read."""
-        if self.bad > self.bad_share * self.records:
+        if self.whole and self.bad > self.bad_share * self.records:
             first = next(where for what, (_, where) in self.met.items() if what.startswith("records left out"))
             raise DataError(
                 f"{first} and others: {self.bad:,} of {self.records:,} records are bad ({'; '.join(self.lines())}), "

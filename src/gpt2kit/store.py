@@ -33,7 +33,7 @@ INDEX = "index.json"
 JOURNAL = "journal.jsonl"
 SOURCES = 100
 """Files of the text that an index names, at most."""
-_HASH = np.dtype("<u8")
+HASH = np.dtype("<u8")
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,15 @@ class TokenStore:
     def hashes(self) -> Iterator[NDArray[np.uint64]]:
         """A hash of each document's text, those of one file at a time."""
         for shard in self.shards:
-            yield np.frombuffer(self._documents(shard)[: shard.documents * _HASH.itemsize], _HASH)
+            yield np.frombuffer(self.documents_of(shard)[: shard.documents * HASH.itemsize], HASH)
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens, bytes and characters of each document, `[documents, 3]`; its end token is not counted."""
-        parts = [unpacked(self._documents(shard)[shard.documents * _HASH.itemsize :]) for shard in self.shards]
+        parts = [unpacked(self.documents_of(shard)[shard.documents * HASH.itemsize :]) for shard in self.shards]
         return np.concatenate(parts).reshape(-1, 3)
 
-    def _documents(self, shard: Shard) -> bytes:
+    def documents_of(self, shard: Shard) -> bytes:
+        """The content of the file beside a token file."""
         return (self.folder / shard.documents_name).read_bytes()
 
 
@@ -224,7 +225,7 @@ def damaged(folder: Path, shards: list[Shard]) -> list[str]:
 
 def documents_file(hashes: list[int], lengths: list[int]) -> bytes:
     """The content of a .doc file; `lengths` holds three numbers a document, in a row."""
-    return np.array(hashes, _HASH).tobytes() + packed(lengths)
+    return np.array(hashes, HASH).tobytes() + packed(lengths)
 
 
 def packed(values: Iterable[int]) -> bytes:

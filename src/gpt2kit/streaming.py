@@ -139,7 +139,7 @@ class StreamedStore(TokenStore):
             temporary.unlink(missing_ok=True)
         raise self._damaged(shard.name)
 
-    def _documents(self, shard: Shard) -> bytes:
+    def documents_of(self, shard: Shard) -> bytes:
         """The file beside a token file, from a thread that is some files ahead."""
         number = int(Path(shard.name).stem)
         for ahead in range(number, min(number + _AT_ONCE, len(self.shards))):

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from gpt2kit import checkpoint, data
+from gpt2kit import checkpoint
 from gpt2kit.errors import CheckpointError, DataError, UserError
 from gpt2kit.module import GPT2Module
+from gpt2kit.places import Where
 from gpt2kit.scoring import boundaries
 from gpt2kit.shards import Corpus
 from gpt2kit.splits import Share
@@ -129,7 +130,7 @@ def text_of(subjects: list[Subject], files: list[str] | None, reader: Reader | N
     paths = find_files(names)
     known = reader or next((one.reader for one in subjects if one.reader), None) or Reader()
     corpora = [corpus_of(one, paths, one.reader or known, share) for one in subjects]
-    stores = [data.build_store(corpus, cache_dir, "test text") for corpus in corpora]
+    stores = [Where(cache_dir).open_or_build(corpus, "test text") for corpus in corpora]
     hashes = [_hash(store) for store in stores]
     for one, other, store in zip(subjects, hashes, stores, strict=True):
         if other != hashes[0]:

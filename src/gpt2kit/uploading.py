@@ -11,14 +11,18 @@ from filelock import FileLock
 from gpt2kit import shards, sources
 from gpt2kit.errors import DataError
 from gpt2kit.fetching import FULL, claimed, patiently
-from gpt2kit.shards import Corpus, Progress
+from gpt2kit.shards import Corpus, Make, Progress
 from gpt2kit.shelf import Shelf
 from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, Shard
 from gpt2kit.streaming import SCRATCH, StreamedStore
 
 
 def open_or_build(
-    corpus: Corpus, cache_dir: str, scratch: Path = SCRATCH, progress: Progress = lambda done, total: None
+    corpus: Corpus,
+    cache_dir: str,
+    scratch: Path = SCRATCH,
+    progress: Progress = lambda done, total: None,
+    make: Make | None = None,
 ) -> StreamedStore:
     """The store of a corpus; built now if it does not exist there.
 
@@ -27,6 +31,7 @@ def open_or_build(
         cache_dir: a URL or folder where stores lie, each in a folder named by the content it was made from.
         scratch: a local folder for what is being read or built, and for the hashes of texts.
         progress: told how far the reading is.
+        make: writes the token files; by default from the text.
     """
     key = corpus.key(scratch)
     place = f"{cache_dir.rstrip('/')}/{key}"
@@ -38,10 +43,17 @@ def open_or_build(
             return found
         folder, release = claimed(scratch / "streamed", f"{key}-building")
         try:
-            shards.build(corpus, Upload(place, folder, corpus), scratch, progress)
+            shards.build(corpus, Upload(place, folder, corpus), scratch, progress, make)
         finally:
             release()
     return StreamedStore(place, scratch)
+
+
+def delete(place: str) -> None:
+    """Delete a store, its index first, so that what is left is never taken for a whole one."""
+    filesystem, root = sources.filesystem_of(place)
+    patiently(place, lambda: filesystem.rm_file(f"{root}/{INDEX}"), "deleted")
+    patiently(place, lambda: filesystem.rm(root, recursive=True), "deleted")
 
 
 def _opened(place: str, scratch: Path, say: bool = False) -> StreamedStore | None:

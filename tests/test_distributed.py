@@ -1,0 +1,197 @@
+"""Two gloo processes as one run. `make prove` does the same with four."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from killing import Kill, Setting, difference, finish, go_on, last_run, run_with_kills, start, words_of
+
+from gpt2kit import checkpoint, runs
+from gpt2kit.errors import CheckpointError
+
+COMMON = [
+    *("--data.batch_size=4", "--data.global_batch=16", "--trainer.gradient_clip_val=0.5"),
+    *("--trainer.log_every_n_steps=1", "--save_every=20", "--trainer.val_check_interval=20"),
+]
+LONG = [*COMMON, "--trainer.max_steps=50"]
+SHORT = [*COMMON, "--trainer.max_steps=8", "--save_every=2", "--trainer.val_check_interval=3"]
+ADAMW, MUON = "--model.optimizer=gpt2kit.optim.AdamW", "--model.optimizer=gpt2kit.optim.Muon"
+MUON_RATES = ["--model.optimizer.lr=1e-3", "--model.optimizer.adamw_lr=1e-3"]
+
+
+def losses(run: Path) -> dict[str, list[float]]:
+    """Every logged loss, by its kind."""
+    found: dict[str, list[float]] = {"train_loss": [], "val_loss": [], "grad_norm": []}
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, values in found.items():
+                if row.get(name):
+                    values.append(float(row[name]))
+    return found
+
+
+def log_of(work: Path) -> str:
+    return (work / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs_of(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """50 steps with accumulation, dropout and clipping: on one rank, on two, and on two in shares."""
+    found = {}
+    for name, optimizer in {"adamw": [ADAMW], "muon": [MUON, *MUON_RATES]}.items():
+        for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
+            work = tmp_path_factory.mktemp("runs")
+            setting = Setting(name, [*options, *LONG, *optimizer], ranks, strategy)
+            found[f"{name} {ranks} {strategy}"], _ = run_with_kills(setting, work / "run", [])
+    return found
+
+
+@pytest.mark.parametrize(("optimizer", "within"), [("adamw", 1e-4), ("muon", 1e-3)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_are_one_run(runs_of: dict[str, Path], optimizer: str, within: float, strategy: str) -> None:
+    """The same samples in each step, so the same losses up to the rounding of sums, which updates amplify.
+
+    The validation text does not divide by the ranks; its loss is a sum over them.
+    """
+    one, two = losses(runs_of[f"{optimizer} 1 auto"]), losses(runs_of[f"{optimizer} 2 {strategy}"])
+    assert len(one["train_loss"]) == 50 and len(one["val_loss"]) == 3
+    assert one["train_loss"][-1] < one["train_loss"][0] - 1, "nothing was learnt, so nothing was compared"
+    for name in one:
+        assert two[name] == pytest.approx(one[name], rel=within), name
+    first = pytest.approx(one["train_loss"][0], rel=1e-6)
+    assert two["train_loss"][0] == first, "not the same samples, or not the same dropout"
+
+
+def test_only_rank_zero_prints_and_writes(runs_of: dict[str, Path]) -> None:
+    run = runs_of["adamw 2 ddp"]
+    log = log_of(run.parent.parent)
+    assert log.count("model  ") == log.count("run    ") == 1
+    assert len(list(run.parent.glob("version_*"))) == 1
+    assert [path.name for path in run.glob("events*")] == [next(run.glob("events*")).name]
+
+
+def test_shares_put_together_are_a_checkpoint_like_any_other(runs_of: dict[str, Path]) -> None:
+    folder = checkpoint.checkpoints(runs_of["adamw 2 fsdp"])[0]
+    assert folder.is_dir() and {"rank-00000.pt", "rank-00001.pt", "meta.pt"} <= {p.name for p in folder.iterdir()}
+    opened = checkpoint.open(runs_of["adamw 2 fsdp"])
+    whole = checkpoint.read(checkpoint.checkpoints(runs_of["adamw 2 ddp"])[0])
+    assert list(checkpoint.read(folder)) == list(whole)
+    state = opened.module.state_dict()
+    assert list(state) == list(whole["state_dict"])
+    for name, tensor in whole["state_dict"].items():
+        assert torch.allclose(state[name], tensor, atol=1e-3), name
+    assert opened.module.model.lm_head.weight is opened.module.model.transformer.wte.weight
+
+
+@pytest.mark.parametrize("harm", ["a share is gone", "a share is of another step", "a byte is other"])
+def test_damaged_shares_are_refused(runs_of: dict[str, Path], harm: str, tmp_path: Path) -> None:
+    newest, older = checkpoint.checkpoints(runs_of["adamw 2 fsdp"])[:2]
+    folder = shutil.copytree(newest, tmp_path / "lightning_logs" / "version_0" / "checkpoints" / newest.name)
+    shutil.copytree(older, folder.parent / older.name)
+    share = folder / "rank-00001.pt"
+    if harm == "a share is gone":
+        share.unlink()
+    elif harm == "a share is of another step":
+        shutil.copy(older / share.name, share)
+    else:
+        raw = bytearray(share.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        share.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.open(folder)
+    assert checkpoint.newest_sound(folder.parent.parent) == folder.parent / older.name
+
+
+def test_killed_in_the_middle_of_a_save_in_shares(options: list[str], tmp_path: Path) -> None:
+    """Both ranks are needed for a checkpoint; whichever dies, wherever, the run goes on from a whole one."""
+    setting = Setting("fsdp", [*options, *SHORT, MUON], 2, "fsdp")
+    setting.reference, _ = run_with_kills(setting, tmp_path / "straight", [])
+    for number, (kill, rank) in enumerate(
+        [(Kill("write", 2), 1), (Kill("renaming", 3), 0)]  # more of them by `make prove`
+    ):
+        work = tmp_path / str(number)
+        work.mkdir()
+        codes = go_on(setting, work, kill, rank)
+        assert codes[rank] == -9 and codes[1 - rank] == 5, (kill, codes, log_of(work))
+        assert f"error: rank {rank}" in log_of(work)
+        assert go_on(setting, work) == [0, 0], log_of(work)
+        assert not (found := difference(setting.reference, last_run(work))), (kill, found)
+        assert not list((last_run(work) / "checkpoints").glob(".*")), "what the killed save has left is removed"
+
+
+def test_from_shares_to_one_device_and_back(options: list[str], tmp_path: Path) -> None:
+    """data.global_batch stays, so the number of devices may change: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
+    words = [*options, *SHORT, ADAMW]
+    reference, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
+    work = tmp_path / "elastic"
+    work.mkdir()
+    shares, one, copies = Setting("s", words, 2, "fsdp"), Setting("1", words), Setting("c", words, 2, "ddp")
+    assert -9 in go_on(shares, work, Kill("forward", 6))
+    assert go_on(one, work, Kill("forward", 10)) == [-9]
+    assert -9 in go_on(copies, work, Kill("forward", 5))
+    assert go_on(shares, work) == [0, 0], log_of(work)
+    assert len(list((work / "lightning_logs").glob("version_*"))) == 1
+    left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (reference, last_run(work)))
+    for name, tensor in left["state_dict"].items():
+        assert torch.allclose(tensor, right["state_dict"][name], atol=1e-4), name
+    assert losses(reference)["val_loss"] == pytest.approx(losses(last_run(work))["val_loss"], rel=1e-4)
+
+
+def test_the_others_stop_at_once_and_say_who_has_died(options: list[str], tmp_path: Path) -> None:
+    setting = Setting("two", [*options, *LONG], 2)
+    tmp_path.joinpath("work").mkdir()
+    processes = start(words_of(setting, tmp_path / "work"), {1: Kill("forward", 9)}, 2, tmp_path / "work/log.txt")
+    processes[1].join(60)
+    begun = time.monotonic()
+    assert finish(processes, 30) == [5, -9]
+    assert time.monotonic() - begun < 30
+    log = log_of(tmp_path / "work")
+    assert "error: rank 1 on " in log and "has gone" in log and "--ckpt_path last" in log
+    status = runs.read_status(last_run(tmp_path / "work"))
+    assert status["state"] == "failed"
+
+
+def test_ranks_that_differ_are_told_so_before_the_first_step(options: list[str], corpus: Path, tmp_path: Path) -> None:
+    """Another text under the same name, as on machines whose disks differ; and another setting."""
+    work = tmp_path / "work"
+    relative = [word for word in options if "_files" not in word and "cache_dir" not in word]
+    relative += ["--data.train_files=train.txt", "--data.cache_dir=cache", "--trainer.max_steps=2"]
+    places = {}
+    for rank in (0, 1):
+        places[rank] = tmp_path / f"machine{rank}"
+        places[rank].mkdir()
+        text = (corpus / "train.txt").read_text()
+        (places[rank] / "train.txt").write_text(text if rank == 0 else text.replace("number 7 ", "number 8 "))
+    setting = Setting("two", relative, 2)
+    work.mkdir()
+    own = {rank: {"CWD": str(place)} for rank, place in places.items()}
+    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
+    log = log_of(work)
+    assert log.count("error: ") == 1
+    assert "error: rank 1 on " in log and "the train text is" in log and "Give all machines the same" in log
+    assert not list(work.glob("lightning_logs/*/checkpoints"))
+
+    shutil.copy(places[0] / "train.txt", places[1] / "train.txt")
+    work = tmp_path / "alike"
+    work.mkdir()  # the same text on two disks: each machine builds its own store, and they agree
+    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [0, 0], log_of(work)
+    assert all(len(list((place / "cache").glob("*/index.json"))) >= 1 for place in places.values())
+
+    work = tmp_path / "setting"
+    work.mkdir()
+    own[1]["WORDS"] = "--model.dropout=0.2"
+    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
+    assert "model.dropout is 0.2, on rank 0 0.1" in log_of(work)
+
+
+def test_text_that_cannot_be_built_is_told_once(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    words = [word for word in options if "train_files" not in word] + [f"--data.train_files={tmp_path / 'empty.txt'}"]
+    processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt")
+    assert finish(processes) == [3, 3], log_of(tmp_path)
+    assert log_of(tmp_path).count("error: ") == 1
