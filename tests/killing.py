@@ -25,7 +25,7 @@ from gpt2kit.verify import compare
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(files.__file__).parent.parent)])
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["killing"])
-UNSAID = {"tokens_per_s"}
+UNSAID = {"tokens_per_s", "mfu", "memory_gb", "hours", "hours_left"}
 """The one logged figure that is not a function of the settings."""
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2kit import checkpoint, command, evaluate, huggingface, tokenizer
 from gpt2kit.errors import CheckpointError
-from gpt2kit.module import padded
+from gpt2kit.shape import padded
 
 
 def main(args: list[str]) -> None:

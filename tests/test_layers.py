@@ -12,96 +12,20 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
-    [
-        *["errors", "files", "command", "watch", "sources", "decoding", "formats", "splits", "text"],
-        *["run_folder", "token_html", "curves", "run_page", "plots"],
-    ],
-    [
-        *[
-            "pieces",
-            "bans",
-            "verse",
-            "sampling",
-            "tokenizer_kinds",
-            "tokenizer_report",
-            "tokenizer",
-            "tokenizer_training",
-            "tokenizer_spec",
-        ],
-        *[
-            "store",
-            "cache",
-            "encoding_gigatoken",
-            "encoding_processes",
-            "encoding",
-            "shelf",
-            "shards",
-            "fetching",
-            "streaming",
-            "uploading",
-            "places",
-        ],
-        *["parts", "overlap", "verbatim", "reading"],
-    ],
-    [
-        *[
-            "blocks",
-            "windows",
-            "sliding",
-            "batches",
-            "launch",
-            "freezing",
-            "lora",
-            "engine",
-            "sharded",
-            "guard",
-            "hardware",
-            "optim",
-            "metrics",
-        ],
-        *["per_document", "bootstrap", "rules", "transfer"],
-    ],
-    [
-        *["attention", "loss", "data", "module", "memory", "weights", "huggingface", "checkpoint", "fsdp"],
-    ],
-    [
-        *[
-            "start",
-            "runs",
-            "prompts",
-            "writing",
-            "beams",
-            "author",
-            "generate",
-            "scoring",
-            "copies",
-            "report",
-            "heatmap",
-            "subjects",
-            "evaluate",
-        ],
-        *["model_card", "gguf_file", "reloading", "export"],
-    ],
-    [
-        *[
-            "limits",
-            "position",
-            "loggers",
-            "samples",
-            "callbacks",
-            "baseline",
-            "ranks",
-            "resume",
-            "verify",
-            "facts",
-            "trial",
-            "plan",
-        ],
-        *["service", "api", "page", "web"],
-    ],
-    [
-        *["cli"],
-    ],
+    row.split()
+    for row in (
+        "errors files command watch sources decoding formats splits text run_folder token_html curves run_page plots",
+        "pieces bans verse sampling tokenizer_kinds tokenizer_report tokenizer tokenizer_training tokenizer_spec store"
+        " cache encoding_gigatoken encoding_processes encoding shelf shards fetching streaming uploading places parts"
+        " overlap verbatim reading",
+        "blocks windows sliding batches launch shape engine freezing lora sharded guard hardware optim metrics"
+        " per_document bootstrap rules transfer",
+        "attention loss data module memory weights huggingface checkpoint fsdp",
+        "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
+        " gguf_file reloading export",
+        "limits position loggers samples callbacks baseline ranks resume verify facts trial plan service api page web",
+        "cli",
+    )
 ]
 PLACE = {name: (row, column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}
 HEAVY = {0: {"torch", "transformers", "pytorch_lightning", "numpy", "tokenizers"}, 1: {"torch", "transformers"}}
@@ -154,7 +78,7 @@ def test_training_is_short_enough_to_read() -> None:
     for name in files:
         tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
         code += len(ast.unparse(Bare().visit(tree)).splitlines())
-    assert code <= 1260, f"{code} lines; take something off the path from text to loss"
+    assert code <= 1250, f"{code} lines; take something off the path from text to loss"
 
 
 @pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "export", "plot", "web_demo"])

@@ -12,9 +12,10 @@ from torch._dynamo.utils import counters
 from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.errors import UserError
-from gpt2kit.module import GPT2Module, build, padded, shape_problems, unfuse
+from gpt2kit.module import GPT2Module, build, unfuse
 from gpt2kit.optim import AdamW, parameter_groups
 from gpt2kit.rules import Rules
+from gpt2kit.shape import padded, shape_problems
 from gpt2kit.writing import Text, Writer
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}

@@ -51,9 +51,10 @@ from gpt2kit.fsdp import FSDP
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
 from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.metrics import flops_per_token
-from gpt2kit.module import GPT2Module, shape_problems
+from gpt2kit.module import GPT2Module
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
+from gpt2kit.shape import shape_problems
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDP,
@@ -333,10 +334,10 @@ class TrainCLI(LightningCLI):
             trainer.accumulate_grad_batches = launch.accumulation(
                 data.wanted_batch, data.batch_size, trainer.world_size
             )
-        shared = data.place.streamed_from is not None
-        launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         if self.planned:
             errors.refuse(plan.problems_of_text(data, data.global_batch(trainer)))
+        shared = data.place.streamed_from is not None
+        launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size
         steps = total_steps(

@@ -15,9 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gpt2kit import module
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import UserError
+from gpt2kit.shape import Shape
 
 NAME = "model.gguf"
 _PACKAGES = ("gguf", "accelerate")
@@ -27,7 +27,7 @@ _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 """GPT-2's layers keep these as [in, out]; GGUF, like nn.Linear, as [out, in]."""
 
 
-def problems(shape: module.Shape, tokenizer: Tokenizer) -> list[str]:
+def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
     """Why this model cannot be a GGUF file; empty if it can."""
     raw = json.loads(tokenizers.to_json(tokenizer))
     cut = raw["pre_tokenizer"] or {}
@@ -53,7 +53,7 @@ def problems(shape: module.Shape, tokenizer: Tokenizer) -> list[str]:
     return [f"--gguf: {problem}" for problem, broken in rules.items() if broken]
 
 
-def write(path: Path, shape: module.Shape, state: dict[str, Tensor], tokenizer: Tokenizer, name: str) -> None:
+def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokenizer, name: str) -> None:
     """The file; `state` by Hugging Face's names, without padded rows. Vectors and positions stay float32.
 
     Raises UserError where the model cannot be one.
@@ -80,7 +80,7 @@ def write(path: Path, shape: module.Shape, state: dict[str, Tensor], tokenizer: 
     writer.close()
 
 
-def _describe(writer: Any, shape: module.Shape, tokenizer: Tokenizer, name: str, dtype: torch.dtype) -> None:
+def _describe(writer: Any, shape: Shape, tokenizer: Tokenizer, name: str, dtype: torch.dtype) -> None:
     import gguf
 
     file_types = {

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from gpt2kit import module, weights
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.errors import CheckpointError, DataError
+from gpt2kit.shape import Shape, padded
 from gpt2kit.tokenizer_kinds import EOS
 
 CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"
@@ -79,7 +80,7 @@ def read(folder: Path) -> tuple[module.GPT2Module, Tokenizer]:
     return gpt2.eval(), tokenizer
 
 
-def _shape(file: Path, config: dict[str, Any]) -> module.Shape:
+def _shape(file: Path, config: dict[str, Any]) -> Shape:
     kind, names = config.get("model_type"), config.get("architectures") or ["GPT2LMHeadModel"]
     if kind != "gpt2" or not isinstance(names, list) or not set(map(str, names)) <= {"GPT2LMHeadModel", "GPT2Model"}:
         raise CheckpointError(f"{file}: a model of type {kind!r} ({names}), not a GPT-2 that writes text")
@@ -126,7 +127,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
 
 def _padded(rows: Tensor) -> Tensor:
     """The embedding with our multiple of rows; those that are added are no tokens."""
-    return F.pad(rows, (0, 0, 0, module.padded(len(rows)) - len(rows)))
+    return F.pad(rows, (0, 0, 0, padded(len(rows)) - len(rows)))
 
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -26,31 +26,13 @@ from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
+from gpt2kit.shape import SHAPE, Activation, Shape, head_size, padded, shape_problems
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-SHAPE = (
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "n_inner",
-    "activation_function",
-    "initializer_range",
-    "layer_norm_epsilon",
-    "embd_pdrop",
-    "attn_pdrop",
-    "resid_pdrop",
-    "vocab_size",
-    "n_positions",
-)
-"""The options that make the model, by Hugging Face's names; plain numbers and strings."""
-
 _LOGITS = 1 << 24
 """Logits that `token_nll` holds at once."""
-
-Shape = dict[str, Any]
-Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 
 
 class GPT2Module(pl.LightningModule):
@@ -330,40 +312,10 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def padded(vocab_size: int) -> int:
-    """Rows of the token embedding: the next multiple of 64, which devices multiply faster.
-
-    The rows beyond the vocabulary are no tokens: their logits are cut off before the loss and before drawing.
-    """
-    return -(-vocab_size // 64) * 64
-
-
 def recompute_activations(model: GPT2LMHeadModel) -> None:
     """Gradient checkpointing, by the name that this version of transformers has for it."""
     older = "gradient_checkpointing_enable"
     getattr(model, "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else older)()
-
-
-def head_size(shape: Shape) -> int:
-    """Width of one attention head."""
-    return int(shape["n_embd"] // shape["n_head"])
-
-
-def shape_problems(shape: Shape) -> list[str]:
-    """Everything that is wrong with a model's options; those that are absent or None are not looked at."""
-    problems = [
-        f"model.{name} {shape[name]}: must be at least 1"
-        for name in ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions")
-        if shape.get(name) is not None and shape[name] < 1
-    ]
-    if shape["n_head"] >= 1 and shape["n_embd"] % shape["n_head"]:
-        problems.append(f"model.n_embd {shape['n_embd']}: not a multiple of model.n_head {shape['n_head']}")
-    problems += [
-        f"model.{name} {shape[name]}: must be from 0 to below 1"
-        for name in ("dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
-        if shape.get(name) is not None and not 0 <= shape[name] < 1
-    ]
-    return problems
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from gpt2kit import module
 from gpt2kit.errors import CheckpointError
+from gpt2kit.shape import SHAPE, Activation, shape_problems
 
 EMBEDDING = "model.transformer.wte.weight"
 HEAD = "model.lm_head.weight"
@@ -26,12 +27,12 @@ def shape_of(file: Path, raw: object) -> dict[str, Any]:
             raise CheckpointError(f"{file}: model.{name} {value!r} cannot be. The file is damaged or not from gpt2kit")
     floats = ("initializer_range", "layer_norm_epsilon")
     shape = {name: float(value) if name in floats else value for name, value in raw.items()}
-    expected = set(module.SHAPE)
+    expected = set(SHAPE)
     if set(shape) != expected:
         raise CheckpointError(
             f"{file}: its model's shape names {sorted(set(shape) ^ expected)}. It is not from this gpt2kit"
         )
-    if problems := module.shape_problems(shape):
+    if problems := shape_problems(shape):
         raise CheckpointError(f"{file}: {'; '.join(problems)}")
     return shape
 
@@ -42,7 +43,7 @@ def _plausible(name: object, value: object) -> bool:
     if name == "n_inner":
         return value is None or (type(value) is int and 1 <= value <= 8 * _LIMITS["n_embd"])
     if name == "activation_function":
-        return value in get_args(module.Activation)
+        return value in get_args(Activation)
     return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
 
 
