@@ -60,3 +60,17 @@ def bands(length: int) -> list[tuple[int, int]]:
     """Where the bands of queries begin and end: one for short rows, at most four (more save little and cost calls)."""
     count = 1 if length < 256 else 2 if length <= 512 else 4
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
+
+
+def documents_apart(inputs: Tensor, start: int) -> dict[str, Tensor]:
+    """Positions that begin anew at each token `start`, and a mask `[rows, 1, T, T]`, True where a token sees another.
+
+    A document is the `start` before it and all up to the next one; so its tokens see what they would see if it stood
+    alone behind `start`.
+    """
+    starts = inputs == start
+    place = torch.arange(inputs.shape[1], device=inputs.device)
+    begun = (starts * place).cummax(dim=1).values
+    document = starts.cumsum(dim=1)
+    seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+    return {"attention_mask": seen, "position_ids": place - begun}

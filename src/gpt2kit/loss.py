@@ -21,8 +21,7 @@ def whole_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Ten
     then float32 logits are never written.
     """
     logits = F.linear(hidden, weight)[..., :size].flatten(0, 1)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(wide(logits), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def chunked_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
@@ -68,3 +67,8 @@ class _Chunked(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden, weight = ctx.kinds
         return (grad_hidden * grads[0]).to(hidden), (grad_weight * grads[0]).to(weight), None, None
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in a type that a sum over the vocabulary can be taken in."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -23,7 +23,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.freezing import Frozen
 from gpt2kit.guard import Guard
 from gpt2kit.lora import adapt
-from gpt2kit.loss import chunked_nll, whole_nll
+from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
 from gpt2kit.shape import SHAPE, Activation, Shape, head_size, padded, shape_problems
@@ -167,7 +167,7 @@ class GPT2Module(pl.LightningModule):
         """What keeps documents apart, if they are to be."""
         if self.document_start is None:
             return {}
-        return documents_apart(inputs, self.document_start)
+        return attentions.documents_apart(inputs, self.document_start)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self._step(batch)
@@ -291,25 +291,6 @@ def build(shape: Shape) -> GPT2LMHeadModel:
 
     rows = padded(shape["vocab_size"])
     return GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
-
-
-def documents_apart(inputs: Tensor, start: int) -> dict[str, Tensor]:
-    """Positions that begin anew at each token `start`, and a mask `[rows, 1, T, T]`, True where a token sees another.
-
-    A document is the `start` before it and all up to the next one; so its tokens see what they would see if it stood
-    alone behind `start`.
-    """
-    starts = inputs == start
-    place = torch.arange(inputs.shape[1], device=inputs.device)
-    begun = (starts * place).cummax(dim=1).values
-    document = starts.cumsum(dim=1)
-    seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
-    return {"attention_mask": seen, "position_ids": place - begun}
-
-
-def wide(logits: Tensor) -> Tensor:
-    """Logits in a type that a sum over the vocabulary can be taken in."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def recompute_activations(model: GPT2LMHeadModel) -> None:
