@@ -12,7 +12,9 @@ from conftest import Outcome
 from torch import Tensor
 
 from gpt2kit import checkpoint, cli
-from gpt2kit.module import Attention, GPT2Module, documents_apart
+from gpt2kit.attention import documents_apart
+from gpt2kit.engine import Attention
+from gpt2kit.module import GPT2Module
 
 START = 7
 
