@@ -12,7 +12,7 @@ from argparse import ArgumentError
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -32,6 +32,7 @@ from gpt2kit import (
     errors,
     facts,
     files,
+    find,
     launch,
     parts,
     plan,
@@ -219,6 +220,11 @@ class TrainCLI(LightningCLI):
             "try on these very settings whether a killed and resumed run ends like a straight one; train nothing else"
         )
         parser.add_argument("--verify_resume", action="store_true", help=verify)
+        find_help = (
+            "try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) on these very "
+            "settings, and print them; train nothing else"
+        )
+        parser.add_argument("--find", type=Literal["batch_size", "lr"] | None, default=None, help=find_help)
         planned = "show what this run would be, and what is wrong with it; train nothing"
         parser.add_argument("--plan", action="store_true", help=planned)
         part = (
@@ -368,21 +374,28 @@ class TrainCLI(LightningCLI):
             "folder": folder,
         }
 
-    def show_plan(self) -> None:
-        """Print what the run would be, after some steps of it on a trainer of their own."""
+    def planned_facts(self) -> facts.Facts:
+        """What the run would be, after some steps of it on a trainer of their own."""
         trainer, data, gpt2, watch = self.trainer, self.datamodule, self.model, trial.Stopwatch()
         found = self._record.facts
         found["memory"] = facts.memory_facts(trainer, data, gpt2)
         found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
-        options = {**dict(self.config_init.trainer), **trial.OPTIONS}
-        options |= {"callbacks": [watch], "precision": self._precision.value}
-        options["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+        limit = self.config_init.trainer["limit_val_batches"]
+        options = self._trial_options() | {"callbacks": [watch]}
+        found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found, limit)
+        return found
+
+    def _trial_options(self) -> dict[str, Any]:
+        """Of a trainer that trains like the run's, and leaves nothing behind."""
+        options = {**dict(self.config_init.trainer), **trial.OPTIONS, "precision": self._precision.value}
+        options["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         if options["strategy"] in STRATEGIES:
             options["strategy"] = STRATEGIES[options["strategy"]]()
-        limit = self.config_init.trainer["limit_val_batches"]
-        found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found, limit)
-        if trainer.is_global_zero:
-            plan.show(plan.whole(found), sys.stdout)
+        return options
+
+    def find_rate(self) -> None:
+        """Look for a learning rate."""
+        find.rate(make_trainer, self._trial_options(), self.datamodule, self.model)
 
 
 def main(args: list[str]) -> None:
@@ -392,8 +405,15 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
-    if _words(args).verify_resume:
+    words = _words(args)
+    if words.verify_resume:
         verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
+        return
+    if words.find == "batch_size":
+        find.batch_size(_without_find(args))
+        return
+    if words.find == "lr":
+        TrainCLI([*_without_find(args), "--plan"]).find_rate()
         return
     ranks = Ranks()
     try:
@@ -420,7 +440,9 @@ def _train(args: list[str], ranks: Ranks) -> None:
             print("\n".join(cli.build_text()))
             return
         if cli.planned:
-            cli.show_plan()
+            found = cli.planned_facts()
+            if cli.trainer.is_global_zero:
+                plan.show(plan.whole(found), sys.stdout)
             return
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
     except MisconfigurationException as error:
@@ -452,8 +474,15 @@ def _words(args: list[str]) -> argparse.Namespace:
     words.add_argument("--ckpt_path")
     words.add_argument("--trainer.default_root_dir", dest="root", default=".")
     words.add_argument("--verify_resume", action="store_true")
+    words.add_argument("--find")
     words.add_argument("-c", "--config", action="append", default=[])
     return words.parse_known_args(args)[0]
+
+
+def _without_find(args: list[str]) -> list[str]:
+    """The words of a run, without the one that asks for a search."""
+    at = args.index("--find") if "--find" in args else len(args)
+    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--find=")]
 
 
 def _run_of(file: Path) -> Path | None:
