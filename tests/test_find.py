@@ -28,7 +28,9 @@ def test_rates_of_both_optimizers_are_tried_and_nothing_is_left(
 ) -> None:
     cli.main([*options, *SMALL, "--find", "lr", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
     told = capsys.readouterr().out
-    assert "0.0001, 6e-05" in told and "times the configured rates" in told  # Muon's and AdamW's, at a hundredth
+    assert (
+        "0.0001, 6e-05" in told and "times the configured rates" in told and "lowest" in told
+    )  # Muon's and AdamW's, at a hundredth
     assert not (tmp_path / "runs").exists()
 
 

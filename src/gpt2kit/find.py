@@ -99,7 +99,7 @@ def factor(step: int, _: int = STEPS) -> float:
 def rate(
     make_trainer: Callable[..., pl.Trainer], options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module
 ) -> None:
-    """Train some steps at rising rates, and print the losses and where they fall fastest. The weights are changed."""
+    """Train some steps at rising rates; print the losses, and where they fall and lie best. Changes the weights."""
     watch = Rising()
     gpt2.schedule = factor  # type: ignore[assignment]
     trainer = make_trainer(**options | {"callbacks": [watch], "limit_val_batches": 0})
@@ -110,10 +110,10 @@ def rate(
     print(f"{'factor':>9}  {'learning rates':<24}{'loss':>8}")
     for step in range(0, len(smooth), max(STEPS // 20, 1)):
         print(f"{factor(step):>9.3g}  {_told(rates, factor(step)):<24}{smooth[step]:>8.3f}")
-    best = steepest(smooth)
+    fast, low = steepest(smooth), smooth.index(min(smooth))
     print(
-        f"The loss falls fastest at {factor(best):.2g} times the configured rates: {_told(rates, factor(best))}. "
-        "A first guess: short runs around it tell more."
+        f"The loss falls fastest at {factor(fast):.2g} times the configured rates ({_told(rates, factor(fast))}) and "
+        f"is lowest at {factor(low):.2g} times ({_told(rates, factor(low))}). Try rates between them in short runs."
     )
 
 
