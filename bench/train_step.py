@@ -8,9 +8,9 @@ Each way runs in a process of its own, the ways in turn, round after round; a fi
 the median step. All see the same random tokens, and all figures use one count of FLOPs (`metrics.flops_per_token`).
 `share` is of the machine's fastest matrix product in bfloat16, measured at the start of each process.
 
-ours            GPT2Module under Lightning, as trainer.py runs it, with Muon; what auto chooses
-ours_adamw      the same with AdamW
+ours            trainer.py itself, with Muon, blocks compiled; ours_adamw: with AdamW
 ours_eager, ours_model    the same, not compiled; compiled as a whole
+ours_loop       the module of ours_eager in a bare loop: the difference is Lightning's work and ours
 bare            a plain PyTorch loop on GPT2LMHeadModel with labels=, float32, torch.optim.AdamW, clipping
 bare_bf16       the same under bfloat16 autocast
 bare_compiled   the same, torch.compile(model), fused AdamW
@@ -48,7 +48,17 @@ SHAPES = {
 }
 """Layers, heads, width, vocabulary, block size, sequences in a step."""
 
-WAYS = ("ours", "ours_adamw", "ours_eager", "bare", "bare_bf16", "bare_compiled", "hf_trainer", "lightning")
+WAYS = (
+    "ours",
+    "ours_adamw",
+    "ours_eager",
+    "ours_loop",
+    "bare",
+    "bare_bf16",
+    "bare_compiled",
+    "hf_trainer",
+    "lightning",
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -79,22 +89,24 @@ def main() -> None:
                 _, resident, told = timed(words)
                 found[way].append({"memory": resident, **json.loads(told.splitlines()[-1])})
         for way, results in found.items():
-            rows.append(row(shape, way, results, found[ways[-1]]))
+            peak = max(result["peak"] for each in found.values() for result in each)
+            rows.append(row(shape, way, results, found[ways[-1]], peak))
             print(rows[-1], flush=True)
     finish(rows, given.output)
 
 
-def row(shape: str, way: str, results: list[dict[str, float]], last: list[dict[str, float]]) -> dict[str, object]:
+def row(
+    shape: str, way: str, results: list[dict[str, float]], last: list[dict[str, float]], peak: float
+) -> dict[str, object]:
     """One way's figures; `last` is the way that all are compared with."""
     seconds, theirs = (statistics.median(r["seconds"] for r in found) for found in (results, last))
-    best = max(r["peak"] for r in [*results, *last])
     return {
         "shape": shape,
         "way": way,
         "ms a step": f"{1e3 * seconds:.1f}",
         "tokens/s": f"{results[0]['tokens'] / seconds:,.0f}",
         "GFLOP/s": f"{results[0]['flops'] / seconds / 1e9:,.0f}",
-        "share": f"{100 * results[0]['flops'] / seconds / best:.0f} %",
+        "share": f"{100 * results[0]['flops'] / seconds / peak:.0f} %",
         "times the last": f"{theirs / seconds:.2f}",
         "first step, s": f"{statistics.median(r['first'] for r in results):.1f}",
         "memory, MB": f"{statistics.median(r['memory'] for r in results):,.0f}",
@@ -137,28 +149,53 @@ def now() -> float:
 
 
 def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
-    """GPT2Module under Lightning's Trainer with trainer.py's settings; `train_loss` is not logged."""
-    import pytorch_lightning as pl
+    """`trainer.py` itself, with all that it does in a step: log, look at the gradient, keep the position."""
+    from gpt2kit.cli import TrainCLI
 
-    from gpt2kit.engine import choose_precision
+    with tempfile.TemporaryDirectory() as folder:
+        words = [f"w{token}" for token in range(shape["vocab_size"] - 2)]
+        lines = [
+            " ".join(words),
+            *(" ".join(words[t % len(words)] for t in row) for b in batches for row in b.tolist()),
+        ]
+        Path(folder, "text.txt").write_text("\n".join(lines * 2) + "\n", encoding="utf-8")
+        options = {
+            "data.train_files": f"{folder}/text.txt",
+            "data.tokenizer.class_path": "gpt2kit.tokenizer_spec.TokenizerSpec",
+            "data.tokenizer.init_args.kind": "words",
+            "data.cache_dir": f"{folder}/cache",
+            "data.block_size": shape["n_positions"],
+            "data.batch_size": batches.shape[1],
+            **{f"model.{name}": shape[name] for name in ("n_layer", "n_head", "n_embd")},
+            "model.compile": {"ours_eager": "off", "ours_model": "model"}.get(way, "blocks"),
+            "trainer.max_steps": steps,
+            "trainer.gradient_clip_val": 1.0,
+            "trainer.enable_progress_bar": "false",
+            "trainer.default_root_dir": folder,
+            "save_every": 10**9,
+        }
+        more = ["--model.optimizer=gpt2kit.optim.AdamW"] if way == "ours_adamw" else []
+        cli = TrainCLI([*(f"--{name}={value}" for name, value in options.items()), *more])
+        clock = _Clock()
+        cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+        cli.trainer.fit(cli.model, cli.datamodule)
+        shape["vocab_size"] = int(cli.model.shape["vocab_size"])
+    return list(clock.times)
+
+
+def ours_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> Iterator[float]:
+    """The same module and optimizer in a bare loop, not compiled: what `ours_eager` takes more is Lightning and we."""
     from gpt2kit.module import GPT2Module
-    from gpt2kit.optim import AdamW
+    from gpt2kit.optim import Muon, parameter_groups
 
-    kinds = {"ours_eager": "off", "ours_model": "model"}
-    more: dict[str, Any] = {"optimizer": lambda groups: AdamW(groups)} if way == "ours_adamw" else {}
-    gpt2 = GPT2Module(**shape, compile=kinds.get(way, "blocks"), **more)
-    clock = _Clock()
-    trainer = pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        precision=choose_precision("auto", "auto").value,  # type: ignore[arg-type]
-        gradient_clip_val=1.0,
-        callbacks=[clock],
-        log_every_n_steps=10**6,
-        **QUIET,
-    )
-    trainer.fit(gpt2, _endless(batches))
-    return clock.times
+    gpt2 = GPT2Module(**shape).to(DEVICE)
+    gpt2.use_attention()
+
+    def loss_of(batch: Tensor) -> Tensor:
+        nll, tokens = gpt2._step(batch)
+        return nll / tokens
+
+    yield from loop(loss_of, gpt2, Muon(parameter_groups(gpt2.model)), batches, steps, "ours_loop")
 
 
 QUIET: dict[str, Any] = {
@@ -318,6 +355,7 @@ def nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, folder
 
 WAY: dict[str, Callable[..., Any]] = {
     "ours": ours,
+    "ours_loop": ours_loop,
     "bare": bare,
     "hf_trainer": hf_trainer,
     "lightning": lightning,
