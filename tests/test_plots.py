@@ -207,7 +207,7 @@ def test_a_report_of_a_bare_log(tmp_path: Path) -> None:
 
 def test_test_py_leaves_its_figures_in_the_run(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
-    shutil.copytree(run.folder, folder)
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("test.json"))
     evaluate.test([str(folder)], max_tokens=50)
     assert not (folder / "test.json").exists(), "a quick look is not the run's figure"
     evaluate.test([str(folder)])

@@ -114,7 +114,7 @@ def test_the_log_has_no_gap_and_no_double(options: list[str], tmp_path: Path) ->
     train(tmp_path, options, "--ckpt_path=last", "--trainer.max_steps=6")
     assert [row["step"] for row in rows(run) if "train_loss" in row] == [1, 2, 3, 4, 5, 6]
     events = EventAccumulator(str(run)).Reload()  # as TensorBoard reads them
-    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_full_disk_costs_no_old_checkpoint_and_stops_after_three_misses(
