@@ -125,6 +125,11 @@ def test_nothing_is_overwritten(
     code, out, _ = call(main, *words, "--force")
     assert code == 0 and "as float32" in out and (target / "README.md").read_text() != "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "README.md").write_text("mine")
+    code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", stranger, "--force")
+    assert code == 2 and "was not written by export.py" in err and (stranger / "README.md").read_text() == "mine"
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", target / "config.json")
     assert code == 2 and "a file. Name a folder" in err
 

@@ -99,7 +99,7 @@ def test_another_shape_is_refused_before_its_weights_are_put_in(options: list[st
 
 def test_another_freeze_is_another_run(options: list[str], tmp_path: Path) -> None:
     run = train(tmp_path, options, "--trainer.max_steps=2", "--model.freeze=[0]")
-    for other in ("--model.freeze=[1]", "--model.freeze=[]", "--model.freeze_steps=1"):
+    for other in ("--model.freeze=[1]", "--model.freeze=[]", "--model.freeze=[0,1]"):
         with pytest.raises(CheckpointError, match=r"another model.freeze"):
             train(tmp_path, options, "--trainer.max_steps=4", f"--ckpt_path={run}", other)
         with pytest.raises(CheckpointError, match="other settings"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str],
     assert rows(again)[0]["val_bpb"] == pytest.approx(last[-1], rel=1e-5), "a new run begins with the sum"
     with pytest.raises(CheckpointError, match="freeze_steps or lora"):
         train(tmp_path / "x", words, "--trainer.max_steps=8", f"--ckpt_path={straight}", "--model.lora=8")
+
+
+def test_it_writes_while_it_trains_and_a_plan_counts_what_is_trained(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = "--trainer.callbacks+=gpt2kit.callbacks.TextSamples"
+    folder = train(tmp_path, words, "--trainer.max_steps=2", samples)
+    assert "step 2" in (folder / "samples.md").read_text()
+    capsys.readouterr()
+    cli.main([*words, "--trainer.max_steps=2", "--plan"])
+    small = capsys.readouterr().out
+    cli.main([*[w for w in words if "lora" not in w], "--trainer.max_steps=2", "--plan"])
+    whole = capsys.readouterr().out
+    sizes = [float(re.findall(r"checkpoints of ([\d.]+) MB", told)[0]) for told in (small, whole)]
+    assert sizes[0] < 0.8 * sizes[1]
 
 
 def test_a_strangers_adapters_are_looked_at(run: Run, words: list[str], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_same_facts_open_each_run_and_stay_in_its_folder(
 def test_documents_that_come_twice_are_counted(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "twice.txt").write_text("one line here\n" * 3 + "".join(f"line {n} there\n" for n in range(100)))
     code, out, _ = call(cli.main, *options, f"--data.train_files={inside}/twice.txt", "--plan")
-    assert code == 0 and "2 documents stand in it twice or more" in out
+    assert code == 0 and "2 documents repeat another" in out
 
 
 @pytest.mark.parametrize(

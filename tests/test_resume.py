@@ -296,3 +296,11 @@ def test_a_signal_before_the_first_step_is_answered_too(
     words = [*options, f"--trainer.default_root_dir={inside}", "--trainer.max_steps=30"]
     assert call(cli.main, *words)[0] == code
     assert not list(inside.rglob("*.ckpt")), "there was nothing to save yet"
+
+
+def test_a_later_end_changes_the_very_next_rate(options: list[str], tmp_path: Path) -> None:
+    """The rate of the next step was saved as the old end had it: 0."""
+    words = [*options, *SHORT, "--model.schedule=Linear"]
+    before = weights(train(tmp_path, words, "--trainer.max_steps=4"))
+    run = train(tmp_path, words, "--trainer.max_steps=5", "--ckpt_path=last")
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(run).items())

@@ -51,6 +51,7 @@ from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.fsdp import FSDP
 from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
 from gpt2kit.loggers import Board, RunCSV
+from gpt2kit.lora import adapt
 from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module
 from gpt2kit.ranks import Ranks
@@ -185,13 +186,16 @@ class TrainCLI(LightningCLI):
             now = asked.get(name, was)
             if was == now or name in ("config", "ckpt_path", "override", "plan"):
                 continue
+            begun = name in ("model.init_from", "model.new_vocabulary")
             stays = name.startswith(("model.optimizer", "model.schedule")) and not self.config.override
             rank_zero_only(print)(
-                f"resume: {name} stays {was} (asked for {now}; --override takes it)"
-                if stays
+                f"resume: {name} stays {was} (asked for {now}{'' if begun else '; --override takes it'})"
+                if stays or begun
                 else f"resume: {name} was {was}, now {now}",
                 file=sys.stderr,
             )
+        for name in ("init_from", "new_vocabulary"):  # what the run began with is over
+            self.config.model[name] = saved.model[name]
         if not self.config.override:
             self.config.model.optimizer, self.config.model.schedule = saved.model.optimizer, saved.model.schedule
 
@@ -353,15 +357,14 @@ class TrainCLI(LightningCLI):
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.val_check_interval = every * trainer.accumulate_grad_batches
         flops = flops_per_token(self.model.shape) * tokens * steps / trainer.world_size
-        seconds = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
+        seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
         device = trainer.strategy.root_device
         compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
         self.model.compiled = compiling.value
         folder = trainer.log_dir  # asks all ranks
-        if trainer.is_global_zero:
-            self._record.facts = found = self._facts(trainer, every, folder, compiling)
-            if not self.planned:
-                plan.show(plan.opening(found), sys.stderr)
+        self._record.facts = found = self._facts(trainer, every, folder, compiling)
+        if trainer.is_global_zero and not self.planned:
+            plan.show(plan.opening(found), sys.stderr)
 
     def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> facts.Facts:
         attention = self.model.choose_attention(trainer.strategy.root_device)
@@ -378,6 +381,8 @@ class TrainCLI(LightningCLI):
         """What the run would be, after some steps of it on a trainer of their own."""
         trainer, data, gpt2, watch = self.trainer, self.datamodule, self.model, trial.Stopwatch()
         found = self._record.facts
+        adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
+        found["run"] |= {"done": checkpoint.step_of(self.resumed) if self.resumed else 0, "max_time": self._max_time}
         found["memory"] = facts.memory_facts(trainer, data, gpt2)
         found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
         limit = self.config_init.trainer["limit_val_batches"]

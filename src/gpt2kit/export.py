@@ -20,13 +20,15 @@ from typing import Any, Literal
 
 import torch
 
-from gpt2kit import checkpoint, errors, files, gguf_file, huggingface, module, reloading, start
+from gpt2kit import __version__, checkpoint, errors, files, gguf_file, huggingface, module, reloading, start
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
 from gpt2kit.errors import CheckpointError, MachineError, UserError
 from gpt2kit.model_card import model_card
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+MARK = "gpt2kit"
+"""The key in config.json that says with which version of ours a folder was written."""
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
 OURS = {*FILES, gguf_file.NAME}
@@ -95,8 +97,19 @@ def refuse_other_files(target: Path, force: bool) -> None:
     present = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     if strange := [name for name in present if name not in OURS]:
         raise UserError(f"--output_dir {target}: holds other files ({', '.join(strange[:3])}). Name another folder")
-    if present and not force:
+    if present and not (force and exported(target)):
+        if force:
+            raise UserError(f"--output_dir {target}: was not written by export.py. Name another folder")
         raise UserError(f"--output_dir {target}: is there already. Name another folder, or replace it with --force")
+
+
+def exported(folder: Path) -> bool:
+    """Whether export.py has written a folder, and may replace it: plain files, and a config.json that says so."""
+    try:
+        marked = MARK in json.loads((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+    return marked and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 
 @contextlib.contextmanager
@@ -134,7 +147,7 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = Fa
     from transformers.utils import logging
 
     shape, end = opened.module.shape, tokenizers.eos_id(opened.tokenizer)
-    config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end)
+    config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{MARK: __version__})
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
     state = rounded(opened.module, dtype)

@@ -54,7 +54,7 @@ def state_bytes(gpt2: GPT2Module) -> int:
     with mode:
         optimizer = shadow.optimizer(parameter_groups(shadow.model))
         for parameter in shadow.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         optimizer.step()
         state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
         return sum(tensor.nbytes for tensor in [*shadow.parameters(), *state])
@@ -115,7 +115,8 @@ def _convert(shadow: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
     for module in shadow.modules():
         for name, old in list(module._parameters.items()):
             if old is not None:
-                new = made.setdefault(id(old), nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device)))
+                empty = torch.empty(old.shape, dtype=dtype, device=device)
+                new = made.setdefault(id(old), nn.Parameter(empty, requires_grad=old.requires_grad))
                 module._parameters[name] = new
 
 

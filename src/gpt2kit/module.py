@@ -188,12 +188,12 @@ class GPT2Module(pl.LightningModule):
     ) -> None:
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
         self.frozen.hold(self.trainer.global_step)
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, by_norm)
         norm = sharded.whole(norm)
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
         if is_log_step(self.trainer):
             self.guard.look()

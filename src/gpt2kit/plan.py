@@ -34,6 +34,8 @@ def whole(facts: Facts) -> list[tuple[str, str]]:
     lines = [("text", _split_line(*item) + _more_of_split(item[1])) for item in text["splits"].items()]
     lines.append(("", f"vocabulary of {text['vocabulary']:,}"))
     lines += [("note", note) for note in text["notes"]]
+    if facts["start"]["resumed"]:
+        lines.append(("resume", f"{facts['start']['resumed']}, {run['done']:,} steps done"))
     lines.append(("model", _model_line(facts["model"])))
     lines.append(("", _shape_line(facts["model"]["shape"])))
     lines += [("start", told) for told in facts["start"]["begun"]]
@@ -61,7 +63,7 @@ def _split_line(split: str, found: Facts) -> str:
 
 def _more_of_split(found: Facts) -> str:
     each = f", {found['bytes'] / found['tokens']:.2f} bytes per token" if found["tokens"] else ""
-    twice = f", {found['duplicates']:,} documents stand in it twice or more" if found["duplicates"] else ""
+    twice = f", {found['duplicates']:,} documents repeat another" if found["duplicates"] else ""
     return each + twice
 
 
@@ -98,7 +100,7 @@ def _suits(facts: Facts) -> str:
     unique = facts["text"]["splits"]["train"]["tokens"]
     epochs, parameters = facts["run"]["epochs"], facts["model"]["parameters"]
     seen, owned = facts["run"]["tokens"] / parameters, unique / parameters
-    told = f"{facts['run']['tokens']:,} tokens, {seen:.1f} per parameter ({owned:.1f} of them different): "
+    told = f"{facts['run']['tokens']:,} tokens, {seen:.1f} per parameter ({min(owned, seen):.1f} of them different): "
     if owned < 1 and epochs > 4:
         return (
             told + "a large model for this text: it will learn it by heart. Take a smaller one, dropout, or more text"
@@ -117,13 +119,17 @@ def _sketch(factors: list[float]) -> str:
 
 
 def _memory_lines(found: Facts) -> Iterator[tuple[str, str]]:
-    parts = ", ".join(f"{part} {_size(size)}" for part, size in found["parts"].items() if size)
+    said = {"optimizer state": "optimizer state and its work"}
+    parts = ", ".join(f"{said.get(part, part)} {_size(size)}" for part, size in found["parts"].items() if size)
     room = f" of {_size(found['free'])} free ({_size(found['machine'])} in all)" if found["machine"] else ""
     yield "memory", f"about {_size(found['total'])}{room}"
     yield "", parts
     if found["free"] is not None and found["total"] > found["free"]:
-        yield "", "MORE THAN IS FREE: take a smaller data.batch_size (with trainer.accumulate_grad_batches), a smaller "
-        yield "", "model, or model.gradient_checkpointing true"
+        largest = max(found["parts"], key=lambda part: found["parts"][part])
+        smaller = "take a smaller data.batch_size (with data.global_batch), or model.gradient_checkpointing true"
+        if largest in ("weights", "gradients", "optimizer state"):
+            smaller = "take a smaller model, or several devices with trainer.strategy fsdp"
+        yield "", f"MORE THAN IS FREE, most of it {largest}: {smaller}"
 
 
 def _time_lines(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -131,12 +137,14 @@ def _time_lines(facts: Facts) -> Iterator[tuple[str, str]]:
     if "why_not" in tried:
         yield "time", f"not measured: {tried['why_not']}"
         return
-    run = facts["run"]
     yield (
         "time",
-        f"about {_span(tried['seconds'])}: {run['steps']:,} steps of {tried['step']:.3g} s"
+        f"about {_span(tried['seconds'])}: {tried['left']:,} steps of {tried['step']:.3g} s"
         + (f", {tried['validations']:,} validations of {tried['validation']:.3g} s" if tried["validations"] else ""),
     )
+    limit = facts["run"]["max_time"]
+    if limit is not None and limit < tried["seconds"]:
+        yield "", f"trainer.max_time stops it after {_span(limit)}, before its last step"
     memory = f"; {_size(tried['memory'])} of memory at most" if tried["memory"] else ""
     yield (
         "",

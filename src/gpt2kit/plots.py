@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt2kit import curves, files, run_folder, run_page
 from gpt2kit.curves import XAxis
-from gpt2kit.errors import MachineError, UserError
+from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.run_folder import Run
 
 _FORMATS = (".png", ".svg", ".pdf")
@@ -29,7 +29,11 @@ def plot(
         raise UserError(f"--output {output}: unknown kind of picture. End it in {', '.join(_FORMATS)}")
     found = [run_folder.read(run) for run in runs]
     if report is not None:
-        files.write_text(report, run_page.page(found, x))
+        try:
+            files.write_text(report, run_page.page(found, x))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of another version, or torn
+            names = f"{run_folder.START} or {run_folder.TEST} of {', '.join(str(run.folder) for run in found)}"
+            raise DataError(f"{names}: not what this version writes ({error!r}). Move the file away") from error
         print(report)
     if show:
         _show(found, x)

@@ -87,6 +87,7 @@ class ExactResume(Checkpoint):
             self._handlers.setdefault(number, signal.signal(number, self._on_signal))
         if self.override:
             take_settings_from_config(trainer)
+        set_rates(trainer)
         self._begun = True
         self._tell(trainer, "running")
 
@@ -248,8 +249,16 @@ def take_settings_from_config(trainer: pl.Trainer) -> None:
         schedule = config.scheduler
         if isinstance(schedule, LambdaLR):
             schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+
+
+def set_rates(trainer: pl.Trainer) -> None:
+    """The rates of the step to come, by the schedule as it is now: with a later end it is another than when saved."""
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if isinstance(schedule, LambdaLR):
+            groups = zip(trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, base, factor in groups:
+                group["lr"] = base * factor(schedule.last_epoch)
 
 
 def requeue() -> None:

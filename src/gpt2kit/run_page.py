@@ -116,17 +116,22 @@ def _cards(run: Run) -> Iterator[str]:
         found = sorted(run_folder.finite(run.series.get(name, Series())).values)
         return found[len(found) // 2] if found else None
 
-    bits = run_folder.finite(run.series.get("val_bpb", Series())).values
+    validated = run_folder.finite(run.series.get("val_bpb", Series()))
+    bits = [
+        value
+        for step, value in zip(validated.steps, validated.values, strict=True)
+        if step  # before the first step the weights are those of another run
+    ]
     model = _of(run, "model")
     figures = [
-        ("validation, bits per byte", min(bits, default=None), "{:.4f}"),
+        ("best validation, bits per byte", min(bits, default=None), "{:.4f}"),
         ("last validation loss", last("val_loss"), "{:.4f}"),
         ("parameters", model.get("parameters"), "{:,}"),
         ("tokens seen", last("tokens_seen"), "{:,.0f}"),
         ("epochs", last("epoch"), "{:.2f}"),
         ("hours", last("hours"), "{:.2f}"),
-        ("tokens per second", middle("tokens_per_s"), "{:,.0f}"),
-        ("MFU", middle("mfu"), "{:.0%}"),
+        ("tokens per second, median", middle("tokens_per_s"), "{:,.0f}"),
+        ("MFU, median", middle("mfu"), "{:.0%}"),
         ("memory, GB", last("memory_gb"), "{:.2f}"),
     ]
     for name, value, form in figures:
@@ -239,7 +244,7 @@ def _text(text: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(splits, dict):
         return
     yield "<h2>Text</h2>"
-    cells = [["", "documents", "bytes", "tokens", "bytes per token", "twice or more", "files"]]
+    cells = [["", "documents", "bytes", "tokens", "bytes per token", "repeated", "files"]]
     for split, of in splits.items():
         ratio = of["bytes"] / of["tokens"] if of.get("tokens") else math.nan
         counts = [f"{of[name]:,}" for name in ("documents", "bytes", "tokens")]

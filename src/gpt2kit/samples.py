@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from gpt2kit import files, loggers, run_folder
+from gpt2kit import files, loggers, lora, run_folder
 from gpt2kit.author import Author, Wish, problems
 from gpt2kit.checkpoint import Opened
 from gpt2kit.errors import UserError, refuse
@@ -88,11 +88,12 @@ class TextSamples(Callback):
 
 
 def shadow(gpt2: GPT2Module) -> GPT2Module:
-    """A model of its own over the very same weights, none of them copied: what is set on it (evaluation, the kind of
-    attention, another precision) does not reach the model in training, nor what that one was compiled to."""
+    """A model of its own over the very same weights, none of them copied but those that LoRA adds to: what is set on it
+    (evaluation, the kind of attention, another precision) does not reach the model in training, nor what that one was
+    compiled to."""
     with torch.device("meta"):
         found = GPT2Module(**gpt2.shape)
-    found.load_state_dict(gpt2.state_dict(), strict=True, assign=True)
+    found.load_state_dict(lora.merged(gpt2.state_dict()), strict=True, assign=True)
     found.model.tie_weights()
     return found
 

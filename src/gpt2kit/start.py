@@ -29,6 +29,11 @@ def problems(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the model's options of a beginning, in their words."""
     rules = {
         f"model.freeze_steps {options['freeze_steps']}: must not be negative": (options["freeze_steps"] or 0) < 0,
+        f"model.freeze_steps {options['freeze_steps']}: needs model.freeze, the parts to freeze": options[
+            "freeze_steps"
+        ]
+        is not None
+        and options["freeze"] in (None, "", (), []),
         f"model.lora {options['lora']}: must be at least 1": options["lora"] is not None and options["lora"] < 1,
         "model.lora: trains nothing else, so it needs model.init_from": options["lora"] and not options["init_from"],
         "model.freeze: all is frozen with model.lora. Leave it out": options["lora"] and options["freeze"],

@@ -77,6 +77,7 @@ def measure(
     room, run = facts["memory"], facts["run"]
     if room["free"] is not None and room["total"] > room["free"]:
         return {"why_not": "it would not fit into memory"}
+    left = max(run["steps"] - run["done"], 1)
     trainer.fit_loop.epoch_loop.max_steps = run["steps"]
     trainer.val_check_interval = run["steps"] * trainer.accumulate_grad_batches + 1
     trainer.fit(gpt2, data)
@@ -88,7 +89,7 @@ def measure(
         whole = len(data.val_dataloader())
         batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
         validation = float(np.median(watch.batches)) * batches
-        validations = math.ceil(run["steps"] / run["validation_every"])
+        validations = math.ceil(left / run["validation_every"])
     speed = run["global_batch"] * run["block_size"] / step
     peak = hardware.peak(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
     return {
@@ -99,5 +100,6 @@ def measure(
         "memory": used,
         "validation": validation,
         "validations": validations,
-        "seconds": watch.steps[0] + (run["steps"] - 1) * step + validations * validation,
+        "left": left,
+        "seconds": watch.steps[0] + (left - 1) * step + validations * validation,
     }
