@@ -301,7 +301,7 @@ class TrainCLI(LightningCLI):
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
-        self.ranks.settings = settings
+        self.ranks.settings, self.ranks.resumed = settings, self.resumed
         self._record = facts.Record(settings)
         ours: list[Callback] = [self.ranks, Measures(), saver, Baseline(), self._record]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):

@@ -31,6 +31,8 @@ class Ranks(Callback):
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
         """The resolved config, as plain types."""
+        self.resumed: Path | None = None
+        """The checkpoint that the run goes on from."""
         self._watch: Watch | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -54,7 +56,7 @@ class Ranks(Callback):
 
     def _agree(self, trainer: pl.Trainer) -> None:
         """First a hash of everything; only if some differ, everything."""
-        own = facts(trainer, self.settings)
+        own = facts(trainer, self.settings, self.resumed)
         if len(set(_gathered(trainer, _hash(own)))) == 1:
             return
         problem = disagreement(_gathered(trainer, (socket.gethostname(), own)))
@@ -86,7 +88,7 @@ class Ranks(Callback):
             )
 
 
-def facts(trainer: pl.Trainer, settings: dict[str, Any]) -> Facts:
+def facts(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path | None) -> Facts:
     """All in which the processes of one run must be alike, by names for people."""
     text = datamodule_of(trainer)
     return {
@@ -99,7 +101,7 @@ def facts(trainer: pl.Trainer, settings: dict[str, Any]) -> Facts:
         "the model's shape": _hash(gpt2_of(trainer).shape),
         "precision": str(trainer.precision),
         "steps": str(trainer.max_steps),
-        "the checkpoint": str(trainer.ckpt_path),
+        "the checkpoint": resumed.name if resumed else "none",  # its name has its step and loss; folders may differ
     }
 
 
