@@ -32,20 +32,8 @@ Point = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_files", nargs="+", required=True)
-    parser.add_argument("--valid_files", nargs="+", required=True)
-    parser.add_argument("--kind", default="char", help="of the tokenizer, made on first use")
-    parser.add_argument("--document", default="file", help="file or line")
-    parser.add_argument("--shape", type=int, nargs=3, default=[4, 4, 128], help="layers, heads, width")
-    parser.add_argument("--block", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=2000, help="of the baseline")
+    add_options(parser)
     parser.add_argument("--ours", type=int, nargs="*", help="steps of our runs; default: as many, and a third")
-    parser.add_argument("--validations", type=int, default=20, help="in a run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--options", nargs="*", default=[], help="more options of trainer.py")
-    parser.add_argument("--eager", action="store_true", help="compile neither")
-    parser.add_argument("--output_dir", type=Path, required=True)
     given = parser.parse_args()
     given.output_dir.mkdir(parents=True, exist_ok=True)
     steps = given.ours if given.ours is not None else [given.steps, given.steps // 3]
@@ -58,6 +46,23 @@ def main() -> None:
     (given.output_dir / "curves.json").write_text(json.dumps(runs, indent=1) + "\n")
     draw(runs, given.output_dir / "curves.png")
     finish(rows, given.output_dir / "results.json")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a run is about: text, model, batches."""
+    parser.add_argument("--train_files", nargs="+", required=True)
+    parser.add_argument("--valid_files", nargs="+", required=True)
+    parser.add_argument("--kind", default="char", help="of the tokenizer, made on first use")
+    parser.add_argument("--document", default="file", help="file or line")
+    parser.add_argument("--shape", type=int, nargs=3, default=[4, 4, 128], help="layers, heads, width")
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=2000, help="of a run")
+    parser.add_argument("--validations", type=int, default=20, help="in a run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--options", nargs="*", default=[], help="more options of trainer.py")
+    parser.add_argument("--eager", action="store_true", help="compile neither")
+    parser.add_argument("--output_dir", type=Path, required=True)
 
 
 def row(name: str, runs: list[list[Point]]) -> dict[str, object]:
@@ -113,12 +118,8 @@ def ours(given: argparse.Namespace, seed: int, steps: int) -> list[Point]:
         words = [sys.executable, str(ROOT / "trainer.py"), *options(given, seed, steps)]
         if subprocess.run(words, stderr=told, stdout=told, check=False).returncode:
             sys.exit(log.read_text(encoding="utf-8"))
-    folder = max((given.output_dir / "lightning_logs").iterdir(), key=lambda path: path.stat().st_ctime)
-    with open(folder / "metrics.csv", encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
     tokens = given.batch * given.block
-    losses = {int(float(line["step"])): float(line["val_loss"]) for line in found if line.get("val_loss")}
-    speeds = {int(float(line["step"])): float(line["tokens_per_s"]) for line in found if line.get("tokens_per_s")}
+    losses, speeds = (figures(given.output_dir, name) for name in ("val_loss", "tokens_per_s"))
     points: list[Point] = []
     seconds, since = 0.0, 0
     for step in sorted(losses):
@@ -133,6 +134,13 @@ def ours(given: argparse.Namespace, seed: int, steps: int) -> list[Point]:
             point["seconds"] -= extra
         points[0]["start"] = extra
     return points
+
+
+def figures(folder: Path, name: str) -> dict[int, float]:
+    """A figure by step, out of the newest run in a folder."""
+    newest = max((folder / "lightning_logs").iterdir(), key=lambda path: path.stat().st_ctime)
+    with open(newest / "metrics.csv", encoding="utf-8") as file:
+        return {int(float(line["step"])): float(line[name]) for line in csv.DictReader(file) if line.get(name)}
 
 
 def bare(given: argparse.Namespace, seed: int) -> list[Point]:

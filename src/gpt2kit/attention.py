@@ -14,13 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+HIDDEN = -3e4
+"""Added to the score of a key that a query does not see: finite in every dtype, so that a query that sees nothing (padding)
+does not become NaN. Adding numbers made once for all layers is much faster than filling by a mask, compiled above all."""
+
+
 def use(model: Any, name: str) -> None:
     """Let a Hugging Face model compute attention by `name`: `sdpa` or `plain`, which is ours."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+    def bias(*args: Any, **kwargs: Any) -> Tensor:
+        seen = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+        seen = seen[:1] if not seen.stride(0) else seen  # the same for each row, if nothing is padded
+        return torch.where(seen, 0.0, HIDDEN)
+
     AttentionInterface.register("plain", plain_attention)
-    AttentionMaskInterface.register("plain", sdpa_mask)  # none where each query sees all before it, else True and False
+    AttentionMaskInterface.register("plain", bias)
     model.set_attn_implementation(name)
 
 
@@ -36,24 +46,23 @@ def plain_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention: queries `[rows, heads, T, head_size]` over as many keys or more, to `[rows, T, heads, ...]`.
 
-    Keys beyond the queries' number come before them (a cache). `attention_mask` `[rows, 1, T, keys]`: True where a
-    query sees a key; None: each query sees all keys up to its own.
+    Keys beyond the queries' number come before them (a cache). `attention_mask` `[1 or rows, 1, T, keys]`: True where a
+    query sees a key, or numbers to add to the scores; None: each query sees all keys up to its own.
     """
     length, keys = query.shape[2], key.shape[2]
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is None:
+        attention_mask = torch.full((1, 1, length, keys), HIDDEN, device=query.device).triu(keys - length + 1)
     parts = []
     for start, end in bands(length):
         seen = keys - length + end
         scores = query[:, :, start:end] @ key[:, :, :seen].transpose(-1, -2)
-        if attention_mask is None:
-            mask = torch.ones(end - start, seen, dtype=torch.bool, device=query.device).tril(seen - (end - start))
-        else:
-            mask = attention_mask[:, :, start:end, :seen]
-        # Not -inf: a query that sees nothing (padding) must not become NaN.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        mask = attention_mask[:, :, start:end, :seen]
+        scores = scores.masked_fill(~mask, HIDDEN) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
         weights = F.dropout(F.softmax(scores, dim=-1), dropout, module.training).to(value.dtype)
         parts.append(weights @ value[:, :, :seen])
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return whole.transpose(1, 2), None
 
 
 def bands(length: int) -> list[tuple[int, int]]:

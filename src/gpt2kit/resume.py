@@ -97,7 +97,7 @@ class ExactResume(Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._between_steps(trainer)
         slot = batch_idx * trainer.world_size + trainer.global_rank
-        torch.manual_seed(datamodule_of(trainer).seed + 1_000_003 * (slot + 1))
+        seed_generators(trainer.strategy.root_device, datamodule_of(trainer).seed + 1_000_003 * (slot + 1))
         # Lightning's own count is one short after some resumes, which would shift the steps that are logged.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
@@ -238,6 +238,18 @@ class ExactResume(Checkpoint):
         got = torch.tensor([self._signal], device=trainer.strategy.root_device)
         torch.distributed.all_reduce(got, op=torch.distributed.ReduceOp.MAX)
         return int(got)
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Begin the random numbers of the CPU and of the device anew.
+
+    `torch.manual_seed` does so for every kind of device there may be, and takes a millisecond to find that there is none.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def take_settings_from_config(trainer: pl.Trainer) -> None:
