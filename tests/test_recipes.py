@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import random
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, SENTENCE, Run
+from test_readme import BODIES, _Parsed, _ParseOnly
 
-from gpt2kit import checkpoint, cli, export, reloading
+from gpt2kit import checkpoint, cli, command, corpora, export, reloading
 from gpt2kit import tokenizer as tokenizers
+from gpt2kit.errors import CheckpointError, MachineError
 
 RECIPES = sorted((ROOT / "configs/recipe").glob("*.yaml"))
 DRAW = random.Random(1)
@@ -151,3 +155,25 @@ def test_both_finetuned_models_begin_with_the_base(corpus: Path, run: Run, insid
     assert tokenizers.fingerprint(same.tokenizer) == tokenizers.fingerprint(base.tokenizer)
     assert tokenizers.fingerprint(moved.tokenizer) == tokenizers.fingerprint(word.tokenizer)
     assert moved.module.shape["n_embd"] == base.module.shape["n_embd"]
+
+
+DOCS = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    (python (?:\S+/)?\w+\.py .*)$", DOCS.replace("\\\n", " "), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_page_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, script, *words = shlex.split(line, comments=True)
+    if script == "data/get.py":
+        assert words[0] in corpora.TEXTS
+    elif script in BODIES:
+        assert command.parse(BODIES[script], words)
+    else:
+        assert script == "trainer.py"
+        with pytest.raises((_Parsed, CheckpointError, MachineError)):  # the base and the GPUs are the reader's
+            _ParseOnly(words)
+
+
+def test_the_page_names_every_recipe() -> None:
+    assert all(f"`{recipe.stem}`" in DOCS for recipe in RECIPES) and len(COMMANDS) > 25
