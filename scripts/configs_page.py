@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from jsonargparse import ArgumentParser, Namespace
+from pytorch_lightning.callbacks import Callback
 
-from gpt2kit import cache, callbacks, cli, command, evaluate, export, files, generate, optim, plots, text, web
+from gpt2kit import cache, callbacks, cli, command, corpora, evaluate, export, files, generate, optim, plots, text, web
 from gpt2kit.tokenizer_spec import TokenizerSpec
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
+ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configs.md"
 SCRIPTS: dict[str, Callable[..., object]] = {
     "train_tokenizer.py": train_tokenizer,
@@ -29,13 +30,14 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "plot.py": plots.plot,
     "web_demo.py": web.serve,
     "cache.py": cache.manage,
+    "data/get.py": corpora.get,
 }
 LIGHTNING = {
     "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best that is there",
     "strategy": "`ddp`: the whole model on each device; `fsdp`: a share on each (docs/scaling.md)",
     "devices": "how many, or which; under torchrun and srun it follows from what was started",
     "num_nodes": "machines; likewise",
-    "accumulate_grad_batches": "forward passes in an optimizer step; follows from `data.global_batch`, if that is given",
+    "accumulate_grad_batches": "forward passes in an optimizer step; `data.global_batch` decides it, if given",
     "gradient_clip_val": "the largest norm that a gradient keeps; 1.0 is usual, none clips nothing",
     "gradient_clip_algorithm": "`norm` (the default), or `value`: each number by itself",
     "log_every_n_steps": "optimizer steps between two rows of the log",
@@ -45,20 +47,24 @@ LIGHTNING = {
     "enable_checkpointing": "`false`: save nothing",
     "enable_progress_bar": "`false`: no bar and no lines",
     "deterministic": "the same bits on a GPU, at some cost; a CPU gives them anyway",
-    "benchmark": "let cuDNN try its kernels; nothing here uses them",
     "limit_val_batches": "validate on the first batches only: so many, or a share of them",
     "fast_dev_run": "a step or so many, to see that nothing breaks; nothing is written",
     "num_sanity_val_steps": "validation batches before the first step",
-    "enable_model_summary": "Lightning's own list of layers",
     "profiler": "`simple`, `advanced`, `pytorch`: where the time goes",
     "detect_anomaly": "name the operation that made a NaN; slow",
-    "plugins": "Lightning's",
     "limit_train_batches": "refused: use `trainer.max_steps`",
     "overfit_batches": "refused: use a small text",
     "check_val_every_n_epoch": "refused: use `trainer.val_check_interval`",
     "reload_dataloaders_every_n_epochs": "refused: there is one endless epoch",
 }
 """What Lightning's own options are for here, in our words; the others are named without."""
+OFFERED = [
+    one
+    for one in vars(callbacks).values()
+    if isinstance(one, type) and issubclass(one, Callback) and one.__module__.startswith("gpt2kit.")
+    if one.__module__ != callbacks.__name__
+]
+"""The callbacks that `gpt2kit.callbacks` offers from other modules; its own are always there."""
 HEAD = """\
 # Every option
 
@@ -68,7 +74,14 @@ command line; `--config` may be given several times, the later file wins; `--pri
 A group takes a file: `--model configs/model/tiny.yaml`. A class is named by its path, its options stand under
 `init_args`; `--model.optimizer Muon --model.optimizer.lr 0.02` is short for that. `--debug` shows an error's traceback.
 """
-_SKIPPED = {"help", "config", "print_config"}
+_SKIPPED = (
+    "_HelpAction",
+    "ActionConfigFile",
+    "_ActionPrintConfig",
+    "ActionLink",
+    "_ActionConfigLoad",
+    "_ActionHelpClassPath",
+)
 
 
 class _Built(Exception):
@@ -103,7 +116,9 @@ def page() -> str:
         "## data: from text to batches\n",
         table(groups["data"]),
         *described(text.Reader, "data.reader", "`--reader` of train_tokenizer.py and test.py, too."),
-        *described(TokenizerSpec, "data.tokenizer", "Instead of a folder's name; docs/tokenizers.md says what to choose."),
+        *described(
+            TokenizerSpec, "data.tokenizer", "Instead of a folder's name; docs/tokenizers.md says what to choose."
+        ),
         "## model: GPT-2, how it begins, how it learns\n",
         table(groups["model"]),
         "## Optimizers: model.optimizer\n",
@@ -122,7 +137,7 @@ def page() -> str:
         table(known, words=LIGHTNING),
         f"Passed on as they are: {rest}.\n",
         "## Callbacks of ours: trainer.callbacks\n",
-        *described(callbacks.TextSamples),
+        *(part for callback in OFFERED for part in described(callback, home="gpt2kit.callbacks")),
     ]
     for script, function in SCRIPTS.items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
@@ -145,11 +160,12 @@ def trainer_parser() -> ArgumentParser:
     raise AssertionError
 
 
-def described(kind: type, where: str = "", more: str = "") -> Iterator[str]:
+def described(kind: type, where: str = "", more: str = "", home: str = "") -> Iterator[str]:
     """A class that a config names, and its options."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip={"params"})
-    head = f"### {where}: {kind.__module__}.{kind.__name__}" if where else f"### {kind.__module__}.{kind.__name__}"
+    name = f"{home or kind.__module__}.{kind.__name__}"
+    head = f"### {where}: {name}" if where else f"### {name}"
     summary = (inspect.getdoc(kind) or "").split("\n\nArgs:")[0].split("\n\n")[0]
     yield f"{head}\n"
     yield f"{' '.join(summary.split())}{' ' * bool(more)}{more}\n"
@@ -158,13 +174,10 @@ def described(kind: type, where: str = "", more: str = "") -> Iterator[str]:
 
 
 def options(parser: ArgumentParser) -> Iterator[argparse.Action]:
-    """What a user may set: neither the help, nor what is linked to another option, nor the file of a whole group."""
+    """What a user may set."""
     for action in parser._actions:
-        if action.dest in _SKIPPED or action.dest.endswith(".help") or action.help == argparse.SUPPRESS:
-            continue
-        if type(action).__name__ in ("ActionLink", "_ActionConfigLoad", "_ActionHelpClassPath"):
-            continue
-        yield action
+        if type(action).__name__ not in _SKIPPED and action.help != argparse.SUPPRESS:
+            yield action
 
 
 def table(actions: Iterable[argparse.Action], prefix: str = "", words: dict[str, str] | None = None) -> str:
@@ -195,7 +208,8 @@ def of_hint(hint: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         some = dict.fromkeys(of_hint(one) for one in arguments)
-        return " or ".join(sorted(some, key=lambda one: one == "null"))
+        *first, last = sorted(some, key=lambda one: (one == "null", one.startswith("list")))
+        return f"{', '.join(first)} or {last}" if first else last
     if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, typing.Iterable)):  # type: ignore[arg-type]
         inner = dict.fromkeys(of_hint(one) for one in arguments if one is not ...)
         return f"list of {' or '.join(inner)}" if inner else "list"
@@ -213,7 +227,7 @@ def shown_default(action: argparse.Action) -> str:
     if action.required:
         return "required"
     if isinstance(action, argparse._StoreTrueAction):
-        return ""
+        return "off"
     return of_value(action.default)
 
 

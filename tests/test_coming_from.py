@@ -14,7 +14,7 @@ from conftest import ROOT
 from test_readme import BODIES, _Parsed, _ParseOnly
 
 from gpt2kit import cache as token_cache
-from gpt2kit import cli, command, optim
+from gpt2kit import cli, command, corpora, optim
 from gpt2kit.text import Reader
 from gpt2kit.tokenizer_spec import TokenizerSpec
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import configs_page
 
 PAGE = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
-BODIES = {**BODIES, "cache.py": token_cache.manage}
+BODIES = {**BODIES, "cache.py": token_cache.manage, "data/get.py": corpora.get}
 NESTED = {
     "data.reader": [Reader],
     "data.tokenizer": [TokenizerSpec],
@@ -38,32 +38,36 @@ def ours() -> list[str]:
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.splitlines() if line.startswith("|")]
     rows = [row for row in rows if set("".join(row)) - set("-")]
     recipes = [row[0] for row in rows if "configs/recipe/" in row[0]]
-    return [span.replace("\\|", "|") for row in [row[1] for row in rows] + recipes for span in re.findall("`([^`]+)`", row)]
+    return [
+        span.replace("\\|", "|") for row in [row[1] for row in rows] + recipes for span in re.findall("`([^`]+)`", row)
+    ]
 
 
 @cache
 def options(script: str) -> set[str]:
     """The names of a script's options."""
     parser = configs_page.trainer_parser() if script == "trainer.py" else command.parser_of(BODIES[script])
-    found = {action.dest for action in configs_page.options(parser)} | {"config"} * (script == "trainer.py")
-    for name, kinds in NESTED.items() if script == "trainer.py" else ():
+    found = {action.dest for action in configs_page.options(parser)}
+    if script != "trainer.py":
+        return found
+    for name, kinds in NESTED.items():
         for kind in kinds:
             inner = configs_page.ArgumentParser(exit_on_error=False)
             inner.add_class_arguments(kind, skip={"params"})
             found |= {f"{name}.{action.dest}" for action in configs_page.options(inner)}
-    return found
+    return found | {"config"}
 
 
 def missing(span: str) -> str | None:
     """What a span names that is not there; None if all is."""
     words = span.split()
-    script = words[0] if re.fullmatch(r"\w+\.py", words[0]) else "trainer.py"
+    script = words[0] if re.fullmatch(r"(data/)?\w+\.py", words[0]) else "trainer.py"
     if not (ROOT / script).is_file():
         return script
-    if span in WORDS or words[0] == script and len(words) == 1:
+    if span in WORDS or span == script:
         return None
     if re.match(r"configs/", span):
-        return None if (ROOT / span).exists() else span
+        return None if (ROOT / words[0]).exists() else words[0]
     if found := re.fullmatch(r"(gpt2kit\.\w+)\.(\w+)", span):
         return None if hasattr(importlib.import_module(found[1]), found[2]) else span
     named = [word.removeprefix("--") for word in words if word.startswith("--")]
@@ -82,8 +86,10 @@ def test_all_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize(
     "span",
-    ["data.blok_size", "--save_evry", "generate.py --topk", "sample.py --prompt", "configs/recipe/none.yaml"]
-    + ["gpt2kit.optim.Adam", "model.optimizer.beta1", "train.json"],
+    [
+        *("data.blok_size", "--save_evry", "generate.py --topk", "sample.py --prompt", "configs/recipe/none.yaml"),
+        *("gpt2kit.optim.Adam", "model.optimizer.beta1", "train.json", "data/fetch.py poems"),
+    ],
 )
 def test_a_name_that_is_not_there_is_seen(span: str) -> None:
     assert missing(span)

@@ -57,6 +57,7 @@ def test_processes_that_read_ahead_start_without_a_fork_server(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    assert batches._way_to_start() == "spawn"
     order = Order(blocks=40, global_batch=8, seed=1)
     plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
     ahead = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
@@ -170,7 +171,8 @@ def _unsaid(path: Path) -> list[str]:
         called = ast.unparse(node.func)
         opens = called == "open" and "b" not in mode
         texts = re.fullmatch(r"(?!files|durable|run_folder|loggers).*\.(read|write)_text", called, re.DOTALL)
-        if (opens or texts or "text" in keywords and called.startswith("subprocess.")) and "encoding" not in keywords:
+        decoded = "text" in keywords and called.startswith("subprocess.")
+        if (opens or texts or decoded) and "encoding" not in keywords:
             found.append(f"{path.name} line {node.lineno}: {called}")
     return found
 

@@ -104,7 +104,7 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
 
 
 def speak_utf8() -> None:
-    """Config files, and what goes to a file or a pipe, are UTF-8 on every system; a terminal shows ? for what it lacks."""
+    """Have config files and what goes to a file or a pipe be UTF-8 on every system; a terminal shows ? for the rest."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             if not stream.isatty():

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 POSIX = os.name == "posix"
-"""Of the system's files: a mapped one may be deleted and renamed, folders can be synced, and a change of content shows in
-a time that nobody can set back. On Windows none of this holds."""
+"""Of the system's files: a mapped one may be deleted and renamed, folders can be synced, and a change of content shows
+in a time that nobody can set back. On Windows none of this holds."""
 
 
 @contextlib.contextmanager
@@ -57,8 +57,8 @@ class Digests:
     """Content hashes that are remembered while a file's size, times and inode stay the same.
 
     Hashing a big corpus at each start would be slow, and a name or a time alone would miss an edit. The change time
-    (ctime) cannot be set back by a copy or an editor, so a remembered hash is as good as a fresh one. Windows has no such
-    time: there all are hashed anew.
+    (ctime) cannot be set back by a copy or an editor, so a remembered hash is as good as a fresh one. Windows has no
+    such time: there all are hashed anew.
     """
 
     def __init__(self, memory: Path) -> None:
