@@ -71,7 +71,7 @@ def missing(span: str) -> str | None:
     if found := re.fullmatch(r"(gpt2kit\.\w+)\.(\w+)", span):
         return None if hasattr(importlib.import_module(found[1]), found[2]) else span
     named = [word.removeprefix("--") for word in words if word.startswith("--")]
-    named += [word for word in words[:1] if re.match(r"(data|model|trainer)\.", word)]
+    named += [word for word in words[:1] if word != script and re.match(r"(data|model|trainer)\.", word)]
     if not named:
         return f"{span} (neither an option nor a file nor a class; take the code marks away, or name it rightly)"
     return next((f"{script} {name}" for name in named if name not in options(script)), None)
