@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gpt2kit import checkpoint, cli, command, files, runs
+from gpt2kit import checkpoint, cli, command, export, files, runs
 from gpt2kit.module import GPT2Module
 from gpt2kit.verify import compare
 
@@ -113,6 +113,8 @@ def _arm(kill: Kill) -> None:
         before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt"))
     elif kill.point == "purged":  # the checkpoint is gone, its checksum not yet
         before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt.sha256"))
+    elif kill.point == "exporting":  # an epoch's folder is written, not yet under its name
+        before(export, "check")
     elif kill.point == "seconds":
         signal.signal(signal.SIGALRM, lambda *args: _die())
         signal.setitimer(signal.ITIMER_REAL, kill.n / 1000)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2kit import hardware
+from gpt2kit.epoch_exports import EpochExports as EpochExports
 from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import exact, log_every
 from gpt2kit.position import datamodule_of, epochs, gpt2_of

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
 
 from gpt2kit import files, loggers, lora, run_folder
 from gpt2kit.author import Author, Wish, problems
@@ -87,13 +88,13 @@ class TextSamples(Callback):
             print(f"note   samples: {text}", file=sys.stderr)
 
 
-def shadow(gpt2: GPT2Module) -> GPT2Module:
+def shadow(gpt2: GPT2Module, state: dict[str, Tensor] | None = None) -> GPT2Module:
     """A model of its own over the very same weights, none of them copied but those that LoRA adds to: what is set on it
     (evaluation, the kind of attention, another precision) does not reach the model in training, nor what that one was
-    compiled to."""
+    compiled to. `state`: other weights for it, by the names of the module's own."""
     with torch.device("meta"):
         found = GPT2Module(**gpt2.shape)
-    found.load_state_dict(lora.merged(gpt2.state_dict()), strict=True, assign=True)
+    found.load_state_dict(lora.merged(gpt2.state_dict() if state is None else state), strict=True, assign=True)
     found.model.tie_weights()
     return found
 

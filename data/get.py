@@ -1,0 +1,11 @@
+"""Fetch the public text of a recipe: python data/get.py poems (--help tells more, data/README.md what there is)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from gpt2kit import command, corpora
+
+if __name__ == "__main__":
+    command.run(corpora.get)
