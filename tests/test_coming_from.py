@@ -37,9 +37,7 @@ def ours() -> list[str]:
     """Each code span of the tables' second columns, where our names are."""
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.splitlines() if line.startswith("|")]
     rows = [row for row in rows if set("".join(row)) - set("-")]
-    return [
-        span.replace("\\|", "|") for row in rows for span in re.findall("`([^`]+)`", row[1])
-    ]
+    return [span.replace("\\|", "|") for row in rows for span in re.findall("`([^`]+)`", row[1])]
 
 
 @cache
