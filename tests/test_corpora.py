@@ -22,6 +22,7 @@ from gpt2kit import command, corpora, fetching
 from gpt2kit.corpora import TEXTS, hub_files
 from gpt2kit.download import Remote
 from gpt2kit.errors import DataError
+from gpt2kit.sources import find_files
 
 PLAYS = ("First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 400).encode()
 
@@ -50,7 +51,7 @@ def test_shakespeare_is_cut_where_nanogpt_cuts(server: Server, call: Callable[..
     assert code == 0 and not err and "licence: public domain" in out and "train.txt 0.0 MB" in out
     train, valid = ((inside / f"data/shakespeare_char/{name}.txt").read_bytes() for name in ("train", "valid"))
     assert train + valid == PLAYS and len(train) == int(0.9 * len(PLAYS))
-    assert not (inside / "data/shakespeare_char/original").exists()
+    assert not (inside / "data/shakespeare_char/.fetched").exists()
     asked = len(server.asked)
     assert call(main, "shakespeare_char")[0] == 0 and len(server.asked) == asked, "it is there"
 
@@ -145,6 +146,28 @@ def test_a_data_set_of_the_hub(hub: Server, call: Callable[..., Outcome], inside
         == hashlib.sha256((folder / "a.parquet").read_bytes()).hexdigest()
     )
     assert len(locked) == 2
+
+
+def test_nobody_learns_from_a_part_of_a_text(hub: Server, call: Callable[..., Outcome], inside: Path) -> None:
+    """The second of two files does not come: the folder that the recipe reads is empty still."""
+    held = hub.files.pop("/datasets/O/N/resolve/main/20231101.ja/b.parquet")
+    code, _, err = call(main, "japanese")
+    assert code == 3 and "404" in err
+    with pytest.raises(DataError, match="no files in this folder"):
+        find_files(["data/japanese"])
+    hub.files["/datasets/O/N/resolve/main/20231101.ja/b.parquet"] = held
+    hub.asked.clear()
+    assert call(main, "japanese")[0] == 0 and len(find_files(["data/japanese"])) == 2
+    assert [path for path, _ in hub.asked if path.endswith(".parquet")] == [
+        "/datasets/O/N/resolve/main/20231101.ja/b.parquet"
+    ]
+    assert call(main, "japanese")[0] == 0
+
+
+def test_without_a_network(hub: Server, call: Callable[..., Outcome]) -> None:
+    hub.files.clear()
+    code, _, err = call(main, "japanese")
+    assert code == 3 and "hf download O/N --repo-type dataset --include '20231101.ja/*'" in err
 
 
 def test_it_is_said_when_a_text_has_changed_since(hub: Server, call: Callable[..., Outcome], inside: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from killing import Kill, Setting, go_on, last_run, run_with_kills
+from killing import Kill, Setting, finish, go_on, last_run, run_with_kills, start, words_of
 from safetensors.torch import load_file
 from test_train import equal, train, weights
 
@@ -79,22 +78,18 @@ def test_every_second_epoch(short: list[str], tmp_path: Path, near: list[str]) -
 
 
 def test_a_resumed_run_has_what_a_straight_one_has(short: list[str], tmp_path: Path, near: list[str]) -> None:
-    schedule = "--model.schedule=Constant"
-    straight = train(tmp_path / "straight", short, WITH, schedule, "--trainer.max_epochs=3")
-    steps = json.loads((straight / "start.json").read_text())[0]["run"]["steps"] // 3
-    halted = train(tmp_path / "halted", short, WITH, schedule, f"--trainer.max_steps={steps}")
+    constant = ["--model.schedule=Constant", "--model.schedule.warmup=0"]  # rates do not depend on the end
+    straight = train(tmp_path / "straight", short, WITH, *constant, "--trainer.max_epochs=3")
+    halted = train(tmp_path / "halted", short, WITH, *constant, "--trainer.max_epochs=1")
     folder = halted / FOLDER
     shutil.rmtree(folder / "epoch_1")  # as if it had been killed before that was there
     (folder / ".epoch_1.abc.tmp").mkdir()  # and in the middle
-    near.clear()
-    run = train(tmp_path / "halted", short, WITH, schedule, "--trainer.max_epochs=2", "--ckpt_path=last")
-    assert exports(run) == near == ["epoch_1", "epoch_2"]
-    near.clear()
-    run = train(tmp_path / "halted", short, WITH, schedule, "--trainer.max_epochs=3", "--ckpt_path=last")
-    assert near == ["epoch_3"], "what is there is not written again"
+    for epochs, written in ((2, ["epoch_1", "epoch_2"]), (3, ["epoch_3"])):  # what is there is not written again
+        near.clear()
+        run = train(tmp_path / "halted", short, f"--trainer.max_epochs={epochs}", "--ckpt_path=last")
+        assert near == written and len(exports(run)) == epochs
     for epoch in (1, 2, 3):
-        one, other = exported(straight, epoch), exported(run, epoch)
-        assert equal(one, other), epoch
+        assert equal(exported(straight, epoch), exported(run, epoch)), epoch
 
 
 def test_a_way_not_taken_is_replaced(short: list[str], tmp_path: Path, near: list[str]) -> None:
@@ -138,17 +133,18 @@ def test_what_does_not_prove_to_be_the_model_gets_no_name(
 
 def test_killed_in_the_middle_of_a_folder(short: list[str], tmp_path: Path) -> None:
     """Nothing stands under the name; the run goes on, and has all folders at the end, as a fresh process reads them."""
-    words = [*short, "--trainer.max_epochs=2", WITH, "--trainer.callbacks.dtype=bfloat16"]
+    words = [*short, "--trainer.max_epochs=1", WITH, "--trainer.callbacks.dtype=bfloat16"]
     setting, work = Setting("exports", words), tmp_path / "run"
     work.mkdir()
-    assert go_on(setting, work, Kill("exporting", 2)) == [-9]
+    assert go_on(setting, work, Kill("exporting", 1)) == [-9]
     run = last_run(work)
-    assert [name for name in exports(run) if not name.startswith(".")] == ["epoch_1"]
-    assert [name for name in exports(run) if name.startswith(".epoch_2.")], "what the kill has left"
-    assert go_on(setting, work) == [0] and exports(run) == ["epoch_1", "epoch_2"]
-    assert all(tensor.dtype == torch.bfloat16 for tensor in exported(run, 2).values())
-    folder = {name: tensor.float() for name, tensor in exported(run, 2).items()}
-    assert same(folder, {name: tensor.bfloat16().float() for name, tensor in weights(run).items()})
+    (left,) = exports(run)
+    assert left.startswith(".epoch_1.") and left.endswith(".tmp"), "what the kill has left"
+    assert finish(start([*words_of(setting, work)[len(words) :], "--ckpt_path=last"], {}, 1, work / "log.txt")) == [0]
+    assert exports(run) == ["epoch_1"]
+    folder = exported(run, 1)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in folder.values())
+    assert same(folder, {name: tensor.bfloat16() for name, tensor in weights(run).items()})
 
 
 def test_shares_of_two_ranks(short: list[str], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ VERSES = ["".join(DRAW.choice("春江花月夜山水雲天") for _ in range(5)) 
 POEMS = [f"{VERSES[n]}，{VERSES[n + 1]}。\n{VERSES[n + 2]}，{VERSES[n + 3]}。" for n in range(0, 297, 3)]
 SONGS = "\n\n".join("\n".join(VERSES[n : n + 6]) for n in range(0, 290, 6))
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"春江花月夜山水雲天，。", "一", "##一"]
+SHARES = ["--data.valid_share=0.2", "--data.test_share=0.2"]
 SMALL = [
     *("--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--data.block_size=16", "--data.batch_size=2"),
     *("--trainer.max_steps=3", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"),
@@ -74,18 +75,12 @@ def made(recipe: str, corpus: Path, run: Run) -> list[str]:
             write("words/vocab.txt", "\n".join(["<unk>", "<s>", "</s>", "<pad>", "the", "quick", "fox", "good"]) + "\n")
         case "japanese":
             parquet("japanese")
-            return [*SMALL, "--data.valid_share=0.2", "--trainer.accumulate_grad_batches=2"]
+            return [*SMALL, *SHARES, "--trainer.accumulate_grad_batches=2"]
         case "novels":
             novels = ["，".join(VERSES[n : n + 40]) + "。" for n in range(0, 250, 5)]
             write("novels/train.json", json.dumps([*novels, "太短"], ensure_ascii=False))
             write("novels/vocab.txt", "\n".join(BERT) + "\n")
-            return [
-                *SMALL,
-                "--data.block_size=64",
-                "--data.stride=48",
-                "--data.batch_size=64",
-                "--data.valid_share=0.2",
-            ]
+            return [*SMALL, *SHARES, "--data.block_size=64", "--data.stride=48", "--data.batch_size=32"]
         case "gpt2_124m":
             parquet("gpt2_124m")
             place = ["--data.train_files=data/gpt2_124m", f"--data.tokenizer={corpus / 'tokenizer'}"]
@@ -93,7 +88,7 @@ def made(recipe: str, corpus: Path, run: Run) -> list[str]:
         case "python":
             for split in ("train", "valid", "test"):
                 for number in range(20):
-                    write(f"demo/{split}/{number}.txt", f"{split} {number}\n" + "\n".join(LINES[number:]))
+                    write(f"demo/{split}/{number}.txt", f"{split} {number}\n" + "\n".join(LINES[number : number + 9]))
             Path("tokenizers").mkdir()
             Path("tokenizers/demo").symlink_to(corpus / "tokenizer")
     return SMALL

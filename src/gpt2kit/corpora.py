@@ -27,7 +27,8 @@ from gpt2kit.splits import shares
 
 LOCK = "checksums.json"
 """Beside the folders of the texts: the SHA-256 that each address had when it was first fetched."""
-_ORIGINAL = "original"
+_WAITING = ".fetched"
+"""In a text's folder, what has come, until all has. Hidden, so that nobody learns from a part of the text."""
 _HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 _POEMS = "https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/99ebbef7e1345c0985c44b9fd96a3f9e776f117b"
 _SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -85,7 +86,7 @@ def _got(text: PublicText, folder: Path, lock: Path) -> list[Path]:
     made = [folder / name for name in text.made]
     if made and all(path.is_file() for path in made):
         return made
-    originals = folder / _ORIGINAL if made else folder
+    waiting = folder / _WAITING
     remotes = text.remotes()
     known = _known(lock)
     found: list[str] = []
@@ -96,17 +97,20 @@ def _got(text: PublicText, folder: Path, lock: Path) -> list[Path]:
                 f"{remote.url}: has another SHA-256 than when it was first fetched ({lock}). If you mean the new text, "
                 f"delete {folder} and that line"
             )
-        found.append(download.fetch(replace(remote, sha256=remote.sha256 or before), originals))
+        in_use = text.make is None and (folder / remote.name).is_file()
+        wanted = replace(remote, sha256=remote.sha256 or before)
+        found.append(download.fetch(wanted, folder if in_use else waiting))
         if before is None and text.sha256 is None:
             known[remote.url] = found[-1]
             files.write_text(lock, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    _refuse_other(text, remotes, found, originals)
-    paths = [originals / remote.name for remote in remotes]
-    if text.make is None:
-        return paths
-    text.make(paths, folder)
-    shutil.rmtree(originals)
-    return made
+    _refuse_other(text, remotes, found, waiting)
+    if text.make is not None:
+        text.make([waiting / remote.name for remote in remotes], folder)
+    for remote in remotes if text.make is None else []:
+        if (waiting / remote.name).is_file():
+            os.replace(waiting / remote.name, folder / remote.name)
+    shutil.rmtree(waiting, ignore_errors=True)
+    return made or [folder / remote.name for remote in remotes]
 
 
 def _known(lock: Path) -> dict[str, str]:
@@ -138,7 +142,13 @@ def _unknown(name: str) -> str:
 
 def hub_files(dataset: str, folder: str, endpoint: str = _HUB) -> list[Remote]:
     """The Parquet files in a folder of a data set of the Hugging Face hub, with the checksums that the hub gives."""
-    entries = download.read_json(f"{endpoint}/api/datasets/{dataset}/tree/main/{folder}")
+    try:
+        entries = download.read_json(f"{endpoint}/api/datasets/{dataset}/tree/main/{folder}")
+    except DataError as error:
+        raise DataError(
+            f"{error}. Without a network here, fetch it elsewhere (hf download {dataset} --repo-type dataset --include "
+            f"'{folder}/*') and name its folder: trainer.py --data.train_files FOLDER"
+        ) from None
     found = []
     for entry in entries if isinstance(entries, list) else []:
         path = str(entry.get("path"))

@@ -167,6 +167,7 @@ def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     try:
         found: http.client.HTTPResponse = urllib.request.build_opener().open(request, timeout=_SECONDS)
     except urllib.error.HTTPError as error:
+        error.close()
         if 400 <= error.code < 500 and error.code not in (*_AGAIN, 416):
             raise DataError(f"{url}: the server answers {error.code} {error.reason}. It may have moved") from None
         raise
