@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN = $$(ls -d lightning_logs/version_* | sort -V | tail -n 1)
 
-.PHONY: demo test prove check format lint types clean
+.PHONY: demo test prove check format lint types docs clean
 
 demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
 	$(BIN)/python data/demo.py
@@ -32,6 +32,9 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
+
+docs: .venv/installed  ## docs/configs.md, out of the parsers
+	$(BIN)/python scripts/configs_page.py
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than 3.11; make PYTHON=python3.11")'

@@ -109,3 +109,8 @@ def test_your_own_text_in_four_commands(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         told.append(done.stdout)
     assert "bits per byte" in told[2] and told[3].startswith("Once")
+
+
+def test_every_page_is_linked() -> None:
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} | {"notebooks/quickstart.ipynb"}
+    assert not pages - set(re.findall(r"\]\(([^)]+)\)", README))

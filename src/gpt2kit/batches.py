@@ -5,6 +5,7 @@ Lightning is not imported here, so that processes which read ahead start quickly
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from gpt2kit import blocks
 from gpt2kit.blocks import IGNORE
 from gpt2kit.errors import MachineError
 from gpt2kit.store import TokenStore
+
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+"""The signals that ask a run to save and leave; Windows has no SIGUSR1."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class TrainBatches:
             sampler=self._micro_batches,
             num_workers=self._num_workers,
             worker_init_fn=_leave_signals,
-            multiprocessing_context="forkserver",  # a fork would copy locks that the tokenizer's threads may hold
+            multiprocessing_context=_way_to_start(),
         )
         try:
             yield from loader
@@ -65,9 +69,14 @@ class TrainBatches:
             ) from None
 
 
+def _way_to_start() -> str:
+    """Not a fork, which would copy locks that the tokenizer's threads may hold. Windows starts each process anew."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
 def _leave_signals(worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach all processes; the trainer alone answers, and needs its next batch."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -281,7 +281,7 @@ def read(file: Path, whole: bool = True) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):
         raise CheckpointError(f"{file}: not a checkpoint file, or a truncated one. Use another one")
     try:
-        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=durable.POSIX)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         reason = str(error).split("\n", 1)[0].split(". ")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import functools
 import inspect
+import io
+import locale
 import os
 import re
 import sys
@@ -15,6 +18,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterable
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit.errors import MachineError, UserError
 
@@ -39,6 +43,14 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """The keyword arguments for `function` that `args` asks for."""
+    parser = parser_of(function)
+    with explained(parser):
+        config = parser.parse_args(args)
+        return dict(parser.instantiate(config).as_dict())
+
+
+def parser_of(function: Callable[..., object]) -> ArgumentParser:
+    """The parser of a function's options."""
     parser = ArgumentParser(
         exit_on_error=False, allow_abbrev=False, description=(inspect.getdoc(function) or "").split("\n\n")[0]
     )
@@ -61,17 +73,16 @@ def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]
             default=None if required else default,
             help=helps.get(name, ""),
         )
-    flags = {name for name, hint in hints.items() if hint is bool}
+    flags = [name for name, hint in hints.items() if hint is bool]
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=helps.get(name, ""))
     parser.add_function_arguments(function, as_group=False, skip={*lists, *flags})
-    with explained(parser):
-        config = parser.parse_args(args)
-        return dict(parser.instantiate(config).as_dict())
+    return parser
 
 
 def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
     """Run `main(args)`; print a UserError as one line on stderr and exit with its code (`--debug`: the traceback)."""
+    speak_utf8()
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
@@ -90,6 +101,19 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
             traceback.print_exc()
         print(f"error: {' '.join(str(known).split())}", file=sys.stderr, flush=True)
         sys.exit(known.exit_code)
+
+
+def speak_utf8() -> None:
+    """Have config files and what goes to a file or a pipe be UTF-8 on every system; a terminal shows ? for the rest."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            if not stream.isatty():
+                stream.reconfigure(encoding="utf-8", errors=stream.errors)
+            elif stream is not sys.stdin:
+                stream.reconfigure(errors="replace")
+    if locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
+        module: typing.Any = sys.modules[ConfigPath.__module__]  # it opens files in the system's encoding
+        module.open = functools.partial(open, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ def _only_first(group: Ranks) -> Iterator[None]:
     """Other ranks than the first say nothing."""
     with contextlib.ExitStack() as stack:
         if group.rank:
-            silence = stack.enter_context(open(os.devnull, "w"))
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
         try:

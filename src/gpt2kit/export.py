@@ -244,7 +244,8 @@ def reloaded(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, 
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             cwd=scratch,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode:

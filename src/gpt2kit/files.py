@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-_CHUNK = 1 << 20
+POSIX = os.name == "posix"
+"""Of the system's files: a mapped one may be deleted and renamed, folders can be synced, and a change of content shows
+in a time that nobody can set back. On Windows none of this holds."""
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
-    if os.name == "posix":
+    if POSIX:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -55,7 +57,8 @@ class Digests:
     """Content hashes that are remembered while a file's size, times and inode stay the same.
 
     Hashing a big corpus at each start would be slow, and a name or a time alone would miss an edit. The change time
-    (ctime) cannot be set back by a copy or an editor, so a remembered hash is as good as a fresh one.
+    (ctime) cannot be set back by a copy or an editor, so a remembered hash is as good as a fresh one. Windows has no
+    such time: there all are hashed anew.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -72,7 +75,7 @@ class Digests:
         """The digest of each file; what was newly hashed is written to the memory file."""
         signatures = {path: _signature(path) for path in paths}
         names = {path: str(path.resolve()) for path in paths}
-        new = [path for path in signatures if self._known.get(names[path], [])[:-1] != signatures[path]]
+        new = [p for p in signatures if not POSIX or self._known.get(names[p], [])[:-1] != signatures[p]]
         with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter free
             for path, found in zip(new, threads.map(digest, new), strict=True):
                 self._known[names[path]] = [*signatures[path], found]

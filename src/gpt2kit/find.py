@@ -61,7 +61,8 @@ def _tried(words: list[str]) -> tuple[dict[str, Any], str]:
     child = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r}); {_CHILD}", *words],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if child.returncode == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsons
 import sys
 from collections.abc import Iterator
@@ -161,7 +162,8 @@ def session(author: Author, wish: Wish) -> None:
     """Lines in, texts out, until the input ends. The n-th line of a session with a seed gives the n-th draw."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
-        import readline  # noqa: F401  lines can be edited and called back
+        with contextlib.suppress(ImportError):  # Windows: its console edits lines by itself
+            import readline  # noqa: F401  lines can be edited and called back
     for turn in count(step=wish.num_samples):
         try:
             line = input("> " if terminal else "")

@@ -133,7 +133,7 @@ def peak_memory(device: torch.device) -> int | None:
 def resident_memory() -> int:
     """Bytes of memory that this process holds now (its peak, where the system does not tell)."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return peak_memory(torch.device("cpu")) or 0
@@ -151,7 +151,7 @@ def room(device: torch.device) -> Room | None:
     if device.type == "cuda":
         return Room(*torch.cuda.mem_get_info(device))
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         free, total = found["MemAvailable"], found["MemTotal"]
     except (OSError, ValueError, KeyError, IndexError):
@@ -165,8 +165,8 @@ def room(device: torch.device) -> Room | None:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            most = int(Path(limit).read_text())
-            free, total = min(free, max(most - int(Path(used).read_text()), 0)), min(total, most)
+            most = int(Path(limit).read_text(encoding="ascii"))
+            free, total = min(free, max(most - int(Path(used).read_text(encoding="ascii")), 0)), min(total, most)
         except (OSError, ValueError):
             continue
     return Room(free, total)

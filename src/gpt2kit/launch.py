@@ -92,7 +92,8 @@ def free_port_if_taken(environment: Any = os.environ) -> None:
     if "LOCAL_RANK" in environment or not port.isdecimal() or not int(port):
         return
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere this would let it take a port that another program listens at
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", int(port)))
         except OSError:

@@ -58,4 +58,5 @@ class Where:
         if isinstance(store, StreamedStore):
             uploading.delete(store.place)
         else:
+            store.close()
             cache.remove(store.folder)

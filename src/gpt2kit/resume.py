@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import checkpoint, runs
+from gpt2kit.batches import STOPS
 from gpt2kit.errors import MachineError
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
 
@@ -83,7 +84,7 @@ class ExactResume(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After Lightning has installed its own handlers, and restored the optimizer."""
-        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        for number in STOPS:
             self._handlers.setdefault(number, signal.signal(number, self._on_signal))
         if self.override:
             take_settings_from_config(trainer)
@@ -276,6 +277,6 @@ def set_rates(trainer: pl.Trainer) -> None:
 def requeue() -> None:
     """Under SLURM, put the job back into the queue; it will go on with `--ckpt_path last`."""
     if job := os.environ.get("SLURM_JOB_ID"):
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
         if done.returncode:
             print(f"WARNING: scontrol requeue {job} failed: {done.stderr.strip()}", file=sys.stderr)

@@ -80,7 +80,10 @@ def set_aside(run: Path, step: int) -> None:
     """Rename checkpoints after `step`, damaged or of a way not taken: the resumed run saves these steps itself."""
     for path in checkpoint.checkpoints(run):
         if checkpoint.step_of(path) > step:
-            aside = path.rename(path.with_name(f"{path.name}.aside"))
+            aside = path.with_name(f"{path.name}.aside")
+            if aside.is_dir():  # of an earlier resume, in shares
+                shutil.rmtree(aside)
+            path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
             print(f"resume: {path.name} is set aside as {aside.name}", file=sys.stderr)
 

@@ -175,7 +175,7 @@ def read(folder: Path, joined: bool = True) -> dict[str, Any]:
     if bad:
         raise CheckpointError(f"{folder}: damaged ({bad} does not fit its checksum). Use another checkpoint")
     try:
-        meta, *shares = (torch.load(folder / n, map_location="cpu", weights_only=True, mmap=True) for n in names)
+        meta, *shares = (torch.load(folder / n, map_location="cpu", weights_only=True, mmap=files.POSIX) for n in names)
         found: dict[str, Any] = {}
 
         def walk(value: Any) -> Any:

@@ -176,6 +176,10 @@ class TokenStore:
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.folder, False)  # another process maps the files anew, it is not sent their content
 
+    def close(self) -> None:
+        """Let go of the token files: Windows deletes none that is mapped."""
+        self._maps = []
+
     def __len__(self) -> int:
         return self.tokens
 

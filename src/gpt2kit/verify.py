@@ -96,7 +96,7 @@ def _kill_in_the_middle(words: list[str], run: Path) -> None:
 
 
 def _finish(words: list[str]) -> None:
-    done = subprocess.run(_command(words), capture_output=True, text=True, check=False)
+    done = subprocess.run(_command(words), capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise UserError(f"--verify_resume: the run failed (exit code {done.returncode}): {reason[0]}")

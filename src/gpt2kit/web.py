@@ -75,7 +75,8 @@ def check_port(host: str, port: int) -> None:
 
     def free(candidate: int) -> OSError | None:
         with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # elsewhere this would let it take a port that another program listens at
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 tried.bind((host, candidate))
             except OSError as error:
