@@ -4,10 +4,10 @@
         --way "Muon 0.01" model.optimizer=configs/optimizer/muon.yaml model.optimizer.init_args.lr=0.01 \\
         --way "AdamW 2e-3" model.optimizer=configs/optimizer/adamw.yaml
 
-Each `--way` is a name and trainer.py's options without their dashes; `--steps` of its own may be among them. The runs go
-`--jobs` at a time, on one thread each, so that their losses can be had beside other work; the ways' times a step are
-measured by bench/train_step.py and bench/muon.py on a quiet machine. A run that has been done already in the output
-folder is not done again. Writes results.json.
+Each `--way` is a name and trainer.py's options without their dashes, `trainer.max_steps` among them where a way's steps
+are cheaper. The runs go `--jobs` at a time, on one thread each, so that their losses can be had beside other work; what
+a step takes is measured by bench/train_step.py and bench/muon.py on a quiet machine. A run that the output folder has
+already is not done again. Writes results.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from machine import ROOT, finish
 from time_to_loss import add_options, figures, options

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 HIDDEN = -3e4
-"""Added to the score of a key that a query does not see: finite in every dtype, so that a query that sees nothing (padding)
-does not become NaN. Adding numbers made once for all layers is much faster than filling by a mask, compiled above all."""
+"""Added to the score of a key that a query does not see: finite in every dtype, so that a query that sees nothing
+(padding) does not become NaN. Numbers to add, made once for all layers, take less time than a mask to fill by."""
 
 
 def use(model: Any, name: str) -> None:

@@ -244,7 +244,7 @@ class ExactResume(Checkpoint):
 def seed_generators(device: torch.device, seed: int) -> None:
     """Begin the random numbers of the CPU and of the device anew.
 
-    `torch.manual_seed` does so for every kind of device there may be, and takes a millisecond to find that there is none.
+    `torch.manual_seed` does so for every kind of device there may be, and takes long to find that there is none.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
