@@ -23,7 +23,7 @@ ROWS = [
         "attention loss data module memory weights huggingface checkpoint fsdp",
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",
-        "limits position loggers samples callbacks baseline ranks resume verify facts trial plan find service api page"
+        "position loggers samples limits callbacks baseline ranks resume verify facts trial plan find service api page"
         " web",
         "cli",
     )

@@ -56,7 +56,7 @@ class Measures(Callback):
         dtype = hardware.compute_dtype(str(trainer.precision))
         first = _peak(trainer.strategy.root_device, dtype).flops if trainer.is_global_zero else 0.0
         self._peak = trainer.strategy.broadcast(first) * trainer.world_size
-        self._flops = flops_per_token(gpt2_of(trainer).shape)
+        self._flops = flops_per_token(gpt2_of(trainer).shape, gpt2_of(trainer).model)
         self._since, self._steps, self._pace = time.perf_counter(), 0, Pace(trainer.global_step)
 
     def on_train_batch_end(

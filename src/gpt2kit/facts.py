@@ -22,7 +22,6 @@ from gpt2kit import __version__, files, hardware, loggers, memory, run_folder
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.data import TextDataModule
 from gpt2kit.engine import Choice
-from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module
 from gpt2kit.splits import Split
 from gpt2kit.store import TokenStore
@@ -65,7 +64,6 @@ def model_facts(gpt2: GPT2Module) -> Facts:
         "shape": dict(gpt2.shape),
         "parameters": sum(parameter.numel() for parameter in gpt2.parameters()),
         "embeddings": gpt2.model.transformer.wte.weight.numel() + gpt2.model.transformer.wpe.weight.numel(),
-        "flops_per_token": flops_per_token(gpt2.shape),
     }
 
 
