@@ -10,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2kit import bootstrap
+from gpt2kit.flops import flops_per_token
 from gpt2kit.lora import adapt
-from gpt2kit.metrics import Score, flops_per_token
+from gpt2kit.metrics import Score
 from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums, over_documents
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2kit import hardware
-from gpt2kit.metrics import flops_per_token
+from gpt2kit.flops import flops_per_token
 from gpt2kit.module import exact, log_every
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
 from gpt2kit.samples import TextSamples as TextSamples
@@ -31,7 +31,7 @@ class Measures(Callback):
     epoch, hours, hours_left.
 
     tokens_per_s is over the time since the last log step, validations not counted. mfu is the share of the device's
-    fastest matrix product that the model's own work needs (`metrics.flops_per_token`, `hardware.peak`). memory_gb is
+    fastest matrix product that the model's own work needs (`flops.flops_per_token`, `hardware.peak`). memory_gb is
     the most so far, of the first device, in 10^9 bytes. hours is what the run has taken, validations included, pauses
     between a stop and its resume not; hours_left goes on at the pace of this start.
     """

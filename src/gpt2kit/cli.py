@@ -49,11 +49,11 @@ from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
+from gpt2kit.flops import flops_per_token
 from gpt2kit.fsdp import FSDP
 from gpt2kit.limits import callback_problems, config_problems, interval_steps, total_steps
 from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.lora import adapt
-from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume

@@ -107,16 +107,20 @@ def start_facts(trainer: pl.Trainer, chosen: Mapping[str, Choice], args: list[st
 
 
 def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> Facts:
-    """The estimate of a step's memory by parts, and what the device has."""
+    """The estimate of a step's memory by parts, at its peak, and what the device has."""
     device = trainer.strategy.root_device
-    program = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) if device.type == "cpu" else 0
     batch = (data.batch_size, data.block_size)
-    parts = memory.of_step(gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches)
+    passes, update = memory.of_step(
+        gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches
+    ).values()
     if gpt2.compiled != "off":
-        parts |= {part: round(share * parts[part]) for part, share in _FUSED.items()}
+        passes |= {part: round(share * passes[part]) for part, share in _FUSED.items()}
+    parts = max(passes, update, key=lambda moment: sum(moment.values()))
+    program = 0
     if device.type == "cpu":
-        program += _LIBRARIES
-        parts["held back by the system"] = round(_HELD * (parts["activations"] + parts["16-bit copies"]))
+        program = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) + _LIBRARIES
+        # The update does not get back all that the passes have freed.
+        parts["held back by the system"] = round(_HELD * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]
     room = hardware.room(device)

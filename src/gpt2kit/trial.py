@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from gpt2kit import hardware
 from gpt2kit.data import TextDataModule
 from gpt2kit.facts import Facts
-from gpt2kit.metrics import flops_per_token
+from gpt2kit.flops import flops_per_token
 from gpt2kit.module import GPT2Module
 
 _STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
