@@ -142,8 +142,8 @@ def file_facts(folder: str | None, gpt2: GPT2Module, kept: int) -> Facts:
 
 
 def compared(facts: Facts, settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """What runs are compared by in TensorBoard's HParams view, which shows the first five in alphabetical order; so what
-    auto has chosen comes last."""
+    """What runs are compared by in TensorBoard's HParams view, which shows the first five by their names; so what auto
+    has chosen comes last."""
     shape, run, chosen = facts["model"]["shape"], facts["run"], facts["start"]["chosen"]
     return {
         "block_size": run["block_size"],
