@@ -5,7 +5,7 @@
     python bench/train_step.py --nanogpt ../nanoGPT     # its model, fetched by yourself, in its own settings
 
 Each way runs in a process of its own, the ways in turn, round after round; a figure is the median over the rounds of
-the median step. All see the same random tokens, and all figures use one count of FLOPs (`metrics.flops_per_token`).
+the median step. All see the same random tokens, and all figures use one count of FLOPs (`flops.flops_per_token`).
 `share` is of the machine's fastest matrix product in bfloat16, measured at the start of each process.
 
 ours            trainer.py itself, with Muon, blocks compiled; ours_adamw: with AdamW
@@ -115,8 +115,8 @@ def row(
 
 def run(way: str, name: str, block: int | None, batch: int | None, steps: int, nanogpt: Path | None) -> None:
     """In a child: train some steps, print one line of JSON."""
+    from gpt2kit.flops import flops_per_token
     from gpt2kit.hardware import measured_peak
-    from gpt2kit.metrics import flops_per_token
 
     warnings.filterwarnings("ignore")
     layers, heads, width, vocabulary, length, rows = SHAPES[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,33 +29,47 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def url(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    import uvicorn
-
+def service(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Service:
     evil = tmp_path_factory.mktemp("evil") / EVIL
     shutil.copytree(run.folder, evil)
     found = Service(find_models([str(run.folder), str(evil)]))
     found.load()
+    return found
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    with served(service) as found:
+        yield found
+    gc.collect()
+
+
+@contextlib.contextmanager
+def served(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
+    """The address of a server with the demo."""
+    import uvicorn
+
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
         port = any_port.getsockname()[1]
-    config = uvicorn.Config(web.app(found, "127.0.0.1", None, 2), port=port, log_level="warning", ws="none")
+    config = uvicorn.Config(web.app(service, "127.0.0.1", auth, 2), port=port, log_level="warning", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
-    gc.collect()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 class Tab:
     """A page, what it asked of elsewhere, and what scripts it ran that it should not."""
 
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.page = browser.new_context(**options).new_page()
+    def __init__(self, browser: Any, url: str, page: Any = None, **options: Any) -> None:
+        self.page = page or browser.new_context(**options).new_page()
         self.elsewhere: list[str] = []
         self.alarms: list[str] = []
         self.page.on("request", lambda request: self._asked(request.url, url))
@@ -116,6 +132,47 @@ def test_write_stop_and_switch(browser: Any, url: str, monkeypatch: pytest.Monke
     tab.status("a second")
     assert tab.text() == first, "the same weights and seed under another name"
     assert not tab.alarms and not tab.elsewhere
+
+
+def test_copy_and_download(browser: Any, url: str) -> None:
+    """What is copied and what is downloaded is the text, to the character."""
+    tab = Tab(browser, url, permissions=["clipboard-read", "clipboard-write"])
+    tab.page.get_by_label("Prompt").fill("<b>春</b> 🙂 é\nthe quick")
+    tab.set_tokens(30)
+    tab.write.click()
+    tab.status("a second")
+    text = tab.text()
+    assert text.startswith("<b>春</b> 🙂 é\nthe quick") and len(text) > 30
+    tab.page.locator("#text button").first.click()
+    tab.page.wait_for_timeout(300)
+    assert tab.page.evaluate("navigator.clipboard.readText()") == text
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "text.txt"
+    assert Path(download.value.path()).read_bytes().decode() == text
+    assert not tab.alarms and not tab.elsewhere
+
+
+def test_a_login(browser: Any, service: Service) -> None:
+    """Without the password neither the page nor a model's name; with it, all works."""
+    with served(service, ("me", "se cret")) as url:
+        page = browser.new_context().new_page()
+        page.goto(url)
+        for password in ("wrong", "se cret"):
+            page.get_by_label("username").fill("me")
+            page.get_by_label("password").fill(password)
+            assert page.get_by_role("button", name="Write", exact=True).count() == 0
+            page.get_by_role("button", name="Login").click()
+            if password == "wrong":
+                page.get_by_text("Incorrect Credentials").wait_for()
+                assert service.models.keys().isdisjoint(page.inner_text("body").split())
+        tab = Tab(browser, url, page=page)
+        tab.page.get_by_label("Prompt").fill("the")
+        tab.set_tokens(20)
+        tab.write.click()
+        tab.status("a second")
+        assert tab.text().startswith("the") and not tab.alarms and not tab.elsewhere
+    gc.collect()
 
 
 @pytest.mark.parametrize("prompt", HOSTILE)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,28 @@ def test_words_name_parts(words: list[str | int], meant: list[str]) -> None:
     assert frozen(model, words) == expected
 
 
-@pytest.mark.parametrize("word", ["12", "3-1", "h.12", "wt", "head", "", 99, "h", "0-999999999"])
-def test_what_is_no_part_is_refused(word: str | int) -> None:
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("12", "there are layers 0 to 11. Nearest: 11"),
+        (99, "Nearest: 11"),
+        ("3-1", "Nearest: 1-3"),
+        ("0-99", "Nearest: 0-11"),
+        ("9-12", "Nearest: 9-11"),
+        ("50-60", "Nearest: 11"),
+        pytest.param("9" * 5000, "no such part", id="long"),
+        ("wt", "did you mean wte?"),
+        ("embedding", "did you mean embeddings?"),
+        ("h.12", "no such part"),
+        ("", "no such part. There are layers 0 to 11"),
+    ],
+)
+def test_what_is_no_part_is_refused_with_the_nearest(word: str | int, said: str) -> None:
     model = GPT2Module(**DEEP).model
-    if word in ("h", "0-999999999"):
-        assert len(frozen(model, [word])) == 12 * 12
-    else:
-        with pytest.raises(UserError, match=r"no such part. There are layers 0 to 11"):
-            frozen(model, [word])
+    with pytest.raises(UserError, match=re.escape(said)):
+        frozen(model, [word])
+    with pytest.raises(UserError, match=r"no such part.*; model\.freeze 0-99: there are"):
+        frozen(model, ["nothing", "0-99"])
     with pytest.raises(UserError, match="nothing is left to train"):
         frozen(model, ["body", "wte"])
 

@@ -188,6 +188,15 @@ def test_everything_wrong_is_said_at_once(writes: Call) -> None:
         ("--precision", "16"),
     ):
         assert writes(*words)[0] == 2, words
+    for words in (
+        ("--stop", "\udcff"),
+        ("--banned_words", "a\udcff"),
+        ("--lines", 2, "--line_ends", "\udcff"),
+        ("--lines", 2, "--rhyme", "\udcffab"),
+        ("--lines", 10**9),
+    ):
+        code, _, err = writes(*words)
+        assert code == 2 and err.count("\n") == 1 and ("no text" in err or "Give fewer" in err), words
 
 
 def test_a_session(run: Run, tmp_path: Path) -> None:

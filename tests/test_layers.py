@@ -18,12 +18,12 @@ ROWS = [
         "pieces bans verse sampling tokenizer_kinds tokenizer_report tokenizer tokenizer_training tokenizer_spec store"
         " cache encoding_gigatoken encoding_processes encoding shelf shards fetching download corpora streaming"
         " uploading places parts overlap verbatim reading",
-        "blocks windows sliding batches launch shape engine freezing lora sharded guard hardware optim metrics"
+        "blocks windows sliding batches launch shape engine freezing lora sharded guard hardware optim metrics flops"
         " per_document bootstrap rules transfer",
         "attention loss data module memory weights huggingface checkpoint fsdp",
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",
-        "limits position loggers samples epoch_exports callbacks baseline ranks resume verify facts trial plan find"
+        "position loggers samples limits epoch_exports callbacks baseline ranks resume verify facts trial plan find"
         " service api page web",
         "cli",
     )

@@ -29,6 +29,9 @@ def test_scalars_are_grouped_and_settings_stand_beside_figures(run: Run) -> None
     contents = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(contents).session_start_info
     assert start.hparams["n_layer"].number_value == 2 and start.hparams["optimizer"].string_value == "Muon"
+    assert sorted(start.hparams)[:4] == ["block_size", "dropout", "global_batch", "learning_rate"], (
+        "those that are shown"
+    )
     contents = board.summary_metadata["_hparams_/experiment"].plugin_data.content
     experiment = plugin_data_pb2.HParamsPluginData.FromString(contents).experiment
     assert {info.name.tag for info in experiment.metric_infos} == set(loggers.FINAL) <= tags

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2kit import checkpoint, memory
-from gpt2kit.memory import Live, of_step, state_bytes
+from gpt2kit import checkpoint
+from gpt2kit.memory import MOMENTS, Live, of_step, state_bytes
 from gpt2kit.module import GPT2Module
 
 CPU = torch.device("cpu")
@@ -34,26 +34,36 @@ def test_what_is_alive_is_counted_once_and_forgotten_when_it_goes() -> None:
 
 def test_weights_and_optimizer_state_are_exact() -> None:
     gpt2 = model()
-    parts = of_step(gpt2, (4, 32), "32-true", CPU)
+    passes, update = of_step(gpt2, (4, 32), "32-true", CPU).values()
     count = sum(p.numel() for p in gpt2.parameters())
     hidden = sum(p.numel() for p in gpt2.model.transformer.h.parameters() if p.dim() == 2)
-    assert parts["weights"] == 4 * count
+    assert passes["weights"] == 4 * count and update["activations"] < 0.02 * 4 * count
+    assert update["weights"] == pytest.approx(4 * count, rel=0.01) == update["gradients"]
     # Muon keeps one moment of the hidden matrices, AdamW two of the rest and a counter for each tensor.
-    assert parts["optimizer state"] == pytest.approx(4 * hidden + 8 * (count - hidden), rel=0.01)
-    assert state_bytes(gpt2) == pytest.approx(4 * count + parts["optimizer state"], rel=0.01)
+    assert passes["optimizer state"] == pytest.approx(4 * hidden + 8 * (count - hidden), rel=0.01)
+    assert state_bytes(gpt2) == pytest.approx(4 * count + passes["optimizer state"], rel=0.01)
 
 
-def test_further_layers_are_told_from_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = of_step(model(6), (4, 32), "bf16-mixed", CPU)
-    monkeypatch.setattr(memory, "_LAYERS", (6, 7))
-    assert sum(of_step(model(6), (4, 32), "bf16-mixed", CPU).values()) == pytest.approx(sum(told.values()), rel=0.01)
+def test_a_deep_model_on_few_tokens_has_its_peak_in_the_update() -> None:
+    """Whichever moment is the peak, no part is below nothing, and each layer adds as much as another."""
+    few, many = (
+        [of_step(model(n), (1, 32), "32-true", CPU) for n in (4, 5, 6)],
+        of_step(model(4), (64, 32), "32-true", CPU),
+    )
+    assert sum(few[0]["update"].values()) > sum(few[0]["passes"].values())
+    assert sum(many["update"].values()) < sum(many["passes"].values())
+    assert all(size >= 0 for step in few for moment in step.values() for size in moment.values())
+    for moment in MOMENTS:
+        four, five, six = (sum(step[moment].values()) for step in few)
+        assert six - five == pytest.approx(five - four, rel=0.01)
 
 
 def test_what_saves_memory_is_seen() -> None:
     def total(**options: object) -> int:
         batch = options.pop("batch", (16, 32))
         accumulate = options.pop("accumulate", 1)
-        return sum(of_step(model(4, **options), batch, "32-true", CPU, accumulate).values())  # type: ignore[arg-type]
+        moments = of_step(model(4, **options), batch, "32-true", CPU, accumulate)  # type: ignore[arg-type]
+        return max(sum(moment.values()) for moment in moments.values())
 
     whole = total()
     assert total(gradient_checkpointing=True) < 0.75 * whole

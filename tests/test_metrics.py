@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2kit import bootstrap
-from gpt2kit.metrics import Score, flops_per_token
+from gpt2kit.flops import flops_per_token
+from gpt2kit.lora import adapt
+from gpt2kit.metrics import Score
 from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums, over_documents
 
@@ -108,3 +111,33 @@ def test_flops_per_token_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == 2 * 24 * flops_per_token(gpt2.shape)
     small = {"n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
     assert flops_per_token(small) == pytest.approx(0.854e9, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"freeze": "embeddings"},
+        {"freeze": "body"},
+        {"freeze": "layers"},
+        {"freeze": [0]},
+        {"freeze": ["embeddings", "0-1"]},
+        {"freeze": ["embeddings", "h.0", "h.1.ln_1", "h.1.attn.c_attn"]},
+        {"freeze": ["wte", "wpe", "layers"]},
+        {"freeze": "0-1", "freeze_steps": 5},
+        {"lora": 4},
+        {"lora": 4, "new_vocabulary": True},
+    ],
+    ids=str,
+)
+def test_what_is_frozen_does_not_count(options: dict[str, Any]) -> None:
+    """As torch's counter has it, which sees what is computed: not what a frozen weight's gradient would need."""
+    if "lora" in options:
+        pytest.importorskip("peft", reason="optional: pip install 'peft>=0.18'")
+    gpt2 = GPT2Module(n_layer=3, n_head=2, n_embd=32, n_inner=100, vocab_size=192, n_positions=24, **options)
+    adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)
+    gpt2.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        logits = gpt2.model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False).logits
+        torch.autograd.backward(logits.sum())
+    assert counter.get_total_flops() == 2 * 24 * flops_per_token(gpt2.shape, gpt2.model)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Outcome, Run
 
 from gpt2kit import cli, plan, run_folder
@@ -36,6 +37,53 @@ def test_all_problems_at_once(options: list[str], call: Callable[..., Outcome], 
     for problem in ("nowhere.txt", "./none", "model.n_head 3", "save_every 0"):
         assert problem in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_weights_and_callbacks_are_problems_among_others(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    samples = ["--trainer.callbacks+=gpt2kit.callbacks.TextSamples", "--trainer.callbacks.temperature=-1"]
+    wrong = [*samples, "--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"]
+    wrong += ["--trainer.strategy=fsdp", "--model.init_from=./none", "--save_every=0", "--data.valid_files=nowhere.txt"]
+    code, out, err = call(cli.main, *options, *wrong, "--plan")
+    assert code == 2 and not out and len(err.strip().splitlines()) == 1
+    for problem in (
+        *(
+            "model.init_from: none: no such checkpoint",
+            "save_every 0",
+            "nowhere.txt",
+            "StochasticWeightAveraging: needs",
+            "temperature -1",
+        ),
+        "TextSamples: cannot write while weights lie in shares",
+    ):
+        assert err.count(problem) == 1, problem
+    code, _, err = call(cli.main, *options, *wrong[:4], "--trainer.strategy=fsdp", "--data.tokenizer=./none")
+    assert code == 2 and "TextSamples: cannot write" in err and "temperature -1" in err and "needs Lightning" in err
+
+
+def test_freeze_is_looked_at_before_a_model_is_made(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    wrong = ["--model.freeze=[0-99,wt]", "--save_every=0"]
+    code, _, err = call(cli.main, *options, *wrong, "--plan")
+    assert code == 2 and "model.freeze 0-99: there are layers 0 to 1. Nearest: 0-1" in err
+    assert "did you mean wte?" in err and "save_every 0" in err
+    weights = []
+    for freeze in ([], ["--model.freeze=[0]"]):
+        words = [*options, *freeze, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+        weights.append(next(iter(cli.TrainCLI(words).model.parameters())))
+    assert torch.equal(*weights), "looking draws nothing from the run's random numbers"
+
+
+def test_no_tokenizer_is_a_problem_among_others(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
+    none = [word for word in options if not word.startswith("--data.tokenizer")]
+    code, _, err = call(cli.main, *none, "--data.valid_files=nowhere.txt", "--plan")
+    assert code == 2 and "nowhere.txt" in err and "tokenizer: no such tokenizer" in err
+    (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
+    wrong = [f"--data.valid_files={inside}/bad.txt", "--data.global_batch=9"]
+    code, _, err = call(cli.main, *options, *wrong, "--plan")
+    assert code == 2 and "bad.txt" in err and "data.global_batch 9: not a multiple" in err
 
 
 def test_wrong_text_is_a_problem_of_the_plan(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:

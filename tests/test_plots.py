@@ -70,8 +70,11 @@ def test_losses_of_several_tokenizers_are_not_drawn_in_one_panel(tmp_path: Path)
     for name in ("a", "b"):
         log(tmp_path / name, 50)
         (tmp_path / name / "start.json").write_text(json.dumps([{"text": {"tokenizer": name}}]))
-    axes = curves.figure([run_folder.read(tmp_path / name) for name in ("a", "b")], "steps").axes
-    assert axes[0].get_ylabel() == "bits per byte"
+    runs = [run_folder.read(tmp_path / name) for name in ("a", "b")]
+    assert curves.figure(runs, "steps").axes[0].get_ylabel() == "bits per byte"
+    page = run_page.page(runs, "steps")
+    assert page.count('aria-label="Validation, bits per byte"') == 1 and "nats per token" not in page
+    assert run_page.page(runs[:1], "steps").count('aria-label="Loss, nats per token"') == 1
 
 
 def test_a_resumed_run_is_one_line(tmp_path: Path) -> None:

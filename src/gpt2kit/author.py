@@ -80,6 +80,11 @@ def problems(wish: Wish) -> list[str]:
         "--num_beams: verse is drawn or greedy. Leave out one of them": form is not None and wish.num_beams > 1,
     }
     found = rule_problems(rules) + [problem for problem, is_broken in broken.items() if is_broken]
+    ends, rhyme = (form.ends, form.rhyme) if form else ((), ())
+    words = {"--stop": wish.stop, "--banned_words": wish.banned_words, "--line_ends": ends, "--rhyme": rhyme}
+    found += [
+        f"{name}: holds bytes that are no text. Give it in UTF-8" for name, some in words.items() if not _text(*some)
+    ]
     return found + (verses.problems(form) if form else [])
 
 
@@ -212,6 +217,11 @@ class Author:
         if words or never:
             made.append(Ban(words, self._tokens, never, self.eos).after)
         return lambda prompt: tuple(make(prompt) for make in made)
+
+
+def _text(*words: str) -> bool:
+    """Whether all are text; what a shell hands over may hold other bytes."""
+    return not any(0xD800 <= ord(letter) < 0xE000 for word in words for letter in word)
 
 
 def _complete(text: str) -> str:

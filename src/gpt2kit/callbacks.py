@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gpt2kit import hardware
 from gpt2kit.epoch_exports import EpochExports as EpochExports
-from gpt2kit.metrics import flops_per_token
+from gpt2kit.flops import flops_per_token
 from gpt2kit.module import exact, log_every
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
 from gpt2kit.samples import TextSamples as TextSamples
@@ -32,7 +32,7 @@ class Measures(Callback):
     epoch, hours, hours_left.
 
     tokens_per_s is over the time since the last log step, validations not counted. mfu is the share of the device's
-    fastest matrix product that the model's own work needs (`metrics.flops_per_token`, `hardware.peak`). memory_gb is
+    fastest matrix product that the model's own work needs (`flops.flops_per_token`, `hardware.peak`). memory_gb is
     the most so far, of the first device, in 10^9 bytes. hours is what the run has taken, validations included, pauses
     between a stop and its resume not; hours_left goes on at the pace of this start.
     """
@@ -57,7 +57,7 @@ class Measures(Callback):
         dtype = hardware.compute_dtype(str(trainer.precision))
         first = _peak(trainer.strategy.root_device, dtype).flops if trainer.is_global_zero else 0.0
         self._peak = trainer.strategy.broadcast(first) * trainer.world_size
-        self._flops = flops_per_token(gpt2_of(trainer).shape)
+        self._flops = flops_per_token(gpt2_of(trainer).shape, gpt2_of(trainer).model)
         self._since, self._steps, self._pace = time.perf_counter(), 0, Pace(trainer.global_step)
 
     def on_train_batch_end(

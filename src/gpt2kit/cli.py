@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -48,11 +49,11 @@ from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
 from gpt2kit.errors import DivergedError, MachineError, UserError
+from gpt2kit.flops import flops_per_token
 from gpt2kit.fsdp import FSDP
-from gpt2kit.limits import config_problems, interval_steps, refuse_callbacks, total_steps
+from gpt2kit.limits import callback_problems, config_problems, interval_steps, total_steps
 from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.lora import adapt
-from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
@@ -139,21 +140,41 @@ class TrainCLI(LightningCLI):
             command.check_yaml(path)
         self.resumed: Path | None = None
         self.source: checkpoint.Opened | None = None
+        self.problems: list[str] = []
+        self.planned = False
         if words.ckpt_path is None:
             with command.explained(parser):
                 self.config = parser.parse_args(args)
             if self.config.model.init_from is not None:
-                self.source = start.open_source(self.config.model.init_from)
-                parser.set_defaults(start.defaults(self.source, self.config))
-                with command.explained(parser):
-                    self.config = parser.parse_args(args)
-                start.settle(self.config, self.source)
+                self._parse_begun(parser, args)
         else:
             self._parse_resumed(parser, args, words)
         self.override, self.config.override = self.config.override, False
         self.planned, self.config.plan = self.config.plan, False
         self.args = list(args)
         self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
+
+    def _parse_begun(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Open the weights to begin with: they decide what options are by default. A plan goes on without them."""
+        self.planned = self.config.plan
+        with self._gathered():
+            self.source = start.open_source(self.config.model.init_from)
+        if self.source is None:
+            return
+        parser.set_defaults(start.defaults(self.source, self.config))
+        with command.explained(parser):
+            self.config = parser.parse_args(args)
+        self.problems += start.settle(self.config, self.source)
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """In a plan, keep what is wrong, to be told with all else that is."""
+        try:
+            yield
+        except UserError as error:
+            if not self.planned:
+                raise
+            self.problems.append(str(error))
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
@@ -249,9 +270,13 @@ class TrainCLI(LightningCLI):
         problems = config_problems(
             config.trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch
         )
-        problems += data_problems(data) + shape_problems(config.model.as_dict()) + start.problems(config.model)
+        shape = shape_problems(config.model.as_dict())
+        problems += data_problems(data) + shape + start.problems(config.model) + self.problems
+        problems += callback_problems(_as_list(config.trainer.callbacks), config.trainer.strategy)
+        if config.model.freeze and not shape and not self.problems:
+            problems += start.freeze_problems(config.model)
         if self.planned:
-            problems += plan.problems_of_files(data)
+            problems += plan.problems_of_files(data, config.model.init_from is not None)
             if config.trainer.fast_dev_run:
                 problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
         else:
@@ -290,9 +315,10 @@ class TrainCLI(LightningCLI):
         config = dict(self.config_init.trainer)
         self.begun: list[str] = []
         if self.source is not None:
-            self.begun, self.source = start.begin(self.model, self.source, self.datamodule.tokenizer), None
+            with self._gathered():
+                self.begun = start.begin(self.model, self.source, self.datamodule.tokenizer)
+            self.source = None
         theirs: list[Callback] = list(config["callbacks"] or [])
-        refuse_callbacks(theirs)
         max_time = config["max_time"]
         seconds = Timer(max_time).time_remaining() if max_time else None
         self._precision = choose_precision(config["precision"], config["accelerator"])
@@ -341,11 +367,12 @@ class TrainCLI(LightningCLI):
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
         data = self.datamodule
         if data.wanted_batch is not None:
-            trainer.accumulate_grad_batches = launch.accumulation(
-                data.wanted_batch, data.batch_size, trainer.world_size
-            )
+            with self._gathered():
+                trainer.accumulate_grad_batches = launch.accumulation(
+                    data.wanted_batch, data.batch_size, trainer.world_size
+                )
         if self.planned:
-            errors.refuse(plan.problems_of_text(data, data.global_batch(trainer)))
+            errors.refuse(self.problems + plan.problems_of_text(data, data.global_batch(trainer)))
         shared = data.place.streamed_from is not None
         launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
@@ -356,7 +383,7 @@ class TrainCLI(LightningCLI):
         every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.val_check_interval = every * trainer.accumulate_grad_batches
-        flops = flops_per_token(self.model.shape) * tokens * steps / trainer.world_size
+        flops = flops_per_token(self.model.shape, self.model.model) * tokens * steps / trainer.world_size
         seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
         device = trainer.strategy.root_device
         compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)

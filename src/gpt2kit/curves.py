@@ -135,7 +135,7 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
                 else:
                     ax.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
             label = (
-                ("train, smoothed" if len(train.steps) > _WINDOW else "train")
+                ("train, smoothed" if len(train.steps) >= 2 * _WINDOW else "train")
                 if single and panel.valid
                 else names[number]
             )

@@ -27,6 +27,9 @@ from gpt2kit.windows import WindowOrder
 
 _SIZES = ("block_size", "batch_size", "shard_tokens", "window_shards")
 
+TOKENIZER = "tokenizer"
+"""The folder that the tokenizer is in, unless another is named."""
+
 
 class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. They are tokenized once, into a cache that is keyed by their content.
@@ -96,7 +99,7 @@ class TextDataModule(pl.LightningDataModule):
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.place = Where(self.cache_dir, cache_dir if streaming else None)
         train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
-        self.tokenizer = resolve(tokenizer or "tokenizer", train, reader, self.shares.get("train"), self.cache_dir)
+        self.tokenizer = resolve(tokenizer or TOKENIZER, train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
         self.batch_size = batch_size
         self.wanted_batch = global_batch

@@ -22,7 +22,6 @@ from gpt2kit import __version__, files, hardware, loggers, memory, run_folder
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.data import TextDataModule
 from gpt2kit.engine import Choice
-from gpt2kit.metrics import flops_per_token
 from gpt2kit.module import GPT2Module
 from gpt2kit.splits import Split
 from gpt2kit.store import TokenStore
@@ -65,7 +64,6 @@ def model_facts(gpt2: GPT2Module) -> Facts:
         "shape": dict(gpt2.shape),
         "parameters": sum(parameter.numel() for parameter in gpt2.parameters()),
         "embeddings": gpt2.model.transformer.wte.weight.numel() + gpt2.model.transformer.wpe.weight.numel(),
-        "flops_per_token": flops_per_token(gpt2.shape),
     }
 
 
@@ -109,16 +107,20 @@ def start_facts(trainer: pl.Trainer, chosen: Mapping[str, Choice], args: list[st
 
 
 def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> Facts:
-    """The estimate of a step's memory by parts, and what the device has."""
+    """The estimate of a step's memory by parts, at its peak, and what the device has."""
     device = trainer.strategy.root_device
-    program = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) if device.type == "cpu" else 0
     batch = (data.batch_size, data.block_size)
-    parts = memory.of_step(gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches)
+    passes, update = memory.of_step(
+        gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches
+    ).values()
     if gpt2.compiled != "off":
-        parts |= {part: round(share * parts[part]) for part, share in _FUSED.items()}
+        passes |= {part: round(share * passes[part]) for part, share in _FUSED.items()}
+    parts = max(passes, update, key=lambda moment: sum(moment.values()))
+    program = 0
     if device.type == "cpu":
-        program += _LIBRARIES
-        parts["held back by the system"] = round(_HELD * (parts["activations"] + parts["16-bit copies"]))
+        program = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) + _LIBRARIES
+        # The update does not get back all that the passes have freed.
+        parts["held back by the system"] = round(_HELD * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]
     room = hardware.room(device)
@@ -140,7 +142,8 @@ def file_facts(folder: str | None, gpt2: GPT2Module, kept: int) -> Facts:
 
 
 def compared(facts: Facts, settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """What runs are compared by in TensorBoard's HParams view, which shows the first five."""
+    """What runs are compared by in TensorBoard's HParams view, which shows the first five by their names; so what auto
+    has chosen comes last."""
     shape, run, chosen = facts["model"]["shape"], facts["run"], facts["start"]["chosen"]
     return {
         "block_size": run["block_size"],
@@ -155,7 +158,7 @@ def compared(facts: Facts, settings: Mapping[str, Any]) -> dict[str, bool | int 
         "schedule": run["schedule_name"],
         "seed": int(settings["seed_everything"]),
         "vocabulary": facts["text"]["vocabulary"],
-        **{name: value for name, (value, _) in chosen.items()},
+        **{f"uses_{name}": value for name, (value, _) in chosen.items()},
     }
 
 

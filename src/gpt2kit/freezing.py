@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
+from gpt2kit import errors
 from gpt2kit.errors import UserError
 
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _GROUPS = {"embeddings": r"(wte|wpe)\.", "layers": r"h\.", "body": r"(?!wte\.)"}
 """Words for more than one part. The body is all but the token embedding, which is also the output layer."""
 
@@ -54,20 +56,34 @@ def frozen(model: nn.Module, words: Sequence[int | str]) -> list[str]:
     GPT-2's parts or the beginning of one: `wte`, `wpe`, `ln_f`, `h.0.attn`.
     """
     names = {name.removeprefix("transformer."): name for name, _ in model.named_parameters()}
+    errors.refuse([problem for word in words if (problem := _problem(str(word), names))])
     found: set[str] = set()
     for word in words:
         pattern = re.compile(_pattern(str(word)))
-        meant = {whole for name, whole in names.items() if pattern.match(name)}
-        if not meant:
-            layers = len({name.split(".")[1] for name in names if name.startswith("h.")})
-            raise UserError(
-                f"model.freeze {word}: no such part. There are layers 0 to {layers - 1}, {', '.join(_GROUPS)}, and "
-                "names such as wte, wpe, ln_f, h.0.attn"
-            )
-        found |= meant
+        found |= {whole for name, whole in names.items() if pattern.match(name)}
     if len(found) == len(names):
         raise UserError("model.freeze: nothing is left to train. Freeze less")
     return [name for name in names.values() if name in found]
+
+
+def _problem(word: str, names: Collection[str]) -> str | None:
+    """What is wrong with a word, with the nearest one that means something."""
+    last = len({name.split(".")[1] for name in names if name.startswith("h.")}) - 1
+    if layers := _RANGE.fullmatch(word):
+        begin, end = int(layers[1]), int(layers[2] or layers[1])
+        if begin <= end <= last:
+            return None
+        near = sorted({min(begin, last), min(end, last)})
+        return f"model.freeze {word}: there are layers 0 to {last}. Nearest: {'-'.join(map(str, near))}"
+    if any(re.match(_pattern(word), name) for name in names):
+        return None
+    parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+    near_words = difflib.get_close_matches(word, sorted({*_GROUPS, *parts}), n=1)
+    meant = f" (did you mean {near_words[0]}?)" if near_words else ""
+    return (
+        f"model.freeze {word}: no such part{meant}. There are layers 0 to {last}, {', '.join(_GROUPS)}, and names such "
+        "as wte, wpe, ln_f, h.0.attn"
+    )
 
 
 def _pattern(word: str) -> str:
@@ -76,5 +92,5 @@ def _pattern(word: str) -> str:
         return _GROUPS[word]
     if layers := _RANGE.fullmatch(word):
         first, last = int(layers[1]), int(layers[2] or layers[1])
-        return rf"h\.({'|'.join(map(str, range(first, min(last, first + 4096) + 1))) or '(?!)'})\."
+        return rf"h\.({'|'.join(map(str, range(first, last + 1)))})\."
     return rf"{re.escape(word)}(\.|$)"

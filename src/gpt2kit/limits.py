@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import (
     BaseFinetuning,
-    Callback,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
     Timer,
 )
 
-from gpt2kit import errors
+from gpt2kit import samples
+from gpt2kit.fsdp import FSDP
+from gpt2kit.samples import TextSamples
 
 _NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
 
@@ -68,13 +71,27 @@ def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, g
     return [problem for problem, broken in rules.items() if broken]
 
 
-def refuse_callbacks(callbacks: list[Callback]) -> None:
-    """Lightning's epochs do not pass here; callbacks that wait for them would do nothing, silently."""
-    errors.refuse(
-        [
-            f"trainer.callbacks {type(callback).__name__}: needs Lightning's epochs, and there is one endless epoch. "
-            "Leave it out (for time, use trainer.max_time)"
-            for callback in callbacks
-            if isinstance(callback, _NEEDS_EPOCHS)
-        ]
-    )
+def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:
+    """What is wrong with `trainer.callbacks`, by their class paths: Lightning's epochs do not pass here, and callbacks
+    that wait for them would do nothing, silently; samples cannot be written while weights lie in shares."""
+    shared = strategy == "fsdp" or issubclass(_class(strategy), FSDP)
+    found = []
+    for spec in callbacks:
+        kind = _class(spec)
+        if issubclass(kind, _NEEDS_EPOCHS):
+            found.append(
+                f"trainer.callbacks {kind.__name__}: needs Lightning's epochs, and there is one endless epoch. Leave "
+                "it out (for time, use trainer.max_time)"
+            )
+        if issubclass(kind, TextSamples) and shared:
+            found.append(samples.IN_SHARES)
+        if kind is TextSamples:
+            found += samples.option_problems(spec.init_args.as_dict())
+    return found
+
+
+def _class(spec: Any) -> type:
+    """The class that a config names."""
+    path = getattr(spec, "class_path", None)
+    kind = pkgutil.resolve_name(path) if path else object
+    return kind if isinstance(kind, type) else object

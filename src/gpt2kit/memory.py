@@ -19,14 +19,15 @@ from gpt2kit.module import GPT2Module
 from gpt2kit.optim import parameter_groups
 
 PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activations", "logits")
-_LAYERS = (2, 3)
-"""Layers that are really gone through; each further one adds what the last of them has added."""
+MOMENTS = ("passes", "update")
+"""Forward and backward, when activations and logits are the most; and the optimizer's work after them."""
 
 
 def of_step(
     gpt2: GPT2Module, batch: tuple[int, int], precision: str, device: torch.device, accumulate: int = 1
-) -> dict[str, int]:
-    """Bytes of each part at the moment of a training step when all together are the most.
+) -> dict[str, dict[str, int]]:
+    """Bytes of each part at the two MOMENTS of a training step when all together are the most: one or the other is the
+    step's peak.
 
     A copy of the model without data goes through two optimizer steps, the second one with the first one's optimizer
     state; each tensor that comes to be and goes is counted. So dropout, attention, precision, recomputation and
@@ -40,31 +41,8 @@ def of_step(
         device: that it will be trained on.
         accumulate: forward passes in an optimizer step.
     """
-    layers = int(gpt2.shape["n_layer"])
-    if layers <= _LAYERS[1]:
-        return _of(gpt2, layers, batch, precision, device, accumulate)
-    fewer, more = (_of(gpt2, n, batch, precision, device, accumulate) for n in _LAYERS)
-    return {part: more[part] + (more[part] - fewer[part]) * (layers - _LAYERS[1]) for part in PARTS}
-
-
-def state_bytes(gpt2: GPT2Module) -> int:
-    """Bytes of weights and optimizer state: what a checkpoint holds."""
     mode = FakeTensorMode()
     shadow = _copied(gpt2, mode)
-    with mode:
-        optimizer = shadow.optimizer(parameter_groups(shadow.model))
-        for parameter in shadow.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        optimizer.step()
-        state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in [*shadow.parameters(), *state])
-
-
-def _of(
-    gpt2: GPT2Module, layers: int, batch: tuple[int, int], precision: str, device: torch.device, accumulate: int
-) -> dict[str, int]:
-    mode = FakeTensorMode()
-    shadow = _copied(gpt2, mode, layers)
     with mode:
         dtype = hardware.compute_dtype(precision)
         _convert(shadow, device, dtype if precision.endswith("-true") else torch.float32)
@@ -89,24 +67,37 @@ def _of(
                     kinds.phase = "backward"
                     torch.autograd.backward(loss)
                     del loss, nll, tokens
+                passes, live.most = live.most, live.now.copy()
                 kinds.phase = "optimizer"
                 nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
                 optimizer.step()
-    found = {part: live.most[part] for part in PARTS}
-    # A tensor of activations may have a weight's shape by chance; there is one copy of a weight at most.
+    return dict(zip(MOMENTS, map(_parts, (passes, live.most)), strict=True))
+
+
+def state_bytes(gpt2: GPT2Module) -> int:
+    """Bytes of weights and optimizer state: what a checkpoint holds."""
+    mode = FakeTensorMode()
+    shadow = _copied(gpt2, mode)
+    with mode:
+        optimizer = shadow.optimizer(parameter_groups(shadow.model))
+        for parameter in shadow.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in [*shadow.parameters(), *state])
+
+
+def _parts(live: Counter[str]) -> dict[str, int]:
+    """A tensor of activations may have a weight's shape by chance; there is one 16-bit copy of a weight at most."""
+    found = {part: live[part] for part in PARTS}
     extra = max(found["16-bit copies"] - found["weights"] // 2, 0)
     return found | {"16-bit copies": found["16-bit copies"] - extra, "activations": found["activations"] + extra}
 
 
-def _copied(gpt2: GPT2Module, mode: FakeTensorMode, layers: int | None = None) -> GPT2Module:
-    """The same model, or its first layers, without data."""
-    whole = gpt2.model.transformer.h
-    try:
-        gpt2.model.transformer.h = nn.ModuleList(whole[:layers])
-        with FakeCopyMode(mode):
-            return copy.deepcopy(gpt2)
-    finally:
-        gpt2.model.transformer.h = whole
+def _copied(gpt2: GPT2Module, mode: FakeTensorMode) -> GPT2Module:
+    """The same model without data."""
+    with FakeCopyMode(mode):
+        return copy.deepcopy(gpt2)
 
 
 def _convert(shadow: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

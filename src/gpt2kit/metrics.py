@@ -1,12 +1,9 @@
-"""From sums of nats to loss, perplexity and bits per byte: always a ratio of sums, never a mean of means. And the
-arithmetic of a model's shape."""
+"""From sums of nats to loss, perplexity and bits per byte: always a ratio of sums, never a mean of means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,3 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def flops_per_token(shape: Mapping[str, Any]) -> int:
-    """FLOPs of training on one token, forward and backward: 6 N + 12 L d T, as the papers on utilization count them.
-
-    N: the weights that each token is multiplied with, which are the layers' matrices and the output embedding. The
-    input embedding is looked up, and counts nothing; the two are one tensor here, so it counts once. The second term
-    is attention over a whole block of T = n_positions, with no discount for what is masked. Recomputed activations,
-    padding rows, norms and the optimizer do not count: it is the work that the model needs.
-    """
-    layers, width, context = shape["n_layer"], shape["n_embd"], shape["n_positions"]
-    inner = shape.get("n_inner") or 4 * width
-    weights = layers * (4 * width * width + 2 * width * inner) + shape["vocab_size"] * width
-    return int(6 * weights + 12 * layers * width * context)

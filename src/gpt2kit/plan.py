@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
-from gpt2kit.data import TextDataModule
+from gpt2kit.data import TOKENIZER, TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.facts import Facts
 from gpt2kit.splits import Split
@@ -177,13 +177,14 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds)"
 
 
-def problems_of_files(options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the text files and the tokenizer that the data module's options name."""
+def problems_of_files(options: Mapping[str, Any], begun: bool) -> list[str]:
+    """What is wrong with the text files and the tokenizer that the data module's options name; a run that is begun with
+    weights may have its tokenizer from them."""
     found: list[str] = []
     for name in ("train_files", "valid_files", "test_files"):
         if files := options.get(name):
             found += _told(find_files, [files] if isinstance(files, str) else list(files))
-    tokenizer = options.get("tokenizer")
+    tokenizer = options.get("tokenizer") or (None if begun else TOKENIZER)
     if isinstance(tokenizer, str):
         found += _told(resolve, tokenizer, [], Reader(), None, Path(str(options["cache_dir"])))
     return found

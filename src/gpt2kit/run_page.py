@@ -140,8 +140,8 @@ def _cards(run: Run) -> Iterator[str]:
 
 
 def _curves(runs: Sequence[Run], x: XAxis) -> Iterator[str]:
-    known = [*curves.PANELS]
-    if any("val_bpb" in run.series for run in runs):
+    known = [*curves.panels(runs)]
+    if curves.BITS not in known and any("val_bpb" in run.series for run in runs):
         known.insert(1, curves.BITS)
     if any("memory_gb" in run.series for run in runs):
         known.append(curves.MEMORY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gpt2kit.position import datamodule_of, epochs, gpt2_of
 from gpt2kit.rules import Rules
 
 _HEAD = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
+IN_SHARES = "trainer.callbacks TextSamples: cannot write while weights lie in shares. Leave it out"
 _SHOWN = 60
 
 
@@ -61,7 +62,7 @@ class TextSamples(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDP):
-            raise UserError("trainer.callbacks TextSamples: cannot write while weights lie in shares. Leave it out")
+            raise UserError(IN_SHARES)
         self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # asks all ranks
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,6 +87,15 @@ class TextSamples(Callback):
         if text not in self._noted:
             self._noted.add(text)
             print(f"note   samples: {text}", file=sys.stderr)
+
+
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options of a TextSamples."""
+    try:
+        TextSamples(**options)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def shadow(gpt2: GPT2Module, state: dict[str, Tensor] | None = None) -> GPT2Module:

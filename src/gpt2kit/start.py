@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from gpt2kit import checkpoint, errors, module, transfer
+from gpt2kit import checkpoint, module, transfer
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
 from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.freezing import frozen
 
 TAKEN = ("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon")
 """Options of the model that its weights decide."""
@@ -43,6 +44,19 @@ def problems(options: Mapping[str, Any]) -> list[str]:
     return [problem for problem, broken in rules.items() if broken]
 
 
+def freeze_problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `model.freeze` for a model of so many layers, before that model is made."""
+    words = options["freeze"]
+    tiny = {"n_layer": options["n_layer"], "n_head": 1, "n_embd": 1, "vocab_size": 1, "n_positions": 1}
+    try:
+        with torch.random.fork_rng(devices=[]):  # the run's own weights are drawn from it
+            model = module.build(tiny)
+        frozen(model, [words] if isinstance(words, (int, str)) else list(words or []))
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def defaults(source: Opened, config: Any) -> dict[str, Any]:
     """What the options are by default in a run from these weights: the shape, context and tokenizer that they had."""
     shape = source.module.shape
@@ -53,18 +67,16 @@ def defaults(source: Opened, config: Any) -> dict[str, Any]:
     }
 
 
-def settle(config: Any, source: Opened) -> None:
-    """Raise if the user has written sizes that are not those of the weights; name their tokenizer if it is meant."""
+def settle(config: Any, source: Opened) -> list[str]:
+    """Name the weights' tokenizer if it is meant; the sizes that the user has written and the weights have not."""
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = kept(source.tokenizer, config.data.cache_dir)
     shape = source.module.shape
-    errors.refuse(
-        [
-            f"model.{name} {config.model[name]}: the weights of model.init_from have {shape[name]}. Leave it out"
-            for name in TAKEN
-            if config.model[name] != shape[name] and name != "initializer_range"
-        ]
-    )
+    return [
+        f"model.{name} {config.model[name]}: the weights of model.init_from have {shape[name]}. Leave it out"
+        for name in TAKEN
+        if config.model[name] != shape[name] and name != "initializer_range"
+    ]
 
 
 def unsaid(config: Any, usual: Any) -> set[str]:

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from gpt2kit import hardware
 from gpt2kit.data import TextDataModule
 from gpt2kit.facts import Facts
+from gpt2kit.flops import flops_per_token
 from gpt2kit.module import GPT2Module
 
 _STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
@@ -96,7 +97,7 @@ def measure(
         "steps": max(len(watch.steps) - 1, 1),
         "step": step,
         "tokens_per_s": speed,
-        "mfu": speed * facts["model"]["flops_per_token"] / peak.flops / trainer.world_size,
+        "mfu": speed * flops_per_token(gpt2.shape, gpt2.model) / peak.flops / trainer.world_size,
         "memory": used,
         "validation": validation,
         "validations": validations,

@@ -7,7 +7,9 @@ neither leave its form nor come to a place where nothing fits.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import sys
 import unicodedata
 from collections import Counter
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from gpt2kit.errors import UserError
 
 LINE_ENDS = ("，", "。\n")
+_MOST = 1_000_000
 Mask = NDArray[np.bool_]
 
 
@@ -59,6 +62,8 @@ def problems(form: Form) -> list[str]:
         found.append(f"--lines {form.lines}: must be at least 1")
     if form.length < 1:
         found.append(f"--chars_per_line {form.length}: must be at least 1")
+    if form.lines * form.length > _MOST:
+        found.append(f"--lines {form.lines} of {form.length} letters: more than {_MOST:,} together. Give fewer")
     if not all(form.ends):
         found.append("--line_ends: one is empty. Give a mark or a line break for each")
     if any(is_letter(letter) or letter == "\0" for end in form.ends for letter in end):
@@ -98,6 +103,8 @@ class Verse:
         self._encode = encode
         self._all_bytes = {bytes([byte]) for byte in range(256)} <= set(self._tokens)
         self._template = form.template
+        lengths = (form.length + len(form.ends[i % len(form.ends)]) for i in range(form.lines))
+        self._starts = [0, *itertools.accumulate(lengths)]
         whole = {read[0] for token in self._tokens if (read := _whole(token)) and not read[1]}
         if not self._all_bytes and not any(len(text) == 1 and is_letter(text) for text in whole):
             raise UserError("--lines: this tokenizer has no token of one letter, so no line can be counted out")
@@ -132,11 +139,7 @@ class Verse:
 
     def line(self, text: str, i: int) -> str:
         """The letters of line i (from 0), as far as they are written."""
-        return text[self._start(i) : self._start(i) + self.form.length]
-
-    def _start(self, i: int) -> int:
-        """Where line i begins in the poem."""
-        return sum(self.form.length + len(self.form.ends[j % len(self.form.ends)]) for j in range(i))
+        return text[self._starts[i] : self._starts[i] + self.form.length]
 
     def _allowed(self, written: bytes) -> Mask:
         found = np.zeros(len(self._tokens), dtype=bool)
@@ -147,8 +150,8 @@ class Verse:
         if self._template[len(text)] != "\0":
             found[self._given(self._template[len(text) :].split("\0")[0].encode()[len(begun) :], begun)] = True
             return found
-        i = next(i for i in range(self.form.lines) if self._start(i + 1) > len(text))
-        self._letters(found, text, begun, i, self.form.length - (len(text) - self._start(i)))
+        i = bisect.bisect_right(self._starts, len(text)) - 1
+        self._letters(found, text, begun, i, self.form.length - (len(text) - self._starts[i]))
         return found
 
     def _given(self, rest: bytes, begun: bytes) -> list[int]:
