@@ -74,6 +74,23 @@ def report(name: str, scenarios: int, struck: int, wrong: list[str], seconds: fl
         print(line, file=sys.stderr)
 
 
+def compiled(base: list[str], work: Path) -> tuple[int, list[str]]:
+    """Compiled blocks, with dropout, accumulation, masked documents; on one rank and on two, as copies and shares."""
+    words = [*base, "--model.compile=blocks", "--data.mask_documents=true", "--trainer.accumulate_grad_batches=2"]
+    words += ["--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
+    wrong, struck = [], 0
+    for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
+        setting = Setting(f"compiled, {ranks} {strategy}", words, ranks, strategy)
+        reference, _ = run_with_kills(setting, work / "straight" / setting.name, [])
+        for n in (6, 11):
+            kills = [Kill("forward", n), Kill("update", 2)]
+            run, times = run_with_kills(setting, work / "compiled" / f"{setting.name} {n}", kills)
+            struck += times
+            if found := difference(reference, run):
+                wrong.append(f"{setting.name}, {kills}: {found}")
+    return struck, wrong
+
+
 def elastic(base: list[str], work: Path) -> str:
     """1 -> 2 -> 4 ranks over two kills: the same samples in each step, so the same weights up to rounding."""
     words = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
@@ -181,6 +198,11 @@ def main() -> None:
             if found := difference(two.reference, run):
                 wrong.append(f"two ranks {n}: {found}")
         report("2 ranks, one killed twice", 12, struck, wrong, time.monotonic() - begun)
+        failed += wrong
+
+        begun = time.monotonic()
+        struck, wrong = compiled(base, work)
+        report("compiled blocks, 1 and 2 ranks, killed twice", 6, struck, wrong, time.monotonic() - begun)
         failed += wrong
 
         begun = time.monotonic()
