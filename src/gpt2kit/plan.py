@@ -97,7 +97,7 @@ def _device_line(facts: Facts) -> str:
 def _suits(facts: Facts) -> str:
     """Whether the model's size suits the text, in a plain word. Some 20 tokens a parameter are the best use of a given
     amount of computing; up to about four epochs, repeated text teaches almost as much as new text."""
-    if facts["run"]["steps"] is None:
+    if facts["run"]["epochs"] is None:
         return "how many tokens it will see depends on the pace"
     unique = facts["text"]["splits"]["train"]["tokens"]
     epochs, parameters = facts["run"]["epochs"], facts["model"]["parameters"]
