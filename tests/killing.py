@@ -163,7 +163,7 @@ def start(
     return processes
 
 
-def finish(processes: list[Any], seconds: float = 120) -> list[int]:
+def finish(processes: list[Any], seconds: float = 300) -> list[int]:
     """Exit codes; a process that does not end is a failure of its own."""
     for process in processes:
         process.join(seconds)

@@ -74,6 +74,22 @@ def report(name: str, scenarios: int, struck: int, wrong: list[str], seconds: fl
         print(line, file=sys.stderr)
 
 
+def compiled(base: list[str], work: Path, counts: tuple[int, ...] = (6, 11, 14)) -> tuple[int, list[str]]:
+    """Compiled blocks, with dropout, accumulation and masked documents: killed in forward passes and before updates."""
+    words = [*base, "--model.compile=blocks", "--data.mask_documents=true", "--trainer.accumulate_grad_batches=2"]
+    words += ["--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
+    setting = Setting("compiled", words)
+    reference, _ = run_with_kills(setting, work / "straight" / "compiled", [])
+    wrong, struck = [], 0
+    for n in counts:
+        kills = [Kill("forward", n), Kill("update", 2)]
+        run, times = run_with_kills(setting, work / "compiled" / str(n), kills)
+        struck += times
+        if found := difference(reference, run):
+            wrong.append(f"compiled, {kills}: {found}")
+    return struck, wrong
+
+
 def elastic(base: list[str], work: Path) -> str:
     """1 -> 2 -> 4 ranks over two kills: the same samples in each step, so the same weights up to rounding."""
     words = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
@@ -181,6 +197,11 @@ def main() -> None:
             if found := difference(two.reference, run):
                 wrong.append(f"two ranks {n}: {found}")
         report("2 ranks, one killed twice", 12, struck, wrong, time.monotonic() - begun)
+        failed += wrong
+
+        begun = time.monotonic()
+        struck, wrong = compiled(base, work)
+        report("compiled blocks, killed twice", 3, struck, wrong, time.monotonic() - begun)
         failed += wrong
 
         begun = time.monotonic()

@@ -195,3 +195,33 @@ def test_text_that_cannot_be_built_is_told_once(options: list[str], tmp_path: Pa
     processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt")
     assert finish(processes) == [3, 3], log_of(tmp_path)
     assert log_of(tmp_path).count("error: ") == 1
+
+
+def test_a_mistake_in_the_command_line_is_told_once(options: list[str], tmp_path: Path) -> None:
+    words = [*options, "--trainer.max_steps=0"]
+    torchrun = {"TORCHELASTIC_RUN_ID": tmp_path.name, "LOCAL_WORLD_SIZE": "2"}
+    own = {rank: {**torchrun, "RANK": str(rank)} for rank in (0, 1)}
+    processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt", own)
+    assert finish(processes) == [2, 2], log_of(tmp_path)
+    assert log_of(tmp_path).count("error: ") == 1
+
+
+def test_ranks_that_go_on_from_different_checkpoints_are_told_so(options: list[str], tmp_path: Path) -> None:
+    """Each machine has a folder of its own, and one of them has lost its newest checkpoint."""
+    words = [*options, *SHORT, ADAMW]
+    straight, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
+    places = {rank: tmp_path / f"machine{rank}" for rank in (0, 1)}
+    for place in places.values():
+        shutil.copytree(straight.parent, place / "runs" / "lightning_logs")
+    checkpoint.remove(checkpoint.checkpoints(places[1] / "runs/lightning_logs/version_0")[0])
+    two = Setting("two", [*words, "--trainer.max_steps=12"], 2)
+    relative = [word for word in words_of(two, tmp_path) if "root_dir" not in word]
+    relative += ["--trainer.default_root_dir=runs", "--ckpt_path=last"]
+    own = {rank: {"CWD": str(place)} for rank, place in places.items()}
+    assert finish(start(relative, {}, 2, tmp_path / "log.txt", own)) == [2, 2], log_of(tmp_path)
+    log = log_of(tmp_path)
+    assert log.count("error: ") == 1 and "the checkpoint is epoch=" in log and "step=8" in log
+    kept = checkpoint.checkpoints(places[0] / "runs/lightning_logs/version_0")
+    assert [checkpoint.step_of(path) for path in kept] == [
+        checkpoint.step_of(path) for path in checkpoint.checkpoints(straight)
+    ], "nothing was trained or deleted"

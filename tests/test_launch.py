@@ -131,3 +131,15 @@ def test_disagreement_names_the_first_rank_that_differs() -> None:
         [("a", same), ("a", dict(same)), ("b", {**same, "the train text": "abd"}), ("c", {"torch": "2.12"})]
     )
     assert told.startswith("rank 2 on b is not like rank 0 (1 other ranks differ from it, too): the train text is abd")
+
+
+def test_one_of_the_ranks_on_a_machine_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(launch, "_SECOND", 0.0)
+    first, second = ({**TORCHRUN, "RANK": str(rank)} for rank in (0, 1))
+    assert launch.first_to_say("no such file", first) and not launch.first_to_say("no such file", second)
+    assert launch.first_to_say("only here", second), "what one rank alone has met is never lost"
+    assert launch.first_to_say("only here", first), "rank 0 always speaks"
+    assert launch.first_to_say("no such file", {**second, "TORCHELASTIC_RESTART_COUNT": "1"})
+    by_hand = {"LOCAL_RANK": "1"}  # nothing tells one start by hand from the next
+    assert launch.first_to_say("x", by_hand) and launch.first_to_say("x", by_hand)

@@ -132,6 +132,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     assert torch.equal(*gradients)
 
 
+def test_gradient_checkpointing_trains_what_lies_above_frozen_embeddings() -> None:
+    """torch's older way gives nothing a gradient whose input needs none, silently."""
+    gpt2 = GPT2Module(**SMALL, gradient_checkpointing=True, freeze="embeddings").train()
+    gpt2._step(torch.arange(34).reshape(2, 17))[0].backward()
+    assert all(p.grad is not None and p.grad.any() for p in gpt2.model.transformer.h[0].mlp.parameters())
+
+
 def test_both_attentions_agree(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (2, 17))
     losses = []
@@ -187,7 +194,7 @@ def test_an_unfused_optimizer_still_steps() -> None:
 
 @pytest.mark.parametrize("kind", ["blocks", "model"])
 def test_a_compiled_model_is_compiled_once_for_training_and_once_for_validation(kind: Compile) -> None:
-    """And gives the loss of the model as it is; writing with it compiles nothing."""
+    """And gives the loss of the model as it is."""
     torch.manual_seed(1)
     gpt2 = GPT2Module(**SMALL, compile=kind)
     batches = torch.randint(0, 40, (4, 2, 17))
@@ -204,7 +211,4 @@ def test_a_compiled_model_is_compiled_once_for_training_and_once_for_validation(
         graphs.append(counters["stats"]["unique_graphs"])
     assert found == pytest.approx(plainly, rel=1e-5)
     assert graphs == [graphs[0]] * 3 and graphs[0] <= (4 if kind == "blocks" else 2)
-    with gpt2.uncompiled():
-        assert gpt2.model(batches[0][:, :5]).logits.shape == (2, 5, 64)
-    assert counters["stats"]["unique_graphs"] == graphs[0]
     assert list(gpt2.state_dict()) == list(GPT2Module(**SMALL).state_dict())

@@ -7,6 +7,7 @@ import torch
 from test_module import SHAPE
 from torch import nn
 
+from gpt2kit.errors import UserError
 from gpt2kit.module import build
 from gpt2kit.optim import AdamW, Constant, Cosine, Linear, Muon, Schedule, WarmupStableDecay, parameter_groups
 
@@ -87,6 +88,18 @@ def test_muon_is_indifferent_to_a_transposed_weight() -> None:
 def test_schedules(schedule: Schedule, table: dict[int, float]) -> None:
     for step, factor in table.items():
         assert schedule(step, 100) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [(Cosine, {"warmup": 200.0}), (Linear, {"warmup": -1}), (WarmupStableDecay, {"decay": 40})],
+)
+def test_a_schedule_that_would_never_reach_its_rate_is_refused(
+    schedule: type[Schedule], options: dict[str, float]
+) -> None:
+    """A fraction of 200 is 200 times all steps, not 200 steps."""
+    with pytest.raises(UserError, match=f"{next(iter(options))} "):
+        schedule(**options)
 
 
 def test_muon_is_torchs_muon_for_matrices_that_are_not_fused() -> None:

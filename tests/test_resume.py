@@ -255,6 +255,7 @@ def test_the_private_parts_of_lightning_that_are_used_are_there() -> None:
     loop = inspect.getsource(training_epoch_loop._TrainingEpochLoop)
     assert "self._batches_that_stepped" in loop and "def max_steps" not in loop
     assert "self.trainer.val_check_batch == 0" in loop
+    assert loop.count("self._broadcast_sigterm_tensor()") == 1
     assert "trainer.val_check_batch = trainer.val_check_interval" in inspect.getsource(fit_loop._FitLoop)
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1)
     state = trainer.fit_loop.state_dict()

@@ -25,6 +25,8 @@ from gpt2kit.position import datamodule_of, epochs, gpt2_of
 from gpt2kit.samples import TextSamples as TextSamples
 
 _SMOOTH = 0.9
+_WARM = 3
+"""Steps from which a pace foretells something."""
 
 
 class Measures(Callback):
@@ -83,8 +85,8 @@ class Measures(Callback):
         }
         if (memory := hardware.peak_memory(trainer.strategy.root_device)) is not None:
             figures["memory_gb"] = memory / 1e9
-        if trainer.max_steps > 0:
-            figures["hours_left"] = self._pace.left(trainer.max_steps) / 3600
+        if (total := max(trainer.max_steps, gpt2_of(trainer).about_steps)) > 0:
+            figures["hours_left"] = self._pace.left(total) / 3600
         pl_module.log_dict({**self._where(trainer), **{name: exact(value) for name, value in figures.items()}})
         self._since, self._steps = time.perf_counter(), 0
 
@@ -137,9 +139,19 @@ class Pace:
 
     def left(self, total: int) -> float:
         """Seconds to the end, with all that comes between steps as often as it has come so far."""
+        return self._each() * (total - self._last[0])
+
+    def steps_in(self, seconds: float) -> int | None:
+        """Steps that fit into a time; None: it is too early to say."""
+        if not self._warm or self._last[0] - self._first[0] < _WARM:
+            return None
+        return max(int(seconds / self._each()), 0)
+
+    def _each(self) -> float:
+        """Seconds a step."""
         step, now = self._last
         since, begun = self._first if step > self._first[0] else self._begun
-        return (now - begun) / (step - since) * (total - step)
+        return (now - begun) / (step - since)
 
 
 class Bar(ProgressBar):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import signal
 import sys
 import warnings
@@ -47,11 +48,22 @@ from gpt2kit import (
 from gpt2kit.baseline import Baseline
 from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
-from gpt2kit.engine import Choice, Precision, choose_compile, choose_precision
+from gpt2kit.engine import (
+    ASKED,
+    Choice,
+    Precision,
+    choose_compile,
+    choose_precision,
+    compile_failure,
+    multiply_fast,
+    refuse_missing_compiler,
+    usual_rate,
+)
 from gpt2kit.errors import DivergedError, MachineError, UserError
 from gpt2kit.flops import flops_per_token
 from gpt2kit.fsdp import FSDP
-from gpt2kit.limits import callback_problems, config_problems, interval_steps, total_steps
+from gpt2kit.horizon import TimeHorizon
+from gpt2kit.limits import callback_problems, config_problems, interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.lora import adapt
 from gpt2kit.module import GPT2Module
@@ -83,7 +95,8 @@ def make_trainer(
             of them, one epoch.
         max_steps: stop after so many optimizer steps.
         max_tokens: stop after so many tokens.
-        max_time: stop, saved, after DD:HH:MM:SS; the schedule's end is that of the other limits.
+        max_time: stop, saved, after DD:HH:MM:SS. With another limit, each start of the run takes so long at most, and
+            the schedule's end is that of the other. Alone: the run takes so long in all, and its schedule ends with it.
         val_check_interval: a whole number: optimizer steps between validations; a fraction: epochs between them. The
             last step is always validated.
         **kwargs: Lightning's own.
@@ -319,17 +332,21 @@ class TrainCLI(LightningCLI):
                 self.begun = start.begin(self.model, self.source, self.datamodule.tokenizer)
             self.source = None
         theirs: list[Callback] = list(config["callbacks"] or [])
-        max_time = config["max_time"]
-        seconds = Timer(max_time).time_remaining() if max_time else None
+        seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
+        self._horizon = TimeHorizon(seconds if only_time(config) else None, self.model.schedule)
+        if only_time(config) and self.model.schedule.flat(1000) is None:
+            with self._gathered():
+                raise UserError(needs_steps(type(self.model.schedule).__name__))
         self._precision = choose_precision(config["precision"], config["accelerator"])
         kwargs["precision"] = self._precision.value
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        saver = ExactResume(every, self.config.save_top_k, _duration(seconds), self.override, settings)
+        longest = None if only_time(config) else _duration(seconds)
+        saver = ExactResume(every, self.config.save_top_k, longest, self.override, settings)
         self.ranks.settings, self.ranks.resumed = settings, self.resumed
         self._record = facts.Record(settings)
-        ours: list[Callback] = [self.ranks, Measures(), saver, Baseline(), self._record]
+        ours: list[Callback] = [self.ranks, Measures(), self._horizon, saver, Baseline(), self._record]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
@@ -343,6 +360,8 @@ class TrainCLI(LightningCLI):
         if config["strategy"] in STRATEGIES:
             kwargs["strategy"] = STRATEGIES[config["strategy"]]()
         trainer = super().instantiate_trainer(**kwargs)
+        refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
+        multiply_fast(trainer.strategy.root_device, self._precision.value)
         if not config["fast_dev_run"]:
             self._limit(trainer, config)
         return trainer
@@ -377,20 +396,26 @@ class TrainCLI(LightningCLI):
         launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size
-        steps = total_steps(
-            config["max_epochs"], config["max_steps"], config["max_tokens"], order.steps_per_epoch, tokens
-        )
+        steps = -1
+        if not only_time(config):
+            steps = total_steps(
+                config["max_epochs"], config["max_steps"], config["max_tokens"], order.steps_per_epoch, tokens
+            )
         every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.val_check_interval = every * trainer.accumulate_grad_batches
-        flops = flops_per_token(self.model.shape, self.model.model) * tokens * steps / trainer.world_size
-        seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
-        device = trainer.strategy.root_device
+        device, seconds = trainer.strategy.root_device, self._max_time
+        each = flops_per_token(self.model.shape, self.model.model) * tokens / trainer.world_size
+        flops = each * steps if steps > 0 else math.inf
         compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
+        if steps < 0 and seconds:
+            self._horizon.guess(max(round(seconds * usual_rate(device, str(trainer.precision)) / each), 1))
         self.model.compiled = compiling.value
         folder = trainer.log_dir  # asks all ranks
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
         if trainer.is_global_zero and not self.planned:
+            if self.resumed and (run := _run_of(self.resumed)):
+                self._say_other_choices(run_folder.starts(run), found["start"])
             plan.show(plan.opening(found), sys.stderr)
 
     def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> facts.Facts:
@@ -403,6 +428,15 @@ class TrainCLI(LightningCLI):
             "start": facts.start_facts(trainer, chosen, self.args, self.resumed) | {"begun": self.begun},
             "folder": folder,
         }
+
+    def _say_other_choices(self, before: list[dict[str, Any]], now: facts.Facts) -> None:
+        """What `auto` or another machine has changed since the last start; the settings may be the same."""
+        known = before[-1].get("start", {}) if before else {}
+        for name, was in known.get("chosen", {}).items():
+            value, reason = now["chosen"].get(name, was)
+            if value != was[0] and reason != ASKED:  # what is asked for is said with the other settings
+                told = f"resume: {name} was {was[0]}, now {value} ({reason}); equal but for rounding from here on"
+                print(told, file=sys.stderr)
 
     def planned_facts(self) -> facts.Facts:
         """What the run would be, after some steps of it on a trainer of their own."""
@@ -438,6 +472,8 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
     words = _words(args)
+    if words.ckpt_path is not None and (words.verify_resume or words.find):
+        raise UserError("--verify_resume and --find: train runs of their own from the start. Leave --ckpt_path out")
     if words.verify_resume:
         verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
         return
@@ -452,9 +488,12 @@ def main(args: list[str]) -> None:
         _train(args, ranks)
     except UserError as error:
         ranks.close(str(error))
+        if not launch.first_to_say(str(error)):
+            raise SystemExit(error.exit_code) from None
         raise
     except Exception as error:
-        if known := launch.explained(error):
+        if known := launch.explained(error) or compile_failure(error):
+            ranks.close(str(known))
             raise known from error
         if who := ranks.gone(watch.PATIENCE if command.is_lost_connection(error) else 0):
             raise MachineError(watch.message(who)) from error

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+
+from gpt2kit.errors import MachineError
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Attention = Literal["auto", "sdpa", "plain"]
@@ -30,13 +35,14 @@ class Choice(NamedTuple):
         return f"{self.value} ({self.reason})"
 
 
-_ASKED = "as asked"
+ASKED = "as asked"
+"""The reason of a choice that was the user's."""
 
 
 def choose_precision(wanted: Precision, accelerator: object) -> Choice:
     """`wanted`, with auto decided by what the device computes fast."""
     if wanted != "auto":
-        return Choice(wanted, _ASKED)
+        return Choice(wanted, ASKED)
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16-mixed", "this GPU computes bfloat16")
@@ -56,7 +62,7 @@ def cpu_has_fast_bf16() -> bool:
 def choose_attention(wanted: Attention, device: torch.device, n_positions: int, head_size: int) -> Choice:
     """`wanted`, with auto decided: on a CPU products beat the fused kernel, unless heads are thin and blocks long."""
     if wanted != "auto":
-        return Choice(wanted, _ASKED)
+        return Choice(wanted, ASKED)
     if device.type != "cpu":
         return Choice("sdpa", "this device has fused kernels")
     if n_positions <= 32 * head_size:
@@ -72,7 +78,7 @@ def choose_compile(
     `flops`: of the whole run; `seconds`: the time limit, if there is one.
     """
     if wanted != "auto":
-        return Choice(wanted, _ASKED)
+        return Choice(wanted, ASKED)
     if device.type not in ("cpu", "cuda"):
         return Choice("off", "not tried on this device")
     if missing := missing_compiler(device):
@@ -91,10 +97,39 @@ def usual_rate(device: torch.device, precision: str) -> float:
     return torch.get_num_threads() * (150e9 if fast else 40e9)
 
 
+def refuse_missing_compiler(wanted: Compile, device: torch.device) -> None:
+    """Raise if compiling is asked for by name and cannot be; `auto` does without."""
+    if wanted in ("blocks", "model") and (missing := missing_compiler(device)):
+        raise MachineError(f"model.compile {wanted}: {missing}. Install it, or use model.compile auto")
+
+
 def missing_compiler(device: torch.device) -> str | None:
     """What torch.compile needs and this machine lacks; None if all is there."""
     if device.type == "cuda" and not torch.utils._triton.has_triton():
         return "needs triton, which is not installed"
-    wanted = os.environ.get("CXX")
-    found = shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, ("g++", "clang++", "cl"))), None)
-    return None if found else "needs a C++ compiler (g++), which is not installed"
+    names = {"darwin": "clang++", "win32": "cl"}
+    compiler = os.environ.get("CXX") or names.get(sys.platform, "g++")  # as torch looks for it
+    if not shutil.which(compiler):
+        return f"needs a C++ compiler ({compiler}), which is not installed"
+    headers = Path(sysconfig.get_path("include"))
+    if sys.platform == "linux" and not (headers / "Python.h").is_file():
+        return f"needs Python's headers (the package python3-dev; {headers}/Python.h), which are not installed"
+    return None
+
+
+def compile_failure(error: BaseException) -> MachineError | None:
+    """What torch.compile says when it fails, in one line; None if it was something else."""
+    if not any(kind.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for kind in type(error).__mro__):
+        return None
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return MachineError(f"model.compile: torch.compile failed on this machine ({first[:300]}). Use model.compile off")
+
+
+def multiply_fast(device: torch.device, precision: str) -> None:
+    """Let a GPU multiply float32 matrices in TF32 where most products are in 16 bits anyway.
+
+    Not where 32 bits were asked for, nor where NVIDIA_TF32_OVERRIDE or an earlier setting of torch's says otherwise.
+    """
+    free = torch.get_float32_matmul_precision() == "highest" and "NVIDIA_TF32_OVERRIDE" not in os.environ
+    if device.type == "cuda" and precision.endswith("-mixed") and free:
+        torch.set_float32_matmul_precision("high")

@@ -31,6 +31,8 @@ _LIBRARIES = 90_000_000
 """Bytes that a program on a CPU takes more of once it trains: kernels made at the first step, logs, threads."""
 _FUSED = {"activations": 0.6, "logits": 2 / 3}
 """The share of parts that is still there when blocks and head are compiled; measured on a CPU (bench/memory.py)."""
+_SHOWN = 10_000
+"""Steps for which a schedule is shown where their number is not known."""
 _HELD = 0.55
 """Of the memory for activations on a CPU, the share that lies idle between blocks in use: freed, and not fitting the
 next ones. Measured (bench/memory.py) with glibc; nothing of it is the model's, yet the process has it."""
@@ -68,19 +70,20 @@ def model_facts(gpt2: GPT2Module) -> Facts:
 
 
 def run_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module, every: int) -> Facts:
-    """Steps, epochs, tokens, and the schedule of the learning rate."""
-    order, steps = data.order(data.global_batch(trainer)), trainer.max_steps
+    """Steps, epochs, tokens (None where only the time is known), and the schedule of the learning rate."""
+    order, steps = data.order(data.global_batch(trainer)), trainer.max_steps if trainer.max_steps > 0 else None
+    shown = steps or _SHOWN
     return {
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,
-        "epochs": steps / order.steps_per_epoch,
+        "epochs": steps and steps / order.steps_per_epoch,
         "global_batch": order.global_batch,
         "block_size": data.block_size,
-        "tokens": steps * order.global_batch * data.block_size,
+        "tokens": steps and steps * order.global_batch * data.block_size,
         "validation_every": every if data.files["valid"] else None,
         **_optimizer(gpt2),
         "schedule_name": type(gpt2.schedule).__name__,
-        "schedule": [round(gpt2.schedule(round(i * (steps - 1) / 47), steps), 4) for i in range(48)],
+        "schedule": [round(gpt2.schedule(round(i * (shown - 1) / 47), shown), 4) for i in range(48)],
     }
 
 

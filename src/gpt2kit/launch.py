@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import re
 import socket
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,7 @@ from gpt2kit.errors import MachineError, UserError
 _BUILT = "GPT2KIT_BUILT"
 """Set for processes that rank 0 starts after it has built the text."""
 _POLL = 0.2
+_SECOND = 1.0
 _ROUNDS = itertools.count()
 
 
@@ -123,6 +126,36 @@ def explained(error: BaseException) -> MachineError | None:
             "whether rank 0 still runs"
         )
     return None
+
+
+def first_to_say(text: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is to say what is wrong: of those that were launched together on this machine, one says it.
+
+    Rank 0 always does, and the others give it a second. A line of their own is never lost.
+    """
+    rank = int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
+    if "TORCHELASTIC_RUN_ID" in environment or "SLURM_STEP_ID" in environment:
+        launcher = os.getppid()
+    elif _BUILT in environment:  # rank 0 has started the others
+        launcher = os.getppid() if rank else os.getpid()
+    else:
+        return True
+    launch = [launcher, *(environment.get(name) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))]
+    said = hashlib.sha256(repr([*launch, text]).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir())
+    if rank:
+        time.sleep(_SECOND)
+    with contextlib.suppress(OSError):
+        for old in folder.glob(".gpt2kit-said-*"):
+            if time.time() - old.stat().st_mtime > 3600:
+                old.unlink()
+    try:
+        (folder / f".gpt2kit-said-{said}").touch(exist_ok=False)
+    except FileExistsError:
+        return rank == 0
+    except OSError:
+        pass
+    return True
 
 
 def rank_zero_first(trainer: Any, cache_dir: Path | None, build: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,20 @@ def total_steps(
         -(-max_tokens // tokens_per_step) if max_tokens is not None else None,
     ]
     return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
+
+
+def only_time(trainer: Mapping[str, Any]) -> bool:
+    """Whether `max_time` is the only limit."""
+    limits = (trainer[name] for name in ("max_epochs", "max_steps", "max_tokens"))
+    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and all(n is None or n < 0 for n in limits)
+
+
+def needs_steps(schedule: str) -> str:
+    """What is said of a schedule that cannot do with a time alone."""
+    return (
+        f"trainer.max_time alone: the rate of model.schedule {schedule} falls from the first step on, so the last one "
+        "must be known. Give trainer.max_epochs or max_steps, too, or take WarmupStableDecay"
+    )
 
 
 def interval_steps(interval: int | float, steps_per_epoch: int) -> int:

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt2kit.blocks import IGNORE
 
 CHUNK = 1 << 24
 """Logits that `chunked_nll` holds at once."""
+_SUMMED = 4096
+"""Positions whose products float16 can sum up without an overflow, which no loss scale would mend."""
 
 
 def whole_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
@@ -36,12 +39,13 @@ class _Chunked(torch.autograd.Function):
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         table = weight.to(dtype)
         nll = torch.zeros((), dtype=wide, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if need else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if need else None
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         rows = max(CHUNK // len(weight), 1)
+        if dtype == torch.float16:
+            rows = min(rows, _SUMMED)
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(hidden), rows):
                 states, wanted = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
@@ -51,22 +55,25 @@ class _Chunked(torch.autograd.Function):
                 logits[:, size:] = -torch.inf
                 logits -= logits.logsumexp(1, keepdim=True)
                 nll -= logits.gather(1, wanted).mul(counted).sum()
-                if grad_hidden is None or grad_weight is None:
+                if grad_hidden is None and grad_weight is None:
                     continue
                 slope = logits.exp_()
                 slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=wide))
                 slope = slope.mul_(counted).to(dtype)
-                grad_hidden[start : start + rows] = slope @ table
-                grad_weight += slope.T @ states
+                if grad_hidden is not None:
+                    grad_hidden[start : start + rows] = slope @ table
+                if grad_weight is not None:
+                    grad_weight += slope.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.kinds = hidden.dtype, weight.dtype
         return nll
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        hidden, weight = ctx.kinds
-        return (grad_hidden * grads[0]).to(hidden), (grad_weight * grads[0]).to(weight), None, None
+        taken = zip(ctx.saved_tensors, ctx.kinds, strict=True)
+        hidden, weight = (None if grad is None else (grad * grads[0]).to(kind) for grad, kind in taken)
+        return hidden, weight, None, None
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -128,6 +126,8 @@ class GPT2Module(pl.LightningModule):
         self.document_start = document_start
         self.fresh_groups: list[dict[str, Any]] = []
         """The optimizer's settings as the config says them, whatever a checkpoint brings."""
+        self.about_steps = 0
+        """Where only the time of a run is known: about how many steps it will have. 0: unknown."""
         self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
@@ -189,11 +189,12 @@ class GPT2Module(pl.LightningModule):
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
         self.frozen.hold(self.trainer.global_step)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        by_norm = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, by_norm)
-        norm = sharded.whole(norm)
-        if gradient_clip_algorithm == "value":
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        norm = sharded.whole(norm)
         self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
         if is_log_step(self.trainer):
             self.guard.look()
@@ -223,13 +224,18 @@ class GPT2Module(pl.LightningModule):
         self.log_dict({name: exact(value) for name, value in values.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        total = self.trainer.max_steps
         optimizer = self.optimizer(parameter_groups(self.model))
         self.fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
             unfuse(optimizer)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total))
+        scheduler = LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, step: int) -> float:
+        """Of the learning rate. While the end is open (-1), it rises, as in about so many steps, and stays."""
+        if (total := self.trainer.max_steps) > 0:
+            return self.schedule(step, total)
+        return min((step + 1) / (self.schedule.rise(self.about_steps) + 1), 1.0)
 
     def configure_model(self) -> None:
         """The moment after weights to begin with are there, before those of a checkpoint; the devices are known.
@@ -262,19 +268,6 @@ class GPT2Module(pl.LightningModule):
         for block in self.model.transformer.h:
             block.compile(dynamic=False)
 
-    @contextmanager
-    def uncompiled(self) -> Iterator[None]:
-        """The model as it is, for what has many shapes (writing): they would be compiled one by one."""
-        blocks = list(self.model.transformer.h)
-        compiled = [block._compiled_call_impl for block in blocks]
-        for block in blocks:
-            block._compiled_call_impl = None
-        try:
-            yield
-        finally:
-            for block, call in zip(blocks, compiled, strict=True):
-                block._compiled_call_impl = call
-
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
         return choose_attention(self.attention, device, self.shape["n_positions"], head_size(self.shape))
@@ -295,8 +288,8 @@ def build(shape: Shape) -> GPT2LMHeadModel:
 
 def recompute_activations(model: GPT2LMHeadModel) -> None:
     """Gradient checkpointing, by the name that this version of transformers has for it."""
-    older = "gradient_checkpointing_enable"
-    getattr(model, "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else older)()
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the other way, frozen embeddings would leave nothing a gradient
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:

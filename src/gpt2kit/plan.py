@@ -82,10 +82,10 @@ def _shape_line(shape: Facts) -> str:
 def _run_line(run: Facts) -> str:
     every = run["validation_every"]
     validation = f"validation every {every:,} steps" if every else "no valid_files or valid_share, so no validation"
-    return (
-        f"{run['steps']:,} steps of {run['global_batch']} x {run['block_size']} tokens = {run['epochs']:.2f} epochs of "
-        f"{run['steps_per_epoch']:,} steps; {validation}"
-    )
+    step = f"steps of {run['global_batch']} x {run['block_size']} tokens"
+    if run["steps"] is None:
+        return f"until the time is over, in {step}, {run['steps_per_epoch']:,} of them an epoch; {validation}"
+    return f"{run['steps']:,} {step} = {run['epochs']:.2f} epochs of {run['steps_per_epoch']:,} steps; {validation}"
 
 
 def _device_line(facts: Facts) -> str:
@@ -97,6 +97,8 @@ def _device_line(facts: Facts) -> str:
 def _suits(facts: Facts) -> str:
     """Whether the model's size suits the text, in a plain word. Some 20 tokens a parameter are the best use of a given
     amount of computing; up to about four epochs, repeated text teaches almost as much as new text."""
+    if facts["run"]["epochs"] is None:
+        return "how many tokens it will see depends on the pace"
     unique = facts["text"]["splits"]["train"]["tokens"]
     epochs, parameters = facts["run"]["epochs"], facts["model"]["parameters"]
     seen, owned = facts["run"]["tokens"] / parameters, unique / parameters
@@ -143,7 +145,7 @@ def _time_lines(facts: Facts) -> Iterator[tuple[str, str]]:
         + (f", {tried['validations']:,} validations of {tried['validation']:.3g} s" if tried["validations"] else ""),
     )
     limit = facts["run"]["max_time"]
-    if limit is not None and limit < tried["seconds"]:
+    if limit is not None and limit < tried["seconds"] and facts["run"]["steps"] is not None:
         yield "", f"trainer.max_time stops it after {_span(limit)}, before its last step"
     memory = f"; {_size(tried['memory'])} of memory at most" if tried["memory"] else ""
     yield (

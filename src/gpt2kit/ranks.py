@@ -100,6 +100,8 @@ def facts(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path | None) -
         "the order of batches": _hash(checkpoint.identity(text, text.global_batch(trainer))),
         "the model's shape": _hash(gpt2_of(trainer).shape),
         "precision": str(trainer.precision),
+        "attention": gpt2_of(trainer).choose_attention(trainer.strategy.root_device).value,
+        "compile": gpt2_of(trainer).compiled,
         "steps": str(trainer.max_steps),
         "the checkpoint": resumed.name if resumed else "none",  # its name has its step and loss; folders may differ
     }

@@ -56,6 +56,7 @@ class ExactResume(Checkpoint):
         self.every, self.save_top_k, self.max_time, self.override = every, save_top_k, max_time, override
         self.settings = settings or {}
         self._signal = 0
+        self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what the ranks agreed on a step ago
         self._handlers: dict[signal.Signals, Any] = {}
         self._started = time.monotonic()
         self._validated = (-1, math.nan)  # the last validation's step and loss
@@ -86,6 +87,10 @@ class ExactResume(Checkpoint):
         """After Lightning has installed its own handlers, and restored the optimizer."""
         for number in STOPS:
             self._handlers.setdefault(number, signal.signal(number, self._on_signal))
+        if trainer.received_sigterm:  # by Lightning's handler
+            self._signal = signal.SIGTERM
+        # Ours agree on signals between steps; Lightning's way waits for the device in each forward pass.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if self.override:
             take_settings_from_config(trainer)
         set_rates(trainer)
@@ -162,9 +167,8 @@ class ExactResume(Checkpoint):
     def _between_steps(self, trainer: pl.Trainer) -> None:
         """Save if it is time, and leave if somebody has asked to."""
         step = trainer.global_step
-        stop = self._agreed_signal(trainer)
-        late = self.max_time is not None and time.monotonic() - self._started >= self.max_time.total_seconds()
-        late = bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
+        over = self.max_time is not None and time.monotonic() - self._started >= self.max_time.total_seconds()
+        stop, late = self._agreed(trainer, self._signal, int(over))
         due = self.every is not None and step % self.every == 0
         if step and (stop or late or due or self._validated[0] == step):
             self._save(trainer)
@@ -232,13 +236,25 @@ class ExactResume(Checkpoint):
         if number == signal.SIGINT:
             print("\nstopping after this step, saved (Ctrl-C again: at once)", file=sys.stderr)
 
-    def _agreed_signal(self, trainer: pl.Trainer) -> int:
-        """The signal that any rank has got; all stop at the same step."""
+    def _agreed(self, trainer: pl.Trainer, *own: int) -> list[int]:
+        """Of each number the largest that any rank has, so that all act at the same step.
+
+        On GPUs those of the step before: to know today's, the program would have to wait for the device.
+        """
         if trainer.world_size == 1:
-            return self._signal
-        got = torch.tensor([self._signal], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(got, op=torch.distributed.ReduceOp.MAX)
-        return int(got)
+            return list(own)
+        device, found = trainer.strategy.root_device, torch.tensor(own)
+        if device.type != "cuda":
+            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+            return found.tolist()
+        found = found.pin_memory().to(device, non_blocking=True)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        before, self._asked = self._asked, (found.to("cpu", non_blocking=True), torch.cuda.Event())  # type: ignore[no-untyped-call]
+        self._asked[1].record()
+        if before is None:
+            return [0] * len(own)
+        before[1].synchronize()
+        return before[0].tolist()
 
 
 def seed_generators(device: torch.device, seed: int) -> None:

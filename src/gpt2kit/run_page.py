@@ -271,7 +271,8 @@ def _settings(run: Run) -> Iterator[str]:
     if planned:
         rates = " and ".join(dict.fromkeys(f"{rate:g}" for rate in planned["learning_rates"]))
         cells.append(["optimizer", f"{planned['optimizer']}, learning rate {rates}, {planned['schedule_name']}"])
-        cells.append(["steps", f"{planned['steps']:,} of {planned['global_batch']} x {planned['block_size']} tokens"])
+        count = f"{planned['steps']:,}" if planned["steps"] else "as many as fit into the time,"
+        cells.append(["steps", f"{count} of {planned['global_batch']} x {planned['block_size']} tokens"])
     for name, choice in (start.get("chosen") or {}).items():
         cells.append([name, f"{choice[0]} ({choice[1]})"])
     if start:

@@ -20,6 +20,8 @@ from gpt2kit.module import GPT2Module
 _STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
 """Optimizer steps and validation batches, and seconds after which no other step is begun."""
 
+_MANY = 1_000_000
+
 OPTIONS: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -78,9 +80,9 @@ def measure(
     room, run = facts["memory"], facts["run"]
     if room["free"] is not None and room["total"] > room["free"]:
         return {"why_not": "it would not fit into memory"}
-    left = max(run["steps"] - run["done"], 1)
-    trainer.fit_loop.epoch_loop.max_steps = run["steps"]
-    trainer.val_check_interval = run["steps"] * trainer.accumulate_grad_batches + 1
+    most = run["steps"] or _MANY
+    trainer.fit_loop.epoch_loop.max_steps = most
+    trainer.val_check_interval = most * trainer.accumulate_grad_batches + 1
     trainer.fit(gpt2, data)
     used = hardware.peak_memory(trainer.strategy.root_device)
     step = float(np.median(watch.steps[1:] or watch.steps))  # the first one sets up and compiles
@@ -90,6 +92,11 @@ def measure(
         whole = len(data.val_dataloader())
         batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
         validation = float(np.median(watch.batches)) * batches
+    left = max(most - run["done"], 1)
+    if run["steps"] is None:  # as many as fit into the time
+        between = validation / run["validation_every"] if run["validation_every"] else 0.0
+        left = max(round(run["max_time"] / (step + between)), 1)
+    if run["validation_every"]:
         validations = math.ceil(left / run["validation_every"])
     speed = run["global_batch"] * run["block_size"] / step
     peak = hardware.peak(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
