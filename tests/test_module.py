@@ -12,7 +12,8 @@ from torch._dynamo.utils import counters
 from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.errors import UserError
-from gpt2kit.module import GPT2Module, build, unfuse
+from gpt2kit.guard import unfuse
+from gpt2kit.module import GPT2Module, build
 from gpt2kit.optim import AdamW, parameter_groups
 from gpt2kit.rules import Rules
 from gpt2kit.shape import padded, shape_problems

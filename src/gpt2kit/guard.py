@@ -71,3 +71,11 @@ def _diverged(step: int, what: str) -> DivergedError:
         f"step {step}: {what}; nothing of it was saved. Lower the learning rate, clip (trainer.gradient_clip_val 1.0), "
         "warm up longer, or allow some such steps (model.skip_nonfinite)"
     )
+
+
+def unfuse(optimizer: Optimizer) -> None:
+    """Make a fused optimizer leave the unscaling of fp16 gradients to Lightning, which must clip them unscaled."""
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

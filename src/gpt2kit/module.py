@@ -19,7 +19,7 @@ from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Attention, Choice, Compile, choose_attention
 from gpt2kit.errors import UserError
 from gpt2kit.freezing import Frozen
-from gpt2kit.guard import Guard
+from gpt2kit.guard import Guard, unfuse
 from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
@@ -305,11 +305,3 @@ def log_every(trainer: pl.Trainer) -> int:
 def exact(value: float) -> Tensor:
     """A number for the log that keeps all its digits (Lightning makes float32 of a plain one)."""
     return torch.tensor(value, dtype=torch.float64)
-
-
-def unfuse(optimizer: Optimizer) -> None:
-    """Make a fused optimizer leave the unscaling of fp16 gradients to Lightning, which must clip them unscaled."""
-    for group in optimizer.param_groups:
-        if "fused" in group:
-            group["fused"] = False
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
