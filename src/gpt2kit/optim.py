@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gpt2kit import sharded
@@ -52,10 +51,10 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
-_GATHERED = 1 << 26
-"""Numbers that are gathered at once where each rank holds a share of the matrices."""
-_Member = tuple[Tensor, Tensor, tuple[slice, slice]]
-"""What this rank holds of a matrix, where it is to go as a whole, and which part of that is this rank's."""
+_AT_ONCE = 1 << 26
+"""Numbers, in matrices of one shape, that are turned at once: all that is held beside the state is a few times that."""
+_Member = tuple[Tensor, Tensor, int]
+"""A matrix, its gradient, and how many parts it holds side by side."""
 
 
 class Muon(Optimizer):
@@ -112,32 +111,33 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def _turn(self, group: dict[str, Any]) -> None:
-        """Muon's update of the hidden matrices."""
-        lr, momentum = group["lr"], group["momentum"]
-        same: dict[tuple[torch.Size, torch.device], list[_Member]] = defaultdict(list)
+        """Muon's update of the hidden matrices, many of one shape at a time."""
+        alike: dict[tuple[int, int, torch.device], list[_Member]] = defaultdict(list)
         for matrix, parts in zip(group["params"], group.get("parts") or [1] * len(group["params"]), strict=True):
-            if matrix.grad is None:
-                continue
+            if (gradient := matrix.grad) is not None:
+                short, long = sorted((matrix.shape[0], matrix.shape[1] // parts))
+                alike[short, long, matrix.device].append((matrix, gradient, parts))
+        for (short, long, _), members in alike.items():
+            count = max(_AT_ONCE // (short * long * members[0][2]), 1)
+            for first in range(0, len(members), count):
+                self._turn_alike(members[first : first + count], group, 0.2 * math.sqrt(long))
+
+    def _turn_alike(self, members: list[_Member], group: dict[str, Any], size: float) -> None:
+        """Move each matrix (all parts of all have one shape) by steps of the rate times `size`."""
+        own, towards = [], []
+        for matrix, gradient, parts in members:
             state = self.state[matrix]
             if not state:
-                state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-            direction = matrix.grad.lerp(state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum), momentum)
-            own = slice(*sharded.own_rows(matrix))
-            held = sharded.local(matrix).chunk(parts, 1)
-            for part, towards in zip(held, direction.chunk(parts, 1), strict=True):
-                flat = towards.shape[0] <= towards.shape[1]
-                same[towards.shape if flat else towards.T.shape, towards.device].append(
-                    (part, towards, (own, slice(None))) if flat else (part.T, towards.T, (slice(None), own))
-                )
-        for (shape, _), members in same.items():
-            cut = isinstance(members[0][1], DTensor)
-            at_once = max(_GATHERED // shape.numel(), 1) if cut else len(members)
-            for first in range(0, len(members), at_once):
-                some = members[first : first + at_once]
-                turned = orthogonal(torch.stack([sharded.whole(towards) for _, towards, _ in some]))
-                scale = lr * 0.2 * math.sqrt(max(turned.shape[1:]))
-                for (part, _, own_part), update in zip(some, turned, strict=True):
-                    part.mul_(1 - lr * group["weight_decay"]).add_(update[own_part], alpha=-scale)
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            direction = sharded.whole(gradient.lerp(mean, group["momentum"]).bfloat16())
+            rows = slice(*sharded.own_rows(matrix))
+            for part, whole in zip(sharded.local(matrix).chunk(parts, 1), direction.chunk(parts, 1), strict=True):
+                flat = whole.shape[0] <= whole.shape[1]
+                own.append((part, (rows, slice(None))) if flat else (part.T, (slice(None), rows)))
+                towards.append(whole if flat else whole.T)
+        for (part, place), update in zip(own, orthogonal(torch.stack(towards)), strict=True):
+            part.mul_(1 - group["lr"] * group["weight_decay"]).add_(update[place], alpha=-group["lr"] * size)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
