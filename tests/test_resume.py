@@ -192,11 +192,11 @@ def test_changed_settings_are_said_and_the_optimizers_stay(
     words = [*options, f"--trainer.default_root_dir={tmp_path}", "--model.optimizer.lr=0.5", "--ckpt_path=last"]
     code, _, err = call(cli.main, *words, "--trainer.max_steps=6")
     assert code == 0
-    assert "model.optimizer.init_args.lr stays 0.01 (asked for 0.5; --override takes it)" in err
+    assert "model.optimizer.init_args.lr stays 0.005 (asked for 0.5; --override takes it)" in err
     assert "trainer.max_steps was 4, now 6" in err
-    assert rows(run)[-2]["lr"] == pytest.approx(0.01)
+    assert rows(run)[-2]["lr"] == pytest.approx(0.005)
     code, _, err = call(cli.main, *words, "--trainer.max_steps=8", "--override")
-    assert code == 0 and "model.optimizer.init_args.lr was 0.01, now 0.5" in err
+    assert code == 0 and "model.optimizer.init_args.lr was 0.005, now 0.5" in err
     assert [row["lr"] for row in rows(run) if "lr" in row][-1] == pytest.approx(0.5)
     state = checkpoint.read(checkpoint.checkpoints(run)[0])["optimizer_states"][0]["param_groups"]
     assert state[0]["initial_lr"] == 0.5

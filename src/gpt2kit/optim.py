@@ -78,8 +78,8 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 1e-2,
-        adamw_lr: float = 6e-3,
+        lr: float = 5e-3,
+        adamw_lr: float = 1.2e-2,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
