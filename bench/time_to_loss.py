@@ -4,8 +4,8 @@
 
 `ours` is `trainer.py` itself, its figures read from metrics.csv. `bare` is a plain PyTorch loop over the same tokens:
 the library's GPT2LMHeadModel, AdamW (1e-3 falling to 1e-4 along a cosine after 100 steps, or a tenth of all, betas 0.9
-and 0.99, decay 0.1), clipping at 1, random blocks, bfloat16, compiled. Both validate on the whole validation text, in the same blocks;
-the time of validations is left out for both. Writes results.json and curves.png.
+and 0.99, decay 0.1), clipping at 1, random blocks, bfloat16, compiled. Both validate on the whole
+validation text, in the same blocks; the time of validations is left out for both. Writes results.json and curves.png.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def ours(given: argparse.Namespace, seed: int, steps: int) -> list[Point]:
     losses, speeds = (figures(given.output_dir, name) for name in ("val_loss", "tokens_per_s"))
     points: list[Point] = []
     seconds, since = 0.0, 0
-    for step in sorted(losses):
-        seconds += (step - since) * tokens / speeds[step]
+    for step in sorted(losses):  # the last one is validated in any case, and logged only at its turn
+        seconds += (step - since) * tokens / speeds.get(step, speeds[max(known for known in speeds if known <= step)])
         since = step
         points.append({"step": step, "tokens": step * tokens, "seconds": seconds, "val_loss": losses[step]})
     # The first steps compile: what they took beyond the usual pace is told apart.

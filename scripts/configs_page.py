@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.callbacks import Callback
 
 from gpt2kit import cache, callbacks, cli, command, corpora, evaluate, export, files, generate, optim, plots, text, web
+from gpt2kit.options import make_trainer
 from gpt2kit.tokenizer_spec import TokenizerSpec
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
@@ -104,7 +105,7 @@ def page() -> str:
     groups: dict[str, list[argparse.Action]] = {"": [], "data": [], "model": [], "trainer": []}
     for name, action in rows.items():
         groups[name.split(".")[0] if "." in name else ""].append(action)
-    ours = set(inspect.signature(cli.make_trainer).parameters)
+    ours = set(inspect.signature(make_trainer).parameters)
     limits = [action for action in groups["trainer"] if action.dest.split(".")[1] in ours]
     theirs = [action for action in groups["trainer"] if action not in limits]
     known = [action for action in theirs if action.dest.split(".")[1] in LIGHTNING]

@@ -14,7 +14,8 @@ from conftest import ROOT
 from test_readme import BODIES, _Parsed, _ParseOnly
 
 from gpt2kit import cache as token_cache
-from gpt2kit import cli, command, corpora, optim
+from gpt2kit import command, corpora, optim
+from gpt2kit.options import first_words
 from gpt2kit.text import Reader
 from gpt2kit.tokenizer_spec import TokenizerSpec
 
@@ -115,7 +116,7 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
         return
     with pytest.raises(_Parsed):
         _ParseOnly(words)
-    assert cli._words(words)
+    assert first_words(words)
 
 
 def test_every_recipe_has_its_place() -> None:

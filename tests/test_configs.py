@@ -10,10 +10,11 @@ import yaml
 from conftest import ROOT
 
 from gpt2kit import cli, optim
-from gpt2kit.cli import TrainCLI, make_trainer
+from gpt2kit.cli import TrainCLI
 from gpt2kit.data import TextDataModule
 from gpt2kit.module import GPT2Module
 from gpt2kit.optim import parameter_groups
+from gpt2kit.options import make_trainer
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -24,7 +24,7 @@ ROWS = [
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",
         "position loggers samples limits epoch_exports callbacks baseline ranks resume horizon verify facts trial plan"
-        " find service api page web",
+        " find service api page web options earlier",
         "cli",
     )
 ]

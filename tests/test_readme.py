@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, SENTENCE
 
 from gpt2kit import cli, command, evaluate, export, generate, plots, web
+from gpt2kit.options import first_words
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
     if script in BODIES:
         assert command.parse(BODIES[script], words)
     elif script == "trainer.py" and "--ckpt_path" in words:
-        assert cli._words(words).ckpt_path
+        assert first_words(words).ckpt_path
     elif script == "trainer.py":
         with pytest.raises(_Parsed):
             _ParseOnly([word for word in words if word != "--plan"])

@@ -14,7 +14,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -22,7 +22,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -31,6 +30,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from gpt2kit import (
     checkpoint,
     command,
+    earlier,
     errors,
     facts,
     files,
@@ -49,9 +49,7 @@ from gpt2kit.baseline import Baseline
 from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
 from gpt2kit.engine import (
-    ASKED,
     Choice,
-    Precision,
     choose_compile,
     choose_precision,
     compile_failure,
@@ -67,6 +65,7 @@ from gpt2kit.limits import callback_problems, config_problems, interval_steps, n
 from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.lora import adapt
 from gpt2kit.module import GPT2Module
+from gpt2kit.options import add_options, as_list, first_words, make_trainer, without_find
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
 from gpt2kit.shape import shape_problems
@@ -76,37 +75,6 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # else DDP holds each gradient twice
 }
 """What `trainer.strategy` means here, where Lightning means something else by it (FSDP1), or something larger."""
-
-
-def make_trainer(
-    precision: Precision = "auto",
-    max_epochs: int | None = None,
-    max_steps: int | None = None,
-    max_tokens: int | None = None,
-    max_time: str | None = None,
-    val_check_interval: int | float = 1.0,
-    **kwargs: Any,
-) -> pl.Trainer:
-    """A Lightning Trainer that sees one endless epoch, which is what makes a resume exact.
-
-    Args:
-        precision: auto: bf16-mixed where the device computes it fast, 16-mixed on older GPUs, else 32-true.
-        max_epochs: stop after so many passes over the text. Of several limits the first one reached holds; with none
-            of them, one epoch.
-        max_steps: stop after so many optimizer steps.
-        max_tokens: stop after so many tokens.
-        max_time: stop, saved, after DD:HH:MM:SS. With another limit, each start of the run takes so long at most, and
-            the schedule's end is that of the other. Alone: the run takes so long in all, and its schedule ends with it.
-        val_check_interval: a whole number: optimizer steps between validations; a fraction: epochs between them. The
-            last step is always validated.
-        **kwargs: Lightning's own.
-    """
-    fast = kwargs.get("fast_dev_run")
-    endless: dict[str, Any] = (
-        {} if fast else {"max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
-    )
-    kwargs.update(endless)
-    return pl.Trainer(precision=precision if precision != "auto" else None, **kwargs)
 
 
 class DurableConfig(SaveConfigCallback):
@@ -148,7 +116,7 @@ class TrainCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = _words(args)
+        words = first_words(args)
         for path in words.config:
             command.check_yaml(path)
         self.resumed: Path | None = None
@@ -203,75 +171,21 @@ class TrainCLI(LightningCLI):
                 with command.explained(parser):
                     parser.parse_args(args)
         self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
-        folder = _run_of(self.resumed)
+        folder = earlier.run_of(self.resumed)
         own = ["--config", str(folder / "config.yaml")] if folder and (folder / "config.yaml").is_file() else []
         with command.explained(parser):
             self.config = parser.parse_args([*own, *args])
             if own:
-                self._settle(parser.parse_args(own))
+                earlier.settle(self.config, parser.parse_args(own))
         start.keep_tokenizer(self.config, self.resumed)
         if folder:
-            self._same_ids(run_folder.starts(folder))
-
-    def _settle(self, saved: Any) -> None:
-        """Of what differs from the run's own config, the optimizer and its schedule stay unless --override is given."""
-        asked = runs.flat(self.config.clone().as_dict())
-        for name, was in runs.flat(saved.as_dict()).items():
-            now = asked.get(name, was)
-            if was == now or name in ("config", "ckpt_path", "override", "plan"):
-                continue
-            begun = name in ("model.init_from", "model.new_vocabulary")
-            stays = name.startswith(("model.optimizer", "model.schedule")) and not self.config.override
-            rank_zero_only(print)(
-                f"resume: {name} stays {was} (asked for {now}{'' if begun else '; --override takes it'})"
-                if stays or begun
-                else f"resume: {name} was {was}, now {now}",
-                file=sys.stderr,
-            )
-        for name in ("init_from", "new_vocabulary"):  # what the run began with is over
-            self.config.model[name] = saved.model[name]
-        if not self.config.override:
-            self.config.model.optimizer, self.config.model.schedule = saved.model.optimizer, saved.model.schedule
-
-    def _same_ids(self, starts: list[dict[str, Any]]) -> None:
-        """Go on in the runs that W&B and MLflow know this one by."""
-        ids = starts[-1].get("loggers", {}) if starts else {}
-        for spec in _as_list(self.config.trainer.logger):
-            name = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
-            option = {"WandbLogger": "id", "MLFlowLogger": "run_id"}.get(name)
-            if option and name in ids and spec.init_args.get(option) is None:
-                spec.init_args[option] = ids[name]
+            earlier.same_ids(self.config, run_folder.starts(folder))
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=1, help="decides initial weights, order and dropout")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        resume = "go on exactly where a run stopped: `last`, a run folder (its newest sound checkpoint) or a .ckpt file"
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help=resume)
-        every = "optimizer steps between checkpoints; there is also one after each validation"
-        parser.add_argument("--save_every", type=int, default=1000, help=every)
-        best = "checkpoints with the lowest validation loss to keep, besides the two newest"
-        parser.add_argument("--save_top_k", type=int, default=1, help=best)
-        override = "on resume, take optimizer and schedule from the config and command line, not from the checkpoint"
-        parser.add_argument("--override", action="store_true", help=override)
-        verify = (
-            "try on these very settings whether a killed and resumed run ends like a straight one; train nothing else"
-        )
-        parser.add_argument("--verify_resume", action="store_true", help=verify)
-        find_help = (
-            "try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) on these very "
-            "settings, and print them; train nothing else"
-        )
-        parser.add_argument("--find", type=Literal["batch_size", "lr"] | None, default=None, help=find_help)
-        planned = "show what this run would be, and what is wrong with it; train nothing"
-        parser.add_argument("--plan", action="store_true", help=planned)
-        part = (
-            "tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train "
-            "nothing; other machines make the others, then --merge 16 joins them to the files of a single build"
-        )
-        parser.add_argument("--part", type=str | None, default=None, help=part)
-        merge = "join so many parts that --part has made, and train nothing"
-        parser.add_argument("--merge", type=int | None, default=None, help=merge)
+        add_options(parser)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -285,7 +199,7 @@ class TrainCLI(LightningCLI):
         )
         shape = shape_problems(config.model.as_dict())
         problems += data_problems(data) + shape + start.problems(config.model) + self.problems
-        problems += callback_problems(_as_list(config.trainer.callbacks), config.trainer.strategy)
+        problems += callback_problems(as_list(config.trainer.callbacks), config.trainer.strategy)
         if config.model.freeze and not shape and not self.problems:
             problems += start.freeze_problems(config.model)
         if self.planned:
@@ -350,7 +264,7 @@ class TrainCLI(LightningCLI):
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
-        kwargs["plugins"] = [*_as_list(config["plugins"]), checkpoint.DurableIO()]
+        kwargs["plugins"] = [*as_list(config["plugins"]), checkpoint.DurableIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] is not False:
@@ -371,10 +285,10 @@ class TrainCLI(LightningCLI):
 
         One of theirs that has a folder for the run (TensorBoard, CSV) takes the place of ours.
         """
-        theirs = [logger for logger in _as_list(wanted) if isinstance(logger, Logger)]
+        theirs = [logger for logger in as_list(wanted) if isinstance(logger, Logger)]
         if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in theirs):
             return theirs
-        run = _run_of(self.resumed) if self.resumed else None
+        run = earlier.run_of(self.resumed) if self.resumed else None
         if run is None:
             board = Board(root, name=runs.LOGS)
             return [board, RunCSV(root, name=runs.LOGS, version=board.version), *theirs]
@@ -414,8 +328,8 @@ class TrainCLI(LightningCLI):
         folder = trainer.log_dir  # asks all ranks
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
         if trainer.is_global_zero and not self.planned:
-            if self.resumed and (run := _run_of(self.resumed)):
-                self._say_other_choices(run_folder.starts(run), found["start"])
+            if self.resumed and (run := earlier.run_of(self.resumed)):
+                earlier.say_other_choices(run_folder.starts(run), found["start"])
             plan.show(plan.opening(found), sys.stderr)
 
     def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> facts.Facts:
@@ -428,15 +342,6 @@ class TrainCLI(LightningCLI):
             "start": facts.start_facts(trainer, chosen, self.args, self.resumed) | {"begun": self.begun},
             "folder": folder,
         }
-
-    def _say_other_choices(self, before: list[dict[str, Any]], now: facts.Facts) -> None:
-        """What `auto` or another machine has changed since the last start; the settings may be the same."""
-        known = before[-1].get("start", {}) if before else {}
-        for name, was in known.get("chosen", {}).items():
-            value, reason = now["chosen"].get(name, was)
-            if value != was[0] and reason != ASKED:  # what is asked for is said with the other settings
-                told = f"resume: {name} was {was[0]}, now {value} ({reason}); equal but for rounding from here on"
-                print(told, file=sys.stderr)
 
     def planned_facts(self) -> facts.Facts:
         """What the run would be, after some steps of it on a trainer of their own."""
@@ -471,17 +376,17 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
-    words = _words(args)
+    words = first_words(args)
     if words.ckpt_path is not None and (words.verify_resume or words.find):
         raise UserError("--verify_resume and --find: train runs of their own from the start. Leave --ckpt_path out")
     if words.verify_resume:
         verify.verify_resume([arg for arg in args if arg != "--verify_resume"])
         return
     if words.find == "batch_size":
-        find.batch_size(_without_find(args))
+        find.batch_size(without_find(args))
         return
     if words.find == "lr":
-        TrainCLI([*_without_find(args), "--plan"]).find_rate()
+        TrainCLI([*without_find(args), "--plan"]).find_rate()
         return
     ranks = Ranks()
     try:
@@ -537,32 +442,6 @@ def _last_good(cli: TrainCLI | None) -> str:
     folder = cli.trainer.log_dir if cli else None
     newest = next(iter(checkpoint.checkpoints(Path(folder))), None) if folder else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-
-
-def _words(args: list[str]) -> argparse.Namespace:
-    """The few options that are looked at before the real parsing."""
-    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    words.add_argument("--ckpt_path")
-    words.add_argument("--trainer.default_root_dir", dest="root", default=".")
-    words.add_argument("--verify_resume", action="store_true")
-    words.add_argument("--find")
-    words.add_argument("-c", "--config", action="append", default=[])
-    return words.parse_known_args(args)[0]
-
-
-def _without_find(args: list[str]) -> list[str]:
-    """The words of a run, without the one that asks for a search."""
-    at = args.index("--find") if "--find" in args else len(args)
-    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--find=")]
-
-
-def _run_of(file: Path) -> Path | None:
-    """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
-    return file.parent.parent if file.parent.name == "checkpoints" else None
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def _duration(seconds: float | None) -> timedelta | None:
