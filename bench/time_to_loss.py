@@ -27,7 +27,7 @@ import torch
 from machine import ROOT, finish
 
 Point = dict[str, float]
-"""step, tokens, seconds of training, val_loss."""
+"""step, tokens, seconds of training, val_loss; of the first, what came before it, of the last, the memory in 10^9 bytes."""
 
 
 def main() -> None:
@@ -80,6 +80,7 @@ def row(name: str, runs: list[list[Point]]) -> dict[str, object]:
         "lowest on the way": f"{sum(min(p['val_loss'] for p in points) for points in runs) / len(runs):.4f}",
         "seconds": f"{sum(point['seconds'] for point in last) / len(last):.1f}",
         "before the first step": f"{sum(points[0].get('start', 0.0) for points in runs) / len(runs):.1f}",
+        "memory, MB": f"{sum(point['memory'] for point in last) / len(last) * 1000:,.0f}",
     }
 
 
@@ -133,6 +134,7 @@ def ours(given: argparse.Namespace, seed: int, steps: int) -> list[Point]:
         for point in points:
             point["seconds"] -= extra
         points[0]["start"] = extra
+    points[-1]["memory"] = max(figures(given.output_dir, "memory_gb").values())
     return points
 
 
@@ -147,6 +149,7 @@ def bare(given: argparse.Namespace, seed: int) -> list[Point]:
     """The recipe in a plain loop, in this process."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    from gpt2kit import hardware
     from gpt2kit.batches import EvalBatches
     from gpt2kit.cli import TrainCLI
 
@@ -216,6 +219,7 @@ def bare(given: argparse.Namespace, seed: int) -> list[Point]:
             points.append({"step": step + 1, "tokens": done, "seconds": seconds, "val_loss": validate()})
             begin = time.perf_counter()
     points[0]["start"] = start
+    points[-1]["memory"] = (hardware.peak_memory(torch.device(device)) or math.nan) / 1e9
     return points
 
 

@@ -29,7 +29,7 @@ def test_rates_of_both_optimizers_are_tried_and_nothing_is_left(
     cli.main([*options, *SMALL, "--find", "lr", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
     told = capsys.readouterr().out
     assert (
-        "0.0001, 6e-05" in told and "times the configured rates" in told and "lowest" in told
+        "5e-05, 0.00012" in told and "times the configured rates" in told and "lowest" in told
     )  # Muon's and AdamW's, at a hundredth
     assert not (tmp_path / "runs").exists()
 
