@@ -27,7 +27,7 @@ import torch
 from machine import ROOT, finish
 
 Point = dict[str, float]
-"""step, tokens, seconds of training, val_loss; of the first, what came before it, of the last, the memory in 10^9 bytes."""
+"""step, tokens, seconds of training, val_loss; of the first, what came before it; of the last, memory in 10^9 bytes."""
 
 
 def main() -> None:
