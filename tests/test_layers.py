@@ -82,7 +82,9 @@ def test_training_is_short_enough_to_read() -> None:
     assert code <= 1250, f"{code} lines; take something off the path from text to loss"
 
 
-@pytest.mark.parametrize("script", ["train_tokenizer", "trainer", "test", "generate", "export", "plot", "web_demo"])
+@pytest.mark.parametrize(
+    "script", ["train_tokenizer", "trainer", "test", "cache", "generate", "export", "plot", "web_demo"]
+)
 def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -13,7 +13,7 @@ from gpt2kit.store import INDEX, JOURNAL, Index, Shard, damaged
 
 
 class Shelf:
-    """Where a build keeps what it has finished: in the folder that it writes into. `streaming` sends it elsewhere."""
+    """Where a build keeps what it has finished: in the folder that it writes into. `uploading` sends it elsewhere."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
