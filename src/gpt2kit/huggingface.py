@@ -24,7 +24,7 @@ from gpt2kit.tokenizer_kinds import EOS
 
 CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-_HUB = "hf://"
+HUB = "hf://"
 _LARGEST = 1 << 28
 """Bytes of a JSON file that are read at most; the largest tokenizers have some 2^25."""
 
@@ -48,11 +48,11 @@ _EXPECTED = {
 def folder_of(path: str) -> Path | None:
     """The Hugging Face folder that `path` means, fetched if it is `hf://OWNER/NAME` or names nothing that is here."""
     folder = Path(path)
-    if not path.startswith(_HUB) and (folder / CONFIG).is_file():
+    if not path.startswith(HUB) and (folder / CONFIG).is_file():
         return folder
-    name = path.removeprefix(_HUB)
+    name = path.removeprefix(HUB)
     here = folder.exists() or folder.parent.exists()
-    if path.startswith(_HUB) or (re.fullmatch(r"[\w-]+/[\w.-]+", name) and not here):
+    if path.startswith(HUB) or (re.fullmatch(r"[\w-]+/[\w.-]+", name) and not here):
         return _fetched(name)
     return None
 

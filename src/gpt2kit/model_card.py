@@ -5,23 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from gpt2kit.checkpoint import Opened
+from gpt2kit.huggingface import HUB
 from gpt2kit.tokenizer import eos_id, fingerprint
-
-_HUB = "hf://"
 
 
 def model_card(opened: Opened, name: str, dtype: str) -> str:
     """Markdown with the header that the hub reads; the licence and the text's origin are left to the user."""
     facts, shape = opened.facts, opened.module.shape
     start = facts.get("start") if isinstance(facts.get("start"), dict) else None
-    base = str(start["from"]) if start and str(start.get("from")).startswith(_HUB) else ""
+    base = str(start["from"]) if start and str(start.get("from")).startswith(HUB) else ""
     header = [
         "---",
         "# license: say here under which licence you give the model away; the text it learnt from may decide",
         "library_name: transformers",
         "pipeline_tag: text-generation",
         "tags: [gpt2, gpt2kit]",
-        *([f"base_model: {' '.join(base.removeprefix(_HUB).split())}"] if base else []),
+        *([f"base_model: {' '.join(base.removeprefix(HUB).split())}"] if base else []),
         "---",
     ]
     return "\n".join(
@@ -74,7 +73,7 @@ def _rows(opened: Opened, start: dict[str, Any] | None, dtype: str) -> list[tupl
     unused = opened.module.model.transformer.wte.weight.shape[0] - shape["vocab_size"]
     seen, text = _number(facts, "tokens_seen"), _number(facts, "train_tokens")
     bits = _number(facts, "val_bpb")
-    began = " ".join(str(start.get("from")).removeprefix(_HUB).rstrip("/").split()).split("/")[-2:] if start else []
+    began = " ".join(str(start.get("from")).removeprefix(HUB).rstrip("/").split()).split("/")[-2:] if start else []
     return [
         ("parameters", f"{count - unused * shape['n_embd']:,}, as {dtype}"),
         ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2kit import author, checkpoint, errors
+from gpt2kit import author, checkpoint, errors, huggingface
 from gpt2kit.author import Author, Piece, Wish
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.rules import Rules
@@ -118,7 +118,7 @@ def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
     found: list[tuple[str, str]] = []
     for given in ckpt_paths:
         path = Path(given)
-        if given.startswith("hf://") or (path / "config.json").is_file():  # Hugging Face's
+        if given.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file():
             found.append((path.name or path.resolve().name, given))
         elif path.is_dir() and not (path / "checkpoints").is_dir():
             runs = sorted(
