@@ -11,7 +11,7 @@ import pytest
 import torch
 from killing import Kill, Setting, difference, finish, go_on, last_run, run_with_kills, start, words_of
 
-from gpt2kit import checkpoint, runs
+from gpt2kit import checkpoint, run_folder
 from gpt2kit.errors import CheckpointError
 
 COMMON = [
@@ -152,7 +152,7 @@ def test_the_others_stop_at_once_and_say_who_has_died(options: list[str], tmp_pa
     assert time.monotonic() - begun < 30
     log = log_of(tmp_path / "work")
     assert "error: rank 1 on " in log and "has gone" in log and "--ckpt_path last" in log
-    status = runs.read_status(last_run(tmp_path / "work"))
+    status = run_folder.status(last_run(tmp_path / "work"))
     assert status["state"] == "failed"
 
 

@@ -19,7 +19,7 @@ from conftest import Outcome, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import rows, train, weights
 
-from gpt2kit import checkpoint, cli, runs, verify
+from gpt2kit import checkpoint, cli, run_folder, runs, verify
 from gpt2kit.callbacks import Measures
 from gpt2kit.errors import MachineError
 from gpt2kit.module import GPT2Module
@@ -50,7 +50,7 @@ def test_nan_stops_before_the_update(
     assert code == 6 and "step 3: the gradient is nan" in err and str(newest) in err
     assert checkpoint.step_of(newest) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
-    assert runs.read_status(run)["state"] == "failed"
+    assert run_folder.status(run)["state"] == "failed"
 
 
 def test_some_such_updates_may_be_left_out(
@@ -88,7 +88,7 @@ def test_two_runs_cannot_share_a_folder(run: Run, call: Callable[..., Outcome]) 
     try:
         code, _, err = call(cli.main, *run.options, "--ckpt_path", run.folder)
         assert code == 5 and "is training in this folder" in err
-        assert runs.read_status(run.folder)["state"] == "done", "the refused one must not touch it"
+        assert run_folder.status(run.folder)["state"] == "done", "the refused one must not touch it"
     finally:
         lock.release()
 

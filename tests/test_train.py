@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, cli, runs, scoring
+from gpt2kit import checkpoint, cli, run_folder, runs, scoring
 from gpt2kit.limits import interval_steps, total_steps
 from gpt2kit.metrics import Score
 from gpt2kit.places import Where
@@ -179,7 +179,7 @@ def test_a_time_limit_stops_saved(options: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*options, *more])
     run = tmp_path / "lightning_logs/version_0"
-    assert stop.value.code == 0 and runs.read_status(run)["reason"] == "max_time"
+    assert stop.value.code == 0 and run_folder.status(run)["reason"] == "max_time"
     assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
 
 

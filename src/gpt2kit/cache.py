@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2kit.errors import UserError
-from gpt2kit.store import INDEX, JOURNAL, SOURCES, Damaged, Index, damaged, read_index
+from gpt2kit.store import INDEX, JOURNAL, SOURCES, VERIFIED, Damaged, Index, damaged, read_index
 
 _DAY = 86400
 
@@ -115,5 +115,5 @@ def remove(folder: Path) -> bool:
 def _reread(entry: Entry) -> list[str]:
     assert entry.index is not None
     with contextlib.suppress(OSError):
-        (entry.folder / "verified.json").unlink()  # so that nothing is taken on trust
+        (entry.folder / VERIFIED).unlink()  # so that nothing is taken on trust
     return damaged(entry.folder, entry.index.shards)

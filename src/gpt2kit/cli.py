@@ -172,7 +172,8 @@ class TrainCLI(LightningCLI):
                     parser.parse_args(args)
         self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
         folder = earlier.run_of(self.resumed)
-        own = ["--config", str(folder / "config.yaml")] if folder and (folder / "config.yaml").is_file() else []
+        config_file = folder / run_folder.CONFIG if folder else None
+        own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
         with command.explained(parser):
             self.config = parser.parse_args([*own, *args])
             if own:

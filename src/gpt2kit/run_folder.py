@@ -12,9 +12,8 @@ from typing import Any
 
 from gpt2kit.errors import UserError
 
-METRICS, CONFIG, START, STATUS, SAMPLES, TEST = (
-    *("metrics.csv", "config.yaml", "start.json", "status.json", "samples.md", "test.json"),
-)
+METRICS, CONFIG, START = "metrics.csv", "config.yaml", "start.json"
+STATUS, SAMPLES, TEST = "status.json", "samples.md", "test.json"
 SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
 """The head of a section of samples.md."""
 
@@ -92,6 +91,12 @@ def starts(folder: Path) -> list[dict[str, Any]]:
     """The facts of each start; none of a run that was made before they were kept."""
     found = read_json(folder / START)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """How the run stood last; empty if it never said."""
+    found = read_json(folder / STATUS)
+    return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> Any:

@@ -91,8 +91,7 @@ def _body(runs: Sequence[Run], x: XAxis) -> Iterator[str]:
 
 
 def _head(run: Run, level: str) -> Iterator[str]:
-    status = run_folder.read_json(run.folder / run_folder.STATUS)
-    status = status if isinstance(status, dict) else {}
+    status = run_folder.status(run.folder)
     began = str((run.starts[0].get("start") or {}).get("time", "")) if run.starts else ""
     resumes = len(run.starts) - 1
     told = [

@@ -16,11 +16,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gpt2kit import checkpoint, files
+from gpt2kit import checkpoint, files, run_folder
 from gpt2kit.errors import CheckpointError, MachineError
 
 LOGS = "lightning_logs"
-STATUS = "status.json"
 _FREE_TO_CHANGE = {
     "data": {"batch_size", "global_batch", "cache_dir", "seed", "num_workers"},
     "model": {"optimizer", "schedule", "attention"},
@@ -35,14 +34,14 @@ def claim(run: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        holder = read_status(run)
+        holder = run_folder.status(run)
         who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
         raise MachineError(f"{run}: {who} is training in this folder. Wait for it to end, or stop it") from None
     return lock
 
 
 def write_status(run: Path, state: str, step: int, reason: str = "") -> None:
-    """Say in `status.json`, valid at every moment, how the run stands."""
+    """Say in status.json, valid at every moment, how the run stands."""
     newest = next(iter(checkpoint.checkpoints(run)), None)
     status = {
         "state": state,
@@ -52,15 +51,7 @@ def write_status(run: Path, state: str, step: int, reason: str = "") -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
     }
-    files.write_text(run / STATUS, json.dumps(status, indent=1) + "\n")
-
-
-def read_status(run: Path) -> dict[str, Any]:
-    """What `write_status` said last; empty if it never did."""
-    try:
-        return dict(json.loads((run / STATUS).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    files.write_text(run / run_folder.STATUS, json.dumps(status, indent=1) + "\n")
 
 
 def clean(run: Path) -> None:
@@ -90,7 +81,7 @@ def set_aside(run: Path, step: int) -> None:
 
 def cut_back(run: Path, step: int) -> None:
     """Drop the rows of metrics.csv after `step`: the resumed run will write them again."""
-    path = run / "metrics.csv"
+    path = run / run_folder.METRICS
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
@@ -158,7 +149,7 @@ def _differences(run: Path, wanted: Mapping[str, Any], unsaid: Collection[str]) 
     import yaml
 
     try:
-        theirs = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        theirs = yaml.safe_load((run / run_folder.CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return ["it has no config.yaml"]
     if not isinstance(theirs, dict):

@@ -29,8 +29,7 @@ from gpt2kit import files as durable
 from gpt2kit.errors import DataError
 
 FORMAT = 3
-INDEX = "index.json"
-JOURNAL = "journal.jsonl"
+INDEX, JOURNAL, VERIFIED = "index.json", "journal.jsonl", "verified.json"
 SOURCES = 100
 """Files of the text that an index names, at most."""
 HASH = np.dtype("<u8")
@@ -219,7 +218,7 @@ def damaged(folder: Path, shards: list[Shard]) -> list[str]:
     wanted = {folder / shard.name: shard.sha256 for shard in shards}
     wanted |= {folder / shard.documents_name: shard.documents_sha256 for shard in shards}
     there = [path for path in wanted if path.is_file()]
-    found = dict(zip(there, durable.Digests(folder / "verified.json").of(there), strict=True))
+    found = dict(zip(there, durable.Digests(folder / VERIFIED).of(there), strict=True))
     return [
         shard.name
         for shard in shards
