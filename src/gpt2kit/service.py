@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
+import bisect
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2kit import author, checkpoint, errors, huggingface
+from gpt2kit import author, checkpoint, huggingface, run_folder
 from gpt2kit.author import Author, Piece, Wish
-from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.errors import CheckpointError, UserError, refuse
 from gpt2kit.rules import Rules
+from gpt2kit.run_folder import Series
 from gpt2kit.writing import Precision
 
 _PRESETS = 4
@@ -49,12 +50,11 @@ class Service:
     Args:
         models: from `find_models`.
         precision: of weights and arithmetic.
-        limits: of a request.
     """
 
-    def __init__(self, models: Sequence[Model], precision: Precision = "auto", limits: Limits = Limits()) -> None:
+    def __init__(self, models: Sequence[Model], precision: Precision = "auto") -> None:
         self.models = {model.name: model for model in models}
-        self.limits = limits
+        self.limits = Limits()
         self._precision = precision
 
     def load(self) -> threading.Thread:
@@ -88,7 +88,7 @@ class Service:
 
     def write(self, name: str, prompts: Sequence[str], wish: Wish) -> Iterator[Piece]:
         """Write with one of the models, after a look at the limits."""
-        errors.refuse(self.problems(prompts, wish))
+        refuse(self.problems(prompts, wish))
         found = self.model(name).author
         assert found is not None
         yield from found.write(prompts, wish)
@@ -161,15 +161,12 @@ def describe(opened: checkpoint.Opened) -> dict[str, str]:
 
 def last_validation(file: Path, step: object) -> float | None:
     """The validation's, at the checkpoint's step, or the last one before it."""
-    found = None
     try:
-        with (file.parent.parent / "metrics.csv").open(encoding="utf-8", newline="") as log:
-            for row in csv.DictReader(log):
-                if row.get("val_bpb") and isinstance(step, int) and float(row.get("step") or 0) <= step:
-                    found = float(row["val_bpb"])
-    except (OSError, ValueError):
+        bits = run_folder.metrics(file.parent.parent).get("val_bpb", Series())
+    except (OSError, UserError):
         return None
-    return found
+    at = bisect.bisect_right(bits.steps, step) if isinstance(step, int) else 0
+    return bits.values[at - 1] if at else None
 
 
 def presets(settings: Any) -> list[str]:
