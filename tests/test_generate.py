@@ -20,6 +20,7 @@ from conftest import ROOT, Outcome, Run
 from gpt2kit import author, checkpoint, command, generate, pieces, prompts, verse
 from gpt2kit.author import Author, Piece, Wish
 from gpt2kit.checkpoint import Opened
+from gpt2kit.errors import UserError
 from gpt2kit.rules import Rules
 
 Call = Callable[..., Outcome]
@@ -113,7 +114,7 @@ def test_what_the_user_should_know_is_said_once(opened: Opened) -> None:
     assert len(told) == 1 and "context of 16 tokens" in told[0]
     writer.start("x" * 100)
     assert len(told) == 2 and "newest 16" in told[1]
-    with pytest.raises(generate.errors.UserError, match="no text"):
+    with pytest.raises(UserError, match="no text"):
         writer.start("a\udcff")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.author import Piece, Wish
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, refuse
 from gpt2kit.rules import Rules
 from gpt2kit.service import Service
 
@@ -59,8 +59,7 @@ def routes(service: Service, auth: tuple[str, str] | None, at_once: int) -> list
 
     async def completions(request: Request) -> Response:
         name, prompts, wish, streamed = read(await request.body(), service)
-        if problems := service.problems(prompts, wish):
-            raise UserError("; ".join(problems))
+        refuse(service.problems(prompts, wish))
         if not room.acquire(blocking=False):
             return JSONResponse(complaint("too many requests are waiting. Try again in a while"), 429)
         room.release()  # taken again once the answer begins, which one whose asker has left never does

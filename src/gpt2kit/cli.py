@@ -31,7 +31,6 @@ from gpt2kit import (
     checkpoint,
     command,
     earlier,
-    errors,
     facts,
     files,
     find,
@@ -57,7 +56,7 @@ from gpt2kit.engine import (
     refuse_missing_compiler,
     usual_rate,
 )
-from gpt2kit.errors import DivergedError, MachineError, UserError
+from gpt2kit.errors import DivergedError, MachineError, UserError, refuse
 from gpt2kit.flops import flops_per_token
 from gpt2kit.fsdp import FSDP
 from gpt2kit.horizon import TimeHorizon
@@ -208,16 +207,16 @@ class TrainCLI(LightningCLI):
             if config.trainer.fast_dev_run:
                 problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
         else:
-            errors.refuse(problems)
+            refuse(problems)
         try:
             if not self.builds_text:
                 launch.refuse_missing_devices(
                     config.trainer.accelerator, config.trainer.devices, torch.cuda.device_count()
                 )
         except MachineError as error:
-            errors.refuse([*problems, str(error)] if self.planned else [])
+            refuse([*problems, str(error)] if self.planned else [])
             raise
-        errors.refuse(problems)
+        refuse(problems)
 
     @property
     def builds_text(self) -> bool:
@@ -229,7 +228,7 @@ class TrainCLI(LightningCLI):
         problems = data_problems(self.config.data.as_dict())
         if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
             problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
-        errors.refuse(problems)
+        refuse(problems)
         text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
         if self.config.part is not None:
             return parts.build_each(text.corpora(), *parts.numbers(self.config.part), text.place)
@@ -306,7 +305,7 @@ class TrainCLI(LightningCLI):
                     data.wanted_batch, data.batch_size, trainer.world_size
                 )
         if self.planned:
-            errors.refuse(self.problems + plan.problems_of_text(data, data.global_batch(trainer)))
+            refuse(self.problems + plan.problems_of_text(data, data.global_batch(trainer)))
         shared = data.place.streamed_from is not None
         launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import torch
 
-from gpt2kit import __version__, checkpoint, errors, files, gguf_file, huggingface, module, reloading, start
+from gpt2kit import __version__, checkpoint, files, gguf_file, huggingface, module, reloading, start
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
-from gpt2kit.errors import CheckpointError, MachineError, UserError
+from gpt2kit.errors import CheckpointError, MachineError, UserError, refuse
 from gpt2kit.model_card import model_card
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -76,7 +76,7 @@ def export(
     refuse_other_files(target, force)
     opened = checkpoint.open(ckpt_path)
     if gguf:
-        errors.refuse(gguf_file.problems(opened.module.shape, opened.tokenizer))
+        refuse(gguf_file.problems(opened.module.shape, opened.tokenizer))
     with replacing_folder(target) as folder:
         write(opened, folder, target.name, dtype, gguf)
         proof = check(opened, folder, dtype)

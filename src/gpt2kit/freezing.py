@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gpt2kit import errors
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, refuse
 
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _GROUPS = {"embeddings": r"(wte|wpe)\.", "layers": r"h\.", "body": r"(?!wte\.)"}
@@ -56,7 +55,7 @@ def frozen(model: nn.Module, words: Sequence[int | str]) -> list[str]:
     GPT-2's parts or the beginning of one: `wte`, `wpe`, `ln_f`, `h.0.attn`.
     """
     names = {name.removeprefix("transformer."): name for name, _ in model.named_parameters()}
-    errors.refuse([problem for word in words if (problem := _problem(str(word), names))])
+    refuse([problem for word in words if (problem := _problem(str(word), names))])
     found: set[str] = set()
     for word in words:
         pattern = re.compile(_pattern(str(word)))

@@ -10,8 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gpt2kit import checkpoint, errors, files, prompts
+from gpt2kit import checkpoint, files, prompts
 from gpt2kit.author import Author, Piece, Wish, problems
+from gpt2kit.errors import UserError, refuse
 from gpt2kit.prompts import Prompt
 from gpt2kit.rules import Rules
 from gpt2kit.verse import LINE_ENDS, Form
@@ -105,7 +106,7 @@ def write(
         and (prompt or prompts_file),
         "--interactive: shows its text. Leave out --output and --json": interactive and (output or json),
     }
-    errors.refuse(problems(wish) + [problem for problem, is_broken in broken.items() if is_broken])
+    refuse(problems(wish) + [problem for problem, is_broken in broken.items() if is_broken])
     given = [Prompt("")] if interactive else prompts.gather(prompt, prompts_file, field)
     author = Author(checkpoint.open(ckpt_path), precision)
     if interactive:
@@ -174,7 +175,7 @@ def session(author: Author, wish: Wish) -> None:
             return
         except KeyboardInterrupt:
             print(flush=True)
-        except errors.UserError as error:
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
 
 

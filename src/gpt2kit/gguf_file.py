@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.errors import UserError
+from gpt2kit.errors import refuse
 from gpt2kit.shape import Shape
 
 NAME = "model.gguf"
@@ -58,8 +58,7 @@ def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokeniz
 
     Raises UserError where the model cannot be one.
     """
-    if found := problems(shape, tokenizer):
-        raise UserError("; ".join(found))
+    refuse(problems(shape, tokenizer))
     import gguf
 
     kind = gguf.MODEL_ARCH.GPT2

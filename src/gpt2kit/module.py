@@ -17,7 +17,7 @@ from gpt2kit import attention as attentions
 from gpt2kit import sharded
 from gpt2kit.blocks import IGNORE
 from gpt2kit.engine import Attention, Choice, Compile, choose_attention
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, refuse
 from gpt2kit.freezing import Frozen
 from gpt2kit.guard import Guard, unfuse
 from gpt2kit.lora import adapt
@@ -106,8 +106,7 @@ class GPT2Module(pl.LightningModule):
         drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
         self.shape: Shape = dict(zip(SHAPE, (*values, *drops, vocab_size, n_positions), strict=True))
         """All that makes the model; stored in every checkpoint."""
-        if problems := shape_problems(self.shape):
-            raise UserError("; ".join(problems))
+        refuse(shape_problems(self.shape))
         self.attention = attention
         self.optimizer = optimizer
         self.schedule = schedule

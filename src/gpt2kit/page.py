@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpt2kit import errors
 from gpt2kit.author import Author, Wish
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, refuse
 from gpt2kit.rules import Rules
 from gpt2kit.service import Model, Service
 from gpt2kit.writing import Chosen
@@ -130,7 +129,7 @@ def written(
     if wish.rules.temperature == 0:
         wish = Wish(rules, max_new_tokens=wish.max_new_tokens, alternatives=_ALTERNATIVES)
     prompt = str(prompt or "")
-    errors.refuse(service.problems([prompt], wish))
+    refuse(service.problems([prompt], wish))
     found = service.models.get(str(name))
     if found is not None and not found.done.is_set():
         yield "", "", "loading the model ..."
