@@ -12,7 +12,7 @@ from gpt2kit import tokenizer as tokenizers
 from gpt2kit import verse as verses
 from gpt2kit.bans import Ban, Constraint
 from gpt2kit.checkpoint import Opened
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, problems_of
 from gpt2kit.rules import Rules
 from gpt2kit.rules import problems as rule_problems
 from gpt2kit.verse import Form, Verse
@@ -79,7 +79,7 @@ def problems(wish: Wish) -> list[str]:
         "--stop: a verse ends where its form ends. Leave out one of them": form is not None and bool(wish.stop),
         "--num_beams: verse is drawn or greedy. Leave out one of them": form is not None and wish.num_beams > 1,
     }
-    found = rule_problems(rules) + [problem for problem, is_broken in broken.items() if is_broken]
+    found = rule_problems(rules) + problems_of(broken)
     ends, rhyme = (form.ends, form.rhyme) if form else ((), ())
     words = {"--stop": wish.stop, "--banned_words": wish.banned_words, "--line_ends": ends, "--rhyme": rhyme}
     found += [

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from gpt2kit import blocks, overlap, windows
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.batches import EvalBatches, Rows, TrainBatches
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.places import Where
 from gpt2kit.shards import Corpus
@@ -239,7 +239,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
         f"data.num_workers {workers}: not with data.streaming, which fetches in threads. Leave it out": workers > 0
         and options["streaming"],
     }
-    return sizes + [problem for problem, broken in rules.items() if broken] + split_problems(options)
+    return sizes + problems_of(rules) + split_problems(options)
 
 
 def _as_list(files: list[str] | str | None) -> list[str]:

@@ -10,6 +10,8 @@ A message is one line: what and where, why, and what to do. It is printed withou
 A run that a signal stopped exits with 128 + the signal's number.
 """
 
+from collections.abc import Mapping
+
 
 class UserError(Exception):
     """Wrong usage or configuration."""
@@ -39,6 +41,11 @@ class DivergedError(UserError):
     """NaN or Inf in the loss or the gradient."""
 
     exit_code = 6
+
+
+def problems_of(rules: Mapping[str, object]) -> list[str]:
+    """Of `{problem: whether it is one}` those that are."""
+    return [problem for problem, broken in rules.items() if broken]
 
 
 def refuse(problems: list[str]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpt2kit import files as durable
 from gpt2kit import heatmap, report, run_folder, scoring, subjects
 from gpt2kit.copies import Copies, compare, describe
-from gpt2kit.errors import DataError, UserError, refuse
+from gpt2kit.errors import DataError, UserError, problems_of, refuse
 from gpt2kit.heatmap import Passage
 from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums
@@ -119,7 +119,7 @@ def _problems(options: Options, json: str | None) -> list[str]:
     }
     outputs = {"--html": options.html, "--json": None if json in (None, "-") else Path(str(json))}
     found = [f"{name} {path}: {why}" for name, path in outputs.items() if path and (why := _unwritable(path))]
-    return [problem for problem, broken in rules.items() if broken] + found
+    return problems_of(rules) + found
 
 
 def _unwritable(path: Path) -> str:

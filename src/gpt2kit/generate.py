@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2kit import checkpoint, files, prompts
 from gpt2kit.author import Author, Piece, Wish, problems
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import UserError, problems_of, refuse
 from gpt2kit.prompts import Prompt
 from gpt2kit.rules import Rules
 from gpt2kit.verse import LINE_ENDS, Form
@@ -106,7 +106,7 @@ def write(
         and (prompt or prompts_file),
         "--interactive: shows its text. Leave out --output and --json": interactive and (output or json),
     }
-    refuse(problems(wish) + [problem for problem, is_broken in broken.items() if is_broken])
+    refuse(problems(wish) + problems_of(broken))
     given = [Prompt("")] if interactive else prompts.gather(prompt, prompts_file, field)
     author = Author(checkpoint.open(ckpt_path), precision)
     if interactive:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.errors import refuse
+from gpt2kit.errors import problems_of, refuse
 from gpt2kit.shape import Shape
 
 NAME = "model.gguf"
@@ -50,7 +50,7 @@ def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
         "llama.cpp would not find the special tokens in a text that parse_special finds": not found,
         f"llama.cpp's GPT-2 has gelu_new, not {activation}": activation != "gelu_new",
     }
-    return [f"--gguf: {problem}" for problem, broken in rules.items() if broken]
+    return [f"--gguf: {problem}" for problem in problems_of(rules)]
 
 
 def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokenizer, name: str) -> None:

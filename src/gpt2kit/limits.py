@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import (
 )
 
 from gpt2kit import samples
+from gpt2kit.errors import problems_of
 from gpt2kit.fsdp import FSDP
 from gpt2kit.samples import TextSamples
 
@@ -82,7 +83,7 @@ def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, g
         ]
         not in (None, 1),
     }
-    return [problem for problem, broken in rules.items() if broken]
+    return problems_of(rules)
 
 
 def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt2kit.errors import problems_of
+
 _FIRST = 256
 """As many of the likeliest tokens mostly hold top_p; sorting them alone is far quicker than sorting all."""
 
@@ -42,7 +44,7 @@ def problems(rules: Rules) -> list[str]:
         f"--repetition_penalty {rules.repetition_penalty}: must be above 0": not 0 < rules.repetition_penalty < 1e6,
         f"--no_repeat_ngram_size {rules.no_repeat_ngram_size}: must not be negative": rules.no_repeat_ngram_size < 0,
     }
-    return [problem for problem, is_broken in broken.items() if is_broken]
+    return problems_of(broken)
 
 
 def restrained(logits: Tensor, rules: Rules, texts: Sequence[Sequence[int]]) -> Tensor:

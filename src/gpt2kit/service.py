@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt2kit import author, checkpoint, huggingface, run_folder
 from gpt2kit.author import Author, Piece, Wish
-from gpt2kit.errors import CheckpointError, UserError, refuse
+from gpt2kit.errors import CheckpointError, UserError, problems_of, refuse
 from gpt2kit.rules import Rules
 from gpt2kit.run_folder import Series
 from gpt2kit.writing import Precision
@@ -110,7 +110,7 @@ class Service:
             > limits.stops
             or any(len(word) > limits.stop_chars for word in wish.stop),
         }
-        return author.problems(wish) + [problem for problem, is_over in over.items() if is_over]
+        return author.problems(wish) + problems_of(over)
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:

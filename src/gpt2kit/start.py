@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from gpt2kit import checkpoint, module, transfer
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
-from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.errors import CheckpointError, UserError, problems_of
 from gpt2kit.freezing import frozen
 
 TAKEN = ("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon")
@@ -41,7 +41,7 @@ def problems(options: Mapping[str, Any]) -> list[str]:
         "model.new_vocabulary: needs model.init_from, the weights to move": options["new_vocabulary"]
         and not options["init_from"],
     }
-    return [problem for problem, broken in rules.items() if broken]
+    return problems_of(rules)
 
 
 def freeze_problems(options: Mapping[str, Any]) -> list[str]:

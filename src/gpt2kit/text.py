@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from gpt2kit import decoding, formats
-from gpt2kit.errors import DataError, refuse
+from gpt2kit.errors import DataError, problems_of, refuse
 from gpt2kit.sources import Place, Report, chunks, find_files, is_hub_dataset, suffixes
 from gpt2kit.splits import Share
 
@@ -151,7 +151,7 @@ def _problems(reader: Reader) -> list[str]:
             most is None or (type(most) is int and most >= 1)
         ),
     }
-    found = [problem for problem, broken in rules.items() if broken]
+    found = problems_of(rules)
     return found + (decoding.check_encoding(reader.encoding) if isinstance(reader.encoding, str) else [])
 
 

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from gpt2kit import tokenizer_kinds as kinds
 from gpt2kit import tokenizer_report as reports
-from gpt2kit.errors import DataError, UserError, refuse
+from gpt2kit.errors import DataError, UserError, problems_of, refuse
 from gpt2kit.sampling import Sample
 from gpt2kit.sources import Report
 from gpt2kit.splits import Share
@@ -134,7 +134,7 @@ def _check(kind: str, vocab: str | None, options: Options, sample: int | None, p
         f"--max_token_length {options.max_token_length}: must be at least 2": options.max_token_length < 2,
         f"--sample {sample}: must be at least 1": sample is not None and sample < 1,
     }
-    refuse([problem for problem, broken in rules.items() if broken])
+    refuse(problems_of(rules))
 
 
 def _documents(files: list[str], reader: Reader | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from gpt2kit import api, page
-from gpt2kit.errors import MachineError, UserError, refuse
+from gpt2kit.errors import MachineError, UserError, problems_of, refuse
 from gpt2kit.service import Service, find_models
 from gpt2kit.writing import Precision
 
@@ -52,7 +52,7 @@ def serve(
         f"--port {port}: must be from 1 to 65535": not 0 < port < 65536,
         f"--at_once {at_once}: must be at least 1": at_once < 1,
     }
-    refuse([problem for problem, is_broken in broken.items() if is_broken])
+    refuse(problems_of(broken))
     if importlib.util.find_spec("gradio") is None:
         raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
     models = find_models(ckpt_path)
