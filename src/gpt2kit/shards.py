@@ -29,7 +29,18 @@ from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
 from gpt2kit.shelf import Shelf
 from gpt2kit.splits import Share
-from gpt2kit.store import FORMAT, INDEX, JOURNAL, SOURCES, Damaged, Index, Shard, TokenStore, documents_file, shard_name
+from gpt2kit.store import (
+    FORMAT,
+    INDEX,
+    JOURNAL,
+    SOURCES,
+    Index,
+    Shard,
+    TokenStore,
+    documents_file,
+    opened,
+    shard_name,
+)
 from gpt2kit.text import Part, Place, Reader, Report
 
 Progress = Callable[[int, int], None]
@@ -104,7 +115,7 @@ def open_or_build(
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # the system drops the lock of a process that dies
-        if found := _opened(folder, say=True):
+        if found := _opened(folder, "it is built again from the text"):
             return found
         (folder / INDEX).unlink(missing_ok=True)
         build(corpus, Shelf(folder), cache_dir, progress, make)
@@ -128,18 +139,12 @@ def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress, mak
     shelf.finish(_index(corpus, shards, notes))
 
 
-def _opened(folder: Path, say: bool = False) -> TokenStore | None:
-    """The store, if it is there and sound."""
-    try:
-        store = TokenStore(folder)
-    except FileNotFoundError:
-        return None
-    except Damaged as error:
-        if say:
-            print(f"note   {error}; it is built again from the text", file=sys.stderr)
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
+def _opened(folder: Path, remedy: str = "") -> TokenStore | None:
+    """The store, if it is there and sound; used by now."""
+    store = opened(lambda: TokenStore(folder), remedy)
+    if store is not None:
+        with contextlib.suppress(OSError):
+            os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
     return store
 
 

@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +213,21 @@ class TokenStore:
     def documents_of(self, shard: Shard) -> bytes:
         """The content of the file beside a token file."""
         return (self.folder / shard.documents_name).read_bytes()
+
+
+_Store = TypeVar("_Store", bound=TokenStore)
+
+
+def opened(open_store: Callable[[], _Store], remedy: str = "") -> _Store | None:
+    """The store, if it is there and sound; of a damaged one it is said what will be done, if anything."""
+    try:
+        return open_store()
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        if remedy:
+            print(f"note   {error}; {remedy}", file=sys.stderr)
+        return None
 
 
 def damaged(folder: Path, shards: list[Shard]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,7 +12,7 @@ from gpt2kit.errors import DataError
 from gpt2kit.fetching import FULL, claimed, patiently
 from gpt2kit.shards import Corpus, Make, Progress
 from gpt2kit.shelf import Shelf
-from gpt2kit.store import INDEX, JOURNAL, Damaged, Index, Shard
+from gpt2kit.store import INDEX, JOURNAL, Index, Shard, opened
 from gpt2kit.streaming import SCRATCH, StreamedStore
 
 
@@ -35,11 +34,11 @@ def open_or_build(
     """
     key = corpus.key(scratch)
     place = f"{cache_dir.rstrip('/')}/{key}"
-    if found := _opened(place, scratch):
+    if found := opened(lambda: StreamedStore(place, scratch)):
         return found
     scratch.mkdir(parents=True, exist_ok=True)
     with FileLock(scratch / f"{key}.lock"):
-        if found := _opened(place, scratch, say=True):
+        if found := opened(lambda: StreamedStore(place, scratch), "it is made again from the text"):
             return found
         folder, release = claimed(scratch / "streamed", f"{key}-building")
         try:
@@ -54,18 +53,6 @@ def delete(place: str) -> None:
     filesystem, root = sources.filesystem_of(place)
     patiently(place, lambda: filesystem.rm_file(f"{root}/{INDEX}"), "deleted")
     patiently(place, lambda: filesystem.rm(root, recursive=True), "deleted")
-
-
-def _opened(place: str, scratch: Path, say: bool = False) -> StreamedStore | None:
-    """The store, if it is there."""
-    try:
-        return StreamedStore(place, scratch)
-    except FileNotFoundError:
-        return None
-    except Damaged as error:
-        if say:
-            print(f"note   {error}; it is made again from the text", file=sys.stderr)
-        return None
 
 
 class Upload(Shelf):
