@@ -114,11 +114,8 @@ class _Cut:
 
 def _joined(parts: list[TokenStore], shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what the parts have met, too."""
-    for left in shelf.folder.glob(".*.tmp"):
-        left.unlink()
     report = _report(parts, corpus)
-    recorded = shards.journal(shelf.folder)
-    broken = shelf.broken(recorded)
+    recorded, broken = shards.taken_up(shelf)
     parts = [part for part in parts if part.tokens]
     total = sum(part.tokens - 1 for part in parts) + 1
     made: list[Shard] = []

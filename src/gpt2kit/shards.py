@@ -97,6 +97,10 @@ class Corpus:
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
 
 
+Make = Callable[[Shelf, Corpus, Progress], tuple[list[str], list[Shard]]]
+"""Writes a store's token files to a shelf; gives notes for people and the files."""
+
+
 def open_or_build(
     corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None, make: Make | None = None
 ) -> TokenStore:
@@ -151,10 +155,7 @@ def _opened(folder: Path, remedy: str = "") -> TokenStore | None:
 def encode(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
     folder = shelf.folder
-    for left in folder.glob(".*.tmp"):
-        left.unlink()  # of a build that was killed; this one holds the lock
-    recorded = journal(folder)
-    broken = shelf.broken(recorded)
+    recorded, broken = taken_up(shelf)
     report = Report(whole=not corpus.part)
     total = sum(sources.size(path) for path in corpus.paths)
     ends: collections.deque[_End] = collections.deque()
@@ -190,6 +191,14 @@ def encode(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
     return report.lines(), shards
 
 
+def taken_up(shelf: Shelf) -> tuple[list[Shard], set[str]]:
+    """What an earlier build has finished, and the names of those files of it that are gone or damaged."""
+    for left in shelf.folder.glob(".*.tmp"):
+        left.unlink()  # of a build that was killed; this one holds the lock
+    recorded = _journal(shelf.folder)
+    return recorded, shelf.broken(recorded)
+
+
 def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
     """Raise if there was no text."""
     if not any(shard.documents for shard in shards):
@@ -198,10 +207,6 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
         split = f" for the {share.high - share.low:.3g} of it that this split takes" if share else ""
         met = f" ({'; '.join(report.lines())})" if report.met else ""
         raise DataError(f"{what}: no text in it{split}{met}. Name files that hold text")
-
-
-Make = Callable[[Shelf, Corpus, Progress], tuple[list[str], list[Shard]]]
-"""Writes a store's token files to a shelf; gives notes for people and the files."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +310,7 @@ def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
     )
 
 
-def journal(folder: Path) -> list[Shard]:
+def _journal(folder: Path) -> list[Shard]:
     """The token files that an earlier build has finished; a torn last line of the journal does not count."""
     file = folder / JOURNAL
     if not file.is_file():
