@@ -1,4 +1,5 @@
-"""An even draw of documents from a stream of unknown length, within a budget of bytes; and counts of characters."""
+"""Streams of documents: an even draw from one of unknown length, within a budget of bytes; batches; counts of
+characters."""
 
 from __future__ import annotations
 
@@ -117,6 +118,20 @@ def _moved_together(raw: bytearray, lengths: np.ndarray, kept: np.ndarray) -> by
             at += length
     del raw[to:]
     return raw
+
+
+def batched(pieces: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The pieces in lists that have so many characters, or a piece more."""
+    batch: list[str] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece)
+        if characters >= size:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:

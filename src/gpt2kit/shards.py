@@ -27,6 +27,7 @@ from gpt2kit.encoding import encoded
 from gpt2kit.encoding_gigatoken import WrongIds
 from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
+from gpt2kit.sampling import batched
 from gpt2kit.shelf import Shelf
 from gpt2kit.splits import Share
 from gpt2kit.store import (
@@ -163,7 +164,8 @@ def encode(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
     shards: list[Shard] = []
 
     def batches(some: Iterator[str]) -> Iterator[Batch]:
-        return encoded(_reported(_batched(some), report, total, progress), corpus.tokenizer, corpus.dtype, note=_note)
+        read = _reported(batched(some, BATCH), report, total, progress)
+        return encoded(read, corpus.tokenizer, corpus.dtype, note=_note)
 
     for known in recorded:
         own = itertools.islice(pieces, known.pieces)
@@ -337,16 +339,3 @@ def _reported(batches: Iterator[list[str]], report: Report, total: int, progress
     for batch in batches:
         yield batch
         progress(min(report.bytes, total or report.bytes), total)
-
-
-def _batched(pieces: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece)
-        if characters >= BATCH:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from gpt2kit.sampling import batched
 
 _BATCH = 1 << 18
 _SMALL = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 1024 * 768
@@ -66,7 +68,7 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
     probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     report.lossless = tokenizer.decode(probe, skip_special_tokens=False) == _PROBE
     counts: NDArray[np.int64] = np.zeros(max(vocabulary.values()) + 1, np.int64)
-    for batch in _batches(documents):
+    for batch in batched(documents, _BATCH):
         encoded = [found.ids for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
         decoded = tokenizer.decode_batch(encoded, skip_special_tokens=False)
         for text, ids, back in zip(batch, encoded, decoded, strict=True):
@@ -163,19 +165,6 @@ def suggest(reports: dict[str, Report]) -> str:
 def amount(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    held = 0
-    for document in documents:
-        batch.append(document)
-        held += len(document)
-        if held >= _BATCH:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def parted(text: str, back: str) -> str:
