@@ -32,7 +32,8 @@ NORMALIZERS: dict[str, Callable[[], Any]] = {
 }
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _LINE = 1 << 12
-_VOCAB_SIZE = 8192
+VOCAB_SIZE = 8192
+"""Tokens, unless a number is asked for, of the kinds that do not take as many as the text has."""
 _LONGEST_RUN = 256
 _RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_RUN + 1},}}")
 _HAN_AND_MARKS = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
@@ -80,8 +81,8 @@ def train_bytebpe(documents: Iterable[str], options: Options) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=options.vocab_size or _VOCAB_SIZE,
-        special_tokens=_added(options.specials),
+        vocab_size=options.vocab_size or VOCAB_SIZE,
+        special_tokens=added(options.specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         min_frequency=options.min_count or 0,
         max_token_length=options.max_token_length + 1,  # the library stays below it
@@ -130,7 +131,7 @@ def words(vocabulary: list[str], options: Options) -> Tokenizer:
 def train_wordpiece(documents: Iterable[str], options: Options) -> Tokenizer:
     """BERT's WordPiece: words and marks apart, Han characters one by one, what is unknown as [UNK]."""
     first = [EOS, UNKNOWN, *options.special_tokens]
-    size = options.vocab_size or _VOCAB_SIZE
+    size = options.vocab_size or VOCAB_SIZE
     tokenizer = _bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), options)
     counts = count_characters(tokenizer.normalizer.normalize_str(document) for document in documents)
     alphabet: list[str] = []
@@ -168,7 +169,7 @@ def wordpiece(vocabulary: list[str], options: Options) -> Tokenizer:
     lower = not any(token != token.lower() for token in vocabulary if token not in special)
     ids = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = _bert(models.WordPiece(ids, unk_token=UNKNOWN), options, lower)
-    tokenizer.add_special_tokens(_added([*special, *options.specials]))
+    tokenizer.add_special_tokens(added([*special, *options.specials]))
     return tokenizer
 
 
@@ -187,7 +188,7 @@ def sentencepiece_model(model_type: str, documents: Iterable[str], options: Opti
 
     # U+2581 is a space to SentencePiece, U+2585 the unknown, a tab its separator.
     first = 257 + len(options.specials)
-    size = options.vocab_size or _VOCAB_SIZE
+    size = options.vocab_size or VOCAB_SIZE
     counts = count_characters(_normalized(documents, options))
     # The alphabet is 99.95 % of the text, but at most half of the room; the rest is left to the bytes. SentencePiece's
     # own limit knows no number and refuses to leave out much, so the text is cut at what is left out.
@@ -341,11 +342,12 @@ def _bert(model: Any, options: Options, lower: bool = False) -> Tokenizer:
 def _from_bytes(tokenizer: Tokenizer, specials: list[str]) -> Tokenizer:
     """With the decoder of a byte fallback, and the special tokens."""
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(_added(specials))
+    tokenizer.add_special_tokens(added(specials))
     return tokenizer
 
 
-def _added(tokens: list[str]) -> list[AddedToken]:
+def added(tokens: list[str]) -> list[AddedToken]:
+    """As special tokens, which the normalizer leaves alone."""
     return [AddedToken(token, special=True, normalized=False) for token in tokens]
 
 

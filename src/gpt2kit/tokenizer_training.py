@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from gpt2kit import tokenizer_kinds as kinds
 from gpt2kit import tokenizer_report as reports
@@ -190,7 +190,7 @@ def _budget(kind: str, unspaced: float) -> int:
 
 def _sized(kind: str, options: Options) -> Options:
     """The options with the kind's own default of vocab_size."""
-    return options if options.vocab_size or kind in ("char", "words") else replace(options, vocab_size=8192)
+    return options if options.vocab_size or kind in ("char", "words") else replace(options, vocab_size=kinds.VOCAB_SIZE)
 
 
 def _compared(
@@ -244,7 +244,7 @@ def adopted(kind: str, vocab: str, options: Options) -> Tokenizer:
         # A GPT-2 reads the ids of the text alone: no [CLS] and [SEP] around it, nothing cut off or filled up.
         found |= {"post_processor": None, "truncation": None, "padding": None}
         tokenizer = from_plain_json(json.dumps(found), vocab)
-        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in options.specials])
+        tokenizer.add_special_tokens(kinds.added(options.specials))
         return tokenizer
     return {"wordpiece": kinds.wordpiece, "words": kinds.words}[kind](kinds.read_vocabulary(vocab), options)
 
