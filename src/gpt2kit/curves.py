@@ -168,12 +168,10 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    if x == "tokens" or panel.train == "tokens_per_s" or x == "steps":
-        thousands = EngFormatter(sep="")
-        if x in ("tokens", "steps"):
-            ax.xaxis.set_major_formatter(thousands)
-        if panel.train == "tokens_per_s":
-            ax.yaxis.set_major_formatter(thousands)
+    if x in ("tokens", "steps"):
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if panel.train == "tokens_per_s":
+        ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.train in ("lr", "tokens_per_s", "memory_gb") and not empty:
         ax.set_ylim(bottom=0)
     elif panel.train == "grad_norm" and not empty and _spread(runs) > 30:

@@ -74,7 +74,7 @@ def chosen(sums: Sums, of: str = "") -> list[tuple[int, str]]:
     """
     bits = np.divide(sums.nll, sums.bytes * np.log(2), out=np.zeros(len(sums.nll)), where=sums.bytes >= _LEAST)
     hardest = [int(n) for n in np.argsort(-bits, kind="stable")[:HARDEST] if bits[n] > 0]
-    first = [n for n in range(min(FIRST, len(bits)))]
+    first = range(min(FIRST, len(bits)))
     return [(n, "at the beginning") for n in first] + [
         (n, f"among the hardest{of and f' for {of}'}") for n in hardest if n not in first
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from gpt2kit import curves, run_folder, token_html
@@ -65,7 +65,7 @@ def page(runs: Sequence[Run], x: XAxis) -> str:
     """The whole page."""
     title = ", ".join(run.name for run in runs)
     body = "\n".join(_body(runs, x))
-    return _PAGE.format(title=_safe(title), style=token_html.STYLE, body=body)
+    return _PAGE.format(title=escape(title), style=token_html.STYLE, body=body)
 
 
 def _body(runs: Sequence[Run], x: XAxis) -> Iterator[str]:
@@ -78,14 +78,14 @@ def _body(runs: Sequence[Run], x: XAxis) -> Iterator[str]:
     yield f"<h1>{len(runs)} runs</h1>"
     names = curves.labels(runs)
     marks = (
-        f'<span><i style="background:{curves.COLOURS[n % len(curves.COLOURS)]}"></i>{_safe(name)}</span>'
+        f'<span><i style="background:{curves.COLOURS[n % len(curves.COLOURS)]}"></i>{escape(name)}</span>'
         for n, name in enumerate(names)
     )
     yield f'<p class="legend">{"".join(marks)}</p>'
     yield from _curves(runs, x)
     for run in runs:
         yield from _head(run, "h2")
-        yield f"<details><summary>Text, settings, samples, tests of {_safe(run.name)}</summary>"
+        yield f"<details><summary>Text, settings, samples, tests of {escape(run.name)}</summary>"
         yield from _rest(run)
         yield "</details>"
 
@@ -99,8 +99,8 @@ def _head(run: Run, level: str) -> Iterator[str]:
         f"begun {began[:16].replace('T', ' ')}" if began else "",
         f"resumed {resumes} times" if resumes > 1 else "resumed once" if resumes == 1 else "",
     ]
-    yield f"<{level}>{_safe(run.name)}</{level}>"
-    yield f'<p class="soft">{_safe("; ".join(part for part in told if part))}</p>'
+    yield f"<{level}>{escape(run.name)}</{level}>"
+    yield f'<p class="soft">{escape("; ".join(part for part in told if part))}</p>'
     yield f'<div class="cards">{"".join(_cards(run))}</div>'
 
 
@@ -181,7 +181,7 @@ def _samples(text: str) -> Iterator[str]:
     ends = [*(head.start() for head in heads[1:]), len(text)]
     for number, (head, end) in enumerate(reversed([*zip(heads, ends, strict=True)])):
         title, _, rest = text[head.start() : end].partition("\n")
-        yield f"<details{' open' * (number == 0)}><summary>{_safe(title.removeprefix('## '))}</summary>"
+        yield f"<details{' open' * (number == 0)}><summary>{escape(title.removeprefix('## '))}</summary>"
         prompt = ""
         for block in re.split(r"\n(?=[^ \n])", rest):
             first, _, body = block.strip("\n").partition("\n")
@@ -193,9 +193,9 @@ def _samples(text: str) -> Iterator[str]:
             if lines and any(lines):
                 whole = "\n".join(lines)
                 told = (
-                    f"<b>{_safe(prompt)}</b>{_safe(whole[len(prompt) :])}"
+                    f"<b>{escape(prompt)}</b>{escape(whole[len(prompt) :])}"
                     if prompt and whole.startswith(prompt)
-                    else _safe(whole)
+                    else escape(whole)
                 )
                 yield f'<pre class="text" dir="auto">{told}</pre>'
         yield "</details>"
@@ -211,7 +211,7 @@ def _tests(found: Any) -> Iterator[str]:
     row, text = rows[0], found.get("text") or {}
     size = f"{_number(text.get('documents'), '{:,}')} documents, {_number(text.get('bytes'), '{:,}')} bytes"
     files = ", ".join(map(str, text.get("files") or []))
-    yield f'<h2>Test</h2><p class="soft">{_safe(files)}: {size}; checkpoint {_safe(str(row.get("file", "")))}</p>'
+    yield f'<h2>Test</h2><p class="soft">{escape(files)}: {size}; checkpoint {escape(str(row.get("file", "")))}</p>'
     intervals = row.get("interval_95") or {}
     cells = [["figure", "", "95 % interval"]]
     for name, words in _TESTED:
@@ -220,7 +220,7 @@ def _tests(found: Any) -> Iterator[str]:
         cells.append([words, _number(row.get(name), "{:,.4f}"), between])
     yield _table(cells, {1})
     for note in found.get("notes") or []:
-        yield f'<p class="soft">{_safe(str(note))}</p>'
+        yield f'<p class="soft">{escape(str(note))}</p>'
     yield from _passages(found.get("passages"))
 
 
@@ -252,7 +252,7 @@ def _text(text: Mapping[str, Any]) -> Iterator[str]:
         cells.append([split, *counts, f"{ratio:.2f}", f"{of.get('duplicates', 0):,}", named])
     yield _table(cells, {1, 2, 3, 4, 5})
     for note in text.get("notes") or []:
-        yield f'<p class="soft">{_safe(str(note))}</p>'
+        yield f'<p class="soft">{escape(str(note))}</p>'
 
 
 def _settings(run: Run) -> Iterator[str]:
@@ -280,7 +280,7 @@ def _settings(run: Run) -> Iterator[str]:
     if cells:
         yield "<h2>Settings and machine</h2>" + _table(cells, set())
     if config := run_folder.read_text(run.folder / run_folder.CONFIG):
-        yield f"<details><summary>{run_folder.CONFIG}, whole</summary><pre>{_safe(config)}</pre></details>"
+        yield f"<details><summary>{run_folder.CONFIG}, whole</summary><pre>{escape(config)}</pre></details>"
 
 
 def _again(run: Run) -> Iterator[str]:
@@ -296,7 +296,7 @@ def _again(run: Run) -> Iterator[str]:
     for split, of in (text.get("splits") or {}).items():
         cells.append([f"{split} text", str(of.get("fingerprint"))])
     cells.append(["tokenizer", str(text.get("tokenizer"))])
-    yield f'<h2>Do it again</h2><pre class="wrap">{_safe(chr(10).join(lines))}</pre>'
+    yield f'<h2>Do it again</h2><pre class="wrap">{escape(chr(10).join(lines))}</pre>'
     yield '<p class="soft">With the same text, tokenizer and versions. Long numbers are SHA-256 of what was read.</p>'
     yield _table(cells, set())
 
@@ -312,13 +312,9 @@ def _table(cells: list[list[str]], numbers: set[int]) -> str:
     for number, row in enumerate(cells):
         kind = "th" if number == 0 and numbers else "td"
         marks = (' class="number"' if place in numbers else "" for place in range(len(row)))
-        rows.append("".join(f"<{kind}{mark}>{_safe(cell)}</{kind}>" for mark, cell in zip(marks, row, strict=True)))
+        rows.append("".join(f"<{kind}{mark}>{escape(cell)}</{kind}>" for mark, cell in zip(marks, row, strict=True)))
     return f'<div class="wide"><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>'
 
 
 def _number(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, int | float) else ""
-
-
-def _safe(text: str) -> str:
-    return html.escape(text)
