@@ -166,8 +166,7 @@ class Author:
                 i = place[id(chosen.text)]
                 if chosen.token == self.eos:
                     end = "form" if wish.form else "document"
-                    given = stops[i].push(_complete(streams[i].flush()))
-                    given += "" if stops[i].met else stops[i].flush()
+                    given = stops[i].push(_complete(streams[i].flush())) + stops[i].flush()
                 else:
                     given, end = stops[i].push(streams[i].push(chosen.token)), ""
                 if stops[i].met:
@@ -177,8 +176,8 @@ class Author:
             self._told_of_context(writer.reader.slid)
         for text in writer.texts:
             i = place[id(text)]
-            given = stops[i].push(_complete(streams[i].flush()))
-            yield Piece(*jobs[i], given + ("" if stops[i].met else stops[i].flush()), "length", len(text.new))
+            given = stops[i].push(_complete(streams[i].flush())) + stops[i].flush()
+            yield Piece(*jobs[i], given, "length", len(text.new))
 
     def _beams(
         self,
@@ -194,8 +193,7 @@ class Author:
             for sample, best in enumerate(found[: wish.num_samples]):
                 stops = pieces.Stops(wish.stop)
                 parts = pieces.whole_characters(self.tokenizer, best.text.new, starts[i][1:])
-                given = stops.push(_complete("".join(parts)))
-                given += "" if stops.met else stops.flush()
+                given = stops.push(_complete("".join(parts))) + stops.flush()
                 end = "stop" if stops.met else "document" if best.ended else "length"
                 yield Piece(i, sample, given, end, len(best.text.new))
 

@@ -106,7 +106,7 @@ class Stops:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What has waited in vain."""
+        """What has waited in vain; after `met` nothing."""
         held, self._held = self._held, ""
         return held
 
