@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit import (
     checkpoint,
@@ -58,7 +57,6 @@ from gpt2kit.engine import (
 )
 from gpt2kit.errors import DivergedError, MachineError, UserError, refuse
 from gpt2kit.flops import flops_per_token
-from gpt2kit.fsdp import FSDP
 from gpt2kit.horizon import TimeHorizon
 from gpt2kit.limits import callback_problems, config_problems, interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.loggers import Board, RunCSV
@@ -68,13 +66,6 @@ from gpt2kit.options import add_options, as_list, first_words, make_trainer, wit
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
 from gpt2kit.shape import shape_problems
-
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "fsdp": FSDP,
-    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # else DDP holds each gradient twice
-}
-"""What `trainer.strategy` means here, where Lightning means something else by it (FSDP1), or something larger."""
-
 
 class DurableConfig(SaveConfigCallback):
     """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
@@ -271,8 +262,6 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = self._loggers(config["default_root_dir"] or ".", config["logger"])
         kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
         launch.free_port_if_taken()
-        if config["strategy"] in STRATEGIES:
-            kwargs["strategy"] = STRATEGIES[config["strategy"]]()
         trainer = super().instantiate_trainer(**kwargs)
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         multiply_fast(trainer.strategy.root_device, self._precision.value)
@@ -359,10 +348,7 @@ class TrainCLI(LightningCLI):
     def _trial_options(self) -> dict[str, Any]:
         """Of a trainer that trains like the run's, and leaves nothing behind."""
         options = {**dict(self.config_init.trainer), **trial.OPTIONS, "precision": self._precision.value}
-        options["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
-        if options["strategy"] in STRATEGIES:
-            options["strategy"] = STRATEGIES[options["strategy"]]()
-        return options
+        return options | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
 
     def find_rate(self) -> None:
         """Look for a learning rate."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit.engine import Precision
+from gpt2kit.fsdp import FSDP
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "fsdp": FSDP,
+    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # else DDP holds each gradient twice
+}
+"""What `trainer.strategy` means here, where Lightning means something else by it (FSDP1), or something larger."""
 
 
 def make_trainer(
@@ -39,6 +48,8 @@ def make_trainer(
         {} if fast else {"max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
     )
     kwargs.update(endless)
+    if kwargs["strategy"] in STRATEGIES:
+        kwargs["strategy"] = STRATEGIES[kwargs["strategy"]]()
     return pl.Trainer(precision=precision if precision != "auto" else None, **kwargs)
 
 
