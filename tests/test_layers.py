@@ -23,8 +23,8 @@ ROWS = [
         "attention loss data module memory weights huggingface checkpoint fsdp",
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",
-        "position loggers samples limits epoch_exports callbacks baseline ranks resume horizon verify facts trial plan"
-        " find service api page web options earlier",
+        "position loggers samples limits epoch_exports callbacks baseline ranks resume horizon verify facts options"
+        " trial plan find service api page web earlier",
         "cli",
     )
 ]

@@ -334,15 +334,14 @@ class TrainCLI(LightningCLI):
 
     def planned_facts(self) -> facts.Facts:
         """What the run would be, after some steps of it on a trainer of their own."""
-        trainer, data, gpt2, watch = self.trainer, self.datamodule, self.model, trial.Stopwatch()
+        trainer, data, gpt2 = self.trainer, self.datamodule, self.model
         found = self._record.facts
         adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
         found["run"] |= {"done": checkpoint.step_of(self.resumed) if self.resumed else 0, "max_time": self._max_time}
         found["memory"] = facts.memory_facts(trainer, data, gpt2)
         found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
         limit = self.config_init.trainer["limit_val_batches"]
-        options = self._trial_options() | {"callbacks": [watch]}
-        found["trial"] = trial.measure(make_trainer(**options), watch, data, gpt2, found, limit)
+        found["trial"] = trial.measure(self._trial_options(), data, gpt2, found, limit)
         return found
 
     def _trial_options(self) -> dict[str, Any]:
@@ -352,7 +351,7 @@ class TrainCLI(LightningCLI):
 
     def find_rate(self) -> None:
         """Look for a learning rate."""
-        find.rate(make_trainer, self._trial_options(), self.datamodule, self.model)
+        find.rate(self._trial_options(), self.datamodule, self.model)
 
 
 def main(args: list[str]) -> None:

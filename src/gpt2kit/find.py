@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from gpt2kit.data import TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.module import GPT2Module
+from gpt2kit.options import make_trainer
 
 STEPS, LOW, HIGH = 100, 1e-2, 1e2
 """Optimizer steps of a search for a rate, and the factors of the configured rates between which it goes."""
@@ -97,9 +98,7 @@ def factor(step: int, _: int = STEPS) -> float:
     return float(LOW * (HIGH / LOW) ** (min(step, STEPS - 1) / (STEPS - 1)))
 
 
-def rate(
-    make_trainer: Callable[..., pl.Trainer], options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module
-) -> None:
+def rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module) -> None:
     """Train some steps at rising rates; print the losses, and where they fall and lie best. Changes the weights."""
     watch = Rising()
     gpt2.schedule = factor  # type: ignore[assignment]

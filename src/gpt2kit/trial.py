@@ -16,6 +16,7 @@ from gpt2kit.data import TextDataModule
 from gpt2kit.facts import Facts
 from gpt2kit.flops import flops_per_token
 from gpt2kit.module import GPT2Module
+from gpt2kit.options import make_trainer
 
 _STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
 """Optimizer steps and validation batches, and seconds after which no other step is begun."""
@@ -66,20 +67,18 @@ class Stopwatch(Callback):
 
 
 def measure(
-    trainer: pl.Trainer,
-    watch: Stopwatch,
-    data: TextDataModule,
-    gpt2: GPT2Module,
-    facts: Facts,
-    limit: int | float | None,
+    options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module, facts: Facts, limit: int | float | None
 ) -> Facts:
     """Times, speed and memory of the trial, and what the whole run will take at this pace. The weights are changed.
 
-    `limit`: of the batches in a validation, by number or share, as the user has set it.
+    `options`: of the trial's trainer; `limit`: of the batches in a validation, by number or share, as the user has set
+    it.
     """
     room, run = facts["memory"], facts["run"]
     if room["free"] is not None and room["total"] > room["free"]:
         return {"why_not": "it would not fit into memory"}
+    watch = Stopwatch()
+    trainer = make_trainer(**options | {"callbacks": [watch]})
     most = run["steps"] or _MANY
     trainer.fit_loop.epoch_loop.max_steps = most
     trainer.val_check_interval = most * trainer.accumulate_grad_batches + 1
