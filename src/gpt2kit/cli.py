@@ -12,7 +12,6 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +246,7 @@ class TrainCLI(LightningCLI):
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        longest = None if only_time(config) else _duration(seconds)
+        longest = None if only_time(config) else seconds
         saver = ExactResume(every, self.config.save_top_k, longest, self.override, settings)
         self.ranks.settings, self.ranks.resumed = settings, self.resumed
         self._record = facts.Record(settings)
@@ -427,7 +426,3 @@ def _last_good(cli: TrainCLI | None) -> str:
     folder = cli.trainer.log_dir if cli else None
     newest = next(iter(checkpoint.checkpoints(Path(folder))), None) if folder else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-
-
-def _duration(seconds: float | None) -> timedelta | None:
-    return None if seconds is None else timedelta(seconds=seconds)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class ExactResume(Checkpoint):
         every: optimizer steps between checkpoints; there is one after each validation and at the end as well. None:
             no checkpoints.
         save_top_k: how many with the lowest validation loss are kept besides the two newest.
-        max_time: stop, saved, at the first step's end after so long.
+        max_seconds: stop, saved, at the first step's end after so long.
         override: on resume, take the optimizer's settings from the config and not from the checkpoint.
         settings: the resolved config as plain types, to be stored in each checkpoint.
     """
@@ -49,11 +48,11 @@ class ExactResume(Checkpoint):
         self,
         every: int | None,
         save_top_k: int = 1,
-        max_time: timedelta | None = None,
+        max_seconds: float | None = None,
         override: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self.every, self.save_top_k, self.max_time, self.override = every, save_top_k, max_time, override
+        self.every, self.save_top_k, self.max_seconds, self.override = every, save_top_k, max_seconds, override
         self.settings = settings or {}
         self._signal = 0
         self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what the ranks agreed on a step ago
@@ -167,7 +166,7 @@ class ExactResume(Checkpoint):
     def _between_steps(self, trainer: pl.Trainer) -> None:
         """Save if it is time, and leave if somebody has asked to."""
         step = trainer.global_step
-        over = self.max_time is not None and time.monotonic() - self._started >= self.max_time.total_seconds()
+        over = self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
         stop, late = self._agreed(trainer, self._signal, int(over))
         due = self.every is not None and step % self.every == 0
         if step and (stop or late or due or self._validated[0] == step):
