@@ -160,7 +160,7 @@ class TrainCLI(LightningCLI):
                 with command.explained(parser):
                     parser.parse_args(args)
         self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
-        folder = earlier.run_of(self.resumed)
+        folder = runs.run_of(self.resumed)
         config_file = folder / run_folder.CONFIG if folder else None
         own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
         with command.explained(parser):
@@ -276,7 +276,7 @@ class TrainCLI(LightningCLI):
         theirs = [logger for logger in as_list(wanted) if isinstance(logger, Logger)]
         if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in theirs):
             return theirs
-        run = earlier.run_of(self.resumed) if self.resumed else None
+        run = runs.run_of(self.resumed) if self.resumed else None
         if run is None:
             board = Board(root, name=runs.LOGS)
             return [board, RunCSV(root, name=runs.LOGS, version=board.version), *theirs]
@@ -316,7 +316,7 @@ class TrainCLI(LightningCLI):
         folder = trainer.log_dir  # asks all ranks
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
         if trainer.is_global_zero and not self.planned:
-            if self.resumed and (run := earlier.run_of(self.resumed)):
+            if self.resumed and (run := runs.run_of(self.resumed)):
                 earlier.say_other_choices(run_folder.starts(run), found["start"])
             plan.show(plan.opening(found), sys.stderr)
 

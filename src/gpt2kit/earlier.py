@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -11,11 +10,6 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from gpt2kit import facts, runs
 from gpt2kit.engine import ASKED
 from gpt2kit.options import as_list
-
-
-def run_of(file: Path) -> Path | None:
-    """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
-    return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
 def settle(config: Any, saved: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit import files as durable
-from gpt2kit import heatmap, report, run_folder, scoring, subjects
+from gpt2kit import heatmap, report, run_folder, runs, scoring, subjects
 from gpt2kit.copies import Copies, compare, describe
 from gpt2kit.errors import DataError, UserError, problems_of, refuse
 from gpt2kit.heatmap import Passage
@@ -283,8 +283,8 @@ def _keep(
     options: Options,
 ) -> None:
     """Leave the figures of a run's checkpoint in the run's folder, for plot.py's report; not those of a quick look."""
-    run = file.parent.parent
-    if text["partial"] or file.parent.name != "checkpoints" or not (run / run_folder.METRICS).is_file():
+    run = runs.run_of(file)
+    if text["partial"] or run is None or not (run / run_folder.METRICS).is_file():
         return
     shown = [dataclasses.asdict(passage) for passage in passages]
     with contextlib.suppress(OSError):  # someone else's run

@@ -27,6 +27,11 @@ _FREE_TO_CHANGE = {
 """Settings in which two starts of one run may differ; all others of `data` and `model` tell runs apart."""
 
 
+def run_of(file: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
+    return file.parent.parent if file.parent.name == "checkpoints" else None
+
+
 def claim(run: Path) -> FileLock:
     """Keep every other process out of the folder until this one ends, however it ends."""
     run.mkdir(parents=True, exist_ok=True)
