@@ -23,7 +23,6 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from gpt2kit import (
     checkpoint,
@@ -33,6 +32,7 @@ from gpt2kit import (
     files,
     find,
     launch,
+    loggers,
     parts,
     plan,
     run_folder,
@@ -58,7 +58,6 @@ from gpt2kit.errors import DivergedError, MachineError, UserError, refuse
 from gpt2kit.flops import flops_per_token
 from gpt2kit.horizon import TimeHorizon
 from gpt2kit.limits import callback_problems, config_problems, interval_steps, needs_steps, only_time, total_steps
-from gpt2kit.loggers import Board, RunCSV
 from gpt2kit.lora import adapt
 from gpt2kit.module import GPT2Module
 from gpt2kit.options import add_options, as_list, first_words, make_trainer, without_find
@@ -258,7 +257,9 @@ class TrainCLI(LightningCLI):
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] is not False:
-            kwargs["logger"] = self._loggers(config["default_root_dir"] or ".", config["logger"])
+            kwargs["logger"] = loggers.of_run(
+                config["default_root_dir"] or ".", as_list(config["logger"]), self.resumed
+            )
         kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
         launch.free_port_if_taken()
         trainer = super().instantiate_trainer(**kwargs)
@@ -267,22 +268,6 @@ class TrainCLI(LightningCLI):
         if not config["fast_dev_run"]:
             self._limit(trainer, config)
         return trainer
-
-    def _loggers(self, root: str, wanted: object) -> list[Any]:
-        """TensorBoard and CSV in one folder, a new one, or that of the run that is resumed; then the user's own.
-
-        One of theirs that has a folder for the run (TensorBoard, CSV) takes the place of ours.
-        """
-        theirs = [logger for logger in as_list(wanted) if isinstance(logger, Logger)]
-        if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in theirs):
-            return theirs
-        run = runs.run_of(self.resumed) if self.resumed else None
-        if run is None:
-            board = Board(root, name=runs.LOGS)
-            return [board, RunCSV(root, name=runs.LOGS, version=board.version), *theirs]
-        place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
-        step = checkpoint.step_of(self.resumed) if self.resumed else 0
-        return [Board(**place, purge_step=step + 1), RunCSV(**place), *theirs]
 
     def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""

@@ -12,7 +12,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gpt2kit import files
+from gpt2kit import checkpoint, files, runs
 
 GROUPS = {
     "train_loss": "loss/train",
@@ -88,6 +88,22 @@ class _KeepingWriter(ExperimentWriter):
         writer.writeheader()
         writer.writerows(rows)
         files.write_text(path, text.getvalue())
+
+
+def of_run(root: str, wanted: list[Any], resumed: Path | None) -> list[Logger]:
+    """TensorBoard and CSV in one folder, a new one, or that of the run that is resumed; then the user's own.
+
+    One of theirs that has a folder for the run (TensorBoard, CSV) takes the place of ours.
+    """
+    theirs = [logger for logger in wanted if isinstance(logger, Logger)]
+    if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in theirs):
+        return theirs
+    run = runs.run_of(resumed) if resumed else None
+    if resumed is None or run is None:
+        board = Board(root, name=runs.LOGS)
+        return [board, RunCSV(root, name=runs.LOGS, version=board.version), *theirs]
+    place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
+    return [Board(**place, purge_step=checkpoint.step_of(resumed) + 1), RunCSV(**place), *theirs]
 
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
