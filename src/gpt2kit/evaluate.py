@@ -18,6 +18,7 @@ from gpt2kit import files as durable
 from gpt2kit import heatmap, report, run_folder, runs, scoring, subjects
 from gpt2kit.copies import Copies, compare, describe
 from gpt2kit.errors import DataError, UserError, problems_of, refuse
+from gpt2kit.flops import parameter_count
 from gpt2kit.heatmap import Passage
 from gpt2kit.module import GPT2Module
 from gpt2kit.per_document import Sums
@@ -209,17 +210,11 @@ def _result(one: Subject, gpt2: GPT2Module, sums: Sums, windows: Windows, trip: 
         (windows.least_context, windows.context),
         windows.stride,
         int(gpt2.shape["vocab_size"]),
-        sum(parameter.numel() for parameter in gpt2.parameters()) - _filling(gpt2),
+        parameter_count(gpt2.shape, gpt2.model),
         trip,
         one.append_eos,
         gpt2.document_start is not None,
     )
-
-
-def _filling(gpt2: GPT2Module) -> int:
-    """Parameters of embedding rows that are no tokens."""
-    rows: int = gpt2.model.transformer.wte.num_embeddings
-    return (rows - int(gpt2.shape["vocab_size"])) * int(gpt2.shape["n_embd"])
 
 
 def _copies(gpt2: GPT2Module, one: Subject, store: TokenStore, text: Text, options: Options) -> Copies:

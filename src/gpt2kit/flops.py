@@ -1,4 +1,4 @@
-"""The arithmetic of a training step: FLOPs of a token, by a model's shape and by what of it is trained."""
+"""The arithmetic of a model: its parameters, and FLOPs of a token, by its shape and by what of it is trained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
+
+def parameter_count(shape: Mapping[str, Any], model: Any) -> int:
+    """Parameters of a GPT2LMHeadModel, those of embedding rows that are no tokens left out."""
+    filling = (model.transformer.wte.num_embeddings - shape["vocab_size"]) * shape["n_embd"]
+    return int(sum(parameter.numel() for parameter in model.parameters()) - filling)
 
 
 def flops_per_token(shape: Mapping[str, Any], model: Any = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt2kit.checkpoint import Opened
+from gpt2kit.flops import parameter_count
 from gpt2kit.huggingface import HUB
 from gpt2kit.tokenizer import eos_id, fingerprint
 
@@ -69,13 +70,11 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
 
 def _rows(opened: Opened, start: dict[str, Any] | None, dtype: str) -> list[tuple[str, str | None]]:
     facts, shape = opened.facts, opened.module.shape
-    count = sum(p.numel() for p in opened.module.parameters())
-    unused = opened.module.model.transformer.wte.weight.shape[0] - shape["vocab_size"]
     seen, text = _number(facts, "tokens_seen"), _number(facts, "train_tokens")
     bits = _number(facts, "val_bpb")
     began = " ".join(str(start.get("from")).removeprefix(HUB).rstrip("/").split()).split("/")[-2:] if start else []
     return [
-        ("parameters", f"{count - unused * shape['n_embd']:,}, as {dtype}"),
+        ("parameters", f"{parameter_count(shape, opened.module.model):,}, as {dtype}"),
         ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),
         ("context", f"{shape['n_positions']:,} tokens"),
         ("vocabulary", f"{shape['vocab_size']:,} pieces, tokenizer {fingerprint(opened.tokenizer)[:12]}"),
