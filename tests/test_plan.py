@@ -156,7 +156,7 @@ def test_the_pace_leaves_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_smoothed_loss_starts_without_bias() -> None:
-    smoothed = Smoothed()
+    smoothed = Smoothed(0.9)
     assert smoothed.of(4.0) == 4.0 and 3.0 < smoothed.of(3.0) < 4.0
 
 

@@ -24,7 +24,6 @@ from gpt2kit.module import exact, log_every
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
 from gpt2kit.samples import TextSamples as TextSamples
 
-_SMOOTH = 0.9
 _WARM = 3
 """Steps from which a pace foretells something."""
 
@@ -162,7 +161,7 @@ class Bar(ProgressBar):
         super().__init__()
         self._bar: tqdm[Any] | None = None
         self._enabled = True
-        self._loss = Smoothed()
+        self._loss = Smoothed(0.9)
 
     def disable(self) -> None:
         self._enabled = False
@@ -219,15 +218,20 @@ _FORMS: dict[str, Callable[[float], str]] = {
 
 
 class Smoothed:
-    """A mean in which older values count less and less; the first value is its own mean."""
+    """A mean in which older values count less and less; the first value is its own mean.
 
-    def __init__(self) -> None:
+    Args:
+        keep: what a value counts for, as a share, when the next one has come.
+    """
+
+    def __init__(self, keep: float) -> None:
+        self._keep = keep
         self._sum = self._weight = 0.0
 
     def of(self, value: float) -> float:
         """The mean with one value more."""
-        self._sum = _SMOOTH * self._sum + value
-        self._weight = _SMOOTH * self._weight + 1
+        self._sum = self._keep * self._sum + value
+        self._weight = self._keep * self._weight + 1
         return self._sum / self._weight
 
 

@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from gpt2kit.callbacks import Smoothed
 from gpt2kit.data import TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.module import GPT2Module
@@ -117,14 +118,9 @@ def rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module) -> Non
     )
 
 
-def smoothed(losses: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Running means, corrected for their beginning."""
-    found: list[float] = []
-    mean = 0.0
-    for step, loss in enumerate(losses, start=1):
-        mean = weight * mean + (1 - weight) * loss
-        found.append(mean / (1 - weight**step))
-    return found
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Running means."""
+    return list(map(Smoothed(0.8).of, losses))
 
 
 def steepest(losses: Sequence[float]) -> int:
