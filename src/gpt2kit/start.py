@@ -19,6 +19,7 @@ from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
 from gpt2kit.errors import CheckpointError, UserError, problems_of
 from gpt2kit.freezing import frozen
+from gpt2kit.streaming import SCRATCH
 
 TAKEN = ("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon")
 """Options of the model that its weights decide."""
@@ -87,7 +88,7 @@ def unsaid(config: Any, usual: Any) -> set[str]:
 
 def kept(tokenizer: Tokenizer, cache_dir: str) -> str:
     """The folder that a checkpoint's tokenizer is kept in, so that the run's config names one."""
-    root = Path(".cache/gpt2kit") if "://" in cache_dir else Path(cache_dir)
+    root = SCRATCH if "://" in cache_dir else Path(cache_dir)
     folder = root / "tokenizers" / tokenizers.fingerprint(tokenizer)[:24]
     if not (folder / "tokenizer.json").is_file():
         tokenizers.save(tokenizer, folder)
