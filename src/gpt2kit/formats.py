@@ -7,7 +7,6 @@ pieces of about LONG characters; a CSV row is held whole, up to ROW characters; 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from gpt2kit.decoding import unix
 from gpt2kit.errors import DataError
+from gpt2kit.json_stream import BLANKS, SPACES, Broken, Stream, Wrong, long_text, parsed
 from gpt2kit.sources import Place, Report, missing, seekable
 
 Record = str | Iterator[str]
@@ -25,38 +25,25 @@ LONG = 1 << 22
 ROW = 1 << 26
 """Characters that a row of a CSV file may have."""
 
-_SPACES = re.compile(r"[ \t\r\n]*")
-_BLANKS = re.compile(r"[ \t\r]*")
-_STRING = re.compile(r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
-_HIGH = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
-_SCALAR = re.compile(r'[^\s"\[\]{},:]+')
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class _Broken(ValueError):
-    """Not JSON; what follows in the same record means nothing."""
-
-
-class _Wrong(ValueError):
-    """JSON, but no text in it where it should be: the reason, and a detail."""
 
 
 def json_lines(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[Record]:
     """The records of a file with a JSON value a line; blank lines do not count."""
-    stream = _Stream(text, _BLANKS)
+    stream = Stream(text, BLANKS)
     number = 0
     while (line := stream.line(LONG)) != "":
         number += 1
         where = f"{place} line {number}"
         if line is None:
             report.records += 1
-            yield _guarded(_checked(unix(_long(stream, name)), where, replace, report), where, report, stops=False)
+            yield _guarded(_checked(unix(long_text(stream, name)), where, replace, report), where, report, stops=False)
             stream.skip_line()
         elif not line.isspace():
             report.records += 1
             try:
-                record = _text_of(_parsed(line), name)
-            except (_Broken, _Wrong) as error:
+                record = _text_of(parsed(line), name)
+            except (Broken, Wrong) as error:
                 report.bad_record(where, *error.args)
                 continue
             yield from _sound(record, where, replace, report)
@@ -64,7 +51,7 @@ def json_lines(text: Iterator[str], place: Place, name: str, replace: bool, repo
 
 def json_list(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[Record]:
     """The records of a file that is one JSON list, read item by item; broken JSON always stops."""
-    stream = _Stream(text, _SPACES)
+    stream = Stream(text, SPACES)
     if stream.peek() != "[":
         raise DataError(f"{place}: not a JSON list. Name it .jsonl if each line is a record")
     stream.at += 1
@@ -83,17 +70,17 @@ def json_list(text: Iterator[str], place: Place, name: str, replace: bool, repor
                     yield from _sound(_text_of(value, name), where, replace, report)
                 else:
                     yield _guarded(
-                        _checked(unix(_long(stream, name)), where, replace, report), where, report, stops=True
+                        _checked(unix(long_text(stream, name)), where, replace, report), where, report, stops=True
                     )
-            except _Wrong as error:
+            except Wrong as error:
                 report.bad_record(where, *error.args)
             separator = stream.peek()
             if separator not in (",", "]"):
-                raise _Broken("not JSON", f"{separator!r} after it" if separator else "the list does not end")
+                raise Broken("not JSON", f"{separator!r} after it" if separator else "the list does not end")
             stream.at += 1
             if separator == "]":
                 return
-    except _Broken as error:
+    except Broken as error:
         why = " ".join(f"({part})" if index else part for index, part in enumerate(error.args))
         raise DataError(f"{place} line {stream.line_number()}, item {number}: {why}. Mend the file") from None
 
@@ -102,7 +89,7 @@ def csv_rows(
     text: Iterator[str], place: Place, name: str, delimiter: str, replace: bool, report: Report
 ) -> Iterator[Record]:
     """One column of a file with a header; rows with other cells than the header has are bad."""
-    stream = _Stream(text, _BLANKS)
+    stream = Stream(text, BLANKS)
 
     def lines() -> Iterator[str]:
         number = 0
@@ -194,178 +181,21 @@ def hub_rows(url: str, name: str, replace: bool, report: Report) -> Iterator[Rec
         where = f"{url} row {number}"
         try:
             record = _text_of(row, name)
-        except _Wrong as error:
+        except Wrong as error:
             report.bad_record(where, *error.args)
             continue
         yield from _sound(record, where, replace, report)
-
-
-class _Stream:
-    """Text that is looked at a little ahead; what was consumed is dropped."""
-
-    def __init__(self, pieces: Iterator[str], spaces: re.Pattern[str]) -> None:
-        self._pieces, self._spaces = pieces, spaces
-        self.text, self.at = "", 0
-        self._lines = 1
-
-    def more(self) -> bool:
-        """Add the next piece to what is held; whether there was one."""
-        piece = next(self._pieces, "")
-        self._lines += self.text.count("\n", 0, self.at)
-        self.text, self.at = self.text[self.at :] + piece, 0
-        return bool(piece)
-
-    def line_number(self) -> int:
-        return self._lines + self.text.count("\n", 0, self.at)
-
-    def peek(self) -> str:
-        """The next character that is no space, not consumed; nothing at the end."""
-        while True:
-            self.at = self._spaces.match(self.text, self.at).end()  # type: ignore[union-attr]
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.more():
-                return ""
-
-    def line(self, limit: int) -> str | None:
-        """The next line with its end, consumed; nothing at the end; None if it is longer than the limit."""
-        searched = self.at
-        while (end := self.text.find("\n", searched)) < 0:
-            if len(self.text) - self.at > limit:
-                return None
-            searched = len(self.text) - self.at  # where it will be once the consumed text is dropped
-            if not self.more():
-                line, self.at = self.text[self.at :], len(self.text)
-                return line
-        line, self.at = self.text[self.at : end + 1], end + 1
-        return line
-
-    def skip_line(self) -> None:
-        while (end := self.text.find("\n", self.at)) < 0:
-            self.at = len(self.text)
-            if not self.more():
-                return
-        self.at = end + 1
-
-    def value(self, limit: int) -> tuple[bool, object]:
-        """The next JSON value, consumed; (False, None), with nothing consumed, if it is longer than the limit."""
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text):
-                    self.at = end
-                    return True, value
-                if not self.more():  # else: a number at the end of what is held may go on
-                    self.at = len(self.text)
-                    return True, value
-            except RecursionError:
-                raise _Broken("not JSON", "nested too deep") from None
-            except ValueError as error:
-                if len(self.text) - self.at > limit:
-                    return False, None
-                if not self.more():
-                    raise _Broken("not JSON", str(error).split(":")[0]) from None
-
-    def string(self) -> Iterator[str]:
-        """The pieces of a JSON string; its opening quote is the next character."""
-        self.at += 1
-        while True:
-            end = _STRING.match(self.text, self.at).end()  # type: ignore[union-attr]
-            raw = self.text[self.at : end]
-            closed = self.text[end : end + 1] == '"'
-            if not closed and (high := _HIGH.search(raw)):  # the other half of the pair may follow
-                end, raw = self.at + high.start(), raw[: high.start()]
-            if raw:
-                yield json.loads(f'"{raw}"')
-            self.at = end + closed
-            if closed:
-                return
-            rest = len(self.text) - self.at
-            if (rest >= 12 or (rest and self.text[self.at] < " ")) or not self.more():
-                raise _Broken("not JSON", "a string that does not end, or a bad character in it")
-
-
-_DECODER = json.JSONDecoder()
-
-
-def _long(stream: _Stream, name: str) -> Iterator[str]:
-    """The pieces of the text of a value that is too long to be held; the stream is left behind the value."""
-    first = stream.peek()
-    if first == '"':
-        yield from stream.string()
-        return
-    if first != "{":
-        _skip(stream)
-        raise _Wrong(f"a {'list' if first == '[' else 'value'}, neither text nor an object")
-    wrong: tuple[str, ...] | None = (f"no field {name!r}", "see reader.field")
-    stream.at += 1
-    while stream.peek() != "}":
-        if stream.peek() != '"':
-            raise _Broken("not JSON", "a key is missing")
-        key = ""
-        for piece in stream.string():
-            key += piece[: len(name) + 1] if len(key) <= len(name) else ""
-        if stream.peek() != ":":
-            raise _Broken("not JSON", "':' is missing")
-        stream.at += 1
-        if key == name and stream.peek() == '"' and wrong:
-            wrong = None
-            yield from stream.string()
-        else:
-            if key == name and wrong:
-                wrong = (f"field {name!r} is no text",)
-            _skip(stream)
-        if stream.peek() == ",":
-            stream.at += 1
-        elif stream.peek() != "}":
-            raise _Broken("not JSON", "',' or '}' is missing")
-    stream.at += 1
-    if wrong:
-        raise _Wrong(*wrong)
-
-
-def _skip(stream: _Stream) -> None:
-    """Consume one JSON value, whatever its size."""
-    depth = 0
-    while True:
-        character = stream.peek()
-        if not character:
-            raise _Broken("not JSON", "it ends in the middle")
-        if character == '"':
-            for _ in stream.string():
-                pass
-        elif _SCALAR.match(stream.text, stream.at):
-            while scalar := _SCALAR.match(stream.text, stream.at):
-                stream.at = scalar.end()
-                if stream.at < len(stream.text) or not stream.more():  # else the word may go on
-                    break
-        elif character in ("[{" if depth == 0 else "[]{},:"):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)
-            stream.at += 1
-        else:
-            raise _Broken("not JSON", f"{character!r} instead of a value")
-        if depth <= 0:
-            return
-
-
-def _parsed(line: str) -> object:
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise _Broken("not JSON", "nested too deep") from None
-    except ValueError as error:
-        raise _Broken("not JSON", str(error)) from None
 
 
 def _text_of(value: object, name: str) -> str:
     """The text of a parsed record: itself, or its field of that name."""
     if isinstance(value, dict):
         if name not in value:
-            raise _Wrong(f"no field {name!r}", f"it has {_some(list(value))}; see reader.field")
+            raise Wrong(f"no field {name!r}", f"it has {_some(list(value))}; see reader.field")
         value = value[name]
     if isinstance(value, str):
         return value
-    raise _Wrong("null instead of text" if value is None else f"{type(value).__name__} instead of text")
+    raise Wrong("null instead of text" if value is None else f"{type(value).__name__} instead of text")
 
 
 def _sound(text: str, where: str, replace: bool, report: Report) -> Iterator[str]:
@@ -406,8 +236,8 @@ def _guarded(pieces: Iterator[str], where: str, report: Report, stops: bool) -> 
         for piece in pieces:
             begun = begun or piece != ""
             yield piece
-    except (_Broken, _Wrong) as error:
-        if begun or (stops and isinstance(error, _Broken)):
+    except (Broken, Wrong) as error:
+        if begun or (stops and isinstance(error, Broken)):
             raise DataError(f"{where}: {error.args[0]}, in a record too long to be left out. Mend it") from None
         report.bad_record(where, *error.args)
 
