@@ -14,7 +14,8 @@ import pytest
 from conftest import SENTENCE, Outcome, Run
 
 from gpt2kit import cli, command, evaluate
-from gpt2kit.text import Place, Reader
+from gpt2kit.sources import Place
+from gpt2kit.text import Reader
 from gpt2kit.tokenizer_training import train as train_tokenizer
 
 SOUND = "".join(SENTENCE.format(n) for n in range(60))

@@ -13,9 +13,10 @@ from conftest import SENTENCE, Outcome
 from gpt2kit import cli, command, evaluate, overlap, shards, text, tokenizer
 from gpt2kit.checkpoint import checkpoints
 from gpt2kit.shards import Corpus
+from gpt2kit.sources import Report
 from gpt2kit.splits import HEAD, Share, shares
 from gpt2kit.store import TokenStore
-from gpt2kit.text import Part, Reader, Report
+from gpt2kit.text import Part, Reader
 
 LINES = [f"document {number}" for number in range(2000)]
 

@@ -10,7 +10,8 @@ from conftest import ROOT
 
 from gpt2kit import text
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.text import Part, Place, Reader, Report, find_files
+from gpt2kit.sources import Place, Report, find_files
+from gpt2kit.text import Part, Reader
 
 
 def read(path: Path, content: bytes, document: str = "line") -> list[str]:

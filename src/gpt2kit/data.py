@@ -18,10 +18,11 @@ from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.places import Where
 from gpt2kit.shards import Corpus
+from gpt2kit.sources import find_files
 from gpt2kit.splits import Split, shares, split_problems
 from gpt2kit.store import TokenStore
 from gpt2kit.streaming import SCRATCH, StreamedStore
-from gpt2kit.text import Reader, find_files
+from gpt2kit.text import Reader
 from gpt2kit.tokenizer_spec import TokenizerSpec, resolve
 from gpt2kit.windows import WindowOrder
 

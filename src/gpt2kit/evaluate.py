@@ -27,9 +27,10 @@ from gpt2kit.reading import Reading, RoundTrip, read
 from gpt2kit.report import Result
 from gpt2kit.scoring import Precision, Ranks
 from gpt2kit.sliding import Windows
+from gpt2kit.sources import find_files
 from gpt2kit.store import TokenStore
 from gpt2kit.subjects import Subject, Text
-from gpt2kit.text import Reader, find_files
+from gpt2kit.text import Reader
 
 Pages = dict[str, list[Passage]]
 """The passages that a page shows, by the names of the checkpoints."""

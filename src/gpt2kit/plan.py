@@ -10,8 +10,9 @@ from typing import Any, get_args
 from gpt2kit.data import TOKENIZER, TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.facts import Facts
+from gpt2kit.sources import find_files
 from gpt2kit.splits import Split
-from gpt2kit.text import Reader, find_files
+from gpt2kit.text import Reader
 from gpt2kit.tokenizer_spec import resolve
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -29,6 +29,7 @@ from gpt2kit.encoding_processes import Ids
 from gpt2kit.errors import DataError
 from gpt2kit.sampling import batched
 from gpt2kit.shelf import Shelf
+from gpt2kit.sources import Place, Report
 from gpt2kit.splits import Share
 from gpt2kit.store import (
     FORMAT,
@@ -42,7 +43,7 @@ from gpt2kit.store import (
     opened,
     shard_name,
 )
-from gpt2kit.text import Part, Place, Reader, Report
+from gpt2kit.text import Part, Reader
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files that are read, and those that they have; compressed ones count as they lie."""

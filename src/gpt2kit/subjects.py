@@ -17,9 +17,10 @@ from gpt2kit.module import GPT2Module
 from gpt2kit.places import Where
 from gpt2kit.scoring import boundaries
 from gpt2kit.shards import Corpus
+from gpt2kit.sources import Place, find_files
 from gpt2kit.splits import Share
 from gpt2kit.store import TokenStore
-from gpt2kit.text import Place, Reader, find_files, reader_from
+from gpt2kit.text import Reader, reader_from
 
 
 @dataclass

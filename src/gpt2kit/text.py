@@ -9,10 +9,8 @@ from typing import Literal, get_args
 
 from gpt2kit import decoding, formats
 from gpt2kit.errors import DataError, problems_of, refuse
-from gpt2kit.sources import Place, Report, chunks, find_files, is_hub_dataset, suffixes
+from gpt2kit.sources import Place, Report, chunks, is_hub_dataset, suffixes
 from gpt2kit.splits import Share
-
-__all__ = ["PIECE", "Part", "Place", "Reader", "Report", "find_files", "reader_from"]
 
 PIECE = 1 << 18
 """Characters after which a long document is handed on in pieces, so that memory does not depend on the text."""

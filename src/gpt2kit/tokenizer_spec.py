@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from gpt2kit import sources
 from gpt2kit import tokenizer_kinds as kinds
 from gpt2kit.errors import DataError, UserError
+from gpt2kit.sources import Place
 from gpt2kit.splits import Share
-from gpt2kit.text import Place, Reader
+from gpt2kit.text import Reader
 from gpt2kit.tokenizer import load, save
 from gpt2kit.tokenizer_training import Kind, adopted, finished, read_documents, trained
 

@@ -15,9 +15,9 @@ from gpt2kit import tokenizer_kinds as kinds
 from gpt2kit import tokenizer_report as reports
 from gpt2kit.errors import DataError, UserError, problems_of, refuse
 from gpt2kit.sampling import Sample
-from gpt2kit.sources import Report
+from gpt2kit.sources import Place, Report, find_files
 from gpt2kit.splits import Share
-from gpt2kit.text import Place, Reader, find_files
+from gpt2kit.text import Reader
 from gpt2kit.tokenizer import from_plain_json, load, save, to_json
 from gpt2kit.tokenizer_kinds import EOS, Options
 
