@@ -23,7 +23,6 @@ TIMED = [
     "--save_every=3",
     WSD,
 ]
-_OLD = ["--trainer.max_time=00:00:01:00", "--trainer.log_every_n_steps=1", "--save_every=3", WSD]
 
 
 @pytest.fixture

@@ -38,11 +38,11 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
         table = weight.to(dtype)
-        nll = torch.zeros((), dtype=wide, device=hidden.device)
+        nll = torch.zeros((), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
         rows = max(CHUNK // len(weight), 1)
         if dtype == torch.float16:
             rows = min(rows, _SUMMED)
@@ -51,14 +51,14 @@ class _Chunked(torch.autograd.Function):
                 states, wanted = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
                 counted = wanted != IGNORE
                 wanted = wanted.clamp(min=0)
-                logits = (states @ table.T).to(wide)
+                logits = (states @ table.T).to(exact)
                 logits[:, size:] = -torch.inf
                 logits -= logits.logsumexp(1, keepdim=True)
                 nll -= logits.gather(1, wanted).mul(counted).sum()
                 if grad_hidden is None and grad_weight is None:
                     continue
                 slope = logits.exp_()
-                slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=wide))
+                slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=exact))
                 slope = slope.mul_(counted).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + rows] = slope @ table
