@@ -62,8 +62,7 @@ def fetch(remote: Remote, folder: Path) -> str:
     except DataError:
         part.forget()
         raise
-    with open(part.path, "rb+") as file:
-        os.fsync(file.fileno())
+    files.sync_file(part.path)
     os.replace(part.path, target)
     files.sync_folder(folder)
     part.forget()

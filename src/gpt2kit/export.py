@@ -125,8 +125,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~mask)
         for path in temporary.iterdir():
             path.chmod(0o666 & ~mask)
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+            files.sync_file(path)
         if target.exists():
             target.rename(aside)
         try:

@@ -23,8 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
@@ -35,6 +34,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` durably, as UTF-8 with LF line ends on every system."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to `path` survive a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -122,8 +122,7 @@ def write(temporary: Path, name: str, value: object) -> dict[str, str]:
     """Write one of the files, synced; its checksum by its name."""
     temporary.mkdir(parents=True, exist_ok=True)
     torch.save(value, temporary / name)
-    with open(temporary / name, "rb+") as file:
-        os.fsync(file.fileno())
+    files.sync_file(temporary / name)
     return {name: files.digest(temporary / name)}
 
 
