@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from gpt2kit import __version__, data, huggingface, lora, module, sharded, weights
 from gpt2kit import files as durable
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.errors import CheckpointError, DataError
+from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.splits import Share
 
 KEY = "gpt2kit"
@@ -60,7 +60,7 @@ class DurableIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
                 durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
         except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
-            self.failure = f"{target}: {str(error).splitlines()[0]}"
+            self.failure = f"{target}: {first_line(error)}"
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """A file, or the shares of all ranks put together; `read` has compared checksums."""
@@ -283,7 +283,7 @@ def read(file: Path, whole: bool = True) -> dict[str, Any]:
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True, mmap=durable.POSIX)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        reason = str(error).split("\n", 1)[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")

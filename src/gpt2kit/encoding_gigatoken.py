@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, first_line
 
 _SAMPLE = 1000, 1 << 20
 """Texts and characters of the corpus by which it is tried."""
@@ -93,8 +93,7 @@ def gigatoken_if_right(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        first = str(error).strip().partition("\n")[0]
-        why = error.why if isinstance(error, WrongIds) else f"it does not take this tokenizer ({first})"
+        why = error.why if isinstance(error, WrongIds) else f"it does not take this tokenizer ({first_line(error)})"
         note(f"gigatoken is not used: {why}")
         return None
     return found

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from gpt2kit.errors import MachineError
+from gpt2kit.errors import MachineError, first_line
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Attention = Literal["auto", "sdpa", "plain"]
@@ -121,8 +121,8 @@ def compile_failure(error: BaseException) -> MachineError | None:
     """What torch.compile says when it fails, in one line; None if it was something else."""
     if not any(kind.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for kind in type(error).__mro__):
         return None
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return MachineError(f"model.compile: torch.compile failed on this machine ({first[:300]}). Use model.compile off")
+    why = first_line(error)[:300]
+    return MachineError(f"model.compile: torch.compile failed on this machine ({why}). Use model.compile off")
 
 
 def multiply_fast(device: torch.device, precision: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2kit import checkpoint, export, sharded
 from gpt2kit.checkpoint import Opened
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, first_line
 from gpt2kit.position import datamodule_of, gpt2_of
 from gpt2kit.samples import shadow
 
@@ -97,10 +97,9 @@ class EpochExports(Callback):
                     export.write(opened, folder, target.name, self.dtype)
                     export.check(opened, folder, self.dtype)
         except (OSError, RuntimeError, UserError) as error:  # torch says a full disk as RuntimeError
-            why = (str(error) or type(error).__name__).splitlines()[0]
             print(
-                f"WARNING: NOT EXPORTED, training goes on: {target}: {why.rstrip('.')}. export.py --ckpt_path "
-                "writes one of any checkpoint",
+                f"WARNING: NOT EXPORTED, training goes on: {target}: {first_line(error).rstrip('.')}. "
+                "export.py --ckpt_path writes one of any checkpoint",
                 file=sys.stderr,
             )
 

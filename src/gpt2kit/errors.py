@@ -43,6 +43,11 @@ class DivergedError(UserError):
     exit_code = 6
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what any error says; its kind if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def problems_of(rules: Mapping[str, object]) -> list[str]:
     """Of `{problem: whether it is one}` those that are."""
     return [problem for problem, broken in rules.items() if broken]

@@ -23,7 +23,7 @@ import torch
 from gpt2kit import __version__, checkpoint, files, gguf_file, huggingface, module, reloading, start
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.checkpoint import Opened
-from gpt2kit.errors import CheckpointError, MachineError, UserError, refuse
+from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line, refuse
 from gpt2kit.model_card import model_card
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -262,7 +262,7 @@ def push(folder: Path, name: str) -> None:
         hub.create_repo(name, private=True, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by gpt2kit")
     except Exception as error:  # whatever the network and the hub say
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = first_line(error)
         raise MachineError(
             f"--push_to_hub {name}: the hub does not take it ({reason}). {folder} is complete: log in (hf auth login) "
             f"and send it with: hf upload {name} {folder}"

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gpt2kit import checkpoint, sharded
+from gpt2kit.errors import first_line
 from gpt2kit.sharded import Parts
 
 
@@ -53,7 +54,7 @@ class FSDP(ModelParallelStrategy):
             if self.is_global_zero:
                 sums |= sharded.write(temporary, sharded.META, tree)
         except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
-            failure = f"{target}: {str(error).splitlines()[0]}"
+            failure = f"{target}: {first_line(error)}"
         gathered: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(gathered, (sums, failure))
         failure = next((failed for _, failed in gathered if failed), "")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from gpt2kit import module, weights
 from gpt2kit import tokenizer as tokenizers
-from gpt2kit.errors import CheckpointError, DataError
+from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.shape import Shape, padded
 from gpt2kit.tokenizer_kinds import EOS
 
@@ -120,7 +120,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
                 return raw
             raise ValueError("not tensors by their names")
     except Exception as error:  # the libraries raise many kinds for a file that is none of theirs
-        reason = (str(error) or type(error).__name__).split("\n", 1)[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable file of tensors ({reason}). Use another one") from None
     raise CheckpointError(f"{folder}: has neither {WEIGHTS} nor {OLD_WEIGHTS}. Save the model in one file")
 
@@ -184,7 +184,7 @@ def _json(file: Path) -> dict[str, Any]:
             raise ValueError("too large")
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not a readable JSON file ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{file}: not a readable JSON file ({first_line(error)})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: not a JSON object")
     return found
@@ -200,10 +200,9 @@ def _fetched(name: str) -> Path:
         if not (folder / WEIGHTS).is_file():
             folder = Path(snapshot_download(name, allow_patterns=[*small, OLD_WEIGHTS]))
     except Exception as error:  # whatever the network and the hub say
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
-            f"{name}: no such folder here, and the hub does not give it ({type(error).__name__}: {reason}). Check the "
-            "name, or fetch it elsewhere and give the folder"
+            f"{name}: no such folder here, and the hub does not give it ({type(error).__name__}: {first_line(error)}). "
+            "Check the name, or fetch it elsewhere and give the folder"
         ) from None
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{name}: has no {CONFIG} on the hub, so it is no model of transformers")

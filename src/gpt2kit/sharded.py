@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from gpt2kit import files
-from gpt2kit.errors import CheckpointError
+from gpt2kit.errors import CheckpointError, first_line
 
 META = "meta.pt"
 SUMS = "sha256.json"
@@ -192,7 +192,7 @@ def read(folder: Path, joined: bool = True) -> dict[str, Any]:
 
         return dict(walk(meta))
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        reason = str(error).split("\n", 1)[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{folder}: not a readable checkpoint ({reason}). Use another one") from None
 
 
