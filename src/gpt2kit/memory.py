@@ -50,7 +50,7 @@ def of_step(
         attention.use(shadow.model, gpt2.choose_attention(device).value)
         optimizer = shadow.optimizer(parameter_groups(shadow.model))
         rows = torch.zeros(batch[0], batch[1] + 1, dtype=torch.long, device=device)
-        kinds = _Kinds(shadow.model, rows.numel())
+        kinds = _Kinds(shadow.model)
         live = Live(kinds)
         for parameter in shadow.parameters():
             live.track(parameter, "weights")
@@ -114,23 +114,16 @@ def _convert(shadow: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
 class _Kinds:
     """Which part a tensor belongs to, by its shape and when it comes to be."""
 
-    def __init__(self, model: Any, tokens: int) -> None:
-        head = model.lm_head.weight
+    def __init__(self, model: Any) -> None:
         self.phase = "forward"
         self._weights = {tuple(parameter.shape) for parameter in model.parameters()}
-        self._rows = {model.config.vocab_size, head.shape[0]}
-        self._vocab, self._width, self._tokens = min(self._rows), head.shape[1], tokens
+        self._rows = model.lm_head.weight.shape[0]
 
     def __call__(self, tensor: Tensor) -> str:
         shape = tuple(tensor.shape)
         if self.phase == "optimizer":
             return "optimizer state"
-        if (
-            len(shape) > 1
-            and shape[-1] <= max(self._rows)
-            and shape[-1] > max(self._rows) - 64
-            and shape[0] != shape[-1]
-        ):
+        if len(shape) > 1 and self._rows - 64 < shape[-1] <= self._rows and shape[0] != shape[-1]:
             return "logits"
         if shape in self._weights:
             return "gradients" if self.phase == "backward" else "16-bit copies" if _half(tensor) else "activations"

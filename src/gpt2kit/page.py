@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2kit.author import Author, Wish
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.rules import Rules
-from gpt2kit.service import Model, Service
+from gpt2kit.service import PATIENCE, Model, Service
 from gpt2kit.writing import Chosen
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
         model = service.models.get(name)
         if model is None:
             return "", gr.skip()
-        model.done.wait(600)
+        model.done.wait(PATIENCE)
         return facts(model), gr.update(choices=model.presets, value=None)
 
     with gr.Blocks(title="gpt2kit", analytics_enabled=False) as made:

@@ -16,6 +16,8 @@ from gpt2kit.rules import Rules
 from gpt2kit.run_folder import Series
 from gpt2kit.writing import Precision
 
+PATIENCE = 600
+"""Seconds that a request waits for its model to be loaded."""
 _PRESETS = 4
 
 
@@ -75,12 +77,12 @@ class Service:
             finally:
                 model.done.set()
 
-    def model(self, name: str, wait: float = 600) -> Model:
+    def model(self, name: str) -> Model:
         """The loaded model of that name."""
         found = self.models.get(name)
         if found is None:
             raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
-        if not found.done.wait(wait):
+        if not found.done.wait(PATIENCE):
             raise UserError(f"{found.name}: still loading. Try again in a while")
         if found.author is None:
             raise CheckpointError(found.failure)

@@ -43,7 +43,7 @@ class Watch:
         last_words: Callable[[str], None] = lambda why: None,
         server: socket.socket | None = None,
     ) -> None:
-        self.rank, self._word, self._last_words, self._server = rank, word, last_words, server
+        self._word, self._last_words, self._server = word, last_words, server
         self._gone = ""
         self._heard = threading.Event()
         self._left, self._reason = threading.Event(), ""
@@ -55,8 +55,8 @@ class Watch:
         self._thread = threading.Thread(target=self._listen if server is None else self._serve, daemon=True)
         self._thread.start()
 
-    def gone(self, seconds: float = PATIENCE) -> str:
-        """Who has gone, waiting a moment for the news; empty if nobody has."""
+    def gone(self, seconds: float) -> str:
+        """Who has gone, waiting so long for the news; empty if nobody has."""
         self._heard.wait(seconds)
         return self._gone
 
