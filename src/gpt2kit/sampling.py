@@ -38,8 +38,6 @@ class Sample:
         self.budget = budget
         self.seen = 0
         """Bytes of UTF-8 that were offered."""
-        self.items = 0
-        """Items that were offered."""
         self._random = random.Random(seed)
         self._limit = 1.0
         self._raw = bytearray()
@@ -62,7 +60,6 @@ class Sample:
         """Draw, or do not draw, one more item. (The budget may be passed by a quarter until `shrink`.)"""
         raw = item.encode()
         self.seen += len(raw)
-        self.items += 1
         key = self._random.random()
         if key < self._limit:
             self._keys.append(key)
