@@ -26,7 +26,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["killing"])
 UNSAID = {"tokens_per_s", "mfu", "memory_gb", "hours", "hours_left"}
-"""The one logged figure that is not a function of the settings."""
+"""The logged figures that are not functions of the settings: what tells of time and memory."""
 
 
 @dataclass(frozen=True)
