@@ -65,6 +65,7 @@ from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
 from gpt2kit.shape import shape_problems
 
+
 class DurableConfig(SaveConfigCallback):
     """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
 
@@ -236,8 +237,9 @@ class TrainCLI(LightningCLI):
             self.source = None
         theirs: list[Callback] = list(config["callbacks"] or [])
         seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
-        self._horizon = TimeHorizon(seconds if only_time(config) else None, self.model.schedule)
-        if only_time(config) and self.model.schedule.flat(1000) is None:
+        alone = only_time(config)
+        self._horizon = TimeHorizon(seconds if alone else None, self.model.schedule)
+        if alone and self.model.schedule.flat(1000) is None:
             with self._gathered():
                 raise UserError(needs_steps(type(self.model.schedule).__name__))
         self._precision = choose_precision(config["precision"], config["accelerator"])
@@ -245,8 +247,7 @@ class TrainCLI(LightningCLI):
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        longest = None if only_time(config) else seconds
-        saver = ExactResume(every, self.config.save_top_k, longest, self.override, settings)
+        saver = ExactResume(every, self.config.save_top_k, None if alone else seconds, self.override, settings)
         self.ranks.settings, self.ranks.resumed = settings, self.resumed
         self._record = facts.Record(settings)
         ours: list[Callback] = [self.ranks, Measures(), self._horizon, saver, Baseline(), self._record]
