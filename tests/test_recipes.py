@@ -130,10 +130,7 @@ def test_a_recipe_runs(recipe: Path, corpus: Path, run: Run, inside: Path, near:
 def test_a_recipe_says_for_whom_at_what_cost_and_how_well(recipe: Path) -> None:
     """The first line; a figure is measured, or said not to be."""
     first = recipe.read_text(encoding="utf-8").splitlines()[0]
-    assert (
-        any(word in first for word in ("bits per byte", "nats", "Not measured."))
-        and len(first) <= 120
-    )
+    assert any(word in first for word in ("bits per byte", "nats", "Not measured.")) and len(first) <= 120
 
 
 def test_words_of_a_vocabulary_keep_their_lines(corpus: Path, run: Run, inside: Path) -> None:
