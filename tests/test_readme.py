@@ -80,9 +80,11 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_options_in_its_table_exist() -> None:
     for script, options in re.findall(r"^\| `(\w+\.py)` \|.*\| `(--.*)` \|$", README, re.MULTILINE):
-        told = subprocess.run(
-            [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+        if script in BODIES:
+            told = command.parser_of(BODIES[script]).format_help()
+        else:
+            words = [sys.executable, script, "--help"]
+            told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for option in options.split():
             assert option.rstrip("*") in told or option == "--reader.document", f"{script} {option}"
 
