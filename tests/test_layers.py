@@ -21,7 +21,7 @@ ROWS = [
         " uploading places parts overlap verbatim reading",
         "blocks windows sliding batches launch shape engine freezing lora sharded guard hardware optim metrics flops"
         " per_document bootstrap rules transfer",
-        "attention loss data module memory weights huggingface checkpoint fsdp",
+        "attention loss data row module memory weights huggingface checkpoint fsdp",
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",
         "position loggers samples limits epoch_exports callbacks baseline ranks resume horizon verify facts options"

@@ -14,14 +14,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from torch import Tensor
 from tqdm import tqdm
 
 from gpt2kit import hardware
 from gpt2kit.epoch_exports import EpochExports as EpochExports
 from gpt2kit.flops import flops_per_token
-from gpt2kit.module import exact, log_every
+from gpt2kit.module import log_every
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
+from gpt2kit.row import exact
 from gpt2kit.samples import TextSamples as TextSamples
 
 _WARM = 3
@@ -86,7 +86,7 @@ class Measures(Callback):
             figures["memory_gb"] = memory / 1e9
         if (total := max(trainer.max_steps, gpt2_of(trainer).about_steps)) > 0:
             figures["hours_left"] = self._pace.left(total) / 3600
-        pl_module.log_dict({**self._where(trainer), **{name: exact(value) for name, value in figures.items()}})
+        gpt2_of(trainer).row.add(trainer, {**self._where(trainer), **figures})
         self._since, self._steps = time.perf_counter(), 0
 
     def _watch(self, step: int, loss: float) -> None:
@@ -104,12 +104,13 @@ class Measures(Callback):
         self._since += time.perf_counter() - self._paused
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.log_dict(self._where(trainer))
+        # Lightning takes `step` for the step of the row, instead of its own count, which is one short.
+        where = {"step": float(trainer.global_step), **self._where(trainer)}
+        pl_module.log_dict({name: exact(value) for name, value in where.items()})
 
-    def _where(self, trainer: pl.Trainer) -> dict[str, Tensor]:
-        """The x-axes; Lightning takes `step` for the step of the row, instead of its own count, which is one short."""
-        hours = (self._before + self._pace.seconds()) / 3600
-        return {"step": exact(trainer.global_step), "epoch": exact(epochs(trainer)), "hours": exact(hours)}
+    def _where(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The x-axes."""
+        return {"epoch": epochs(trainer), "hours": (self._before + self._pace.seconds()) / 3600}
 
 
 class Pace:

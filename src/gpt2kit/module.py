@@ -24,6 +24,7 @@ from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
+from gpt2kit.row import Row, exact
 from gpt2kit.shape import SHAPE, Activation, Shape, head_size, padded, shape_problems
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class GPT2Module(pl.LightningModule):
         self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
+        self.row = Row()
 
     def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of nats and count of predicted tokens; `batch` is [rows, block_size + 1], short rows filled by IGNORE.
@@ -175,7 +177,7 @@ class GPT2Module(pl.LightningModule):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             if is_log_step(self.trainer):
                 mean = self.trainer.strategy.reduce(torch.stack(self._window).mean(), reduce_op="mean")
-                self.log("train_loss", mean)
+                self.row.add(self.trainer, {"train_loss": mean})
             self._window.clear()
         return loss
 
@@ -197,7 +199,10 @@ class GPT2Module(pl.LightningModule):
         self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
         if is_log_step(self.trainer):
             self.guard.look()
-            self.log("grad_norm", norm)
+            self.row.add(self.trainer, {"grad_norm": norm})
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.row.write(self.trainer)
 
     def on_validation_start(self) -> None:
         self.guard.look()
@@ -299,8 +304,3 @@ def is_log_step(trainer: pl.Trainer) -> bool:
 def log_every(trainer: pl.Trainer) -> int:
     """Optimizer steps between log entries (an attribute that Lightning sets, but does not declare)."""
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-
-
-def exact(value: float) -> Tensor:
-    """A number for the log that keeps all its digits (Lightning makes float32 of a plain one)."""
-    return torch.tensor(value, dtype=torch.float64)
