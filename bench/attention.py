@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2kit.attention import plain_attention
+from gpt2kit.dropout import COMPILED
 
 Way = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,6 +75,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
     dtype = torch.float32 if given.float32 else torch.bfloat16
     MODULE.train()
+    options = COMPILED if DEVICE == "cpu" else None  # as the module compiles itself
     rows: list[dict[str, object]] = []
     for block in given.blocks:
         for size in given.head_sizes:
@@ -82,7 +84,7 @@ def main() -> None:
             ways: dict[str, Way] = {"plain": plain, "sdpa": sdpa, "library": library}
             steps = {name: layer(way, given.width // size, given.dropout) for name, way in ways.items()}
             if given.compiled:
-                steps = {name: torch.compile(step, dynamic=False) for name, step in steps.items()}
+                steps = {name: torch.compile(step, dynamic=False, options=options) for name, step in steps.items()}
             found: dict[str, list[float]] = {name: [] for name in ways}
             for turn in range(given.turns + 2):
                 for name, step in steps.items():

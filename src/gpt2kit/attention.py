@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2kit.dropout import dropout as drop
+
 HIDDEN = -3e4
 """Added to the score of a key that a query does not see: finite in every dtype, so that a query that sees nothing
 (padding) does not become NaN. Numbers to add, made once for all layers, take less time than a mask to fill by."""
@@ -58,7 +60,7 @@ def plain_attention(
         scores = query[:, :, start:end] @ key[:, :, :seen].transpose(-1, -2)
         mask = attention_mask[:, :, start:end, :seen]
         scores = scores.masked_fill(~mask, HIDDEN) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
-        weights = F.dropout(F.softmax(scores, dim=-1), dropout, module.training).to(value.dtype)
+        weights = drop(F.softmax(scores, dim=-1).to(value.dtype), dropout, module.training)
         parts.append(weights @ value[:, :, :seen])
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return whole.transpose(1, 2), None

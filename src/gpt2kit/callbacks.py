@@ -19,9 +19,8 @@ from tqdm import tqdm
 from gpt2kit import hardware
 from gpt2kit.epoch_exports import EpochExports as EpochExports
 from gpt2kit.flops import flops_per_token
-from gpt2kit.module import log_every
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
-from gpt2kit.row import exact
+from gpt2kit.row import exact, log_every
 from gpt2kit.samples import TextSamples as TextSamples
 
 _WARM = 3

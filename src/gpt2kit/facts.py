@@ -31,6 +31,8 @@ _LIBRARIES = 90_000_000
 """Bytes that a program on a CPU takes more of once it trains: kernels made at the first step, logs, threads."""
 _FUSED = {"activations": 0.6, "logits": 2 / 3}
 """The share of parts that is still there when blocks and head are compiled; measured on a CPU (bench/memory.py)."""
+_FUSED_DROPOUT = _FUSED | {"activations": 0.8}
+"""The same with dropout: what was dropped is kept."""
 _SHOWN = 10_000
 """Steps for which a schedule is shown where their number is not known."""
 _HELD = 0.55
@@ -117,7 +119,8 @@ def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) ->
         gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches
     ).values()
     if gpt2.compiled != "off":
-        passes |= {part: round(share * passes[part]) for part, share in _FUSED.items()}
+        fused = _FUSED_DROPOUT if any(gpt2.shape[f"{name}_pdrop"] for name in ("embd", "attn", "resid")) else _FUSED
+        passes |= {part: round(share * passes[part]) for part, share in fused.items()}
     parts = max(passes, update, key=lambda moment: sum(moment.values()))
     program = 0
     if device.type == "cpu":

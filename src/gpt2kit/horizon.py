@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.callbacks import Pace
-from gpt2kit.module import log_every
 from gpt2kit.optim import Schedule
 from gpt2kit.position import gpt2_of
 from gpt2kit.resume import set_rates
+from gpt2kit.row import log_every
 
 _USED = 0.98
 """The share of the time that is planned with; the rest is for the last validation and save."""

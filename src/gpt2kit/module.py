@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import attention as attentions
 from gpt2kit import sharded
 from gpt2kit.blocks import IGNORE
+from gpt2kit.dropout import COMPILED, quicken
 from gpt2kit.engine import Attention, Choice, Compile, choose_attention
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.freezing import Frozen
@@ -24,7 +25,7 @@ from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
-from gpt2kit.row import Row, exact
+from gpt2kit.row import Row, exact, is_log_step
 from gpt2kit.shape import SHAPE, Activation, Shape, head_size, padded, shape_problems
 
 if TYPE_CHECKING:
@@ -265,12 +266,13 @@ class GPT2Module(pl.LightningModule):
         if self.compiled == "off":
             return
         self._head = whole_nll  # a compiler fuses what follows the logits, and is faster than pieces
+        options = COMPILED if self.device.type == "cpu" else None
         if self.compiled == "model":
-            self._nll_of = torch.compile(self._whole_model, dynamic=False)
+            self._nll_of = torch.compile(self._whole_model, dynamic=False, options=options)
             return
-        self._head = torch.compile(whole_nll, dynamic=False)
+        self._head = torch.compile(whole_nll, dynamic=False, options=options)
         for block in self.model.transformer.h:
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, options=options)
 
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
@@ -287,20 +289,12 @@ def build(shape: Shape) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     rows = padded(shape["vocab_size"])
-    return GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
+    model = GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
+    quicken(model)
+    return model
 
 
 def recompute_activations(model: GPT2LMHeadModel) -> None:
     """Gradient checkpointing, by the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # the other way, frozen embeddings would leave nothing a gradient
-
-
-def is_log_step(trainer: pl.Trainer) -> bool:
-    """Whether the optimizer step in progress is one that the loggers write down."""
-    return (trainer.global_step + 1) % log_every(trainer) == 0
-
-
-def log_every(trainer: pl.Trainer) -> int:
-    """Optimizer steps between log entries (an attribute that Lightning sets, but does not declare)."""
-    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]

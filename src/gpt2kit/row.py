@@ -38,3 +38,13 @@ class Row:
 def exact(value: Tensor | float) -> Tensor:
     """A number for the log that keeps all its digits (Lightning makes float32 of a plain one)."""
     return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def is_log_step(trainer: pl.Trainer) -> bool:
+    """Whether the optimizer step in progress is one that the loggers write down."""
+    return (trainer.global_step + 1) % log_every(trainer) == 0
+
+
+def log_every(trainer: pl.Trainer) -> int:
+    """Optimizer steps between log entries (an attribute that Lightning sets, but does not declare)."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
