@@ -149,12 +149,14 @@ def test_both_attentions_agree(gpt2: GPT2Module) -> None:
     torch.testing.assert_close(*losses)
 
 
-def test_attention_is_chosen_by_device_and_block() -> None:
+def test_attention_is_chosen_by_device_block_and_dropout() -> None:
     cpu = torch.device("cpu")
-    assert choose_attention("auto", cpu, 2048, 64).value == "plain"
-    assert choose_attention("auto", cpu, 2048, 32).value == "sdpa"
-    assert choose_attention("auto", torch.device("meta"), 128, 64).value == "sdpa"
-    assert choose_attention("sdpa", cpu, 128, 64) == ("sdpa", "as asked")
+    thin = {**SHAPE, "n_positions": 2048, "n_head": 2, "n_embd": 64, "attn_pdrop": 0.0}
+    assert choose_attention("auto", cpu, {**thin, "n_head": 1}).value == "plain"
+    assert choose_attention("auto", cpu, thin).value == "sdpa"
+    assert choose_attention("auto", cpu, {**thin, "attn_pdrop": 0.1}).value == "plain"
+    assert choose_attention("auto", torch.device("meta"), SHAPE).value == "sdpa"
+    assert choose_attention("sdpa", cpu, SHAPE) == ("sdpa", "as asked")
 
 
 def test_compiling_must_be_repaid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from gpt2kit.errors import MachineError, first_line
+from gpt2kit.shape import Shape, head_size
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Attention = Literal["auto", "sdpa", "plain"]
@@ -59,15 +60,15 @@ def cpu_has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_attention(wanted: Attention, device: torch.device, n_positions: int, head_size: int) -> Choice:
-    """`wanted`, with auto decided: on a CPU products beat the fused kernel, unless heads are thin and blocks long."""
+def choose_attention(wanted: Attention, device: torch.device, shape: Shape) -> Choice:
+    """`wanted`, with auto decided: on a CPU products beat the fused kernel, above all with dropout."""
     if wanted != "auto":
         return Choice(wanted, ASKED)
     if device.type != "cpu":
         return Choice("sdpa", "this device has fused kernels")
-    if n_positions <= 32 * head_size:
+    if shape["n_positions"] <= 32 * head_size(shape) or shape["attn_pdrop"]:
         return Choice("plain", "on a CPU matrix products are faster than the fused kernel")
-    return Choice("sdpa", "on a CPU the fused kernel is faster for thin heads over long blocks")
+    return Choice("sdpa", "on a CPU, for thin heads over long blocks, hardly slower, and with less memory")
 
 
 def choose_compile(

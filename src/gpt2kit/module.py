@@ -26,7 +26,7 @@ from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
 from gpt2kit.row import Row, exact, is_log_step
-from gpt2kit.shape import SHAPE, Activation, Shape, head_size, padded, shape_problems
+from gpt2kit.shape import SHAPE, Activation, Shape, padded, shape_problems
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -276,11 +276,11 @@ class GPT2Module(pl.LightningModule):
 
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
-        return choose_attention(self.attention, device, self.shape["n_positions"], head_size(self.shape))
+        return choose_attention(self.attention, device, self.shape)
 
     def use_attention(self, wanted: Attention = "auto") -> None:
         """Compute attention in one way, or in the fastest that is known for where the weights lie."""
-        chosen = choose_attention(wanted, self.device, self.shape["n_positions"], head_size(self.shape))
+        chosen = choose_attention(wanted, self.device, self.shape)
         attentions.use(self.model, chosen.value)
 
 
