@@ -47,20 +47,23 @@ if [ -n "$TINY" ]; then
     part head 60 "$PYTHON" bench/head.py --sizes 64,32,100 --turns 1 --output "$OUT/head.json"
     part muon 60 "$PYTHON" bench/muon.py --shapes 2,32 --turns 1 --output "$OUT/muon.json"
     part generate 60 "$PYTHON" bench/generate.py --shape 2 2 32 64 100 --tokens 8 --repeats 1 --batches 1 --output "$OUT/generate.json"
+    part overhead 60 "$PYTHON" bench/overhead.py --steps 20 --rounds 1 --output "$OUT/overhead.json"
     exit 0
 fi
 best=(bare_compiled)
 [ -n "${NANOGPT:-}" ] && best=(nanogpt_best)
 few=(--rounds 1 --steps 20 "${PEER[@]}")
-step small 150 --shapes small "${few[@]}" --batch 32 --ways ours ours_model ours_adamw ours_eager "${best[@]}"
+step small 150 --shapes small "${few[@]}" --batch 32 --ways ours ours_adamw ours_fp16 ours_eager "${best[@]}"
 step small_large_batch 60 --shapes small "${few[@]}" --batch 96 --ways ours
 step medium 100 --shapes medium "${few[@]}" --batch 16 --ways ours "${best[@]}"
 step tiny_model 60 --shapes shakespeare "${few[@]}" --ways ours ours_eager "${best[@]}"
 part attention 40 "$PYTHON" bench/attention.py --blocks 256 1024 --head_sizes 64 --tokens 32768 --width 768 --output "$OUT/attention.json"
 part head 60 "$PYTHON" bench/head.py --sizes 32768,768,50257 --output "$OUT/head.json"
+part overhead 40 "$PYTHON" bench/overhead.py --rounds 1 --output "$OUT/overhead.json"
 part muon 40 "$PYTHON" bench/muon.py --shapes 12,768 24,1024 --output "$OUT/muon.json"
 part generate 60 "$PYTHON" bench/generate.py --shape 12 12 768 1024 50257 --repeats 2 --output "$OUT/generate.json"
 if [ -n "${TRAIN:-}" ]; then # a character corpus: TRAIN=train.txt VALID=valid.txt
     race=(--train_files "$TRAIN" --valid_files "$VALID" --document "${DOCUMENT:-line}" --shape 12 12 384 --block 128 --batch 64)
     part time_to_loss 120 "$PYTHON" bench/time_to_loss.py "${race[@]}" --steps 600 --ours 600 200 --seeds 1 --validations 4 --output_dir "$OUT/race"
 fi
+step whole_model 100 --shapes small "${few[@]}" --batch 32 --ways ours_model ours

@@ -8,7 +8,7 @@ Each way runs in a process of its own, the ways in turn, round after round; a fi
 the median step. All see the same random tokens, and all figures use one count of FLOPs (`flops.flops_per_token`).
 `share` is of the machine's fastest matrix product in bfloat16, measured at the start of each process.
 
-ours            trainer.py itself, with Muon, blocks compiled; ours_adamw: with AdamW
+ours            trainer.py itself, with Muon, blocks compiled; ours_adamw: with AdamW; ours_fp16: 16-mixed (a GPU)
 ours_eager, ours_model    the same, not compiled; compiled as a whole
 ours_loop       the module of ours_eager in a bare loop: the difference is Lightning's work and ours
 bare            a plain PyTorch loop on GPT2LMHeadModel with labels=, float32, torch.optim.AdamW, clipping
@@ -59,6 +59,8 @@ WAYS = (
     "hf_trainer",
     "lightning",
 )
+MORE = {"ours_adamw": ["--model.optimizer=gpt2kit.optim.AdamW"], "ours_fp16": ["--trainer.precision=16-mixed"]}
+"""Further options of trainer.py."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -174,7 +176,7 @@ def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path |
             "trainer.default_root_dir": folder,
             "save_every": 10**9,
         }
-        more = ["--model.optimizer=gpt2kit.optim.AdamW"] if way == "ours_adamw" else []
+        more = MORE.get(way, [])
         cli = TrainCLI([*(f"--{name}={value}" for name, value in options.items()), *more])
         clock = _Clock()
         cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]

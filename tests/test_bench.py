@@ -21,7 +21,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
         check=True,
     )
     assert "FAILED" not in told.stdout, told.stdout
-    for name in ("small", "attention", "head", "muon", "generate"):
+    for name in ("small", "attention", "head", "muon", "generate", "overhead"):
         assert json.loads((tmp_path / f"{name}.json").read_text())["rows"]
     rows = json.loads((tmp_path / "small.json").read_text())["rows"]
     assert [row["way"] for row in rows] == ["ours_eager", "bare"]
