@@ -7,8 +7,10 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import Outcome, Run
 
@@ -163,6 +165,31 @@ trainer:
     assert max(row["step"] for row in found) == 4, "two validations without the improvement: stopped"
     logged = set().union(*found)
     assert any(name.startswith("lr-Muon") for name in logged) and any("cpu_percent" in name for name in logged)
+
+
+class Mine(pl.Callback):
+    """A user's own callback that logs."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        pl_module.log("mine", float(trainer.global_step))
+
+
+def test_a_users_callback_logs_at_our_steps_and_epochs(options: list[str], tmp_path: Path) -> None:
+    more = ["--trainer.callbacks+=test_train.Mine", "--trainer.max_steps=6", "--trainer.val_check_interval=3"]
+    run = train(tmp_path, options, *more, "--trainer.log_every_n_steps=2")
+    found = rows(run)
+    assert {row["step"]: row["mine"] for row in found if "mine" in row} == {2: 2, 4: 4, 6: 6}
+    epochs = {row["step"]: {other["epoch"] for other in found if other["step"] == row["step"]} for row in found}
+    assert all(len(each) == 1 for each in epochs.values()) and epochs[6] != {0}
+
+
+def test_a_users_checkpoints_are_named_by_their_steps(options: list[str], tmp_path: Path) -> None:
+    """Also those between log steps and after a validation."""
+    more = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    more += ["--trainer.callbacks.save_top_k=-1", f"--trainer.callbacks.dirpath={tmp_path / 'theirs'}"]
+    train(tmp_path, options, *more, "--trainer.max_steps=5", "--trainer.val_check_interval=2")
+    names = sorted(path.name for path in (tmp_path / "theirs").glob("*.ckpt"))
+    assert names == [f"epoch=0-step={step}.ckpt" for step in range(1, 6)]
 
 
 def test_options_that_switch_saving_off(options: list[str], inside: Path) -> None:

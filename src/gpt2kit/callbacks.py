@@ -20,7 +20,7 @@ from gpt2kit import hardware
 from gpt2kit.epoch_exports import EpochExports as EpochExports
 from gpt2kit.flops import flops_per_token
 from gpt2kit.position import datamodule_of, epochs, gpt2_of
-from gpt2kit.row import exact, log_every
+from gpt2kit.row import log_every
 from gpt2kit.samples import TextSamples as TextSamples
 
 _WARM = 3
@@ -103,9 +103,7 @@ class Measures(Callback):
         self._since += time.perf_counter() - self._paused
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning takes `step` for the step of the row, instead of its own count, which is one short.
-        where = {"step": float(trainer.global_step), **self._where(trainer)}
-        pl_module.log_dict({name: exact(value) for name, value in where.items()})
+        gpt2_of(trainer).row.add(trainer, self._where(trainer))
 
     def _where(self, trainer: pl.Trainer) -> dict[str, float]:
         """The x-axes."""

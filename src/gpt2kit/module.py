@@ -25,7 +25,7 @@ from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
-from gpt2kit.row import Row, exact, is_log_step
+from gpt2kit.row import Row, is_log_step
 from gpt2kit.shape import SHAPE, Activation, Shape, padded, shape_problems
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class GPT2Module(pl.LightningModule):
             self.row.add(self.trainer, {"grad_norm": norm})
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.row.write(self.trainer)
+        self.row.write(self)
 
     def on_validation_start(self) -> None:
         self.guard.look()
@@ -226,7 +226,8 @@ class GPT2Module(pl.LightningModule):
         share = tokens / whole.tokens
         score = Score(nll, int(tokens), round(whole.bytes * share))
         values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
-        self.log_dict({name: exact(value) for name, value in values.items()})
+        self.row.add(self.trainer, values)
+        self.row.write(self)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(parameter_groups(self.model))
