@@ -44,7 +44,8 @@ class GPT2Module(pl.LightningModule):
         n_embd: width of the residual stream.
         n_inner: width of the feed-forward layer; default 4 x `n_embd`.
         activation_function: of the feed-forward layer; GPT-2's own is gelu_new.
-        dropout: in embeddings, attention and residual branches. Small texts want 0.1 to 0.3, large ones 0.
+        dropout: in embeddings, attention and residual branches. A text read ten times or more wants 0.1 to 0.2,
+            one read once or twice 0.
         embd_pdrop: dropout after the embeddings; default `dropout`.
         attn_pdrop: dropout on attention weights; default `dropout`.
         resid_pdrop: dropout on each residual branch; default `dropout`.

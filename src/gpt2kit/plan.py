@@ -106,10 +106,11 @@ def _suits(facts: Facts) -> str:
     told = f"{facts['run']['tokens']:,} tokens, {seen:.1f} per parameter ({min(owned, seen):.1f} of them different): "
     if owned < 1 and epochs > 4:
         return (
-            told + "a large model for this text: it will learn it by heart. Take a smaller one, dropout, or more text"
+            told
+            + "a large model for this text: it will learn it by heart. Take a smaller one, dropout 0.1, or more text"
         )
     if owned < 1:
-        return told + "a large model for this text; stop when val_loss rises, and give dropout 0.1 to 0.3"
+        return told + "a large model for this text; stop when val_loss rises, and give dropout 0.1"
     if seen < 5:
         return told + "a short run for this model; a smaller one, or more steps, would come further"
     if owned > 100:
