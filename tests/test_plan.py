@@ -101,7 +101,9 @@ def test_the_same_facts_open_each_run_and_stay_in_its_folder(
 ) -> None:
     more = ["--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path}"]
     _, _, err = call(cli.main, *options, *more)
-    assert [line.split()[0] for line in err.splitlines()[:5]] == ["text", "model", "run", "device", "folder"]
+    heads = [line.split()[0] for line in err.splitlines()[:8]]
+    assert heads == ["text", "model", "run", "device", "auto", "auto", "auto", "folder"]
+    assert "precision: 32-true (as asked)" in err and "attention: plain (on a CPU matrix products" in err
     call(cli.main, *options, "--trainer.max_steps=3", *more[1:], "--ckpt_path=last")
     starts = run_folder.starts(tmp_path / "lightning_logs/version_0")
     assert [bool(one["start"]["resumed"]) for one in starts] == [False, True]

@@ -21,7 +21,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 def opening(facts: Facts) -> list[tuple[str, str]]:
     """The lines at the start of a run."""
     lines = [("text", " | ".join(_split_line(*item) for item in facts["text"]["splits"].items() if item[0] != "test"))]
-    lines += [("model", _model_line(facts["model"])), ("run", _run_line(facts["run"])), ("device", _device_line(facts))]
+    lines += [("model", _model_line(facts["model"])), ("run", _run_line(facts["run"])), *_device_lines(facts)]
     lines.append(("folder", facts["folder"] or "none: nothing is saved"))
     if facts["start"]["resumed"]:
         lines.append(("resume", facts["start"]["resumed"]))
@@ -46,8 +46,7 @@ def whole(facts: Facts) -> list[tuple[str, str]]:
     lines.append(("", f"{run['optimizer']}, learning rate {rates}, {run['schedule_name']}: {_sketch(run['schedule'])}"))
     lines += _memory_lines(facts["memory"])
     lines += _time_lines(facts)
-    lines.append(("device", _device_line(facts)))
-    lines += [("auto", f"{name}: {value} ({why})") for name, (value, why) in facts["start"]["chosen"].items()]
+    lines += _device_lines(facts)
     lines += _file_lines(facts["files"])
     return lines
 
@@ -89,10 +88,11 @@ def _run_line(run: Facts) -> str:
     return f"{run['steps']:,} {step} = {run['epochs']:.2f} epochs of {run['steps_per_epoch']:,} steps; {validation}"
 
 
-def _device_line(facts: Facts) -> str:
+def _device_lines(facts: Facts) -> list[tuple[str, str]]:
+    """What computes, and how, with the reasons."""
     device, chosen = facts["start"]["device"], facts["start"]["chosen"]
-    choices = ", ".join(f"{name} {value}" for name, (value, _) in chosen.items())
-    return f"{device['count']} x {device['kind']} ({device['name']}), {choices}"
+    lines = [("device", f"{device['count']} x {device['kind']} ({device['name']})")]
+    return lines + [("auto", f"{name}: {value} ({why})") for name, (value, why) in chosen.items()]
 
 
 def _suits(facts: Facts) -> str:
