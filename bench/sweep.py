@@ -1,6 +1,6 @@
 """Settings against each other at equal tokens and at equal time: each a run of trainer.py, on a corpus, over seeds.
 
-    python bench/sweep.py --train_files train.txt --valid_files valid.txt --kind char --output_dir /tmp/sweep \\
+    python bench/sweep.py --train_files train.txt --valid_files valid.txt --kind char --output_dir sweep \\
         --way "Muon 0.01" model.optimizer=configs/optimizer/muon.yaml model.optimizer.init_args.lr=0.01 \\
         --way "AdamW 2e-3" model.optimizer=configs/optimizer/adamw.yaml
 

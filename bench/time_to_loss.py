@@ -1,6 +1,6 @@
 """Validation loss against seconds, steps and tokens: trainer.py, and the recipe that most small GPTs are trained with.
 
-    python bench/time_to_loss.py --train_files train.txt --valid_files valid.txt --kind char --output_dir /tmp/race
+    python bench/time_to_loss.py --train_files train.txt --valid_files valid.txt --kind char --output_dir race
 
 `ours` is `trainer.py` itself, its figures read from metrics.csv. `bare` is a plain PyTorch loop over the same tokens:
 the library's GPT2LMHeadModel, AdamW (1e-3 falling to 1e-4 along a cosine after 100 steps, or a tenth of all, betas 0.9
