@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import cli, plan, run_folder
+from gpt2kit import cli, facts, plan, run_folder
 from gpt2kit.callbacks import Pace, Smoothed
+from gpt2kit.module import GPT2Module
 
 
 def test_a_plan_says_all_and_leaves_nothing(
@@ -117,6 +118,13 @@ def test_documents_that_come_twice_are_counted(options: list[str], call: Callabl
     (inside / "twice.txt").write_text("one line here\n" * 3 + "".join(f"line {n} there\n" for n in range(100)))
     code, out, _ = call(cli.main, *options, f"--data.train_files={inside}/twice.txt", "--plan")
     assert code == 0 and "2 documents repeat another" in out
+
+
+def test_gpt2_small_has_the_parameters_it_is_known_for() -> None:
+    with torch.device("meta"):
+        gpt2 = GPT2Module(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, n_positions=1024)
+    found = facts.model_facts(gpt2)
+    assert found["parameters"] == 124_439_808 and found["embeddings"] == (50257 + 1024) * 768
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def share_of(opened: Opened, name: str) -> Share | None:
         return None
     sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
     if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
-        raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
+        raise CheckpointError(f"{opened.path}: what it says of its {name} cannot be. Give text with --files")
     return Share(**share)
 
 

@@ -22,6 +22,7 @@ from gpt2kit import __version__, files, hardware, loggers, memory, run_folder
 from gpt2kit import tokenizer as tokenizers
 from gpt2kit.data import TextDataModule
 from gpt2kit.engine import Choice
+from gpt2kit.flops import parameter_count
 from gpt2kit.module import GPT2Module
 from gpt2kit.splits import Split
 from gpt2kit.store import TokenStore
@@ -66,8 +67,8 @@ def model_facts(gpt2: GPT2Module) -> Facts:
     """The model's shape and size."""
     return {
         "shape": dict(gpt2.shape),
-        "parameters": sum(parameter.numel() for parameter in gpt2.parameters()),
-        "embeddings": gpt2.model.transformer.wte.weight.numel() + gpt2.model.transformer.wpe.weight.numel(),
+        "parameters": parameter_count(gpt2.shape, gpt2.model),
+        "embeddings": (gpt2.shape["vocab_size"] + gpt2.shape["n_positions"]) * gpt2.shape["n_embd"],
     }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 def parameter_count(shape: Mapping[str, Any], model: Any) -> int:
     """Parameters of a GPT2LMHeadModel, those of embedding rows that are no tokens left out."""
-    filling = (model.transformer.wte.num_embeddings - shape["vocab_size"]) * shape["n_embd"]
+    filling = (model.transformer.wte.weight.shape[0] - shape["vocab_size"]) * shape["n_embd"]
     return int(sum(parameter.numel() for parameter in model.parameters()) - filling)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from gpt2kit import author, checkpoint, huggingface, run_folder
 from gpt2kit.author import Author, Piece, Wish
 from gpt2kit.errors import CheckpointError, UserError, problems_of, refuse
+from gpt2kit.flops import parameter_count
 from gpt2kit.rules import Rules
 from gpt2kit.run_folder import Series
 from gpt2kit.writing import Precision
@@ -154,7 +155,7 @@ def describe(opened: checkpoint.Opened) -> dict[str, str]:
     tokens = facts.get("train_tokens")
     score = last_validation(opened.path, facts.get("step"))
     return {
-        "size": f"{sum(p.numel() for p in opened.module.model.parameters()) / 1e6:,.1f} M parameters",
+        "size": f"{parameter_count(opened.module.shape, opened.module.model) / 1e6:,.1f} M parameters",
         "corpus": (corpus or "unknown") + (f" ({tokens / 1e6:,.1f} M tokens)" if isinstance(tokens, int) else ""),
         "bits per byte": "unknown" if score is None else f"{score:.3f}",
         "context": f"{opened.module.shape['n_positions']:,} tokens",
