@@ -166,6 +166,7 @@ def test_a_login(browser: Any, service: Service) -> None:
             if password == "wrong":
                 page.get_by_text("Incorrect Credentials").wait_for()
                 assert service.models.keys().isdisjoint(page.inner_text("body").split())
+        page.get_by_role("button", name="Write", exact=True).wait_for(timeout=60000)  # the login's own change of page
         tab = Tab(browser, url, page=page)
         tab.page.get_by_label("Prompt").fill("the")
         tab.set_tokens(20)
