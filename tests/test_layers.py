@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "gpt2kit"
 ROWS = [
     row.split()
     for row in (
-        "errors files command watch sources decoding json_stream formats splits text run_folder token_html curves"
-        " run_page plots",
+        "errors files parsing command watch sources decoding json_stream formats splits text run_folder token_html"
+        " curves run_page plots",
         "pieces bans verse sampling tokenizer_kinds tokenizer_report tokenizer tokenizer_training tokenizer_spec store"
         " cache encoding_gigatoken encoding_processes encoding shelf shards fetching download corpora streaming"
         " uploading places parts overlap verbatim reading",

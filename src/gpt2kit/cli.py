@@ -10,7 +10,6 @@ import math
 import signal
 import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from gpt2kit import (
     find,
     launch,
     loggers,
+    parsing,
     parts,
     plan,
     run_folder,
@@ -106,35 +106,41 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = first_words(args)
-        for path in words.config:
-            command.check_yaml(path)
         self.resumed: Path | None = None
         self.source: checkpoint.Opened | None = None
         self.problems: list[str] = []
+        self.left_out = set[str]()
         self.planned = False
         if words.ckpt_path is None:
-            with command.explained(parser):
-                self.config = parser.parse_args(args)
+            understood = self._understood(parsing.parse(parser, args))
             if self.config.model.init_from is not None:
-                self._parse_begun(parser, args)
+                self._parse_begun(parser, understood)
         else:
             self._parse_resumed(parser, args, words)
         self.override, self.config.override = self.config.override, False
-        self.planned, self.config.plan = self.config.plan, False
+        self.config.plan = False
         self.args = list(args)
         self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
 
     def _parse_begun(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Open the weights to begin with: they decide what options are by default. A plan goes on without them."""
-        self.planned = self.config.plan
         with self._gathered():
             self.source = start.open_source(self.config.model.init_from)
         if self.source is None:
             return
         parser.set_defaults(start.defaults(self.source, self.config))
-        with command.explained(parser):
-            self.config = parser.parse_args(args)
+        self._understood(parsing.parse(parser, args))
         self.problems += start.settle(self.config, self.source)
+
+    def _understood(self, found: parsing.Parsed) -> list[str]:
+        """Take the config that words mean, and refuse what they do not; a plan goes on with those that it knows."""
+        if found.config is None or not found.config.plan:
+            refuse(found.problems)
+        self.config = found.config
+        self.planned = bool(self.config.plan)
+        self.problems += [problem for problem in found.problems if problem not in self.problems]
+        self.left_out |= found.left_out
+        return found.words
 
     @contextlib.contextmanager
     def _gathered(self) -> Iterator[None]:
@@ -149,24 +155,27 @@ class TrainCLI(LightningCLI):
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
         wanted, unsaid = None, set[str]()
-        try:
-            config = parser.parse_args(args)
-            words.root = config.trainer.default_root_dir or "."
-            wanted = yaml.safe_load(parser.dump(config, skip_validation=True))
-            if config.model.init_from is not None:
-                unsaid = start.unsaid(config, parser.get_defaults())
-        except ArgumentError:  # not a config by itself: the newest run is meant
-            if words.config:
-                with command.explained(parser):
-                    parser.parse_args(args)
-        self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
+        found = parsing.parse(parser, args)
+        if found.config is not None and not found.problems:
+            words.root = found.config.trainer.default_root_dir or "."
+            wanted = yaml.safe_load(parser.dump(found.config, skip_validation=True))
+            if found.config.model.init_from is not None:
+                unsaid = start.unsaid(found.config, parser.get_defaults())
+        elif words.config:
+            self._understood(found)
+        self.planned = found.config is not None and found.config.plan
+        with self._gathered():
+            self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
+        if self.resumed is None:
+            refuse(self.problems if "data.train_files" in found.left_out else [])  # its own config would have them
+            self._understood(found)
+            return
         folder = runs.run_of(self.resumed)
         config_file = folder / run_folder.CONFIG if folder else None
         own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        with command.explained(parser):
-            self.config = parser.parse_args([*own, *args])
-            if own:
-                earlier.settle(self.config, parser.parse_args(own))
+        self._understood(parsing.parse(parser, [*own, *args]))
+        if own:
+            earlier.settle(self.config, parser.parse_args(own))
         start.keep_tokenizer(self.config, self.resumed)
         if folder:
             earlier.same_ids(self.config, run_folder.starts(folder))
@@ -182,31 +191,42 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.document_start", "model.document_start", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        config = self.config
-        data = config.data.as_dict()
-        problems = config_problems(
-            config.trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch
-        )
-        shape = shape_problems(config.model.as_dict())
-        problems += data_problems(data) + shape + start.problems(config.model) + self.problems
-        problems += callback_problems(as_list(config.trainer.callbacks), config.trainer.strategy)
-        if config.model.freeze and not shape and not self.problems:
-            problems += start.freeze_problems(config.model)
+        config, wrong = self.config, self._wrong_options()
         if self.planned:
-            problems += plan.problems_of_files(data, config.model.init_from is not None)
-            if config.trainer.fast_dev_run:
-                problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
-        else:
-            refuse(problems)
+            options = config.data.as_dict()
+            files = plan.problems_of_files(options, config.model.init_from is not None)
+            if wrong and not files and not data_problems(options):  # else the text is read when all is made
+                files = plan.problems_of_text(self._text(), config.data.batch_size)
+            wrong += files
+        # What was left out has its default, which may not go with the rest.
+        told = [problem for problem in wrong if not any(name in problem for name in self.left_out)]
+        if wrong or not self.planned:
+            refuse(list(dict.fromkeys([*self.problems, *told])))
+
+    def _wrong_options(self) -> list[str]:
+        """What is wrong with the options' values, before anything is made of them."""
+        config, trainer = self.config, self.config.trainer
+        problems = config_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
+        shape = shape_problems(config.model.as_dict())
+        problems += data_problems(config.data.as_dict()) + shape + start.problems(config.model)
+        problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
+        if config.model.freeze and not shape and (self.source or config.model.init_from is None):
+            problems += start.freeze_problems(config.model)
+        if self.planned and trainer.fast_dev_run:
+            problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
         try:
             if not self.builds_text:
-                launch.refuse_missing_devices(
-                    config.trainer.accelerator, config.trainer.devices, torch.cuda.device_count()
-                )
+                launch.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
         except MachineError as error:
-            refuse([*problems, str(error)] if self.planned else [])
-            raise
-        refuse(problems)
+            if not self.planned and not problems:
+                raise
+            problems += [str(error)] if self.planned else []
+        return problems
+
+    def _text(self) -> TextDataModule:
+        made = self.parser.instantiate_classes(Namespace(data=self.config.data))  # type: ignore[no-untyped-call]
+        text: TextDataModule = made.data
+        return text
 
     @property
     def builds_text(self) -> bool:
@@ -219,7 +239,7 @@ class TrainCLI(LightningCLI):
         if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
             problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
         refuse(problems)
-        text = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
+        text = self._text()
         if self.config.part is not None:
             return parts.build_each(text.corpora(), *parts.numbers(self.config.part), text.place)
         return parts.merge_each(text.corpora(), self.config.merge, text.place)

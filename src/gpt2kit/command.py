@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import errno
 import functools
 import inspect
@@ -14,15 +12,13 @@ import re
 import sys
 import traceback
 import typing
-from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
-from gpt2kit.errors import MachineError, UserError
-
-_UNKNOWN = re.compile(r"(?:unrecognized arguments: --|Key '|does not accept option ')([\w.+-]+)")
+from gpt2kit import parsing
+from gpt2kit.errors import MachineError, UserError, refuse
 
 
 def run(function: Callable[..., object], args: list[str] | None = None) -> None:
@@ -44,9 +40,9 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """The keyword arguments for `function` that `args` asks for."""
     parser = parser_of(function)
-    with explained(parser):
-        config = parser.parse_args(args)
-        return dict(parser.instantiate(config).as_dict())
+    found = parsing.parse(parser, args)
+    refuse(found.problems)
+    return dict(parser.instantiate(found.config).as_dict())
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:
@@ -114,60 +110,6 @@ def speak_utf8() -> None:
     if locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
         module: typing.Any = sys.modules[ConfigPath.__module__]  # it opens files in the system's encoding
         module.open = functools.partial(open, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def explained(parser: ArgumentParser) -> typing.Iterator[None]:
-    """Turn the parser's errors into UserErrors, with the nearest name for one that is unknown."""
-    try:
-        yield
-    except ArgumentError as error:
-        text = re.sub(r"Parser key \"([^\"]+)\":", r"--\1:", str(error))
-        raise UserError(text.rstrip(".") + _suggestion(text, parser) + " (see --help)") from error
-
-
-def check_yaml(path: str) -> None:
-    """Refuse a config file that is empty or no YAML, or that says one key twice; name the place."""
-    import yaml
-
-    class Strict(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: Strict, node: yaml.MappingNode) -> dict[object, object]:
-        lines: dict[object, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise UserError(f"{path} lines {lines[key.value]} and {line}: {key.value} stands twice. Remove one")
-            lines[key.value] = line
-        return loader.construct_mapping(node, deep=True)
-
-    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = yaml.load(file, Strict)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file. Check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, so no config file. Check the path") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: {error.problem}. Indent with spaces, and quote odd text") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: {'empty' if found is None else 'no mapping of options'}. See --print_config")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean X?' for the most similar of `names`, or nothing."""
-    last = {known.rsplit(".", 1)[-1]: known for known in names}
-    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
-    return f". Did you mean {last[near[0]]}?" if near else ""
-
-
-def _suggestion(text: str, parser: ArgumentParser) -> str:
-    unknown = _UNKNOWN.search(text)
-    return nearest(unknown[1], (action.dest for action in parser._actions)) if unknown else ""
 
 
 def _machine(error: Exception) -> MachineError | None:

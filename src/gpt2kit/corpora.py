@@ -20,9 +20,9 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from gpt2kit import download, files
-from gpt2kit.command import nearest
 from gpt2kit.download import Remote
 from gpt2kit.errors import DataError, MachineError, UserError
+from gpt2kit.parsing import nearest
 from gpt2kit.splits import shares
 
 LOCK = "checksums.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, g
     rules = {
         f"save_every {save_every}: must be at least 1": save_every < 1,
         f"save_top_k {save_top_k}: must be at least 1": save_top_k < 1,
+        f"trainer.max_time {trainer['max_time']}: must be DD:HH:MM:SS, such as 00:01:30:00": trainer["max_time"]
+        and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer["max_time"]),
         "trainer.val_check_interval: must be above 0": trainer["val_check_interval"] <= 0,
         "trainer.log_every_n_steps: must be at least 1": trainer["log_every_n_steps"] < 1,
         "data.global_batch: decides trainer.accumulate_grad_batches. Give one of them": global_batch is not None

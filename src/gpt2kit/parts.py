@@ -26,6 +26,7 @@ from gpt2kit.places import Where
 from gpt2kit.shards import Corpus, Progress
 from gpt2kit.shelf import Shelf
 from gpt2kit.sources import Report
+from gpt2kit.splits import Split
 from gpt2kit.store import HASH, Shard, TokenStore, documents_file, shard_name, unpacked
 
 _LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -63,7 +64,7 @@ def corpus_of(corpus: Corpus, number: int, count: int) -> Corpus | None:
     return replace(corpus, paths=own, part=f"{number}/{count}") if own else None
 
 
-def build_each(corpora: Mapping[str, Corpus], number: int, count: int, place: Where) -> list[str]:
+def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, place: Where) -> list[str]:
     """Build one part of some splits' stores; a line for each."""
     told = []
     for split, corpus in corpora.items():
@@ -75,7 +76,7 @@ def build_each(corpora: Mapping[str, Corpus], number: int, count: int, place: Wh
     return told
 
 
-def merge_each(corpora: Mapping[str, Corpus], count: int, place: Where) -> list[str]:
+def merge_each(corpora: Mapping[Split, Corpus], count: int, place: Where) -> list[str]:
     """Make some splits' stores of their parts; a line for each."""
     stores = {split: merge(corpus, count, place, f"{split} text") for split, corpus in corpora.items()}
     return [f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens" for split, store in stores.items()]
