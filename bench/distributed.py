@@ -1,4 +1,5 @@
-"""Two gloo processes against one on this machine, and how fast parts of a token store are joined.
+"""Two gloo processes against one on this machine, whether to share Muon's work, and how fast parts of a token store are
+joined.
 
     python bench/distributed.py
 
@@ -17,6 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -24,7 +28,14 @@ LINE = "the quick brown fox jumps over the lazy dog and number {} says good morn
 STEPS = 12
 
 
-def throughput(work: Path, ranks: int, strategy: str, n_embd: int) -> float:
+class Alone(Callback):
+    """Each rank turns all of Muon's matrices, as if there were no others."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.optimizers[0].ranks = (0, 1)  # type: ignore[attr-defined]
+
+
+def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: str, more: list[str]) -> float:
     """Tokens/s of the last steps of a run; one step is 16 sequences of 128 tokens, whatever the ranks."""
     words = [
         *(f"--data.train_files={work / 'text.txt'}", f"--data.tokenizer={work / 'tokenizer'}"),
@@ -34,17 +45,23 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int) -> float:
             "--data.batch_size=8",
             "--data.global_batch=16",
         ),
-        *("--model.n_layer=4", "--model.n_head=4", f"--model.n_embd={n_embd}", "--model.optimizer=gpt2kit.optim.AdamW"),
+        *(
+            "--model.n_layer=4",
+            "--model.n_head=4",
+            f"--model.n_embd={n_embd}",
+            f"--model.optimizer=gpt2kit.optim.{optimizer}",
+        ),
         *(f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=4", "--trainer.precision=32-true"),
         *("--trainer.accelerator=cpu", f"--trainer.devices={ranks}", f"--trainer.strategy={strategy}"),
         *(
             f"--trainer.default_root_dir={work / f'{ranks}-{strategy}-{n_embd}'}",
             "--trainer.enable_checkpointing=false",
         ),
+        *more,
     ]
     best = 0.0
     for _ in range(3):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "bench")}
         done = subprocess.run(
             [sys.executable, str(ROOT / "trainer.py"), *words], env=environment, capture_output=True, text=True
         )
@@ -87,13 +104,25 @@ def main() -> None:
         work = Path(folder)
         (work / "text.txt").write_text("".join(LINE.format(n) for n in range(20_000)))
         train([str(work / "text.txt")], work / "tokenizer", vocab_size=512)
-        results = {}
+        results: dict[object, dict[str, float]] = {}
         print("| width | 1 process | 2, DDP | of twice | 2, FSDP | of twice |\n|---|---|---|---|---|---|")
         for n_embd in (128, 512):
-            one, ddp, fsdp = (throughput(work, *how, n_embd) for how in ((1, "auto"), (2, "ddp"), (2, "fsdp")))
+            one, ddp, fsdp = (
+                throughput(work, *how, n_embd, "AdamW", []) for how in ((1, "auto"), (2, "ddp"), (2, "fsdp"))
+            )
             results[n_embd] = {"one": one, "ddp": ddp, "fsdp": fsdp}
             shares = [f"{two:,.0f} tokens/s | {two / one / 2:.0%}" for two in (ddp, fsdp)]
             print(f"| {n_embd} | {one:,.0f} tokens/s | {' | '.join(shares)} |", flush=True)
+        print("\n| Muon, width 512 | each turns all | shared | times |\n|---|---|---|---|")
+        for strategy in ("ddp", "fsdp"):
+            each, shared = (
+                throughput(work, 2, strategy, 512, "Muon", more)
+                for more in (["--trainer.callbacks=distributed.Alone"], [])
+            )
+            results[f"muon_{strategy}"] = {"each": each, "shared": shared}
+            print(
+                f"| 2, {strategy} | {each:,.0f} tokens/s | {shared:,.0f} tokens/s | {shared / each:.2f} |", flush=True
+            )
         joined, encoded = joining(work)
         results["parts"] = {"joined_mb_s": joined, "encoded_mb_s": encoded}
         print(f"parts of a store: joined {joined:,.0f} MB of tokens/s, encoded {encoded:.1f} MB of text/s")

@@ -33,7 +33,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for shape in given.shapes:
         layers, width = map(int, shape.split(","))
-        optimizers = {name: make(name, layers, width) for name in ("AdamW", "torch's Muon", "ours", "ours, not split")}
+        optimizers = {name: make(name, layers, width) for name in ("AdamW", "torch's Muon", "ours")}
         found: dict[str, list[float]] = {name: [] for name in optimizers}
         for turn in range(given.turns + 1):
             for name, optimizer in optimizers.items():
@@ -58,8 +58,7 @@ def make(name: str, layers: int, width: int) -> torch.optim.Optimizer:
         return AdamW(matrices)
     if name == "torch's Muon":
         return torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
-    parts = [1 if name == "ours, not split" or shape[1] != 3 * width else 3 for shape in shapes]
-    return Muon([{"params": matrices, "parts": parts}, {"params": [bias]}])
+    return Muon([{"params": matrices}, {"params": [bias]}])
 
 
 def now() -> float:

@@ -73,7 +73,8 @@ HEAD = """\
 --print_config=comments` say the same. In YAML, `model.n_layer` is `n_layer` under `model:`. Defaults < config files <
 command line; `--config` may be given several times, the later file wins; `--print_config` prints the whole and leaves.
 A group takes a file: `--model configs/model/tiny.yaml`. A class is named by its path, its options stand under
-`init_args`; `--model.optimizer Muon --model.optimizer.lr 0.02` is short for that. `--debug` shows an error's traceback.
+`init_args`; `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001` is short for that. `--debug` shows an
+error's traceback.
 """
 _SKIPPED = (
     "_HelpAction",

@@ -19,8 +19,8 @@ ROWS = [
         "pieces bans verse sampling tokenizer_kinds tokenizer_report tokenizer tokenizer_training tokenizer_spec store"
         " cache encoding_gigatoken encoding_processes encoding shelf shards fetching download corpora streaming"
         " uploading places parts overlap verbatim reading",
-        "blocks windows sliding batches launch shape dropout engine freezing lora sharded guard hardware optim metrics"
-        " flops per_document bootstrap rules transfer",
+        "blocks windows sliding batches launch shape quick_layers engine freezing lora sharded guard hardware"
+        " newton_schulz optim metrics flops per_document bootstrap rules transfer",
         "attention loss data row module memory weights huggingface checkpoint fsdp",
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",

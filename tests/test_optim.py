@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from test_module import SHAPE
-from torch import nn
+from torch import Tensor, nn
 
+from gpt2kit import optim
 from gpt2kit.errors import UserError
 from gpt2kit.module import build
-from gpt2kit.optim import AdamW, Constant, Cosine, Linear, Muon, Schedule, WarmupStableDecay, parameter_groups
+from gpt2kit.newton_schulz import orthogonal
+from gpt2kit.optim import (
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    Muon,
+    Schedule,
+    WarmupStableDecay,
+    parameter_groups,
+)
 
 
 def test_matrices_decay_biases_norms_and_embeddings_do_not() -> None:
@@ -102,36 +114,71 @@ def test_a_schedule_that_would_never_reach_its_rate_is_refused(
         schedule(**options)
 
 
-def test_muon_is_torchs_muon_for_matrices_that_are_not_fused() -> None:
-    """Ours turns matrices of one shape together; GPT-2's fused ones are split, which torch's knows nothing of."""
+SHAPES: list[tuple[int, int]] = [(8, 8), (8, 32), (32, 8), (8, 8), (8, 24), (8, 32)]
+
+
+def pair(shapes: list[tuple[int, int]]) -> tuple[list[nn.Parameter], Muon, list[nn.Parameter], torch.optim.Muon]:
+    """The same matrices under ours and under torch's."""
     torch.manual_seed(1)
-    shapes = ((8, 8), (8, 32), (32, 8), (8, 8), (8, 24))
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs = [nn.Parameter(p.detach().clone()) for p in ours[:4]] + [
-        nn.Parameter(part.clone()) for part in ours[4].detach().chunk(3, 1)
-    ]
-    bias = nn.Parameter(torch.zeros(3))
-    one = Muon([{"params": ours, "parts": [1, 1, 1, 1, 3]}, {"params": [bias]}], lr=0.02, weight_decay=0.1)
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    one = Muon([{"params": ours}, {"params": [nn.Parameter(torch.zeros(3))]}], lr=0.02, weight_decay=0.1)
     other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    for _ in range(4):
-        for p in ours:
+    return ours, one, theirs, other
+
+
+def draw(step: int, *sets: list[nn.Parameter]) -> None:
+    """The same gradients for each set of matrices."""
+    for parameters in sets:
+        torch.manual_seed(step)
+        for p in parameters:
             p.grad = torch.randn_like(p)
-        for p, q in zip(ours[:4], theirs, strict=False):
-            q.grad = p.grad
-        for q, part in zip(theirs[4:], ours[4].grad.chunk(3, 1), strict=True):  # type: ignore[union-attr]
-            q.grad = part
+
+
+def test_muon_is_torchs_muon() -> None:
+    """Ours turns matrices of one shape together."""
+    ours, one, theirs, other = pair(SHAPES)
+    for step in range(4):
+        draw(step, ours, theirs)
         one.step()
         other.step()
-    for p, q in zip([*ours[:4], *ours[4].detach().chunk(3, 1)], theirs, strict=True):
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-3, atol=1e-4)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 
-def test_queries_keys_and_values_are_turned_apart() -> None:
-    model = build(SHAPE)
-    hidden = parameter_groups(model)[0]
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)].split(".")[-2]: n for p, n in zip(hidden["params"], hidden["parts"], strict=True)} == {
-        "c_attn": 3,
-        "c_proj": 1,
-        "c_fc": 1,
-    }
+@pytest.mark.parametrize("ranks", [2, 3, 9])
+def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turns some of the matrices, none twice, and all end with the same weights, those of one process alone."""
+    sent: dict[int, list[Tensor]] = {rank: [] for rank in range(ranks)}
+    turned: list[int] = []
+
+    def counted(matrices: Tensor) -> Tensor:
+        turned.append(len(matrices))
+        return orthogonal(matrices)
+
+    monkeypatch.setattr(optim, "orthogonal", counted)
+    ended = []
+    for receiving in (False, True):
+        for rank in range(ranks):
+            ours, one, theirs, other = pair(SHAPES)
+            one.ranks = rank, ranks
+            left = {owner: iter(tensors) for owner, tensors in sent.items()}
+
+            def broadcast(
+                tensor: Tensor, owner: int, rank: int = rank, left: Any = left, late: bool = receiving
+            ) -> None:
+                if owner != rank and late:
+                    tensor.copy_(next(left[owner]))
+                elif owner == rank and not late:
+                    sent[rank].append(tensor.clone())
+
+            monkeypatch.setattr(optim.dist, "broadcast", broadcast)
+            draw(0, ours, theirs)
+            one.step()
+            other.step()
+            ended.append([*map(torch.clone, ours)])
+    assert sum(turned) == 2 * len(SHAPES), "each matrix by one rank, in both rounds"
+    for whole in ended[ranks:]:
+        for p, q, first in zip(whole, theirs, ended[ranks], strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+            assert torch.equal(p, first), "to the bit"

@@ -167,6 +167,11 @@ trainer:
     assert any(name.startswith("lr-Muon") for name in logged) and any("cpu_percent" in name for name in logged)
 
 
+def test_one_callback_needs_no_list(options: list[str], tmp_path: Path) -> None:
+    more = ("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_loss", "--trainer.max_steps=1")
+    train(tmp_path, options, *more)
+
+
 class Mine(pl.Callback):
     """A user's own callback that logs."""
 

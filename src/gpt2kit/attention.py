@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.dropout import dropout as drop
+from gpt2kit.quick_layers import dropout as drop
 
 HIDDEN = -3e4
 """Added to the score of a key that a query does not see: finite in every dtype, so that a query that sees nothing

@@ -255,7 +255,7 @@ class TrainCLI(LightningCLI):
             with self._gathered():
                 self.begun = start.begin(self.model, self.source, self.datamodule.tokenizer)
             self.source = None
-        theirs: list[Callback] = list(config["callbacks"] or [])
+        theirs: list[Callback] = as_list(config["callbacks"])
         seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
         alone = only_time(config)
         self._horizon = TimeHorizon(seconds if alone else None, self.model.schedule)

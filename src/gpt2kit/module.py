@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import attention as attentions
 from gpt2kit import sharded
 from gpt2kit.blocks import IGNORE
-from gpt2kit.dropout import COMPILED, quicken
 from gpt2kit.engine import Attention, Choice, Compile, choose_attention
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.freezing import Frozen
@@ -25,6 +24,7 @@ from gpt2kit.lora import adapt
 from gpt2kit.loss import chunked_nll, whole_nll, wide
 from gpt2kit.metrics import Score
 from gpt2kit.optim import Muon, Schedule, WarmupStableDecay, parameter_groups
+from gpt2kit.quick_layers import COMPILED, quicken
 from gpt2kit.row import Row, is_log_step
 from gpt2kit.shape import SHAPE, Activation, Shape, padded, shape_problems
 
@@ -232,6 +232,8 @@ class GPT2Module(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(parameter_groups(self.model))
+        if isinstance(optimizer, Muon) and self.device.type == "cpu" and self.trainer.num_nodes == 1:
+            optimizer.ranks = self.global_rank, self.trainer.world_size  # pays there; elsewhere it is not measured
         self.fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
             unfuse(optimizer)

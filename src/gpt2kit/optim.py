@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpt2kit import sharded
 from gpt2kit.errors import UserError
+from gpt2kit.newton_schulz import alike, orthogonal
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Two groups for any torch optimizer: the hidden matrices, which decay, and the rest, which never does.
 
-    The rest is biases, norms and embeddings (the token embedding is also the output layer, once). `parts` says of each
-    matrix how many it holds side by side: GPT-2 keeps those for queries, keys and values in one.
+    The rest is biases, norms and embeddings (the token embedding is also the output layer, once).
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {name: p for name, p in trained.items() if p.ndim >= 2 and id(p) not in embeddings}
-    parts = [3 if name.endswith("c_attn.weight") else 1 for name in matrices]
     rest = [p for name, p in trained.items() if name not in matrices]
-    return [{"params": list(matrices.values()), "parts": parts}, {"params": rest, "weight_decay": 0.0}]
+    return [{"params": list(matrices.values())}, {"params": rest, "weight_decay": 0.0}]
 
 
 class AdamW(torch.optim.AdamW):
@@ -51,21 +50,14 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
-_AT_ONCE = {"cpu": 1 << 20, "other": 1 << 26}
-"""Numbers, in matrices of one shape, that are turned at once: on a CPU about what its caches hold."""
-_Member = tuple[Tensor, Tensor, int]
-"""A matrix, its gradient, and how many parts it holds side by side."""
-
-
 class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
     Each matrix moves along its momentum with all singular values made about equal (five Newton-Schulz steps in
     bfloat16, matrices of one shape at once). Updates have AdamW's typical size, 0.2 a step and weight at lr 1, so
     learning rates are like AdamW's, transfer across widths, and do not depend on whether a layer keeps its matrix
-    transposed (GPT-2's layers do). Beside `torch.optim.Muon`, which it equals for a matrix alone (a test says so), it
-    splits the matrices that GPT-2 fuses; small ones take a quarter less of its time, large ones as much
-    (bench/muon.py).
+    transposed (GPT-2's layers do). It equals `torch.optim.Muon` (a test says so) in less time (bench/muon.py). Queries,
+    keys and values, which GPT-2 keeps in one matrix, are turned as one: apart they learn as much and cost more.
 
     Args:
         params: two groups as `parameter_groups` gives them.
@@ -89,6 +81,8 @@ class Muon(Optimizer):
         self._adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
         hidden = {**matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([hidden, *self._adamw.param_groups], {})
+        self.ranks = (0, 1)
+        """This process, and how many have the same gradients and share the turning; who starts them says so."""
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,45 +106,39 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def _turn(self, group: dict[str, Any]) -> None:
-        """Muon's update of the hidden matrices, many of one shape at a time."""
-        alike: dict[tuple[int, int, torch.device], list[_Member]] = defaultdict(list)
-        for matrix, parts in zip(group["params"], group.get("parts") or [1] * len(group["params"]), strict=True):
-            if (gradient := matrix.grad) is not None:
-                short, long = sorted((matrix.shape[0], matrix.shape[1] // parts))
-                alike[short, long, matrix.device].append((matrix, gradient, parts))
-        for (short, long, device), members in alike.items():
-            most = _AT_ONCE.get(device.type, _AT_ONCE["other"])
-            count = max(most // (short * long * members[0][2]), 2)
-            for first in range(0, len(members), count):
-                self._turn_alike(members[first : first + count], group, 0.2 * math.sqrt(long))
+        """Muon's update of the hidden matrices: many of one shape at a time, by each rank some."""
+        rank, ranks = self.ranks
+        batches = alike([matrix for matrix in group["params"] if matrix.grad is not None], ranks)
+        for first in range(0, len(batches), ranks):
+            turns = [(members, self._directions(members, group)) for members in batches[first : first + ranks]]
+            if rank < len(turns):
+                turns[rank][1].copy_(orthogonal(turns[rank][1]))
+            for owner, (members, directions) in enumerate(turns):
+                if ranks > 1:
+                    dist.broadcast(directions, owner)
+                self._move(members, directions, group)
 
-    def _turn_alike(self, members: list[_Member], group: dict[str, Any], size: float) -> None:
-        """Move each matrix (all parts of all have one shape) by steps of the rate times `size`."""
-        own, towards = [], []
-        for matrix, gradient, parts in members:
-            state = self.state[matrix]
+    def _directions(self, members: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """Where momentum and gradient lead matrices of one shape, `[count, short, long]`."""
+        towards = []
+        for matrix in members:
+            gradient, state = matrix.grad, self.state[matrix]
+            assert gradient is not None
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-            direction = sharded.whole(gradient.lerp(mean, group["momentum"]).bfloat16())
-            rows = slice(*sharded.own_rows(matrix))
-            for part, whole in zip(sharded.local(matrix).chunk(parts, 1), direction.chunk(parts, 1), strict=True):
-                flat = whole.shape[0] <= whole.shape[1]
-                own.append((part, (rows, slice(None))) if flat else (part.T, (slice(None), rows)))
-                towards.append(whole if flat else whole.T)
-        for (part, place), update in zip(own, orthogonal(torch.stack(towards)), strict=True):
-            part.mul_(1 - group["lr"] * group["weight_decay"]).add_(update[place], alpha=-group["lr"] * size)
+            whole = sharded.whole(gradient.lerp(mean, group["momentum"]).bfloat16())
+            towards.append(whole if whole.shape[0] <= whole.shape[1] else whole.T)
+        return torch.stack(towards)
 
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """`[count, rows, columns]` (rows <= columns) with singular values of about 1, by Newton-Schulz in bfloat16."""
-    a, b, c = 3.4445, -4.7750, 2.0315  # of a quintic with the steepest slope at 0: few steps, values of 0.7 to 1.2
-    x = matrices.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    def _move(self, members: list[Tensor], updates: Tensor, group: dict[str, Any]) -> None:
+        """Move matrices along their updates, each rank the rows that it holds."""
+        size = 0.2 * math.sqrt(updates.shape[2])
+        for matrix, update in zip(members, updates, strict=True):
+            own = update if matrix.shape[0] <= matrix.shape[1] else update.T
+            first, end = sharded.own_rows(matrix)
+            part = sharded.local(matrix)
+            part.mul_(1 - group["lr"] * group["weight_decay"]).add_(own[first:end], alpha=-group["lr"] * size)
 
 
 class Schedule:

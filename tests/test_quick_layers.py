@@ -1,4 +1,4 @@
-"""Dropout drops the share that it says, leaves the mean as it is, and the same elements in the gradient."""
+"""Dropout drops the share that it says, keeps the mean, and drops the same in the gradient; GELU is GPT-2's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.dropout import COMPILED, Dropout, dropout
 from gpt2kit.module import GPT2Module
+from gpt2kit.quick_layers import COMPILED, GELU, Dropout, dropout, gelu
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
@@ -77,6 +77,28 @@ def test_all_of_a_model_has_it() -> None:
     gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=8, dropout=0.2, vocab_size=64, n_positions=8)
     layers = [part for part in gpt2.modules() if isinstance(part, nn.Dropout)]
     assert layers and all(isinstance(part, Dropout) and part.p == 0.2 for part in layers)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-13), (torch.float32, 3e-6), (torch.bfloat16, 2**-7)])
+def test_gelu_is_that_of_the_library(compiled: bool, dtype: torch.dtype, near: float) -> None:
+    """The value and the slope, where it bends and where it is flat; also far out, where a cube overflows float16."""
+    from transformers.activations import NewGELUActivation
+
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -60.0, 60.0, 1e4])]).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    wanted = NewGELUActivation()(exact)
+    found = (torch.compile(gelu, dynamic=False) if compiled else gelu)(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=near, atol=near)
+    slopes = [torch.autograd.grad(y.sum(), at)[0].double() for y, at in ((found, x), (wanted, exact))]
+    torch.testing.assert_close(*slopes, rtol=near, atol=near)
+
+
+def test_only_gelu_new_is_replaced() -> None:
+    for name, ours in (("gelu_new", True), ("relu", False), ("gelu", False)):
+        gpt2 = GPT2Module(n_layer=1, n_head=2, n_embd=8, activation_function=name, vocab_size=64, n_positions=8)
+        assert isinstance(gpt2.model.transformer.h[0].mlp.act, GELU) is ours
 
 
 def test_gradients_by_recomputation_are_those_without() -> None:
