@@ -3,6 +3,8 @@
     python bench/train_step.py
     python bench/train_step.py --shapes small --batch 32 --block 1024 --ways ours bare_compiled hf_trainer
     python bench/train_step.py --nanogpt ../nanoGPT     # its model, fetched by yourself, in its own settings
+    pip install --no-deps --target ../litgpt litgpt==0.5.13 lightning==2.6.6 psutil
+    python bench/train_step.py --litgpt ../litgpt       # the same for litgpt
 
 Each way runs in a process of its own, the ways in turn, round after round; a figure is the median over the rounds of
 the median step. All see the same random tokens, and all figures use one count of FLOPs (`flops.flops_per_token`).
@@ -16,6 +18,7 @@ bare_bf16       the same under bfloat16 autocast
 bare_compiled   the same, torch.compile(model), fused AdamW
 hf_trainer      transformers.Trainer with bf16=True
 lightning       a LightningModule of ten lines, precision bf16-mixed
+litgpt          its model, as `litgpt pretrain` trains it by default: Fabric, bf16-mixed, compiled, torch.optim.AdamW
 nanogpt, nanogpt_best    its model and optimizer: float32; bfloat16 and compiled
 """
 
@@ -73,20 +76,23 @@ def main() -> None:
     parser.add_argument("--block", type=int, help="instead of the shape's")
     parser.add_argument("--batch", type=int, help="instead of the shape's")
     parser.add_argument("--nanogpt", type=Path, help="the folder of its model.py; adds its two ways")
+    parser.add_argument("--litgpt", type=Path, help="the folder that it is installed in; adds its way")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        run(given.child, given.shapes[0], given.block, given.batch, given.steps, given.nanogpt)
+        folder = given.litgpt if given.child == "litgpt" else given.nanogpt
+        run(given.child, given.shapes[0], given.block, given.batch, given.steps, folder)
         return
-    ways = given.ways or [*WAYS, *(("nanogpt", "nanogpt_best") if given.nanogpt else ())]
+    theirs = [*(["litgpt"] if given.litgpt else []), *(["nanogpt", "nanogpt_best"] if given.nanogpt else [])]
+    ways = given.ways or [*WAYS, *theirs]
     rows: list[dict[str, object]] = []
     for shape in given.shapes:
         found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for _ in range(given.rounds):
             for way in ways:
                 words = [sys.executable, __file__, "--child", way, "--shapes", shape, "--steps", str(given.steps)]
-                for name in ("block", "batch", "nanogpt"):
+                for name in ("block", "batch", "nanogpt", "litgpt"):
                     words += [f"--{name}", str(getattr(given, name))] if getattr(given, name) else []
                 _, resident, told = timed(words)
                 found[way].append({"memory": resident, **json.loads(told.splitlines()[-1])})
@@ -115,7 +121,7 @@ def row(
     }
 
 
-def run(way: str, name: str, block: int | None, batch: int | None, steps: int, nanogpt: Path | None) -> None:
+def run(way: str, name: str, block: int | None, batch: int | None, steps: int, folder: Path | None) -> None:
     """In a child: train some steps, print one line of JSON."""
     from gpt2kit.flops import flops_per_token
     from gpt2kit.hardware import measured_peak
@@ -129,7 +135,7 @@ def run(way: str, name: str, block: int | None, batch: int | None, steps: int, n
     if DEVICE == "cuda":
         torch.set_float32_matmul_precision("high")
     batches = torch.randint(0, vocabulary, (8, rows, length + 1))
-    times = list(WAY[way.split("_")[0] if way not in WAY else way](way, shape, batches, steps + 3, nanogpt))
+    times = list(WAY[way.split("_")[0] if way not in WAY else way](way, shape, batches, steps + 3, folder))
     seconds = [later - sooner for sooner, later in pairwise(times[3:])]
     figures: dict[str, float] = {
         "seconds": statistics.median(seconds),
@@ -355,6 +361,41 @@ def nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, folder
     yield from loop(lambda b: compiled(b[:, :-1], b[:, 1:].contiguous())[1], model, optimizer, batches, steps, way)
 
 
+def litgpt(_: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
+    """litgpt's model, installed by the user, in the loop of its pretrain.py. It has GPT-2's sizes, but rotary positions
+    and an output layer of its own."""
+    sys.path.insert(0, str(folder))
+    from lightning import Fabric  # type: ignore[import-not-found]
+    from litgpt.config import Config  # type: ignore[import-not-found]
+    from litgpt.model import GPT  # type: ignore[import-not-found]
+    from litgpt.utils import chunked_cross_entropy  # type: ignore[import-not-found]
+
+    fabric = Fabric(devices=1, accelerator=DEVICE, precision="bf16-mixed")
+    config = Config(
+        block_size=shape["n_positions"],
+        vocab_size=shape["vocab_size"],
+        padding_multiple=64,
+        n_layer=shape["n_layer"],
+        n_head=shape["n_head"],
+        n_embd=shape["n_embd"],
+        parallel_residual=False,
+        gelu_approximate="tanh",
+    )
+    with fabric.init_module():
+        model = GPT(config)
+    model = fabric.setup(torch.compile(model))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=1e-3, fused=DEVICE == "cuda"))
+    yield now()
+    for step in range(steps):
+        batch = batches[step % len(batches)].to(DEVICE, non_blocking=True)
+        loss = chunked_cross_entropy(model(batch[:, :-1].contiguous()), batch[:, 1:].contiguous())
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield now()
+
+
 WAY: dict[str, Callable[..., Any]] = {
     "ours": ours,
     "ours_loop": ours_loop,
@@ -362,6 +403,7 @@ WAY: dict[str, Callable[..., Any]] = {
     "hf_trainer": hf_trainer,
     "lightning": lightning,
     "nanogpt": nanogpt,
+    "litgpt": litgpt,
 }
 
 if __name__ == "__main__":
