@@ -96,6 +96,16 @@ def test_a_default_in_the_place_of_a_wrong_value_is_not_blamed(
         (["--model.optimizer.lr=x"], "--model.optimizer.lr x: must be a number"),
         (["--data.train_files"], "--data.train_files: expected one argument"),
         (["", "--model.n_layer=1"], "belongs to no option"),
+        (["--model.n_layr=3", "--print_config"], "--model.n_layr: no such option"),
+        (["--trainer.callbacks=[EarlyStopping]"], "pytorch_lightning.callbacks.EarlyStopping needs monitor"),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.patience=b"],
+            "--trainer.callbacks.patience b: must be a whole number",
+        ),
+        (["--data.train_files=[]"], "data.train_files: names no file"),
+        (["--trainer.strategy=ddpp"], "trainer: You selected an invalid strategy name"),
+        (["--seed_everything=-5"], "seed_everything -5: must be from 0 to 4294967295"),
+        (["--config=."], "cannot be read"),
     ],
 )
 def test_what_is_said(
@@ -103,6 +113,50 @@ def test_what_is_said(
 ) -> None:
     code, _, err = call(cli.main, *options, *words)
     assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_a_build_of_parts_and_a_schedule_know_the_mistakes_of_a_plan(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    for words, said in (
+        (["--part=1/2"], "--plan: not with --part"),
+        (["--merge=2"], "--plan: not with --part"),
+        (["--model.schedule.warmup=-5"], "model.schedule warmup -5"),
+        (["--trainer.accelerator=xpu9"], "invalid accelerator name"),
+    ):
+        code, out, err = call(cli.main, *options, *words, "--data.blokc_size=3", "--plan")
+        assert code == 2 and not out and said in err and err.count("blokc_size: no such option") == 1
+    assert not (inside / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("ckpt_path: none.ckpt\n", "ckpt_path: not in a config file; on the command line, as --ckpt_path"),
+        ("find: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
+        ('plan: "false"\n', "plan false: must be true or false"),
+        ("override: maybe\n", "override maybe: must be true or false"),
+        ("? [a, b]\n: 3\n", "config.yaml line 1: a key must be the name of an option"),
+        ("a: \0\n", "Is this a config file?"),
+    ],
+)
+def test_a_config_file_says_nothing_that_nobody_hears(
+    content: str, said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "config.yaml").write_text(content)
+    code, _, err = call(cli.main, *options, "-cconfig.yaml")
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_print_config_needs_nothing_given(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--print_config", "--model.n_layer=3"])
+    assert left.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
+
+
+def test_typos_beside_a_checkpoint_that_is_not_there(call: Callable[..., Outcome], inside: Path) -> None:
+    code, _, err = call(cli.main, "--ckpt_path=last", "--model.n_lyer=3")
+    assert code == 2 and "n_lyer: no such option" in err and "missing" not in err
 
 
 @pytest.mark.parametrize("content", ["model:\ndata: {}\n", "model: 3\n", "trainer: [a]\n"])

@@ -54,13 +54,13 @@ from gpt2kit.engine import (
     refuse_missing_compiler,
     usual_rate,
 )
-from gpt2kit.errors import DivergedError, MachineError, UserError, refuse
+from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
 from gpt2kit.flops import flops_per_token
 from gpt2kit.horizon import TimeHorizon
 from gpt2kit.limits import callback_problems, config_problems, interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.lora import adapt
 from gpt2kit.module import GPT2Module
-from gpt2kit.options import add_options, as_list, first_words, make_trainer, without_find
+from gpt2kit.options import add_options, as_list, first_problems, first_words, make_trainer, without_find
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
 from gpt2kit.shape import shape_problems
@@ -113,10 +113,14 @@ class TrainCLI(LightningCLI):
         self.planned = False
         if words.ckpt_path is None:
             understood = self._understood(parsing.parse(parser, args))
+            self.problems += first_problems(self.config, words)
             if self.config.model.init_from is not None:
                 self._parse_begun(parser, understood)
         else:
             self._parse_resumed(parser, args, words)
+        if not 0 <= self.config.seed_everything < 2**32:
+            self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
+            self.config.seed_everything = 0
         self.override, self.config.override = self.config.override, False
         self.config.plan = False
         self.args = list(args)
@@ -134,11 +138,12 @@ class TrainCLI(LightningCLI):
 
     def _understood(self, found: parsing.Parsed) -> list[str]:
         """Take the config that words mean, and refuse what they do not; a plan goes on with those that it knows."""
-        if found.config is None or not found.config.plan:
-            refuse(found.problems)
+        problems = found.problems + found.missing
+        if found.config is None or found.config.plan is not True:
+            refuse(problems)
         self.config = found.config
-        self.planned = bool(self.config.plan)
-        self.problems += [problem for problem in found.problems if problem not in self.problems]
+        self.planned = self.config.plan is True
+        self.problems += [problem for problem in problems if problem not in self.problems]
         self.left_out |= found.left_out
         return found.words
 
@@ -156,18 +161,19 @@ class TrainCLI(LightningCLI):
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
         wanted, unsaid = None, set[str]()
         found = parsing.parse(parser, args)
-        if found.config is not None and not found.problems:
+        self.planned = found.config is not None and found.config.plan is True
+        if not self.planned:
+            refuse(found.problems + (found.missing if words.config else []))
+        if found.config is not None and not found.problems + found.missing:
             words.root = found.config.trainer.default_root_dir or "."
             wanted = yaml.safe_load(parser.dump(found.config, skip_validation=True))
             if found.config.model.init_from is not None:
                 unsaid = start.unsaid(found.config, parser.get_defaults())
-        elif words.config:
-            self._understood(found)
-        self.planned = found.config is not None and found.config.plan
         with self._gathered():
             self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
         if self.resumed is None:
-            refuse(self.problems if "data.train_files" in found.left_out else [])  # its own config would have them
+            self.problems += found.problems
+            refuse(self.problems if found.missing else [])  # the run's own config would have them
             self._understood(found)
             return
         folder = runs.run_of(self.resumed)
@@ -214,6 +220,8 @@ class TrainCLI(LightningCLI):
             problems += start.freeze_problems(config.model)
         if self.planned and trainer.fast_dev_run:
             problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
+        if self.planned and self.builds_text:
+            problems.append("--plan: not with --part or --merge, which train nothing either")
         try:
             if not self.builds_text:
                 launch.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
@@ -235,7 +243,7 @@ class TrainCLI(LightningCLI):
 
     def build_text(self) -> list[str]:
         """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
-        problems = data_problems(self.config.data.as_dict())
+        problems = self.problems + data_problems(self.config.data.as_dict())
         if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
             problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
         refuse(problems)
@@ -245,8 +253,15 @@ class TrainCLI(LightningCLI):
         return parts.merge_each(text.corpora(), self.config.merge, text.place)
 
     def instantiate_classes(self) -> None:
-        if not self.builds_text:
+        if self.builds_text:
+            return
+        try:
             super().instantiate_classes()
+        except UserError as error:
+            told = str(error)
+            if rest := [problem for problem in self.problems if problem not in told]:
+                raise UserError("; ".join([*rest, told])) from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = dict(self.config_init.trainer)
@@ -283,7 +298,10 @@ class TrainCLI(LightningCLI):
             )
         kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
         launch.free_port_if_taken()
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # a strategy or an accelerator that there is not
+            raise UserError(f"trainer: {first_line(error)}") from error
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         multiply_fast(trainer.strategy.root_device, self._precision.value)
         if not config["fast_dev_run"]:

@@ -41,7 +41,7 @@ def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]
     """The keyword arguments for `function` that `args` asks for."""
     parser = parser_of(function)
     found = parsing.parse(parser, args)
-    refuse(found.problems)
+    refuse(found.problems + found.missing)
     return dict(parser.instantiate(found.config).as_dict())
 
 

@@ -227,6 +227,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     sizes = [f"data.{name} {options[name]}: must be at least 1" for name in _SIZES if options[name] < 1]
     stride, workers = options["stride"], options["num_workers"]
     rules = {
+        "data.train_files: names no file": not options["train_files"],
         f"data.stride {stride}: must be from 1 to data.block_size {options['block_size']}": stride is not None
         and not 1 <= stride <= options["block_size"],
         f"data.global_batch {options['global_batch']}: must be at least 1": options["global_batch"] is not None

@@ -92,6 +92,15 @@ def first_words(args: list[str]) -> argparse.Namespace:
     return words.parse_known_args(args)[0]
 
 
+def first_problems(config: Any, words: argparse.Namespace) -> list[str]:
+    """What is looked at before config files are: they must not say it, since nobody would hear it."""
+    flags = [name for name in ("plan", "override", "verify_resume") if not isinstance(config[name], bool)]
+    unheard = [name for name in ("ckpt_path", "find", "verify_resume") if config[name] and not getattr(words, name)]
+    return [f"{name} {config[name]}: must be true or false" for name in flags] + [
+        f"{name}: not in a config file; on the command line, as --{name}" for name in unheard if name not in flags
+    ]
+
+
 def without_find(args: list[str]) -> list[str]:
     """The words of a run, without the one that asks for a search."""
     at = args.index("--find") if "--find" in args else len(args)

@@ -28,6 +28,8 @@ class Parsed:
     words: list[str]
     """Those of the command line that were understood; a config file in which something was not is a text in it."""
     problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Of options that must be given and are not; `config` has something in their place."""
     left_out: set[str] = field(default_factory=set)
     """Options that exist, and whose values were not understood: `config` has their defaults."""
 
@@ -35,33 +37,38 @@ class Parsed:
 class _Mistake(NamedTuple):
     option: str
     said: str
-    instead: str = ""
-    """A word that lets the parser go on."""
+    missing: bool = False
 
 
 def parse(parser: ArgumentParser, words: list[str]) -> Parsed:
     """The parser must raise its errors (`exit_on_error=False`)."""
-    found = Parsed(None, list(words))
+    prints = [word for word in words if word.startswith("--print_config")]
+    found = Parsed(None, [word for word in words if word not in prints])
     if any(type(action).__name__ == "ActionConfigFile" for action in parser._actions):
         found.problems = [problem for path in config_files(words) for problem in _file_problems(path, parser)]
     if found.problems:  # what such a file decides is not known
         return found
     known = {action.dest for action in parser._actions}
+    filled = set[str]()
     while True:
         try:
             found.config = parser.parse_args(found.words)
             break
         except ArgumentError as error:
             before = found.words
-            for option, said, instead in _mistakes(str(error), parser, words):
-                if said not in found.problems:
-                    found.problems.append(said)
-                found.words = _without(found.words, option)
-                if instead and option not in found.left_out:
-                    found.words = [*found.words, instead]
+            for option, said, missing in _mistakes(str(error), parser, words):
+                told = found.missing if missing else found.problems
+                told += [said] if said not in told and not (missing and option in found.left_out) else []
                 found.left_out |= {option} & known
+                if not missing:
+                    found.words = _without(found.words, option)
+                elif option not in filled and f"--{option}" in parser._option_string_actions:
+                    filled.add(option)
+                    found.words = [*found.words, f"--{option}=[]"]
             if found.words == before:
                 break
+    if prints and not found.problems:
+        parser.parse_args(words)  # it prints, and leaves; what must be given may be missing
     return found
 
 
@@ -90,6 +97,8 @@ def _file_problems(path: str, parser: ArgumentParser) -> list[str]:
         lines: dict[object, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{path} line {line}: a key must be the name of an option")
             if key.value in lines:
                 raise UserError(f"{path} lines {lines[key.value]} and {line}: {key.value} stands twice. Remove one")
             lines[key.value] = line
@@ -105,10 +114,14 @@ def _file_problems(path: str, parser: ArgumentParser) -> list[str]:
         return [f"{path}: no such config file. Check the path"]
     except UnicodeDecodeError:
         return [f"{path}: not UTF-8 text, so no config file. Check the path"]
+    except OSError as error:
+        return [f"{path}: cannot be read ({error.strerror}). Check the path"]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         return [f"{path}{where}: {error.problem}. Indent with spaces, and quote odd text"]
+    except yaml.YAMLError as error:
+        return [f"{path}: {' '.join(str(error).split())}. Is this a config file?"]
     if not isinstance(found, dict):
         return [f"{path}: {'empty' if found is None else 'no mapping of options'}. See --print_config"]
     sections = {action.dest.split(".")[0] for action in parser._actions if "." in action.dest}
@@ -132,8 +145,7 @@ def _mistakes(text: str, parser: ArgumentParser, words: list[str]) -> Iterator[_
         yield _Mistake(name, f"{name}: no such option{nearest(name, known) or '. See --help'}")
     elif match := re.match(r"the following arguments are required: (.*)", text):
         for name in match[1].split(", "):
-            named = f"--{name}" in parser._option_string_actions
-            yield _Mistake(name, f"{name}: missing. Say what it is", f"--{name}=[]" if named else "")
+            yield _Mistake(name, f"{name}: missing. Say what it is", missing=True)
     elif match := re.match(r"argument --([\w.]+)\S*: (.*)", text, re.DOTALL):
         yield _Mistake(match[1], f"--{match[1]}: {' '.join(match[2].split())}")
     elif match := re.match(r'Parser key "([\w.]+)":(.*)', text, re.DOTALL):
@@ -146,6 +158,10 @@ def _mistakes(text: str, parser: ArgumentParser, words: list[str]) -> Iterator[_
 def _wrong_value(option: str, text: str, kind: object, words: list[str]) -> _Mistake:
     """Of an option that exists: what the parser says of its value, shortened to what helps."""
     dashes = "--" if any(word.partition("=")[0].rstrip("+").startswith(f"--{option}") for word in words) else ""
+    if tried := re.search(r"Problem with given class_path.*?(?=- Not a valid|- Problem with|$)", text, re.DOTALL):
+        text = tried[0]  # of several types that the value may have, the first is meant
+    if match := re.search(r"class_path '(.+?)':\s+.*?arguments are required: (.*)", text):
+        return _Mistake(option, f"{dashes}{option}: {match[1]} needs {match[2]}")
     if match := re.search(r"Option '(.+?)' is not accepted", text):
         owner = re.search(r"class_path[ =]'(.+?)'", text)
         name = f"{option}.{match[1]}"
@@ -153,19 +169,20 @@ def _wrong_value(option: str, text: str, kind: object, words: list[str]) -> _Mis
         return _Mistake(name, f"{dashes}{name}: {has}")
     if match := re.search(r"Multiple subclasses with name (\w+)\. .*?: (.*?)\.?$", text, re.MULTILINE):
         return _Mistake(option, f"{dashes}{option} {match[1]}: one of several. Say which: {match[2]}")
-    if match := re.search(r"dot import path string: (\S+)|class_path '(.+?)':\s+(?!\s|Parser|Option)", text):
+    if match := re.search(r"dot import path string: (\S+)|class_path '(.+?)':\s+(?:module .* has no|No module)", text):
         given = match[1] or match[2]
         return _Mistake(option, f"{dashes}{option} {given}: no such class{nearest(given, _classes(kind))}")
-    if match := re.search(r"Unable to load config [\"'](.+?)[\"']$", text, re.MULTILINE):
+    if match := re.search(r"Unable to load config [\"'](.*?)[\"']$", text, re.MULTILINE):
         return _Mistake(option, f"{dashes}{option} {match[1]}: a section, not an option. Name one of its options")
     inner = list(re.finditer(r'Parser key "(.+?)":', text))
-    name = ".".join([option, *(key[1] for key in inner)])
+    name = ".".join(dict.fromkeys([option, *(key[1] for key in inner)]))
     about = re.split(r"- (?:Not a valid|Problem with)", text[inner[-1].end() if inner else 0 :])[0]
-    wanted = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", about, re.MULTILINE)
+    found = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", about, re.MULTILINE)
+    wanted = list(dict.fromkeys(map(_in_words, found)))
     value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value: .*)?$", about, re.MULTILINE)
     if not wanted or not value:
         return _Mistake(name, f"{dashes}{name}: {' '.join(text.split())}")
-    return _Mistake(name, f"{dashes}{name} {value[1]}: must be {' or '.join(_in_words(one) for one in wanted)}")
+    return _Mistake(name, f"{dashes}{name} {value[1]}: must be {' or '.join(wanted)}")
 
 
 def _in_words(kind: str) -> str:
@@ -218,11 +235,13 @@ def _without(words: list[str], option: str) -> list[str]:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """`--config FILE` and `-c FILE` as one word."""
+    """`--config FILE`, `-c FILE` and `-cFILE` as one word."""
     left: list[str] = []
     for word in words:
         if left and left[-1] in ("-c", "--config"):
             left[-1] = f"--config={word}"
+        elif word.startswith("-c") and len(word) > 2:
+            left.append(f"--config={word[2:].removeprefix('=')}")
         else:
             left.append(word)
     return left
