@@ -112,6 +112,7 @@ def test_strided_blocks_overlap(corpus: Path) -> None:
         ({"cache_dir": "s3://bucket/stores"}, "data.cache_dir s3://bucket/stores: a URL needs data.streaming true"),
         ({"streaming": True, "num_workers": 1}, "data.num_workers 1: not with data.streaming"),
         ({"streaming": True, "window_shards": 0}, "data.window_shards 0: must be at least 1"),
+        ({"train_files": []}, "data.train_files: names no file"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
@@ -123,7 +124,13 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
         "num_workers": 0,
         "global_batch": None,
     }
-    sound |= {"mask_documents": False, "append_eos": True, "valid_share": 0.0, "test_share": 0.0}
+    sound |= {
+        "train_files": "a.txt",
+        "mask_documents": False,
+        "append_eos": True,
+        "valid_share": 0.0,
+        "test_share": 0.0,
+    }
     sound |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
     assert not data.data_problems(sound)
     (problem,) = data.data_problems({**sound, **options})
