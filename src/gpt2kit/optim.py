@@ -57,7 +57,7 @@ class Muon(Optimizer):
     bfloat16, matrices of one shape at once). Updates have AdamW's typical size, 0.2 a step and weight at lr 1, so
     learning rates are like AdamW's, transfer across widths, and do not depend on whether a layer keeps its matrix
     transposed (GPT-2's layers do). It equals `torch.optim.Muon` (a test says so) in less time (bench/muon.py). Queries,
-    keys and values, which GPT-2 keeps in one matrix, are turned as one: apart they learn as much and cost more.
+    keys and values, which GPT-2 keeps in one matrix, are turned as one.
 
     Args:
         params: two groups as `parameter_groups` gives them.
