@@ -169,7 +169,7 @@ trainer:
 
 def test_one_callback_needs_no_list(options: list[str], tmp_path: Path) -> None:
     more = ("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_loss", "--trainer.max_steps=1")
-    train(tmp_path, options, *more)
+    assert rows(train(tmp_path, options, *more))
 
 
 class Mine(pl.Callback):

@@ -113,11 +113,11 @@ class TrainCLI(LightningCLI):
         self.planned = False
         if words.ckpt_path is None:
             understood = self._understood(parsing.parse(parser, args))
-            self.problems += first_problems(self.config, words)
             if self.config.model.init_from is not None:
                 self._parse_begun(parser, understood)
         else:
             self._parse_resumed(parser, args, words)
+        self.problems += first_problems(self.config, words)
         if not 0 <= self.config.seed_everything < 2**32:
             self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
             self.config.seed_everything = 0
@@ -243,10 +243,8 @@ class TrainCLI(LightningCLI):
 
     def build_text(self) -> list[str]:
         """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
-        problems = self.problems + data_problems(self.config.data.as_dict())
         if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
-            problems.append(f"--merge {self.config.merge}: must be at least 1, and without --part")
-        refuse(problems)
+            raise UserError(f"--merge {self.config.merge}: must be at least 1, and without --part")
         text = self._text()
         if self.config.part is not None:
             return parts.build_each(text.corpora(), *parts.numbers(self.config.part), text.place)
