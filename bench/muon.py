@@ -1,4 +1,5 @@
-"""What an update costs: AdamW, torch's Muon (a matrix at a time), and ours (matrices of one shape at once).
+"""What an update costs: AdamW, torch's Muon (a matrix at a time), and ours (matrices of one shape at once; queries, keys
+and values apart, or as one).
 
     python bench/muon.py --shapes 4,128 6,384 12,768
 
@@ -33,7 +34,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for shape in given.shapes:
         layers, width = map(int, shape.split(","))
-        optimizers = {name: make(name, layers, width) for name in ("AdamW", "torch's Muon", "ours")}
+        optimizers = {name: make(name, layers, width) for name in ("AdamW", "torch's Muon", "ours", "ours, parts as one")}
         found: dict[str, list[float]] = {name: [] for name in optimizers}
         for turn in range(given.turns + 1):
             for name, optimizer in optimizers.items():
@@ -58,7 +59,8 @@ def make(name: str, layers: int, width: int) -> torch.optim.Optimizer:
         return AdamW(matrices)
     if name == "torch's Muon":
         return torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
-    return Muon([{"params": matrices}, {"params": [bias]}])
+    parts = [3 if name == "ours" and shape[1] == 3 * width else 1 for shape in shapes]
+    return Muon([{"params": matrices, "parts": parts}, {"params": [bias]}])
 
 
 def now() -> float:

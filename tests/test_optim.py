@@ -114,36 +114,56 @@ def test_a_schedule_that_would_never_reach_its_rate_is_refused(
         schedule(**options)
 
 
-SHAPES: list[tuple[int, int]] = [(8, 8), (8, 32), (32, 8), (8, 8), (8, 24), (8, 32)]
+SHAPES = [(8, 8, 1), (8, 32, 1), (32, 8, 1), (8, 8, 1), (8, 24, 3), (8, 32, 1)]
+"""Rows, columns, and how many matrices side by side they are."""
 
 
-def pair(shapes: list[tuple[int, int]]) -> tuple[list[nn.Parameter], Muon, list[nn.Parameter], torch.optim.Muon]:
-    """The same matrices under ours and under torch's."""
+def pair(shapes: list[tuple[int, int, int]]) -> tuple[list[nn.Parameter], Muon, list[nn.Parameter], torch.optim.Muon]:
+    """The same matrices under ours and, each part by itself, under torch's."""
     torch.manual_seed(1)
-    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    one = Muon([{"params": ours}, {"params": [nn.Parameter(torch.zeros(3))]}], lr=0.02, weight_decay=0.1)
+    ours = [nn.Parameter(torch.randn(rows, columns)) for rows, columns, _ in shapes]
+    parts = [parts for *_, parts in shapes]
+    theirs = [nn.Parameter(q.clone()) for p, n in zip(ours, parts, strict=True) for q in p.detach().chunk(n, 1)]
+    groups = [{"params": ours, "parts": parts}, {"params": [nn.Parameter(torch.zeros(3))]}]
     other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    return ours, one, theirs, other
+    return ours, Muon(groups, lr=0.02, weight_decay=0.1), theirs, other
 
 
-def draw(step: int, *sets: list[nn.Parameter]) -> None:
-    """The same gradients for each set of matrices."""
-    for parameters in sets:
-        torch.manual_seed(step)
-        for p in parameters:
-            p.grad = torch.randn_like(p)
+def draw(step: int, shapes: list[tuple[int, int, int]], ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
+    """The same gradients for both."""
+    torch.manual_seed(step)
+    alone = iter(theirs)
+    for p, (*_, parts) in zip(ours, shapes, strict=True):
+        p.grad = torch.randn_like(p)
+        for gradient in p.grad.chunk(parts, 1):
+            next(alone).grad = gradient.clone()
 
 
-def test_muon_is_torchs_muon() -> None:
-    """Ours turns matrices of one shape together."""
-    ours, one, theirs, other = pair(SHAPES)
+def assert_same(ours: list[Tensor], shapes: list[tuple[int, int, int]], theirs: list[nn.Parameter]) -> None:
+    alone = iter(theirs)
+    for p, (*_, parts) in zip(ours, shapes, strict=True):
+        joined = torch.cat([next(alone).detach() for _ in range(parts)], 1)
+        torch.testing.assert_close(p.detach(), joined, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [2, 8, 16])
+def test_muon_is_torchs_muon_for_each_part(rows: int) -> None:
+    """Ours turns matrices of one shape together, and those in one matrix apart, be they wide, square or tall."""
+    shapes = [*SHAPES, (rows, 24, 3), (rows, 24, 3)]
+    ours, one, theirs, other = pair(shapes)
     for step in range(4):
-        draw(step, ours, theirs)
+        draw(step, shapes, ours, theirs)
         one.step()
         other.step()
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    assert_same([*ours], shapes, theirs)
+
+
+def test_queries_keys_and_values_are_turned_apart() -> None:
+    model = build(SHAPE)
+    hidden = parameter_groups(model)[0]
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)].split(".")[-2]: n for p, n in zip(hidden["params"], hidden["parts"], strict=True)}
+    assert found == {"c_attn": 3, "c_proj": 1, "c_fc": 1}
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 9])
@@ -173,12 +193,11 @@ def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) ->
                     sent[rank].append(tensor.clone())
 
             monkeypatch.setattr(optim.dist, "broadcast", broadcast)
-            draw(0, ours, theirs)
+            draw(0, SHAPES, ours, theirs)
             one.step()
             other.step()
             ended.append([*map(torch.clone, ours)])
-    assert sum(turned) == 2 * len(SHAPES), "each matrix by one rank, in both rounds"
-    for whole in ended[ranks:]:
-        for p, q, first in zip(whole, theirs, ended[ranks], strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
-            assert torch.equal(p, first), "to the bit"
+    assert sum(turned) == 2 * (len(SHAPES) + 2), "each matrix by one rank, in both rounds"
+    for found in ended[ranks:]:
+        assert_same(found, SHAPES, theirs)
+        assert all(map(torch.equal, found, ended[ranks])), "to the bit"

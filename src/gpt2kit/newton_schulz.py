@@ -11,19 +11,24 @@ _AT_ONCE = {"cpu": 1 << 20, "other": 1 << 26}
 """Numbers, in matrices of one shape, that are turned at once: on a CPU about what its caches hold."""
 
 
-def alike(matrices: list[Tensor], ranks: int = 1) -> list[list[Tensor]]:
-    """Matrices of one shape, or its transpose, in lists for `orthogonal`: so many of a shape that each of `ranks`
-    processes, which take turns, has some."""
-    found: dict[tuple[int, int, torch.device], list[Tensor]] = defaultdict(list)
-    for matrix in matrices:
-        short, long = sorted(matrix.shape)
-        found[short, long, matrix.device].append(matrix)
+def alike(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[tuple[list[Tensor], int]]:
+    """Matrices, and how many parts each holds side by side, in lists for `orthogonal`: those whose parts have one
+    shape, or its transpose, and so many that each of `ranks` processes, which take turns, has some."""
+    found: dict[tuple[int, int, int, torch.device], list[Tensor]] = defaultdict(list)
+    for matrix, parts in matrices:
+        short, long = sorted((matrix.shape[0], matrix.shape[1] // parts))
+        found[short, long, parts, matrix.device].append(matrix)
     batches = []
-    for (short, long, device), same in found.items():
-        most = max(_AT_ONCE.get(device.type, _AT_ONCE["other"]) // (short * long), 2)
+    for (short, long, parts, device), same in found.items():
+        most = max(_AT_ONCE.get(device.type, _AT_ONCE["other"]) // (short * long * parts), 2)
         count = min(most, -(-len(same) // ranks))
-        batches += [same[first : first + count] for first in range(0, len(same), count)]
+        batches += [(same[first : first + count], parts) for first in range(0, len(same), count)]
     return batches
+
+
+def cut(matrix: Tensor, parts: int) -> Tensor:
+    """`[rows, parts * columns]` seen as `[parts, rows, columns]`."""
+    return matrix.view(matrix.shape[0], parts, matrix.shape[1] // parts).movedim(1, 0)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
