@@ -1,5 +1,5 @@
-"""What an update costs: AdamW, torch's Muon (a matrix at a time), and ours (matrices of one shape at once; queries, keys
-and values apart, or as one).
+"""What an update costs: AdamW, torch's Muon (a matrix at a time), and ours (matrices of one shape at once; queries,
+keys and values apart, or as one).
 
     python bench/muon.py --shapes 4,128 6,384 12,768
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from gpt2kit.optim import AdamW, Muon
 
+WAYS = ("AdamW", "torch's Muon", "ours", "ours, parts as one")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for shape in given.shapes:
         layers, width = map(int, shape.split(","))
-        optimizers = {name: make(name, layers, width) for name in ("AdamW", "torch's Muon", "ours", "ours, parts as one")}
+        optimizers = {name: make(name, layers, width) for name in WAYS}
         found: dict[str, list[float]] = {name: [] for name in optimizers}
         for turn in range(given.turns + 1):
             for name, optimizer in optimizers.items():
