@@ -25,7 +25,7 @@ ROWS = [
         "start runs prompts writing beams author generate scoring copies report heatmap subjects evaluate model_card"
         " gguf_file reloading export",
         "position loggers samples limits epoch_exports callbacks baseline ranks resume horizon verify facts options"
-        " trial plan find service api page web earlier",
+        " trial plan find service api page web earlier asked",
         "cli",
     )
 ]

@@ -96,6 +96,7 @@ def test_a_default_in_the_place_of_a_wrong_value_is_not_blamed(
         (["--model.optimizer.lr=x"], "--model.optimizer.lr x: must be a number"),
         (["--data.train_files"], "--data.train_files: expected one argument"),
         (["", "--model.n_layer=1"], "belongs to no option"),
+        (["my text.txt", "other", "--model.n_layer=1"], "my text.txt: belongs to no option"),
         (["--model.n_layr=3", "--print_config"], "--model.n_layr: no such option"),
         (["--trainer.callbacks=[EarlyStopping]"], "pytorch_lightning.callbacks.EarlyStopping needs monitor"),
         (

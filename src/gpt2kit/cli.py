@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import logging
 import math
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -32,7 +28,6 @@ from gpt2kit import (
     find,
     launch,
     loggers,
-    parsing,
     parts,
     plan,
     run_folder,
@@ -42,6 +37,7 @@ from gpt2kit import (
     verify,
     watch,
 )
+from gpt2kit.asked import Asked
 from gpt2kit.baseline import Baseline
 from gpt2kit.callbacks import Bar, Measures
 from gpt2kit.data import TextDataModule, data_problems
@@ -57,13 +53,12 @@ from gpt2kit.engine import (
 from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
 from gpt2kit.flops import flops_per_token
 from gpt2kit.horizon import TimeHorizon
-from gpt2kit.limits import callback_problems, config_problems, interval_steps, needs_steps, only_time, total_steps
+from gpt2kit.limits import interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.lora import adapt
 from gpt2kit.module import GPT2Module
-from gpt2kit.options import add_options, as_list, first_problems, first_words, make_trainer, without_find
+from gpt2kit.options import add_options, as_list, first_words, make_trainer, without_find
 from gpt2kit.ranks import Ranks
 from gpt2kit.resume import KEEP, ExactResume
-from gpt2kit.shape import shape_problems
 
 
 class DurableConfig(SaveConfigCallback):
@@ -105,86 +100,9 @@ class TrainCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = first_words(args)
-        self.resumed: Path | None = None
-        self.source: checkpoint.Opened | None = None
-        self.problems: list[str] = []
-        self.left_out = set[str]()
-        self.planned = False
-        if words.ckpt_path is None:
-            understood = self._understood(parsing.parse(parser, args))
-            if self.config.model.init_from is not None:
-                self._parse_begun(parser, understood)
-        else:
-            self._parse_resumed(parser, args, words)
-        self.problems += first_problems(self.config, words)
-        if not 0 <= self.config.seed_everything < 2**32:
-            self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
-            self.config.seed_everything = 0
-        self.override, self.config.override = self.config.override, False
-        self.config.plan = False
+        self.asked = Asked(parser, args)
+        self.config = self.asked.config
         self.args = list(args)
-        self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
-
-    def _parse_begun(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Open the weights to begin with: they decide what options are by default. A plan goes on without them."""
-        with self._gathered():
-            self.source = start.open_source(self.config.model.init_from)
-        if self.source is None:
-            return
-        parser.set_defaults(start.defaults(self.source, self.config))
-        self._understood(parsing.parse(parser, args))
-        self.problems += start.settle(self.config, self.source)
-
-    def _understood(self, found: parsing.Parsed) -> list[str]:
-        """Take the config that words mean, and refuse what they do not; a plan goes on with those that it knows."""
-        problems = found.problems + found.missing
-        if found.config is None or found.config.plan is not True:
-            refuse(problems)
-        self.config = found.config
-        self.planned = self.config.plan is True
-        self.problems += [problem for problem in problems if problem not in self.problems]
-        self.left_out |= found.left_out
-        return found.words
-
-    @contextlib.contextmanager
-    def _gathered(self) -> Iterator[None]:
-        """In a plan, keep what is wrong, to be told with all else that is."""
-        try:
-            yield
-        except UserError as error:
-            if not self.planned:
-                raise
-            self.problems.append(str(error))
-
-    def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
-        """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
-        wanted, unsaid = None, set[str]()
-        found = parsing.parse(parser, args)
-        self.planned = found.config is not None and found.config.plan is True
-        if not self.planned:
-            refuse(found.problems + (found.missing if words.config else []))
-        if found.config is not None and not found.problems + found.missing:
-            words.root = found.config.trainer.default_root_dir or "."
-            wanted = yaml.safe_load(parser.dump(found.config, skip_validation=True))
-            if found.config.model.init_from is not None:
-                unsaid = start.unsaid(found.config, parser.get_defaults())
-        with self._gathered():
-            self.resumed = runs.resumable(words.ckpt_path, Path(words.root) / runs.LOGS, wanted, unsaid)
-        if self.resumed is None:
-            self.problems += found.problems
-            refuse(self.problems if found.missing else [])  # the run's own config would have them
-            self._understood(found)
-            return
-        folder = runs.run_of(self.resumed)
-        config_file = folder / run_folder.CONFIG if folder else None
-        own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._understood(parsing.parse(parser, [*own, *args]))
-        if own:
-            earlier.settle(self.config, parser.parse_args(own))
-        start.keep_tokenizer(self.config, self.resumed)
-        if folder:
-            earlier.same_ids(self.config, run_folder.starts(folder))
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=1, help="decides initial weights, order and dropout")
@@ -197,49 +115,19 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.document_start", "model.document_start", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        config, wrong = self.config, self._wrong_options()
-        if self.planned:
-            options = config.data.as_dict()
-            files = plan.problems_of_files(options, config.model.init_from is not None)
+        wrong = self.asked.wrong_values()
+        if self.asked.planned:
+            options = self.config.data.as_dict()
+            files = plan.problems_of_files(options, self.config.model.init_from is not None)
             if wrong and not files and not data_problems(options):  # else the text is read when all is made
-                files = plan.problems_of_text(self._text(), config.data.batch_size)
+                files = plan.problems_of_text(self._text(), self.config.data.batch_size)
             wrong += files
-        # What was left out has its default, which may not go with the rest.
-        told = [problem for problem in wrong if not any(name in problem for name in self.left_out)]
-        if wrong or not self.planned:
-            refuse(list(dict.fromkeys([*self.problems, *told])))
-
-    def _wrong_options(self) -> list[str]:
-        """What is wrong with the options' values, before anything is made of them."""
-        config, trainer = self.config, self.config.trainer
-        problems = config_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
-        shape = shape_problems(config.model.as_dict())
-        problems += data_problems(config.data.as_dict()) + shape + start.problems(config.model)
-        problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
-        if config.model.freeze and not shape and (self.source or config.model.init_from is None):
-            problems += start.freeze_problems(config.model)
-        if self.planned and trainer.fast_dev_run:
-            problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
-        if self.planned and self.builds_text:
-            problems.append("--plan: not with --part or --merge, which train nothing either")
-        try:
-            if not self.builds_text:
-                launch.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
-        except MachineError as error:
-            if not self.planned and not problems:
-                raise
-            problems += [str(error)] if self.planned else []
-        return problems
+        self.asked.refuse_wrong(wrong)
 
     def _text(self) -> TextDataModule:
         made = self.parser.instantiate_classes(Namespace(data=self.config.data))  # type: ignore[no-untyped-call]
         text: TextDataModule = made.data
         return text
-
-    @property
-    def builds_text(self) -> bool:
-        """Whether the text is to be tokenized, and nothing trained."""
-        return self.config.part is not None or self.config.merge is not None
 
     def build_text(self) -> list[str]:
         """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
@@ -251,37 +139,37 @@ class TrainCLI(LightningCLI):
         return parts.merge_each(text.corpora(), self.config.merge, text.place)
 
     def instantiate_classes(self) -> None:
-        if self.builds_text:
+        if self.asked.builds_text:
             return
         try:
             super().instantiate_classes()
         except UserError as error:
             told = str(error)
-            if rest := [problem for problem in self.problems if problem not in told]:
+            if rest := [problem for problem in self.asked.problems if problem not in told]:
                 raise UserError("; ".join([*rest, told])) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = dict(self.config_init.trainer)
         self.begun: list[str] = []
-        if self.source is not None:
-            with self._gathered():
-                self.begun = start.begin(self.model, self.source, self.datamodule.tokenizer)
-            self.source = None
+        if self.asked.source is not None:
+            with self.asked.gathered():
+                self.begun = start.begin(self.model, self.asked.source, self.datamodule.tokenizer)
+            self.asked.source = None
         theirs: list[Callback] = as_list(config["callbacks"])
         seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
         alone = only_time(config)
         self._horizon = TimeHorizon(seconds if alone else None, self.model.schedule)
         if alone and self.model.schedule.flat(1000) is None:
-            with self._gathered():
+            with self.asked.gathered():
                 raise UserError(needs_steps(type(self.model.schedule).__name__))
         self._precision = choose_precision(config["precision"], config["accelerator"])
         kwargs["precision"] = self._precision.value
         every = self.config.save_every if config["enable_checkpointing"] is not False else None
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        saver = ExactResume(every, self.config.save_top_k, None if alone else seconds, self.override, settings)
-        self.ranks.settings, self.ranks.resumed = settings, self.resumed
+        saver = ExactResume(every, self.config.save_top_k, None if alone else seconds, self.asked.override, settings)
+        self.ranks.settings, self.ranks.resumed = settings, self.asked.resumed
         self._record = facts.Record(settings)
         ours: list[Callback] = [self.ranks, Measures(), self._horizon, saver, Baseline(), self._record]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
@@ -292,7 +180,7 @@ class TrainCLI(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] is not False:
             kwargs["logger"] = loggers.of_run(
-                config["default_root_dir"] or ".", as_list(config["logger"]), self.resumed
+                config["default_root_dir"] or ".", as_list(config["logger"]), self.asked.resumed
             )
         kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
         launch.free_port_if_taken()
@@ -310,12 +198,12 @@ class TrainCLI(LightningCLI):
         """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
         data = self.datamodule
         if data.wanted_batch is not None:
-            with self._gathered():
+            with self.asked.gathered():
                 trainer.accumulate_grad_batches = launch.accumulation(
                     data.wanted_batch, data.batch_size, trainer.world_size
                 )
-        if self.planned:
-            refuse(self.problems + plan.problems_of_text(data, data.global_batch(trainer)))
+        if self.asked.planned:
+            refuse(self.asked.problems + plan.problems_of_text(data, data.global_batch(trainer)))
         shared = data.place.streamed_from is not None
         launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
@@ -337,8 +225,8 @@ class TrainCLI(LightningCLI):
         self.model.compiled = compiling.value
         folder = trainer.log_dir  # asks all ranks
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
-        if trainer.is_global_zero and not self.planned:
-            if self.resumed and (run := runs.run_of(self.resumed)):
+        if trainer.is_global_zero and not self.asked.planned:
+            if self.asked.resumed and (run := runs.run_of(self.asked.resumed)):
                 earlier.say_other_choices(run_folder.starts(run), found["start"])
             plan.show(plan.opening(found), sys.stderr)
 
@@ -349,7 +237,7 @@ class TrainCLI(LightningCLI):
             "text": facts.text_facts(self.datamodule),
             "model": facts.model_facts(self.model),
             "run": facts.run_facts(trainer, self.datamodule, self.model, every),
-            "start": facts.start_facts(trainer, chosen, self.args, self.resumed) | {"begun": self.begun},
+            "start": facts.start_facts(trainer, chosen, self.args, self.asked.resumed) | {"begun": self.begun},
             "folder": folder,
         }
 
@@ -358,7 +246,8 @@ class TrainCLI(LightningCLI):
         trainer, data, gpt2 = self.trainer, self.datamodule, self.model
         found = self._record.facts
         adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
-        found["run"] |= {"done": checkpoint.step_of(self.resumed) if self.resumed else 0, "max_time": self._max_time}
+        done = checkpoint.step_of(self.asked.resumed) if self.asked.resumed else 0
+        found["run"] |= {"done": done, "max_time": self._max_time}
         found["memory"] = facts.memory_facts(trainer, data, gpt2)
         found["files"] = facts.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
         limit = self.config_init.trainer["limit_val_batches"]
@@ -418,15 +307,16 @@ def _train(args: list[str], ranks: Ranks) -> None:
     cli = None
     try:
         cli = TrainCLI(args, ranks)
-        if cli.builds_text:
+        if cli.asked.builds_text:
             print("\n".join(cli.build_text()))
             return
-        if cli.planned:
+        if cli.asked.planned:
             found = cli.planned_facts()
             if cli.trainer.is_global_zero:
                 plan.show(plan.whole(found), sys.stdout)
             return
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(cli.resumed) if cli.resumed else None)
+        resumed = cli.asked.resumed
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, which Lightning answers with 0 or 1

@@ -139,7 +139,7 @@ def _mistakes(text: str, parser: ArgumentParser, words: list[str]) -> Iterator[_
                 yield _Mistake(name[2:], f"{name}: no such option{nearest(name, known) or '. See --help'}")
             else:
                 said = "belongs to no option. Several values are written --option=[a,b]"
-                yield from (_Mistake(word, f"{word}: {said}") for word in group.split(" "))
+                yield from (_Mistake(word, f"{word}: {said}") for word in _as_written(group, words))
     elif match := re.match(r"Group '([\w.]+)' does not accept option '(.+?)'|Option '(.+?)' is not accepted", text):
         name = match[3] or f"{match[1]}.{match[2]}"
         yield _Mistake(name, f"{name}: no such option{nearest(name, known) or '. See --help'}")
@@ -153,6 +153,16 @@ def _mistakes(text: str, parser: ArgumentParser, words: list[str]) -> Iterator[_
         yield _wrong_value(match[1], match[2], getattr(action, "_typehint", None), words)
     else:
         yield _Mistake("", " ".join(text.split()))
+
+
+def _as_written(text: str, words: list[str]) -> list[str]:
+    """Which words a text is made of; they may have spaces in them."""
+    found = []
+    while text:
+        fitting = [word for word in words if word and f"{text} ".startswith(f"{word} ")]
+        found.append(max(fitting, key=len, default=text.split(" ")[0]))
+        text = text[len(found[-1]) :].lstrip(" ")
+    return found or [""]
 
 
 def _wrong_value(option: str, text: str, kind: object, words: list[str]) -> _Mistake:
