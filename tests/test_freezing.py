@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import Setting, run_with_kills
 from test_module import SMALL
 from test_train import equal, train, weights
 
@@ -104,6 +105,18 @@ def test_frozen_for_some_steps(kind: str, options: list[str], tmp_path: Path) ->
         assert equal(weights(straight), weights(resumed))
         one, other = states(straight), states(resumed)
         assert all(torch.equal(one[n][k], other[n][k]) for n in one for k in one[n] if torch.is_tensor(one[n][k]))
+
+
+def test_shares_are_held_as_a_whole_model_is(options: list[str], tmp_path: Path) -> None:
+    """FSDP puts parameters of its own into the model, after it is known what is frozen."""
+    words = [*options, "--trainer.max_steps=2", "--data.batch_size=4", "--model.freeze=body", "--model.freeze_steps=2"]
+    whole = train(tmp_path / "whole", words)
+    shares = Setting("shares", [*words, "--data.batch_size=2"], 2, "fsdp")
+    run, _ = run_with_kills(shares, tmp_path / "shares", [])
+    found, expected = weights(run), weights(whole)
+    assert not found["model.transformer.h.0.ln_1.bias"].any(), "untouched"
+    unlike = {name for name, tensor in expected.items() if not torch.equal(found[name], tensor)}
+    assert unlike == {"model.transformer.wte.weight", "model.lm_head.weight"}, "which differ by the rounding of sums"
 
 
 def test_another_shape_is_refused_before_its_weights_are_put_in(options: list[str], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Frozen:
     def __init__(self, model: nn.Module, words: Sequence[int | str] | int | str, steps: int | None = None) -> None:
         self.names = frozen(model, [words] if isinstance(words, (int, str)) else words)
         self.steps = steps
-        self._held = [model.get_parameter(name) for name in self.names] if steps is not None else []
+        self._model = model
         if steps is None:
             for name in self.names:
                 model.get_parameter(name).requires_grad_(False)
@@ -40,8 +40,8 @@ class Frozen:
     def hold(self, step: int) -> None:
         """Take the gradients of what is frozen at optimizer step `step`, counted from 0."""
         if self.steps is not None and step < self.steps:
-            for parameter in self._held:
-                parameter.grad = None
+            for name in self.names:
+                self._model.get_parameter(name).grad = None  # looked up now: FSDP puts others in their place
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on; plain types."""
