@@ -171,6 +171,25 @@ def test_many_steps_at_once_are_as_exact_as_one_by_one(columns: int) -> None:
     assert not orthogonal(torch.zeros(2, 64, columns)).any()
 
 
+SPECTRA = {
+    "flat": lambda rows: torch.ones(rows),
+    "falling": lambda rows: torch.logspace(0, -2, rows),
+    "steep": lambda rows: torch.logspace(0, -6, rows),
+    "one": lambda rows: torch.cat([torch.ones(1), torch.full((rows - 1,), 1e-3)]),
+    "half": lambda rows: torch.cat([torch.ones(rows // 2), torch.full((rows - rows // 2,), 1e-3)]),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("rows", [4, 16, 64])
+def test_no_singular_value_explodes(rows: int, spectrum: str) -> None:
+    """Three steps at once make 100,000 of some: gradients of LoRA's small matrices were such."""
+    torch.manual_seed(1)
+    left = torch.linalg.qr(torch.randn(100, rows, rows))[0] * SPECTRA[spectrum](rows)
+    right = torch.linalg.qr(torch.randn(100, 4 * rows, rows))[0].mT
+    assert torch.linalg.matrix_norm(orthogonal(left @ right).float(), 2).max() < 1.25
+
+
 @pytest.mark.parametrize("rows", [2, 8, 16])
 def test_muon_is_torchs_muon_for_each_part(rows: int) -> None:
     """Ours turns matrices of one shape together, and those in one matrix apart, be they wide, square or tall."""

@@ -36,28 +36,30 @@ def cut(matrix: Tensor, parts: int) -> Tensor:
 def orthogonal(matrices: Tensor) -> Tensor:
     """`[count, rows, columns]` (rows <= columns) with singular values of about 1: five steps in bfloat16.
 
-    A step is x <- (a + b g + c g^2) x with g = x x^T. Of long rows, only g is followed for some steps: all that a step
-    multiplies commutes, so g becomes (a + b g + c g^2)^2 g, and x is multiplied by the steps' product, two times
-    instead of five. Rounding makes g's small values negative, and they grow: so not all five at once.
+    A step is x <- (a + b g + c g^2) x with g = x x^T. Of long rows, two are taken at once, which is less to multiply.
     """
     x = matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    if x.shape[2] < 2 * x.shape[1]:
-        for _ in range(5):
-            x = torch.baddbmm(x, _slope(x @ x.mT), x, beta=_A)
-        return x
-    for steps in (3, 2):
-        gram = x @ x.mT
-        slope = _slope(gram)
-        product = slope.clone()
-        product.diagonal(dim1=1, dim2=2).add_(_A)
-        for _ in range(steps - 1):
-            half = torch.baddbmm(gram, slope, gram, beta=_A)
-            gram = torch.baddbmm(half, slope, half, beta=_A)
-            slope = _slope(gram)
-            product = torch.baddbmm(product, slope, product, beta=_A)
-        x = torch.bmm(product, x)
+    steps = 5
+    if x.shape[2] >= 2 * x.shape[1]:
+        x, steps = _two_steps(_two_steps(x)), 1
+    for _ in range(steps):
+        x = torch.baddbmm(x, _slope(x @ x.mT), x, beta=_A)
     return x
+
+
+def _two_steps(x: Tensor) -> Tensor:
+    """The second by what the first makes of g, (a + b g + c g^2)^2 g: all of this commutes.
+
+    No more than two: rounding makes g's small values negative, each step has them grow twelvefold, and where they are
+    near -1 the next one explodes.
+    """
+    gram = x @ x.mT
+    slope = _slope(gram)
+    half = torch.baddbmm(gram, slope, gram, beta=_A)
+    after = _slope(torch.baddbmm(half, slope, half, beta=_A))
+    slope.diagonal(dim1=1, dim2=2).add_(_A)
+    return torch.bmm(torch.baddbmm(slope, after, slope, beta=_A), x)
 
 
 def _slope(gram: Tensor) -> Tensor:
