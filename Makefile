@@ -29,6 +29,7 @@ format: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	PYTHONPATH=src $(BIN)/lint-imports --no-logo
 
 types: .venv/installed
 	$(BIN)/mypy

@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import cache, command
+from gpt2kit.cli import parser
+from gpt2kit.data import cache
 
 if __name__ == "__main__":
-    command.run(cache.manage)
+    parser.run(cache.manage)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import command, generate
+from gpt2kit.cli import generate, parser
 
 if __name__ == "__main__":
-    command.run(generate.write)
+    parser.run(generate.write)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import command, plots
+from gpt2kit.cli import parser, plot
 
 if __name__ == "__main__":
-    command.run(plots.plot)
+    parser.run(plot.plot)

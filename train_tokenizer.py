@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import command, tokenizer_training
+from gpt2kit.cli import parser
+from gpt2kit.tokenization import train
 
 if __name__ == "__main__":
-    command.run(tokenizer_training.train)
+    parser.run(train.train)

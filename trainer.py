@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import cli, command
+from gpt2kit.cli import parser, train
 
 if __name__ == "__main__":
-    command.guarded(cli.main)
+    parser.guarded(train.main)

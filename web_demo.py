@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit import command, web
+from gpt2kit.cli import parser
+from gpt2kit.serving import app
 
 if __name__ == "__main__":
-    command.run(web.serve)
+    parser.run(app.serve)

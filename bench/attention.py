@@ -23,8 +23,8 @@ from machine import finish
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.attention import plain_attention
-from gpt2kit.quick_layers import COMPILED
+from gpt2kit.model.attention import plain_attention
+from gpt2kit.model.cpu_layers import COMPILED
 
 Way = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

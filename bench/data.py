@@ -29,10 +29,11 @@ from machine import ROOT, collect, finish, timed
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from gpt2kit import shards, tokenizer
-from gpt2kit.shards import Corpus
-from gpt2kit.store import Index, Shard, TokenStore, shard_name
-from gpt2kit.text import Reader
+from gpt2kit.data import build
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.store import Index, Shard, TokenStore, shard_name
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization import tokenizer
 
 BLOCK = 1024
 OURS = "gpt2kit"
@@ -99,12 +100,12 @@ def builds(text: Path, work: Path, ways: list[str], rounds: int) -> list[dict[st
 
 
 def build_ours(text: Path, trained: str, folder: Path, cores: int) -> None:
-    shards.open_or_build(Corpus([text], tokenizer.load(trained), Reader()), folder)
+    build.open_or_build(Corpus([text], tokenizer.load(trained), Reader()), folder)
 
 
 def build_whole(text: Path, trained: str, folder: Path, cores: int) -> None:
     """One document: what the text's many short lines cost is left out."""
-    shards.open_or_build(Corpus([text], tokenizer.load(trained), Reader("file")), folder)
+    build.open_or_build(Corpus([text], tokenizer.load(trained), Reader("file")), folder)
 
 
 def build_datasets(text: Path, trained: str, folder: Path, cores: int) -> None:
@@ -172,7 +173,7 @@ BUILDS: dict[str, Callable[[Path, str, Path, int], None]] = {
 
 def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict[str, object]]:
     """Million tokens/s of each loader with blocks of 1,024 in random order, and the time to its first batch."""
-    importlib.import_module("gpt2kit.batches")  # torch's own start is not the loader's
+    importlib.import_module("gpt2kit.data.batches")  # torch's own start is not the loader's
     rates: dict[tuple[str, int, int], list[float]] = {}
     firsts: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(rounds):
@@ -206,8 +207,8 @@ def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict
 
 
 def load_ours(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
-    from gpt2kit.batches import Rows, TrainBatches
-    from gpt2kit.blocks import Order, count_train
+    from gpt2kit.data.batches import Rows, TrainBatches
+    from gpt2kit.data.order import Order, count_train
 
     (folder,) = (path.parent for path in (work / f"{OURS}-1-0").rglob("index.json"))
     store = TokenStore(folder)
@@ -245,8 +246,8 @@ LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
 
 def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     """Batches from files that are not in memory, after the system was told to forget them."""
-    from gpt2kit.batches import Rows, TrainBatches
-    from gpt2kit.blocks import Order, count_train
+    from gpt2kit.data.batches import Rows, TrainBatches
+    from gpt2kit.data.order import Order, count_train
 
     folder.mkdir()
     made = []

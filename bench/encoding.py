@@ -38,8 +38,9 @@ if way != "gigatoken":
     sys.modules["gigatoken"] = None
 import numpy as np
 from pathlib import Path
-from gpt2kit import encoding, tokenizer
+from gpt2kit.data import encoding
 from gpt2kit.text import Reader
+from gpt2kit.tokenization import tokenizer
 encoding._THREADS, encoding._FEW = (0, 1) if way == "processes" else (1 << 20, 8)
 loaded = tokenizer.load(folder)
 dtype = np.dtype("<u2" if tokenizer.size(loaded) <= 1 << 16 else "<u4")

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 import yaml
 
-from gpt2kit import command, data, scoring
-from gpt2kit.module import GPT2Module
-from gpt2kit.shards import Corpus
-from gpt2kit.sliding import Windows
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Reader
-from gpt2kit.tokenizer_kinds import Options, train_bytebpe
+from gpt2kit.cli import parser
+from gpt2kit.data import datamodule
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.store import TokenStore
+from gpt2kit.evaluation import scoring
+from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization.trainers import Options, train_bytebpe
+from gpt2kit.training.module import GPT2Module
 
 MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"
 
@@ -88,8 +90,8 @@ def _store(folder: Path, tokens: int) -> TokenStore:
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))
     tokenizer = train_bytebpe([], Options(vocab_size=257))
-    return data.build_store(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
+    return datamodule.build_store(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
 
 
 if __name__ == "__main__":
-    command.run(measure)
+    parser.run(measure)

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from machine import finish
 
-from gpt2kit import checkpoint, writing
-from gpt2kit.module import GPT2Module
-from gpt2kit.rules import Rules
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.generation import decoder
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.training.module import GPT2Module
 
 Times = tuple[float, float]  # seconds to the first token, to the last
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    gpt2 = writing.ready(model(given.ckpt_path, given.shape))
+    gpt2 = decoder.ready(model(given.ckpt_path, given.shape))
     context = int(gpt2.shape["n_positions"])
     parameters = sum(p.numel() for p in gpt2.model.parameters())
     print(
@@ -83,8 +84,8 @@ def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2Module:
 
 def ours(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
     begin = time.perf_counter()
-    texts = [writing.Text([0], sample) for sample in range(batch)]
-    writer = writing.Writer(gpt2, texts, Rules(temperature=0.8, top_k=200), eos=-1)
+    texts = [decoder.Text([0], sample) for sample in range(batch)]
+    writer = decoder.Writer(gpt2, texts, Rules(temperature=0.8, top_k=200), eos=-1)
     writer.step()
     first = time.perf_counter() - begin
     for _ in range(tokens - 1):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from machine import finish, timed
 
-from gpt2kit.loss import chunked_nll, whole_nll
+from gpt2kit.model.loss import chunked_nll, whole_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WAYS = ("nothing", "chunked", "chunked, compiled", "whole", "whole, compiled")

@@ -16,8 +16,8 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from gpt2kit.engine import cpu_has_fast_bf16
-from gpt2kit.module import Attention, GPT2Module
+from gpt2kit.model.backends import cpu_has_fast_bf16
+from gpt2kit.training.module import Attention, GPT2Module
 
 SHAPES = ((128, 16), (256, 8), (512, 4), (1024, 2))
 """Blocks and batches of 2,048 tokens."""

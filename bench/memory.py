@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import machine
 import torch
 
-from gpt2kit import command
+from gpt2kit.cli import parser
 
 SHAPES = {
     "nano": (5, 4, 128, 128, 32),
@@ -29,7 +29,8 @@ SHAPES = {
 }
 """Layers, heads, width, block size, batch size."""
 
-ESTIMATE = "import sys; from gpt2kit import cli, facts; import json; c = cli.TrainCLI(sys.argv[1:]); "
+ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import run_info as facts; "
+ESTIMATE += "c = train.TrainCLI(sys.argv[1:]); "
 ESTIMATE += "print(json.dumps(facts.memory_facts(c.trainer, c.datamodule, c.model)))"
 
 
@@ -109,4 +110,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    command.run(measure)
+    parser.run(measure)

@@ -12,10 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from torch import Tensor
 
-from gpt2kit import checkpoint, command, module, transfer
-from gpt2kit.checkpoint import Opened
-from gpt2kit.optim import AdamW, parameter_groups
-from gpt2kit.tokenizer import eos_id
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.cli import parser
+from gpt2kit.model import vocabulary_transfer
+from gpt2kit.optim.optimizers import AdamW, parameter_groups
+from gpt2kit.tokenization.tokenizer import eos_id
+from gpt2kit.training import module
 
 
 def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8) -> None:
@@ -32,7 +35,7 @@ def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8)
     old = opened.module.model.transformer.wpe.weight.detach()
     size, width = old.shape
     ways = {
-        "stretched": transfer.positions(old, 2 * size),
+        "stretched": vocabulary_transfer.positions(old, 2 * size),
         "last repeated": old[torch.arange(2 * size).clamp(max=size - 1)],
         "all repeated": old[torch.arange(2 * size) % size],
         "random": torch.cat([old, 0.02 * torch.randn(size, width)]),
@@ -71,4 +74,4 @@ def halves(gpt2: module.GPT2Module, windows: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    parser.run(main)

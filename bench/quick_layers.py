@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import NewGELUActivation
 
-from gpt2kit.quick_layers import COMPILED, dropout, gelu
+from gpt2kit.model.cpu_layers import COMPILED, dropout, gelu
 
 
 def torchs_dropout(x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def options(given: argparse.Namespace, seed: int, steps: int) -> list[str]:
         "model.compile": "off" if given.eager else "blocks",
         "data.train_files": json.dumps([str(Path(file).resolve()) for file in given.train_files]),
         "data.valid_files": json.dumps([str(Path(file).resolve()) for file in given.valid_files]),
-        "data.tokenizer.class_path": "gpt2kit.tokenizer_spec.TokenizerSpec",
+        "data.tokenizer.class_path": "gpt2kit.tokenization.spec.TokenizerSpec",
         "data.tokenizer.init_args.kind": given.kind,
         "data.reader.class_path": "gpt2kit.text.Reader",
         "data.reader.init_args.document": given.document,
@@ -150,8 +150,8 @@ def bare(given: argparse.Namespace, seed: int) -> list[Point]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2kit import hardware
-    from gpt2kit.batches import EvalBatches
-    from gpt2kit.cli import TrainCLI
+    from gpt2kit.cli.train import TrainCLI
+    from gpt2kit.data.batches import EvalBatches
 
     data = TrainCLI([*options(given, seed, 1), "--trainer.logger=false"]).datamodule
     store = data.store("train")

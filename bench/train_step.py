@@ -123,8 +123,8 @@ def row(
 
 def run(way: str, name: str, block: int | None, batch: int | None, steps: int, folder: Path | None) -> None:
     """In a child: train some steps, print one line of JSON."""
-    from gpt2kit.flops import flops_per_token
     from gpt2kit.hardware import measured_peak
+    from gpt2kit.model.flops import flops_per_token
 
     warnings.filterwarnings("ignore")
     layers, heads, width, vocabulary, length, rows = SHAPES[name]
@@ -158,7 +158,7 @@ def now() -> float:
 
 def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
     """`trainer.py` itself, with all that it does in a step: log, look at the gradient, keep the position."""
-    from gpt2kit.cli import TrainCLI
+    from gpt2kit.cli.train import TrainCLI
 
     with tempfile.TemporaryDirectory() as folder:
         words = [f"w{token}" for token in range(shape["vocab_size"] - 2)]
@@ -169,7 +169,7 @@ def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path |
         Path(folder, "text.txt").write_text("\n".join(lines * 2) + "\n", encoding="utf-8")
         options = {
             "data.train_files": f"{folder}/text.txt",
-            "data.tokenizer.class_path": "gpt2kit.tokenizer_spec.TokenizerSpec",
+            "data.tokenizer.class_path": "gpt2kit.tokenization.spec.TokenizerSpec",
             "data.tokenizer.init_args.kind": "words",
             "data.cache_dir": f"{folder}/cache",
             "data.block_size": shape["n_positions"],
@@ -193,8 +193,8 @@ def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path |
 
 def ours_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> Iterator[float]:
     """The same module and optimizer in a bare loop, not compiled: what `ours_eager` takes more is Lightning and we."""
-    from gpt2kit.module import GPT2Module
-    from gpt2kit.optim import Muon, parameter_groups
+    from gpt2kit.optim.optimizers import Muon, parameter_groups
+    from gpt2kit.training.module import GPT2Module
 
     gpt2 = GPT2Module(**shape).to(DEVICE)
     gpt2.use_attention()

@@ -18,7 +18,7 @@ from machine import ROOT, collect, finish, timed
 
 _ENCODE = """
 import sys, time
-from gpt2kit import tokenizer
+from gpt2kit.tokenization import tokenizer
 found = tokenizer.load(sys.argv[1])
 with open(sys.argv[2], encoding="utf-8") as file:
     text = file.read(24_000_000)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from gpt2kit import command, corpora
+from gpt2kit.cli import parser
+from gpt2kit.data import corpora
 
 if __name__ == "__main__":
-    command.run(corpora.get)
+    parser.run(corpora.get)

@@ -16,20 +16,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.callbacks import Callback
 
-from gpt2kit import cache, callbacks, cli, command, corpora, evaluate, export, files, generate, optim, plots, text, web
-from gpt2kit.options import make_trainer
-from gpt2kit.tokenizer_spec import TokenizerSpec
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit import files
+from gpt2kit.cli import generate, plot, test, train
+from gpt2kit.cli import parser as command
+from gpt2kit.data import cache, corpora
+from gpt2kit.export import huggingface
+from gpt2kit.optim import optimizers
+from gpt2kit.serving import app
+from gpt2kit.text import reader
+from gpt2kit.tokenization.spec import TokenizerSpec
+from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.training import progress
+from gpt2kit.training.trainer import make_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configs.md"
 SCRIPTS: dict[str, Callable[..., object]] = {
     "train_tokenizer.py": train_tokenizer,
-    "test.py": evaluate.test,
+    "test.py": test.test,
     "generate.py": generate.write,
-    "export.py": export.export,
-    "plot.py": plots.plot,
-    "web_demo.py": web.serve,
+    "export.py": huggingface.export,
+    "plot.py": plot.plot,
+    "web_demo.py": app.serve,
     "cache.py": cache.manage,
     "data/get.py": corpora.get,
 }
@@ -61,9 +69,9 @@ LIGHTNING = {
 """What Lightning's own options are for here, in our words; the others are named without."""
 OFFERED = [
     one
-    for one in vars(callbacks).values()
+    for one in vars(progress).values()
     if isinstance(one, type) and issubclass(one, Callback) and one.__module__.startswith("gpt2kit.")
-    if one.__module__ != callbacks.__name__
+    if one.__module__ != progress.__name__
 ]
 """The callbacks that `gpt2kit.callbacks` offers from other modules; its own are always there."""
 HEAD = """\
@@ -90,7 +98,7 @@ class _Built(Exception):
     """Carries the parser."""
 
 
-class _ParserOnly(cli.TrainCLI):
+class _ParserOnly(train.TrainCLI):
     def parse_arguments(self, parser: Any, args: Any) -> None:
         raise _Built(parser)
 
@@ -117,7 +125,7 @@ def page() -> str:
         table(groups[""], "--"),
         "## data: from text to batches\n",
         table(groups["data"]),
-        *described(text.Reader, "data.reader", "`--reader` of train_tokenizer.py and test.py, too."),
+        *described(reader.Reader, "data.reader", "`--reader` of train_tokenizer.py and test.py, too."),
         *described(
             TokenizerSpec, "data.tokenizer", "Instead of a folder's name; docs/tokenizers.md says what to choose."
         ),
@@ -125,12 +133,12 @@ def page() -> str:
         table(groups["model"]),
         "## Optimizers: model.optimizer\n",
         "Any of `torch.optim` may stand here as well.\n",
-        *described(optim.Muon),
-        *described(optim.AdamW),
+        *described(optimizers.Muon),
+        *described(optimizers.AdamW),
         "## Schedules: model.schedule\n",
         *(
             part
-            for schedule in (optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant)
+            for schedule in (optimizers.WarmupStableDecay, optimizers.Linear, optimizers.Cosine, optimizers.Constant)
             for part in described(schedule)
         ),
         "## trainer: how long, and on what\n",

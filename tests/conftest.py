@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2kit import cli, command
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.cli import parser, train
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +61,7 @@ def run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
         "--trainer.val_check_interval=15",
         f"--trainer.default_root_dir={work}",
     ]
-    cli.main(words)
+    train.main(words)
     return Run(work / "lightning_logs" / "version_0", words, work)
 
 
@@ -73,7 +73,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         capsys.readouterr()
         code = 0
         try:
-            command.guarded(main, [str(arg) for arg in args])
+            parser.guarded(main, [str(arg) for arg in args])
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

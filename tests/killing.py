@@ -17,9 +17,13 @@ from typing import Any
 
 import torch
 
-from gpt2kit import checkpoint, cli, command, export, files, runs
-from gpt2kit.module import GPT2Module
-from gpt2kit.verify import compare
+from gpt2kit import files
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, train
+from gpt2kit.export import huggingface
+from gpt2kit.runs import lifecycle
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.verify_resume import compare
 
 # The fork server finds its modules by this variable alone (Python 3.11 does not hand it sys.path).
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(files.__file__).parent.parent)])
@@ -114,7 +118,7 @@ def _arm(kill: Kill) -> None:
     elif kill.point == "purged":  # the checkpoint is gone, its checksum not yet
         before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt.sha256"))
     elif kill.point == "exporting":  # an epoch's folder is written, not yet under its name
-        before(export, "check")
+        before(huggingface, "check")
     elif kill.point == "seconds":
         signal.signal(signal.SIGALRM, lambda *args: _die())
         signal.setitimer(signal.ITIMER_REAL, kill.n / 1000)
@@ -132,7 +136,7 @@ def child(words: list[str], kill: Kill | None, environment: dict[str, str], log:
         os.dup2(out.fileno(), 2)
     if kill is not None:
         _arm(kill)
-    command.guarded(cli.main, words)
+    parser.guarded(train.main, words)
 
 
 def start(
@@ -183,7 +187,7 @@ def words_of(setting: Setting, work: Path) -> list[str]:
 def go_on(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0) -> list[int]:
     """Continue the newest run, or start it where nothing has been saved yet."""
     words = words_of(setting, work)
-    if any(checkpoint.checkpoints(run) for run in (work / runs.LOGS).glob("version_*")):
+    if any(checkpoint.checkpoints(run) for run in (work / lifecycle.LOGS).glob("version_*")):
         words += ["--ckpt_path=last"]
     return finish(start(words, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
 
@@ -201,7 +205,7 @@ def run_with_kills(setting: Setting, work: Path, kills: list[Kill]) -> tuple[Pat
 
 
 def last_run(work: Path) -> Path:
-    return max((work / runs.LOGS).glob("version_*"), key=lambda run: int(run.name.split("_")[1]))
+    return max((work / lifecycle.LOGS).glob("version_*"), key=lambda run: int(run.name.split("_")[1]))
 
 
 def logged(run: Path) -> list[dict[str, str]]:

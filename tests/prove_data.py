@@ -23,9 +23,10 @@ MOST = 600
 BUILD = """
 import sys
 from pathlib import Path
-from gpt2kit import shards, tokenizer
-from gpt2kit.shards import Corpus
+from gpt2kit.data import build as shards
+from gpt2kit.data.build import Corpus
 from gpt2kit.text import Reader
+from gpt2kit.tokenization import tokenizer
 corpus = Corpus(sorted(Path(sys.argv[1]).glob("*.txt")), tokenizer.load(sys.argv[2]), Reader())
 store = shards.open_or_build(corpus, Path(sys.argv[3]))
 size = sum(path.stat().st_size for path in store.folder.iterdir())

@@ -23,7 +23,7 @@ import torch
 from killing import Kill, Setting, difference, finish, go_on, last_run, logged, run_with_kills, start, words_of
 from prove_resume import corpus
 
-from gpt2kit import checkpoint
+from gpt2kit.checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 FIFTY = ["--data.global_batch=16", "--trainer.max_steps=50", "--trainer.gradient_clip_val=0.5", "--save_every=20"]

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from killing import Kill, Setting, difference, go_on, last_run, run_with_kills
 
-from gpt2kit import checkpoint
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
@@ -120,7 +120,8 @@ def torchrun(base: list[str], work: Path) -> str:
     script = f"""import os, sys, threading, time
 sys.path.insert(0, {str(ROOT / "src")!r})
 from pathlib import Path
-from gpt2kit import checkpoint, cli, command
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, train
 run = Path({str(root)!r}) / "lightning_logs/version_0"
 def kill():
     while not any(checkpoint.step_of(p) >= 10 for p in checkpoint.checkpoints(run)):
@@ -129,7 +130,7 @@ def kill():
 again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
 if os.environ["RANK"] == "1" and not again:
     threading.Thread(target=kill, daemon=True).start()
-command.guarded(cli.main, {words!r} + (["--ckpt_path", "last"] if again else []))
+parser.guarded(train.main, {words!r} + (["--ckpt_path", "last"] if again else []))
 """
     (work / "worker.py").write_text(script)
     # Without it torch 2.13's ranks find addresses of the killed ones in the shared store, and wait for them.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gpt2kit.attention import bands, plain_attention
+from gpt2kit.model.attention import bands, plain_attention
 
 
 @pytest.mark.parametrize("length", [1, 7, 255, 256, 300, 700])

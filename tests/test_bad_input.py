@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCE, Outcome, Run
 
-from gpt2kit import cli, command, evaluate
-from gpt2kit.sources import Place
-from gpt2kit.text import Reader
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.cli import parser, test, train
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import Place
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 SOUND = "".join(SENTENCE.format(n) for n in range(60))
 FRENCH = "Le garçon a mangé une pâtisserie à l'hôtel près de la forêt. Où êtes-vous né ?\n"
@@ -86,12 +86,12 @@ def commands(
     kept = [word for word in options if not word.startswith("--data.cache_dir")]
     return {
         "train_tokenizer": (
-            lambda args: command.run(train_tokenizer, args),
+            lambda args: parser.run(train_tokenizer, args),
             ["--files", name, "--output_dir", "out"],
         ),
-        "trainer": (cli.main, [*kept, f"--data.train_files={name}", "--data.cache_dir=cache"]),
+        "trainer": (train.main, [*kept, f"--data.train_files={name}", "--data.cache_dir=cache"]),
         "test": (
-            lambda args: command.run(evaluate.test, args),
+            lambda args: parser.run(test.test, args),
             ["--ckpt_path", str(run.folder), "--files", name, "--cache_dir", "cache"],
         ),
     }
@@ -178,7 +178,7 @@ def test_what_is_no_mistake_gives_the_same_tokens(
     figures = []
     for text in ("plain.txt", name):
         words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json", "-"]
-        code, out, err = call(lambda args: command.run(evaluate.test, args), *words)
+        code, out, err = call(lambda args: parser.run(test.test, args), *words)
         assert code == 0, err
         found = json.loads(out)
         figures.append((found["results"], {key: value for key, value in found["text"].items() if key != "files"}))
@@ -189,7 +189,7 @@ def test_an_empty_file_among_others_is_told(run: Run, call: Callable[..., Outcom
     (inside / "a.txt").write_text(SOUND)
     (inside / "b.txt").touch()
     words = ["--ckpt_path", run.folder, "--files", "a.txt", "b.txt", "--cache_dir", "cache"]
-    code, _, err = call(lambda args: command.run(evaluate.test, args), *words)
+    code, _, err = call(lambda args: parser.run(test.test, args), *words)
     assert code == 0 and err == "note   test text: 1 files without text (first: b.txt)\n"
 
 
@@ -226,14 +226,14 @@ def test_training(
     spoilt(corpus, inside / "broken", lambda text: text[:1000])
     spoilt(corpus, inside / "endless", lambda text: text.replace("<|endoftext|>", "<|other|>"))
     before = set(inside.rglob("*"))
-    refused(call(cli.main, *options, *words), code, message, inside, before)
+    refused(call(train.main, *options, *words), code, message, inside, before)
 
 
 def test_a_tokenizer_of_fewer_tokens_than_there_are_bytes(call: Callable[..., Outcome], inside: Path) -> None:
     """Row 21."""
     (inside / "a.txt").write_text(SOUND)
     words = ["--files", "a.txt", "--output_dir", "out", "--vocab_size", "256"]
-    found = call(lambda args: command.run(train_tokenizer, args), *words)
+    found = call(lambda args: parser.run(train_tokenizer, args), *words)
     refused(found, 2, "--vocab_size 256", inside, {inside / "a.txt"})
 
 
@@ -245,18 +245,18 @@ def test_resuming_with_another_text_or_tokenizer(
     (inside / "a.txt").write_text(SOUND + SENTENCE.format("of another kind"))
     train_tokenizer(["a.txt"], inside / "tokenizer", vocab_size=320)
     words = {"text": "--data.train_files=a.txt", "tokenizer": "--data.tokenizer=tokenizer"}[other]
-    code, _, err = call(cli.main, "--ckpt_path", run.folder, words, "--trainer.max_steps=50")
+    code, _, err = call(train.main, "--ckpt_path", run.folder, words, "--trainer.max_steps=50")
     assert code == 4 and "this checkpoint belongs to another run: text was" in err
 
 
 def test_a_store_that_was_cut_off(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:
     """Row 19."""
     words = ["--ckpt_path", run.folder, "--files", corpus / "valid.txt", "--cache_dir", "cache"]
-    assert call(lambda args: command.run(evaluate.test, args), *words)[0] == 0
+    assert call(lambda args: parser.run(test.test, args), *words)[0] == 0
     for name in ("000000.bin", "000000.doc"):
         (found,) = inside.rglob(name)
         raw = found.read_bytes()
         found.write_bytes(raw[:-3])
-        code, _, err = call(lambda args: command.run(evaluate.test, args), *words)
+        code, _, err = call(lambda args: parser.run(test.test, args), *words)
         assert code == 0 and "000000.bin: its content does not fit its checksum" in err and "is built again" in err
         assert found.read_bytes() == raw

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gpt2kit import pieces, tokenizer_kinds
-from gpt2kit.bans import Ban
-from gpt2kit.pieces import Stops
-from gpt2kit.tokenizer import eos_id
+from gpt2kit.generation.constraints import Ban
+from gpt2kit.tokenization import pieces, trainers
+from gpt2kit.tokenization.pieces import Stops
+from gpt2kit.tokenization.tokenizer import eos_id
 
 TEXT = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "Never say never again.\n\n\nNo 🙂 never!"] * 20
 
 
 @pytest.fixture(scope="module", params=["bytebpe", "char"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    train = {"bytebpe": tokenizer_kinds.train_bytebpe, "char": tokenizer_kinds.train_char}[request.param]
-    return train(TEXT, tokenizer_kinds.Options(vocab_size=330))
+    train = {"bytebpe": trainers.train_bytebpe, "char": trainers.train_char}[request.param]
+    return train(TEXT, trainers.Options(vocab_size=330))
 
 
 def test_bytes_are_those_of_the_text(tokenizer: Tokenizer) -> None:

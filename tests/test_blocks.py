@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2kit.blocks import Order, count_eval, count_train, permute
+from gpt2kit.data.order import Order, count_eval, count_train, permute
 
 
 def test_the_permutation_reaches_each_position_once() -> None:

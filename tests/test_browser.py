@@ -17,9 +17,9 @@ import pytest
 from conftest import Run
 from test_web import HOSTILE, pytestmark
 
-from gpt2kit import web
-from gpt2kit.service import Service, find_models
-from gpt2kit.writing import Writer
+from gpt2kit.generation.decoder import Writer
+from gpt2kit.serving import app
+from gpt2kit.serving.models import Service, find_models
 
 pytest.importorskip("gradio", reason="the demo's extra is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -52,7 +52,7 @@ def served(service: Service, auth: tuple[str, str] | None = None) -> Iterator[st
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
         port = any_port.getsockname()[1]
-    config = uvicorn.Config(web.app(service, "127.0.0.1", auth, 2), port=port, log_level="warning", ws="none")
+    config = uvicorn.Config(app.app(service, "127.0.0.1", auth, 2), port=port, log_level="warning", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

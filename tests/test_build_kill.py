@@ -21,9 +21,10 @@ KILLS = int(os.environ.get("GPT2KIT_BUILD_KILLS", "10"))
 PROGRAM = """
 import sys
 from pathlib import Path
-from gpt2kit import shards, tokenizer
-from gpt2kit.shards import Corpus
+from gpt2kit.data import build as shards
+from gpt2kit.data.build import Corpus
 from gpt2kit.text import Reader
+from gpt2kit.tokenization import tokenizer
 
 text, trained, cache = sys.argv[1:]
 shards.BATCH = 4000

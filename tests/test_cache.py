@@ -9,10 +9,12 @@ import pytest
 from conftest import Outcome
 from filelock import FileLock
 
-from gpt2kit import cache, command, shards, tokenizer
-from gpt2kit.shards import Corpus
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Reader
+from gpt2kit.cli import parser
+from gpt2kit.data import build, cache
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.store import TokenStore
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization import tokenizer
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def stores(corpus: Path, tmp_path: Path) -> list[TokenStore]:
     """Three stores: one of today, one last used ten days ago, one whose building was broken off."""
     trained = tokenizer.load(corpus / "tokenizer")
     made = [
-        shards.open_or_build(Corpus([corpus / f"{name}.txt"], trained, Reader()), tmp_path / "cache")
+        build.open_or_build(Corpus([corpus / f"{name}.txt"], trained, Reader()), tmp_path / "cache")
         for name in ("train", "valid", "test")
     ]
     for path in made[1].folder.iterdir():
@@ -32,7 +34,7 @@ def stores(corpus: Path, tmp_path: Path) -> list[TokenStore]:
 @pytest.fixture
 def manage(call: Callable[..., Outcome], stores: list[TokenStore]) -> Callable[..., Outcome]:
     return lambda *words: call(
-        lambda args: command.run(cache.manage, args), "--cache_dir", stores[0].folder.parent, *words
+        lambda args: parser.run(cache.manage, args), "--cache_dir", stores[0].folder.parent, *words
     )
 
 
@@ -75,7 +77,7 @@ def test_it_reads_everything_again(manage: Callable[..., Outcome], stores: list[
 
 def test_using_a_store_counts_as_use(stores: list[TokenStore], corpus: Path) -> None:
     trained = tokenizer.load(corpus / "tokenizer")
-    shards.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), stores[1].folder.parent)
+    build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), stores[1].folder.parent)
     assert max(entry.days for entry in cache.entries(stores[1].folder.parent)) < 1
 
 
@@ -83,5 +85,5 @@ def test_a_corpus_of_very_many_files_is_not_miscounted(corpus: Path, tmp_path: P
     for number in range(120):
         (tmp_path / f"{number:03d}.txt").write_text(f"text {number}\n")
     trained = tokenizer.load(corpus / "tokenizer")
-    shards.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader()), tmp_path / "cache")
+    build.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader()), tmp_path / "cache")
     assert cache.table([*cache.entries(tmp_path / "cache")], verify=False).endswith("000.txt and many more")

@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, command, evaluate, files
+from gpt2kit import files
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
 
 
@@ -117,7 +119,7 @@ def test_a_strangers_file_is_refused(
     raw["state_dict"] = {name: tensor.clone() for name, tensor in raw["state_dict"].items()}
     harm(raw)
     torch.save(raw, tmp_path / "bad.ckpt")
-    code, out, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", tmp_path / "bad.ckpt")
+    code, out, err = call(lambda args: parser.run(test.test, args), "--ckpt_path", tmp_path / "bad.ckpt")
     assert code == 4 and err.startswith(f"error: {tmp_path / 'bad.ckpt'}: ") and err.count("\n") == 1 and not out
     assert not hasattr(sys, "bomb") and list(inside.iterdir()) == [tmp_path / "bad.ckpt"]
 
@@ -134,7 +136,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     checkpoint.open(tmp_path / "named.ckpt")
     raw["gpt2kit"]["reader"]["reader"] = "canary.Reader"
     torch.save(raw, tmp_path / "reader.ckpt")
-    code, _, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", tmp_path / "reader.ckpt")
+    code, _, err = call(lambda args: parser.run(test.test, args), "--ckpt_path", tmp_path / "reader.ckpt")
     assert code == 4 and "reader canary.Reader is not gpt2kit's own" in err and err.count("\n") == 1
     assert "canary" not in sys.modules
 

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gpt2kit import cli, optim
-from gpt2kit.cli import TrainCLI
-from gpt2kit.data import TextDataModule
-from gpt2kit.module import GPT2Module
-from gpt2kit.optim import parameter_groups
-from gpt2kit.options import make_trainer
+from gpt2kit.cli import train
+from gpt2kit.cli.train import TrainCLI
+from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.optim import optimizers
+from gpt2kit.optim.optimizers import parameter_groups
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.trainer import make_trainer
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -31,7 +32,7 @@ def test_a_config_is_short_and_opens_with_what_it_is_for(path: Path) -> None:
 def test_a_group_file_states_decisions_not_defaults(path: Path) -> None:
     parameters = inspect.signature(GROUPS[path.parent.name]).parameters
     own = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    lightning = set(inspect.signature(cli.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
+    lightning = set(inspect.signature(train.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
     assert set(yaml.safe_load(path.read_text())) <= own | lightning
 
 
@@ -72,10 +73,10 @@ def test_public_names_of_the_options() -> None:
         TextDataModule: "train_files valid_files test_files valid_share test_share tokenizer block_size batch_size "
         "reader shuffle cache_dir streaming window_shards",
         make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",
-        optim.Muon: "lr adamw_lr weight_decay momentum betas",
-        optim.AdamW: "lr betas eps weight_decay",
-        optim.WarmupStableDecay: "warmup final decay",
-        optim.Cosine: "warmup final",
+        optimizers.Muon: "lr adamw_lr weight_decay momentum betas",
+        optimizers.AdamW: "lr betas eps weight_decay",
+        optimizers.WarmupStableDecay: "warmup final decay",
+        optimizers.Cosine: "warmup final",
     }
     for owner, names in public.items():
         assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__

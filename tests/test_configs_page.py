@@ -12,9 +12,9 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 import configs_page
 
-from gpt2kit.data import TextDataModule
-from gpt2kit.module import GPT2Module
-from gpt2kit.options import make_trainer
+from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.trainer import make_trainer
 
 PAGE = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, command, copies, evaluate, verbatim
-from gpt2kit.places import Where
-from gpt2kit.shards import Corpus
-from gpt2kit.text import Reader
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, test
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.places import Where
+from gpt2kit.evaluation import memorization, verbatim
+from gpt2kit.text.reader import Reader
 
 
 class Tokens:
@@ -64,7 +66,7 @@ def test_a_text_longer_than_the_training_text() -> None:
 
 def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:
     def main(args: list[str]) -> None:
-        command.run(evaluate.test, args)
+        parser.run(test.test, args)
 
     words = ["--ckpt_path", run.folder, "--copies", "--train_files", corpus / "train.txt"]
     code, out, err = call(main, *words, "--json", "a.json")
@@ -88,12 +90,12 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
 def test_what_is_written_and_drawn(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
     store = Where(corpus / "cache").open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), "")
-    written = copies.write(opened.module, store.index.eos_id, 16, 1)
-    assert sum(map(len, written)) >= copies._TOKENS
+    written = memorization.write(opened.module, store.index.eos_id, 16, 1)
+    assert sum(map(len, written)) >= memorization._TOKENS
     assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in written)
-    drawn = copies.draw(store, 16, 100, 1)
+    drawn = memorization.draw(store, 16, 100, 1)
     assert sum(map(len, drawn)) == 100 and all(0 < len(text) <= 16 for text in drawn)
-    assert sum(map(len, copies.draw(store, 10**6, 10**6, 1))) == store.tokens - 1 - store.documents
-    spans = copies.measure([np.arange(6)], [np.array([4, 3, 2, 1, 0, 2])], opened.tokenizer)
+    assert sum(map(len, memorization.draw(store, 10**6, 10**6, 1))) == store.tokens - 1 - store.documents
+    spans = memorization.measure([np.arange(6)], [np.array([4, 3, 2, 1, 0, 2])], opened.tokenizer)
     assert spans.shares == {4: 1 / 3, 8: None, 16: None, 32: None} and spans.mean == 2.0
     assert [size for size, _ in spans.longest] == [4, 2]

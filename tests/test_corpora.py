@@ -18,17 +18,18 @@ from conftest import ROOT, Outcome
 from filelock import FileLock
 from serving import Server, serving
 
-from gpt2kit import command, corpora, fetching
-from gpt2kit.corpora import TEXTS, hub_files
-from gpt2kit.download import Remote
+from gpt2kit.cli import parser
+from gpt2kit.data import corpora, fetching
+from gpt2kit.data.corpora import TEXTS, hub_files
+from gpt2kit.data.download import Remote
 from gpt2kit.errors import DataError
-from gpt2kit.sources import find_files
+from gpt2kit.text.sources import find_files
 
 PLAYS = ("First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 400).encode()
 
 
 def main(args: list[str]) -> None:
-    command.run(corpora.get, args)
+    parser.run(corpora.get, args)
 
 
 @pytest.fixture

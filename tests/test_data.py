@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2kit import data, shards, tokenizer
-from gpt2kit.batches import EvalBatches, Rows, TrainBatches
-from gpt2kit.blocks import IGNORE, Order
-from gpt2kit.data import TextDataModule
+from gpt2kit.data import build, datamodule
+from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.order import IGNORE, Order
+from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, MachineError, UserError
-from gpt2kit.shards import Corpus
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Reader
-from gpt2kit.tokenizer_spec import TokenizerSpec
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.spec import TokenizerSpec
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def store(corpus: Path) -> TokenStore:
     trained = tokenizer.load(corpus / "tokenizer")
-    return shards.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), corpus / "cache")
+    return build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), corpus / "cache")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -51,7 +52,7 @@ def test_training_rows_are_the_ordered_blocks(store: TokenStore) -> None:
 
 
 def test_the_size_of_a_text_counts_each_documents_end(store: TokenStore) -> None:
-    size = data.text_size(store)
+    size = datamodule.text_size(store)
     assert (size.tokens, size.bytes) == (len(store) - 1, store.bytes + 40)
 
 
@@ -132,8 +133,8 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
         "test_share": 0.0,
     }
     sound |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
-    assert not data.data_problems(sound)
-    (problem,) = data.data_problems({**sound, **options})
+    assert not datamodule.data_problems(sound)
+    (problem,) = datamodule.data_problems({**sound, **options})
     assert problem.startswith(said)
 
 

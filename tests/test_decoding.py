@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit.decoding import _is_utf8, check_encoding, decoded
 from gpt2kit.errors import DataError
-from gpt2kit.sources import Report
+from gpt2kit.text.encodings import _is_utf8, check_encoding, decoded
+from gpt2kit.text.sources import Report
 
 CHINESE = "我们都是中国人，今天天气很好。他说：“明天要下雨。”你好吗？这本书是我在北京买的，价格很便宜。\n" * 5
 TRADITIONAL = "我們都是中國人，今天天氣很好。他說明天要下雨。你好嗎？這本書是我在臺北買的，價格很便宜。\n" * 5

@@ -11,8 +11,9 @@ import pytest
 import torch
 from killing import Kill, Setting, difference, finish, go_on, last_run, run_with_kills, start, words_of
 
-from gpt2kit import checkpoint, run_folder
+from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError
+from gpt2kit.runs import folder as run_folder
 
 COMMON = [
     *("--data.batch_size=4", "--data.global_batch=16", "--trainer.gradient_clip_val=0.5"),

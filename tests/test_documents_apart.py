@@ -11,10 +11,11 @@ import torch
 from conftest import Outcome
 from torch import Tensor
 
-from gpt2kit import checkpoint, cli
-from gpt2kit.attention import documents_apart
-from gpt2kit.engine import Attention
-from gpt2kit.module import GPT2Module
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import train
+from gpt2kit.model.attention import documents_apart
+from gpt2kit.model.backends import Attention
+from gpt2kit.training.module import GPT2Module
 
 START = 7
 
@@ -65,12 +66,16 @@ def test_it_trains_is_kept_in_the_checkpoint_and_is_part_of_a_runs_identity(
     options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     words = [*options, "--data.mask_documents=true", f"--trainer.default_root_dir={inside}"]
-    assert call(cli.main, *words, "--trainer.max_steps=6")[0] == 0
+    assert call(train.main, *words, "--trainer.max_steps=6")[0] == 0
     opened = checkpoint.open(inside / "lightning_logs/version_0")
     assert opened.module.document_start == opened.facts["document_start"] == 0
     code, _, err = call(
-        cli.main, "--ckpt_path=lightning_logs/version_0", *words, "--trainer.max_steps=8", "--data.mask_documents=false"
+        train.main,
+        "--ckpt_path=lightning_logs/version_0",
+        *words,
+        "--trainer.max_steps=8",
+        "--data.mask_documents=false",
     )
     assert code == 4 and "mask_documents was True, now False" in err
-    code, _, err = call(cli.main, *words, "--data.append_eos=false")
+    code, _, err = call(train.main, *words, "--data.append_eos=false")
     assert code == 2 and "data.mask_documents: needs data.append_eos" in err

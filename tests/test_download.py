@@ -17,8 +17,8 @@ import pytest
 from conftest import Outcome
 from serving import Server, serving
 
-from gpt2kit import download, fetching
-from gpt2kit.download import Remote, fetch
+from gpt2kit.data import download, fetching
+from gpt2kit.data.download import Remote, fetch
 from gpt2kit.errors import DataError
 
 TEXT = b"".join(b"line %d of a text that is large enough to break off in the middle\n" % n for n in range(20_000))

@@ -16,10 +16,11 @@ from conftest import ROOT
 from test_tokenizer import KINDS, MEAN, TEXT, make
 from tokenizers import Tokenizer
 
-from gpt2kit import encoding, encoding_gigatoken, encoding_processes, tokenizer
-from gpt2kit.encoding import encoded
+from gpt2kit.data import encoding, encoding_gigatoken, encoding_processes
+from gpt2kit.data.encoding import encoded
 from gpt2kit.errors import DataError, MachineError
-from gpt2kit.text import Part
+from gpt2kit.text.reader import Part
+from gpt2kit.tokenization import tokenizer
 
 WORDS = np.dtype("<u2")
 BATCHES = [TEXT, MEAN, [], [Part("a piece"), " of a document"], *([text] for text in MEAN), TEXT[::-1]]
@@ -169,7 +170,8 @@ def test_a_system_without_room_for_a_process(trained: Tokenizer, monkeypatch: py
 
 _PROGRAM = """
 import sys
-from gpt2kit import encoding, tokenizer
+from gpt2kit.data import encoding
+from gpt2kit.tokenization import tokenizer
 import numpy, subprocess
 encoding._THREADS = encoding._FEW = 1
 first = subprocess.Popen

@@ -14,8 +14,9 @@ import torch
 from conftest import ROOT, Outcome
 from test_train import train
 
-from gpt2kit import cli, engine
+from gpt2kit.cli import train as cli
 from gpt2kit.errors import MachineError
+from gpt2kit.model import backends
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -48,10 +49,10 @@ def test_tf32_is_for_mixed_precision_on_a_gpu(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     torch.set_float32_matmul_precision("highest")
-    engine.multiply_fast(device, precision)
+    backends.multiply_fast(device, precision)
     assert torch.get_float32_matmul_precision() == wanted
     torch.set_float32_matmul_precision("medium")  # somebody's own wish
-    engine.multiply_fast(device, precision)
+    backends.multiply_fast(device, precision)
     assert torch.get_float32_matmul_precision() == "medium"
 
 
@@ -64,18 +65,18 @@ def test_a_compiler_that_is_not_there_is_said_in_one_line(
     assert code == 5 and err.count("error: ") == 1
     assert err.splitlines()[-1].startswith("error: model.compile blocks: needs a C++ compiler (g++), which is not")
     assert not (inside / "lightning_logs").exists()
-    engine.refuse_missing_compiler("auto", CPU)
-    engine.refuse_missing_compiler("off", CPU)
+    backends.refuse_missing_compiler("auto", CPU)
+    backends.refuse_missing_compiler("off", CPU)
 
 
 def test_pythons_headers_are_looked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.shutil, "which", lambda name: name)
-    monkeypatch.setattr(engine.sys, "platform", "linux")
-    monkeypatch.setattr(engine.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(backends.shutil, "which", lambda name: name)
+    monkeypatch.setattr(backends.sys, "platform", "linux")
+    monkeypatch.setattr(backends.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(MachineError, match="Python's headers"):
-        engine.refuse_missing_compiler("model", CPU)
+        backends.refuse_missing_compiler("model", CPU)
     (tmp_path / "Python.h").touch()
-    engine.refuse_missing_compiler("model", CPU)
+    backends.refuse_missing_compiler("model", CPU)
 
 
 def test_compiling_that_fails_is_said_in_one_line(options: list[str], tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_compiling_that_fails_is_said_in_one_line(options: list[str], tmp_path: 
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
     assert last.startswith("error: model.compile: torch.compile failed") and "model.compile off" in last
-    assert engine.compile_failure(RuntimeError("other")) is None
+    assert backends.compile_failure(RuntimeError("other")) is None
 
 
 def test_a_resumed_run_says_what_auto_has_chosen_otherwise(
@@ -98,12 +99,12 @@ def test_a_resumed_run_says_what_auto_has_chosen_otherwise(
 ) -> None:
     """The settings are the same; the machine is not."""
     words = [word for word in options if "precision" not in word]
-    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: True)
+    monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: True)
     run = train(tmp_path, words, "--trainer.max_steps=2")
     assert json.loads((run / "start.json").read_text())[-1]["start"]["chosen"]["precision"][0] == "bf16-mixed"
     train(tmp_path, words, "--trainer.max_steps=3", "--ckpt_path=last")
     assert "resume: precision" not in capsys.readouterr().err
-    monkeypatch.setattr(engine, "cpu_has_fast_bf16", lambda: False)
+    monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: False)
     train(tmp_path, words, "--trainer.max_steps=4", "--ckpt_path=last")
     said = "resume: precision was bf16-mixed, now 32-true (this CPU has no fast bfloat16); equal but for rounding"
     assert said in capsys.readouterr().err

@@ -15,9 +15,10 @@ from killing import Kill, Setting, finish, go_on, last_run, run_with_kills, star
 from safetensors.torch import load_file
 from test_train import equal, train, weights
 
-from gpt2kit import checkpoint, export, reloading
-from gpt2kit.epoch_exports import FOLDER, EpochExports
+from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import UserError
+from gpt2kit.export import huggingface, reload_check
+from gpt2kit.training.epoch_exports import FOLDER, EpochExports
 
 WITH = "--trainer.callbacks+=gpt2kit.callbacks.EpochExports"
 
@@ -30,9 +31,9 @@ def near(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
         seen.append(folder.name.split(".")[1])
         with contextlib.redirect_stderr(io.StringIO()):
-            return reloading.reload(str(folder), *asked)
+            return reload_check.reload(str(folder), *asked)
 
-    monkeypatch.setattr(export, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reloaded", reloaded)
     return seen
 
 
@@ -64,8 +65,8 @@ def test_a_folder_an_epoch_and_no_trace(short: list[str], tmp_path: Path, near: 
     bits = checkpoint.open(checkpoint.checkpoints(run)[0]).facts["val_bpb"]
     assert f"| bits per byte of the validation text | {bits:.4f} |" in card and "# epoch_3" in card
     opened = checkpoint.open(run / FOLDER / "epoch_3")  # any script takes it, and export.py writes the same
-    export.export(str(checkpoint.checkpoints(run)[0]), str(tmp_path / "epoch_3"))
-    for name in export.FILES:
+    huggingface.export(str(checkpoint.checkpoints(run)[0]), str(tmp_path / "epoch_3"))
+    for name in huggingface.FILES:
         assert (tmp_path / "epoch_3" / name).read_bytes() == (run / FOLDER / "epoch_3" / name).read_bytes(), name
     assert opened.module.shape["n_embd"] == 32
 
@@ -112,7 +113,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "write", full)
+    monkeypatch.setattr(huggingface, "write", full)
     run = train(tmp_path, short, "--trainer.max_epochs=2", WITH)
     err = capsys.readouterr().err
     assert err.count("WARNING: NOT EXPORTED, training goes on") == 2 and "No space left on device" in err
@@ -126,7 +127,7 @@ def test_what_does_not_prove_to_be_the_model_gets_no_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(export, "agreement", lambda *_: -1)
+    monkeypatch.setattr(huggingface, "agreement", lambda *_: -1)
     run = train(tmp_path, short, "--trainer.max_epochs=1", WITH)
     assert exports(run) == [] and "another one than the checkpoint's" in capsys.readouterr().err
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import Outcome, Run
 
-from gpt2kit import cli, evaluate, generate
-from gpt2kit.command import parse
-from gpt2kit.command import run as run_command
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.cli import generate, test, train
+from gpt2kit.cli.parser import parse
+from gpt2kit.cli.parser import run as run_command
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from gpt2kit.tokenizer_training import train as train_tokenizer
 def test_training_mistakes(
     words: list[str], code: int, message: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
-    found = call(cli.main, *options, *words)
+    found = call(train.main, *options, *words)
     assert found[0] == code and message in found[2]
     assert found[2].startswith("error: ") and found[2].count("\n") == 1
     assert not list(inside.iterdir()), "nothing was written"
@@ -59,25 +59,25 @@ def test_training_mistakes(
 )
 def test_config_file_mistakes(content: str, message: str, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "config.yaml").write_text(content)
-    code, _, err = call(cli.main, "--config", "config.yaml")
+    code, _, err = call(train.main, "--config", "config.yaml")
     assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     import torch
 
-    from gpt2kit import checkpoint
+    from gpt2kit.checkpoint import checkpoint
 
     raw = checkpoint.read(checkpoint.find(run.folder))
     raw["gpt2kit"]["shape"]["vocab_size"] = 128
     for name in ("model.transformer.wte.weight", "model.lm_head.weight"):
         raw["state_dict"][name] = raw["state_dict"][name][:128].clone()
     torch.save(raw, inside / "small.ckpt")
-    code, _, err = call(lambda args: run_command(evaluate.test, args), "--ckpt_path", "small.ckpt")
+    code, _, err = call(lambda args: run_command(test.test, args), "--ckpt_path", "small.ckpt")
     assert code == 4 and "320 tokens" in err
 
 
-@pytest.mark.parametrize("function", [evaluate.test, generate.write])
+@pytest.mark.parametrize("function", [test.test, generate.write])
 def test_files_that_are_no_checkpoints(
     function: Callable[..., None], call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
@@ -127,5 +127,5 @@ def test_the_machine_at_its_limit(call: Callable[..., Outcome]) -> None:
 
 
 def test_debug_shows_the_traceback(call: Callable[..., Outcome]) -> None:
-    code, _, err = call(cli.main, "--config=none.yaml", "--debug")
+    code, _, err = call(train.main, "--config=none.yaml", "--debug")
     assert code == 2 and "Traceback" in err

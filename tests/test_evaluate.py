@@ -20,14 +20,16 @@ import torch
 from conftest import ROOT, SENTENCE, Outcome, Run
 from numpy.typing import NDArray
 
-from gpt2kit import checkpoint, command, evaluate, scoring
-from gpt2kit.checkpoint import Opened
-from gpt2kit.places import Where
-from gpt2kit.shards import Corpus
-from gpt2kit.sliding import Windows
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Reader
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.cli import parser, test
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.places import Where
+from gpt2kit.data.store import TokenStore
+from gpt2kit.evaluation import scoring
+from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 CONTEXT = 16
 LOREM = "Lorem ipsum dolor sit amet. " * 9
@@ -154,7 +156,7 @@ def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: Opened, stor
 def test_logits_are_made_of_a_few_positions_at_a_time(
     opened: Opened, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2kit import module
+    from gpt2kit.training import module
 
     whole = scoring.score(opened.module, store, Windows(len(store), CONTEXT, CONTEXT))
     monkeypatch.setattr(module, "_LOGITS", 320 * 7)
@@ -170,7 +172,7 @@ def uniform(run: Run, path: Path) -> Path:
 
 
 def main(args: list[str]) -> None:
-    command.run(evaluate.test, args)
+    parser.run(test.test, args)
 
 
 def test_a_model_that_knows_nothing_pays_the_logarithm(
@@ -273,14 +275,14 @@ def test_a_quick_look_says_that_it_is_one(run: Run, call: Callable[..., Outcome]
 @pytest.fixture(scope="module")
 def others(run: Run, options: list[str], corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same text learnt with other tokenizers; one of them loses text."""
-    from gpt2kit import cli
+    from gpt2kit.cli import train
 
     work = tmp_path_factory.mktemp("others")
     found = {}
     for kind, size in (("char", 300), ("wordpiece", 200)):
         train_tokenizer([str(corpus / "train.txt")], work / kind, kind=kind, vocab_size=size)  # type: ignore[arg-type]
         words = [f"--data.tokenizer={work / kind}", f"--trainer.default_root_dir={work / f'run-{kind}'}"]
-        cli.main([*options, *words, "--trainer.max_steps=20"])
+        train.main([*options, *words, "--trainer.max_steps=20"])
         found[kind] = work / f"run-{kind}" / "lightning_logs" / "version_0"
     return found
 
@@ -394,11 +396,11 @@ def test_a_run_whose_documents_are_apart(
     options: list[str], corpus: Path, call: Callable[..., Outcome], inside: Path
 ) -> None:
     """From training's own figure to test.py's, with documents that do not see one another, and without their ends."""
-    from gpt2kit import cli
+    from gpt2kit.cli import train
 
     for words in (["--data.mask_documents=true"], ["--data.append_eos=false"]):
         root = inside / words[0][7:12]
-        cli.main([*options, *words, "--trainer.max_steps=3", f"--trainer.default_root_dir={root}"])
+        train.main([*options, *words, "--trainer.max_steps=3", f"--trainer.default_root_dir={root}"])
         run = root / "lightning_logs" / "version_0"
         code, out, _ = call(main, "--ckpt_path", run, "--files", corpus / "valid.txt", "--json", "-")
         row = json.loads(out)["results"][0]
@@ -464,13 +466,13 @@ def test_what_cannot_end_well_is_said_before_the_test(
     words: list[str], code: int, said: str, run: Run, call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "a.txt").write_text("text\n")
-    found = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", run.folder, *words)
+    found = call(lambda args: parser.run(test.test, args), "--ckpt_path", run.folder, *words)
     assert found[0] == code and said in found[2] and found[1] == "" and len(found[2].splitlines()) == 1
 
 
 def test_one_whole_document_is_counted_as_such(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "a.txt").write_text("the quick brown fox\nthe lazy dog\n")
     words = ["--ckpt_path", run.folder, "--files", "a.txt", "--max_tokens", "7", "--json", "-"]
-    code, out, _ = call(lambda args: command.run(evaluate.test, args), *words)
+    code, out, _ = call(lambda args: parser.run(test.test, args), *words)
     text = json.loads(out)["text"]
     assert code == 0 and (text["documents"], text["bytes"], text["words"]) == (1, 19, 4)

@@ -17,29 +17,33 @@ from conftest import Outcome, Run
 from safetensors.torch import load_file
 from test_train import train
 
-from gpt2kit import checkpoint, command, export, gguf_file, reloading, tokenizer
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.module import GPT2Module
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.export import gguf as gguf_file
+from gpt2kit.export import huggingface, reload_check
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.training.module import GPT2Module
 
 
 def main(args: list[str]) -> None:
-    command.run(export.export, args)
+    parser.run(huggingface.export, args)
 
 
 @pytest.fixture(scope="module")
 def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("export") / "model"
-    export.export(str(run.folder), str(target))
+    huggingface.export(str(run.folder), str(target))
     return target
 
 
 def test_the_folder_has_what_it_should(run: Run, folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == export.FILES
+    assert {path.name for path in folder.iterdir()} == huggingface.FILES
     assert all(
         path.stat().st_mode & 0o777 == (folder / "config.json").stat().st_mode & 0o777 for path in folder.iterdir()
     )
-    config, generation = (json.loads((folder / name).read_text()) for name in ("config.json", export.GENERATION))
+    config, generation = (json.loads((folder / name).read_text()) for name in ("config.json", huggingface.GENERATION))
     end = tokenizer.eos_id(checkpoint.open(run.folder).tokenizer)
     assert config["bos_token_id"] == config["eos_token_id"] == generation["eos_token_id"] == end
     assert config["architectures"] == ["GPT2LMHeadModel"] and config["dtype"] == "float32"
@@ -86,7 +90,7 @@ def test_there_and_back_is_bit_equal(run: Run, folder: Path, options: list[str],
             torch.equal(tensor[rows], other[rows]) if "wte" in name or "lm_head" in name else torch.equal(tensor, other)
         )
     assert tokenizer.to_json(one.tokenizer) == tokenizer.to_json(two.tokenizer)
-    export.export(str(again), str(tmp_path / "again"))
+    huggingface.export(str(again), str(tmp_path / "again"))
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -107,7 +111,7 @@ def test_what_does_not_fit_half_precision_is_refused(run: Run) -> None:
     with torch.no_grad():
         opened.module.model.transformer.ln_f.weight[0] = 1e5
     with pytest.raises(CheckpointError, match="too large for float16"):
-        export.rounded(opened.module, "float16")
+        huggingface.rounded(opened.module, "float16")
 
 
 def test_nothing_is_overwritten(
@@ -141,21 +145,21 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                return reloading.reload(str(folder), *asked)
+                return reload_check.reload(str(folder), *asked)
         except Exception as error:
             raise CheckpointError(f"transformers does not load the exported folder: {error}") from None
 
-    monkeypatch.setattr(export, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reloaded", reloaded)
 
 
 def spoiled(change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = export.write
+    real = huggingface.write
 
     def write(opened: Any, folder: Path, *more: Any) -> None:
         real(opened, folder, *more)
         change(folder)
 
-    monkeypatch.setattr(export, "write", write)
+    monkeypatch.setattr(huggingface, "write", write)
 
 
 def other_weights(folder: Path) -> None:
@@ -213,10 +217,10 @@ def test_a_folder_that_is_not_the_checkpoint_gets_no_name(
 
 def test_near_ties_may_part_and_others_not() -> None:
     logits = torch.tensor([[0.0, 1.0, 1.0 + 1e-6], [0.0, 1.0, 3.0]])
-    assert export.agreement([0, 2, 2], [0, 2, 2], logits, 1e-5, 1) == 2
-    assert export.agreement([0, 2, 2], [0, 1, 0], logits, 1e-5, 1) == 0
-    assert export.agreement([0, 2, 2], [0, 2, 1], logits, 1e-5, 1) == -1
-    assert export.agreement([0, 2, 2], [0, 2], logits, 1e-5, 1) == -1
+    assert huggingface.agreement([0, 2, 2], [0, 2, 2], logits, 1e-5, 1) == 2
+    assert huggingface.agreement([0, 2, 2], [0, 1, 0], logits, 1e-5, 1) == 0
+    assert huggingface.agreement([0, 2, 2], [0, 2, 1], logits, 1e-5, 1) == -1
+    assert huggingface.agreement([0, 2, 2], [0, 2], logits, 1e-5, 1) == -1
 
 
 def test_the_card_says_what_is_known_and_no_paths(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_the_card_says_what_is_known_and_no_paths(run: Run, folder: Path, tmp_pa
     count = sum(p.numel() for p in GPT2Module(**{**opened.module.shape, "vocab_size": 320}).parameters())
     assert f"| parameters | {count:,}, as float32 |" in card
     opened.facts.update(start={"from": "hf://owner/name"}, tokens_seen="many", val_bpb=None, document_start=0)
-    card = export.model_card(opened, "mine", "float16")
+    card = huggingface.model_card(opened, "mine", "float16")
     assert "base_model: owner/name\n" in card and "weights of | owner/name |" in card and "many" not in card
     assert "document alone | yes" in card and "bits per byte of the" not in card
 
@@ -250,7 +254,7 @@ def test_a_folder_that_transformers_cannot_load(run: Run, tmp_path: Path, monkey
     """In the fresh process, too, the reason is one line."""
     spoiled(no_tokenizer, monkeypatch)
     with pytest.raises(CheckpointError, match=r"transformers does not load the exported folder: .*Nothing was written"):
-        export.export(str(run.folder), str(tmp_path / "model"))
+        huggingface.export(str(run.folder), str(tmp_path / "model"))
     assert not list(tmp_path.iterdir())
 
 
@@ -281,7 +285,7 @@ def test_gguf_that_is_another_model_gets_no_name(
     for layer in ("transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"):
         assert checkpoint.open(run.folder).module.model.get_parameter(f"{layer}.weight").any()
     with pytest.raises(Exception, match=r"logits differ|mismatch|does not load"):
-        export.export(str(run.folder), str(tmp_path / "model"), gguf=True)
+        huggingface.export(str(run.folder), str(tmp_path / "model"), gguf=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -319,7 +323,7 @@ def test_the_hub(
 
         def upload_folder(self, **words: Any) -> None:
             asked.append(("upload", words))
-            assert {path.name for path in Path(words["folder_path"]).iterdir()} == export.FILES
+            assert {path.name for path in Path(words["folder_path"]).iterdir()} == huggingface.FILES
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     words = ["--ckpt_path", run.folder, "--output_dir", tmp_path / "model", "--push_to_hub", "me/model"]
@@ -340,4 +344,4 @@ def test_a_missing_checkpoint(tmp_path: Path, call: Callable[..., Outcome], insi
     code, _, err = call(main, "--ckpt_path", "nothing", "--output_dir", "model")
     assert code == 4 and "no such checkpoint" in err and not list(inside.iterdir())
     with pytest.raises(UserError):
-        export.refuse_other_files(Path(sys.executable), False)
+        huggingface.refuse_other_files(Path(sys.executable), False)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit import cli, find
+from gpt2kit.cli import train
+from gpt2kit.training import tuning
 
 SMALL = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--data.block_size=8", "--trainer.max_steps=3"]
 
@@ -14,19 +15,21 @@ SMALL = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--data.b
 def test_the_steepest_fall_is_found_in_spite_of_noise() -> None:
     losses = [5.0] * 30 + [5.0 - 0.1 * i for i in range(20)] + [3.0] * 30
     noisy = [loss + 0.02 * (-1) ** i for i, loss in enumerate(losses)]
-    assert 30 <= find.steepest(find.smoothed(noisy)) <= 50
-    assert find.steepest([1.0, 0.5]) == 0
+    assert 30 <= tuning.steepest(tuning.smoothed(noisy)) <= 50
+    assert tuning.steepest([1.0, 0.5]) == 0
 
 
 def test_factors_rise_from_low_to_high() -> None:
-    assert find.factor(0) == pytest.approx(find.LOW) and find.factor(find.STEPS - 1) == pytest.approx(find.HIGH)
-    assert find.factor(50) / find.factor(49) == pytest.approx(find.factor(11) / find.factor(10))
+    assert tuning.factor(0) == pytest.approx(tuning.LOW) and tuning.factor(tuning.STEPS - 1) == pytest.approx(
+        tuning.HIGH
+    )
+    assert tuning.factor(50) / tuning.factor(49) == pytest.approx(tuning.factor(11) / tuning.factor(10))
 
 
 def test_rates_of_both_optimizers_are_tried_and_nothing_is_left(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.main([*options, *SMALL, "--find", "lr", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
+    train.main([*options, *SMALL, "--find", "lr", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
     told = capsys.readouterr().out
     assert (
         "5e-05, 0.00012" in told and "times the configured rates" in told and "lowest" in told
@@ -44,12 +47,12 @@ def test_batch_sizes_are_tried_until_the_text_is_too_short(
         size = int(words[-1].split("=")[1])
         return {"trial": {"tokens_per_s": min(size, 8) * 100.0, "memory": 1e6}}, ""
 
-    monkeypatch.setattr(find, "_tried", child)
-    find.batch_size(options)
+    monkeypatch.setattr(tuning, "_tried", child)
+    tuning.batch_size(options)
     assert [words[-1] for words in tried] == [f"--data.batch_size={2**i}" for i in range(6)]
     assert "data.batch_size 8 is as fast as it gets" in capsys.readouterr().out
 
 
 def test_a_batch_that_cannot_be_says_why_in_a_process_of_its_own(options: list[str]) -> None:
-    found, why = find._tried([*options, "--plan", "--data.batch_size=1000000"])
+    found, why = tuning._tried([*options, "--plan", "--data.batch_size=1000000"])
     assert not found and "fewer than the 1000000 of one optimizer step" in why

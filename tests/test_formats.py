@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit import formats
 from gpt2kit.errors import DataError
-from gpt2kit.sources import Report
-from gpt2kit.text import Part, Reader
+from gpt2kit.text import formats
+from gpt2kit.text.reader import Part, Reader
+from gpt2kit.text.sources import Report
 
 TEXTS = ["one", 'two\nlines, and a "quote"', "日本 🙂 \\ / \t", "x" * 50]
 RECORDS = [{"n": 1, "text": TEXTS[0]}, {"text": TEXTS[1], "more": {"text": ["no"]}}, {"a": [1, {}], "text": TEXTS[2]}]
@@ -71,7 +71,7 @@ def test_json_longer_than_memory_is_read_in_pieces(
     path = write(tmp_path / name)
     monkeypatch.setattr(formats, "LONG", long)
     for size in range(1, 30):
-        monkeypatch.setattr("gpt2kit.sources.CHUNK", size)
+        monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
         assert joined(path) == TEXTS, size
 
 
@@ -122,7 +122,7 @@ def test_a_bad_record_of_any_length_does_not_touch_the_next(
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "sound"}}\n{line}\n{{"text": "also"}}\n')
     monkeypatch.setattr(formats, "LONG", 1)
-    monkeypatch.setattr("gpt2kit.sources.CHUNK", 3)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 3)
     if '"x" 1' in line:  # its text was given on before it turned out broken
         with pytest.raises(DataError, match="line 2: not JSON, in a record too long"):
             joined(path, bad_share=0.9)
@@ -148,7 +148,7 @@ def test_a_broken_list_always_stops(
 ) -> None:
     (tmp_path / "a.json").write_text(content)
     monkeypatch.setattr(formats, "LONG", long)
-    monkeypatch.setattr("gpt2kit.sources.CHUNK", 4)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 4)
     with pytest.raises(DataError) as stopped:
         joined(tmp_path / "a.json", bad_share=0.9)
     assert why.split(" (")[0] in str(stopped.value)

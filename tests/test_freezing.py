@@ -9,11 +9,12 @@ from killing import Setting, run_with_kills
 from test_module import SMALL
 from test_train import equal, train, weights
 
-from gpt2kit import checkpoint, runs
+from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.freezing import frozen
-from gpt2kit.module import GPT2Module
-from gpt2kit.optim import AdamW, Muon, parameter_groups
+from gpt2kit.model.finetuning import frozen
+from gpt2kit.optim.optimizers import AdamW, Muon, parameter_groups
+from gpt2kit.runs import lifecycle
+from gpt2kit.training.module import GPT2Module
 
 DEEP = {**SMALL, "n_layer": 12}
 
@@ -131,4 +132,4 @@ def test_another_freeze_is_another_run(options: list[str], tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match=r"another model.freeze"):
             train(tmp_path, options, "--trainer.max_steps=4", f"--ckpt_path={run}", other)
         with pytest.raises(CheckpointError, match="other settings"):
-            runs.resumable("last", tmp_path / "lightning_logs", {"data": {}, "model": {"freeze": other}})
+            lifecycle.resumable("last", tmp_path / "lightning_logs", {"data": {}, "model": {"freeze": other}})

@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Outcome, Run
 
-from gpt2kit import author, checkpoint, command, generate, pieces, prompts, verse
-from gpt2kit.author import Author, Piece, Wish
-from gpt2kit.checkpoint import Opened
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.cli import generate, parser
 from gpt2kit.errors import UserError
-from gpt2kit.rules import Rules
+from gpt2kit.generation import generator, prompts, verse
+from gpt2kit.generation.generator import Author, Piece, Wish
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.tokenization import pieces
 
 Call = Callable[..., Outcome]
 
@@ -34,7 +37,7 @@ def opened(run: Run) -> Opened:
 @pytest.fixture
 def writes(run: Run, call: Call, inside: Path) -> Call:
     def outcome(*words: object) -> Outcome:
-        return call(lambda args: command.run(generate.write, args), "--ckpt_path", run.folder, *words)
+        return call(lambda args: parser.run(generate.write, args), "--ckpt_path", run.folder, *words)
 
     return outcome
 
@@ -57,7 +60,7 @@ def test_only_whole_characters_are_given_out(opened: Opened) -> None:
 def test_a_character_cut_off_by_the_end_is_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Author(opened)
     ids = iter(writer.encode("ab🙂"))
-    monkeypatch.setattr(author.Writer, "step", forced(ids))
+    monkeypatch.setattr(generator.Writer, "step", forced(ids))
     parts = whole(writer, [""], Wish(max_new_tokens=len(writer.encode("ab🙂")) - 1))[0, 0]
     assert "".join(part.text for part in parts) == "ab" and parts[-1].end == "length"
 
@@ -65,10 +68,10 @@ def test_a_character_cut_off_by_the_end_is_left_out(opened: Opened, monkeypatch:
 def forced(ids: object) -> Callable[[object], object]:
     """A writer's step that writes these tokens."""
 
-    def step(self: author.Writer) -> list[author.Chosen]:
+    def step(self: generator.Writer) -> list[generator.Chosen]:
         text = self.texts[0]
         text.new.append(next(ids))  # type: ignore[call-overload]
-        return [author.Chosen(text, text.new[-1])]
+        return [generator.Chosen(text, text.new[-1])]
 
     return step
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2kit.errors import DivergedError
-from gpt2kit.guard import Guard
+from gpt2kit.optim.nonfinite import Guard
 
 GOOD, BAD = torch.tensor(1.0), torch.tensor(torch.inf)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2kit import tokenizer
-from gpt2kit.heatmap import Passage, boxes, chosen, page
-from gpt2kit.per_document import Sums
+from gpt2kit.evaluation.heatmap import Passage, boxes, chosen, page
+from gpt2kit.evaluation.per_document import Sums
+from gpt2kit.tokenization import tokenizer
 
 
 @pytest.mark.parametrize("text", ["the fox", "江南好 🫨 x", "\N{REPLACEMENT CHARACTER} a", "", "é\n\t<b>&\u202eabc"])

@@ -10,10 +10,12 @@ import torch
 from conftest import Outcome
 from test_train import rows, train, weights
 
-from gpt2kit import callbacks, checkpoint, cli
-from gpt2kit.horizon import planned_end
-from gpt2kit.module import GPT2Module
-from gpt2kit.optim import Constant, Cosine, WarmupStableDecay
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import train as cli
+from gpt2kit.optim.optimizers import Constant, Cosine, WarmupStableDecay
+from gpt2kit.training import progress
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.time_limit import planned_end
 
 WSD = "--model.schedule={class_path: WarmupStableDecay, init_args: {warmup: 4, decay: 0.5, final: 0.0}}"
 TIMED = [
@@ -36,7 +38,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return real(self, batch, batch_idx)
 
     monkeypatch.setattr(GPT2Module, "training_step", step)
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     return each
 
 

@@ -14,13 +14,15 @@ import torch
 from conftest import Outcome, Run
 from safetensors.torch import load_file, save_file
 
-from gpt2kit import checkpoint, command, evaluate, huggingface, tokenizer
+from gpt2kit.checkpoint import checkpoint, huggingface
+from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
-from gpt2kit.shape import padded
+from gpt2kit.model.config import padded
+from gpt2kit.tokenization import tokenizer
 
 
 def main(args: list[str]) -> None:
-    command.run(evaluate.test, args)
+    parser.run(test.test, args)
 
 
 def exported(run: Run, folder: Path) -> Path:
@@ -227,7 +229,7 @@ def test_a_strangers_folder_is_refused_in_one_line(
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, corpus: Path) -> None:
-    from gpt2kit.tokenizer_training import train
+    from gpt2kit.tokenization.train import train
 
     train([str(corpus / "train.txt")], folder, vocab_size=330)
     with pytest.raises(CheckpointError, match="330 tokens, its model 320"):

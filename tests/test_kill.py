@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from killing import Kill, Setting, difference, finish, go_on, last_run, run_with_kills, start, words_of
 
-from gpt2kit import checkpoint, run_folder, runs
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.runs import folder, lifecycle
 
 STEADY = ["--save_every=2", "--trainer.log_every_n_steps=1", "--data.batch_size=4", "--trainer.limit_val_batches=3"]
 LIMITED = [*STEADY, "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
@@ -111,11 +112,11 @@ def test_a_signal_to_one_rank_stops_all_of_them_saved(options: list[str], tmp_pa
         work.mkdir()
         processes = start(words_of(setting, work), {}, ranks, work / "log.txt")
         deadline = time.monotonic() + 60
-        run = work / runs.LOGS / "version_0"
+        run = work / lifecycle.LOGS / "version_0"
         while time.monotonic() < deadline and not checkpoint.checkpoints(run):
             time.sleep(0.05)
         os.kill(processes[-1].pid, number)
         assert set(finish(processes, 30)) == {128 + number}, (work / "log.txt").read_text()
-        status = run_folder.status(run)
+        status = folder.status(run)
         assert (status["state"], status["reason"]) == ("stopped", number.name)
         assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == status["step"]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import Outcome
 
-from gpt2kit import cli, launch
+from gpt2kit.cli import train
 from gpt2kit.errors import MachineError, UserError
-from gpt2kit.ranks import disagreement
+from gpt2kit.training import launch
+from gpt2kit.training.ranks import disagreement
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "32"}
 SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
@@ -77,22 +78,22 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
 
 
 def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
-    built = cli.TrainCLI([*options, "--data.global_batch=32"])  # 4 x data.batch_size 8
+    built = train.TrainCLI([*options, "--data.global_batch=32"])  # 4 x data.batch_size 8
     assert built.trainer.accumulate_grad_batches == 4 and built.datamodule.global_batch(built.trainer) == 32
 
 
 def test_wrong_launches_by_the_command_line(
     options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, err = call(cli.main, *options, "--data.global_batch=20")
+    code, _, err = call(train.main, *options, "--data.global_batch=20")
     assert code == 2 and "Nearest: data.global_batch 16 or 24, or data.batch_size 10" in err
-    code, _, err = call(cli.main, *options, "--data.global_batch=16", "--trainer.accumulate_grad_batches=2")
+    code, _, err = call(train.main, *options, "--data.global_batch=16", "--trainer.accumulate_grad_batches=2")
     assert code == 2 and "Give one of them" in err
-    code, _, err = call(cli.main, *options, "--trainer.accelerator=gpu")
+    code, _, err = call(train.main, *options, "--trainer.accelerator=gpu")
     assert (code, err.count("\n")) == (2 if torch.cuda.is_available() else 5, 1) or torch.cuda.is_available()
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", **TORCHRUN}.items():
         monkeypatch.setenv(name, value)
-    code, _, err = call(cli.main, *options, "--trainer.devices=2")
+    code, _, err = call(train.main, *options, "--trainer.devices=2")
     assert code == 2 and "torchrun has started 8" in err
 
 

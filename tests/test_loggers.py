@@ -11,7 +11,9 @@ from conftest import ROOT, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from gpt2kit import cli, loggers, run_folder
+from gpt2kit.cli import train
+from gpt2kit.runs import folder
+from gpt2kit.training import loggers
 
 
 def events(run: Path) -> Any:
@@ -42,7 +44,7 @@ def test_texts_are_in_tensorboard(options: list[str], tmp_path: Path) -> None:
     config.write_text(
         "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {max_new_tokens: 4}}]}"
     )
-    cli.main([*options, f"--config={config}", "--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path}"])
+    train.main([*options, f"--config={config}", "--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path}"])
     board = events(tmp_path / "lightning_logs/version_0")
     (event,) = board.Tensors("samples/text_summary")
     assert event.step == 2 and b"## step 2" in event.tensor_proto.string_val[0]
@@ -78,10 +80,10 @@ def test_weights_and_biases_offline(options: list[str], inside: Path, monkeypatc
     monkeypatch.setenv("WANDB_SILENT", "true")
     (inside / "lightning_logs").mkdir()
     logger = f"--trainer.logger={ROOT / 'configs/logger/wandb.yaml'}"
-    cli.main([*options, logger, "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"])
+    train.main([*options, logger, "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"])
     run = inside / "lightning_logs/version_0"
     assert {"metrics.csv", "config.yaml", "start.json"} <= set(os.listdir(run))
-    cli.main([*options, "--ckpt_path=last", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1"])
-    ids = [start["loggers"]["WandbLogger"] for start in run_folder.starts(run)]
+    train.main([*options, "--ckpt_path=last", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1"])
+    ids = [start["loggers"]["WandbLogger"] for start in folder.starts(run)]
     assert len(ids) == 2 and ids[0] == ids[1] != "None"
     assert len([*(inside / "lightning_logs/wandb").glob(f"offline-run-*-{ids[0]}")]) >= 1

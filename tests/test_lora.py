@@ -11,10 +11,12 @@ from conftest import Outcome, Run
 from test_module import SMALL
 from test_train import equal, rows, train, weights
 
-from gpt2kit import checkpoint, cli, export
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError
-from gpt2kit.lora import merged
-from gpt2kit.module import GPT2Module
+from gpt2kit.export import huggingface
+from gpt2kit.model.lora import merged
+from gpt2kit.training.module import GPT2Module
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str],
     assert torch.linalg.matrix_rank(moved, tol=1e-4) == 4
     last = [row["val_bpb"] for row in rows(straight) if "val_bpb" in row]
     assert last[0] == pytest.approx(rows(run.folder)[-1]["val_bpb"], rel=1e-6) and last[-1] != last[0]
-    export.export(str(straight), str(tmp_path / "model"))
+    huggingface.export(str(straight), str(tmp_path / "model"))
     again = train(
         tmp_path / "again", words, f"--model.init_from={straight}", "--model.lora=null", "--trainer.max_steps=1"
     )

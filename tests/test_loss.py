@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit import loss
-from gpt2kit.blocks import IGNORE
+from gpt2kit.data.order import IGNORE
+from gpt2kit.model import loss
 
 Head = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 

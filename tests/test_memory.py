@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2kit import checkpoint
-from gpt2kit.memory import MOMENTS, Live, of_step, state_bytes
-from gpt2kit.module import GPT2Module
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.training.memory import MOMENTS, Live, of_step, state_bytes
+from gpt2kit.training.module import GPT2Module
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2kit import bootstrap
-from gpt2kit.flops import flops_per_token
-from gpt2kit.lora import adapt
+from gpt2kit.evaluation import bootstrap
+from gpt2kit.evaluation.per_document import Sums, over_documents
 from gpt2kit.metrics import Score
-from gpt2kit.module import GPT2Module
-from gpt2kit.per_document import Sums, over_documents
+from gpt2kit.model.flops import flops_per_token
+from gpt2kit.model.lora import adapt
+from gpt2kit.training.module import GPT2Module
 
 
 def sums_of(documents: int, seed: int = 0, harder: float = 0.0) -> Sums:

@@ -9,15 +9,15 @@ from conftest import ROOT
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from gpt2kit.blocks import IGNORE
-from gpt2kit.engine import Compile, choose_attention, choose_compile, choose_precision
+from gpt2kit.data.order import IGNORE
 from gpt2kit.errors import UserError
-from gpt2kit.guard import unfuse
-from gpt2kit.module import GPT2Module, build
-from gpt2kit.optim import AdamW, parameter_groups
-from gpt2kit.rules import Rules
-from gpt2kit.shape import padded, shape_problems
-from gpt2kit.writing import Text, Writer
+from gpt2kit.generation.decoder import Text, Writer
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
+from gpt2kit.model.config import padded, shape_problems
+from gpt2kit.optim.nonfinite import unfuse
+from gpt2kit.optim.optimizers import AdamW, parameter_groups
+from gpt2kit.training.module import GPT2Module, build
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}
 SHAPE = GPT2Module(**SMALL, dropout=0.1).shape
@@ -171,9 +171,9 @@ def test_compiling_must_be_repaid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precision_is_chosen_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2kit.engine.cpu_has_fast_bf16", lambda: True)
+    monkeypatch.setattr("gpt2kit.model.backends.cpu_has_fast_bf16", lambda: True)
     assert choose_precision("auto", "cpu").value == "bf16-mixed"
-    monkeypatch.setattr("gpt2kit.engine.cpu_has_fast_bf16", lambda: False)
+    monkeypatch.setattr("gpt2kit.model.backends.cpu_has_fast_bf16", lambda: False)
     assert choose_precision("auto", "cpu").value == "32-true"
     assert choose_precision("64-true", "cpu") == ("64-true", "as asked")
 

@@ -8,11 +8,10 @@ import torch
 from test_module import SHAPE
 from torch import Tensor, nn
 
-from gpt2kit import optim
 from gpt2kit.errors import UserError
-from gpt2kit.module import build
-from gpt2kit.newton_schulz import orthogonal
-from gpt2kit.optim import (
+from gpt2kit.optim import optimizers
+from gpt2kit.optim.newton_schulz import orthogonal
+from gpt2kit.optim.optimizers import (
     AdamW,
     Constant,
     Cosine,
@@ -22,6 +21,7 @@ from gpt2kit.optim import (
     WarmupStableDecay,
     parameter_groups,
 )
+from gpt2kit.training.module import build
 
 
 def test_matrices_decay_biases_norms_and_embeddings_do_not() -> None:
@@ -220,7 +220,7 @@ def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) ->
         turned.append(len(matrices))
         return orthogonal(matrices)
 
-    monkeypatch.setattr(optim, "orthogonal", counted)
+    monkeypatch.setattr(optimizers, "orthogonal", counted)
     ended = []
     for receiving in (False, True):
         for rank in range(ranks):
@@ -236,7 +236,7 @@ def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) ->
                 elif owner == rank and not late:
                     sent[rank].append(tensor.clone())
 
-            monkeypatch.setattr(optim.dist, "broadcast", broadcast)
+            monkeypatch.setattr(optimizers.dist, "broadcast", broadcast)
             draw(0, SHAPES, ours, theirs)
             one.step()
             other.step()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from gpt2kit import cli
-from gpt2kit.parsing import nearest
+from gpt2kit.cli import train
+from gpt2kit.cli.parsing import nearest
 
 CONFIG = """
 data: {blok_size: 3}
@@ -46,7 +46,7 @@ def test_every_mistake_is_told_once(
     plan: list[str], options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "config.yaml").write_text(CONFIG)
-    code, out, err = call(cli.main, *options[:1], "--config", "config.yaml", *options[1:], *WORDS, *plan)
+    code, out, err = call(train.main, *options[:1], "--config", "config.yaml", *options[1:], *WORDS, *plan)
     assert code == 2 and not out and err.count("\n") == 1
     for said in (*IN_CONFIG, *IN_WORDS):
         assert err.count(said) == 1, f"{said}: {err}"
@@ -68,21 +68,21 @@ def test_a_plan_goes_on_without_what_it_does_not_know(
         (["--model.init_from=./none"], ["none: no such checkpoint"]),
         (["--trainer.max_time=1h"], ["trainer.max_time 1h: must be DD:HH:MM:SS"]),
     ):
-        code, out, err = call(cli.main, *options, *typos, *words)
+        code, out, err = call(train.main, *options, *typos, *words)
         assert code == 2 and not out and err.count("\n") == 1
         for problem in (*told, *said):
             assert err.count(problem) == 1, f"{problem}: {err}"
-    code, _, err = call(cli.main, *options, *typos[:2])
+    code, _, err = call(train.main, *options, *typos[:2])
     assert code == 2 and all(problem in err for problem in told), "a run is refused with the same words"
 
 
 def test_a_default_in_the_place_of_a_wrong_value_is_not_blamed(
     options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
-    _, _, err = call(cli.main, *options, "--model.n_head=four", "--model.n_embd=30", "--save_every=0", "--plan")
+    _, _, err = call(train.main, *options, "--model.n_head=four", "--model.n_embd=30", "--save_every=0", "--plan")
     assert "n_head four: must be" in err and "save_every 0" in err and "n_head 12" not in err
     rest = [word for word in options if not word.startswith("--data.train_files")]
-    _, _, err = call(cli.main, *rest, "--data.train_fils=a.txt", "--data.valid_files=nowhere.txt", "--plan")
+    _, _, err = call(train.main, *rest, "--data.train_fils=a.txt", "--data.valid_files=nowhere.txt", "--plan")
     assert err.count("train_files") == 2 and "data.train_files: missing" in err and "nowhere.txt" in err
 
 
@@ -112,7 +112,7 @@ def test_a_default_in_the_place_of_a_wrong_value_is_not_blamed(
 def test_what_is_said(
     words: list[str], said: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
-    code, _, err = call(cli.main, *options, *words)
+    code, _, err = call(train.main, *options, *words)
     assert code == 2 and said in err and err.count("\n") == 1
 
 
@@ -125,7 +125,7 @@ def test_a_build_of_parts_and_a_schedule_know_the_mistakes_of_a_plan(
         (["--model.schedule.warmup=-5"], "model.schedule warmup -5"),
         (["--trainer.accelerator=xpu9"], "invalid accelerator name"),
     ):
-        code, out, err = call(cli.main, *options, *words, "--data.blokc_size=3", "--plan")
+        code, out, err = call(train.main, *options, *words, "--data.blokc_size=3", "--plan")
         assert code == 2 and not out and said in err and err.count("blokc_size: no such option") == 1
     assert not (inside / "cache").exists()
 
@@ -145,18 +145,18 @@ def test_a_config_file_says_nothing_that_nobody_hears(
     content: str, said: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "config.yaml").write_text(content)
-    code, _, err = call(cli.main, *options, "-cconfig.yaml")
+    code, _, err = call(train.main, *options, "-cconfig.yaml")
     assert code == 2 and said in err and err.count("\n") == 1
 
 
 def test_print_config_needs_nothing_given(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.main(["--print_config", "--model.n_layer=3"])
+        train.main(["--print_config", "--model.n_layer=3"])
     assert left.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
 
 
 def test_typos_beside_a_checkpoint_that_is_not_there(call: Callable[..., Outcome], inside: Path) -> None:
-    code, _, err = call(cli.main, "--ckpt_path=last", "--model.n_lyer=3")
+    code, _, err = call(train.main, "--ckpt_path=last", "--model.n_lyer=3")
     assert code == 2 and "n_lyer: no such option" in err and "missing" not in err
 
 
@@ -167,7 +167,7 @@ def test_a_section_without_options(
     """A section whose lines are all commented out would take every default of that section away."""
     (inside / "config.yaml").write_text(content)
     (inside / "other.yaml").write_text("")
-    code, _, err = call(cli.main, "--config=config.yaml", "-c", "other.yaml", *options)
+    code, _, err = call(train.main, "--config=config.yaml", "-c", "other.yaml", *options)
     assert code == 2 and "has no options under it" in err and "other.yaml: empty" in err and err.count("\n") == 1
 
 

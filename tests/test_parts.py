@@ -11,13 +11,16 @@ import pytest
 from conftest import Outcome
 from tokenizers import Tokenizer
 
-from gpt2kit import cli, parts, shards, text, tokenizer
+from gpt2kit.cli import train
+from gpt2kit.data import build, parallel_build
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.places import Where
+from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.places import Where
-from gpt2kit.shards import Corpus
-from gpt2kit.splits import Share
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Reader
+from gpt2kit.text import reader
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.splits import Share
+from gpt2kit.tokenization import tokenizer
 
 
 @pytest.fixture
@@ -28,8 +31,8 @@ def trained(corpus: Path) -> Tokenizer:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches and pieces so small that all borders are met."""
-    monkeypatch.setattr(shards, "BATCH", 60)
-    monkeypatch.setattr(text, "PIECE", 25)
+    monkeypatch.setattr(build, "BATCH", 60)
+    monkeypatch.setattr(reader, "PIECE", 25)
 
 
 def write(folder: Path, seed: int, count: int = 7) -> list[Path]:
@@ -52,9 +55,9 @@ def content(store: TokenStore) -> dict[str, bytes]:
 
 def in_parts(corpus: Corpus, count: int, where: Where) -> TokenStore:
     for number in range(count, 0, -1):
-        if part := parts.corpus_of(corpus, number, count):
+        if part := parallel_build.corpus_of(corpus, number, count):
             where.open_or_build(part, "text")
-    return parts.merge(corpus, count, where)
+    return parallel_build.merge(corpus, count, where)
 
 
 @pytest.mark.parametrize("append_eos", [True, False])
@@ -66,7 +69,7 @@ def test_the_files_are_those_of_a_single_build(
     for seed in range(2):
         paths = write(tmp_path / f"text{seed}", seed)
         corpus = Corpus(paths, trained, Reader(), share, append_eos, shard_tokens=90)
-        single = shards.open_or_build(corpus, tmp_path / f"single{seed}")
+        single = build.open_or_build(corpus, tmp_path / f"single{seed}")
         borders += len(single.shards)
         for count in (3, 20):
             where = Where(tmp_path / f"parts{seed}-{count}")
@@ -77,7 +80,7 @@ def test_the_files_are_those_of_a_single_build(
 
 def test_the_same_at_a_url(tmp_path: Path, trained: Tokenizer) -> None:
     corpus = Corpus(write(tmp_path / "text", 1), trained, Reader(), shard_tokens=90)
-    single = shards.open_or_build(corpus, tmp_path / "single")
+    single = build.open_or_build(corpus, tmp_path / "single")
     place = tmp_path / "far"
     joined = in_parts(corpus, 3, Where(tmp_path / "scratch", f"file://{place}"))
     assert joined.fingerprint == single.fingerprint
@@ -90,11 +93,11 @@ def test_a_part_that_died_is_made_again_alone(
 ) -> None:
     corpus = Corpus(write(tmp_path / "text", 2), trained, Reader(), shard_tokens=90)
     where = Where(tmp_path / "cache")
-    built = [parts.corpus_of(corpus, number, 3) for number in (1, 2, 3)]
+    built = [parallel_build.corpus_of(corpus, number, 3) for number in (1, 2, 3)]
     one, two, three = (part for part in built if part)
     where.open_or_build(one, "text")
     where.open_or_build(three, "text")
-    real, left = shards._write_shard, [2]
+    real, left = build._write_shard, [2]
 
     def dying(*args: object) -> object:
         left[0] -= 1
@@ -103,16 +106,16 @@ def test_a_part_that_died_is_made_again_alone(
         return real(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards, "_write_shard", dying)
+        patch.setattr(build, "_write_shard", dying)
         where.open_or_build(two, "text")
     with pytest.raises(DataError, match=r"part 2 .*--part 2/3 again"):
-        parts.merge(corpus, 3, where)
+        parallel_build.merge(corpus, 3, where)
     others = [(where.opened(part) or pytest.fail("gone")).folder.stat().st_mtime_ns for part in (one, three)]
     where.open_or_build(two, "text")
     assert others == [(where.opened(part) or pytest.fail("gone")).folder.stat().st_mtime_ns for part in (one, three)]
-    single = shards.open_or_build(corpus, tmp_path / "single")
+    single = build.open_or_build(corpus, tmp_path / "single")
     killed = [3]
-    really_write = parts._write
+    really_write = parallel_build._write
 
     def killed_merge(*args: object) -> object:
         killed[0] -= 1
@@ -121,9 +124,9 @@ def test_a_part_that_died_is_made_again_alone(
         return really_write(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(parts, "_write", killed_merge)
-        parts.merge(corpus, 3, where)
-    assert content(parts.merge(corpus, 3, where)) == content(single)
+        patch.setattr(parallel_build, "_write", killed_merge)
+        parallel_build.merge(corpus, 3, where)
+    assert content(parallel_build.merge(corpus, 3, where)) == content(single)
 
 
 def test_bad_records_are_judged_and_counted_as_one_text(tmp_path: Path, trained: Tokenizer) -> None:
@@ -132,7 +135,7 @@ def test_bad_records_are_judged_and_counted_as_one_text(tmp_path: Path, trained:
         paths.append(tmp_path / f"{name}.jsonl")
         paths[-1].write_text('{"text": "the fox"}\n' * 10 + "{broken\n" * bad)
     corpus = Corpus(paths, trained, Reader(bad_share=0.1), shard_tokens=20)
-    single = shards.open_or_build(corpus, tmp_path / "single")  # 3 of 33; of the first file alone, 3 of 13
+    single = build.open_or_build(corpus, tmp_path / "single")  # 3 of 33; of the first file alone, 3 of 13
     assert single.notes
     assert content(in_parts(corpus, 3, Where(tmp_path / "parts"))) == content(single)
     strict = replace(corpus, reader=Reader(bad_share=0.08))
@@ -152,13 +155,13 @@ def test_auto_takes_the_part_from_the_launcher(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert parts.numbers("auto") == wanted
+    assert parallel_build.numbers("auto") == wanted
 
 
 @pytest.mark.parametrize("wrong", ["0/3", "4/3", "3", "a/b", "1/2/3", "auto", "-1/3"])
 def test_what_is_no_part_is_refused(wrong: str) -> None:
     with pytest.raises(UserError, match="--part"):
-        parts.numbers(wrong)
+        parallel_build.numbers(wrong)
 
 
 def test_by_the_trainers_command_line(options: list[str], call: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -167,13 +170,13 @@ def test_by_the_trainers_command_line(options: list[str], call: Callable[..., Ou
     words += [f"--data.cache_dir={tmp_path / 'cache'}", "--data.valid_share=0.2", "--trainer.max_steps=2"]
     words = [word for word in words if "valid_files" not in word]
     for part in ("1/2", "2/2"):
-        code, out, err = call(cli.main, *words, "--part", part)
+        code, out, err = call(train.main, *words, "--part", part)
         assert code == 0 and f"part {part[0]} of 2" in out, err
-    code, out, err = call(cli.main, *words, "--merge", "3")
+    code, out, err = call(train.main, *words, "--merge", "3")
     assert code == 3 and err.startswith("error: --merge 3: not finished"), err
-    code, out, err = call(cli.main, *words, "--merge", "2")
+    code, out, err = call(train.main, *words, "--merge", "2")
     assert code == 0 and "train text: " in out, err
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.bin")}
-    code, out, err = call(cli.main, *words, f"--trainer.default_root_dir={tmp_path}")
+    code, out, err = call(train.main, *words, f"--trainer.default_root_dir={tmp_path}")
     assert code == 0, err
     assert before and before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.bin")}

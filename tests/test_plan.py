@@ -10,16 +10,19 @@ import pytest
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import cli, facts, plan, run_folder
-from gpt2kit.callbacks import Pace, Smoothed
-from gpt2kit.module import GPT2Module
+from gpt2kit.cli import train
+from gpt2kit.runs import folder
+from gpt2kit.training import plan
+from gpt2kit.training import run_info as facts
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.progress import Pace, Smoothed
 
 
 def test_a_plan_says_all_and_leaves_nothing(
     options: list[str], call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
     more = ["--trainer.max_steps=30", "--trainer.val_check_interval=10", "--plan", "--trainer.precision=auto"]
-    code, out, err = call(cli.main, *options, *more)
+    code, out, err = call(train.main, *options, *more)
     assert code == 0 and not list(inside.iterdir()), err
     for name in ("text", "model", "run", "memory", "time", "device", "auto", "files"):
         assert f"\n{name:<7}" in "\n" + out, name
@@ -33,7 +36,7 @@ def test_a_plan_says_all_and_leaves_nothing(
 
 def test_all_problems_at_once(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
     wrong = ["--data.valid_files=nowhere.txt", "--data.tokenizer=./none", "--model.n_head=3", "--save_every=0"]
-    code, out, err = call(cli.main, *options, *wrong, "--plan")
+    code, out, err = call(train.main, *options, *wrong, "--plan")
     assert code == 2 and not out
     for problem in ("nowhere.txt", "./none", "model.n_head 3", "save_every 0"):
         assert problem in err
@@ -46,7 +49,7 @@ def test_weights_and_callbacks_are_problems_among_others(
     samples = ["--trainer.callbacks+=gpt2kit.callbacks.TextSamples", "--trainer.callbacks.temperature=-1"]
     wrong = [*samples, "--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"]
     wrong += ["--trainer.strategy=fsdp", "--model.init_from=./none", "--save_every=0", "--data.valid_files=nowhere.txt"]
-    code, out, err = call(cli.main, *options, *wrong, "--plan")
+    code, out, err = call(train.main, *options, *wrong, "--plan")
     assert code == 2 and not out and len(err.strip().splitlines()) == 1
     for problem in (
         *(
@@ -59,7 +62,7 @@ def test_weights_and_callbacks_are_problems_among_others(
         "TextSamples: cannot write while weights lie in shares",
     ):
         assert err.count(problem) == 1, problem
-    code, _, err = call(cli.main, *options, *wrong[:4], "--trainer.strategy=fsdp", "--data.tokenizer=./none")
+    code, _, err = call(train.main, *options, *wrong[:4], "--trainer.strategy=fsdp", "--data.tokenizer=./none")
     assert code == 2 and "TextSamples: cannot write" in err and "temperature -1" in err and "needs Lightning" in err
 
 
@@ -67,23 +70,23 @@ def test_freeze_is_looked_at_before_a_model_is_made(
     options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     wrong = ["--model.freeze=[0-99,wt]", "--save_every=0"]
-    code, _, err = call(cli.main, *options, *wrong, "--plan")
+    code, _, err = call(train.main, *options, *wrong, "--plan")
     assert code == 2 and "model.freeze 0-99: there are layers 0 to 1. Nearest: 0-1" in err
     assert "did you mean wte?" in err and "save_every 0" in err
     weights = []
     for freeze in ([], ["--model.freeze=[0]"]):
         words = [*options, *freeze, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
-        weights.append(next(iter(cli.TrainCLI(words).model.parameters())))
+        weights.append(next(iter(train.TrainCLI(words).model.parameters())))
     assert torch.equal(*weights), "looking draws nothing from the run's random numbers"
 
 
 def test_no_tokenizer_is_a_problem_among_others(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
     none = [word for word in options if not word.startswith("--data.tokenizer")]
-    code, _, err = call(cli.main, *none, "--data.valid_files=nowhere.txt", "--plan")
+    code, _, err = call(train.main, *none, "--data.valid_files=nowhere.txt", "--plan")
     assert code == 2 and "nowhere.txt" in err and "tokenizer: no such tokenizer" in err
     (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
     wrong = [f"--data.valid_files={inside}/bad.txt", "--data.global_batch=9"]
-    code, _, err = call(cli.main, *options, *wrong, "--plan")
+    code, _, err = call(train.main, *options, *wrong, "--plan")
     assert code == 2 and "bad.txt" in err and "data.global_batch 9: not a multiple" in err
 
 
@@ -91,9 +94,9 @@ def test_wrong_text_is_a_problem_of_the_plan(options: list[str], call: Callable[
     (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
     (inside / "empty.txt").write_bytes(b"")
     wrong = [f"--data.valid_files={inside}/bad.txt", f"--data.test_files={inside}/empty.txt"]
-    code, _, err = call(cli.main, *options, *wrong, "--plan")
+    code, _, err = call(train.main, *options, *wrong, "--plan")
     assert code == 2 and "bad.txt" in err and "empty.txt" in err
-    code, _, err = call(cli.main, *options, "--data.batch_size=5000", "--plan")
+    code, _, err = call(train.main, *options, "--data.batch_size=5000", "--plan")
     assert code == 2 and "fewer than the 5000" in err
 
 
@@ -101,12 +104,12 @@ def test_the_same_facts_open_each_run_and_stay_in_its_folder(
     options: list[str], call: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     more = ["--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path}"]
-    _, _, err = call(cli.main, *options, *more)
+    _, _, err = call(train.main, *options, *more)
     heads = [line.split()[0] for line in err.splitlines()[:8]]
     assert heads == ["text", "model", "run", "device", "auto", "auto", "auto", "folder"]
     assert "precision: 32-true (as asked)" in err and "attention: plain (on a CPU matrix products" in err
-    call(cli.main, *options, "--trainer.max_steps=3", *more[1:], "--ckpt_path=last")
-    starts = run_folder.starts(tmp_path / "lightning_logs/version_0")
+    call(train.main, *options, "--trainer.max_steps=3", *more[1:], "--ckpt_path=last")
+    starts = folder.starts(tmp_path / "lightning_logs/version_0")
     assert [bool(one["start"]["resumed"]) for one in starts] == [False, True]
     first = starts[0]
     assert first["start"]["command"][1:] == [*options, *more] and first["start"]["chosen"]["precision"][1] == "as asked"
@@ -116,7 +119,7 @@ def test_the_same_facts_open_each_run_and_stay_in_its_folder(
 
 def test_documents_that_come_twice_are_counted(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "twice.txt").write_text("one line here\n" * 3 + "".join(f"line {n} there\n" for n in range(100)))
-    code, out, _ = call(cli.main, *options, f"--data.train_files={inside}/twice.txt", "--plan")
+    code, out, _ = call(train.main, *options, f"--data.train_files={inside}/twice.txt", "--plan")
     assert code == 0 and "2 documents repeat another" in out
 
 
@@ -171,7 +174,7 @@ def test_the_smoothed_loss_starts_without_bias() -> None:
 
 
 def test_what_is_logged(run: Run) -> None:
-    series = run_folder.read(run.folder).series
+    series = folder.read(run.folder).series
     assert {"mfu", "memory_gb", "hours", "hours_left", "tokens_per_s"} <= set(series)
     assert series["hours_left"].values[-1] == 0 and all(0 < value < 2 for value in series["mfu"].values)
     assert series["hours"].values == sorted(series["hours"].values)

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Outcome, Run
 
-from gpt2kit import command, curves, evaluate, plots, run_folder, run_page
+from gpt2kit.cli import parser, plot, test
 from gpt2kit.errors import UserError
-from gpt2kit.run_folder import Series
+from gpt2kit.runs import curves, report
+from gpt2kit.runs import folder as run_folder
+from gpt2kit.runs.folder import Series
 
 pytest.importorskip("matplotlib", reason="optional: pip install matplotlib")
 HEADER = "epoch,grad_norm,hours,lr,step,tokens_per_s,tokens_seen,train_loss,val_bpb,val_loss\n"
@@ -40,7 +42,7 @@ def log(folder: Path, rows: int, tokens: int = 128) -> Path:
 def test_a_picture_of_each_kind(run: Run, call: Callable[..., Outcome], tmp_path: Path, ending: str) -> None:
     target = tmp_path / f"a.{ending}"
     code, out, _ = call(
-        lambda args: command.call(plots.plot, command.parse(plots.plot, args)), run.folder, "--output", target
+        lambda args: parser.call(plot.plot, parser.parse(plot.plot, args)), run.folder, "--output", target
     )
     assert code == 0 and out.strip() == str(target)
     assert target.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending])
@@ -72,9 +74,9 @@ def test_losses_of_several_tokenizers_are_not_drawn_in_one_panel(tmp_path: Path)
         (tmp_path / name / "start.json").write_text(json.dumps([{"text": {"tokenizer": name}}]))
     runs = [run_folder.read(tmp_path / name) for name in ("a", "b")]
     assert curves.figure(runs, "steps").axes[0].get_ylabel() == "bits per byte"
-    page = run_page.page(runs, "steps")
+    page = report.page(runs, "steps")
     assert page.count('aria-label="Validation, bits per byte"') == 1 and "nats per token" not in page
-    assert run_page.page(runs[:1], "steps").count('aria-label="Loss, nats per token"') == 1
+    assert report.page(runs[:1], "steps").count('aria-label="Loss, nats per token"') == 1
 
 
 def test_a_resumed_run_is_one_line(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_hundred_thousand_points_in_two_seconds_without_torch(tmp_path: Path) 
 
 def test_mistakes_are_told(tmp_path: Path, call: Callable[..., Outcome]) -> None:
     def main(args: list[str]) -> object:
-        return command.call(plots.plot, command.parse(plots.plot, args))
+        return parser.call(plot.plot, parser.parse(plot.plot, args))
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
@@ -179,12 +181,12 @@ class Page(html.parser.HTMLParser):
 def test_a_report_has_all_and_asks_for_nothing(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(run.folder, folder)
-    evaluate.test([str(folder)])
+    test.test([str(folder)])
     prompt = "<script>alert(1)</script>"
     (folder / "samples.md").write_text(
         f"# Samples\n\n## step 40, epoch 1\n\nPrompt: `{prompt}`\n\n    {prompt} goes on\n"
     )
-    text = run_page.page([run_folder.read(folder)], "steps")
+    text = report.page([run_folder.read(folder)], "steps")
     page = Page(text)
     assert "script" not in page.tags and not page.elsewhere and "default-src 'none'" in text
     for word in (
@@ -196,7 +198,7 @@ def test_a_report_has_all_and_asks_for_nothing(run: Run, tmp_path: Path) -> None
     fingerprint = run_folder.starts(folder)[0]["text"]["splits"]["train"]["fingerprint"]
     assert fingerprint in page.words and page.tags.count("svg") == 6
     assert f"<b>{prompt}".replace("<script>", "&lt;script&gt;").replace("</script>", "&lt;/script&gt;") in text
-    both = Page(run_page.page([run_folder.read(folder), run_folder.read(run.folder)], "tokens"))
+    both = Page(report.page([run_folder.read(folder), run_folder.read(run.folder)], "tokens"))
     assert "2 runs" in both.words and not both.elsewhere
 
 
@@ -205,14 +207,14 @@ def test_a_report_of_a_bare_log(tmp_path: Path) -> None:
     folder = log(tmp_path / "old", 30)
     for name in ("start.json", "status.json", "test.json"):
         (folder / name).write_text('{"results": [')
-    assert "Curves" in run_page.page([run_folder.read(folder)], "steps")
+    assert "Curves" in report.page([run_folder.read(folder)], "steps")
 
 
 def test_test_py_leaves_its_figures_in_the_run(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("test.json"))
-    evaluate.test([str(folder)], max_tokens=50)
+    test.test([str(folder)], max_tokens=50)
     assert not (folder / "test.json").exists(), "a quick look is not the run's figure"
-    evaluate.test([str(folder)])
+    test.test([str(folder)])
     found = run_folder.read_json(folder / "test.json")
     assert found["results"][0]["bits_per_byte"] > 0 and found["passages"][0]["boxes"]

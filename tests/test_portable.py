@@ -18,17 +18,23 @@ import pytest
 import torch
 from conftest import ROOT, Run
 
-from gpt2kit import batches, checkpoint, files, generate, hardware, launch, runs, web
-from gpt2kit.author import Wish
-from gpt2kit.batches import Rows, TrainBatches
-from gpt2kit.blocks import Order
+from gpt2kit import files, hardware
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import generate
+from gpt2kit.data import batches
+from gpt2kit.data.batches import Rows, TrainBatches
+from gpt2kit.data.build import Corpus, open_or_build
+from gpt2kit.data.order import Order
+from gpt2kit.data.places import Where
+from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import MachineError
-from gpt2kit.places import Where
-from gpt2kit.rules import Rules
-from gpt2kit.shards import Corpus, open_or_build
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Reader
-from gpt2kit.tokenizer import load
+from gpt2kit.generation.generator import Wish
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.runs import lifecycle
+from gpt2kit.serving import app
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization.tokenizer import load
+from gpt2kit.training import launch
 
 MAPS = Path("/proc/self/maps")
 needs_maps = pytest.mark.skipif(not MAPS.is_file(), reason="needs /proc")
@@ -104,7 +110,7 @@ def test_a_checkpoint_is_set_aside_twice(in_shares: bool, tmp_path: Path) -> Non
         path = folder / "epoch=0-step=7.ckpt"
         path.mkdir(parents=True) if in_shares else folder.mkdir(exist_ok=True)
         (path / "meta.pt" if in_shares else path).write_text(content)
-        runs.set_aside(tmp_path, 5)
+        lifecycle.set_aside(tmp_path, 5)
         aside = folder / "epoch=0-step=7.ckpt.aside"
         assert not path.exists() and (aside / "meta.pt" if in_shares else aside).read_text() == content
 
@@ -119,7 +125,7 @@ def test_a_port_that_is_taken_is_seen_where_sharing_means_stealing(monkeypatch: 
         with monkeypatch.context() as here:
             here.setattr(os, "name", "nt")
             with pytest.raises(MachineError, match=f"--port {port}: cannot be had"):
-                web.check_port("127.0.0.1", port)
+                app.check_port("127.0.0.1", port)
             launch.free_port_if_taken(environment)
         assert environment["MASTER_PORT"] != str(port)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.module import GPT2Module
-from gpt2kit.quick_layers import COMPILED, GELU, Dropout, dropout, gelu
+from gpt2kit.model.cpu_layers import COMPILED, GELU, Dropout, dropout, gelu
+from gpt2kit.training.module import GPT2Module
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit import reading, tokenizer
-from gpt2kit.reading import count_words, read
-from gpt2kit.text import Part
-from gpt2kit.tokenizer_training import train
+from gpt2kit.evaluation import text_stats
+from gpt2kit.evaluation.text_stats import count_words, read
+from gpt2kit.text.reader import Part
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.train import train
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_round_trips(corpus: Path, wordpiece: tokenizer.Tokenizer, monkeypatch: 
     assert whole.lossless and whole.documents == 3 and whole.bytes == 7 + 8 + 11
     assert not lossy.lossless and lossy.changed == 2 and lossy.documents == 3 and "'the  fox' as" in lossy.example
     assert read(iter(["a", "b", "c"]), both, 2).trips[0].documents == 2
-    monkeypatch.setattr(reading, "CHECKED", 8)
+    monkeypatch.setattr(text_stats, "CHECKED", 8)
     assert read(iter(["the fox", "the fox", "the  fox"]), both, 9).trips[1].lossless, "beyond what is tried"
     trip = read(iter([Part("the  fox"), Part("the fox"), "x", "y"]), both, 9).trips[1]
     assert trip.changed == 1 == trip.documents, "a document that is tried in part"

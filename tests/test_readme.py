@@ -13,20 +13,22 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SENTENCE
 
-from gpt2kit import cli, command, evaluate, export, generate, plots, web
-from gpt2kit.options import first_words
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.cli import generate, parser, plot, test, train
+from gpt2kit.export import huggingface
+from gpt2kit.serving import app
+from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.training.trainer import first_words
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("python ")]
 BODIES = {
     "train_tokenizer.py": train_tokenizer,
-    "test.py": evaluate.test,
+    "test.py": test.test,
     "generate.py": generate.write,
-    "export.py": export.export,
-    "plot.py": plots.plot,
-    "web_demo.py": web.serve,
+    "export.py": huggingface.export,
+    "plot.py": plot.plot,
+    "web_demo.py": app.serve,
 }
 
 
@@ -43,7 +45,7 @@ def tree() -> list[str]:
 def test_the_tree_is_the_tree() -> None:
     missing = [path for path in tree() if not (ROOT / path).exists()]
     assert not missing, f"the README's tree names what is not there: {missing}"
-    present = {f"src/gpt2kit/{path.name}" for path in (ROOT / "src/gpt2kit").glob("[!_]*.py")}
+    present = {f"src/gpt2kit/{path.parent.name}/" for path in (ROOT / "src/gpt2kit").glob("*/__init__.py")}
     present |= {path.name for path in ROOT.glob("*.py")}
     present |= {f"configs/{path.name}/" for path in (ROOT / "configs").iterdir()}
     assert not present - set(tree()), f"the README's tree lacks {sorted(present - set(tree()))}; give each a phrase"
@@ -57,7 +59,7 @@ class _Parsed(Exception):
     pass
 
 
-class _ParseOnly(cli.TrainCLI):
+class _ParseOnly(train.TrainCLI):
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         raise _Parsed
@@ -68,7 +70,7 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(ROOT)
     _, script, *words = shlex.split(line)
     if script in BODIES:
-        assert command.parse(BODIES[script], words)
+        assert parser.parse(BODIES[script], words)
     elif script == "trainer.py" and "--ckpt_path" in words:
         assert first_words(words).ckpt_path
     elif script == "trainer.py":
@@ -81,7 +83,7 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_options_in_its_table_exist() -> None:
     for script, options in re.findall(r"^\| `(\w+\.py)` \|.*\| `(--.*)` \|$", README, re.MULTILINE):
         if script in BODIES:
-            told = command.parser_of(BODIES[script]).format_help()
+            told = parser.parser_of(BODIES[script]).format_help()
         else:
             words = [sys.executable, script, "--help"]
             told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -18,9 +18,12 @@ import yaml
 from conftest import ROOT, SENTENCE, Run
 from test_readme import BODIES, _Parsed, _ParseOnly
 
-from gpt2kit import checkpoint, cli, command, corpora, export, reloading
-from gpt2kit import tokenizer as tokenizers
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, train
+from gpt2kit.data import corpora
 from gpt2kit.errors import CheckpointError, MachineError
+from gpt2kit.export import huggingface, reload_check
+from gpt2kit.tokenization import tokenizer as tokenizers
 
 RECIPES = sorted((ROOT / "configs/recipe").glob("*.yaml"))
 DRAW = random.Random(1)
@@ -104,14 +107,14 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
         with contextlib.redirect_stderr(io.StringIO()):
-            return reloading.reload(str(folder), *asked)
+            return reload_check.reload(str(folder), *asked)
 
-    monkeypatch.setattr(export, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reloaded", reloaded)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs(recipe: Path, corpus: Path, run: Run, inside: Path, near: None) -> None:
-    cli.main(["--config", str(recipe), *made(recipe.stem, corpus, run)])
+    train.main(["--config", str(recipe), *made(recipe.stem, corpus, run)])
     folder = inside / "lightning_logs/version_0"
     newest = checkpoint.checkpoints(folder)[0]
     assert checkpoint.step_of(newest) == 3 and "val_loss=" in newest.name, "it validates"
@@ -134,7 +137,7 @@ def test_a_recipe_says_for_whom_at_what_cost_and_how_well(recipe: Path) -> None:
 
 
 def test_words_of_a_vocabulary_keep_their_lines(corpus: Path, run: Run, inside: Path) -> None:
-    cli.main(
+    train.main(
         ["--config", str(ROOT / "configs/recipe/words.yaml"), *made("words", corpus, run), "--trainer.max_steps=1"]
     )
     tokenizer = checkpoint.open(inside / "lightning_logs/version_0").tokenizer
@@ -146,7 +149,7 @@ def test_both_finetuned_models_begin_with_the_base(corpus: Path, run: Run, insid
     base = checkpoint.open(run.folder)
     for recipe in ("lyrics_finetune", "lyrics_finetune_word", "lyrics_word"):
         words = made(recipe, corpus, run)
-        cli.main(["--config", str(ROOT / f"configs/recipe/{recipe}.yaml"), *words, "--trainer.max_steps=1"])
+        train.main(["--config", str(ROOT / f"configs/recipe/{recipe}.yaml"), *words, "--trainer.max_steps=1"])
     same, moved, word = (checkpoint.open(inside / f"lightning_logs/version_{n}") for n in range(3))
     assert same.facts["start"]["vocabulary"] is None and moved.facts["start"]["vocabulary"]["copied"] > 200
     assert tokenizers.fingerprint(same.tokenizer) == tokenizers.fingerprint(base.tokenizer)
@@ -165,7 +168,7 @@ def test_the_commands_of_the_page_are_understood(line: str, monkeypatch: pytest.
     if script == "data/get.py":
         assert words[0] in corpora.TEXTS
     elif script in BODIES:
-        assert command.parse(BODIES[script], words)
+        assert parser.parse(BODIES[script], words)
     else:
         assert script == "trainer.py"
         with pytest.raises((_Parsed, CheckpointError, MachineError)):  # the base and the GPUs are the reader's

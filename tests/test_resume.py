@@ -19,11 +19,15 @@ from conftest import Outcome, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import rows, train, weights
 
-from gpt2kit import checkpoint, cli, run_folder, runs, verify
-from gpt2kit.callbacks import Measures
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import train as cli
 from gpt2kit.errors import MachineError
-from gpt2kit.module import GPT2Module
-from gpt2kit.resume import ExactResume, requeue
+from gpt2kit.runs import folder as run_folder
+from gpt2kit.runs import lifecycle
+from gpt2kit.training import verify_resume
+from gpt2kit.training.checkpointing import ExactResume, requeue
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.progress import Measures
 
 SHORT = ("--trainer.max_steps=4", "--save_every=1", "--trainer.log_every_n_steps=1")
 
@@ -84,7 +88,7 @@ def test_the_status_is_said_at_the_end(run: Run) -> None:
 
 
 def test_two_runs_cannot_share_a_folder(run: Run, call: Callable[..., Outcome]) -> None:
-    lock = runs.claim(run.folder)
+    lock = lifecycle.claim(run.folder)
     try:
         code, _, err = call(cli.main, *run.options, "--ckpt_path", run.folder)
         assert code == 5 and "is training in this folder" in err
@@ -122,7 +126,7 @@ def test_a_full_disk_costs_no_old_checkpoint_and_stops_after_three_misses(
 ) -> None:
     free = iter([1 << 40, 1 << 40, 0, 1 << 40, 0, 0, 0])
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage(next(free)))
+    monkeypatch.setattr(lifecycle.shutil, "disk_usage", lambda path: usage(next(free)))
     words = [*options, "--trainer.max_steps=20", "--save_every=1", f"--trainer.default_root_dir={tmp_path}"]
     code, _, err = call(cli.main, *words)
     assert code == 5 and err.count("WARNING: NOT SAVED") == 3 and "3 saves have failed" in err
@@ -204,7 +208,7 @@ def test_changed_settings_are_said_and_the_optimizers_stay(
 
 def test_a_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    monkeypatch.setattr("gpt2kit.resume.os._exit", left.append)
+    monkeypatch.setattr("gpt2kit.training.checkpointing.os._exit", left.append)
     saver = ExactResume(1)
     saver._on_signal(signal.SIGINT, None)
     assert not left
@@ -229,7 +233,7 @@ def test_verify_resume_on_a_users_own_settings(
 ) -> None:
     from conftest import ROOT
 
-    monkeypatch.setattr(verify.sys, "argv", [str(ROOT / "trainer.py")])
+    monkeypatch.setattr(verify_resume.sys, "argv", [str(ROOT / "trainer.py")])
     cli.main([*options, "--trainer.accumulate_grad_batches=2", "--verify_resume"])
     told = capsys.readouterr().out
     assert "weights h.0" in told and "optimizer momentum_buffer" in told and "exact:" in told
@@ -242,7 +246,7 @@ def test_verify_resume_says_what_differs(run: Run) -> None:
     other["state_dict"]["model.transformer.h.1.ln_1.weight"] = (
         one["state_dict"]["model.transformer.h.1.ln_1.weight"] + 1
     )
-    assert {group for group, value in verify.compare(one, other).items() if value} == {"weights h.1"}
+    assert {group for group, value in verify_resume.compare(one, other).items() if value} == {"weights h.1"}
 
 
 def test_the_private_parts_of_lightning_that_are_used_are_there() -> None:
@@ -263,12 +267,12 @@ def test_the_private_parts_of_lightning_that_are_used_are_there() -> None:
 
 
 def test_a_failed_claim_names_the_holder(tmp_path: Path) -> None:
-    lock = runs.claim(tmp_path)
-    runs.write_status(tmp_path, "running", 3)
+    lock = lifecycle.claim(tmp_path)
+    lifecycle.write_status(tmp_path, "running", 3)
     with pytest.raises(MachineError, match=r"process \d+ on \S+ is training"):
-        runs.claim(tmp_path)
+        lifecycle.claim(tmp_path)
     lock.release()
-    runs.claim(tmp_path).release()
+    lifecycle.claim(tmp_path).release()
 
 
 def test_after_a_run_the_signals_are_as_before(run: Run, call: Callable[..., Outcome], inside: Path) -> None:

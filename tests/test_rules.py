@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers import generation as reference
 
-from gpt2kit import rules
-from gpt2kit.rules import Rules
+from gpt2kit.generation import sampling
+from gpt2kit.generation.sampling import Rules
 
 LOGITS = torch.randn(5, 400, generator=torch.Generator().manual_seed(1)) * 3
 NOTHING = torch.zeros(5, 0, dtype=torch.long)
 PAIRS: list[tuple[Callable[[Tensor], Tensor], object]] = [
-    *((lambda x, k=k: rules.top_k(x, k), reference.TopKLogitsWarper(k)) for k in (1, 7, 400)),
-    *((lambda x, p=p: rules.top_p(x, p), reference.TopPLogitsWarper(p)) for p in (0.01, 0.5, 0.95, 0.9999)),
-    *((lambda x, p=p: rules.min_p(x, p), reference.MinPLogitsWarper(p)) for p in (0.001, 0.2, 1.0)),
-    *((lambda x, p=p: rules.typical_p(x, p), reference.TypicalLogitsWarper(p)) for p in (0.1, 0.5, 0.95)),
+    *((lambda x, k=k: sampling.top_k(x, k), reference.TopKLogitsWarper(k)) for k in (1, 7, 400)),
+    *((lambda x, p=p: sampling.top_p(x, p), reference.TopPLogitsWarper(p)) for p in (0.01, 0.5, 0.95, 0.9999)),
+    *((lambda x, p=p: sampling.min_p(x, p), reference.MinPLogitsWarper(p)) for p in (0.001, 0.2, 1.0)),
+    *((lambda x, p=p: sampling.typical_p(x, p), reference.TypicalLogitsWarper(p)) for p in (0.1, 0.5, 0.95)),
 ]
 
 
@@ -30,7 +30,7 @@ def test_filters_keep_what_the_reference_keeps(place: int) -> None:
 
 
 def test_filters_after_filters() -> None:
-    found = rules.filtered(LOGITS, Rules(0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9))
+    found = sampling.filtered(LOGITS, Rules(0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9))
     warpers = [
         reference.TemperatureLogitsWarper(0.7),
         reference.TopKLogitsWarper(50),
@@ -44,59 +44,64 @@ def test_filters_after_filters() -> None:
 
 
 def test_top_p_is_the_same_however_many_tokens_it_must_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = rules.top_p(LOGITS, 0.9)
-    monkeypatch.setattr(rules, "_FIRST", 2)
-    assert torch.equal(quick, rules.top_p(LOGITS, 0.9))
+    quick = sampling.top_p(LOGITS, 0.9)
+    monkeypatch.setattr(sampling, "_FIRST", 2)
+    assert torch.equal(quick, sampling.top_p(LOGITS, 0.9))
 
 
 def test_equal_logits_stay_together() -> None:
     flat = torch.zeros(1, 10)
-    for filtered in (rules.top_k(flat, 3), rules.top_p(flat, 0.3), rules.min_p(flat, 1.0), rules.typical_p(flat, 0.3)):
+    for filtered in (
+        sampling.top_k(flat, 3),
+        sampling.top_p(flat, 0.3),
+        sampling.min_p(flat, 1.0),
+        sampling.typical_p(flat, 0.3),
+    ):
         assert torch.equal(filtered, flat)
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.5])
 def test_a_penalty_works_on_both_sides_of_zero(penalty: float) -> None:
     texts = [[1, 2, 2], [3], [4, 5], [0], [399]]
-    found = rules.penalized(LOGITS, texts, penalty)
+    found = sampling.penalized(LOGITS, texts, penalty)
     for row, text in enumerate(texts):
         ids = torch.tensor([text])
         expected = reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, LOGITS[row : row + 1].clone())
         assert torch.equal(found[row : row + 1], expected)
-    lower = rules.penalized(torch.tensor([[2.0, -2.0, 1.0]]), [[0, 1]], 2.0)
+    lower = sampling.penalized(torch.tensor([[2.0, -2.0, 1.0]]), [[0, 1]], 2.0)
     assert lower.tolist() == [[1.0, -4.0, 1.0]]
 
 
 def test_forbidden_repeats() -> None:
-    assert rules.repeats([1, 2, 3, 1, 2], 3) == [3]
-    assert rules.repeats([1, 2, 3], 1) == [1, 2, 3]
-    assert rules.repeats([1, 1], 2) == [1]
-    assert rules.repeats([1], 2) == [] and rules.repeats([], 1) == []
+    assert sampling.repeats([1, 2, 3, 1, 2], 3) == [3]
+    assert sampling.repeats([1, 2, 3], 1) == [1, 2, 3]
+    assert sampling.repeats([1, 1], 2) == [1]
+    assert sampling.repeats([1], 2) == [] and sampling.repeats([], 1) == []
     texts = [[int(i) for i in torch.randint(4, (60,))] for _ in range(5)]
     for size in (1, 2, 3):
-        found = rules.restrained(LOGITS, Rules(no_repeat_ngram_size=size), texts)
+        found = sampling.restrained(LOGITS, Rules(no_repeat_ngram_size=size), texts)
         expected = reference.NoRepeatNGramLogitsProcessor(size)(torch.tensor(texts), LOGITS.clone())
         assert torch.equal(found, expected)
     only = torch.tensor([[0.0, -torch.inf]])
-    assert torch.equal(rules.restrained(only, Rules(no_repeat_ngram_size=1), [[0, 1]]), only), "else nothing is left"
+    assert torch.equal(sampling.restrained(only, Rules(no_repeat_ngram_size=1), [[0, 1]]), only), "else nothing is left"
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.tensor([[0.1, 0.5, 0.0, 0.3, 0.1]]).log()
-    drawn = [int(rules.choose(logits, Rules(seed=3), [(0, at)])) for at in range(4000)]
+    drawn = [int(sampling.choose(logits, Rules(seed=3), [(0, at)])) for at in range(4000)]
     for token, share in enumerate([0.1, 0.5, 0.0, 0.3, 0.1]):
         assert drawn.count(token) / 4000 == pytest.approx(share, abs=0.03)
     assert 2 not in drawn
-    assert int(rules.choose(logits, Rules(temperature=0), [(0, 0)])) == 1
+    assert int(sampling.choose(logits, Rules(temperature=0), [(0, 0)])) == 1
 
 
 def test_the_ends_of_a_draw() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
-    assert rules.draw(logits, [0.0]).tolist() == [1] and rules.draw(logits, [1 - 2**-53]).tolist() == [2]
+    assert sampling.draw(logits, [0.0]).tolist() == [1] and sampling.draw(logits, [1 - 2**-53]).tolist() == [2]
 
 
 def test_a_point_is_a_function_of_its_key() -> None:
-    points = [rules.uniform(seed, sample, at) for seed in range(9) for sample in range(9) for at in range(50)]
+    points = [sampling.uniform(seed, sample, at) for seed in range(9) for sample in range(9) for at in range(50)]
     assert len(set(points)) == len(points) and all(0 <= point < 1 for point in points)
     assert sum(points) / len(points) == pytest.approx(0.5, abs=0.02)
 
@@ -104,4 +109,4 @@ def test_a_point_is_a_function_of_its_key() -> None:
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_impossible_numbers_are_named_together(value: float) -> None:
     wrong = Rules(value, -1, value, value, value, value, -1)
-    assert len(rules.problems(wrong)) == 7 and not rules.problems(Rules())
+    assert len(sampling.problems(wrong)) == 7 and not sampling.problems(Rules())

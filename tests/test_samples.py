@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2kit import checkpoint, cli, samples
-from gpt2kit import tokenizer as tokenizers
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import train
 from gpt2kit.errors import UserError
-from gpt2kit.module import GPT2Module
-from gpt2kit.samples import TextSamples, append, shadow, told
+from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.training import samples
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.samples import TextSamples, append, shadow, told
 
 CONFIG = """
 trainer:
@@ -25,7 +27,7 @@ trainer:
 
 def trained(work: Path, options: list[str], *more: str) -> Path:
     more = (*more, "--trainer.val_check_interval=4", f"--trainer.default_root_dir={work}")
-    cli.main([*options, *more])
+    train.main([*options, *more])
     return work / "lightning_logs" / "version_0"
 
 

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from gpt2kit.sampling import Sample, count_characters
-from gpt2kit.text import Part
+from gpt2kit.text.reader import Part
+from gpt2kit.tokenization.sampling import Sample, count_characters
 
 
 def test_everything_stays_if_there_is_room() -> None:
@@ -51,6 +51,6 @@ def test_scripts_without_spaces_are_seen(text: str, share: float) -> None:
 
 
 def test_characters_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2kit.sampling._COUNT_AT_ONCE", 3)
+    monkeypatch.setattr("gpt2kit.tokenization.sampling._COUNT_AT_ONCE", 3)
     counts = count_characters(["ab", "b", "🙂b\U0010ffff", "", "a"])
     assert list(counts.items()) == [("b", 3), ("a", 2), ("🙂", 1), ("\U0010ffff", 1)]

@@ -12,9 +12,10 @@ import torch
 import yaml
 from conftest import ROOT
 
-from gpt2kit import blocks, windows
-from gpt2kit.blocks import Order
-from gpt2kit.module import GPT2Module
+from gpt2kit.data import order as blocks
+from gpt2kit.data import windows
+from gpt2kit.data.order import Order
+from gpt2kit.training.module import GPT2Module
 
 
 def orders() -> list[Order]:

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2kit import sharded
+from gpt2kit import dtensor
 from gpt2kit.errors import CheckpointError
 
 
 def write(folder: Path, meta: Any, *shares: Any) -> Path:
     folder.mkdir()
-    torch.save(meta, folder / sharded.META)
+    torch.save(meta, folder / dtensor.META)
     for rank, share in enumerate(shares):
-        torch.save(share, folder / sharded.rank_file(rank))
+        torch.save(share, folder / dtensor.rank_file(rank))
     return sign(folder)
 
 
 def sign(folder: Path) -> Path:
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.pt")}
-    (folder / sharded.SUMS).write_text(json.dumps(sums))
+    (folder / dtensor.SUMS).write_text(json.dumps(sums))
     return folder
 
 
@@ -40,10 +40,10 @@ SHARES = [{"w": {"first": 0, "rows": WHOLE[:3]}}, {"w": {"first": 3, "rows": WHO
 
 def test_shares_become_the_tensor_and_tied_ones_stay_one(tmp_path: Path) -> None:
     meta = {"state_dict": {"a": note("w", 5, 2), "b": note("w", 5, 2)}, "n": [1, (2.5, None)]}
-    read = sharded.read(write(tmp_path / "c", meta, *SHARES, {"w": {"first": 5, "rows": WHOLE[:0]}}))
+    read = dtensor.read(write(tmp_path / "c", meta, *SHARES, {"w": {"first": 5, "rows": WHOLE[:0]}}))
     assert torch.equal(read["state_dict"]["a"], WHOLE) and read["n"] == [1, (2.5, None)]
     assert read["state_dict"]["a"] is read["state_dict"]["b"]
-    parts = sharded.read(tmp_path / "c", joined=False)["state_dict"]["a"]
+    parts = dtensor.read(tmp_path / "c", joined=False)["state_dict"]["a"]
     for first, end in ((0, 5), (2, 4), (3, 3), (0, 1), (4, 5), (5, 5)):
         assert torch.equal(parts.rows(first, end), WHOLE[first:end])
 
@@ -64,7 +64,7 @@ def test_shares_become_the_tensor_and_tied_ones_stay_one(tmp_path: Path) -> None
 )
 def test_shares_that_do_not_fit_are_refused(meta: Any, shares: list[Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        sharded.read(write(tmp_path / "c", meta, *shares))
+        dtensor.read(write(tmp_path / "c", meta, *shares))
 
 
 class Bomb:
@@ -72,36 +72,36 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-@pytest.mark.parametrize("name", [sharded.META, "rank-00001.pt"])
+@pytest.mark.parametrize("name", [dtensor.META, "rank-00001.pt"])
 def test_nothing_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write(tmp_path / "c", {"w": note("w", 5, 2)}, *SHARES)
     torch.save({"w": Bomb()}, folder / name)
     sign(folder)
     with pytest.raises(CheckpointError):
-        sharded.read(folder)
+        dtensor.read(folder)
     (folder / name).write_bytes(pickle.dumps(Bomb()))
     sign(folder)
     with pytest.raises(CheckpointError):
-        sharded.read(folder)
+        dtensor.read(folder)
     assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("sums", ["", "[]", "{}", '{"../secret.pt": "0"}', '{"meta.pt": "0"}', "null", "\u0000"])
 def test_sums_that_cannot_be_are_refused(sums: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "c", {"w": note("w", 5, 2)}, *SHARES)
-    (folder / sharded.SUMS).write_text(sums)
+    (folder / dtensor.SUMS).write_text(sums)
     with pytest.raises(CheckpointError, match="damaged"):
-        sharded.read(folder)
+        dtensor.read(folder)
 
 
 def test_a_folder_without_its_name_is_no_checkpoint(tmp_path: Path) -> None:
     temporary = tmp_path / ".c.tmp"
-    sums = sharded.write(temporary, sharded.META, {})
-    assert not sharded.is_sharded(temporary)
+    sums = dtensor.write(temporary, dtensor.META, {})
+    assert not dtensor.is_sharded(temporary)
     with pytest.raises(OSError, match=r"another machine.*default_root_dir"):
-        sharded.finish(temporary, tmp_path / "c", {**sums, "rank-00001.pt": "0"})
-    sharded.finish(temporary, tmp_path / "c", sums)
-    assert sharded.is_sharded(tmp_path / "c") and not temporary.exists()
-    sharded.remove(tmp_path / "c")
+        dtensor.finish(temporary, tmp_path / "c", {**sums, "rank-00001.pt": "0"})
+    dtensor.finish(temporary, tmp_path / "c", sums)
+    assert dtensor.is_sharded(tmp_path / "c") and not temporary.exists()
+    dtensor.remove(tmp_path / "c")
     assert not list(tmp_path.iterdir())

@@ -14,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gpt2kit import shards, text, tokenizer
-from gpt2kit import store as store_module
-from gpt2kit.encoding_gigatoken import WrongIds
+from gpt2kit.data import build as shards
+from gpt2kit.data import store as store_module
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.encoding_gigatoken import WrongIds
+from gpt2kit.data.store import Damaged, TokenStore
 from gpt2kit.errors import DataError
-from gpt2kit.shards import Corpus
-from gpt2kit.store import Damaged, TokenStore
-from gpt2kit.text import Reader
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.text import reader as text
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.train import train as train_tokenizer
 
 
 @pytest.fixture

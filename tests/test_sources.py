@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit import sources
 from gpt2kit.errors import DataError
-from gpt2kit.sources import Report, chunks, find_files
-from gpt2kit.text import Reader
+from gpt2kit.text import sources
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import Report, chunks, find_files
 
 TEXT = b"".join(b"line %d of a text that is packed\n" % n for n in range(20_000))
 

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCE, Outcome
 
-from gpt2kit import cli, command, evaluate, overlap, shards, text, tokenizer
-from gpt2kit.checkpoint import checkpoints
-from gpt2kit.shards import Corpus
-from gpt2kit.sources import Report
-from gpt2kit.splits import HEAD, Share, shares
-from gpt2kit.store import TokenStore
-from gpt2kit.text import Part, Reader
+from gpt2kit.checkpoint.checkpoint import checkpoints
+from gpt2kit.cli import parser, train
+from gpt2kit.cli import test as evaluate
+from gpt2kit.data import build, overlap
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.store import TokenStore
+from gpt2kit.text import reader
+from gpt2kit.text.reader import Part, Reader
+from gpt2kit.text.sources import Report
+from gpt2kit.text.splits import HEAD, Share, shares
+from gpt2kit.tokenization import tokenizer
 
 LINES = [f"document {number}" for number in range(2000)]
 
@@ -44,9 +48,9 @@ def test_a_split_does_not_change_with_the_other(tmp_path: Path) -> None:
 
 def test_long_documents_fall_together_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pieces of a document depend on what stands before it; its split must not."""
-    monkeypatch.setattr("gpt2kit.splits.HEAD", 100)
-    monkeypatch.setattr(text, "PIECE", 300)
-    monkeypatch.setattr("gpt2kit.sources.CHUNK", 300)
+    monkeypatch.setattr("gpt2kit.text.splits.HEAD", 100)
+    monkeypatch.setattr(reader, "PIECE", 300)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 300)
     long = [f"{number} " + "word " * random.Random(number).randrange(50, 400) for number in range(60)]
     kept = {name: set(documents) for name, documents in split(tmp_path / "a.txt", long[:0] + long).items()}
     assert any(len(d) > 300 for d in long) and HEAD < 1 << 17
@@ -69,7 +73,7 @@ def test_a_share_is_part_of_the_key_and_of_the_documents_hashes(tmp_path: Path, 
     path = tmp_path / "a.txt"
     path.write_text("\n".join(LINES))
     stores = {
-        name: shards.open_or_build(Corpus([path], trained, Reader(), share), tmp_path / "cache")
+        name: build.open_or_build(Corpus([path], trained, Reader(), share), tmp_path / "cache")
         for name, share in {"all": None, **shares(0.1, 0.2, 1)}.items()
     }
     assert len({store.folder for store in stores.values()}) == 4
@@ -84,7 +88,7 @@ def two(tmp_path: Path, corpus: Path) -> tuple[TokenStore, TokenStore]:
     trained = tokenizer.load(corpus / "tokenizer")
     (tmp_path / "a.txt").write_text("\n".join(LINES))
     (tmp_path / "b.txt").write_text("\n".join(["new", "newer", LINES[70], LINES[3], "newest", LINES[70]]))
-    a, b = (shards.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "cache") for n in "ab")
+    a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "cache") for n in "ab")
     return a, b
 
 
@@ -102,7 +106,7 @@ def test_training_tells_of_the_same_text_in_two_splits(
     options: list[str], corpus: Path, call: Callable[..., Outcome], inside: Path
 ) -> None:
     same = f"--data.valid_files={corpus / 'train.txt'}"
-    code, _, err = call(cli.main, *options, same, "--trainer.max_steps=1", f"--trainer.default_root_dir={inside}")
+    code, _, err = call(train.main, *options, same, "--trainer.max_steps=1", f"--trainer.default_root_dir={inside}")
     assert code == 0 and "note   300 valid documents (100.0%) stand in the train text, too, such as 'the quick" in err
 
 
@@ -112,12 +116,12 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
     (inside / "all.txt").write_text("".join(SENTENCE.format(n) for n in range(400)))
     kept = [word for word in options if not word.startswith(("--data.valid_", "--data.test_", "--data.train_"))]
     words = ["--data.train_files=all.txt", "--data.valid_share=0.1", "--data.test_share=0.2", "--seed_everything=7"]
-    code, _, err = call(cli.main, *kept, *words, "--trainer.max_steps=2", f"--trainer.default_root_dir={inside}")
+    code, _, err = call(train.main, *kept, *words, "--trainer.max_steps=2", f"--trainer.default_root_dir={inside}")
     assert code == 0 and "stand in" not in err, err
     run = inside / "lightning_logs" / "version_0"
 
     def test(*more: str) -> dict[str, object]:
-        code, out, err = call(lambda args: command.run(evaluate.test, args), "--ckpt_path", run, "--json", "-", *more)
+        code, out, err = call(lambda args: parser.run(evaluate.test, args), "--ckpt_path", run, "--json", "-", *more)
         assert code == 0, err
         return dict(json.loads(out)["text"])
 
@@ -126,7 +130,7 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
     assert test()["bytes"] == sum(len(document.encode()) for document in expected)
     assert test("--files", "all.txt")["documents"] == 400
     assert checkpoints(run)
-    code, _, err = call(cli.main, "--ckpt_path", run, "--data.test_share=0.3", "--trainer.max_steps=3")
+    code, _, err = call(train.main, "--ckpt_path", run, "--data.test_share=0.3", "--trainer.max_steps=3")
     assert code == 4 and "another run: text was" in err
 
 
@@ -136,7 +140,7 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
 def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
     from types import SimpleNamespace
 
-    from gpt2kit import checkpoint
+    from gpt2kit.checkpoint import checkpoint
     from gpt2kit.errors import CheckpointError
 
     opened = SimpleNamespace(path="x.ckpt", facts={"test_files": ["a"], "test_share": share})
@@ -145,6 +149,6 @@ def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
 
 
 def test_shares_that_cannot_be(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
-    code, _, err = call(cli.main, *options, "--data.valid_share=0.1", "--data.test_share=1")
+    code, _, err = call(train.main, *options, "--data.valid_share=0.1", "--data.test_share=1")
     assert code == 2 and "data.valid_share 0.1: data.valid_files are given, too" in err and "data.test_share 1" in err
     assert Report().lines() == []

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from test_huggingface import exported
 from test_train import equal, rows, train, weights
 
-from gpt2kit import checkpoint, cli, start, tokenizer
+from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.module import GPT2Module
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.training.module import GPT2Module
 
 SHAPE = ("--model.n_layer", "--model.n_head", "--model.n_embd")
 TIED = ("model.transformer.wte.weight", "model.lm_head.weight")
@@ -67,7 +69,7 @@ def test_a_run_begins_with_the_weights(
     assert f"{validated[0]:.4f} before training, {validated[2]:.4f} now" in told
     facts = checkpoint.open(began).facts["start"]
     assert facts["from"] == str(path) and facts["vocabulary"] is None and facts["context"] == [16, 16]
-    assert facts["weights"] == start.fingerprint(was.module) and facts["val_bpb"] == validated[0]
+    assert facts["weights"] == initialize.fingerprint(was.module) and facts["val_bpb"] == validated[0]
     assert facts["tokens_seen"] == (40 * 8 * 16 if source != "folder" else None)
 
 
@@ -123,7 +125,7 @@ def test_another_context_is_said(
     was = checkpoint.open(run.folder).module.model.transformer.wpe.weight
     found = began.module.model.transformer.wpe.weight
     assert found.shape == (size, 32) and began.facts["start"]["context"] == [16, size]
-    assert torch.equal(found, start.transfer.positions(was, size)) and torch.equal(found[0], was[0])
+    assert torch.equal(found, initialize.transfer.positions(was, size)) and torch.equal(found[0], was[0])
 
 
 def missing(folder: Path) -> None:
@@ -189,17 +191,17 @@ def test_the_self_checks_see_what_is_wrong(run: Run) -> None:
     """A body that was not copied, and embeddings that a save and a load would make one."""
     source = checkpoint.open(run.folder)
     gpt2 = GPT2Module(**source.module.shape, init_from=str(run.folder))
-    assert start.begin(gpt2, checkpoint.open(run.folder), source.tokenizer) == [f"weights of {run.folder}"]
-    how = start.transfer.Spelling([[i] for i in range(320)], [])
-    assert start.check_same_pieces(gpt2, source.module, how) == 0
+    assert initialize.begin(gpt2, checkpoint.open(run.folder), source.tokenizer) == [f"weights of {run.folder}"]
+    how = initialize.transfer.Spelling([[i] for i in range(320)], [])
+    assert initialize.check_same_pieces(gpt2, source.module, how) == 0
     with torch.no_grad():
         gpt2.model.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
     with pytest.raises(CheckpointError, match="does not say what it said before"):
-        start.check_same_pieces(gpt2, source.module, how)
-    start.check_saved(gpt2)
+        initialize.check_same_pieces(gpt2, source.module, how)
+    initialize.check_saved(gpt2)
     gpt2.model.lm_head.weight = torch.nn.Parameter(gpt2.model.lm_head.weight + 1)
     with pytest.raises(CheckpointError, match="saved and loaded"):
-        start.check_saved(gpt2)
+        initialize.check_saved(gpt2)
 
 
 def test_two_ranks_begin_with_the_same_weights(run: Run, bare: list[str], tmp_path: Path, other: Path) -> None:

@@ -21,16 +21,18 @@ import torch
 from conftest import ROOT, Outcome
 from test_train import equal, rows, train, weights
 
-from gpt2kit import cli, fetching, shards, tokenizer, uploading
-from gpt2kit.batches import EvalBatches, Rows, TrainBatches
-from gpt2kit.encoding_gigatoken import WrongIds
+from gpt2kit.cli import train as cli
+from gpt2kit.data import build, fetching, uploading
+from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.encoding_gigatoken import WrongIds
+from gpt2kit.data.remote import StreamedStore
+from gpt2kit.data.store import TokenStore
+from gpt2kit.data.windows import foretold, window_order
 from gpt2kit.errors import DataError
-from gpt2kit.module import GPT2Module
-from gpt2kit.shards import Corpus
-from gpt2kit.store import TokenStore
-from gpt2kit.streaming import StreamedStore
-from gpt2kit.text import Reader
-from gpt2kit.windows import foretold, window_order
+from gpt2kit.text.reader import Reader
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.training.module import GPT2Module
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -38,7 +40,7 @@ MEMORY = fsspec.filesystem("memory")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "_PAUSES", [0.01] * 4)
-    monkeypatch.setattr(shards, "BATCH", 400)
+    monkeypatch.setattr(build, "BATCH", 400)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def text(corpus: Path) -> Corpus:
 @pytest.fixture
 def local(text: Corpus, tmp_path: Path) -> TokenStore:
     """The same store on the local disk."""
-    return shards.open_or_build(text, tmp_path / "local")
+    return build.open_or_build(text, tmp_path / "local")
 
 
 def uploaded(key: str) -> dict[str, bytes]:
@@ -166,7 +168,7 @@ def test_a_killed_build_goes_on_from_what_was_uploaded(
 def test_what_may_be_wrong_is_deleted_there(
     text: Corpus, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = shards._write_shard
+    real = build._write_shard
     left = [5]
 
     def doubting(*args: Any) -> Any:
@@ -175,7 +177,7 @@ def test_what_may_be_wrong_is_deleted_there(
             raise WrongIds("these ids are wrong")
         return real(*args)
 
-    monkeypatch.setattr(shards, "_write_shard", doubting)
+    monkeypatch.setattr(build, "_write_shard", doubting)
     with pytest.raises(WrongIds):
         uploading.open_or_build(text, memory, tmp_path / "s")
     assert not MEMORY.find("/stores")

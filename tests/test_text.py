@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from gpt2kit import text
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.sources import Place, Report, find_files
-from gpt2kit.text import Part, Reader
+from gpt2kit.text import reader as text
+from gpt2kit.text.reader import Part, Reader
+from gpt2kit.text.sources import Place, Report, find_files
 
 
 def read(path: Path, content: bytes, document: str = "line") -> list[str]:
@@ -43,7 +43,7 @@ def test_pieces_of_any_size_give_the_same_text(tmp_path: Path, monkeypatch: pyte
     whole = {kind: read(tmp_path / "t.txt", content, kind) for kind in ("line", "paragraph", "file", "|")}
     for size in range(1, 30):
         monkeypatch.setattr(text, "PIECE", size)
-        monkeypatch.setattr("gpt2kit.sources.CHUNK", size)
+        monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
         for kind, documents in whole.items():
             joined, open_document = [], ""
             for piece in read(tmp_path / "t.txt", content, kind):
@@ -98,7 +98,7 @@ def test_short_documents_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_short_ends_in_pieces_are_not_short_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PIECE", 4)
-    monkeypatch.setattr("gpt2kit.sources.CHUNK", 4)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 4)
     (tmp_path / "t.txt").write_text("abcdefghijkl\nabc\nabcdefghijklmnop\n")
     assert "".join(Reader(min_chars=11).read([tmp_path / "t.txt"])) == "abcdefghijklabcdefghijklmnop"
 

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gpt2kit import command, pieces, tokenizer, tokenizer_kinds, tokenizer_training
+from gpt2kit.cli import parser
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.tokenizer_kinds import Options
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.tokenization import pieces, tokenizer, train, trainers
+from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.tokenization.trainers import Options
 
 KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
 LOSSLESS = KINDS[:-1]
@@ -139,7 +140,7 @@ def test_transformers_loads_the_same_tokenizer(folder: Path, trained: dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_stays_the_same_when_read_and_written(folder: Path, kind: str) -> None:
     text = (folder / kind / "tokenizer.json").read_text(encoding="utf-8")
-    made = tokenizer_training.TRAINERS[kind](TEXT, Options(480, ("<user>",)))
+    made = train.TRAINERS[kind](TEXT, Options(480, ("<user>",)))
     again = tokenizer.from_json(tokenizer.to_json(made), "x")
     assert (
         text == tokenizer.to_json(tokenizer.from_json(text, "x")) == tokenizer.to_json(made) == tokenizer.to_json(again)
@@ -174,9 +175,9 @@ def test_vocab_size_is_an_upper_bound(folder: Path, tmp_path: Path, kind: str, m
 def test_ids_are_those_of_sentencepiece(model_type: str) -> None:
     import sentencepiece
 
-    model = tokenizer_kinds.sentencepiece_model(model_type, TEXT, Options(480))
+    model = trainers.sentencepiece_model(model_type, TEXT, Options(480))
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ours = tokenizer_kinds.from_sentencepiece(model_type, model, Options(480))
+    ours = trainers.from_sentencepiece(model_type, model, Options(480))
     ours.encode_special_tokens = True
 
     def same(text: str) -> bool:
@@ -302,7 +303,7 @@ def test_an_existing_tokenizer_is_taken_as_it_is(folder: Path, tmp_path: Path) -
 
 
 def test_older_formats_are_converted(tmp_path: Path) -> None:
-    alphabet = sorted(tokenizer_kinds.pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(trainers.pre_tokenizers.ByteLevel.alphabet())
     ids = {token: i for i, token in enumerate([*alphabet, "th", "the", tokenizer.EOS])}
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
@@ -359,7 +360,7 @@ def test_a_mistake_is_one_line(inside: Path, call: Callable[..., Outcome], words
     (inside / "t.txt").write_text("a b c\n")
     (inside / "empty.txt").write_text("")
     found, out, err = call(
-        lambda argv: command.run(train_tokenizer, argv),
+        lambda argv: parser.run(train_tokenizer, argv),
         "--files",
         "t.txt",
         "--output_dir",

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from gpt2kit import command, tokenizer_kinds, tokenizer_report
-from gpt2kit.tokenizer_kinds import Options
-from gpt2kit.tokenizer_training import train as train_tokenizer
+from gpt2kit.cli import parser
+from gpt2kit.tokenization import report as tokenizer_report
+from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.tokenization.trainers import Options
 
 
 def test_the_figures_are_those_of_the_text() -> None:
-    found = tokenizer_kinds.train_char(["abc é"], Options())
+    found = trainers.train_char(["abc é"], Options())
     report = tokenizer_report.measure(found, ["abc", "é日", "a\N{REPLACEMENT CHARACTER}b cab"])
     assert (report.documents, report.bytes, report.characters) == (3, 17, 12)
     assert report.tokens == 3 + 1 + 3 + 1 + 3 + 5 and report.parts == 6  # 日 and U+FFFD are three bytes each
@@ -27,7 +29,7 @@ def test_the_size_of_small_is_gpt2s() -> None:
 
 
 def test_what_does_not_come_back_is_shown() -> None:
-    found = tokenizer_kinds.train_wordpiece(["the quick fox"] * 3, Options(60))
+    found = trainers.train_wordpiece(["the quick fox"] * 3, Options(60))
     report = tokenizer_report.measure(found, ["the  fox", "the fox", "Z"])
     assert (report.failures, report.unknown) == (2, 1)
     told = tokenizer_report.describe(report, "x")
@@ -35,14 +37,14 @@ def test_what_does_not_come_back_is_shown() -> None:
 
 
 def test_a_text_is_shown_cut_into_its_tokens() -> None:
-    found = tokenizer_kinds.train_bytebpe(["the the the"], Options(260))
+    found = trainers.train_bytebpe(["the the the"], Options(260))
     pieces = tokenizer_report.cut(found, "the 白 the")
     assert "".join(pieces) == "the 白 the" and "白" in pieces
     assert "|白|" in tokenizer_report.describe(tokenizer_report.measure(found, ["the 白 the"]), "x")
 
 
 def run(call: Callable[..., Outcome], *words: object) -> Outcome:
-    return call(lambda argv: command.run(train_tokenizer, argv), *words)
+    return call(lambda argv: parser.run(train_tokenizer, argv), *words)
 
 
 def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, call: Callable[..., Outcome]) -> None:

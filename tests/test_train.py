@@ -14,13 +14,16 @@ import pytorch_lightning as pl
 import torch
 from conftest import Outcome, Run
 
-from gpt2kit import checkpoint, cli, run_folder, runs, scoring
-from gpt2kit.limits import interval_steps, total_steps
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import train as cli
+from gpt2kit.data.build import Corpus
+from gpt2kit.data.places import Where
+from gpt2kit.evaluation import scoring
+from gpt2kit.evaluation.sliding import Windows
 from gpt2kit.metrics import Score
-from gpt2kit.places import Where
-from gpt2kit.shards import Corpus
-from gpt2kit.sliding import Windows
-from gpt2kit.text import Reader
+from gpt2kit.runs import folder, lifecycle
+from gpt2kit.text.reader import Reader
+from gpt2kit.training.limits import interval_steps, total_steps
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -144,7 +147,7 @@ def test_a_damaged_checkpoint_is_passed_over(options: list[str], tmp_path: Path)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    assert runs.resumable("last", tmp_path / "lightning_logs", None) == older
+    assert lifecycle.resumable("last", tmp_path / "lightning_logs", None) == older
 
 
 def test_lightnings_callbacks_work_from_yaml(options: list[str], tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ def test_a_time_limit_stops_saved(options: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*options, *more])
     run = tmp_path / "lightning_logs/version_0"
-    assert stop.value.code == 0 and run_folder.status(run)["reason"] == "max_time"
+    assert stop.value.code == 0 and folder.status(run)["reason"] == "max_time"
     assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
 
 

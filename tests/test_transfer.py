@@ -9,10 +9,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from gpt2kit import tokenizer, transfer
-from gpt2kit.pieces import token_bytes
-from gpt2kit.tokenizer_kinds import EOS
-from gpt2kit.tokenizer_training import train
+from gpt2kit.model import vocabulary_transfer
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.pieces import token_bytes
+from gpt2kit.tokenization.train import train
+from gpt2kit.tokenization.trainers import EOS
 
 TEXT = "春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。the quick brown fox isn't here\n" * 30
 KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
@@ -34,11 +35,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_vocabulary_stays_as_it_is(kind: str, made: dict[str, Tokenizer]) -> None:
-    how = transfer.spelling(made[kind], made[kind])
+    how = vocabulary_transfer.spelling(made[kind], made[kind])
     assert how.is_identity
     rows = torch.randn(384, 8)
     size = tokenizer.size(made[kind])
-    moved = transfer.moved(rows, how, 384)
+    moved = vocabulary_transfer.moved(rows, how, 384)
     assert torch.equal(moved[:size], rows[:size]) and not moved[size:].any()
 
 
@@ -46,7 +47,7 @@ def test_the_same_vocabulary_stays_as_it_is(kind: str, made: dict[str, Tokenizer
 @pytest.mark.parametrize("old", ["bytebpe", "char", "bytefallback", "unigram", "english", "words"])
 def test_the_old_pieces_make_the_bytes_of_the_new_one(new: str, old: str, made: dict[str, Tokenizer]) -> None:
     """Of a vocabulary that has all bytes, every piece is spelled, to the byte; no special token is in any mean."""
-    how = transfer.spelling(made[new], made[old])
+    how = vocabulary_transfer.spelling(made[new], made[old])
     ours, theirs = token_bytes(made[new]), token_bytes(made[old])
     special = {tokenizer.eos_id(made[old])}
     for piece, ids in enumerate(how.old):
@@ -58,9 +59,9 @@ def test_the_old_pieces_make_the_bytes_of_the_new_one(new: str, old: str, made: 
 
 def test_a_new_row_is_the_mean_of_the_old_ones(made: dict[str, Tokenizer]) -> None:
     old, new = made["english"], made["char"]
-    how = transfer.spelling(new, old)
+    how = vocabulary_transfer.spelling(new, old)
     rows = torch.randn(tokenizer.size(old), 16)
-    moved = transfer.moved(rows, how, 384)
+    moved = vocabulary_transfer.moved(rows, how, 384)
     spring = new.token_to_id("春")
     spelled = old.encode("春").ids
     assert len(spelled) == 3 and how.old[spring] == spelled
@@ -74,12 +75,12 @@ def test_a_new_row_is_the_mean_of_the_old_ones(made: dict[str, Tokenizer]) -> No
 
 
 def test_a_special_token_that_is_new_begins_as_the_mean_of_all_pieces(made: dict[str, Tokenizer]) -> None:
-    how = transfer.spelling(made["more"], made["english"])
+    how = vocabulary_transfer.spelling(made["more"], made["english"])
     rows = torch.randn(tokenizer.size(made["english"]), 4)
     separator = made["more"].token_to_id("<sep>")
     assert how.old[separator] == [] and how.counts()["unspelled"] == 1
     others = [i for i in range(len(rows)) if i != tokenizer.eos_id(made["english"])]
-    torch.testing.assert_close(transfer.moved(rows, how, 384)[separator], rows[others].mean(0))
+    torch.testing.assert_close(vocabulary_transfer.moved(rows, how, 384)[separator], rows[others].mean(0))
 
 
 def test_wordpiece_marks_and_special_tokens_are_in_no_mean(made: dict[str, Tokenizer]) -> None:
@@ -93,7 +94,7 @@ def test_wordpiece_marks_and_special_tokens_are_in_no_mean(made: dict[str, Token
     }
     old = Tokenizer.from_str(json.dumps(raw))
     assert old.encode("春").ids[0] == old.token_to_id(EOS)
-    how = transfer.spelling(made["char"], old)
+    how = vocabulary_transfer.spelling(made["char"], old)
     assert how.old[made["char"].token_to_id("春")] == [old.token_to_id("春")]
     marks = {old.token_to_id(EOS), old.token_to_id("[UNK]")}
     end = tokenizer.eos_id(made["char"])
@@ -110,12 +111,14 @@ def test_a_tokenizer_that_lowers_letters_still_gives_what_it_can(made: dict[str,
     train([str(tmp_path / "b.txt")], tmp_path / "upper", vocab_size=265)
     upper = tokenizer.load(tmp_path / "upper")
     piece = next(i for i, text in enumerate(token_bytes(upper)) if text == b"THE")
-    assert transfer.spelling(upper, lower).old[piece] == lower.encode("the").ids
+    assert vocabulary_transfer.spelling(upper, lower).old[piece] == lower.encode("the").ids
 
 
 def test_positions_are_cropped_or_stretched() -> None:
     rows = torch.randn(4, 3)
-    assert torch.equal(transfer.positions(rows, 4), rows) and torch.equal(transfer.positions(rows, 2), rows[:2])
-    longer = transfer.positions(rows, 10)
+    assert torch.equal(vocabulary_transfer.positions(rows, 4), rows) and torch.equal(
+        vocabulary_transfer.positions(rows, 2), rows[:2]
+    )
+    longer = vocabulary_transfer.positions(rows, 10)
     torch.testing.assert_close(longer[::3], rows)
     torch.testing.assert_close(longer[1], rows[0] * 2 / 3 + rows[1] / 3)

@@ -8,23 +8,24 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gpt2kit import pieces, tokenizer_kinds, verse
 from gpt2kit.errors import UserError
-from gpt2kit.tokenizer import eos_id
-from gpt2kit.verse import Form, Verse
+from gpt2kit.generation import verse
+from gpt2kit.generation.verse import Form, Verse
+from gpt2kit.tokenization import pieces, trainers
+from gpt2kit.tokenization.tokenizer import eos_id
 
 POEMS = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "床前明月光，疑是地上霜。\n舉頭望明月，低頭思故鄉。"] * 9
 KINDS = {
-    "bytebpe": (tokenizer_kinds.train_bytebpe, 300),
-    "char": (tokenizer_kinds.train_char, 270),
-    "words": (tokenizer_kinds.train_words, 300),
-    "wordpiece": (tokenizer_kinds.train_wordpiece, 300),
+    "bytebpe": (trainers.train_bytebpe, 300),
+    "char": (trainers.train_char, 270),
+    "words": (trainers.train_words, 300),
+    "wordpiece": (trainers.train_wordpiece, 300),
 }
 
 
 def made(kind: str) -> Tokenizer:
     train, size = KINDS[kind]
-    return train(POEMS, tokenizer_kinds.Options(vocab_size=size))
+    return train(POEMS, trainers.Options(vocab_size=size))
 
 
 def verse_of(tokenizer: Tokenizer, form: Form) -> Verse:

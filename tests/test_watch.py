@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit import watch
-from gpt2kit.watch import Watch
+from gpt2kit.training import watch
+from gpt2kit.training.watch import Watch
 
 RANK = """
 import sys, time
-from gpt2kit import watch
+from gpt2kit.training import watch
 watch.PATIENCE = 0.5
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 server = watch.listening() if rank == 0 else None
@@ -43,7 +43,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(watch.__file__).parent.parent)},
+            env={**os.environ, "PYTHONPATH": str(Path(watch.__file__).parents[2])},
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline()) if rank == 0 else port

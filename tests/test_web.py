@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from conftest import Outcome, Run
 
-from gpt2kit import command, service, web
-from gpt2kit.author import Wish
+from gpt2kit.cli import parser
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.rules import Rules
-from gpt2kit.service import Service, find_models
+from gpt2kit.generation.generator import Wish
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.serving import app, models
+from gpt2kit.serving.models import Service, find_models
 
 pytestmark = [  # Gradio leaves event loops to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -40,7 +41,7 @@ def served(run: Run) -> Service:
 
 
 def test_models_are_found_once_each(run: Run, tmp_path: Path) -> None:
-    file = service.checkpoint.find(run.folder)
+    file = models.checkpoint.find(run.folder)
     assert [model.name for model in find_models([str(run.folder), str(run.work / "lightning_logs"), str(file)])] == [
         "version_0"
     ]
@@ -54,7 +55,7 @@ def test_what_is_said_of_a_model(served: Service) -> None:
     assert set(model.facts) == {"size", "corpus", "bits per byte", "context"} and "train.txt" in model.facts["corpus"]
     assert 0 < float(model.facts["bits per byte"]) < 9 and 1 <= len(model.presets) <= 4
     settings = {"trainer": {"callbacks": [{"class_path": "X", "init_args": {"prompts": ["a", 3, "b"]}}, 7]}}
-    assert service.presets(settings) == ["a", "b"] and service.presets(None) == service.presets({"trainer": 1}) == []
+    assert models.presets(settings) == ["a", "b"] and models.presets(None) == models.presets({"trainer": 1}) == []
 
 
 def test_a_model_that_cannot_be_loaded_is_said_and_the_others_serve(run: Run, tmp_path: Path) -> None:
@@ -77,10 +78,10 @@ def test_limits_hold_for_everyone(served: Service) -> None:
 
 
 def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: object())
 
     def main(args: list[str]) -> None:
-        command.run(web.serve, args)
+        parser.run(app.serve, args)
 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -90,7 +91,7 @@ def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatc
     assert code == 5 and f"--port {port}:" in err and "Take --port" in err
     code, _, err = call(main, "--ckpt_path", run.folder, "--port", 0, "--auth", "me", "--at_once", 0)
     assert code == 2 and err.count(";") == 2
-    monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
     code, _, err = call(main, "--ckpt_path", run.folder)
     assert code == 2 and "pip install" in err
 
@@ -98,7 +99,7 @@ def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatc
 def client(served: Service, auth: tuple[str, str] | None = None, base: str = "http://127.0.0.1") -> Any:
     pytest.importorskip("gradio", reason="the demo's extra is not installed")
     testclient = pytest.importorskip("starlette.testclient")
-    return testclient.TestClient(web.app(served, "127.0.0.1", auth, 2), base_url=base)
+    return testclient.TestClient(app.app(served, "127.0.0.1", auth, 2), base_url=base)
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +152,16 @@ def test_requests_that_are_no_json_or_no_numbers(http: Any, body: str) -> None:
 @pytest.mark.parametrize("prompt", HOSTILE)
 def test_hostile_prompts_are_text(http: Any, served: Service, prompt: str) -> None:
     assert http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 3}).status_code == 200
-    from gpt2kit import page
+    from gpt2kit.serving import page
 
     shown = list(page.written(served, "version_0", prompt, 5, 1.0, 0, 1.0, 1.0, 1, 1))[-1]
     assert shown[0].startswith(prompt) and "<img" not in shown[1] and "<script" not in shown[1]
 
 
 def test_tokens_are_escaped(served: Service) -> None:
-    from gpt2kit import page
-    from gpt2kit.author import Text
-    from gpt2kit.writing import Chosen
+    from gpt2kit.generation.decoder import Chosen
+    from gpt2kit.generation.generator import Text
+    from gpt2kit.serving import page
 
     writer = served.model("version_0").author
     assert writer is not None

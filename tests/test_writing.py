@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2kit import beams
-from gpt2kit.module import GPT2Module
-from gpt2kit.rules import Rules
-from gpt2kit.writing import Reader, Text, Writer, ready
+from gpt2kit.generation import beams
+from gpt2kit.generation.decoder import Reader, Text, Writer, ready
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.training.module import GPT2Module
 
 PROMPTS = [[0], [0, 5, 6, 7, 8, 9, 10], [0, 11, 12], list(range(14)), list(range(40))]
 GREEDY = Rules(temperature=0)

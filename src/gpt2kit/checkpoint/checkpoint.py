@@ -1,0 +1,323 @@
+"""Checkpoints: the one place that writes, finds, verifies and opens them.
+
+A checkpoint is Lightning's own file with one more entry, `gpt2kit`, of plain numbers and strings: the model's shape,
+the tokenizer as JSON, the identity of the data, the position. With it a single file is enough to test or generate.
+Beside `NAME.ckpt` lies `NAME.ckpt.sha256`. Files are opened with `weights_only=True`; nothing that a file names is
+imported, and no size that it claims is believed before the tensors bear it out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from tokenizers import Tokenizer
+
+from gpt2kit import __version__, dtensor
+from gpt2kit import files as durable
+from gpt2kit.checkpoint import huggingface, validation
+from gpt2kit.data import datamodule
+from gpt2kit.errors import CheckpointError, DataError, first_line
+from gpt2kit.model import lora
+from gpt2kit.text.splits import Share
+from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.training import module
+
+KEY = "gpt2kit"
+FORMAT = 1
+_NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
+
+
+@dataclass
+class Opened:
+    """What a checkpoint holds, ready to use: the model on the CPU in eval mode, its tokenizer, and the run's facts.
+
+    Of a Hugging Face folder, `facts` has nothing but that there is no test text.
+    """
+
+    path: Path
+    module: module.GPT2Module
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+
+
+class DurableIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, renames: a file under its final name is whole, its checksum there before it.
+
+    A failure is kept in `failure` and not raised: the other ranks wait for this one, and training may go on.
+    """
+
+    failure = ""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        self.failure = ""
+        try:
+            with durable.replacing(target) as temporary:
+                torch.save(checkpoint, temporary)
+                durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
+        except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
+            self.failure = f"{target}: {first_line(error)}"
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """A file, or the shares of all ranks put together; `read` has compared checksums."""
+        return read(Path(path))
+
+
+def file_name(epoch: int, step: int, val_loss: float | None) -> str:
+    """The name says what the file is, so that best and newest are found without opening any."""
+    scored = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
+    return f"epoch={epoch}-step={step}{scored}.ckpt"
+
+
+def describe(
+    gpt2: module.GPT2Module, text: datamodule.TextDataModule, step: int, global_batch: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The `gpt2kit` entry: plain numbers and strings only. `settings` is the resolved config, to be read by people."""
+    store = text.store("train")
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "shape": dict(gpt2.shape),
+        "tokenizer": tokenizers.to_json(text.tokenizer),
+        "data": identity(text, global_batch),
+        "reader": text.reader.identity(),
+        "append_eos": text.append_eos,
+        "document_start": text.document_start,
+        "test_files": text.files["test"],
+        "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
+        "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
+        "train_tokens": store.tokens,
+        "settings": settings,
+        "step": step,
+        "tokens_seen": step * global_batch * text.block_size,
+        "start": gpt2.start,
+        "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
+    }
+
+
+def identity(text: datamodule.TextDataModule, global_batch: int) -> dict[str, Any]:
+    """What must be the same for a run to go on: with it, a step means the same samples.
+
+    `window_shards` is None without streaming, so it tells the two orders apart, too.
+    """
+    return {
+        "text": text.store("train").fingerprint,
+        "block_size": text.block_size,
+        "global_batch": global_batch,
+        "seed": text.seed,
+        "shuffle": text.shuffle,
+        "stride": text.stride,
+        "mask_documents": text.mask_documents,
+        "window_shards": text.window_shards,
+    }
+
+
+def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise if a resumed run would not see the samples that it would have seen."""
+    different = [
+        f"{name} was {saved.get(name)}, now {value}" for name, value in present.items() if saved.get(name) != value
+    ]
+    batch = saved.get("global_batch")
+    devices = (
+        f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
+        if batch != present.get("global_batch")
+        else ""
+    )
+    if different:
+        raise CheckpointError(
+            f"this checkpoint belongs to another run: {'; '.join(different)}. Resume with the same settings and text, "
+            f"or start a new run{devices}"
+        )
+
+
+def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise if the weights would not fit; dropout may change in mid-run."""
+    different = [
+        f"model.{name} was {saved.get(name)}, now {value}"
+        for name, value in present.items()
+        if saved.get(name) != value and not name.endswith("_pdrop")
+    ]
+    if different:
+        raise CheckpointError(
+            f"this checkpoint has another model: {'; '.join(different)}. Leave the model's options out"
+        )
+
+
+def refuse_other_freeze(saved: object, gpt2: module.GPT2Module) -> None:
+    """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
+    if saved is not None and saved != {**gpt2.frozen.identity(), "lora": gpt2.lora}:
+        raise CheckpointError(
+            "this checkpoint's run has another model.freeze, freeze_steps or lora. Leave them as they were, or start "
+            "a new run with model.init_from"
+        )
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, newest first, by the step in their names."""
+    found = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the path is a checkpoint itself, a file or a folder of shares."""
+    return path.is_file() or dtensor.is_sharded(path)
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps done when the file was written."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[2]) if match else -1
+
+
+def best_of(paths: list[Path], k: int = 1) -> list[Path]:
+    """The k with the lowest validation losses in their names, best first; without any such name, the newest."""
+    scored = [(float(match[3]), -step_of(p), p) for p in paths if (match := _NAME.fullmatch(p.name)) and match[3]]
+    return [path for _, _, path in sorted(scored)[:k]] or paths[:1]
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint file that `path` means: itself, or the best of a run folder."""
+    given = Path(path)
+    if is_checkpoint(given):
+        return given
+    if not given.exists():
+        raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
+    best = best_of(checkpoints(given))
+    if not best:
+        raise CheckpointError(
+            f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0, or a Hugging "
+            "Face folder, which has a config.json"
+        )
+    return best[0]
+
+
+def newest_sound(run: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies and can be gone on from; each one passed over is said."""
+    for candidate in checkpoints(run):
+        try:
+            refuse_weights_only(candidate)
+        except CheckpointError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+        else:
+            return candidate
+    return None
+
+
+def refuse_weights_only(file: Path) -> None:
+    """Raise unless the file is a sound checkpoint with all that a run needs to go on."""
+    raw = read(file)
+    if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
+        raise CheckpointError(
+            f"{file}: not a checkpoint that a run can go on from. Give one that trainer.py has written"
+        )
+
+
+def open(path: str | Path) -> Opened:
+    """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it."""
+    if folder := huggingface.folder_of(str(path)):
+        gpt2, tokenizer = huggingface.read(folder)
+        return Opened(folder, gpt2, tokenizer, {"test_files": [], "test_share": None})
+    file = find(path)
+    raw = read(file)
+    facts = raw.get(KEY)
+    state = raw.get("state_dict")
+    if not isinstance(facts, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
+    if type(facts.get("format")) is not int or facts["format"] != FORMAT:
+        raise CheckpointError(
+            f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
+        )
+    shape = validation.shape_of(file, facts.get("shape"))
+    state = lora.merged(state)
+    validation.check(file, shape, state)
+    gpt2 = module.GPT2Module(**shape, document_start=_document_start(file, facts, shape))
+    gpt2.load_state_dict(state, strict=True)
+    try:
+        tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    if tokenizers.size(tokenizer) > shape["vocab_size"]:
+        raise CheckpointError(
+            f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
+            f"its model {shape['vocab_size']}. Train it again"
+        )
+    return Opened(file, gpt2.eval(), tokenizer, facts)
+
+
+def test_text(opened: Opened) -> tuple[list[str], Share | None]:
+    """The run's own test text: its files, and the share of their documents that was kept out of training."""
+    files = opened.facts.get("test_files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
+    return files, share_of(opened, "test_share")
+
+
+def share_of(opened: Opened, name: str) -> Share | None:
+    """A share of documents that the checkpoint tells of."""
+    share = opened.facts.get(name)
+    if share is None:
+        return None
+    sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
+    if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
+        raise CheckpointError(f"{opened.path}: what it says of its {name} cannot be. Give text with --files")
+    return Share(**share)
+
+
+def read(file: Path, whole: bool = True) -> dict[str, Any]:
+    """The file's content, with `weights_only=True` and its checksum compared.
+
+    Of a folder of shares, the same as of the file of a run without shares; `whole=False`: with `Parts` for tensors.
+    """
+    if file.is_dir():
+        return dtensor.read(file, whole)
+    if not _checksum_fits(file):
+        raise CheckpointError(
+            f"{file}: its content does not fit its checksum, so it is damaged. Use another checkpoint"
+        )
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(f"{file}: not a checkpoint file, or a truncated one. Use another one")
+    try:
+        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=durable.POSIX)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        reason = first_line(error).split(". ")[0]
+        raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
+    return raw
+
+
+def _sidecar(file: Path) -> Path:
+    return file.with_name(file.name + ".sha256")
+
+
+def size(file: Path) -> int:
+    """Bytes that a checkpoint takes."""
+    return dtensor.size(file) if file.is_dir() else file.stat().st_size
+
+
+def remove(file: Path) -> None:
+    """Delete a checkpoint and its checksum."""
+    if file.is_dir():
+        return dtensor.remove(file)
+    file.unlink(missing_ok=True)
+    _sidecar(file).unlink(missing_ok=True)
+
+
+def _checksum_fits(file: Path) -> bool:
+    sidecar = _sidecar(file)
+    return not sidecar.is_file() or sidecar.read_bytes().strip() == durable.digest(file).encode()
+
+
+def _document_start(file: Path, facts: dict[str, Any], shape: dict[str, Any]) -> int | None:
+    found = facts.get("document_start")
+    if found is not None and not (type(found) is int and 0 <= found < shape["vocab_size"]):
+        raise CheckpointError(f"{file}: document_start {found!r} cannot be. The file is damaged or not from gpt2kit")
+    return found

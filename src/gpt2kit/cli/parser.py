@@ -1,0 +1,148 @@
+"""A function's signature and docstring become a script's command line; a user's mistake becomes one line."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import io
+import locale
+import os
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import Path as ConfigPath
+
+from gpt2kit.cli import parsing
+from gpt2kit.errors import MachineError, UserError, refuse
+
+
+def run(function: Callable[..., object], args: list[str] | None = None) -> None:
+    """Call `function` with options parsed from the command line.
+
+    A parameter that is a list takes several values and may be given several times: `--files a b --files c`; one that
+    is a bool is off unless it is named: `--json`. One before a `/` in the signature is given without a name: `RUN RUN`.
+    """
+    guarded(lambda argv: call(function, parse(function, argv)), args)
+
+
+def call(function: Callable[..., object], options: dict[str, object]) -> object:
+    """Call a function with what `parse` has found for it."""
+    parameters = inspect.signature(function).parameters.values()
+    first = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    return function(*first, **options)
+
+
+def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
+    """The keyword arguments for `function` that `args` asks for."""
+    parser = parser_of(function)
+    found = parsing.parse(parser, args)
+    refuse(found.problems + found.missing)
+    return dict(parser.instantiate(found.config).as_dict())
+
+
+def parser_of(function: Callable[..., object]) -> ArgumentParser:
+    """The parser of a function's options."""
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=(inspect.getdoc(function) or "").split("\n\n")[0]
+    )
+    hints = typing.get_type_hints(function)
+    lists = {name: item for name, hint in hints.items() if (item := _list_item(hint)) and name != "return"}
+    helps = _argument_helps(function)
+    for name, item in lists.items():
+        parameter = inspect.signature(function).parameters[name]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            parser.add_argument(name, nargs="+", type=item, help=helps.get(name, ""))
+            continue
+        default = parameter.default
+        required = default is inspect.Parameter.empty
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            action="extend",
+            type=item,
+            required=required,
+            default=None if required else default,
+            help=helps.get(name, ""),
+        )
+    flags = [name for name, hint in hints.items() if hint is bool]
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=helps.get(name, ""))
+    parser.add_function_arguments(function, as_group=False, skip={*lists, *flags})
+    return parser
+
+
+def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
+    """Run `main(args)`; print a UserError as one line on stderr and exit with its code (`--debug`: the traceback)."""
+    speak_utf8()
+    argv = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in argv
+    argv = [arg for arg in argv if arg != "--debug"]
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        known = error if isinstance(error, UserError) else _machine(error)
+        if known is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(known).split())}", file=sys.stderr, flush=True)
+        sys.exit(known.exit_code)
+
+
+def speak_utf8() -> None:
+    """Have config files and what goes to a file or a pipe be UTF-8 on every system; a terminal shows ? for the rest."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            if not stream.isatty():
+                stream.reconfigure(encoding="utf-8", errors=stream.errors)
+            elif stream is not sys.stdin:
+                stream.reconfigure(errors="replace")
+    if locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
+        module: typing.Any = sys.modules[ConfigPath.__module__]  # it opens files in the system's encoding
+        module.open = functools.partial(open, encoding="utf-8")
+
+
+def _machine(error: Exception) -> MachineError | None:
+    """The system's word that the machine is at its limit, as an error of ours."""
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
+        return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
+    if is_lost_connection(error):
+        reason = str(error).split(". ")[0]
+        return MachineError(f"another process of this run has gone ({reason}). Go on with --ckpt_path last")
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(f"{error.filename or 'disk'}: no space left. Free some and run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MachineError(f"{error.filename}: {error.strerror}. Check the permissions, or choose another folder")
+    return None
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether it is what torch raises when another process of a run does not answer."""
+    return bool(re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE))
+
+
+def _list_item(hint: object) -> type | None:
+    """X for `list[X]` and `list[X] | None`, else None."""
+    for option in (hint, *typing.get_args(hint)):
+        if typing.get_origin(option) is list:
+            return typing.cast(type, typing.get_args(option)[0])
+    return None
+
+
+def _argument_helps(function: Callable[..., object]) -> dict[str, str]:
+    import docstring_parser
+
+    found = docstring_parser.parse(inspect.getdoc(function) or "")
+    return {param.arg_name: param.description or "" for param in found.params}

@@ -1,0 +1,55 @@
+"""`plot.py`: a run's curves as a picture or a page, out of its folder alone. No torch is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2kit import files
+from gpt2kit.errors import DataError, MachineError, UserError
+from gpt2kit.runs import curves, folder
+from gpt2kit.runs import report as run_page
+from gpt2kit.runs.curves import XAxis
+from gpt2kit.runs.folder import Run
+
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def plot(
+    runs: list[str], /, output: Path | None = None, x: XAxis = "steps", show: bool = False, report: Path | None = None
+) -> None:
+    """Draw the curves of runs, or write a report of them as one page that needs nothing else.
+
+    Args:
+        runs: run folders such as lightning_logs/version_0; several are compared.
+        output: the picture, by its ending a PNG, SVG or PDF. Default: curves.png, in the folder of a single run.
+        x: what the curves are drawn against: optimizer steps, tokens seen, or hours of running.
+        show: open a window instead of writing a file.
+        report: write a page here instead: settings, machine, text, curves, samples, test figures, how to do it again.
+    """
+    if output is not None and output.suffix.lower() not in _FORMATS:
+        raise UserError(f"--output {output}: unknown kind of picture. End it in {', '.join(_FORMATS)}")
+    found = [folder.read(run) for run in runs]
+    if report is not None:
+        try:
+            files.write_text(report, run_page.page(found, x))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of another version, or torn
+            names = f"{folder.START} or {folder.TEST} of {', '.join(str(run.folder) for run in found)}"
+            raise DataError(f"{names}: not what this version writes ({error!r}). Move the file away") from error
+        print(report)
+    if show:
+        _show(found, x)
+    elif output is not None or report is None:
+        target = output or (found[0].folder if len(found) == 1 else Path()) / "curves.png"
+        curves.draw(found, x, target)
+        print(target)
+
+
+def _show(runs: Sequence[Run], x: XAxis) -> None:
+    curves.prepare()
+    from matplotlib import pyplot
+
+    if pyplot.get_backend().lower() == "agg":
+        raise MachineError("--show: no window can be opened here. Leave it out, and look at the file that is written")
+    curves.figure(runs, x, pyplot.figure)
+    pyplot.show()

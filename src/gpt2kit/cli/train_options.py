@@ -1,0 +1,154 @@
+"""What a command line asks for, with its config files, the run to go on with and the weights to begin with; and all
+that is wrong with it, before anything is made of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser
+
+from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli import earlier, parsing
+from gpt2kit.data.datamodule import data_problems
+from gpt2kit.errors import MachineError, UserError, refuse
+from gpt2kit.model.config import shape_problems
+from gpt2kit.runs import folder as run_folder
+from gpt2kit.runs import lifecycle
+from gpt2kit.training import launch
+from gpt2kit.training.limits import callback_problems, config_problems
+from gpt2kit.training.trainer import as_list, first_problems, first_words
+
+
+class Asked:
+    """What the words of a command line ask for.
+
+    Args:
+        parser: of all options.
+        args: the words.
+    """
+
+    config: Any
+
+    def __init__(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self.planned = False
+        """Whether the run is only to be planned: then what is wrong is gathered, and told together."""
+        self.problems: list[str] = []
+        self.resumed: Path | None = None
+        """The checkpoint to go on with."""
+        self.source: checkpoint.Opened | None = None
+        """The weights to begin with."""
+        self._left_out = set[str]()
+        words = first_words(args)
+        if words.ckpt_path is None:
+            understood = self._understood(parsing.parse(parser, args))
+            if self.config.model.init_from is not None:
+                self._parse_begun(parser, understood)
+        else:
+            self._parse_resumed(parser, args, words)
+        self.problems += first_problems(self.config, words)
+        if not 0 <= self.config.seed_everything < 2**32:
+            self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
+            self.config.seed_everything = 0
+        self.override, self.config.override = self.config.override, False
+        self.config.plan = False
+        self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
+
+    def _understood(self, found: parsing.Parsed) -> list[str]:
+        """Take the config that words mean, and refuse what they do not; a plan goes on with those that it knows."""
+        problems = found.problems + found.missing
+        if found.config is None or found.config.plan is not True:
+            refuse(problems)
+        self.config = found.config
+        self.planned = self.config.plan is True
+        self.problems += [problem for problem in problems if problem not in self.problems]
+        self._left_out |= found.left_out
+        return found.words
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """In a plan, keep what is wrong, to be told with all else that is."""
+        try:
+            yield
+        except UserError as error:
+            if not self.planned:
+                raise
+            self.problems.append(str(error))
+
+    def _parse_begun(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Open the weights to begin with: they decide what options are by default. A plan goes on without them."""
+        with self.gathered():
+            self.source = initialize.open_source(self.config.model.init_from)
+        if self.source is None:
+            return
+        parser.set_defaults(initialize.defaults(self.source, self.config))
+        self._understood(parsing.parse(parser, args))
+        self.problems += initialize.settle(self.config, self.source)
+
+    def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
+        """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
+        wanted, unsaid = None, set[str]()
+        found = parsing.parse(parser, args)
+        self.planned = found.config is not None and found.config.plan is True
+        if not self.planned:
+            refuse(found.problems + (found.missing if words.config else []))
+        if found.config is not None and not found.problems + found.missing:
+            words.root = found.config.trainer.default_root_dir or "."
+            wanted = yaml.safe_load(parser.dump(found.config, skip_validation=True))
+            if found.config.model.init_from is not None:
+                unsaid = initialize.unsaid(found.config, parser.get_defaults())
+        with self.gathered():
+            self.resumed = lifecycle.resumable(words.ckpt_path, Path(words.root) / lifecycle.LOGS, wanted, unsaid)
+        if self.resumed is None:
+            self.problems += found.problems
+            refuse(self.problems if found.missing else [])  # the run's own config would have them
+            self._understood(found)
+            return
+        folder = lifecycle.run_of(self.resumed)
+        config_file = folder / run_folder.CONFIG if folder else None
+        own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
+        self._understood(parsing.parse(parser, [*own, *args]))
+        if own:
+            earlier.settle(self.config, parser.parse_args(own))
+        initialize.keep_tokenizer(self.config, self.resumed)
+        if folder:
+            earlier.same_ids(self.config, run_folder.starts(folder))
+
+    @property
+    def builds_text(self) -> bool:
+        """Whether the text is to be tokenized, and nothing trained."""
+        return self.config.part is not None or self.config.merge is not None
+
+    def refuse_wrong(self, problems: list[str]) -> None:
+        """Refuse all that is wrong: what was found before, and these problems of values."""
+        # What was left out has its default, which may not go with the rest.
+        told = [problem for problem in problems if not any(name in problem for name in self._left_out)]
+        if problems or not self.planned:
+            refuse(list(dict.fromkeys([*self.problems, *told])))
+
+    def wrong_values(self) -> list[str]:
+        """What is wrong with the options' values, before anything is made of them."""
+        config, trainer = self.config, self.config.trainer
+        problems = config_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
+        shape = shape_problems(config.model.as_dict())
+        problems += data_problems(config.data.as_dict()) + shape + initialize.problems(config.model)
+        problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
+        if config.model.freeze and not shape and (self.source or config.model.init_from is None):
+            problems += initialize.freeze_problems(config.model)
+        if self.planned and trainer.fast_dev_run:
+            problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
+        if self.planned and self.builds_text:
+            problems.append("--plan: not with --part or --merge, which train nothing either")
+        try:
+            if not self.builds_text:
+                launch.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
+        except MachineError as error:
+            if not self.planned and not problems:
+                raise
+            problems += [str(error)] if self.planned else []
+        return problems

@@ -1,0 +1,119 @@
+"""`cache.py`: which token stores lie on the disk, what they take, and how to be rid of them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2kit.data.store import INDEX, JOURNAL, SOURCES, VERIFIED, Damaged, Index, damaged, read_index
+from gpt2kit.errors import UserError
+
+_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A store on the disk; `index` is None while it is unfinished, or damaged."""
+
+    folder: Path
+    index: Index | None
+    bytes: int
+    used: float
+
+    @property
+    def days(self) -> float:
+        """Since it was last opened or written."""
+        return max(time.time() - self.used, 0) / _DAY
+
+
+def manage(
+    cache_dir: Path = Path(".cache/gpt2kit"),
+    prune: list[str] = [],  # noqa: B006
+    unused_for: float | None = None,
+    verify: bool = False,
+) -> None:
+    """List the stores of tokenized text; prune or verify them. A pruned one is built again when it is needed.
+
+    Args:
+        cache_dir: where they lie; the trainer's data.cache_dir.
+        prune: delete these, by the beginnings of their names; `all` for all.
+        unused_for: delete those that were not opened for so many days.
+        verify: read every file again and compare its checksum.
+    """
+    found = list(entries(cache_dir))
+    if unused_for is not None and unused_for < 0:
+        raise UserError(f"--unused_for {unused_for}: days, must not be negative")
+    for name in prune:
+        if name != "all" and sum(entry.folder.name.startswith(name) for entry in found) != 1:
+            raise UserError(f"--prune {name}: not the beginning of one store's name in {cache_dir}. See the list")
+    doomed = [
+        entry
+        for entry in found
+        if any(name == "all" or entry.folder.name.startswith(name) for name in prune)
+        or (unused_for is not None and entry.days >= unused_for)
+    ]
+    gone = [entry for entry in doomed if remove(entry.folder)]
+    if doomed:
+        print(f"{len(gone)} stores deleted, {sum(entry.bytes for entry in gone) / 1e6:,.1f} MB")
+    print(table([entry for entry in found if entry not in gone], verify) or f"{cache_dir}: no stores")
+
+
+def entries(cache_dir: Path) -> Iterator[Entry]:
+    """All stores, the one used last first; also those whose building was broken off."""
+    found = []
+    for folder in cache_dir.glob("*/"):
+        files = [path for path in folder.iterdir() if path.is_file()]
+        if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in files):
+            continue
+        try:
+            index = read_index(folder)
+        except (FileNotFoundError, Damaged):
+            index = None
+        stats = [path.stat() for path in files]
+        found.append(Entry(folder, index, sum(s.st_size for s in stats), max(s.st_mtime for s in stats)))
+    yield from sorted(found, key=lambda entry: -entry.used)
+
+
+def table(found: list[Entry], verify: bool) -> str:
+    """A line for each store."""
+    lines = []
+    for entry in found:
+        index = entry.index
+        if index is None:
+            what = "unfinished: the same command goes on with it"
+        else:
+            bad = _reread(entry) if verify else []
+            tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
+            rest = len(index.sources) - 1
+            more = "" if rest < 1 else f" and {rest} more" if rest + 1 < SOURCES else " and many more"
+            what = f"{tokens:,} tokens, {documents:,} documents of {next(iter(index.sources), '?')}{more}"
+            what += f"; DAMAGED: {', '.join(bad)}, made again when next used" if bad else "; sound" if verify else ""
+        lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")
+    return "\n".join(lines)
+
+
+def remove(folder: Path) -> bool:
+    """Delete a store, its index first, so that what is left is never taken for a whole one; False if it is in work."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder.with_suffix(".lock"), blocking=False):
+            (folder / INDEX).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    except Timeout:
+        print(f"{folder.name}: is being built at this moment, so it stays", file=sys.stderr)
+        return False
+    folder.with_suffix(".lock").unlink(missing_ok=True)
+    return True
+
+
+def _reread(entry: Entry) -> list[str]:
+    assert entry.index is not None
+    with contextlib.suppress(OSError):
+        (entry.folder / VERIFIED).unlink()  # so that nothing is taken on trust
+    return damaged(entry.folder, entry.index.shards)

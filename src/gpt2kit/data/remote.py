@@ -1,0 +1,172 @@
+"""Token stores that live elsewhere: at any URL that fsspec knows, or in a folder of a slow disk.
+
+A store there has the files that one here has (`store`). While it is read, only some of its token files are on the
+local disk, under `streamed` of the scratch folder. `uploading` builds it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from gpt2kit import files as durable
+from gpt2kit.data.fetching import Threads, claimed, failed, patiently
+from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, mapped
+from gpt2kit.errors import DataError
+from gpt2kit.text import sources
+
+SCRATCH = Path(".cache/gpt2kit")
+"""What streaming keeps on the local disk lies here."""
+
+_AT_ONCE = 4
+"""Files fetched at the same time: enough to hide a server's latency."""
+
+_T = TypeVar("_T")
+
+
+class StreamedStore(TokenStore):
+    """A complete store that lies elsewhere, read only.
+
+    Of its token files those are on the local disk that are wanted now or soon (`want`), or, when it is read in order,
+    the one that is read, that before and that behind it. Each is compared with its checksum. Processes on one machine
+    share them. A file that is deleted while it is mapped stays readable (on Windows it stays on the disk).
+
+    Args:
+        place: the URL or folder of the store. FileNotFoundError if none is there.
+        scratch: a local folder.
+    """
+
+    def __init__(self, place: str, scratch: Path = SCRATCH) -> None:
+        self.place, self._scratch = place, scratch
+        with sources.reading(place):
+            self._filesystem, self._root = sources.filesystem_of(place)
+        raw = patiently(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
+        self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))
+        self.folder, release = claimed(scratch / "streamed", self.fingerprint[:24])
+        weakref.finalize(self, release)
+        self._threads = Threads(_AT_ONCE)
+        weakref.finalize(self, self._threads.end)
+        self._lock = threading.Lock()
+        self._held: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
+        self._wanted: list[int] = []
+        self._documents_ahead: dict[int, Future[bytes]] = {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.place, self._scratch)
+
+    def want(self, numbers: Sequence[int]) -> None:
+        """These files are needed now or soon, the most urgent first: fetch them meanwhile, forget all others."""
+        if self._wanted != numbers:
+            self._wanted = list(numbers)
+            self._hold(self._wanted)
+
+    def shard(self, number: int) -> NDArray[np.unsignedinteger]:
+        """The tokens of one file; waits for it if it is not here."""
+        held = self._held.get(number)
+        if held is None or failed(held):
+            if number in self._wanted:
+                self._hold(self._wanted)
+            else:
+                self._read_on(number)
+        elif number not in self._wanted and number + 1 not in self._held:
+            self._read_on(number)
+        return self._held[number].result()
+
+    def _read_on(self, number: int) -> None:
+        """Hold what reading in order needs: spans cross a file's end, so one may go back."""
+        self._wanted = []
+        self._hold([n for n in (number, number + 1) if n < len(self.shards)], [number - 1])
+
+    def _hold(self, wanted: list[int], also: Sequence[int] = ()) -> None:
+        """Begin to fetch what is wanted and not here; forget all but that, and what may stay also."""
+        with self._lock:
+            for number in self._held.keys() - {*wanted, *also}:
+                self._held.pop(number).cancel()
+                self._forget(number)
+            for number in wanted:
+                if number not in self._held or failed(self._held[number]):
+                    self._held[number] = self._threads.begin(functools.partial(self._fetched, number))
+
+    def _forget(self, number: int) -> None:
+        for path in (self._path(number), self._path(number).with_suffix(".lock")):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self.shards[number].name
+
+    def _fetched(self, number: int) -> NDArray[np.unsignedinteger]:
+        """One token file, fetched unless another process has done so, and mapped."""
+        path = self._path(number)
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    self._fetch(number, path)
+                with contextlib.suppress(FileNotFoundError):  # another process has just forgotten it
+                    found = mapped(path, self.dtype)
+                    break
+        with self._lock:
+            if number not in self._held:  # no longer wanted when it came
+                self._forget(number)
+        return found
+
+    def _fetch(self, number: int, path: Path) -> None:
+        """Fetch a token file and compare it with its checksum; only then it gets its name."""
+        shard = self.shards[number]
+        # A file that is forgotten and wanted again may be fetched by two threads at once.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            for _ in range(2):
+                self._ask(shard.name, lambda source: self._filesystem.get_file(source, str(temporary)))
+                sized = temporary.stat().st_size == shard.tokens * self.dtype.itemsize
+                if sized and durable.digest(temporary) == shard.sha256:
+                    os.replace(temporary, path)
+                    return
+        finally:
+            temporary.unlink(missing_ok=True)
+        raise self._damaged(shard.name)
+
+    def documents_of(self, shard: Shard) -> bytes:
+        """The file beside a token file, from a thread that is some files ahead."""
+        number = int(Path(shard.name).stem)
+        for ahead in range(number, min(number + _AT_ONCE, len(self.shards))):
+            if ahead not in self._documents_ahead:
+                fetch = functools.partial(self._fetched_documents, self.shards[ahead])
+                self._documents_ahead[ahead] = self._threads.begin(fetch)
+        return self._documents_ahead.pop(number).result()
+
+    def _fetched_documents(self, shard: Shard) -> bytes:
+        for _ in range(2):
+            raw = self._ask(shard.documents_name, lambda source: bytes(self._filesystem.cat_file(source)))
+            if hashlib.sha256(raw).hexdigest() == shard.documents_sha256:
+                return raw
+        raise self._damaged(shard.documents_name)
+
+    def _ask(self, name: str, get: Callable[[str], _T]) -> _T:
+        """What `get` makes of the store's file of this name."""
+        try:
+            return patiently(f"{self.place}/{name}", lambda: get(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.place}/{name}: is not there, but {INDEX} names it. Delete {self.place}/{INDEX}, and the same "
+                "command makes again what is missing"
+            ) from None
+
+    def _damaged(self, name: str) -> DataError:
+        return Damaged(
+            f"{self.place}/{name}: its content, fetched twice, does not fit its checksum, so it is damaged there. "
+            f"Delete it and {self.place}/{INDEX}, and the same command makes it again"
+        )

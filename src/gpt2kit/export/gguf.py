@@ -1,0 +1,122 @@
+"""A model as a GGUF file for llama.cpp and what is built on it.
+
+llama.cpp knows GPT-2's network and its byte-level tokenizer. Other kinds of tokenizer and other activations have no
+form there that gives the same text, so they are refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from gpt2kit.errors import problems_of, refuse
+from gpt2kit.model.config import Shape
+from gpt2kit.tokenization import tokenizer as tokenizers
+
+NAME = "model.gguf"
+_PACKAGES = ("gguf", "accelerate")
+"""What writes the file, and what transformers wants to read it with."""
+
+_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+"""GPT-2's layers keep these as [in, out]; GGUF, like nn.Linear, as [out, in]."""
+
+
+def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
+    """Why this model cannot be a GGUF file; empty if it can."""
+    raw = json.loads(tokenizers.to_json(tokenizer))
+    cut = raw["pre_tokenizer"] or {}
+    byte_level = (
+        raw["model"]["type"] == "BPE"
+        and not raw["model"].get("byte_fallback")
+        and not raw["model"].get("ignore_merges")
+        and raw["normalizer"] is None
+        and cut.get("type") == "ByteLevel"
+        and cut.get("use_regex", True)
+        and not cut.get("add_prefix_space")
+    )
+    found = all(token["special"] for token in raw["added_tokens"])
+    activation = shape["activation_function"]
+    rules = {
+        "needs two packages: pip install 'gguf>=0.17' 'accelerate>=1'": not all(
+            importlib.util.find_spec(package) for package in _PACKAGES
+        ),
+        "llama.cpp cuts text only as byte-level BPE does (--kind bytebpe), without a normalizer": not byte_level,
+        "llama.cpp would not find the special tokens in a text that parse_special finds": not found,
+        f"llama.cpp's GPT-2 has gelu_new, not {activation}": activation != "gelu_new",
+    }
+    return [f"--gguf: {problem}" for problem in problems_of(rules)]
+
+
+def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokenizer, name: str) -> None:
+    """The file; `state` by Hugging Face's names, without padded rows. Vectors and positions stay float32.
+
+    Raises UserError where the model cannot be one.
+    """
+    refuse(problems(shape, tokenizer))
+    import gguf
+
+    kind = gguf.MODEL_ARCH.GPT2
+    names = gguf.get_tensor_name_map(kind, shape["n_layer"])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
+    _describe(writer, shape, tokenizer, name, state["transformer.wte.weight"].dtype)
+    for own, tensor in state.items():
+        if own == "lm_head.weight":  # tied: readers take the input embedding
+            continue
+        found_name = names.get_name(own, try_suffixes=(".weight", ".bias"))
+        assert found_name is not None, own
+        values = tensor.T.contiguous() if own.endswith(_TRANSPOSED) else tensor
+        plain = tensor.ndim < 2 or own == "transformer.wpe.weight"
+        _add(writer, found_name, values.float() if plain else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _describe(writer: Any, shape: Shape, tokenizer: Tokenizer, name: str, dtype: torch.dtype) -> None:
+    import gguf
+
+    file_types = {
+        torch.float32: gguf.LlamaFileType.ALL_F32,
+        torch.float16: gguf.LlamaFileType.MOSTLY_F16,
+        torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
+    }
+    writer.add_name(name)
+    writer.add_block_count(shape["n_layer"])
+    writer.add_context_length(shape["n_positions"])
+    writer.add_embedding_length(shape["n_embd"])
+    writer.add_feed_forward_length(shape["n_inner"] or 4 * shape["n_embd"])
+    writer.add_head_count(shape["n_head"])
+    writer.add_layer_norm_eps(shape["layer_norm_epsilon"])
+    writer.add_file_type(file_types[dtype])
+    vocabulary = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+    special = set(tokenizer.get_added_tokens_decoder())
+    size, end = int(shape["vocab_size"]), tokenizers.eos_id(tokenizer)
+    kinds = gguf.TokenType
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([vocabulary.get(i, f"[unused {i}]") for i in range(size)])
+    writer.add_token_types(
+        [kinds.UNUSED if i not in vocabulary else kinds.CONTROL if i in special else kinds.NORMAL for i in range(size)]
+    )
+    merges = json.loads(tokenizers.to_json(tokenizer))["model"]["merges"]
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
+    writer.add_add_bos_token(True)  # in training, a text begins behind this token
+
+
+def _add(writer: Any, name: str, tensor: Tensor) -> None:
+    import gguf
+
+    if tensor.dtype == torch.bfloat16:
+        bits = tensor.contiguous().view(torch.int16).numpy().view("uint8")
+        writer.add_tensor(name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    else:
+        writer.add_tensor(name, tensor.contiguous().numpy())

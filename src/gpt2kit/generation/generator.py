@@ -1,0 +1,232 @@
+"""A checkpoint that writes: prompts and wishes to pieces of text. What generate.py and the web demo share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.errors import UserError, problems_of
+from gpt2kit.generation import beams
+from gpt2kit.generation import verse as verses
+from gpt2kit.generation.constraints import Ban, Constraint
+from gpt2kit.generation.decoder import Chosen, Precision, Text, Writer, ready
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.sampling import problems as rule_problems
+from gpt2kit.generation.verse import Form, Verse
+from gpt2kit.tokenization import pieces
+from gpt2kit.tokenization import tokenizer as tokenizers
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to write. `form` None: prose; else `max_new_tokens` does not count, since the form says where the end is."""
+
+    rules: Rules = field(default_factory=Rules)
+    num_samples: int = 1
+    max_new_tokens: int = 200
+    num_beams: int = 1
+    stop: tuple[str, ...] = ()
+    banned_words: tuple[str, ...] = ()
+    max_newlines: int | None = None
+    strip_special: bool = False
+    form: Form | None = None
+    batch_size: int = 16
+    alternatives: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some characters more of a text; with its last piece comes why it ends: document, length, stop or form.
+
+    Args:
+        prompt: the prompt's place.
+        sample: which of the prompt's texts.
+        text: the new characters; may be empty.
+        end: empty until the last piece.
+        tokens: how many tokens the text has by now.
+        chosen: the token that brought them.
+    """
+
+    prompt: int
+    sample: int
+    text: str
+    end: str
+    tokens: int
+    chosen: Chosen | None = None
+
+
+def problems(wish: Wish) -> list[str]:
+    """Everything that is wrong with a wish, in the words of the command line."""
+    rules, form = wish.rules, wish.form
+    broken = {
+        f"--num_samples {wish.num_samples}: must be at least 1": wish.num_samples < 1,
+        f"--max_new_tokens {wish.max_new_tokens}: must not be negative": wish.max_new_tokens < 0,
+        f"--num_beams {wish.num_beams}: must be at least 1": wish.num_beams < 1,
+        f"--batch_size {wish.batch_size}: must be at least 1": wish.batch_size < 1,
+        "--num_beams draws nothing at random. Leave out --temperature, or the beams": wish.num_beams > 1
+        and rules.temperature > 0,
+        f"--num_samples {wish.num_samples}: more than the {wish.num_beams} beams": wish.num_samples
+        > wish.num_beams
+        > 1,
+        "--num_samples: at temperature 0 all would be the same. Leave one of them out": wish.num_samples > 1
+        and wish.num_beams <= 1
+        and rules.temperature == 0,
+        "--stop: an empty text stops everything. Leave it out": "" in wish.stop,
+        "--banned_words: an empty word is everywhere. Leave it out": "" in wish.banned_words,
+        f"--max_newlines {wish.max_newlines}: must not be negative": (wish.max_newlines or 0) < 0,
+        "--stop: a verse ends where its form ends. Leave out one of them": form is not None and bool(wish.stop),
+        "--num_beams: verse is drawn or greedy. Leave out one of them": form is not None and wish.num_beams > 1,
+    }
+    found = rule_problems(rules) + problems_of(broken)
+    ends, rhyme = (form.ends, form.rhyme) if form else ((), ())
+    words = {"--stop": wish.stop, "--banned_words": wish.banned_words, "--line_ends": ends, "--rhyme": rhyme}
+    found += [
+        f"{name}: holds bytes that are no text. Give it in UTF-8" for name, some in words.items() if not _text(*some)
+    ]
+    return found + (verses.problems(form) if form else [])
+
+
+class Author:
+    """A model and its tokenizer, ready to write.
+
+    Args:
+        opened: the checkpoint.
+        precision: of the weights and the arithmetic.
+        note: told what the user should know; each note once.
+    """
+
+    def __init__(
+        self, opened: Opened, precision: Precision = "auto", note: Callable[[str], None] | None = None
+    ) -> None:
+        self.tokenizer = opened.tokenizer
+        self.gpt2 = ready(opened.module, precision)
+        self.eos = tokenizers.eos_id(self.tokenizer)
+        self._tokens = pieces.token_bytes(self.tokenizer)
+        self._added = pieces.added_ids(self.tokenizer)
+        self._say = note or (lambda text: print(f"note: {text}", file=sys.stderr, flush=True))
+        self._said: set[str] = set()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text."""
+        return self._tokens[token] if token < len(self._tokens) else b""
+
+    def write(self, prompts: Sequence[str], wish: Wish, first_sample: int = 0) -> Iterator[Piece]:
+        """Write `num_samples` texts a prompt, `batch_size` at a time, and yield them as they grow.
+
+        A text depends on its prompt, the seed, its sample number and the wish, not on the prompts beside it.
+        """
+        starts = [self.start(prompt) for prompt in prompts]
+        constrain = self._constraints(wish, prompts)
+        jobs = [(i, sample) for i in range(len(prompts)) for sample in range(wish.num_samples)]
+        if wish.num_beams > 1:
+            yield from self._beams(prompts, starts, constrain, wish)
+            return
+        for at in range(0, len(jobs), wish.batch_size):
+            batch = jobs[at : at + wish.batch_size]
+            texts = [Text(starts[i], first_sample + sample, constrain(prompts[i])) for i, sample in batch]
+            yield from self._batch(batch, texts, wish)
+
+    def start(self, prompt: str) -> list[int]:
+        """The prompt's ids after an end of document: the model has learnt that a text begins there."""
+        try:
+            ids = self.encode(prompt)
+        except (UnicodeEncodeError, TypeError):
+            raise UserError(f"prompt {prompt!r}: holds bytes that are no text. Give it in UTF-8") from None
+        back = self.tokenizer.decode(ids, skip_special_tokens=False)
+        if back != prompt:
+            self.note(f"the tokenizer cannot hold the prompt {_short(prompt)}: the model reads {_short(back)}")
+        context = int(self.gpt2.shape["n_positions"])
+        if len(ids) + 1 > context:
+            self.note(f"a prompt has {len(ids):,} tokens: the model sees the newest {context} of them")
+        return [self.eos, *ids]
+
+    def note(self, text: str) -> None:
+        """Tell it, unless it was told before."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+    def _batch(self, jobs: list[tuple[int, int]], texts: list[Text], wish: Wish) -> Iterator[Piece]:
+        writer = Writer(self.gpt2, texts, wish.rules, self.eos, wish.alternatives)
+        streams = [pieces.Stream(self.tokenizer, text.prompt[1:]) for text in texts]
+        stops = [pieces.Stops(wish.stop) for _ in texts]
+        place = {id(text): i for i, text in enumerate(texts)}
+        for length in count(1):
+            if wish.form is None and length > wish.max_new_tokens:
+                break
+            if not writer.texts:
+                return
+            for chosen in writer.step():
+                i = place[id(chosen.text)]
+                if chosen.token == self.eos:
+                    end = "form" if wish.form else "document"
+                    given = stops[i].push(_complete(streams[i].flush())) + stops[i].flush()
+                else:
+                    given, end = stops[i].push(streams[i].push(chosen.token)), ""
+                if stops[i].met:
+                    writer.drop([chosen.text])
+                    end = "stop"
+                yield Piece(*jobs[i], given, end, len(chosen.text.new), chosen)
+            self._told_of_context(writer.reader.slid)
+        for text in writer.texts:
+            i = place[id(text)]
+            given = stops[i].push(_complete(streams[i].flush())) + stops[i].flush()
+            yield Piece(*jobs[i], given, "length", len(text.new))
+
+    def _beams(
+        self,
+        prompts: Sequence[str],
+        starts: list[list[int]],
+        constrain: Callable[[str], tuple[Constraint, ...]],
+        wish: Wish,
+    ) -> Iterator[Piece]:
+        for i, prompt in enumerate(prompts):
+            text = Text(starts[i], 0, constrain(prompt))
+            found, slid = beams.search(self.gpt2, text, wish.num_beams, wish.rules, self.eos, wish.max_new_tokens)
+            self._told_of_context(slid)
+            for sample, best in enumerate(found[: wish.num_samples]):
+                stops = pieces.Stops(wish.stop)
+                parts = pieces.whole_characters(self.tokenizer, best.text.new, starts[i][1:])
+                given = stops.push(_complete("".join(parts))) + stops.flush()
+                end = "stop" if stops.met else "document" if best.ended else "length"
+                yield Piece(i, sample, given, end, len(best.text.new))
+
+    def _told_of_context(self, slid: bool) -> None:
+        if slid:
+            context = self.gpt2.shape["n_positions"]
+            self.note(f"longer than the model's context of {context} tokens: each time it is full, half is forgotten")
+
+    def _constraints(self, wish: Wish, prompts: Sequence[str]) -> Callable[[str], tuple[Constraint, ...]]:
+        """From a prompt to the constraints on what follows it."""
+        words = [*wish.banned_words, *(["\n" * (wish.max_newlines + 1)] if wish.max_newlines is not None else [])]
+        never = self._added if wish.strip_special else set[int]()
+        made: list[Callable[[str], Constraint]] = []
+        if wish.form:
+            verse = Verse(wish.form, self._tokens, self._added, self.eos, self.encode)
+            if any(map(verse.counted, prompts)):
+                self.note("the prompt fits the form and is counted in as the verse's beginning")
+            made.append(verse.after)
+        if words or never:
+            made.append(Ban(words, self._tokens, never, self.eos).after)
+        return lambda prompt: tuple(make(prompt) for make in made)
+
+
+def _text(*words: str) -> bool:
+    """Whether all are text; what a shell hands over may hold other bytes."""
+    return not any(0xD800 <= ord(letter) < 0xE000 for word in words for letter in word)
+
+
+def _complete(text: str) -> str:
+    """Without the beginning of a character that the end of the text has cut off."""
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,156 @@
+"""`web_demo.py`: a page to write with one's models, served to this machine unless told otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+from typing import Any
+
+from gpt2kit.errors import MachineError, UserError, problems_of, refuse
+from gpt2kit.generation.decoder import Precision
+from gpt2kit.serving import api, page
+from gpt2kit.serving.models import Service, find_models
+
+_LARGEST_BODY = 1 << 18
+_CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/upload", "/file", "/proxy")
+"""Gradio's ways to files and other servers, which this page does not use."""
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; media-src 'none'; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'self'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,  # the browser itself refuses whatever lies elsewhere
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def serve(
+    ckpt_path: list[str],
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: str | None = None,
+    at_once: int = 2,
+    precision: Precision = "auto",
+) -> None:
+    """Write with trained models on a page in the browser, and by an API like OpenAI's (/v1/completions).
+
+    Args:
+        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders; may be given several times.
+        host: the address to listen at; 127.0.0.1: this machine only; 0.0.0.0: the whole network.
+        port: the port to listen at.
+        auth: NAME:PASSWORD that the page and the API ask for.
+        at_once: requests that are written at the same time; the others wait in a queue.
+        precision: 32, bf16, 16; auto: 32 on a CPU, 16 bits on a GPU.
+    """
+    pair = tuple(auth.split(":", 1)) if auth else None
+    broken = {
+        "--auth: give NAME:PASSWORD": pair is not None and (len(pair) < 2 or not all(pair)),
+        f"--port {port}: must be from 1 to 65535": not 0 < port < 65536,
+        f"--at_once {at_once}: must be at least 1": at_once < 1,
+    }
+    refuse(problems_of(broken))
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
+    models = find_models(ckpt_path)
+    check_port(host, port)
+    service = Service(models, precision)
+    application = app(service, host, pair if pair is None else (pair[0], pair[1]), at_once)
+    service.load()
+    import uvicorn
+
+    shown = host if ":" not in host else f"[{host}]"
+    print(f"http://{shown}:{port}  {len(models)} model{'s'[: len(models) != 1]}; Ctrl-C ends it", file=sys.stderr)
+    if not is_loopback(host) and not auth:
+        print(f"note: anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password", file=sys.stderr)
+    uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise if the port is taken, and name the next one that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    def free(candidate: int) -> OSError | None:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            if os.name == "posix":  # elsewhere this would let it take a port that another program listens at
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind((host, candidate))
+            except OSError as error:
+                return error
+        return None
+
+    failure = free(port)
+    if failure is None:
+        return
+    others = (other for other in range(port + 1, min(port + 1000, 65536)) if free(other) is None)
+    other = next(others, None)
+    advice = f"Take --port {other}" if other else "Check --host"
+    raise MachineError(f"--host {host} --port {port}: cannot be had ({failure.strerror}). {advice}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def app(service: Service, host: str, auth: tuple[str, str] | None, at_once: int) -> Any:
+    """The page and the API as one application; nothing in it leads to another machine."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import gradio
+    from fastapi import FastAPI
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    listed = api.routes(service, auth, at_once)
+    # FastAPI's own documentation pages load scripts from elsewhere.
+    made = FastAPI(routes=listed, docs_url=None, redoc_url=None, openapi_url=None)
+    made.add_middleware(Guard)
+    if is_loopback(host):  # a page elsewhere cannot pass itself off as this one by its name
+        made.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "[::1]", host])
+    fonts = ["system-ui", "sans-serif"]
+    return gradio.mount_gradio_app(
+        made,
+        page.build(service, at_once),
+        path="",
+        auth=auth,
+        footer_links=[],
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size=0,
+        theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        css=page.STYLE,
+    )
+
+
+class Guard:
+    """Middleware: refuses bodies that are too large and addresses that nobody needs; adds the headers."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        chunked = scope["method"] == "POST" and b"content-length" not in dict(scope["headers"])
+        too_large = not length.isdigit() or int(length) > _LARGEST_BODY or chunked
+        if too_large or scope["path"].startswith(_CLOSED):
+            status, body = (413, b"too large\n") if too_large else (404, b"not found\n")
+            await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body", "body": body})
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

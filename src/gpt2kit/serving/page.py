@@ -1,0 +1,190 @@
+"""The demo's page: what it shows, and what it shows while texts grow. All text on it is escaped."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gpt2kit.errors import UserError, refuse
+from gpt2kit.generation.decoder import Chosen
+from gpt2kit.generation.generator import Author, Wish
+from gpt2kit.generation.sampling import Rules
+from gpt2kit.serving.models import PATIENCE, Model, Service
+
+if TYPE_CHECKING:
+    import gradio
+
+_ALTERNATIVES = 5
+_SHOWN_TOKENS = 2000
+_EVERY = 0.08
+"""Seconds between two updates of the page."""
+_DOWNLOAD = """(text) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text ?? ''], {type: 'text/plain;charset=utf-8'}));
+  link.download = 'text.txt';
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+STYLE = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+#text textarea { font-size: 1.05rem; line-height: 1.6; }
+.tokens { line-height: 2.1; overflow-wrap: anywhere; padding: .5rem 0; }
+.tokens .t { unicode-bidi: isolate; white-space: pre-wrap; border-radius: 3px; padding: 1px 0;
+  background: color-mix(in srgb, #e8743b calc(var(--surprise) * 1%), transparent); cursor: default; }
+.tokens .t > .a { display: none; position: fixed; left: 50%; bottom: 1rem; transform: translateX(-50%); z-index: 99;
+  white-space: pre; padding: .5rem .8rem; max-width: 94vw; overflow: hidden; pointer-events: none;
+  border-radius: 6px; background: var(--background-fill-primary); color: var(--body-text-color);
+  border: 1px solid var(--border-color-primary); font-size: .9rem; line-height: 1.5; box-shadow: 0 4px 14px #0006; }
+.tokens .t:hover > .a, .tokens .t:focus > .a { display: block; }
+.tokens:hover .t:focus:not(:hover) > .a { display: none; }
+.facts { opacity: .85; font-size: .92rem; }
+footer { display: none !important; }
+"""
+
+
+def build(service: Service, at_once: int) -> gradio.Blocks:
+    """The page."""
+    import gradio as gr
+
+    limits, names = service.limits, list(service.models)
+
+    def write(*values: Any) -> Iterator[tuple[str, str, str]]:
+        try:
+            yield from written(service, *values)
+        except UserError as error:
+            raise gr.Error(html.escape(str(error)), duration=None) from None
+
+    def choose(name: str) -> tuple[str, Any]:
+        model = service.models.get(name)
+        if model is None:
+            return "", gr.skip()
+        model.done.wait(PATIENCE)
+        return facts(model), gr.update(choices=model.presets, value=None)
+
+    with gr.Blocks(title="gpt2kit", analytics_enabled=False) as made:
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
+                about = gr.HTML(facts(service.models[names[0]]))
+                prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=limits.prompt_chars)
+                preset = gr.Dropdown([], label="Or begin with", filterable=False)
+                with gr.Row():
+                    go = gr.Button("Write", variant="primary", min_width=120)
+                    stop = gr.Button("Stop", min_width=120)
+                tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Tokens at most")
+                heat = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: always the likeliest)")
+                samples = gr.Slider(1, limits.num_samples, 1, step=1, label="Texts")
+                seed = gr.Number(1, label="Seed: the same seed writes the same text", precision=0)
+                with gr.Accordion("More", open=False):
+                    top_k = gr.Slider(0, 200, 0, step=1, label="Top k (0: off)")
+                    top_p = gr.Slider(0.05, 1, 0.95, step=0.01, label="Top p (1: off)")
+                    penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty (1: off)")
+            with gr.Column(scale=3, min_width=300):
+                text = gr.Textbox(
+                    label="Text", lines=12, max_lines=40, buttons=["copy"], elem_id="text", interactive=False
+                )
+                with gr.Row():
+                    status = gr.HTML("", min_height=24)
+                    save = gr.Button("Download", size="sm", min_width=120)
+                with gr.Accordion("Token by token: the darker, the less expected; hover or tap for the alternatives"):
+                    tokens_view = gr.HTML("", elem_id="tokens")
+        asked = [model, prompt, tokens, heat, top_k, top_p, penalty, samples, seed]
+        event: dict[str, Any] = {
+            "outputs": [text, tokens_view, status],
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
+        event["scroll_to_output"] = True  # on a phone the text is below
+        limit = {"concurrency_limit": at_once, "concurrency_id": "write"}
+        writing = [go.click(write, asked, **event, **limit), prompt.submit(write, asked, **event, **limit)]
+        stop.click(None, cancels=writing, api_visibility="private")
+        save.click(None, [text], js=_DOWNLOAD, api_visibility="private")
+        preset.input(lambda chosen: chosen or "", [preset], [prompt], show_progress="hidden", api_visibility="private")
+        for trigger in (model.change, made.load):
+            trigger(choose, [model], [about, preset], show_progress="hidden", api_visibility="private")
+    made.queue(max_size=64, api_open=False)
+    return made
+
+
+def written(
+    service: Service,
+    name: str,
+    prompt: str,
+    max_new_tokens: float,
+    temperature: float,
+    top_k: float,
+    top_p: float,
+    penalty: float,
+    num_samples: float,
+    seed: float,
+) -> Iterator[tuple[str, str, str]]:
+    """What the page shows as the texts grow: the texts, the tokens, how it stands."""
+    try:
+        rules = Rules(float(temperature), int(top_k), float(top_p), 0.0, 1.0, float(penalty), 0, int(seed or 0))
+        wish = Wish(rules, num_samples=int(num_samples), max_new_tokens=int(max_new_tokens), alternatives=_ALTERNATIVES)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("a setting is no number") from None
+    if wish.rules.temperature == 0:
+        wish = Wish(rules, max_new_tokens=wish.max_new_tokens, alternatives=_ALTERNATIVES)
+    prompt = str(prompt or "")
+    refuse(service.problems([prompt], wish))
+    found = service.models.get(str(name))
+    if found is not None and not found.done.is_set():
+        yield "", "", "loading the model ..."
+    model = service.model(str(name))
+    assert model.author is not None
+    texts = [prompt] * wish.num_samples
+    chosen: list[list[Chosen]] = [[] for _ in texts]
+    begin, shown, count = time.monotonic(), 0.0, 0
+    for piece in service.write(model.name, [prompt], wish):
+        texts[piece.sample] += piece.text
+        if piece.chosen:
+            chosen[piece.sample].append(piece.chosen)
+            count += 1
+        if time.monotonic() - shown > _EVERY:
+            shown = time.monotonic()
+            yield joined(texts), "", f"{count} tokens"
+    seconds = max(time.monotonic() - begin, 1e-3)
+    parts = (tokens_html(model.author, row) for row in chosen)
+    yield joined(texts), "<hr>".join(parts), f"{count} tokens, {count / seconds:,.0f} a second"
+
+
+def joined(texts: list[str]) -> str:
+    """Several texts with a line between them."""
+    return ("\n\n" + "─" * 12 + "\n\n").join(texts)
+
+
+def tokens_html(author: Author, chosen: list[Chosen]) -> str:
+    """Each token, the less expected the darker, with what might have stood there. All text in it is escaped."""
+    spans = []
+    for one in chosen[:_SHOWN_TOKENS]:
+        rows = [f"{visible(author, one.token)}  {one.probability:.1%}  chosen"]
+        rows += [f"{visible(author, token)}  {share:.1%}" for token, share in one.likeliest]
+        shown = "⏎\n" if visible(author, one.token) == "⏎" else visible(author, one.token)
+        spans.append(
+            f'<span class="t" tabindex="0" style="--surprise:{60 * (1 - one.probability):.0f}">{html.escape(shown)}'
+            f'<span class="a">{"&#10;".join(map(html.escape, rows))}</span></span>'
+        )
+    return f'<div class="tokens">{"".join(spans)}</div>'
+
+
+def visible(author: Author, token: int) -> str:
+    """A token as something to be seen: a line break as ⏎, parts of characters as their bytes."""
+    if token == author.eos:
+        return "(end)"
+    raw = author.token_bytes(token)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return raw.hex(" ").upper()
+    return "".join("⏎" if c == "\n" else c if c.isprintable() or c == " " else f"U+{ord(c):04X}" for c in text)
+
+
+def facts(model: Model) -> str:
+    """What is known of a model, escaped."""
+    if model.failure:
+        return f'<div class="facts">{html.escape(model.failure)}</div>'
+    told = " · ".join(f"{name}: {value}" for name, value in model.facts.items()) or "loading ..."
+    return f'<div class="facts">{html.escape(told)}</div>'

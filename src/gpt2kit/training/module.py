@@ -1,0 +1,306 @@
+"""GPT-2 as a LightningModule: Hugging Face's `GPT2LMHeadModel` built from config, and the one step that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from gpt2kit import dtensor
+from gpt2kit.data.order import IGNORE
+from gpt2kit.errors import UserError, refuse
+from gpt2kit.metrics import Score
+from gpt2kit.model import attention as attentions
+from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
+from gpt2kit.model.config import SHAPE, Activation, Shape, padded, shape_problems
+from gpt2kit.model.cpu_layers import COMPILED, quicken
+from gpt2kit.model.finetuning import Frozen
+from gpt2kit.model.lora import adapt
+from gpt2kit.model.loss import chunked_nll, whole_nll, wide
+from gpt2kit.optim.nonfinite import Guard, unfuse
+from gpt2kit.optim.optimizers import Muon, Schedule, WarmupStableDecay, parameter_groups
+from gpt2kit.training.row import Row, is_log_step
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+_LOGITS = 1 << 24
+"""Logits that `token_nll` holds at once."""
+
+
+class GPT2Module(pl.LightningModule):
+    """GPT-2 of any size, from scratch or from weights.
+
+    Args:
+        n_layer: transformer blocks.
+        n_head: attention heads; divides `n_embd`.
+        n_embd: width of the residual stream.
+        n_inner: width of the feed-forward layer; default 4 x `n_embd`.
+        activation_function: of the feed-forward layer; GPT-2's own is gelu_new.
+        dropout: in embeddings, attention and residual branches. A text read ten times or more wants 0.1 to 0.2,
+            one read once or twice 0.
+        embd_pdrop: dropout after the embeddings; default `dropout`.
+        attn_pdrop: dropout on attention weights; default `dropout`.
+        resid_pdrop: dropout on each residual branch; default `dropout`.
+        initializer_range: standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
+        layer_norm_epsilon: added to the variance in layer norms.
+        init_from: begin with the weights of a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide
+            n_layer, n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, where they are not
+            given, data.block_size and data.tokenizer. A run that is resumed does not read it again.
+        new_vocabulary: move init_from to data.tokenizer, another vocabulary than its own; each new piece begins as the
+            mean of the old pieces that spell it.
+        freeze: parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
+            token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
+        freeze_steps: optimizer steps for which `freeze` holds. Default: all.
+        lora: train small matrices of this rank beside the hidden ones instead of all weights (needs the package peft);
+            with new_vocabulary, the token embedding, too. Whatever opens a checkpoint of the run adds them up.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
+        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks where the run
+            is long enough to repay it.
+        optimizer: any torch optimizer; it gets the hidden matrices, which decay, and the rest, which does not.
+        schedule: the learning rate's factor at each optimizer step.
+        skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
+        max_scaler_skips: under 16-mixed, stop when the loss scaler has skipped more than so many steps on end.
+        document_start: the token that begins a document, if no token is to see another document; comes from
+            `data.mask_documents`.
+        vocab_size: tokens; comes from the tokenizer. The embedding has the next multiple of 64 rows.
+        n_positions: the context in tokens; comes from `data.block_size`.
+    """
+
+    def __init__(
+        self,
+        n_layer: int = 6,
+        n_head: int = 6,
+        n_embd: int = 384,
+        n_inner: int | None = None,
+        activation_function: Activation = "gelu_new",
+        dropout: float = 0.0,
+        embd_pdrop: float | None = None,
+        attn_pdrop: float | None = None,
+        resid_pdrop: float | None = None,
+        initializer_range: float = 0.02,
+        layer_norm_epsilon: float = 1e-5,
+        init_from: str | None = None,
+        new_vocabulary: bool = False,
+        freeze: Sequence[int | str] | int | str = (),
+        freeze_steps: int | None = None,
+        lora: int | None = None,
+        gradient_checkpointing: bool = False,
+        attention: Attention = "auto",
+        compile: Compile = "auto",
+        optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
+        schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
+        skip_nonfinite: int = 0,
+        max_scaler_skips: int = 50,
+        document_start: int | None = None,
+        vocab_size: int = 50257,
+        n_positions: int = 1024,
+    ) -> None:
+        super().__init__()
+        values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
+        drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
+        self.shape: Shape = dict(zip(SHAPE, (*values, *drops, vocab_size, n_positions), strict=True))
+        """All that makes the model; stored in every checkpoint."""
+        refuse(shape_problems(self.shape))
+        self.attention = attention
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.wants_compile = compile
+        self.compiled: Compile = "off" if compile == "auto" else compile
+        """What is compiled once training starts; who knows how long the run will be may decide for auto."""
+        self.model = build(self.shape)
+        self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
+        self.start: dict[str, Any] | None = None
+        """What the run began with, as plain types; part of its state. None: random weights."""
+        self.frozen = Frozen(self.model, freeze, freeze_steps)
+        self._nll_of, self._head = self._whole_model, chunked_nll
+        if gradient_checkpointing:
+            recompute_activations(self.model)
+        self.guard = Guard(skip_nonfinite, max_scaler_skips)
+        self.document_start = document_start
+        self.fresh_groups: list[dict[str, Any]] = []
+        """The optimizer's settings as the config says them, whatever a checkpoint brings."""
+        self.about_steps = 0
+        """Where only the time of a run is known: about how many steps it will have. 0: unknown."""
+        self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
+        self._nll: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+        self.row = Row()
+
+    def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of nats and count of predicted tokens; `batch` is [rows, block_size + 1], short rows filled by IGNORE.
+
+        The only place that shifts: position t is given tokens up to t and predicts token t + 1.
+        """
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
+        return self._nll_of(inputs, targets, self._apart(inputs)), (targets != IGNORE).sum()
+
+    def _whole_model(self, inputs: Tensor, targets: Tensor, apart: dict[str, Tensor]) -> Tensor:
+        """Sum of nats of `targets`, each after the `inputs` up to it."""
+        hidden = self.model.transformer(input_ids=inputs, use_cache=False, **apart).last_hidden_state
+        return self._head(hidden, self.model.lm_head.weight, targets, self.shape["vocab_size"])
+
+    def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
+        """Nats of each target token but the first `known` of a row, `[rows, block_size - known]`; 0 for IGNORE.
+
+        What `_step` sums up, for tests: logits are made of a few positions at a time, and none are kept.
+        """
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]
+        hidden = self.model.transformer(input_ids=inputs, use_cache=False, **self._apart(inputs)).last_hidden_state
+        size = self.shape["vocab_size"]
+        nll = [
+            F.cross_entropy(wide(self.model.lm_head(some)[:, :size]), wanted, ignore_index=IGNORE, reduction="none")
+            for some, wanted in zip(
+                torch.split(hidden[:, known:].flatten(0, 1), max(_LOGITS // size, 1)),
+                torch.split(targets.flatten(), max(_LOGITS // size, 1)),
+                strict=True,
+            )
+        ]
+        return torch.cat(nll).view(targets.shape)
+
+    def _apart(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What keeps documents apart, if they are to be."""
+        if self.document_start is None:
+            return {}
+        return attentions.documents_apart(inputs, self.document_start)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        nll, tokens = self._step(batch)
+        loss = nll / tokens
+        self._window.append(loss.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            if is_log_step(self.trainer):
+                mean = self.trainer.strategy.reduce(torch.stack(self._window).mean(), reduce_op="mean")
+                self.row.add(self.trainer, {"train_loss": mean})
+            self._window.clear()
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
+        self.frozen.hold(self.trainer.global_step)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        norm = dtensor.whole(norm)
+        self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
+        if is_log_step(self.trainer):
+            self.guard.look()
+            self.row.add(self.trainer, {"grad_norm": norm})
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.row.write(self)
+
+    def on_validation_start(self) -> None:
+        self.guard.look()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        nll, tokens = self._step(batch)
+        self._nll.append(nll)
+        self._tokens.append(tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Sums over all batches and ranks, then the ratios."""
+        sums = torch.stack([torch.stack(part).cpu().double().sum() for part in (self._nll, self._tokens)])
+        self._nll.clear()
+        self._tokens.clear()
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        nll, tokens = sums.tolist()
+        whole: Score = self.trainer.datamodule.valid_text()  # type: ignore[attr-defined]
+        # All of the text unless limit_val_batches cuts it; then its bytes are those of the whole, in proportion.
+        share = tokens / whole.tokens
+        score = Score(nll, int(tokens), round(whole.bytes * share))
+        values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
+        self.row.add(self.trainer, values)
+        self.row.write(self)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer(parameter_groups(self.model))
+        if isinstance(optimizer, Muon) and self.device.type == "cpu" and self.trainer.num_nodes == 1:
+            optimizer.ranks = self.global_rank, self.trainer.world_size  # pays there; elsewhere it is not measured
+        self.fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
+            unfuse(optimizer)
+        scheduler = LambdaLR(optimizer, self._factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, step: int) -> float:
+        """Of the learning rate. While the end is open (-1), it rises, as in about so many steps, and stays."""
+        if (total := self.trainer.max_steps) > 0:
+            return self.schedule(step, total)
+        return min((step + 1) / (self.schedule.rise(self.about_steps) + 1), 1.0)
+
+    def configure_model(self) -> None:
+        """The moment after weights to begin with are there, before those of a checkpoint; the devices are known.
+
+        LoRA comes in; under FSDP the weights are cut.
+        """
+        adapt(self.model, self.lora, embedding=self.new_vocabulary)
+        if self.device_mesh is not None:
+            dtensor.cut(self, self.model.transformer.h, ("_step", "token_nll"), self.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
+            raise UserError(
+                f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.checkpoint.initialize.begin before fit"
+            )
+        self.use_attention(self.attention)
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compile as `compiled` says, in place: the weights keep their names. Each part sees one shape of batch.
+
+        Blocks have the same code, so they are compiled once, and the head beside them: seconds, where the model as a
+        whole takes minutes, for a step that is as fast within some per cent (docs/benchmarks.md).
+        """
+        if self.compiled == "off":
+            return
+        self._head = whole_nll  # a compiler fuses what follows the logits, and is faster than pieces
+        options = COMPILED if self.device.type == "cpu" else None
+        if self.compiled == "model":
+            self._nll_of = torch.compile(self._whole_model, dynamic=False, options=options)
+            return
+        self._head = torch.compile(whole_nll, dynamic=False, options=options)
+        for block in self.model.transformer.h:
+            block.compile(dynamic=False, options=options)
+
+    def choose_attention(self, device: torch.device) -> Choice:
+        """How attention is computed in training on a device."""
+        return choose_attention(self.attention, device, self.shape)
+
+    def use_attention(self, wanted: Attention = "auto") -> None:
+        """Compute attention in one way, or in the fastest that is known for where the weights lie."""
+        chosen = choose_attention(wanted, self.device, self.shape)
+        attentions.use(self.model, chosen.value)
+
+
+def build(shape: Shape) -> GPT2LMHeadModel:
+    """The bare model with GPT-2's initial weights: N(0, initializer_range), residual projections / sqrt(2 n_layer)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    rows = padded(shape["vocab_size"])
+    model = GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
+    quicken(model)
+    return model
+
+
+def recompute_activations(model: GPT2LMHeadModel) -> None:
+    """Gradient checkpointing, by the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the other way, frozen embeddings would leave nothing a gradient
