@@ -1,7 +1,7 @@
 """How fast test.py is beside training's forward pass, in one run: `python bench/evaluate.py [--model small ...]`.
 
 Both see the same blocks of random tokens, in float32 on one device, in turns; the best of some rounds counts. The
-forward pass is that of a training step (`GPT2Module._step` in training mode, with what the backward pass would need),
+forward pass is that of a training step (`GPT2.nll` in training mode, with what the backward pass would need),
 without the backward pass. Testing is all of `scoring.score`: reading, the model, sums by document.
 """
 
@@ -54,7 +54,7 @@ def measure(
     sizes = {name: shape[name] for name in ("n_layer", "n_head", "n_embd")}
     with tempfile.TemporaryDirectory() as folder:
         store = _store(Path(folder), batches * batch_size * context)
-        gpt2 = GPT2Module(**sizes, vocab_size=vocab_size, n_positions=context)
+        gpt2 = GPT2Module(**sizes, vocab_size=vocab_size, n_positions=context).model
         device = scoring.Ranks().device()
         scoring.prepare(gpt2, device, "32-true")
         windows = Windows(len(store), context, context)
@@ -66,7 +66,7 @@ def measure(
         for _ in range(rounds + 1):  # the first one warms up
             tested.append(_timed(lambda: scoring.score(gpt2.eval(), store, windows, batch_size), device))
             gpt2.train()
-            forward.append(_timed(lambda: [gpt2._step(batch) for batch in rows], device))
+            forward.append(_timed(lambda: [gpt2.nll(batch) for batch in rows], device))
     tokens = len(store) - 1
     test_speed, train_speed = tokens / min(tested[1:]), tokens / min(forward[1:])
     found = {"model": model, "device": device, "threads": torch.get_num_threads(), "test_tokens_per_s": test_speed}

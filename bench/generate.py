@@ -25,6 +25,7 @@ from machine import finish
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.generation import decoder
 from gpt2kit.generation.sampling import Rules
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.module import GPT2Module
 
 Times = tuple[float, float]  # seconds to the first token, to the last
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     gpt2 = decoder.ready(model(given.ckpt_path, given.shape))
     context = int(gpt2.shape["n_positions"])
-    parameters = sum(p.numel() for p in gpt2.model.parameters())
+    parameters = sum(p.numel() for p in gpt2.parameters())
     print(
         f"{parameters:,} parameters, context {context}, {gpt2.device}, {given.threads} threads, {given.tokens} tokens"
     )
@@ -74,15 +75,17 @@ def main() -> None:
     finish(rows, given.output)
 
 
-def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2Module:
+def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
     if ckpt_path:
-        return checkpoint.open(ckpt_path).module
+        return checkpoint.open(ckpt_path).model
     n_layer, n_head, n_embd, n_positions, vocab_size = shape or (4, 3, 192, 1024, 4096)
     torch.manual_seed(1)
-    return GPT2Module(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=n_positions, vocab_size=vocab_size)
+    return GPT2Module(
+        n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=n_positions, vocab_size=vocab_size
+    ).model
 
 
-def ours(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
+def ours(gpt2: GPT2, batch: int, tokens: int) -> Times:
     begin = time.perf_counter()
     texts = [decoder.Text([0], sample) for sample in range(batch)]
     writer = decoder.Writer(gpt2, texts, Rules(temperature=0.8, top_k=200), eos=-1)
@@ -94,12 +97,12 @@ def ours(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
 
 
 @torch.inference_mode()
-def no_cache(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
+def no_cache(gpt2: GPT2, batch: int, tokens: int) -> Times:
     context, size = int(gpt2.shape["n_positions"]), int(gpt2.shape["vocab_size"])
     begin, first = time.perf_counter(), 0.0
     ids = torch.zeros(batch, 1, dtype=torch.long, device=gpt2.device)
     for _ in range(tokens):
-        seen = gpt2.model(ids[:, -context:], use_cache=False, logits_to_keep=1).logits[:, -1, :size] / 0.8
+        seen = gpt2(ids[:, -context:], use_cache=False, logits_to_keep=1).logits[:, -1, :size] / 0.8
         least = seen.topk(min(200, size)).values[:, -1:]
         drawn = torch.multinomial(seen.masked_fill(seen < least, -torch.inf).softmax(-1), 1)
         ids = torch.cat([ids, drawn], 1)
@@ -108,7 +111,7 @@ def no_cache(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
     return first, time.perf_counter() - begin
 
 
-def library(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
+def library(gpt2: GPT2, batch: int, tokens: int) -> Times:
     class First:
         at = 0.0
 
@@ -119,7 +122,7 @@ def library(gpt2: GPT2Module, batch: int, tokens: int) -> Times:
     first = First()
     begin = time.perf_counter()
     ids = torch.zeros(batch, 1, dtype=torch.long, device=gpt2.device)
-    gpt2.model.generate(
+    gpt2.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,

@@ -16,8 +16,9 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from gpt2kit.model.backends import cpu_has_fast_bf16
-from gpt2kit.training.module import Attention, GPT2Module
+from gpt2kit.model.backends import Attention, cpu_has_fast_bf16
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.training.module import GPT2Module
 
 SHAPES = ((128, 16), (256, 8), (512, 4), (1024, 2))
 """Blocks and batches of 2,048 tokens."""
@@ -40,7 +41,7 @@ def main() -> None:
         kinds: tuple[Attention, ...] = ("plain", "sdpa") if device == "cpu" else ("sdpa",)
         for attention in kinds:
             shape = {"n_layer": given.n_layer, "n_embd": given.n_embd, "n_head": given.n_head}
-            gpt2 = GPT2Module(**shape, vocab_size=8192, n_positions=block).to(device)
+            gpt2 = GPT2Module(**shape, vocab_size=8192, n_positions=block).model.to(device)
             gpt2.use_attention(attention)
             times: dict[int | None, list[float]] = {None: [], 0: []}
             for turn in range(given.rounds + 1):
@@ -61,14 +62,14 @@ def main() -> None:
     finish(rows, given.output)
 
 
-def step(gpt2: GPT2Module, batch: torch.Tensor) -> float:
+def step(gpt2: GPT2, batch: torch.Tensor) -> float:
     """Seconds of one forward and backward pass."""
     if batch.is_cuda:
         torch.cuda.synchronize()
     begin = time.perf_counter()
     fast = batch.is_cuda or cpu_has_fast_bf16()
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=fast):
-        nll, tokens = gpt2._step(batch)
+        nll, tokens = gpt2.nll(batch)
     (nll / tokens).backward()
     gpt2.zero_grad()
     if batch.is_cuda:

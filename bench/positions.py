@@ -16,9 +16,9 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import parser
 from gpt2kit.model import vocabulary_transfer
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.optim.optimizers import AdamW, parameter_groups
 from gpt2kit.tokenization.tokenizer import eos_id
-from gpt2kit.training import module
 
 
 def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8) -> None:
@@ -32,7 +32,7 @@ def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8)
         rows: sequences in a step.
     """
     opened = checkpoint.open(ckpt_path)
-    old = opened.module.model.transformer.wpe.weight.detach()
+    old = opened.model.transformer.wpe.weight.detach()
     size, width = old.shape
     ways = {
         "stretched": vocabulary_transfer.positions(old, 2 * size),
@@ -42,12 +42,12 @@ def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8)
     }
     learnt, tested = tokens(opened, train, 2 * size * rows * steps), tokens(opened, valid, 2 * size * 80)
     for name, positions in ways.items():
-        gpt2 = module.GPT2Module(**{**opened.module.shape, "n_positions": 2 * size})
-        gpt2.load_state_dict({**opened.module.state_dict(), "model.transformer.wpe.weight": positions})
+        gpt2 = GPT2({**opened.model.shape, "n_positions": 2 * size})
+        gpt2.load_state_dict({**opened.model.state_dict(), "transformer.wpe.weight": positions})
         before = halves(gpt2, tested)
-        optimizer = AdamW(parameter_groups(gpt2.model), lr=5e-4)
+        optimizer = AdamW(parameter_groups(gpt2), lr=5e-4)
         for batch in learnt.split(rows):
-            nll, count = gpt2.train()._step(batch)
+            nll, count = gpt2.train().nll(batch)
             optimizer.zero_grad()
             (nll / count).backward()
             optimizer.step()
@@ -61,12 +61,12 @@ def tokens(opened: Opened, folder: str, count: int) -> Tensor:
         ids += [eos_id(opened.tokenizer), *opened.tokenizer.encode(path.read_text(encoding="utf-8")).ids]
         if len(ids) > count:
             break
-    size = 2 * opened.module.shape["n_positions"]
+    size = 2 * opened.model.shape["n_positions"]
     return torch.tensor(ids[: count + 1]).unfold(0, size + 1, size)
 
 
 @torch.no_grad()
-def halves(gpt2: module.GPT2Module, windows: Tensor) -> str:
+def halves(gpt2: GPT2, windows: Tensor) -> str:
     """Nats per token: all, first half, second half."""
     nll = torch.cat([gpt2.eval().token_nll(batch) for batch in windows.split(16)])
     first, second = nll.chunk(2, 1)

@@ -197,10 +197,10 @@ def ours_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Pa
     from gpt2kit.training.module import GPT2Module
 
     gpt2 = GPT2Module(**shape).to(DEVICE)
-    gpt2.use_attention()
+    gpt2.model.use_attention()
 
     def loss_of(batch: Tensor) -> Tensor:
-        nll, tokens = gpt2._step(batch)
+        nll, tokens = gpt2.model.nll(batch)
         return nll / tokens
 
     yield from loop(loss_of, gpt2, Muon(parameter_groups(gpt2.model)), batches, steps, "ours_loop")

@@ -22,7 +22,7 @@ def test_one_file_is_enough(run: Run, tmp_path: Path) -> None:
     shutil.copy(checkpoint.find(run.folder), tmp_path / "alone.ckpt")
     opened = checkpoint.open(tmp_path / "alone.ckpt")
     assert opened.tokenizer.get_vocab_size() == 320
-    assert opened.module.shape["n_embd"] == 32 and not opened.module.training
+    assert opened.model.shape["n_embd"] == 32 and not opened.model.training
     assert opened.facts["tokens_seen"] == 40 * 8 * 16
 
 

@@ -90,7 +90,7 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
 def test_what_is_written_and_drawn(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
     store = Where(corpus / "cache").open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), "")
-    written = memorization.write(opened.module, store.index.eos_id, 16, 1)
+    written = memorization.write(opened.model, store.index.eos_id, 16, 1)
     assert sum(map(len, written)) >= memorization._TOKENS
     assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in written)
     drawn = memorization.draw(store, 16, 100, 1)

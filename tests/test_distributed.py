@@ -82,11 +82,11 @@ def test_shares_put_together_are_a_checkpoint_like_any_other(runs_of: dict[str, 
     opened = checkpoint.open(runs_of["adamw 2 fsdp"])
     whole = checkpoint.read(checkpoint.checkpoints(runs_of["adamw 2 ddp"])[0])
     assert list(checkpoint.read(folder)) == list(whole)
-    state = opened.module.state_dict()
+    state = opened.model.state_dict()
     assert list(state) == list(whole["state_dict"])
     for name, tensor in whole["state_dict"].items():
         assert torch.allclose(state[name], tensor, atol=1e-3), name
-    assert opened.module.model.lm_head.weight is opened.module.model.transformer.wte.weight
+    assert opened.model.lm_head.weight is opened.model.transformer.wte.weight
 
 
 @pytest.mark.parametrize("harm", ["a share is gone", "a share is of another step", "a byte is other"])

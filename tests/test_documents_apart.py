@@ -15,22 +15,23 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train
 from gpt2kit.model.attention import documents_apart
 from gpt2kit.model.backends import Attention
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.module import GPT2Module
 
 START = 7
 
 
-def small(attention: Attention, start: int | None = START) -> GPT2Module:
+def small(attention: Attention, start: int | None = START) -> GPT2:
     torch.manual_seed(0)
-    gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=24, document_start=start).eval()
+    gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=24, document_start=start).model.eval()
     gpt2.use_attention(attention)
     return gpt2
 
 
-def logits(gpt2: GPT2Module, inputs: Tensor) -> Tensor:
+def logits(gpt2: GPT2, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         apart = documents_apart(inputs, START) if gpt2.document_start is not None else {}
-        found: Tensor = gpt2.model(input_ids=inputs, use_cache=False, **apart).logits
+        found: Tensor = gpt2(input_ids=inputs, use_cache=False, **apart).logits
     return found
 
 
@@ -54,9 +55,9 @@ def test_the_loss_under_bfloat16_is_that_of_float32_within_rounding(attention: A
     batch = torch.randint(8, 50, (4, 25), generator=torch.Generator().manual_seed(1))
     batch[:, ::6] = START
     gpt2 = small(attention)
-    exact, _ = gpt2._step(batch)
+    exact, _ = gpt2.nll(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = gpt2._step(batch)
+        rounded, _ = gpt2.nll(batch)
     assert rounded.item() == pytest.approx(exact.item(), rel=0.01)
     rounded.backward()
     assert all(torch.isfinite(p.grad).all() for p in gpt2.parameters() if p.grad is not None)
@@ -68,7 +69,7 @@ def test_it_trains_is_kept_in_the_checkpoint_and_is_part_of_a_runs_identity(
     words = [*options, "--data.mask_documents=true", f"--trainer.default_root_dir={inside}"]
     assert call(train.main, *words, "--trainer.max_steps=6")[0] == 0
     opened = checkpoint.open(inside / "lightning_logs/version_0")
-    assert opened.module.document_start == opened.facts["document_start"] == 0
+    assert opened.model.document_start == opened.facts["document_start"] == 0
     code, _, err = call(
         train.main,
         "--ckpt_path=lightning_logs/version_0",

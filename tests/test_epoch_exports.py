@@ -68,7 +68,7 @@ def test_a_folder_an_epoch_and_no_trace(short: list[str], tmp_path: Path, near: 
     huggingface.export(str(checkpoint.checkpoints(run)[0]), str(tmp_path / "epoch_3"))
     for name in huggingface.FILES:
         assert (tmp_path / "epoch_3" / name).read_bytes() == (run / FOLDER / "epoch_3" / name).read_bytes(), name
-    assert opened.module.shape["n_embd"] == 32
+    assert opened.model.shape["n_embd"] == 32
 
 
 def test_every_second_epoch(short: list[str], tmp_path: Path, near: list[str]) -> None:

@@ -56,7 +56,7 @@ def store(opened: Opened, corpus: Path) -> TokenStore:
 
 def reference(opened: Opened, store: TokenStore, stride: int, start: int | None = None) -> NDArray[np.float64]:
     """Nats of each token after the first, one window at a time, in double precision, by the model alone."""
-    model = copy.deepcopy(opened.module.model).double().eval()
+    model = copy.deepcopy(opened.model).double().eval()
     tokens = torch.from_numpy(store[0 : len(store)].astype("int64"))
     nats = np.full(len(tokens) - 1, np.nan)
     for first in range(0, max(len(tokens) - 1 - CONTEXT, 0) + stride, stride):
@@ -99,21 +99,21 @@ def test_it_is_the_sum_over_all_windows_in_double_precision(
     windows = Windows(len(store), CONTEXT, stride)
     wanted = by_document(store, reference(opened, store, stride))
     for batch_size in (1, 3, 1000):
-        found = scoring.score(opened.module, store, windows, batch_size)
+        found = scoring.score(opened.model, store, windows, batch_size)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_the_loss_is_that_of_the_reference_to_a_millionth(opened: Opened, store: TokenStore) -> None:
-    found = scoring.score(opened.module, store, Windows(len(store), CONTEXT, CONTEXT)).sum() / (len(store) - 1)
+    found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).sum() / (len(store) - 1)
     assert found == pytest.approx(reference(opened, store, CONTEXT).mean(), abs=1e-6)
-    exact = scoring.prepare(copy.deepcopy(opened.module), "cpu", "64-true")
+    exact = scoring.prepare(copy.deepcopy(opened.model), "cpu", "64-true")
     found = scoring.score(exact, store, Windows(len(store), CONTEXT, CONTEXT), precision="64-true").sum()
     assert found == pytest.approx(reference(opened, store, CONTEXT).sum(), rel=1e-13)
 
 
 @pytest.mark.parametrize("stride", [16, 4])
 def test_documents_apart_are_each_by_itself(stride: int, opened: Opened, store: TokenStore) -> None:
-    gpt2 = copy.deepcopy(opened.module)
+    gpt2 = copy.deepcopy(opened.model)
     gpt2.document_start = store.index.eos_id
     wanted = by_document(store, reference(opened, store, stride, store.index.eos_id))
     found = scoring.score(gpt2, store, Windows(len(store), CONTEXT, stride))
@@ -125,20 +125,20 @@ def test_it_is_the_loss_of_transformers(opened: Opened, store: TokenStore) -> No
     total = 0.0
     for first in range(0, len(store) - 1, CONTEXT):
         window = torch.from_numpy(store[first : first + CONTEXT + 1].astype("int64"))[None]
-        model = copy.deepcopy(opened.module.model).double()
+        model = copy.deepcopy(opened.model).double()
         with torch.inference_mode():
             shifted = model(window[:, :-1], labels=window[:, :-1], shift_labels=window[:, 1:])
         total += shifted.loss.item() * (window.shape[1] - 1)
-    found = scoring.score(opened.module, store, Windows(len(store), CONTEXT, CONTEXT))
+    found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
     assert found.sum() == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("stride", [16, 7])
 def test_batches_and_ranks_change_nothing(opened: Opened, store: TokenStore, stride: int) -> None:
     windows = Windows(len(store), CONTEXT, stride)
-    whole = scoring.score(opened.module, store, windows, 4)
+    whole = scoring.score(opened.model, store, windows, 4)
     for batch_size in (1, 7, 1000):
-        np.testing.assert_allclose(scoring.score(opened.module, store, windows, batch_size), whole, rtol=1e-6)
+        np.testing.assert_allclose(scoring.score(opened.model, store, windows, batch_size), whole, rtol=1e-6)
     shares = [list(scoring.Ranks(rank, 3).share(windows.batches(4))) for rank in range(3)]
     assert sorted(itertools.chain(*shares), key=lambda batch: batch.start) == list(windows.batches(4))
 
@@ -146,21 +146,21 @@ def test_batches_and_ranks_change_nothing(opened: Opened, store: TokenStore, str
 def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: Opened, store: TokenStore) -> None:
     windows = Windows(len(store), CONTEXT, 5)
     starts = scoring.boundaries(store)
-    nll = scoring.score(opened.module, store, windows)
+    nll = scoring.score(opened.model, store, windows)
     for number in (0, 7, len(nll) - 1):
         span = starts[number : number + 2].tolist()
-        nats = scoring.token_nats(opened.module, store, windows, *span, "32-true")
+        nats = scoring.token_nats(opened.model, store, windows, *span, "32-true")
         assert len(nats) == span[1] - span[0] and nats.sum() == pytest.approx(nll[number], rel=1e-6)
 
 
 def test_logits_are_made_of_a_few_positions_at_a_time(
     opened: Opened, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2kit.training import module
+    from gpt2kit.model import gpt2
 
-    whole = scoring.score(opened.module, store, Windows(len(store), CONTEXT, CONTEXT))
-    monkeypatch.setattr(module, "_LOGITS", 320 * 7)
-    np.testing.assert_allclose(scoring.score(opened.module, store, Windows(len(store), CONTEXT, CONTEXT)), whole)
+    whole = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    monkeypatch.setattr(gpt2, "LOGITS", 320 * 7)
+    np.testing.assert_allclose(scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)), whole)
 
 
 def uniform(run: Run, path: Path) -> Path:
@@ -447,9 +447,9 @@ def test_the_page(run: Run, others: dict[str, Path], call: Callable[..., Outcome
 
 def test_one_owner_of_figures() -> None:
     """Training's val_bpb and test.py's bits per byte are one line of one module."""
-    owners = [path.stem for path in (ROOT / "src" / "gpt2kit").glob("*.py") if "def bits_per_byte" in path.read_text()]
+    owners = [path.stem for path in (ROOT / "src" / "gpt2kit").rglob("*.py") if "def bits_per_byte" in path.read_text()]
     assert owners == ["metrics"]
-    assert "Score" in (ROOT / "src" / "gpt2kit" / "module.py").read_text()
+    assert "Score" in (ROOT / "src" / "gpt2kit" / "training" / "module.py").read_text()
 
 
 @pytest.mark.parametrize(

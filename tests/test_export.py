@@ -66,7 +66,7 @@ def test_transformers_writes_what_we_write(run: Run, folder: Path) -> None:
     assert found.eos_token_id == tokenizer.eos_id(opened.tokenizer)
     ids = torch.arange(16)[None]
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, opened.module.model(ids).logits[..., :320])
+        torch.testing.assert_close(model(ids).logits, opened.model(ids).logits[..., :320])
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
@@ -84,8 +84,8 @@ def test_there_and_back_is_bit_equal(run: Run, folder: Path, options: list[str],
     )
     one, two = checkpoint.open(run.folder), checkpoint.open(again)
     rows = slice(0, 320)
-    for name, tensor in one.module.model.state_dict().items():
-        other = two.module.model.state_dict()[name]
+    for name, tensor in one.model.state_dict().items():
+        other = two.model.state_dict()[name]
         assert (
             torch.equal(tensor[rows], other[rows]) if "wte" in name or "lm_head" in name else torch.equal(tensor, other)
         )
@@ -109,9 +109,9 @@ def test_half_precision(dtype: str, run: Run, tmp_path: Path, near: None, call: 
 def test_what_does_not_fit_half_precision_is_refused(run: Run) -> None:
     opened = checkpoint.open(run.folder)
     with torch.no_grad():
-        opened.module.model.transformer.ln_f.weight[0] = 1e5
+        opened.model.transformer.ln_f.weight[0] = 1e5
     with pytest.raises(CheckpointError, match="too large for float16"):
-        huggingface.rounded(opened.module, "float16")
+        huggingface.rounded(opened.model, "float16")
 
 
 def test_nothing_is_overwritten(
@@ -233,7 +233,7 @@ def test_the_card_says_what_is_known_and_no_paths(run: Run, folder: Path, tmp_pa
     assert "| shape | 2 layers, 2 heads, width 32 |" in card and "| context | 16 tokens |" in card
     assert str(run.work) not in card and "settings" not in card
     opened = checkpoint.open(run.folder)
-    count = sum(p.numel() for p in GPT2Module(**{**opened.module.shape, "vocab_size": 320}).parameters())
+    count = sum(p.numel() for p in GPT2Module(**{**opened.model.shape, "vocab_size": 320}).parameters())
     assert f"| parameters | {count:,}, as float32 |" in card
     opened.facts.update(start={"from": "hf://owner/name"}, tokens_seen="many", val_bpb=None, document_start=0)
     card = huggingface.model_card(opened, "mine", "float16")
@@ -283,7 +283,7 @@ def test_gguf_that_is_another_model_gets_no_name(
 ) -> None:
     monkeypatch.setattr(gguf_file, "_TRANSPOSED", ("c_attn.weight", "c_fc.weight"))  # c_proj, square in attention
     for layer in ("transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"):
-        assert checkpoint.open(run.folder).module.model.get_parameter(f"{layer}.weight").any()
+        assert checkpoint.open(run.folder).model.get_parameter(f"{layer}.weight").any()
     with pytest.raises(Exception, match=r"logits differ|mismatch|does not load"):
         huggingface.export(str(run.folder), str(tmp_path / "model"), gguf=True)
     assert not list(tmp_path.iterdir())

@@ -30,9 +30,9 @@ def exported(run: Run, folder: Path) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     opened = checkpoint.open(run.folder)
-    model = GPT2LMHeadModel(GPT2Config(**opened.module.shape))
-    state = opened.module.model.state_dict()
-    rows = int(opened.module.shape["vocab_size"])
+    model = GPT2LMHeadModel(GPT2Config(**opened.model.shape))
+    state = opened.model.state_dict()
+    rows = int(opened.model.shape["vocab_size"])
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state[name] = state[name][:rows]
     model.load_state_dict(state)
@@ -82,9 +82,9 @@ def test_a_vocabulary_that_fills_no_rows_of_64(corpus: Path, tmp_path: Path) -> 
     opened = checkpoint.open(tmp_path)
     ids = torch.arange(8)[None]
     with torch.no_grad():
-        ours = opened.module.model(ids).logits
+        ours = opened.model(ids).logits
         theirs = model(ids, labels=ids)
-        nll = opened.module.token_nll(ids)
+        nll = opened.model.token_nll(ids)
     assert ours.shape[-1] == padded(333) == 384
     torch.testing.assert_close(ours[..., :333], theirs.logits, rtol=0, atol=0)
     assert nll.mean().item() == pytest.approx(theirs.loss.item(), rel=1e-6), "rows that are no tokens take nothing"
@@ -92,7 +92,7 @@ def test_a_vocabulary_that_fills_no_rows_of_64(corpus: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_older_files_of_pickled_tensors(folder: Path, prefix: bool) -> None:
-    wanted = checkpoint.open(folder).module.state_dict()
+    wanted = checkpoint.open(folder).model.state_dict()
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril().bool()
@@ -100,14 +100,14 @@ def test_older_files_of_pickled_tensors(folder: Path, prefix: bool) -> None:
     if not prefix:
         state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if "lm_head" not in name}
     torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=prefix)
-    found = checkpoint.open(folder).module.state_dict()
+    found = checkpoint.open(folder).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 def test_half_precision_weights_are_taken(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor.bfloat16() for name, tensor in state.items()}, folder / "model.safetensors")
-    found = checkpoint.open(folder).module.state_dict()["model.transformer.wpe.weight"]
+    found = checkpoint.open(folder).model.state_dict()["transformer.wpe.weight"]
     assert found.dtype == torch.float32 and torch.equal(found, state["transformer.wpe.weight"].bfloat16().float())
 
 
@@ -258,5 +258,5 @@ def test_the_hub(whole: Path, call: Callable[..., Outcome], inside: Path, monkey
     assert [name for name, _ in asked] == ["owner/name"] * 2
     assert all("*" not in pattern and ".py" not in pattern for pattern in asked[0][1])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(whole))
-    assert checkpoint.open("hf://owner/name").module.shape["n_embd"] == 32
+    assert checkpoint.open("hf://owner/name").model.shape["n_embd"] == 32
     assert huggingface.folder_of(str(whole)) == whole

@@ -29,10 +29,10 @@ def test_what_is_opened_is_what_was_trained() -> None:
     torch.manual_seed(1)
     gpt2 = GPT2Module(**SMALL, lora=3).eval()
     batch = torch.randint(0, 40, (2, 17))
-    plain = gpt2._step(batch)[0]
+    plain = gpt2.model.nll(batch)[0]
     gpt2.configure_model()
     gpt2.configure_model()  # Lightning may call it again
-    assert torch.equal(plain, gpt2._step(batch)[0]), "no change to begin with"
+    assert torch.equal(plain, gpt2.model.nll(batch)[0]), "no change to begin with"
     for name, parameter in gpt2.model.named_parameters():
         assert parameter.requires_grad == ("lora_" in name)
         if "lora_" in name:
@@ -40,8 +40,8 @@ def test_what_is_opened_is_what_was_trained() -> None:
     state = merged({f"model.{name}": tensor for name, tensor in gpt2.model.state_dict().items()})
     opened = GPT2Module(**SMALL).eval()
     opened.load_state_dict(state, strict=True)
-    torch.testing.assert_close(opened._step(batch)[0], gpt2._step(batch)[0])
-    assert not torch.allclose(opened._step(batch)[0], plain)
+    torch.testing.assert_close(opened.model.nll(batch)[0], gpt2.model.nll(batch)[0])
+    assert not torch.allclose(opened.model.nll(batch)[0], plain)
 
 
 def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str], tmp_path: Path) -> None:
@@ -56,10 +56,7 @@ def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str],
         )
         assert torch.equal(tensor, kept), name
     opened, source = checkpoint.open(straight), checkpoint.open(run.folder)
-    moved = (
-        opened.module.model.transformer.h[0].attn.c_attn.weight
-        - source.module.model.transformer.h[0].attn.c_attn.weight
-    )
+    moved = opened.model.transformer.h[0].attn.c_attn.weight - source.model.transformer.h[0].attn.c_attn.weight
     assert torch.linalg.matrix_rank(moved, tol=1e-4) == 4
     last = [row["val_bpb"] for row in rows(straight) if "val_bpb" in row]
     assert last[0] == pytest.approx(rows(run.folder)[-1]["val_bpb"], rel=1e-6) and last[-1] != last[0]

@@ -15,9 +15,10 @@ from gpt2kit.generation.decoder import Text, Writer
 from gpt2kit.generation.sampling import Rules
 from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.model.config import padded, shape_problems
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.optim.nonfinite import unfuse
 from gpt2kit.optim.optimizers import AdamW, parameter_groups
-from gpt2kit.training.module import GPT2Module, build
+from gpt2kit.training.module import GPT2Module
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}
 SHAPE = GPT2Module(**SMALL, dropout=0.1).shape
@@ -31,7 +32,7 @@ def gpt2() -> GPT2Module:
 
 def test_the_loss_is_that_of_transformers(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (3, 17))
-    nll, tokens = gpt2._step(batch)
+    nll, tokens = gpt2.model.nll(batch)
     theirs = gpt2.model(batch[:, :-1]).logits[..., :40].log_softmax(-1).gather(-1, batch[:, 1:, None]).sum()
     assert int(tokens) == 48
     torch.testing.assert_close(nll, -theirs)
@@ -41,10 +42,10 @@ def test_rows_beyond_the_vocabulary_are_no_tokens(gpt2: GPT2Module) -> None:
     """The embedding has 64 rows for 40 tokens; a model that knows nothing pays log(40), and draws below 40."""
     assert gpt2.model.lm_head.weight.shape[0] == 64 == padded(40) and padded(64) == 64
     torch.nn.init.zeros_(gpt2.model.lm_head.weight)
-    nll, tokens = gpt2._step(torch.randint(0, 40, (2, 17)))
+    nll, tokens = gpt2.model.nll(torch.randint(0, 40, (2, 17)))
     assert (nll / tokens).item() == pytest.approx(math.log(40), rel=1e-6)
     text = Text([1])
-    writer = Writer(gpt2, [text], Rules(), -1)
+    writer = Writer(gpt2.model, [text], Rules(), -1)
     for _ in range(300):
         writer.step()
     assert max(text.new) == 39
@@ -54,11 +55,11 @@ def test_filled_up_rows_count_for_nothing(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (2, 17))
     short = batch.clone()
     short[1, 6:] = IGNORE
-    nll, tokens = gpt2._step(short)
-    alone = gpt2._step(batch[:1])[0] + gpt2._step(batch[1:, :6])[0]
+    nll, tokens = gpt2.model.nll(short)
+    alone = gpt2.model.nll(batch[:1])[0] + gpt2.model.nll(batch[1:, :6])[0]
     assert int(tokens) == 16 + 5
     torch.testing.assert_close(nll, alone)
-    empty = gpt2._step(torch.full((1, 17), IGNORE))
+    empty = gpt2.model.nll(torch.full((1, 17), IGNORE))
     assert empty[0] == 0 and empty[1] == 0
 
 
@@ -72,7 +73,7 @@ def test_it_learns_to_count_so_the_shift_is_right() -> None:
         return (start[:, None] + torch.arange(17)) % 40
 
     for _ in range(150):
-        nll, tokens = gpt2._step(counted(torch.randint(0, 40, (8,))))
+        nll, tokens = gpt2.model.nll(counted(torch.randint(0, 40, (8,))))
         optimizer.zero_grad()
         (nll / tokens).backward()
         optimizer.step()
@@ -85,7 +86,7 @@ def test_initial_weights_follow_gpt2() -> None:
     """N(0, 0.02); residual projections N(0, 0.02 / sqrt(2 n_layer)); norms one, biases zero; embeddings tied."""
     torch.manual_seed(1)
     shape = GPT2Module(n_layer=8, n_head=4, n_embd=256, vocab_size=500, n_positions=64).shape
-    model = build(shape)
+    model = GPT2(shape)
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             assert not p.any(), name
@@ -128,7 +129,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     for recompute in (False, True):
         torch.manual_seed(1)
         gpt2 = GPT2Module(**SMALL, gradient_checkpointing=recompute).train()
-        gpt2._step(torch.arange(34).reshape(2, 17))[0].backward()
+        gpt2.model.nll(torch.arange(34).reshape(2, 17))[0].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in gpt2.parameters()]))
     assert torch.equal(*gradients)
 
@@ -136,7 +137,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 def test_gradient_checkpointing_trains_what_lies_above_frozen_embeddings() -> None:
     """torch's older way gives nothing a gradient whose input needs none, silently."""
     gpt2 = GPT2Module(**SMALL, gradient_checkpointing=True, freeze="embeddings").train()
-    gpt2._step(torch.arange(34).reshape(2, 17))[0].backward()
+    gpt2.model.nll(torch.arange(34).reshape(2, 17))[0].backward()
     assert all(p.grad is not None and p.grad.any() for p in gpt2.model.transformer.h[0].mlp.parameters())
 
 
@@ -144,8 +145,8 @@ def test_both_attentions_agree(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (2, 17))
     losses = []
     for kind in ("plain", "sdpa"):
-        gpt2.use_attention(kind)
-        losses.append(gpt2._step(batch)[0])
+        gpt2.model.use_attention(kind)
+        losses.append(gpt2.model.nll(batch)[0])
     torch.testing.assert_close(*losses)
 
 
@@ -186,7 +187,7 @@ def test_every_problem_of_a_shape_is_named_at_once() -> None:
 
 
 def test_an_unfused_optimizer_still_steps() -> None:
-    model = build(SHAPE)
+    model = GPT2(SHAPE)
     optimizer = AdamW(parameter_groups(model))
     unfuse(optimizer)
     before = model.transformer.wte.weight.clone()
@@ -201,16 +202,16 @@ def test_a_compiled_model_is_compiled_once_for_training_and_once_for_validation(
     torch.manual_seed(1)
     gpt2 = GPT2Module(**SMALL, compile=kind)
     batches = torch.randint(0, 40, (4, 2, 17))
-    plainly = [gpt2._step(batch)[0].item() for batch in batches]
+    plainly = [gpt2.model.nll(batch)[0].item() for batch in batches]
     torch._dynamo.reset()
     counters.clear()
-    gpt2._compile()
+    gpt2.model.compile_for_training(kind)
     graphs = []
     for _ in range(3):
         for batch in batches[:2]:
-            gpt2.train()._step(batch)[0].backward()
+            gpt2.train().model.nll(batch)[0].backward()
         with torch.no_grad():
-            found = [gpt2.eval()._step(batch)[0].item() for batch in batches]
+            found = [gpt2.eval().model.nll(batch)[0].item() for batch in batches]
         graphs.append(counters["stats"]["unique_graphs"])
     assert found == pytest.approx(plainly, rel=1e-5)
     assert graphs == [graphs[0]] * 3 and graphs[0] <= (4 if kind == "blocks" else 2)

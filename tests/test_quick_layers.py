@@ -109,9 +109,9 @@ def test_gradients_by_recomputation_are_those_without() -> None:
         gpt2 = GPT2Module(
             n_layer=2, n_head=2, n_embd=8, dropout=0.3, vocab_size=64, n_positions=8, gradient_checkpointing=again
         )
-        gpt2.use_attention("plain")
+        gpt2.model.use_attention("plain")
         torch.manual_seed(5)
-        gpt2._step(torch.arange(18).view(2, 9))[0].backward()
+        gpt2.model.nll(torch.arange(18).view(2, 9))[0].backward()
         grads.append(gpt2.model.transformer.h[0].mlp.c_fc.weight.grad)
     torch.testing.assert_close(*grads)
 

@@ -154,7 +154,7 @@ def test_both_finetuned_models_begin_with_the_base(corpus: Path, run: Run, insid
     assert same.facts["start"]["vocabulary"] is None and moved.facts["start"]["vocabulary"]["copied"] > 200
     assert tokenizers.fingerprint(same.tokenizer) == tokenizers.fingerprint(base.tokenizer)
     assert tokenizers.fingerprint(moved.tokenizer) == tokenizers.fingerprint(word.tokenizer)
-    assert moved.module.shape["n_embd"] == base.module.shape["n_embd"]
+    assert moved.model.shape["n_embd"] == base.model.shape["n_embd"]
 
 
 DOCS = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")

@@ -22,11 +22,11 @@ from test_train import rows, train, weights
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
 from gpt2kit.errors import MachineError
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import verify_resume
 from gpt2kit.training.checkpointing import ExactResume, requeue
-from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Measures
 
 SHORT = ("--trainer.max_steps=4", "--save_every=1", "--trainer.log_every_n_steps=1")
@@ -34,14 +34,14 @@ SHORT = ("--trainer.max_steps=4", "--save_every=1", "--trainer.log_every_n_steps
 
 def poison(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     """Make the loss NaN in these training steps."""
-    real, count = GPT2Module._step, [0]
+    real, count = GPT2.nll, [0]
 
-    def step(self: GPT2Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self: GPT2, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nll, tokens = real(self, batch)
         count[0] += self.training
         return (nll * torch.nan if self.training and count[0] in calls else nll), tokens
 
-    monkeypatch.setattr(GPT2Module, "_step", step)
+    monkeypatch.setattr(GPT2, "nll", step)
 
 
 def test_nan_stops_before_the_update(

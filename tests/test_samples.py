@@ -56,7 +56,7 @@ def test_weights_are_bit_equal_with_and_without(options: list[str], tmp_path: Pa
 
 def test_neither_the_model_nor_any_generator_is_changed(corpus: Path) -> None:
     gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=320, n_positions=16, dropout=0.1).train()
-    gpt2.use_attention("plain")
+    gpt2.model.use_attention("plain")
     kind = gpt2.model.config._attn_implementation
     before = {name: tensor.clone() for name, tensor in gpt2.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
@@ -74,18 +74,18 @@ def test_a_shadow_has_the_very_same_weights_and_is_not_compiled() -> None:
     gpt2 = GPT2Module(n_layer=1, n_head=2, n_embd=32, vocab_size=320, n_positions=16)
     gpt2.model.compile(backend="eager")
     found = shadow(gpt2)
-    assert found.model._compiled_call_impl is None and gpt2.model._compiled_call_impl is not None
+    assert found._compiled_call_impl is None and gpt2.model._compiled_call_impl is not None
     for one, other in zip(gpt2.parameters(), found.parameters(), strict=True):
         assert one.data_ptr() == other.data_ptr()
     ids = torch.arange(8)[None]
     with torch.no_grad():
-        assert torch.equal(gpt2.eval().model.forward(ids).logits, found.eval().model(ids).logits)
+        assert torch.equal(gpt2.eval().model.forward(ids).logits, found.eval()(ids).logits)
 
 
 def test_texts_cannot_pass_for_sections() -> None:
     hostile = "`a` \r## step 5, epoch\n## step 6, epoch 1\n\u2028## step 7\x00"
     section = told([hostile], [[hostile]], 3, 0.5, None)
-    assert [match[1] for match in samples.run_folder.SECTION.finditer(section)] == ["3"]
+    assert [match[1] for match in samples.folder.SECTION.finditer(section)] == ["3"]
 
 
 def test_sections_of_a_way_not_taken_are_dropped(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from test_train import equal, rows, train, weights
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.tokenization.train import train as train_tokenizer
 from gpt2kit.training.module import GPT2Module
@@ -57,10 +58,10 @@ def test_a_run_begins_with_the_weights(
     began = train(tmp_path, bare, *more, f"--model.init_from={path}", "--model.freeze=[body]")
     was = checkpoint.open(run.folder)
     first = checkpoint.open(checkpoint.checkpoints(began)[1])
-    assert first.facts["step"] == 1 and first.module.shape["n_layer"] == 2
+    assert first.facts["step"] == 1 and first.model.shape["n_layer"] == 2
     assert tokenizer.fingerprint(first.tokenizer) == tokenizer.fingerprint(was.tokenizer)
-    before = was.module.model.state_dict()
-    after = first.module.model.state_dict()
+    before = was.model.state_dict()
+    after = first.model.state_dict()
     assert {n for n in before if not torch.equal(before[n], after[n])} == {"transformer.wte.weight", "lm_head.weight"}
     validated = {row["step"]: row["val_bpb"] for row in rows(began) if "val_bpb" in row}
     assert validated[0] == pytest.approx(rows(run.folder)[-1]["val_bpb"], rel=1e-6), "before the first step"
@@ -69,7 +70,7 @@ def test_a_run_begins_with_the_weights(
     assert f"{validated[0]:.4f} before training, {validated[2]:.4f} now" in told
     facts = checkpoint.open(began).facts["start"]
     assert facts["from"] == str(path) and facts["vocabulary"] is None and facts["context"] == [16, 16]
-    assert facts["weights"] == initialize.fingerprint(was.module) and facts["val_bpb"] == validated[0]
+    assert facts["weights"] == initialize.fingerprint(was.model) and facts["val_bpb"] == validated[0]
     assert facts["tokens_seen"] == (40 * 8 * 16 if source != "folder" else None)
 
 
@@ -102,7 +103,7 @@ def test_another_vocabulary_must_be_wanted(
     code, _, err = call(cli.main, *words, "--model.new_vocabulary=true")
     assert code == 0 and f"start  another vocabulary, {size} pieces: {size} are copied" in err
     began = checkpoint.open(tmp_path / "lightning_logs/version_0")
-    assert began.module.shape["vocab_size"] == size and began.facts["start"]["vocabulary"]["copied"] == size
+    assert began.model.shape["vocab_size"] == size and began.facts["start"]["vocabulary"]["copied"] == size
     state = weights(tmp_path / "lightning_logs/version_0")
     assert torch.equal(*(state[name] for name in TIED))
     code, _, err = call(cli.main, *words[:-1], "--model.new_vocabulary=true", "--ckpt_path=last")
@@ -122,10 +123,10 @@ def test_another_context_is_said(
     code, _, err = call(cli.main, *words, f"--trainer.default_root_dir={tmp_path}", "--model.freeze=[embeddings]")
     assert code == 0 and told in err
     began = checkpoint.open(tmp_path / "lightning_logs/version_0")
-    was = checkpoint.open(run.folder).module.model.transformer.wpe.weight
-    found = began.module.model.transformer.wpe.weight
+    was = checkpoint.open(run.folder).model.transformer.wpe.weight
+    found = began.model.transformer.wpe.weight
     assert found.shape == (size, 32) and began.facts["start"]["context"] == [16, size]
-    assert torch.equal(found, initialize.transfer.positions(was, size)) and torch.equal(found[0], was[0])
+    assert torch.equal(found, initialize.vocabulary_transfer.positions(was, size)) and torch.equal(found[0], was[0])
 
 
 def missing(folder: Path) -> None:
@@ -190,16 +191,17 @@ def test_random_weights_are_never_taken_for_those_that_were_asked_for() -> None:
 def test_the_self_checks_see_what_is_wrong(run: Run) -> None:
     """A body that was not copied, and embeddings that a save and a load would make one."""
     source = checkpoint.open(run.folder)
-    gpt2 = GPT2Module(**source.module.shape, init_from=str(run.folder))
-    assert initialize.begin(gpt2, checkpoint.open(run.folder), source.tokenizer) == [f"weights of {run.folder}"]
-    how = initialize.transfer.Spelling([[i] for i in range(320)], [])
-    assert initialize.check_same_pieces(gpt2, source.module, how) == 0
+    gpt2 = GPT2(source.model.shape)
+    _, told = initialize.begin(gpt2, checkpoint.open(run.folder), source.tokenizer, str(run.folder))
+    assert told == [f"weights of {run.folder}"]
+    how = initialize.vocabulary_transfer.Spelling([[i] for i in range(320)], [])
+    assert initialize.check_same_pieces(gpt2, source.model, how) == 0
     with torch.no_grad():
-        gpt2.model.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+        gpt2.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
     with pytest.raises(CheckpointError, match="does not say what it said before"):
-        initialize.check_same_pieces(gpt2, source.module, how)
+        initialize.check_same_pieces(gpt2, source.model, how)
     initialize.check_saved(gpt2)
-    gpt2.model.lm_head.weight = torch.nn.Parameter(gpt2.model.lm_head.weight + 1)
+    gpt2.lm_head.weight = torch.nn.Parameter(gpt2.lm_head.weight + 1)
     with pytest.raises(CheckpointError, match="saved and loaded"):
         initialize.check_saved(gpt2)
 

@@ -84,7 +84,7 @@ def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> 
     text = Corpus([corpus / "valid.txt"], opened.tokenizer, Reader())
     store = Where(corpus / "cache").open_or_build(text, "")
     windows = Windows(len(store), 16, 16)
-    nll = scoring.score(opened.module, store, windows, batch_size=5)
+    nll = scoring.score(opened.model, store, windows, batch_size=5)
     score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)
     last = rows(run.folder)[-1]
     assert score.loss == pytest.approx(last["val_loss"], rel=1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gpt2kit.generation import beams
 from gpt2kit.generation.decoder import Reader, Text, Writer, ready
 from gpt2kit.generation.sampling import Rules
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.module import GPT2Module
 
 PROMPTS = [[0], [0, 5, 6, 7, 8, 9, 10], [0, 11, 12], list(range(14)), list(range(40))]
@@ -19,15 +20,15 @@ GREEDY = Rules(temperature=0)
 
 
 @pytest.fixture(scope="module", params=["plain", "sdpa"])
-def gpt2(request: pytest.FixtureRequest) -> GPT2Module:
+def gpt2(request: pytest.FixtureRequest) -> GPT2:
     """Random weights, wide enough to have opinions; 50 tokens in an embedding of 64 rows."""
     torch.manual_seed(2)
-    module = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=16, initializer_range=0.4)
+    module = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=16, initializer_range=0.4).model
     ready(module).use_attention(request.param)
     return module
 
 
-def write(gpt2: GPT2Module, texts: list[Text], rules: Rules, tokens: int, eos: int = -1) -> list[list[int]]:
+def write(gpt2: GPT2, texts: list[Text], rules: Rules, tokens: int, eos: int = -1) -> list[list[int]]:
     writer = Writer(gpt2, texts, rules, eos)
     for _ in range(tokens):
         if writer.texts:
@@ -35,19 +36,19 @@ def write(gpt2: GPT2Module, texts: list[Text], rules: Rules, tokens: int, eos: i
     return [text.new for text in texts]
 
 
-def plain(gpt2: GPT2Module, ids: list[int]) -> Tensor:
+def plain(gpt2: GPT2, ids: list[int]) -> Tensor:
     with torch.inference_mode():
-        return gpt2.model(torch.tensor([ids])).logits[0, -1, :50]
+        return gpt2(torch.tensor([ids])).logits[0, -1, :50]
 
 
-def test_the_cache_changes_nothing(gpt2: GPT2Module) -> None:
+def test_the_cache_changes_nothing(gpt2: GPT2) -> None:
     ids = [0, 3]
     while len(ids) < 16:
         ids.append(int(plain(gpt2, ids).argmax()))
     assert write(gpt2, [Text([0, 3])], GREEDY, 14) == [ids[2:]]
 
 
-def test_batched_logits_are_those_of_one_by_one(gpt2: GPT2Module) -> None:
+def test_batched_logits_are_those_of_one_by_one(gpt2: GPT2) -> None:
     """Prompts of different length, growing, outgrowing the context at different times, rows leaving in between."""
     gpt2 = copy.deepcopy(gpt2).double()  # what is not rounding would show
     drawn = torch.Generator().manual_seed(1)
@@ -64,7 +65,7 @@ def test_batched_logits_are_those_of_one_by_one(gpt2: GPT2Module) -> None:
     assert together.slid
 
 
-def test_beyond_the_context_the_newest_half_stays(gpt2: GPT2Module) -> None:
+def test_beyond_the_context_the_newest_half_stays(gpt2: GPT2) -> None:
     reader, row = Reader(gpt2), list(range(15))
     for length in range(15, 40):
         found = reader.logits([row])[0]
@@ -74,7 +75,7 @@ def test_beyond_the_context_the_newest_half_stays(gpt2: GPT2Module) -> None:
 
 
 @pytest.mark.parametrize("rules", [GREEDY, Rules(temperature=1.0, top_p=0.95), Rules(repetition_penalty=1.3, top_k=9)])
-def test_a_text_does_not_depend_on_its_batch(gpt2: GPT2Module, rules: Rules) -> None:
+def test_a_text_does_not_depend_on_its_batch(gpt2: GPT2, rules: Rules) -> None:
     texts = [Text(prompt, sample) for prompt in PROMPTS for sample in (0, 1)]
     together = write(gpt2, texts, rules, 40, eos=7)
     for text, new in zip(texts, together, strict=True):
@@ -84,14 +85,14 @@ def test_a_text_does_not_depend_on_its_batch(gpt2: GPT2Module, rules: Rules) -> 
     assert 7 not in itertools.chain(*together), "the end is no text"
 
 
-def test_seeds(gpt2: GPT2Module) -> None:
+def test_seeds(gpt2: GPT2) -> None:
     one, again, other = (write(gpt2, [Text([0])], Rules(seed=seed), 30) for seed in (1, 1, 2))
     assert one == again != other
 
 
-def test_padded_rows_are_never_drawn(gpt2: GPT2Module) -> None:
+def test_padded_rows_are_never_drawn(gpt2: GPT2) -> None:
     with torch.no_grad():
-        weights = gpt2.model.transformer.wte.weight
+        weights = gpt2.transformer.wte.weight
         kept = weights[50:].clone()
         weights[50:] = weights[:50].abs().max() * 10
     assert max(write(gpt2, [Text([0])], Rules(), 300)[0]) < 50
@@ -99,7 +100,7 @@ def test_padded_rows_are_never_drawn(gpt2: GPT2Module) -> None:
         weights[50:] = kept
 
 
-def test_alternatives_are_the_models_own(gpt2: GPT2Module) -> None:
+def test_alternatives_are_the_models_own(gpt2: GPT2) -> None:
     writer = Writer(gpt2, [Text([0])], Rules(top_k=1), -1, alternatives=3)
     chosen = writer.step()[0]
     probabilities = plain(gpt2, [0]).softmax(-1)
@@ -110,11 +111,11 @@ def test_alternatives_are_the_models_own(gpt2: GPT2Module) -> None:
 
 @pytest.mark.parametrize("eos", [-1, *range(0, 50, 7)])
 @pytest.mark.parametrize("num_beams", [2, 4])
-def test_beams_find_what_the_library_finds(gpt2: GPT2Module, num_beams: int, eos: int) -> None:
+def test_beams_find_what_the_library_finds(gpt2: GPT2, num_beams: int, eos: int) -> None:
     gpt2 = copy.deepcopy(gpt2)
     gpt2.shape["vocab_size"] = 64  # the library knows no rows that are no tokens
     found, _ = beams.search(gpt2, Text([3, 4]), num_beams, GREEDY, eos, 10)
-    expected = gpt2.model.generate(
+    expected = gpt2.generate(
         torch.tensor([[3, 4]]),
         attention_mask=torch.ones(1, 2, dtype=torch.long),
         num_beams=num_beams,
@@ -131,7 +132,7 @@ def test_beams_find_what_the_library_finds(gpt2: GPT2Module, num_beams: int, eos
     assert [best.score for best in found] == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
 
 
-def test_beams_outgrow_the_context_too(gpt2: GPT2Module) -> None:
+def test_beams_outgrow_the_context_too(gpt2: GPT2) -> None:
     found, slid = beams.search(gpt2, Text([1]), 3, GREEDY, -1, 40)
     assert slid and [len(best.text.new) for best in found] == [40, 40, 40]
     assert beams.search(gpt2, Text([1]), 3, GREEDY, -1, 0)[0][0].text.new == []

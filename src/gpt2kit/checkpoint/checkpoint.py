@@ -12,23 +12,21 @@ import math
 import re
 import sys
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from tokenizers import Tokenizer
 
 from gpt2kit import __version__, dtensor
 from gpt2kit import files as durable
 from gpt2kit.checkpoint import huggingface, validation
-from gpt2kit.data import datamodule
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import lora
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.splits import Share
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training import module
 
 KEY = "gpt2kit"
 FORMAT = 1
@@ -43,121 +41,22 @@ class Opened:
     """
 
     path: Path
-    module: module.GPT2Module
+    model: GPT2
     tokenizer: Tokenizer
     facts: dict[str, Any]
 
 
-class DurableIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames: a file under its final name is whole, its checksum there before it.
-
-    A failure is kept in `failure` and not raised: the other ranks wait for this one, and training may go on.
-    """
-
-    failure = ""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        self.failure = ""
-        try:
-            with durable.replacing(target) as temporary:
-                torch.save(checkpoint, temporary)
-                durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
-        except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
-            self.failure = f"{target}: {first_line(error)}"
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """A file, or the shares of all ranks put together; `read` has compared checksums."""
-        return read(Path(path))
+def write(checkpoint: dict[str, Any], target: Path) -> None:
+    """Write beside the target, sync, rename: a file under its final name is whole, and its checksum is there first."""
+    with durable.replacing(target) as temporary:
+        torch.save(checkpoint, temporary)
+        durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
     """The name says what the file is, so that best and newest are found without opening any."""
     scored = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
     return f"epoch={epoch}-step={step}{scored}.ckpt"
-
-
-def describe(
-    gpt2: module.GPT2Module, text: datamodule.TextDataModule, step: int, global_batch: int, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The `gpt2kit` entry: plain numbers and strings only. `settings` is the resolved config, to be read by people."""
-    store = text.store("train")
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "shape": dict(gpt2.shape),
-        "tokenizer": tokenizers.to_json(text.tokenizer),
-        "data": identity(text, global_batch),
-        "reader": text.reader.identity(),
-        "append_eos": text.append_eos,
-        "document_start": text.document_start,
-        "test_files": text.files["test"],
-        "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
-        "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
-        "train_tokens": store.tokens,
-        "settings": settings,
-        "step": step,
-        "tokens_seen": step * global_batch * text.block_size,
-        "start": gpt2.start,
-        "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
-    }
-
-
-def identity(text: datamodule.TextDataModule, global_batch: int) -> dict[str, Any]:
-    """What must be the same for a run to go on: with it, a step means the same samples.
-
-    `window_shards` is None without streaming, so it tells the two orders apart, too.
-    """
-    return {
-        "text": text.store("train").fingerprint,
-        "block_size": text.block_size,
-        "global_batch": global_batch,
-        "seed": text.seed,
-        "shuffle": text.shuffle,
-        "stride": text.stride,
-        "mask_documents": text.mask_documents,
-        "window_shards": text.window_shards,
-    }
-
-
-def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Raise if a resumed run would not see the samples that it would have seen."""
-    different = [
-        f"{name} was {saved.get(name)}, now {value}" for name, value in present.items() if saved.get(name) != value
-    ]
-    batch = saved.get("global_batch")
-    devices = (
-        f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
-        if batch != present.get("global_batch")
-        else ""
-    )
-    if different:
-        raise CheckpointError(
-            f"this checkpoint belongs to another run: {'; '.join(different)}. Resume with the same settings and text, "
-            f"or start a new run{devices}"
-        )
-
-
-def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Raise if the weights would not fit; dropout may change in mid-run."""
-    different = [
-        f"model.{name} was {saved.get(name)}, now {value}"
-        for name, value in present.items()
-        if saved.get(name) != value and not name.endswith("_pdrop")
-    ]
-    if different:
-        raise CheckpointError(
-            f"this checkpoint has another model: {'; '.join(different)}. Leave the model's options out"
-        )
-
-
-def refuse_other_freeze(saved: object, gpt2: module.GPT2Module) -> None:
-    """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
-    if saved is not None and saved != {**gpt2.frozen.identity(), "lora": gpt2.lora}:
-        raise CheckpointError(
-            "this checkpoint's run has another model.freeze, freeze_steps or lora. Leave them as they were, or start "
-            "a new run with model.init_from"
-        )
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -223,8 +122,8 @@ def refuse_weights_only(file: Path) -> None:
 def open(path: str | Path) -> Opened:
     """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it."""
     if folder := huggingface.folder_of(str(path)):
-        gpt2, tokenizer = huggingface.read(folder)
-        return Opened(folder, gpt2, tokenizer, {"test_files": [], "test_share": None})
+        model, tokenizer = huggingface.read(folder)
+        return Opened(folder, model, tokenizer, {"test_files": [], "test_share": None})
     file = find(path)
     raw = read(file)
     facts = raw.get(KEY)
@@ -238,8 +137,8 @@ def open(path: str | Path) -> Opened:
     shape = validation.shape_of(file, facts.get("shape"))
     state = lora.merged(state)
     validation.check(file, shape, state)
-    gpt2 = module.GPT2Module(**shape, document_start=_document_start(file, facts, shape))
-    gpt2.load_state_dict(state, strict=True)
+    model = GPT2(shape, _document_start(file, facts, shape))
+    model.load_state_dict(validation.of_model(state), strict=True)
     try:
         tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
     except DataError as error:
@@ -249,7 +148,7 @@ def open(path: str | Path) -> Opened:
             f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
             f"its model {shape['vocab_size']}. Train it again"
         )
-    return Opened(file, gpt2.eval(), tokenizer, facts)
+    return Opened(file, model.eval(), tokenizer, facts)
 
 
 def test_text(opened: Opened) -> tuple[list[str], Share | None]:

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from gpt2kit.checkpoint import validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.trainers import EOS
-from gpt2kit.training import module
 
 CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -58,7 +58,7 @@ def folder_of(path: str) -> Path | None:
     return None
 
 
-def read(folder: Path) -> tuple[module.GPT2Module, Tokenizer]:
+def read(folder: Path) -> tuple[GPT2, Tokenizer]:
     """The model, in eval mode on the CPU, and its tokenizer."""
     config = _json(folder / CONFIG)
     shape = _shape(folder / CONFIG, config)
@@ -76,9 +76,9 @@ def read(folder: Path) -> tuple[module.GPT2Module, Tokenizer]:
             f"{folder}: its tokenizer has {tokenizers.size(tokenizer)} tokens, its model {shape['vocab_size']}. "
             "They do not belong together"
         )
-    gpt2 = module.GPT2Module(**shape)
-    gpt2.load_state_dict(state, strict=True)
-    return gpt2.eval(), tokenizer
+    model = GPT2(shape)
+    model.load_state_dict(validation.of_model(state), strict=True)
+    return model.eval(), tokenizer
 
 
 def _shape(file: Path, config: dict[str, Any]) -> Shape:

@@ -20,8 +20,8 @@ from gpt2kit.data.remote import SCRATCH
 from gpt2kit.errors import CheckpointError, UserError, problems_of
 from gpt2kit.model import vocabulary_transfer
 from gpt2kit.model.finetuning import frozen
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training import module
 
 TAKEN = ("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon")
 """Options of the model that its weights decide."""
@@ -53,7 +53,7 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
     tiny = {"n_layer": options["n_layer"], "n_head": 1, "n_embd": 1, "vocab_size": 1, "n_positions": 1}
     try:
         with torch.random.fork_rng(devices=[]):  # the run's own weights are drawn from it
-            model = module.build(tiny)
+            model = GPT2(tiny)
         frozen(model, [words] if isinstance(words, (int, str)) else list(words or []))
     except UserError as error:
         return [str(error)]
@@ -62,7 +62,7 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
 
 def defaults(source: Opened, config: Any) -> dict[str, Any]:
     """What the options are by default in a run from these weights: the shape, context and tokenizer that they had."""
-    shape = source.module.shape
+    shape = source.model.shape
     return {
         **{f"model.{name}": shape[name] for name in TAKEN},
         "data.block_size": shape["n_positions"],
@@ -74,7 +74,7 @@ def settle(config: Any, source: Opened) -> list[str]:
     """Name the weights' tokenizer if it is meant; the sizes that the user has written and the weights have not."""
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = kept(source.tokenizer, config.data.cache_dir)
-    shape = source.module.shape
+    shape = source.model.shape
     return [
         f"model.{name} {config.model[name]}: the weights of model.init_from have {shape[name]}. Leave it out"
         for name in TAKEN
@@ -106,39 +106,44 @@ def keep_tokenizer(config: Any, resumed: Path) -> None:
             config.data.tokenizer = kept(own, config.data.cache_dir)
 
 
-def begin(gpt2: module.GPT2Module, source: Opened, tokenizer: Tokenizer) -> list[str]:
-    """Put the source's weights into `gpt2`, fitted to its context and to `tokenizer`; what was done, in words.
+def begin(
+    model: GPT2, source: Opened, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Put the source's weights into `model`, fitted to its context and to `tokenizer`.
 
-    `gpt2.start` then has it in numbers. Another vocabulary than the source's is refused unless it is wanted.
+    Another vocabulary than the source's is refused unless it is wanted.
+
+    Returns:
+        What the run began with, as plain types for its checkpoints; and the same in words.
     """
     how = vocabulary_transfer.spelling(tokenizer, source.tokenizer)
     same = tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(source.tokenizer) or how.is_identity
-    if not same and not gpt2.new_vocabulary:
+    if not same and not new_vocabulary:
         raise UserError(
-            f"data.tokenizer: not the vocabulary of model.init_from {gpt2.init_from} ({tokenizers.size(tokenizer):,} "
+            f"data.tokenizer: not the vocabulary of model.init_from {init_from} ({tokenizers.size(tokenizer):,} "
             f"tokens, its own has {tokenizers.size(source.tokenizer):,}). Leave data.tokenizer out to keep its own, or "
             "say --model.new_vocabulary true to move the model to this one"
         )
-    old = source.module.model.transformer
-    context = (int(old.wpe.weight.shape[0]), int(gpt2.shape["n_positions"]))
-    state = dict(source.module.model.state_dict())
-    rows = len(gpt2.model.transformer.wte.weight)
+    old = source.model.transformer
+    context = (int(old.wpe.weight.shape[0]), int(model.shape["n_positions"]))
+    state = dict(source.model.state_dict())
+    rows = len(model.transformer.wte.weight)
     ids = vocabulary_transfer.Spelling([[i] for i in range(tokenizers.size(tokenizer))], []) if same else how
     embedding = vocabulary_transfer.moved(old.wte.weight.detach(), ids, rows)
     state |= {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
     state["transformer.wpe.weight"] = vocabulary_transfer.positions(old.wpe.weight.detach(), context[1])
-    gpt2.model.load_state_dict(state, strict=True)
-    gpt2.start = {
-        "from": gpt2.init_from,
-        "weights": fingerprint(source.module),
+    model.load_state_dict(state, strict=True)
+    start = {
+        "from": init_from,
+        "weights": fingerprint(source.model),
         "tokens_seen": source.facts.get("tokens_seen"),
         "context": list(context),
         "vocabulary": None if same else ids.counts(),
         "val_bpb": None,
     }
-    check_same_pieces(gpt2, source.module, ids)
-    check_saved(gpt2)
-    return [f"weights of {gpt2.init_from}", *_context_told(*context), *([] if same else _vocabulary_told(ids))]
+    check_same_pieces(model, source.model, ids)
+    check_saved(model)
+    return start, [f"weights of {init_from}", *_context_told(*context), *([] if same else _vocabulary_told(ids))]
 
 
 def _context_told(old: int, new: int) -> list[str]:
@@ -159,11 +164,11 @@ def _vocabulary_told(how: vocabulary_transfer.Spelling) -> list[str]:
     ]
 
 
-def fingerprint(gpt2: module.GPT2Module) -> str:
+def fingerprint(model: GPT2) -> str:
     """SHA-256 of the weights, the same whatever file they come in."""
     found = hashlib.sha256()
-    vocab = int(gpt2.shape["vocab_size"])
-    for name, tensor in sorted(gpt2.model.state_dict().items()):
+    vocab = int(model.shape["vocab_size"])
+    for name, tensor in sorted(model.state_dict().items()):
         if name != "lm_head.weight":
             rows = tensor[:vocab] if name == "transformer.wte.weight" else tensor
             found.update(name.encode() + rows.detach().float().contiguous().numpy().tobytes())
@@ -171,7 +176,7 @@ def fingerprint(gpt2: module.GPT2Module) -> str:
 
 
 @torch.no_grad()
-def check_same_pieces(gpt2: module.GPT2Module, source: module.GPT2Module, how: vocabulary_transfer.Spelling) -> float:
+def check_same_pieces(model: GPT2, source: GPT2, how: vocabulary_transfer.Spelling) -> float:
     """Over pieces that both vocabularies have, both models must say the same; the largest difference of logits.
 
     That shows at once a body that was not copied, and input and output rows that are not each other's. Both are given
@@ -179,46 +184,46 @@ def check_same_pieces(gpt2: module.GPT2Module, source: module.GPT2Module, how: v
     """
     pairs = [(new, old[0]) for new, old in enumerate(how.old) if len(old) == 1]
     step = max(len(pairs) // _CHECKED, 1)
-    length = min(_CHECKED, gpt2.shape["n_positions"], source.shape["n_positions"])
+    length = min(_CHECKED, model.shape["n_positions"], source.shape["n_positions"])
     pairs = pairs[::step][:length]
     if not pairs:
         return 0.0
     new, old = (torch.tensor(ids) for ids in zip(*pairs, strict=True))
-    here, there = (of.model.transformer.wpe.weight[: len(new)] for of in (gpt2, source))
-    ours = logits(gpt2, gpt2.model.transformer.wte(new) + (there - here))[:, new]
+    here, there = (of.transformer.wpe.weight[: len(new)] for of in (model, source))
+    ours = logits(model, model.transformer.wte(new) + (there - here))[:, new]
     theirs = logits(source, old)[:, old]
     difference = float((ours - theirs).abs().max())
     if not difference <= rounding(theirs):
         raise CheckpointError(
-            f"model.init_from {gpt2.init_from}: with its weights the model does not say what it said before (logits "
+            f"model.init_from: with its weights the model does not say what it said before (logits "
             f"differ by {difference:g}). This is a defect of gpt2kit; please report it"
         )
     return difference
 
 
 @torch.no_grad()
-def check_saved(gpt2: module.GPT2Module) -> None:
+def check_saved(model: GPT2) -> None:
     """Saved and loaded again, the model must give the same logits to the bit."""
     buffer = io.BytesIO()
-    torch.save(gpt2.model.state_dict(), buffer)
+    torch.save(model.state_dict(), buffer)
     buffer.seek(0)
-    again = module.GPT2Module(**gpt2.shape)
-    again.model.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
-    vocab, length = int(gpt2.shape["vocab_size"]), min(_CHECKED, int(gpt2.shape["n_positions"]))
+    again = GPT2(model.shape)
+    again.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    vocab, length = int(model.shape["vocab_size"]), min(_CHECKED, int(model.shape["n_positions"]))
     ids = torch.linspace(0, vocab - 1, length).long()
-    if not torch.equal(logits(gpt2, ids), logits(again, ids)):
+    if not torch.equal(logits(model, ids), logits(again, ids)):
         raise CheckpointError(
-            f"model.init_from {gpt2.init_from}: saved and loaded, the model gives other logits. "
+            "model.init_from: saved and loaded, the model gives other logits. "
             "This is a defect of gpt2kit; please report it"
         )
 
 
-def logits(gpt2: module.GPT2Module, text: torch.Tensor) -> torch.Tensor:
+def logits(model: GPT2, text: torch.Tensor) -> torch.Tensor:
     """`[tokens, vocab_size]` of one text, without dropout; `text` is ids, or embeddings `[tokens, n_embd]`."""
-    training = gpt2.training
+    training = model.training
     given = {"inputs_embeds" if text.is_floating_point() else "input_ids": text[None]}
-    found = gpt2.eval().model(**given, use_cache=False).logits[0, :, : gpt2.shape["vocab_size"]]
-    gpt2.train(training)
+    found = model.eval()(**given, use_cache=False).logits[0, :, : model.shape["vocab_size"]]
+    model.train(training)
     return found.float()  # type: ignore[no-any-return]
 
 

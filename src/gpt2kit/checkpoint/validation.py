@@ -9,7 +9,7 @@ import torch
 
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.config import SHAPE, Activation, shape_problems
-from gpt2kit.training import module
+from gpt2kit.model.gpt2 import GPT2
 
 EMBEDDING = "model.transformer.wte.weight"
 HEAD = "model.lm_head.weight"
@@ -54,7 +54,7 @@ def check(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
     and the figures of such a model say nothing of the one that was trained.
     """
     with torch.device("meta"):
-        wanted = {f"model.{name}": tensor.shape for name, tensor in module.build(shape).state_dict().items()}
+        wanted = {f"model.{name}": tensor.shape for name, tensor in GPT2(shape).state_dict().items()}
     for name in sorted(set(wanted) ^ set(state), key=str):
         raise CheckpointError(f"{file}: tensor {name} is {'missing' if name in wanted else 'not of this model'}")
     for name, size in wanted.items():
@@ -70,6 +70,11 @@ def check(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{file}: its output embedding is not its input embedding, as GPT-2's is. Train it with the two tied"
         )
+
+
+def of_model(state: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors by the model's own names; a checkpoint has them by those of the LightningModule around it."""
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
 def solid(tensor: object) -> TypeGuard[torch.Tensor]:

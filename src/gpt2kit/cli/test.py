@@ -28,10 +28,10 @@ from gpt2kit.evaluation.sliding import Windows
 from gpt2kit.evaluation.test_set import Subject, Text
 from gpt2kit.evaluation.text_stats import Reading, RoundTrip, read
 from gpt2kit.model.flops import parameter_count
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
-from gpt2kit.training.module import GPT2Module
 
 Pages = dict[str, list[Passage]]
 """The passages that a page shows, by the names of the checkpoints."""
@@ -204,7 +204,7 @@ def _sums(nll: NDArray[np.float64], store: TokenStore, windows: Windows, reading
     return Sums(nll, *sizes.T)
 
 
-def _result(one: Subject, gpt2: GPT2Module, sums: Sums, windows: Windows, trip: RoundTrip) -> Result:
+def _result(one: Subject, gpt2: GPT2, sums: Sums, windows: Windows, trip: RoundTrip) -> Result:
     return Result(
         one.name,
         str(one.file),
@@ -212,14 +212,14 @@ def _result(one: Subject, gpt2: GPT2Module, sums: Sums, windows: Windows, trip: 
         (windows.least_context, windows.context),
         windows.stride,
         int(gpt2.shape["vocab_size"]),
-        parameter_count(gpt2.shape, gpt2.model),
+        parameter_count(gpt2.shape, gpt2),
         trip,
         one.append_eos,
         gpt2.document_start is not None,
     )
 
 
-def _copies(gpt2: GPT2Module, one: Subject, store: TokenStore, text: Text, options: Options) -> Copies:
+def _copies(gpt2: GPT2, one: Subject, store: TokenStore, text: Text, options: Options) -> Copies:
     """The training text is read as the test text is; shares of it that it was not trained on are left out."""
     corpus = text.corpora[0]
     training = test_set.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, one.train_share)

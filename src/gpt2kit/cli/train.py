@@ -42,7 +42,7 @@ from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import launch, loggers, plan, run_info, trial, tuning, verify_resume, watch
 from gpt2kit.training.baseline import Baseline
-from gpt2kit.training.checkpointing import KEEP, ExactResume
+from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
 from gpt2kit.training.limits import interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Bar, Measures
@@ -144,7 +144,10 @@ class TrainCLI(LightningCLI):
         self.begun: list[str] = []
         if self.asked.source is not None:
             with self.asked.gathered():
-                self.begun = initialize.begin(self.model, self.asked.source, self.datamodule.tokenizer)
+                gpt2, source, tokenizer = self.model, self.asked.source, self.datamodule.tokenizer
+                gpt2.start, self.begun = initialize.begin(
+                    gpt2.model, source, tokenizer, gpt2.init_from, gpt2.new_vocabulary
+                )
             self.asked.source = None
         theirs: list[Callback] = as_list(config["callbacks"])
         seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
@@ -165,7 +168,7 @@ class TrainCLI(LightningCLI):
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
-        kwargs["plugins"] = [*as_list(config["plugins"]), checkpoint.DurableIO()]
+        kwargs["plugins"] = [*as_list(config["plugins"]), DurableIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
         if config["logger"] is not False:

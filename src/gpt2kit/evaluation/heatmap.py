@@ -13,8 +13,8 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation.per_document import Sums
 from gpt2kit.evaluation.scoring import Precision, boundaries, token_nats
 from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import token_html
-from gpt2kit.training.module import GPT2Module
 
 FIRST, HARDEST = 3, 10
 """Documents that are shown: those at the text's beginning, and the hardest."""
@@ -97,7 +97,7 @@ def boxes(tokenizer: Tokenizer, ids: list[int], nats: list[float]) -> list[tuple
 
 
 def passage(
-    gpt2: GPT2Module,
+    gpt2: GPT2,
     tokenizer: Tokenizer,
     store: TokenStore,
     windows: Windows,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.evaluation.verbatim import Tokens, matches
-from gpt2kit.training.module import GPT2Module
+from gpt2kit.model.gpt2 import GPT2
 
 SPANS = (4, 8, 16, 32)
 """Lengths in tokens of which the shares are told."""
@@ -62,7 +62,7 @@ class Copies:
 
 
 def compare(
-    gpt2: GPT2Module, tokenizer: Tokenizer, training: TokenStore, held_out: TokenStore, seed: int, fingerprint: object
+    gpt2: GPT2, tokenizer: Tokenizer, training: TokenStore, held_out: TokenStore, seed: int, fingerprint: object
 ) -> Copies:
     """Let the model write, draw held-out documents, and look for both in the training text."""
     length = min(_LONGEST, int(gpt2.shape["n_positions"]))
@@ -78,7 +78,7 @@ def compare(
 
 
 @torch.inference_mode()
-def write(gpt2: GPT2Module, eos: int, length: int, seed: int) -> list[Tokens]:
+def write(gpt2: GPT2, eos: int, length: int, seed: int) -> list[Tokens]:
     """Texts as the model has them: from a document's start, drawn as likely as it says, to the end or `length`."""
     generator = torch.Generator(gpt2.device).manual_seed(seed)
     texts: list[Tokens] = []
@@ -93,12 +93,12 @@ def write(gpt2: GPT2Module, eos: int, length: int, seed: int) -> list[Tokens]:
     return texts
 
 
-def _written(gpt2: GPT2Module, eos: int, length: int, generator: torch.Generator) -> Tokens:
+def _written(gpt2: GPT2, eos: int, length: int, generator: torch.Generator) -> Tokens:
     """`[_ROWS, length]` tokens; what comes after a row's first end of document means nothing."""
     new = torch.full((_ROWS, 1), eos, device=gpt2.device)
     past, written, ended = None, [], torch.zeros(_ROWS, dtype=torch.bool, device=gpt2.device)
     for _ in range(length):
-        found = gpt2.model(input_ids=new, past_key_values=past, use_cache=True)
+        found = gpt2(input_ids=new, past_key_values=past, use_cache=True)
         past = found.past_key_values
         probabilities = found.logits[:, -1, : gpt2.shape["vocab_size"]].float().softmax(-1)
         new = torch.multinomial(probabilities, 1, generator=generator)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.evaluation.sliding import Windows
-from gpt2kit.training.module import GPT2Module
+from gpt2kit.model.gpt2 import GPT2
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
@@ -62,7 +62,7 @@ def ranks() -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
-def prepare(gpt2: GPT2Module, device: str, precision: Precision) -> GPT2Module:
+def prepare(gpt2: GPT2, device: str, precision: Precision) -> GPT2:
     """The model on its device, in the type that it computes in, ready to be asked."""
     if precision.startswith("16") and device == "cpu":
         raise UserError(f"--precision {precision}: a CPU computes it very slowly. Take bf16-mixed or 32-true")
@@ -70,7 +70,8 @@ def prepare(gpt2: GPT2Module, device: str, precision: Precision) -> GPT2Module:
     if precision.endswith("true"):
         gpt2.to(_TYPES[precision.split("-")[0]])
     gpt2.use_attention()
-    return gpt2.eval()
+    gpt2.eval()
+    return gpt2
 
 
 def boundaries(store: TokenStore) -> NDArray[np.int64]:
@@ -80,7 +81,7 @@ def boundaries(store: TokenStore) -> NDArray[np.int64]:
 
 
 def score(
-    gpt2: GPT2Module,
+    gpt2: GPT2,
     store: TokenStore,
     windows: Windows,
     batch_size: int = 16,
@@ -111,9 +112,7 @@ def score(
 
 
 @torch.inference_mode()
-def nats(
-    gpt2: GPT2Module, store: TokenStore, windows: Windows, numbers: range, precision: Precision
-) -> NDArray[np.float64]:
+def nats(gpt2: GPT2, store: TokenStore, windows: Windows, numbers: range, precision: Precision) -> NDArray[np.float64]:
     """Nats of the tokens that these windows, alike in size, are the ones to predict, `[windows, tokens]`."""
     rows = np.stack([store[slice(*windows.span(number))] for number in numbers]).astype(np.int64)
     mixed = precision.endswith("mixed")
@@ -123,7 +122,7 @@ def nats(
 
 
 def token_nats(
-    gpt2: GPT2Module, store: TokenStore, windows: Windows, first: int, last: int, precision: Precision
+    gpt2: GPT2, store: TokenStore, windows: Windows, first: int, last: int, precision: Precision
 ) -> NDArray[np.float64]:
     """Nats of the tokens `first` to `last - 1` of the store, as `score` has counted them."""
     found = [nats(gpt2, store, windows, range(n, n + 1), precision)[0] for n in windows.predicting(first, last)]

@@ -17,10 +17,10 @@ from gpt2kit.data.places import Where
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, UserError
 from gpt2kit.evaluation.scoring import boundaries
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.reader import Reader, reader_from
 from gpt2kit.text.sources import Place, find_files
 from gpt2kit.text.splits import Share
-from gpt2kit.training.module import GPT2Module
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Subject:
     fingerprint: object
     loaded: checkpoint.Opened | None = None
 
-    def model(self) -> GPT2Module:
+    def model(self) -> GPT2:
         """Its model, opened again if several are tested, so that one lies in memory at a time."""
-        return (self.loaded or checkpoint.open(self.name)).module
+        return (self.loaded or checkpoint.open(self.name)).model
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
                 name,
                 opened.path,
                 opened.tokenizer,
-                int(opened.module.shape["n_positions"]),
+                int(opened.model.shape["n_positions"]),
                 _reader(opened, reader) if reader is not None and with_reader else None,
                 append_eos,
                 checkpoint.test_text(opened),

@@ -27,8 +27,8 @@ from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line,
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
 from gpt2kit.export.model_card import model_card
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training import module
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 MARK = "gpt2kit"
@@ -80,7 +80,7 @@ def export(
     refuse_other_files(target, force)
     opened = checkpoint.open(ckpt_path)
     if gguf:
-        refuse(gguf_file.problems(opened.module.shape, opened.tokenizer))
+        refuse(gguf_file.problems(opened.model.shape, opened.tokenizer))
     with replacing_folder(target) as folder:
         write(opened, folder, target.name, dtype, gguf)
         proof = check(opened, folder, dtype)
@@ -149,11 +149,11 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = Fa
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
-    shape, end = opened.module.shape, tokenizers.eos_id(opened.tokenizer)
+    shape, end = opened.model.shape, tokenizers.eos_id(opened.tokenizer)
     config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{MARK: __version__})
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
-    state = rounded(opened.module, dtype)
+    state = rounded(opened.model, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     half = max(shape["n_positions"] // 2, 1)  # transformers' own 256 would run over a short context
@@ -169,10 +169,10 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = Fa
         gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
 
 
-def rounded(gpt2: module.GPT2Module, dtype: Dtype) -> dict[str, torch.Tensor]:
+def rounded(gpt2: GPT2, dtype: Dtype) -> dict[str, torch.Tensor]:
     """The tensors by Hugging Face's names in `dtype`, input and output embedding one tensor without padded rows."""
     kind = getattr(torch, dtype)
-    state = {name: tensor.to(kind) for name, tensor in gpt2.model.state_dict().items()}
+    state = {name: tensor.to(kind) for name, tensor in gpt2.state_dict().items()}
     embedding = state["transformer.wte.weight"][: gpt2.shape["vocab_size"]].clone()
     state |= {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
     for tensor_name, tensor in state.items():
@@ -183,13 +183,13 @@ def rounded(gpt2: module.GPT2Module, dtype: Dtype) -> dict[str, torch.Tensor]:
 
 def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
     """Load the folder in a fresh process, and compare logits, a greedy continuation and the tokenizer with ours."""
-    gpt2, shape = opened.module, opened.module.shape
+    gpt2, shape = opened.model, opened.model.shape
     length = min(_LENGTH, shape["n_positions"])
     prompt = max(length // 2, 1)
     ids = torch.linspace(0, shape["vocab_size"] - 1, prompt).long().tolist()
-    same = module.GPT2Module(**shape).eval()  # the weights as they are in the folder
-    exact = gpt2.model.state_dict()
-    same.model.load_state_dict({name: tensor.to(getattr(torch, dtype)) for name, tensor in exact.items()})
+    same = GPT2(shape).eval()  # the weights as they are in the folder
+    exact = gpt2.state_dict()
+    same.load_state_dict({name: tensor.to(getattr(torch, dtype)) for name, tensor in exact.items()})
     ids = continued(same, ids, length)
     text = opened.tokenizer.decode(ids[:prompt], skip_special_tokens=False)
     theirs = reloaded(folder, ids, prompt, text)
@@ -217,7 +217,7 @@ def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
 
 
 @torch.no_grad()
-def continued(gpt2: module.GPT2Module, ids: list[int], length: int) -> list[int]:
+def continued(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
     """`ids` continued to `length` by the likeliest token, again and again, ends of documents included."""
     ids = list(ids)
     while len(ids) < length:

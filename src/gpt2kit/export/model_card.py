@@ -12,7 +12,7 @@ from gpt2kit.tokenization.tokenizer import eos_id, fingerprint
 
 def model_card(opened: Opened, name: str, dtype: str) -> str:
     """Markdown with the header that the hub reads; the licence and the text's origin are left to the user."""
-    facts, shape = opened.facts, opened.module.shape
+    facts, shape = opened.facts, opened.model.shape
     start = facts.get("start") if isinstance(facts.get("start"), dict) else None
     base = str(start["from"]) if start and str(start.get("from")).startswith(HUB) else ""
     header = [
@@ -69,12 +69,12 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
 
 
 def _rows(opened: Opened, start: dict[str, Any] | None, dtype: str) -> list[tuple[str, str | None]]:
-    facts, shape = opened.facts, opened.module.shape
+    facts, shape = opened.facts, opened.model.shape
     seen, text = _number(facts, "tokens_seen"), _number(facts, "train_tokens")
     bits = _number(facts, "val_bpb")
     began = " ".join(str(start.get("from")).removeprefix(HUB).rstrip("/").split()).split("/")[-2:] if start else []
     return [
-        ("parameters", f"{parameter_count(shape, opened.module.model):,}, as {dtype}"),
+        ("parameters", f"{parameter_count(shape, opened.model):,}, as {dtype}"),
         ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),
         ("context", f"{shape['n_positions']:,} tokens"),
         ("vocabulary", f"{shape['vocab_size']:,} pieces, tokenizer {fingerprint(opened.tokenizer)[:12]}"),

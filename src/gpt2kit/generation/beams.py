@@ -9,7 +9,7 @@ import torch
 from gpt2kit.generation import sampling as choosing
 from gpt2kit.generation.decoder import Reader, Text, constrained, told
 from gpt2kit.generation.sampling import Rules
-from gpt2kit.training.module import GPT2Module
+from gpt2kit.model.gpt2 import GPT2
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Found:
 
 @torch.inference_mode()
 def search(
-    gpt2: GPT2Module, text: Text, num_beams: int, rules: Rules, eos: int, max_new_tokens: int
+    gpt2: GPT2, text: Text, num_beams: int, rules: Rules, eos: int, max_new_tokens: int
 ) -> tuple[list[Found], bool]:
     """The `num_beams` best texts found, best first, and whether the context was outgrown.
 

@@ -19,7 +19,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.generation import sampling as choosing
 from gpt2kit.generation.constraints import Constraint
 from gpt2kit.generation.sampling import Rules
-from gpt2kit.training.module import GPT2Module
+from gpt2kit.model.gpt2 import GPT2
 
 Precision = Literal["auto", "32", "bf16", "16"]
 _TYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -67,7 +67,7 @@ class Reader:
         gpt2: the model.
     """
 
-    def __init__(self, gpt2: GPT2Module) -> None:
+    def __init__(self, gpt2: GPT2) -> None:
         self.gpt2 = gpt2
         self.context = int(gpt2.shape["n_positions"])
         self.slid = False
@@ -127,7 +127,7 @@ class Reader:
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, places: Tensor) -> Tensor:
-        found = self.gpt2.model(
+        found = self.gpt2(
             input_ids=ids,
             position_ids=places,
             attention_mask=self._mask if self._padded else None,
@@ -150,7 +150,7 @@ class Writer:
         alternatives: report so many of the likeliest tokens with each one chosen.
     """
 
-    def __init__(self, gpt2: GPT2Module, texts: Sequence[Text], rules: Rules, eos: int, alternatives: int = 0) -> None:
+    def __init__(self, gpt2: GPT2, texts: Sequence[Text], rules: Rules, eos: int, alternatives: int = 0) -> None:
         self.texts = list(texts)
         """Those not ended yet."""
         self.reader = Reader(gpt2)
@@ -212,7 +212,7 @@ def with_alternatives(chosen: Sequence[Chosen], probabilities: Tensor, count: in
     return [Chosen(c.text, c.token, float(probabilities[row, c.token]), likeliest[row]) for row, c in enumerate(chosen)]
 
 
-def ready(gpt2: GPT2Module, precision: Precision = "auto") -> GPT2Module:
+def ready(gpt2: GPT2, precision: Precision = "auto") -> GPT2:
     """The model on the device, in the precision asked for; auto: float32 on a CPU, 16 bits on a GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "auto":

@@ -102,7 +102,7 @@ class Author:
         self, opened: Opened, precision: Precision = "auto", note: Callable[[str], None] | None = None
     ) -> None:
         self.tokenizer = opened.tokenizer
-        self.gpt2 = ready(opened.module, precision)
+        self.gpt2 = ready(opened.model, precision)
         self.eos = tokenizers.eos_id(self.tokenizer)
         self._tokens = pieces.token_bytes(self.tokenizer)
         self._added = pieces.added_ids(self.tokenizer)

@@ -15,19 +15,41 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.batches import STOPS
-from gpt2kit.errors import MachineError
+from gpt2kit.errors import MachineError, first_line
 from gpt2kit.runs import lifecycle
+from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
 
 KEEP = 2
 """Newest checkpoints kept, besides the best."""
 MISSES = 3
 """Saves that may fail, one after the other, before the run stops."""
+
+
+class DurableIO(TorchCheckpointIO):
+    """Lightning's way to checkpoint files, through `gpt2kit.checkpoint`.
+
+    A failure is kept in `failure` and not raised: the other ranks wait for this one, and training may go on.
+    """
+
+    failure = ""
+
+    def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        self.failure = ""
+        try:
+            checkpoint.write(checkpoint_, Path(path))
+        except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
+            self.failure = f"{path}: {first_line(error)}"
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """A file, or the shares of all ranks put together; `read` has compared checksums."""
+        return checkpoint.read(Path(path))
 
 
 class ExactResume(Checkpoint):
@@ -72,8 +94,8 @@ class ExactResume(Checkpoint):
         gpt2 = gpt2_of(trainer)
 
         def look(raw: dict[str, Any]) -> None:
-            checkpoint.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
-            checkpoint.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
+            run_state.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
+            run_state.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
 
         # Callbacks are asked only after the weights are put in.
         gpt2.on_load_checkpoint = look  # type: ignore[method-assign, assignment]
@@ -143,7 +165,7 @@ class ExactResume(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
     ) -> None:
         text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
-        facts = checkpoint.describe(gpt2, text, trainer.global_step, text.global_batch(trainer), self.settings)
+        facts = run_state.describe(gpt2, text, trainer.global_step, text.global_batch(trainer), self.settings)
         bits = self._bits_per_byte if self._validated[0] == trainer.global_step else None
         checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.guard.skipped, "val_bpb": bits}
 
@@ -152,7 +174,7 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Before loaders and loops are restored: set the position, in the micro-batches of the present devices."""
         text, facts = datamodule_of(trainer), checkpoint_[checkpoint.KEY]
-        checkpoint.refuse_other_data(facts["data"], checkpoint.identity(text, text.global_batch(trainer)))
+        run_state.refuse_other_data(facts["data"], run_state.identity(text, text.global_batch(trainer)))
         gpt2 = gpt2_of(trainer)
         text.start_step = facts["step"]
         gpt2.guard.skipped, gpt2.start = facts["skipped"], facts.get("start")

@@ -14,10 +14,10 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from gpt2kit import dtensor
-from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, first_line
 from gpt2kit.export import huggingface
+from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 from gpt2kit.training.samples import shadow
 
@@ -92,7 +92,7 @@ class EpochExports(Callback):
         gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
         try:
             with isolate_rng():
-                facts = checkpoint.describe(gpt2, text, step, text.global_batch(trainer), {})
+                facts = run_state.describe(gpt2, text, step, text.global_batch(trainer), {})
                 facts["val_bpb"] = self._validated[1] if self._validated[0] == step else None
                 opened = Opened(target, shadow(gpt2, state).eval(), text.tokenizer, facts)
                 with huggingface.replacing_folder(target) as folder:

@@ -63,7 +63,7 @@ def of_step(
                 for _ in range(min(accumulate, 2)):
                     kinds.phase = "forward"
                     with mixed:
-                        nll, tokens = shadow._step(rows)
+                        nll, tokens = shadow.model.nll(rows)
                         loss = nll / tokens
                     kinds.phase = "backward"
                     torch.autograd.backward(loss)

@@ -1,38 +1,27 @@
-"""GPT-2 as a LightningModule: Hugging Face's `GPT2LMHeadModel` built from config, and the one step that trains it."""
+"""GPT2Module: a LightningModule around `model.gpt2.GPT2`, which is Hugging Face's `GPT2LMHeadModel`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import dtensor
-from gpt2kit.data.order import IGNORE
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.metrics import Score
-from gpt2kit.model import attention as attentions
-from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
-from gpt2kit.model.config import SHAPE, Activation, Shape, padded, shape_problems
-from gpt2kit.model.cpu_layers import COMPILED, quicken
+from gpt2kit.model.backends import Attention, Choice, Compile
+from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
 from gpt2kit.model.finetuning import Frozen
 from gpt2kit.model.lora import adapt
-from gpt2kit.model.loss import chunked_nll, whole_nll, wide
 from gpt2kit.optim.nonfinite import Guard, unfuse
 from gpt2kit.optim.optimizers import Muon, Schedule, WarmupStableDecay, parameter_groups
 from gpt2kit.training.row import Row, is_log_step
-
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
-
-_LOGITS = 1 << 24
-"""Logits that `token_nll` holds at once."""
 
 
 class GPT2Module(pl.LightningModule):
@@ -116,16 +105,16 @@ class GPT2Module(pl.LightningModule):
         self.wants_compile = compile
         self.compiled: Compile = "off" if compile == "auto" else compile
         """What is compiled once training starts; who knows how long the run will be may decide for auto."""
-        self.model = build(self.shape)
+        from gpt2kit.model.gpt2 import GPT2  # here, so that --help need not wait for transformers
+
+        self.model: GPT2 = GPT2(self.shape, document_start)
         self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
         self.start: dict[str, Any] | None = None
         """What the run began with, as plain types; part of its state. None: random weights."""
         self.frozen = Frozen(self.model, freeze, freeze_steps)
-        self._nll_of, self._head = self._whole_model, chunked_nll
         if gradient_checkpointing:
-            recompute_activations(self.model)
+            self.model.recompute_activations()
         self.guard = Guard(skip_nonfinite, max_scaler_skips)
-        self.document_start = document_start
         self.fresh_groups: list[dict[str, Any]] = []
         """The optimizer's settings as the config says them, whatever a checkpoint brings."""
         self.about_steps = 0
@@ -135,45 +124,8 @@ class GPT2Module(pl.LightningModule):
         self._tokens: list[Tensor] = []
         self.row = Row()
 
-    def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of nats and count of predicted tokens; `batch` is [rows, block_size + 1], short rows filled by IGNORE.
-
-        The only place that shifts: position t is given tokens up to t and predicts token t + 1.
-        """
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]
-        return self._nll_of(inputs, targets, self._apart(inputs)), (targets != IGNORE).sum()
-
-    def _whole_model(self, inputs: Tensor, targets: Tensor, apart: dict[str, Tensor]) -> Tensor:
-        """Sum of nats of `targets`, each after the `inputs` up to it."""
-        hidden = self.model.transformer(input_ids=inputs, use_cache=False, **apart).last_hidden_state
-        return self._head(hidden, self.model.lm_head.weight, targets, self.shape["vocab_size"])
-
-    def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
-        """Nats of each target token but the first `known` of a row, `[rows, block_size - known]`; 0 for IGNORE.
-
-        What `_step` sums up, for tests: logits are made of a few positions at a time, and none are kept.
-        """
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]
-        hidden = self.model.transformer(input_ids=inputs, use_cache=False, **self._apart(inputs)).last_hidden_state
-        size = self.shape["vocab_size"]
-        nll = [
-            F.cross_entropy(wide(self.model.lm_head(some)[:, :size]), wanted, ignore_index=IGNORE, reduction="none")
-            for some, wanted in zip(
-                torch.split(hidden[:, known:].flatten(0, 1), max(_LOGITS // size, 1)),
-                torch.split(targets.flatten(), max(_LOGITS // size, 1)),
-                strict=True,
-            )
-        ]
-        return torch.cat(nll).view(targets.shape)
-
-    def _apart(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What keeps documents apart, if they are to be."""
-        if self.document_start is None:
-            return {}
-        return attentions.documents_apart(inputs, self.document_start)
-
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        nll, tokens = self._step(batch)
+        nll, tokens = self.model.nll(batch)
         loss = nll / tokens
         self._window.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
@@ -210,7 +162,7 @@ class GPT2Module(pl.LightningModule):
         self.guard.look()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        nll, tokens = self._step(batch)
+        nll, tokens = self.model.nll(batch)
         self._nll.append(nll)
         self._tokens.append(tokens)
 
@@ -253,54 +205,16 @@ class GPT2Module(pl.LightningModule):
         """
         adapt(self.model, self.lora, embedding=self.new_vocabulary)
         if self.device_mesh is not None:
-            dtensor.cut(self, self.model.transformer.h, ("_step", "token_nll"), self.device_mesh["data_parallel"])
+            dtensor.cut(self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
             raise UserError(
                 f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.checkpoint.initialize.begin before fit"
             )
-        self.use_attention(self.attention)
-        self._compile()
-
-    def _compile(self) -> None:
-        """Compile as `compiled` says, in place: the weights keep their names. Each part sees one shape of batch.
-
-        Blocks have the same code, so they are compiled once, and the head beside them: seconds, where the model as a
-        whole takes minutes, for a step that is as fast within some per cent (docs/benchmarks.md).
-        """
-        if self.compiled == "off":
-            return
-        self._head = whole_nll  # a compiler fuses what follows the logits, and is faster than pieces
-        options = COMPILED if self.device.type == "cpu" else None
-        if self.compiled == "model":
-            self._nll_of = torch.compile(self._whole_model, dynamic=False, options=options)
-            return
-        self._head = torch.compile(whole_nll, dynamic=False, options=options)
-        for block in self.model.transformer.h:
-            block.compile(dynamic=False, options=options)
+        self.model.use_attention(self.attention)
+        self.model.compile_for_training(self.compiled)
 
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
-        return choose_attention(self.attention, device, self.shape)
-
-    def use_attention(self, wanted: Attention = "auto") -> None:
-        """Compute attention in one way, or in the fastest that is known for where the weights lie."""
-        chosen = choose_attention(wanted, self.device, self.shape)
-        attentions.use(self.model, chosen.value)
-
-
-def build(shape: Shape) -> GPT2LMHeadModel:
-    """The bare model with GPT-2's initial weights: N(0, initializer_range), residual projections / sqrt(2 n_layer)."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    rows = padded(shape["vocab_size"])
-    model = GPT2LMHeadModel(GPT2Config(**{**shape, "vocab_size": rows}, bos_token_id=None, eos_token_id=None))
-    quicken(model)
-    return model
-
-
-def recompute_activations(model: GPT2LMHeadModel) -> None:
-    """Gradient checkpointing, by the name that this version of transformers has for it."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # the other way, frozen embeddings would leave nothing a gradient
+        return self.model.choose_attention(self.attention, device)

@@ -17,11 +17,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import distributed
 
 from gpt2kit import __version__
-from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import UserError
 from gpt2kit.runs import lifecycle
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training import watch
+from gpt2kit.training import run_state, watch
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 from gpt2kit.training.watch import Watch
 
@@ -100,7 +99,7 @@ def facts(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path | None) -
         **{name: str(value) for name, value in lifecycle.flat(settings).items()},
         "the tokenizer": tokenizers.fingerprint(text.tokenizer)[:12],
         **{f"the {split} text": text.store(split).fingerprint[:12] for split in text.files if text.files[split]},
-        "the order of batches": _hash(checkpoint.identity(text, text.global_batch(trainer))),
+        "the order of batches": _hash(run_state.identity(text, text.global_batch(trainer))),
         "the model's shape": _hash(gpt2_of(trainer).shape),
         "precision": str(trainer.precision),
         "attention": gpt2_of(trainer).choose_attention(trainer.strategy.root_device).value,

@@ -16,11 +16,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from gpt2kit import files
+from gpt2kit.checkpoint import validation
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.generator import Author, Wish, problems
 from gpt2kit.generation.sampling import Rules
 from gpt2kit.model import lora
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder
 from gpt2kit.training import loggers
 from gpt2kit.training.fsdp import FSDP
@@ -101,14 +103,15 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def shadow(gpt2: GPT2Module, state: dict[str, Tensor] | None = None) -> GPT2Module:
+def shadow(gpt2: GPT2Module, state: dict[str, Tensor] | None = None) -> GPT2:
     """A model of its own over the very same weights, none of them copied but those that LoRA adds to: what is set on it
     (evaluation, the kind of attention, another precision) does not reach the model in training, nor what that one was
     compiled to. `state`: other weights for it, by the names of the module's own."""
     with torch.device("meta"):
-        found = GPT2Module(**gpt2.shape)
-    found.load_state_dict(lora.merged(gpt2.state_dict() if state is None else state), strict=True, assign=True)
-    found.model.tie_weights()
+        found = GPT2(gpt2.shape)
+    weights = validation.of_model(lora.merged(gpt2.state_dict() if state is None else state))
+    found.load_state_dict(weights, strict=True, assign=True)
+    found.tie_weights()
     return found
 
 
