@@ -50,7 +50,7 @@ def test_without_sigusr1_the_others_are_heeded(monkeypatch: pytest.MonkeyPatch) 
     before = {number: signal.getsignal(number) for number in batches.STOPS}
     assert len(before) == 3
     monkeypatch.delattr(signal, "SIGUSR1")
-    found = runpy.run_path(str(ROOT / "src/gpt2kit/batches.py"))
+    found = runpy.run_path(str(ROOT / "src/gpt2kit/data/batches.py"))
     try:
         assert found["STOPS"] == [signal.SIGTERM, signal.SIGINT]
         found["_leave_signals"](0)
@@ -189,6 +189,6 @@ def test_every_text_is_opened_with_its_encoding(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.py"
         path.write_text(line, encoding="utf-8")
         assert _unsaid(path), line
-    modules = [*(ROOT / "src/gpt2kit").glob("*.py"), *ROOT.glob("*.py"), *(ROOT / "data").glob("*.py")]
+    modules = [*(ROOT / "src/gpt2kit").rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "data").glob("*.py")]
     modules += (ROOT / "scripts").glob("*.py")
     assert [call for path in modules for call in _unsaid(path)] == []
