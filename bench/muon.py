@@ -20,7 +20,8 @@ import torch
 from machine import finish
 from torch import nn
 
-from gpt2kit.optim.optimizers import AdamW, Muon
+from gpt2kit.optim.adamw import AdamW
+from gpt2kit.optim.muon import Muon
 
 WAYS = ("AdamW", "torch's Muon", "ours", "ours, parts as one")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,7 @@ from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import parser
 from gpt2kit.model import vocabulary_transfer
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.optim.optimizers import AdamW, parameter_groups
+from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.tokenization.tokenizer import eos_id
 
 

@@ -193,7 +193,8 @@ def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path |
 
 def ours_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> Iterator[float]:
     """The same module and optimizer in a bare loop, not compiled: what `ours_eager` takes more is Lightning and we."""
-    from gpt2kit.optim.optimizers import Muon, parameter_groups
+    from gpt2kit.optim.adamw import parameter_groups
+    from gpt2kit.optim.muon import Muon
     from gpt2kit.training.module import GPT2Module
 
     gpt2 = GPT2Module(**shape).to(DEVICE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import sys
 import types
@@ -14,19 +15,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from jsonargparse import ArgumentParser, Namespace
-from pytorch_lightning.callbacks import Callback
 
-from gpt2kit import files
+from gpt2kit import callbacks, files, optim
 from gpt2kit.cli import generate, plot, test, train
 from gpt2kit.cli import parser as command
 from gpt2kit.data import cache, corpora
 from gpt2kit.export import huggingface
-from gpt2kit.optim import optimizers
 from gpt2kit.serving import app
 from gpt2kit.text import reader
 from gpt2kit.tokenization.spec import TokenizerSpec
 from gpt2kit.tokenization.train import train as train_tokenizer
-from gpt2kit.training import progress
 from gpt2kit.training.trainer import make_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,13 +65,6 @@ LIGHTNING = {
     "reload_dataloaders_every_n_epochs": "refused: there is one endless epoch",
 }
 """What Lightning's own options are for here, in our words; the others are named without."""
-OFFERED = [
-    one
-    for one in vars(progress).values()
-    if isinstance(one, type) and issubclass(one, Callback) and one.__module__.startswith("gpt2kit.")
-    if one.__module__ != progress.__name__
-]
-"""The callbacks that `gpt2kit.callbacks` offers from other modules; its own are always there."""
 HEAD = """\
 # Every option
 
@@ -133,12 +124,12 @@ def page() -> str:
         table(groups["model"]),
         "## Optimizers: model.optimizer\n",
         "Any of `torch.optim` may stand here as well.\n",
-        *described(optimizers.Muon),
-        *described(optimizers.AdamW),
+        *described(optim.Muon),
+        *described(optim.AdamW),
         "## Schedules: model.schedule\n",
         *(
             part
-            for schedule in (optimizers.WarmupStableDecay, optimizers.Linear, optimizers.Cosine, optimizers.Constant)
+            for schedule in (optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant)
             for part in described(schedule)
         ),
         "## trainer: how long, and on what\n",
@@ -147,7 +138,7 @@ def page() -> str:
         table(known, words=LIGHTNING),
         f"Passed on as they are: {rest}.\n",
         "## Callbacks of ours: trainer.callbacks\n",
-        *(part for callback in OFFERED for part in described(callback, home="gpt2kit.callbacks")),
+        *(part for callback in (callbacks.EpochExports, callbacks.TextSamples) for part in described(callback)),
     ]
     for script, function in SCRIPTS.items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
@@ -170,17 +161,26 @@ def trainer_parser() -> ArgumentParser:
     raise AssertionError
 
 
-def described(kind: type, where: str = "", more: str = "", home: str = "") -> Iterator[str]:
+def described(kind: type, where: str = "", more: str = "") -> Iterator[str]:
     """A class that a config names, and its options."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip={"params"})
-    name = f"{home or kind.__module__}.{kind.__name__}"
+    name = public_path(kind)
     head = f"### {where}: {name}" if where else f"### {name}"
     summary = (inspect.getdoc(kind) or "").split("\n\nArgs:")[0].split("\n\n")[0]
     yield f"{head}\n"
     yield f"{' '.join(summary.split())}{' ' * bool(more)}{more}\n"
     if found := list(options(parser)):
         yield table(found, f"{where}." if where else "")
+
+
+def public_path(kind: type) -> str:
+    """The shortest path that a config may name the class by."""
+    parts = kind.__module__.split(".")
+    packages = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    faces = (importlib.import_module(name) for name in (*packages, "gpt2kit.callbacks"))
+    homes = [face.__name__ for face in faces if getattr(face, kind.__name__, None) is kind]
+    return f"{min(homes, key=len)}.{kind.__name__}"
 
 
 def options(parser: ArgumentParser) -> Iterator[argparse.Action]:

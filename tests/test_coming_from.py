@@ -13,10 +13,10 @@ import pytest
 from conftest import ROOT
 from test_readme import BODIES, _Parsed, _ParseOnly
 
+from gpt2kit import optim
 from gpt2kit.cli import parser as command
 from gpt2kit.data import cache as token_cache
 from gpt2kit.data import corpora
-from gpt2kit.optim import optimizers
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.spec import TokenizerSpec
 from gpt2kit.training.trainer import first_words
@@ -29,8 +29,8 @@ BODIES = {**BODIES, "cache.py": token_cache.manage, "data/get.py": corpora.get}
 NESTED = {
     "data.reader": [Reader],
     "data.tokenizer": [TokenizerSpec],
-    "model.optimizer": [optimizers.Muon, optimizers.AdamW],
-    "model.schedule": [optimizers.WarmupStableDecay, optimizers.Linear, optimizers.Cosine, optimizers.Constant],
+    "model.optimizer": [optim.Muon, optim.AdamW],
+    "model.schedule": [optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant],
 }
 WORDS = {"AutoTokenizer", "<|endoftext|>", "hf://", "lightning_logs/version_N"}
 """What is ours, or a library's, without being an option, a script, a file or a class of this repository."""

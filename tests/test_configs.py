@@ -9,11 +9,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from gpt2kit import optim
 from gpt2kit.cli import train
 from gpt2kit.cli.train import TrainCLI
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.optim import optimizers
-from gpt2kit.optim.optimizers import parameter_groups
+from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.trainer import make_trainer
 
@@ -73,10 +73,10 @@ def test_public_names_of_the_options() -> None:
         TextDataModule: "train_files valid_files test_files valid_share test_share tokenizer block_size batch_size "
         "reader shuffle cache_dir streaming window_shards",
         make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",
-        optimizers.Muon: "lr adamw_lr weight_decay momentum betas",
-        optimizers.AdamW: "lr betas eps weight_decay",
-        optimizers.WarmupStableDecay: "warmup final decay",
-        optimizers.Cosine: "warmup final",
+        optim.Muon: "lr adamw_lr weight_decay momentum betas",
+        optim.AdamW: "lr betas eps weight_decay",
+        optim.WarmupStableDecay: "warmup final decay",
+        optim.Cosine: "warmup final",
     }
     for owner, names in public.items():
         assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__

@@ -12,7 +12,8 @@ from test_train import equal, train, weights
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.model.finetuning import frozen
-from gpt2kit.optim.optimizers import AdamW, Muon, parameter_groups
+from gpt2kit.optim.adamw import AdamW, parameter_groups
+from gpt2kit.optim.muon import Muon
 from gpt2kit.runs import lifecycle
 from gpt2kit.training.module import GPT2Module
 

@@ -12,7 +12,7 @@ from test_train import rows, train, weights
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
-from gpt2kit.optim.optimizers import Constant, Cosine, WarmupStableDecay
+from gpt2kit.optim.schedules import Constant, Cosine, WarmupStableDecay
 from gpt2kit.training import progress
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.time_limit import planned_end

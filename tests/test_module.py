@@ -16,8 +16,8 @@ from gpt2kit.generation.sampling import Rules
 from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.model.config import padded, shape_problems
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.nonfinite import unfuse
-from gpt2kit.optim.optimizers import AdamW, parameter_groups
 from gpt2kit.training.module import GPT2Module
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}

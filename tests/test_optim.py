@@ -9,23 +9,15 @@ from test_module import SHAPE
 from torch import Tensor, nn
 
 from gpt2kit.errors import UserError
-from gpt2kit.optim import optimizers
-from gpt2kit.optim.newton_schulz import orthogonal
-from gpt2kit.optim.optimizers import (
-    AdamW,
-    Constant,
-    Cosine,
-    Linear,
-    Muon,
-    Schedule,
-    WarmupStableDecay,
-    parameter_groups,
-)
-from gpt2kit.training.module import build
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.optim import muon
+from gpt2kit.optim.adamw import AdamW, parameter_groups
+from gpt2kit.optim.muon import Muon, orthogonal
+from gpt2kit.optim.schedules import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 
 
 def test_matrices_decay_biases_norms_and_embeddings_do_not() -> None:
-    model = build(SHAPE)
+    model = GPT2(SHAPE)
     names = {id(p): name for name, p in model.named_parameters()}
     matrices, rest = (sorted(names[id(p)] for p in group["params"]) for group in parameter_groups(model))
     layer = [f"attn.{n}.weight" for n in ("c_attn", "c_proj")] + [f"mlp.{n}.weight" for n in ("c_fc", "c_proj")]
@@ -39,7 +31,7 @@ def test_matrices_decay_biases_norms_and_embeddings_do_not() -> None:
 @pytest.mark.parametrize("kind", [AdamW, Muon])
 def test_what_must_not_decay_does_not(kind: type) -> None:
     torch.manual_seed(1)
-    model = build(SHAPE)
+    model = GPT2(SHAPE)
     before = copy.deepcopy(model.state_dict())
     optimizer = kind(parameter_groups(model))
     for parameter in model.parameters():
@@ -60,7 +52,7 @@ def test_muon_saves_and_loads_as_one_optimizer() -> None:
             optimizer.step()
 
     torch.manual_seed(1)
-    straight = build({**SHAPE, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0})
+    straight = GPT2({**SHAPE, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0})
     halted = copy.deepcopy(straight)
     optimizer = Muon(parameter_groups(straight))
     train(straight, optimizer, range(6))
@@ -203,7 +195,7 @@ def test_muon_is_torchs_muon_for_each_part(rows: int) -> None:
 
 
 def test_queries_keys_and_values_are_turned_apart() -> None:
-    model = build(SHAPE)
+    model = GPT2(SHAPE)
     hidden = parameter_groups(model)[0]
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)].split(".")[-2]: n for p, n in zip(hidden["params"], hidden["parts"], strict=True)}
@@ -220,7 +212,7 @@ def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) ->
         turned.append(len(matrices))
         return orthogonal(matrices)
 
-    monkeypatch.setattr(optimizers, "orthogonal", counted)
+    monkeypatch.setattr(muon, "orthogonal", counted)
     ended = []
     for receiving in (False, True):
         for rank in range(ranks):
@@ -236,7 +228,7 @@ def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) ->
                 elif owner == rank and not late:
                     sent[rank].append(tensor.clone())
 
-            monkeypatch.setattr(optimizers.dist, "broadcast", broadcast)
+            monkeypatch.setattr(muon.dist, "broadcast", broadcast)
             draw(0, SHAPES, ours, theirs)
             one.step()
             other.step()

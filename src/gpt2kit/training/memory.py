@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from gpt2kit import hardware
 from gpt2kit.model import attention
-from gpt2kit.optim.optimizers import parameter_groups
+from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.training.module import GPT2Module
 
 PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activations", "logits")

@@ -19,8 +19,10 @@ from gpt2kit.model.backends import Attention, Choice, Compile
 from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
 from gpt2kit.model.finetuning import Frozen
 from gpt2kit.model.lora import adapt
+from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import Guard, unfuse
-from gpt2kit.optim.optimizers import Muon, Schedule, WarmupStableDecay, parameter_groups
+from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
 from gpt2kit.training.row import Row, is_log_step
 
 

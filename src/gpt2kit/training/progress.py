@@ -18,10 +18,8 @@ from tqdm import tqdm
 
 from gpt2kit import hardware
 from gpt2kit.model.flops import flops_per_token
-from gpt2kit.training.epoch_exports import EpochExports as EpochExports
 from gpt2kit.training.row import log_every
 from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
-from gpt2kit.training.samples import TextSamples as TextSamples
 
 _WARM = 3
 """Steps from which a pace foretells something."""

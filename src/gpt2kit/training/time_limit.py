@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from gpt2kit.optim.optimizers import Schedule
+from gpt2kit.optim.schedules import Schedule
 from gpt2kit.training.checkpointing import set_rates
 from gpt2kit.training.progress import Pace
 from gpt2kit.training.row import log_every
