@@ -24,7 +24,7 @@ from gpt2kit.data import datamodule
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.evaluation.scoring import Windows
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.trainers import Options, train_bytebpe
 from gpt2kit.training.module import GPT2Module

@@ -124,7 +124,7 @@ def row(
 def run(way: str, name: str, block: int | None, batch: int | None, steps: int, folder: Path | None) -> None:
     """In a child: train some steps, print one line of JSON."""
     from gpt2kit.hardware import measured_peak
-    from gpt2kit.model.flops import flops_per_token
+    from gpt2kit.model.config import flops_per_token
 
     warnings.filterwarnings("ignore")
     layers, heads, width, vocabulary, length, rows = SHAPES[name]

@@ -14,7 +14,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import parser, test
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.places import Where
-from gpt2kit.evaluation import memorization, verbatim
+from gpt2kit.evaluation import memorization
 from gpt2kit.text.reader import Reader
 
 
@@ -42,26 +42,28 @@ def brute(training: list[int], text: list[int]) -> list[int]:
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_longest_matches_are_those_of_brute_force(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbatim, "_CHUNK", chunk)
+    monkeypatch.setattr(memorization, "_CHUNK", chunk)
     random = np.random.default_rng(seed)
     training = random.integers(0, 2 + 3 * seed, 90).tolist()
     texts = [random.integers(0, 2 + 3 * seed, size).tolist() for size in (20, 1, 0, 13)]
     texts.append([*training[30:61], 9999])
-    found = verbatim.matches(Tokens(training), [np.array(text, np.int64) for text in texts])  # type: ignore[arg-type]
+    found = memorization.matches(Tokens(training), [np.array(text, np.int64) for text in texts])  # type: ignore[arg-type]
     assert [one.tolist() for one in found] == [brute(training, text) for text in texts]
 
 
 def test_hashes_that_meet_by_chance_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbatim, "_hashes", lambda prefix, length: np.zeros(len(prefix[1]) - length + 1, np.uint64))
+    monkeypatch.setattr(
+        memorization, "_hashes", lambda prefix, length: np.zeros(len(prefix[1]) - length + 1, np.uint64)
+    )
     training = [1, 2, 3, 4, 1, 3, 5]
-    found = verbatim.matches(Tokens(training), [np.array([1, 3, 5, 2])])  # type: ignore[arg-type]
+    found = memorization.matches(Tokens(training), [np.array([1, 3, 5, 2])])  # type: ignore[arg-type]
     assert found[0].tolist() == brute(training, [1, 3, 5, 2]) == [3, 2, 1, 1]
 
 
 def test_a_text_longer_than_the_training_text() -> None:
-    found = verbatim.matches(Tokens([1, 2]), [np.array([1, 2, 1, 2, 3])])  # type: ignore[arg-type]
+    found = memorization.matches(Tokens([1, 2]), [np.array([1, 2, 1, 2, 3])])  # type: ignore[arg-type]
     assert found[0].tolist() == [2, 1, 2, 1, 0]
-    assert verbatim.matches(Tokens([1]), []) == []
+    assert memorization.matches(Tokens([1]), []) == []
 
 
 def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:

@@ -27,7 +27,7 @@ from gpt2kit.data.build import Corpus
 from gpt2kit.data.places import Where
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.evaluation.scoring import Windows
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.train import train as train_tokenizer
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt2kit.evaluation.heatmap import Passage, boxes, chosen, page
-from gpt2kit.evaluation.per_document import Sums
+from gpt2kit.evaluation.statistics import Sums
 from gpt2kit.tokenization import tokenizer
 
 

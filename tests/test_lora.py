@@ -15,7 +15,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError
 from gpt2kit.export import huggingface
-from gpt2kit.model.lora import merged
+from gpt2kit.model.finetuning import merged
 from gpt2kit.training.module import GPT2Module
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2kit.evaluation import bootstrap
-from gpt2kit.evaluation.per_document import Sums, over_documents
+from gpt2kit.evaluation import statistics
+from gpt2kit.evaluation.statistics import Sums, over_documents
 from gpt2kit.metrics import Score
-from gpt2kit.model.flops import flops_per_token
-from gpt2kit.model.lora import adapt
+from gpt2kit.model.config import flops_per_token
+from gpt2kit.model.finetuning import adapt
 from gpt2kit.training.module import GPT2Module
 
 
@@ -64,16 +64,16 @@ def test_a_document_of_no_tokens_weighs_nothing() -> None:
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Texts drawn from one source: 95 % of the intervals hold the source's own figure."""
     truth = sums_of(200_000, seed=1).total().loss
-    found = [bootstrap.intervals(sums_of(200, seed=seed), 0)["loss"] for seed in range(2, 202)]
+    found = [statistics.intervals(sums_of(200, seed=seed), 0)["loss"] for seed in range(2, 202)]
     inside = sum(low <= truth <= high for low, high in found)
     assert 180 <= inside <= 198, inside
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:
     sums = sums_of(40)
-    assert bootstrap.intervals(sums, 1) == bootstrap.intervals(sums, 1) != bootstrap.intervals(sums, 2)
-    assert bootstrap.intervals(sums_of(1), 1) == {} and bootstrap.difference(sums_of(1), sums_of(1), get, 1) is None
-    low, high = bootstrap.intervals(sums, 1)["bits_per_byte"]
+    assert statistics.intervals(sums, 1) == statistics.intervals(sums, 1) != statistics.intervals(sums, 2)
+    assert statistics.intervals(sums_of(1), 1) == {} and statistics.difference(sums_of(1), sums_of(1), get, 1) is None
+    low, high = statistics.intervals(sums, 1)["bits_per_byte"]
     assert low < sums.total().bits_per_byte < high
 
 
@@ -85,20 +85,20 @@ def test_paired_documents_tell_small_differences() -> None:
     """Two models that differ by 2 % on each document: their own intervals overlap, the paired one leaves out 0."""
     one = sums_of(100)
     other = replace(one, nll=one.nll * 1.02)
-    mine, theirs = (bootstrap.intervals(sums, 1)["bits_per_byte"] for sums in (one, other))
+    mine, theirs = (statistics.intervals(sums, 1)["bits_per_byte"] for sums in (one, other))
     assert mine[1] > theirs[0]
-    low, high = bootstrap.difference(other, one, get, 1) or (0, 0)
+    low, high = statistics.difference(other, one, get, 1) or (0, 0)
     assert 0 < low <= get(other.total()) - get(one.total()) <= high
-    assert bootstrap.difference(one, one, get, 1) == (0.0, 0.0)
+    assert statistics.difference(one, one, get, 1) == (0.0, 0.0)
 
 
 def test_many_documents_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = sums_of(2000)
-    whole = bootstrap.intervals(sums, 1)["loss"]
-    monkeypatch.setattr(bootstrap, "_POOLED", 300)
-    pooled = bootstrap.intervals(sums, 1)["loss"]
+    whole = statistics.intervals(sums, 1)["loss"]
+    monkeypatch.setattr(statistics, "_POOLED", 300)
+    pooled = statistics.intervals(sums, 1)["loss"]
     assert pooled[1] - pooled[0] == pytest.approx(whole[1] - whole[0], rel=0.25)
-    assert bootstrap.resampled(np.ones((2000, 1)), 1).mean() == pytest.approx(2000, rel=0.01)
+    assert statistics.resampled(np.ones((2000, 1)), 1).mean() == pytest.approx(2000, rel=0.01)
 
 
 def test_flops_per_token_are_those_that_torch_counts() -> None:

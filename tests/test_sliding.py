@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.evaluation.scoring import Windows
 
 sizes = st.integers(1, 40).flatmap(
     lambda context: st.tuples(st.integers(0, 200), st.just(context), st.integers(1, context))

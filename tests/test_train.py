@@ -19,7 +19,7 @@ from gpt2kit.cli import train as cli
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.places import Where
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.evaluation.scoring import Windows
 from gpt2kit.metrics import Score
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.text.reader import Reader

@@ -23,7 +23,7 @@ from gpt2kit import __version__, dtensor
 from gpt2kit import files as durable
 from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
-from gpt2kit.model import lora
+from gpt2kit.model import finetuning
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.splits import Share
 from gpt2kit.tokenization import tokenizer as tokenizers
@@ -135,7 +135,7 @@ def open(path: str | Path) -> Opened:
             f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
         )
     shape = validation.shape_of(file, facts.get("shape"))
-    state = lora.merged(state)
+    state = finetuning.merged(state)
     validation.check(file, shape, state)
     model = GPT2(shape, _document_start(file, facts, shape))
     model.load_state_dict(validation.of_model(state), strict=True)

@@ -21,13 +21,12 @@ from gpt2kit.errors import DataError, UserError, problems_of, refuse
 from gpt2kit.evaluation import heatmap, report, scoring, test_set
 from gpt2kit.evaluation.heatmap import Passage
 from gpt2kit.evaluation.memorization import Copies, compare, describe
-from gpt2kit.evaluation.per_document import Sums
 from gpt2kit.evaluation.report import Result
-from gpt2kit.evaluation.scoring import Precision, Ranks
-from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.evaluation.scoring import Precision, Ranks, Windows
+from gpt2kit.evaluation.statistics import Sums
 from gpt2kit.evaluation.test_set import Subject, Text
 from gpt2kit.evaluation.text_stats import Reading, RoundTrip, read
-from gpt2kit.model.flops import parameter_count
+from gpt2kit.model.config import parameter_count
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.text.reader import Reader

@@ -36,8 +36,8 @@ from gpt2kit.model.backends import (
     refuse_missing_compiler,
     usual_rate,
 )
-from gpt2kit.model.flops import flops_per_token
-from gpt2kit.model.lora import adapt
+from gpt2kit.model.config import flops_per_token
+from gpt2kit.model.finetuning import adapt
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import launch, loggers, plan, run_info, trial, tuning, verify_resume, watch

@@ -10,9 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gpt2kit.data.store import TokenStore
-from gpt2kit.evaluation.per_document import Sums
-from gpt2kit.evaluation.scoring import Precision, boundaries, token_nats
-from gpt2kit.evaluation.sliding import Windows
+from gpt2kit.evaluation.scoring import Precision, Windows, boundaries, token_nats
+from gpt2kit.evaluation.statistics import Sums
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import token_html
 

@@ -10,9 +10,9 @@ from importlib import metadata
 from typing import Any
 
 from gpt2kit import __version__
-from gpt2kit.evaluation import bootstrap
+from gpt2kit.evaluation import statistics
 from gpt2kit.evaluation.memorization import Copies
-from gpt2kit.evaluation.per_document import Sums, over_documents
+from gpt2kit.evaluation.statistics import Sums, over_documents
 from gpt2kit.evaluation.text_stats import RoundTrip
 from gpt2kit.metrics import FIGURES, Score
 
@@ -70,7 +70,7 @@ def figures(results: list[Result], seed: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"checkpoint": result.name, "file": result.file}
         row |= {name: getattr(score, name) for name in FIGURES}
         row |= {"tokens": score.tokens, "nll": score.nll}
-        row |= {"interval_95": bootstrap.intervals(result.sums, seed)}
+        row |= {"interval_95": statistics.intervals(result.sums, seed)}
         row |= {"over_documents": {name: asdict(spread) for name, spread in over_documents(result.sums).items()}}
         row |= {"context": list(result.context), "stride": result.stride}
         row |= {"vocabulary": result.vocabulary, "parameters": result.parameters, "predicts_ends": result.ends}
@@ -80,7 +80,7 @@ def figures(results: list[Result], seed: int) -> list[dict[str, Any]]:
             row["difference"] = {
                 "to": best.name,
                 "bits_per_byte": score.bits_per_byte - best.score.bits_per_byte,
-                "interval_95": bootstrap.difference(result.sums, best.sums, lambda s: s.bits_per_byte, seed),
+                "interval_95": statistics.difference(result.sums, best.sums, lambda s: s.bits_per_byte, seed),
             }
         if result.copies:
             row["copies"] = asdict(result.copies)

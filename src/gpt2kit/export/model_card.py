@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.checkpoint.huggingface import HUB
-from gpt2kit.model.flops import parameter_count
+from gpt2kit.model.config import parameter_count
 from gpt2kit.tokenization.tokenizer import eos_id, fingerprint
 
 

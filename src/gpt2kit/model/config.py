@@ -1,7 +1,8 @@
-"""The options that make a model: plain numbers and strings, and what can be wrong with them."""
+"""The options that make a model, their checks, and the model's arithmetic: parameters and FLOPs. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 Shape = dict[str, Any]
@@ -52,3 +53,50 @@ def shape_problems(shape: Shape) -> list[str]:
         if shape.get(name) is not None and not 0 <= shape[name] < 1
     ]
     return problems
+
+
+def parameter_count(shape: Mapping[str, Any], model: Any) -> int:
+    """Parameters of a GPT2LMHeadModel, those of embedding rows that are no tokens left out."""
+    filling = (model.transformer.wte.weight.shape[0] - shape["vocab_size"]) * shape["n_embd"]
+    return int(sum(parameter.numel() for parameter in model.parameters()) - filling)
+
+
+def flops_per_token(shape: Mapping[str, Any], model: Any = None) -> int:
+    """FLOPs of training on one token, forward and backward: 6 N + 12 L d T, as the papers on utilization count them.
+
+    N: the weights that each token is multiplied with, which are the layers' matrices and the output embedding. The
+    input embedding is looked up, and counts nothing; the two are one tensor here, so it counts once. The second term
+    is attention over a whole block of T = n_positions, with no discount for what is masked. Recomputed activations,
+    padding rows, norms and the optimizer do not count: it is the work that the model needs.
+
+    With `model`, a GPT2LMHeadModel of that shape, what is frozen in it is left out: of 6 FLOPs a weight, 2 are for its
+    own gradient, and 2 hand the gradient on to what comes before, which only something trained there needs.
+    """
+    layers, width, context = shape["n_layer"], shape["n_embd"], shape["n_positions"]
+    inner = shape.get("n_inner") or 4 * width
+    if model is not None:
+        return _flops_of_what_is_trained(model, shape["vocab_size"] * width, width * context)
+    weights = layers * (4 * width * width + 2 * width * inner) + shape["vocab_size"] * width
+    return int(6 * weights + 12 * layers * width * context)
+
+
+def _flops_of_what_is_trained(model: Any, head: int, products: int) -> int:
+    """`head`: weights of the output embedding; `products`: those of a token's attention to a block, in a layer."""
+    found, body = 0, model.transformer
+    wanted = body.wte.weight.requires_grad or body.wpe.weight.requires_grad
+
+    def through(part: Any) -> None:
+        nonlocal found, wanted
+        for parameter in part.parameters():
+            if parameter.ndim == 2:
+                found += parameter.numel() * (2 + 2 * wanted + 2 * parameter.requires_grad)
+            wanted |= parameter.requires_grad
+
+    for block in body.h:
+        through(block.ln_1)
+        through(block.attn.c_attn)
+        found += 4 * products * (3 if wanted else 1)
+        for part in (block.attn.c_proj, block.ln_2, block.mlp):
+            through(part)
+    through(body.ln_f)
+    return int(found + head * (2 + 2 * wanted + 2 * body.wte.weight.requires_grad))

@@ -15,7 +15,7 @@ from gpt2kit.generation import generator as author
 from gpt2kit.generation.decoder import Precision
 from gpt2kit.generation.generator import Author, Piece, Wish
 from gpt2kit.generation.sampling import Rules
-from gpt2kit.model.flops import parameter_count
+from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
 from gpt2kit.runs.folder import Series
 

@@ -17,8 +17,7 @@ from gpt2kit.errors import UserError, refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile
 from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
-from gpt2kit.model.finetuning import Frozen
-from gpt2kit.model.lora import adapt
+from gpt2kit.model.finetuning import Frozen, adapt
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import Guard, unfuse

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
 from gpt2kit import hardware
-from gpt2kit.model.flops import flops_per_token
+from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.row import log_every
 from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
 

@@ -22,7 +22,7 @@ from gpt2kit import __version__, files, hardware
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.store import TokenStore
 from gpt2kit.model.backends import Choice
-from gpt2kit.model.flops import parameter_count
+from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.text.splits import Split
 from gpt2kit.tokenization import tokenizer as tokenizers

@@ -21,7 +21,7 @@ from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.generator import Author, Wish, problems
 from gpt2kit.generation.sampling import Rules
-from gpt2kit.model import lora
+from gpt2kit.model import finetuning
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder
 from gpt2kit.training import loggers
@@ -109,7 +109,7 @@ def shadow(gpt2: GPT2Module, state: dict[str, Tensor] | None = None) -> GPT2:
     compiled to. `state`: other weights for it, by the names of the module's own."""
     with torch.device("meta"):
         found = GPT2(gpt2.shape)
-    weights = validation.of_model(lora.merged(gpt2.state_dict() if state is None else state))
+    weights = validation.of_model(finetuning.merged(gpt2.state_dict() if state is None else state))
     found.load_state_dict(weights, strict=True, assign=True)
     found.tie_weights()
     return found

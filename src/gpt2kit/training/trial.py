@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 
 from gpt2kit import hardware
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.model.flops import flops_per_token
+from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_info import Facts
 from gpt2kit.training.trainer import make_trainer
