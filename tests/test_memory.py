@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.training.memory import MOMENTS, Live, of_step, state_bytes
+from gpt2kit.training.estimate import MOMENTS, Live, of_step, state_bytes
 from gpt2kit.training.module import GPT2Module
 
 CPU = torch.device("cpu")

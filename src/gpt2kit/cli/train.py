@@ -40,7 +40,7 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.model.finetuning import adapt
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import launch, loggers, plan, run_info, trial, tuning, verify_resume, watch
+from gpt2kit.training import estimate, launch, loggers, plan, run_info, tuning, verify_resume, watch
 from gpt2kit.training.baseline import Baseline
 from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
 from gpt2kit.training.limits import interval_steps, needs_steps, only_time, total_steps
@@ -244,12 +244,12 @@ class TrainCLI(LightningCLI):
         found["memory"] = run_info.memory_facts(trainer, data, gpt2)
         found["files"] = run_info.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
         limit = self.config_init.trainer["limit_val_batches"]
-        found["trial"] = trial.measure(self._trial_options(), data, gpt2, found, limit)
+        found["trial"] = estimate.measure(self._trial_options(), data, gpt2, found, limit)
         return found
 
     def _trial_options(self) -> dict[str, Any]:
         """Of a trainer that trains like the run's, and leaves nothing behind."""
-        options = {**dict(self.config_init.trainer), **trial.OPTIONS, "precision": self._precision.value}
+        options = {**dict(self.config_init.trainer), **estimate.OPTIONS, "precision": self._precision.value}
         return options | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
 
     def find_rate(self) -> None:

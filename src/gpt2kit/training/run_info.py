@@ -26,7 +26,7 @@ from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.text.splits import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training import loggers, memory
+from gpt2kit.training import estimate, loggers
 from gpt2kit.training.module import GPT2Module
 
 Facts = dict[str, Any]
@@ -118,7 +118,7 @@ def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) ->
     """The estimate of a step's memory by parts, at its peak, and what the device has."""
     device = trainer.strategy.root_device
     batch = (data.batch_size, data.block_size)
-    passes, update = memory.of_step(
+    passes, update = estimate.of_step(
         gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches
     ).values()
     if gpt2.compiled != "off":
@@ -146,7 +146,7 @@ def file_facts(folder: str | None, gpt2: GPT2Module, kept: int) -> Facts:
     if folder is None:
         return {"folder": None}
     above = next(parent for parent in [Path(folder).absolute(), *Path(folder).absolute().parents] if parent.exists())
-    size = memory.state_bytes(gpt2)
+    size = estimate.state_bytes(gpt2)
     return {"folder": folder, "checkpoint": size, "kept": kept, "free": shutil.disk_usage(above).free}
 
 
