@@ -157,7 +157,7 @@ def test_memory_that_is_not_there_is_said() -> None:
 
 def test_the_pace_leaves_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("gpt2kit.callbacks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gpt2kit.training.progress.time.monotonic", lambda: now[0])
     pace = Pace(100)
     now[0] = 60.0  # the first step compiles
     pace.step(101)
