@@ -1,4 +1,4 @@
-"""The README says what is there: its tree, its commands, its options."""
+"""The README says what is there: its tree, its commands, its options; and the commands of docs/serving.md."""
 
 from __future__ import annotations
 
@@ -20,8 +20,16 @@ from gpt2kit.tokenization.train import train as train_tokenizer
 from gpt2kit.training.trainer import first_words
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("python ")]
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+BLOCKS, SERVING_BLOCKS = (
+    re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) for page in (README, SERVING)
+)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in BLOCKS + SERVING_BLOCKS
+    for line in block.splitlines()
+    if line.startswith("python ")
+]
 BODIES = {
     "train_tokenizer.py": train_tokenizer,
     "test.py": test.test,

@@ -1,10 +1,9 @@
-"""The service, its limits, the API and the page; the browser's part is in test_browser.py."""
+"""The service, its limits and the page; the browser's part is in test_browser.py."""
 
 from __future__ import annotations
 
-import base64
 import gc
-import json
+import math
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,17 +63,16 @@ def test_a_model_that_cannot_be_loaded_is_said_and_the_others_serve(run: Run, tm
     found.load().join()
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         found.model("broken")
-    assert "".join(piece.text for piece in found.write("version_0", ["the"], Wish(max_new_tokens=5)))
+    assert "".join(piece.text for piece in found.write("version_0", "the", Wish(max_new_tokens=5)))
     with pytest.raises(UserError, match="Choose one of"):
         found.model("nobody")
 
 
 def test_limits_hold_for_everyone(served: Service) -> None:
-    wish = Wish(Rules(temperature=3), num_samples=5, max_new_tokens=501, stop=("x",) * 9)
-    assert len(served.problems(["a" * 4001], wish)) == 5
-    assert len(served.problems([], Wish())) == 1 and not served.problems(["a" * 4000], Wish())
+    wish = Wish(Rules(temperature=3), num_samples=5, max_new_tokens=501)
+    assert len(served.problems("a" * 4001, wish)) == 4 and not served.problems("a" * 4000, Wish())
     with pytest.raises(UserError, match="4,001 characters"):
-        next(served.write("version_0", ["a" * 4001], Wish()))
+        next(served.write("version_0", "a" * 4001, Wish()))
 
 
 def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,50 +106,38 @@ def http(served: Service) -> Iterator[Any]:
     gc.collect()
 
 
-def test_completions(http: Any) -> None:
-    asked = {"model": "version_0", "prompt": ["the", "fox"], "max_tokens": 6, "n": 2, "seed": 3}
-    answer = http.post("/v1/completions", json=asked).json()
-    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3] and answer["object"] == "text_completion"
-    assert {choice["finish_reason"] for choice in answer["choices"]} <= {"length", "stop"}
-    lines = http.post("/v1/completions", json={**asked, "stream": True}).text.split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    texts = [""] * 4
-    for line in lines[:-2]:
-        choice = json.loads(line.removeprefix("data: "))["choices"][0]
-        texts[choice["index"]] += choice["text"]
-    assert texts == [choice["text"] for choice in answer["choices"]]
-    assert http.get("/v1/models").json()["data"][0]["id"] == "version_0"
-
-
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
-        ({"prompt": 3}, "prompt:"),
-        ({"prompt": "x" * 4001}, "4,001 characters"),
-        ({"max_tokens": 501}, "501 tokens"),
-        ({"max_tokens": "9"}, "max_tokens: a whole number"),
-        ({"temperature": -1}, "must not be negative"),
-        ({"n": 99}, "99 texts"),
-        ({"model": "../../etc/passwd"}, "no model"),
-        ({"stop": 3}, "stop:"),
-        ([], "no JSON object"),
+        (("x" * 4001, 5, 1.0, 0, 1.0, 1.0, 1, 1), "4,001 characters"),
+        (("the", 501, 1.0, 0, 1.0, 1.0, 1, 1), "501 tokens"),
+        (("the", "nine", 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
+        (("the", math.inf, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
+        (("the", math.nan, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
+        (("the", None, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
+        (("the", 5, -1, 0, 1.0, 1.0, 1, 1), "must not be negative"),
+        (("the", 5, math.nan, 0, 1.0, 1.0, 1, 1), "must not be negative"),
+        (("the", 5, 1.0, 0, 1.0, 1.0, 99, 1), "99 texts"),
+        (("the", 5, 1.0, 0, 1.0, 1.0, 1, math.inf), "a setting is no number"),
     ],
 )
-def test_requests_that_cannot_be(http: Any, asked: object, message: str) -> None:
-    answer = http.post("/v1/completions", json=asked)
-    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+def test_settings_beyond_the_page_are_refused(served: Service, settings: tuple[Any, ...], message: str) -> None:
+    """A request can hold what the page's sliders and boxes do not offer."""
+    from gpt2kit.serving import page
+
+    with pytest.raises(UserError, match=message):
+        list(page.written(served, "version_0", *settings))
 
 
-@pytest.mark.parametrize(
-    "body", ['{"seed": Infinity}', '{"n": NaN}', '{"seed": 1e999}', "[" * 100_000, "{", '"x"', "\xff"]
-)
-def test_requests_that_are_no_json_or_no_numbers(http: Any, body: str) -> None:
-    assert http.post("/v1/completions", content=body.encode("latin-1")).status_code == 400
+def test_a_model_that_is_not_served_is_refused(served: Service) -> None:
+    from gpt2kit.serving import page
+
+    with pytest.raises(UserError, match="no model"):
+        list(page.written(served, "../../etc/passwd", "the", 5, 1.0, 0, 1.0, 1.0, 1, 1))
 
 
 @pytest.mark.parametrize("prompt", HOSTILE)
-def test_hostile_prompts_are_text(http: Any, served: Service, prompt: str) -> None:
-    assert http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 3}).status_code == 200
+def test_hostile_prompts_are_text(served: Service, prompt: str) -> None:
     from gpt2kit.serving import page
 
     shown = list(page.written(served, "version_0", prompt, 5, 1.0, 0, 1.0, 1.0, 1, 1))[-1]
@@ -185,18 +171,16 @@ def test_the_page_and_what_is_closed(http: Any) -> None:
         assert http.get(path).status_code == 404, path
     assert http.get("/assets/../../../../etc/passwd").status_code == 404
     assert http.post("/gradio_api/upload", files={"files": b"x"}).status_code == 404
-    assert http.post("/v1/completions", content=b" " * (1 << 20)).status_code == 413
-    assert http.post("/v1/completions", content=(b" " for _ in range(9))).status_code == 413
+    assert http.post("/gradio_api/queue/join", content=b" " * (1 << 20)).status_code == 413
+    assert http.post("/gradio_api/queue/join", content=(b" " for _ in range(9))).status_code == 413
     assert http.get("/", headers={"host": "elsewhere.example"}).status_code == 400
 
 
 def test_a_password(served: Service) -> None:
     http = client(served, ("me", "secret"))
-    basic = base64.b64encode(b"me:secret").decode()
-    asked = {"prompt": "the", "max_tokens": 2}
-    assert http.post("/v1/completions", json=asked).status_code == 401
-    assert http.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert http.get("/v1/models", headers={"Authorization": "Basic !"}).status_code == 401
-    for header in (f"Basic {basic}", "Bearer secret"):
-        assert http.post("/v1/completions", json=asked, headers={"Authorization": header}).status_code == 200
     assert http.get("/config").status_code == 401 and "version_0" not in http.get("/").text
+    assert http.post("/gradio_api/queue/join", json={"data": []}).status_code == 401
+    assert http.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
+    assert http.get("/config").status_code == 401
+    assert http.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
+    assert http.get("/config").status_code == 200 and "version_0" in http.get("/").text

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2kit.errors import MachineError, UserError, problems_of, refuse
 from gpt2kit.generation.decoder import Precision
-from gpt2kit.serving import api, page
+from gpt2kit.serving import page
 from gpt2kit.serving.models import Service, find_models
 
 _LARGEST_BODY = 1 << 18
@@ -36,13 +36,13 @@ def serve(
     at_once: int = 2,
     precision: Precision = "auto",
 ) -> None:
-    """Write with trained models on a page in the browser, and by an API like OpenAI's (/v1/completions).
+    """Generate text with trained models on a page in the browser.
 
     Args:
         ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders; may be given several times.
         host: the address to listen at; 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: the port to listen at.
-        auth: NAME:PASSWORD that the page and the API ask for.
+        auth: NAME:PASSWORD that the page asks for.
         at_once: requests that are written at the same time; the others wait in a queue.
         precision: 32, bf16, 16; auto: 32 on a CPU, 16 bits on a GPU.
     """
@@ -98,16 +98,15 @@ def is_loopback(host: str) -> bool:
 
 
 def app(service: Service, host: str, auth: tuple[str, str] | None, at_once: int) -> Any:
-    """The page and the API as one application; nothing in it leads to another machine."""
+    """Build the page's ASGI application; nothing in it leads to another machine."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    listed = api.routes(service, auth, at_once)
     # FastAPI's own documentation pages load scripts from elsewhere.
-    made = FastAPI(routes=listed, docs_url=None, redoc_url=None, openapi_url=None)
+    made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     made.add_middleware(Guard)
     if is_loopback(host):  # a page elsewhere cannot pass itself off as this one by its name
         made.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "[::1]", host])

@@ -32,8 +32,6 @@ class Limits:
     max_new_tokens: int = 500
     num_samples: int = 4
     temperature: float = 2.0
-    stops: int = 8
-    stop_chars: int = 200
 
 
 @dataclass
@@ -91,29 +89,25 @@ class Service:
             raise CheckpointError(found.failure)
         return found
 
-    def write(self, name: str, prompts: Sequence[str], wish: Wish) -> Iterator[Piece]:
-        """Write with one of the models, after a look at the limits."""
-        refuse(self.problems(prompts, wish))
+    def write(self, name: str, prompt: str, wish: Wish) -> Iterator[Piece]:
+        """Generate text with one of the models, if the request is within the limits."""
+        refuse(self.problems(prompt, wish))
         found = self.model(name).author
         assert found is not None
-        yield from found.write(prompts, wish)
+        yield from found.write([prompt], wish)
 
-    def problems(self, prompts: Sequence[str], wish: Wish) -> list[str]:
-        """What of a request is wrong or above the limits."""
-        limits, texts = self.limits, len(prompts) * wish.num_samples
+    def problems(self, prompt: str, wish: Wish) -> list[str]:
+        """List what is invalid in a request or above the limits."""
+        limits = self.limits
         over = {
-            f"{max(map(len, prompts), default=0):,} characters: a prompt has at most {limits.prompt_chars:,}": any(
-                len(prompt) > limits.prompt_chars for prompt in prompts
-            ),
+            f"{len(prompt):,} characters: a prompt has at most {limits.prompt_chars:,}": len(prompt)
+            > limits.prompt_chars,
             f"{wish.max_new_tokens:,} tokens: a text has at most {limits.max_new_tokens:,}": wish.max_new_tokens
             > limits.max_new_tokens,
-            f"{texts} texts: a request gets at most {limits.num_samples}": texts > limits.num_samples,
-            "no prompt: give one, maybe empty": not prompts,
+            f"{wish.num_samples} texts: a request gets at most {limits.num_samples}": wish.num_samples
+            > limits.num_samples,
             f"temperature {wish.rules.temperature}: at most {limits.temperature}": wish.rules.temperature
             > limits.temperature,
-            f"{len(wish.stop)} stop words: at most {limits.stops}, of {limits.stop_chars} characters": len(wish.stop)
-            > limits.stops
-            or any(len(word) > limits.stop_chars for word in wish.stop),
         }
         return author.problems(wish) + problems_of(over)
 

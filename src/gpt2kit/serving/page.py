@@ -129,7 +129,7 @@ def written(
     if wish.rules.temperature == 0:
         wish = Wish(rules, max_new_tokens=wish.max_new_tokens, alternatives=_ALTERNATIVES)
     prompt = str(prompt or "")
-    refuse(service.problems([prompt], wish))
+    refuse(service.problems(prompt, wish))
     found = service.models.get(str(name))
     if found is not None and not found.done.is_set():
         yield "", "", "loading the model ..."
@@ -138,7 +138,7 @@ def written(
     texts = [prompt] * wish.num_samples
     chosen: list[list[Chosen]] = [[] for _ in texts]
     begin, shown, count = time.monotonic(), 0.0, 0
-    for piece in service.write(model.name, [prompt], wish):
+    for piece in service.write(model.name, prompt, wish):
         texts[piece.sample] += piece.text
         if piece.chosen:
             chosen[piece.sample].append(piece.chosen)
