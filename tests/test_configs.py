@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 
@@ -80,3 +81,27 @@ def test_public_names_of_the_options() -> None:
     }
     for owner, names in public.items():
         assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__
+
+
+def test_public_class_paths(options: list[str], inside: Path) -> None:
+    """Configs name classes by these paths, and saved configs and cache keys repeat them, wherever the classes are."""
+    (inside / "c.yaml").write_text(
+        "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {prompts: [the]}}]}\n"
+        "model:\n"
+        "  optimizer: {class_path: gpt2kit.optim.AdamW, init_args: {lr: 0.002}}\n"
+        "  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {final: 0.1}}\n"
+        "data: {reader: {class_path: gpt2kit.text.Reader, init_args: {document: file}}}\n",
+        encoding="utf-8",
+    )
+    built = TrainCLI([*options, "--config", "c.yaml"])
+    saved = yaml.safe_load(built.parser.dump(built.config, skip_none=False))
+    assert saved["trainer"]["callbacks"][0]["class_path"] == "gpt2kit.callbacks.TextSamples"
+    assert saved["model"]["optimizer"]["class_path"] == "gpt2kit.optim.AdamW"
+    assert saved["model"]["schedule"]["class_path"] == "gpt2kit.optim.Cosine"
+    assert saved["data"]["reader"]["class_path"] == "gpt2kit.text.Reader"
+    assert built.datamodule.reader.identity()["reader"] == "gpt2kit.text.Reader"
+    muon = TrainCLI([*options, "--model.optimizer=gpt2kit.optim.Muon"])
+    assert yaml.safe_load(muon.parser.dump(muon.config))["model"]["optimizer"]["class_path"] == "gpt2kit.optim.Muon"
+    for path in ("gpt2kit.callbacks.EpochExports", "gpt2kit.data.TextDataModule", "gpt2kit.optim.WarmupStableDecay"):
+        module, name = path.rsplit(".", 1)
+        assert getattr(importlib.import_module(module), name).__name__ == name

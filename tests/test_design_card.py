@@ -65,9 +65,9 @@ def test_a_config_is_printed_edited_trained_and_tested(corpus: Path, tmp_path: P
     assert saved["trainer"]["precision"] == "bf16-mixed" and saved["trainer"]["accumulate_grad_batches"] == 2
 
     events = EventAccumulator(str(run)).Reload()
-    losses = events.Scalars(next(tag for tag in events.Tags()["scalars"] if tag.endswith("train_loss")))
+    losses = events.Scalars("loss/train")
     assert [loss.step for loss in losses] == list(range(1, 21)) and losses[-1].value < losses[0].value
-    validated = events.Scalars(next(tag for tag in events.Tags()["scalars"] if tag.endswith("val_loss")))
+    validated = events.Scalars("loss/valid")
     assert [loss.step for loss in validated] == [10, 20]
 
     printed = script(tmp_path, "test.py", "--config", "c.yaml", "--ckpt_path", run)

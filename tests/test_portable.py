@@ -177,7 +177,7 @@ def _unsaid(path: Path) -> list[str]:
         mode = ast.unparse(node.args[1]) if len(node.args) > 1 else "'r'"
         called = ast.unparse(node.func)
         opens = called == "open" and "b" not in mode
-        texts = re.fullmatch(r"(?!files|durable|run_folder|loggers).*\.(read|write)_text", called, re.DOTALL)
+        texts = re.fullmatch(r"(?!files|durable|folder|run_folder|loggers).*\.(read|write)_text", called, re.DOTALL)
         decoded = "text" in keywords and called.startswith("subprocess.")
         if (opens or texts or decoded) and "encoding" not in keywords:
             found.append(f"{path.name} line {node.lineno}: {called}")
