@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
+import get
 from jsonargparse import ArgumentParser, Namespace
 
 from gpt2kit import callbacks, files, optim
 from gpt2kit.cli import generate, plot, test, train
 from gpt2kit.cli import parser as command
-from gpt2kit.data import cache, corpora
+from gpt2kit.data import cache
 from gpt2kit.export import huggingface
 from gpt2kit.serving import app
 from gpt2kit.text import reader
@@ -37,7 +39,7 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "plot.py": plot.plot,
     "web_demo.py": app.serve,
     "cache.py": cache.manage,
-    "data/get.py": corpora.get,
+    "data/get.py": get.get,
 }
 LIGHTNING = {
     "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best that is there",

@@ -1,4 +1,4 @@
-"""A web server for tests that does what servers do: breaks off, forgets how to go on, changes its files."""
+"""A web server for tests, whose answers a test decides."""
 
 from __future__ import annotations
 
@@ -11,55 +11,53 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Server:
-    """What a test tells the server to do, and what it was asked."""
+    """What the server sends, and what it was asked for."""
 
     url: str
     files: dict[str, bytes] = field(default_factory=dict)
+    """Content by path, without the query."""
     breaks: list[int] = field(default_factory=list)
     """Bytes after which each of the next answers breaks off."""
-    codes: list[int] = field(default_factory=list)
-    """Status codes of the next answers, instead of what was asked for."""
-    ranges: bool = True
-    tag: str | None = '"one"'
-    length: bool = True
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Range of each request."""
+    commit: str = "0" * 40
+    """The commit that a hub names with each file."""
+    asked: list[str] = field(default_factory=list)
+    """Path of each GET."""
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that leaves early is no error of the test."""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[Server]:
-    """A server on a free port of this machine."""
+    """Serve on a free port of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            state.asked.append((self.path, asked))
-            body = state.files.get(self.path)
-            code = state.codes.pop(0) if state.codes else 404 if body is None else 200
-            if code != 200 or body is None:
-                self.send_error(code)
-                return
-            begin = 0
-            if asked and state.ranges and self.headers.get("If-Range") in (None, state.tag):
-                begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-                if begin >= len(body):
-                    self.send_error(416)
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
-            else:
-                self.send_response(200)
-            if state.tag is not None:
-                self.send_header("ETag", state.tag)
-            if state.length:
-                self.send_header("Content-Length", str(len(body) - begin))
+            state.asked.append(self.path.partition("?")[0])
+            body = self.send_head()
+            self.wfile.write(body[: state.breaks.pop(0) if state.breaks else len(body)])
+
+        def do_HEAD(self) -> None:
+            self.send_head()
+
+        def send_head(self) -> bytes:
+            body = state.files.get(self.path.partition("?")[0])
+            if body is None:
+                self.send_error(404)
+                return b""
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", '"one"')
+            self.send_header("X-Repo-Commit", state.commit)
             self.end_headers()
-            self.wfile.write(body[begin : begin + state.breaks.pop(0) if state.breaks else len(body)])
+            return body
 
         def log_message(self, *_: object) -> None:
             pass
 
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served = _Quiet(("127.0.0.1", 0), Handler)
     state = Server(f"http://127.0.0.1:{served.server_address[1]}")
     threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     try:

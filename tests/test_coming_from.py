@@ -16,16 +16,17 @@ from test_readme import BODIES, _Parsed, _ParseOnly
 from gpt2kit import optim
 from gpt2kit.cli import parser as command
 from gpt2kit.data import cache as token_cache
-from gpt2kit.data import corpora
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.spec import TokenizerSpec
 from gpt2kit.training.trainer import first_words
 
 sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "data"))
 import configs_page
+import get
 
 PAGE = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
-BODIES = {**BODIES, "cache.py": token_cache.manage, "data/get.py": corpora.get}
+BODIES = {**BODIES, "cache.py": token_cache.manage, "data/get.py": get.get}
 NESTED = {
     "data.reader": [Reader],
     "data.tokenizer": [TokenizerSpec],
