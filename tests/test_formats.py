@@ -1,4 +1,4 @@
-"""Structured files: every record's text, in bounded memory; what is broken stops or is counted."""
+"""Structured files: the text of each record; what is broken stops or is counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2kit.errors import DataError
-from gpt2kit.text import formats
+from gpt2kit.text import reader
 from gpt2kit.text.reader import Part, Reader
 from gpt2kit.text.sources import Report
 
@@ -38,16 +38,9 @@ def write(path: Path) -> Path:
     return path
 
 
-def joined(path: Path, **options: object) -> list[str]:
-    """The documents of a file, put together from their pieces."""
-    found, document = [], ""
-    for piece in Reader(**options).read([path]):  # type: ignore[arg-type]
-        document += piece
-        if not isinstance(piece, Part):
-            found.append(document)
-            document = ""
-    assert not document
-    return found
+def documents(path: Path, **options: object) -> list[str]:
+    """The documents of a file."""
+    return list(Reader(**options).read([path]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet"])
@@ -55,24 +48,40 @@ def test_each_format_gives_its_texts(name: str, tmp_path: Path) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     path = write(tmp_path / name)
-    assert joined(path) == TEXTS
-    assert joined(path, document="line") == [line for text in TEXTS for line in text.split("\n")]
-    assert joined(path, max_documents=2) == TEXTS[:2]
+    assert documents(path) == TEXTS
+    assert documents(path, document="line") == [line for text in TEXTS for line in text.split("\n")]
+    assert documents(path, max_documents=2) == TEXTS[:2]
     with pytest.raises(DataError, match=r"title.*reader\.field|reader\.bad_share"):
-        joined(path, field="title")
+        documents(path, field="title")
 
 
-@pytest.mark.parametrize("long", [1, 7, 40])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_json_longer_than_memory_is_read_in_pieces(
-    name: str, long: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every record takes the long way, in pieces that cut it at each place."""
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_chunks_of_any_size_give_the_same_records(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each record is cut at each place."""
     path = write(tmp_path / name)
-    monkeypatch.setattr(formats, "LONG", long)
     for size in range(1, 30):
         monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
-        assert joined(path) == TEXTS, size
+        assert documents(path) == TEXTS, size
+
+
+@pytest.mark.parametrize("value", ["-1.25e+10", "12", "true", "null", "NaN", "-Infinity"])
+def test_a_number_or_word_that_a_chunk_cuts(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f'[{value}, "a", {{"n": {value}, "text": "b"}}, {value}, "c", {value}]')
+    for size in range(1, 60):
+        monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
+        assert documents(path, bad_share=0.6) == ["a", "b", "c"], size
+
+
+def test_a_record_is_never_in_parts(tmp_path: Path) -> None:
+    text = "word\n" * (reader.PIECE // 2)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    (tmp_path / "a.json").write_text(json.dumps([text]))
+    (tmp_path / "a.csv").write_text(f'text\n"{text}"\n')
+    for name in ("a.jsonl", "a.json", "a.csv"):
+        assert list(Reader().read([tmp_path / name])) == [text]
+    (tmp_path / "a.txt").write_text(text)
+    assert [type(piece) for piece in Reader("file").read([tmp_path / "a.txt"])] == [Part] * 2 + [str]
 
 
 def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path: Path) -> None:
@@ -80,9 +89,9 @@ def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path: Path) -> None:
         path = write(tmp_path / name)
         raw = path.read_bytes().replace(b"\r\n", b"\n")
         path.write_bytes(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n"))
-        assert joined(path) == TEXTS
+        assert documents(path) == TEXTS
     (tmp_path / "b.jsonl").write_text('{"text": "a\\r\\nb\\rc"}\n')
-    assert joined(tmp_path / "b.jsonl") == ["a\nb\nc"]
+    assert documents(tmp_path / "b.jsonl") == ["a\nb\nc"]
 
 
 BAD_LINES = [
@@ -102,7 +111,7 @@ def test_a_bad_line_stops_with_its_place_or_is_counted(line: str, why: str, tmp_
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "sound"}}\n{line}\n{{"text": "also"}}\n')
     with pytest.raises(DataError) as stopped:
-        joined(path)
+        documents(path)
     assert f"a.jsonl line 2: {why}" in str(stopped.value) and "reader.bad_share" in str(stopped.value)
     report = Report()
     assert list(Reader(bad_share=0.4).read([path], report)) == ["sound", "also"]
@@ -114,44 +123,37 @@ def test_a_bad_line_stops_with_its_place_or_is_counted(line: str, why: str, tmp_
 
 
 @pytest.mark.parametrize(
-    "line", ['{"text": 3}', '{"title": "x"}', '{"text', '{"text": "x" 1}', '{"a": [1, "text": ', "[[1], 2]", "{1}"]
-)
-def test_a_bad_record_of_any_length_does_not_touch_the_next(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(f'{{"text": "sound"}}\n{line}\n{{"text": "also"}}\n')
-    monkeypatch.setattr(formats, "LONG", 1)
-    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 3)
-    if '"x" 1' in line:  # its text was given on before it turned out broken
-        with pytest.raises(DataError, match="line 2: not JSON, in a record too long"):
-            joined(path, bad_share=0.9)
-    else:
-        assert joined(path, bad_share=0.9) == ["sound", "also"]
-        with pytest.raises(DataError, match=r"line 2"):
-            joined(path)
-
-
-@pytest.mark.parametrize(
     ("content", "why"),
     [
         ('{"text": "x"}', "not a JSON list. Name it .jsonl"),
-        ('["a", "b"', "item 2: not JSON (the list does not end)"),
-        ('["a" "b"]', "item 1: not JSON"),
-        ('["a",]', "item 2: not JSON"),
-        ('["a", {"text": "b}]', "item 2: not JSON"),
+        ("", "not a JSON list. Name it .jsonl"),
+        ('["a", "b"', "line 1, item 2: not JSON (the list does not end)"),
+        ('["a" "b"]', "line 1, item 1: not JSON ('\"' after it)"),
+        ('["a",]', "line 1, item 2: not JSON (Expecting value)"),
+        ('["a",\n{"text": "b}]', "line 2, item 2: not JSON (Unterminated string starting at)"),
+        ('["a", tru]', "line 1, item 2: not JSON (Expecting value)"),
+        ("[" * 100_000, "line 1, item 1: not JSON (nested too deep)"),
     ],
 )
-@pytest.mark.parametrize("long", [1, 1 << 20])
+@pytest.mark.parametrize("chunk", [1, 4, 1 << 18])
 def test_a_broken_list_always_stops(
-    content: str, why: str, long: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str, why: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.json").write_text(content)
-    monkeypatch.setattr(formats, "LONG", long)
-    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 4)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", chunk)
     with pytest.raises(DataError) as stopped:
-        joined(tmp_path / "a.json", bad_share=0.9)
-    assert why.split(" (")[0] in str(stopped.value)
+        documents(tmp_path / "a.json", bad_share=0.9)
+    assert why in str(stopped.value) and "\n" not in str(stopped.value)
+
+
+def test_a_broken_list_stops_where_it_is_broken(tmp_path: Path) -> None:
+    """The rest of the file is not read in search of the end of an item."""
+    good = json.dumps({"text": "word " * 20}) + ",\n"
+    (tmp_path / "a.json").write_text("[" + good * 10 + '{"text" "x"},\n' + good * 100_000 + "]")
+    report = Report()
+    with pytest.raises(DataError, match=r"a\.json line 11, item 11: not JSON \(Expecting ':' delimiter\)\. Mend"):
+        list(Reader().read([tmp_path / "a.json"], report))
+    assert report.bytes <= 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -165,9 +167,9 @@ def test_a_broken_list_always_stops(
 def test_bad_rows(content: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError) as stopped:
-        joined(tmp_path / "a.csv")
+        documents(tmp_path / "a.csv")
     assert why in str(stopped.value)
-    assert joined(tmp_path / "a.csv", bad_share=0.6) == ["a"]
+    assert documents(tmp_path / "a.csv", bad_share=0.6) == ["a"]
 
 
 def test_a_parquet_file_with_nulls_other_types_and_damage(tmp_path: Path) -> None:
@@ -177,13 +179,13 @@ def test_a_parquet_file_with_nulls_other_types_and_damage(tmp_path: Path) -> Non
     path = tmp_path / "a.parquet"
     parquet.write_table(arrow.table({"text": arrow.array(["a", None, "b"]).dictionary_encode(), "n": [1, 2, 3]}), path)
     with pytest.raises(DataError, match="row 2: null instead of text"):
-        joined(path)
-    assert joined(path, bad_share=0.5) == ["a", "b"]
+        documents(path)
+    assert documents(path, bad_share=0.5) == ["a", "b"]
     with pytest.raises(DataError, match="column 'n' is int64, not text"):
-        joined(path, field="n")
+        documents(path, field="n")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
-        joined(path)
+        documents(path)
 
 
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

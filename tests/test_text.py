@@ -175,14 +175,20 @@ def test_options_that_cannot_be(option: dict[str, object]) -> None:
         text.reader_from({**Reader().identity(), **option})
 
 
-@pytest.mark.parametrize("name", ["line.txt", "record.jsonl", "list.json"])
-def test_a_line_larger_than_the_memory_that_it_takes(name: str, tmp_path: Path) -> None:
-    """48 MB in one line, in a process of its own: well under what the line itself would take as text (4 bytes each)."""
-    before, after = {"line.txt": ("", ""), "record.jsonl": ('{"text": "', '"}')}.get(name, ('["', '"]'))
+@pytest.mark.parametrize("name", ["line.txt", "records.jsonl", "list.json", "rows.csv"])
+def test_the_memory_does_not_depend_on_the_file(name: str, tmp_path: Path) -> None:
+    """48 MB in a process of its own: one line of plain text, or records of half a MB each."""
+    before, separator, after = {
+        "line.txt": ("", "", ""),
+        "records.jsonl": ('{"text": "', '"}\n{"text": "', '"}'),
+        "list.json": ('["', '", "', '"]'),
+        "rows.csv": ('text\n"', '"\n"', '"\n'),
+    }[name]
     with open(tmp_path / name, "w", encoding="utf-8") as file:
         file.write(before)
-        for _ in range(48):
-            file.write("word 🙂 " * (1 << 16))
+        for number in range(96):
+            file.write(separator if number else "")
+            file.write("word 🙂 " * (1 << 15))
         file.write(after)
     program = f"""
 import resource, sys
@@ -194,5 +200,5 @@ characters = sum(len(piece) for piece in Reader().read([Path({str(tmp_path / nam
 print(characters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert int(told[0]) == 48 * 7 << 16
-    assert int(told[1]) < 64 << (20 if sys.platform == "darwin" else 10), "as much memory as the line"
+    assert int(told[0]) == 96 * 7 << 15
+    assert int(told[1]) < 64 << (20 if sys.platform == "darwin" else 10), "as much memory as the file"

@@ -72,7 +72,7 @@ def decoded(raw: Iterator[bytes], place: Place, encoding: str, replace: bool, re
             parts.append(part)
             if bad is not None:
                 found.append(bad)
-                line = lines + _unix("".join(parts)).count("\n") if not replace or len(found) == 1 else 0
+                line = lines + unix("".join(parts)).count("\n") if not replace or len(found) == 1 else 0
                 where = f"{place} line {line}, byte {offset + bad}"
                 if not replace:
                     raise DataError(f"{where}: not {codec.upper()}. {_advice(encoding)}")
@@ -80,7 +80,7 @@ def decoded(raw: Iterator[bytes], place: Place, encoding: str, replace: bool, re
                 parts.append("�")
         text = "".join(parts)
         held = "\r" if following and text.endswith("\r") else ""
-        text = _unix(text[: len(text) - len(held)])
+        text = unix(text[: len(text) - len(held)])
         if "\0" in text:
             where = f"{place} line {lines + text.count(chr(10), 0, text.index(chr(0)))}"
             if not replace:
@@ -98,18 +98,8 @@ def decoded(raw: Iterator[bytes], place: Place, encoding: str, replace: bool, re
         data = following
 
 
-def unix(pieces: Iterator[str]) -> Iterator[str]:
-    """The pieces of a text with LF as its only line end."""
-    held = ""
-    for piece in pieces:
-        text = held + piece
-        held = "\r" if text.endswith("\r") else ""
-        yield _unix(text[: len(text) - len(held)])
-    if held:
-        yield "\n"
-
-
-def _unix(text: str) -> str:
+def unix(text: str) -> str:
+    """The text with LF as its only line end."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 

@@ -1,12 +1,12 @@
-"""Structured files to the texts of their records: JSON Lines, JSON lists, CSV, Parquet, data sets of the hub.
+"""Records of structured files: JSON Lines, JSON lists, CSV, Parquet, data sets of the hub.
 
-A record is one text: a `str`, or an iterator of pieces if it is too long to be held. JSON of any size is read in
-pieces of about LONG characters; a CSV row is held whole, up to ROW characters; of Parquet, some pages of one column.
+Each record's text is held whole; a file is read some records at a time.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,93 +14,130 @@ from urllib.parse import parse_qs, urlsplit
 
 from gpt2kit.errors import DataError
 from gpt2kit.text.encodings import unix
-from gpt2kit.text.json_stream import BLANKS, SPACES, Broken, Stream, Wrong, long_text, parsed
 from gpt2kit.text.sources import Place, Report, missing, seekable
 
-Record = str | Iterator[str]
-
-LONG = 1 << 22
-"""Characters from which a JSON value is not held whole."""
-
-ROW = 1 << 26
-"""Characters that a row of a CSV file may have."""
+# Characters in a CSV cell. Without a limit, a stray quotation mark would take the rest of the file as one cell.
+CELL = 1 << 26
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
-def json_lines(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[Record]:
-    """The records of a file with a JSON value a line; blank lines do not count."""
-    stream = Stream(text, BLANKS)
-    number = 0
-    while (line := stream.line(LONG)) != "":
-        number += 1
+class _BadRecord(ValueError):
+    """A record without usable text: the reason, and a detail."""
+
+
+def json_lines(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[str]:
+    """The records of a file with a JSON value per line; blank lines do not count."""
+    for number, line in enumerate(_lines(text), 1):
+        if line.isspace():
+            continue
         where = f"{place} line {number}"
-        if line is None:
-            report.records += 1
-            yield _guarded(_checked(unix(long_text(stream, name)), where, replace, report), where, report, stops=False)
-            stream.skip_line()
-        elif not line.isspace():
-            report.records += 1
-            try:
-                record = _text_of(parsed(line), name)
-            except (Broken, Wrong) as error:
-                report.bad_record(where, *error.args)
-                continue
-            yield from _sound(record, where, replace, report)
+        report.records += 1
+        try:
+            record = _text_of(_parse(line), name)
+        except _BadRecord as error:
+            report.bad_record(where, *error.args)
+            continue
+        yield from _clean(record, where, replace, report)
 
 
-def json_list(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[Record]:
+def json_list(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[str]:
     """The records of a file that is one JSON list, read item by item; broken JSON always stops."""
-    stream = Stream(text, SPACES)
+    stream = _JsonStream(text)
     if stream.peek() != "[":
         raise DataError(f"{place}: not a JSON list. Name it .jsonl if each line is a record")
     stream.at += 1
-    number = 0
-    try:
-        if stream.peek() == "]":
-            return
+    number, following = 0, stream.peek()
+    while following != "]":
+        number += 1
+        where = f"{place} item {number}"
+        report.records += 1
+        try:
+            value = stream.value()
+            following = stream.peek()
+            if following not in (",", "]"):
+                raise ValueError(f"{following!r} after it" if following else "the list does not end")
+        except ValueError as error:
+            raise DataError(
+                f"{place} line {stream.line_number()}, item {number}: not JSON ({error}). Mend the file"
+            ) from None
+        stream.at += 1
+        try:
+            record = _text_of(value, name)
+        except _BadRecord as error:
+            report.bad_record(where, *error.args)
+            continue
+        yield from _clean(record, where, replace, report)
+
+
+class _JsonStream:
+    """JSON values, one after another, in a text of any length. What was read is dropped."""
+
+    # Near the end of the text in hand, a number, a word or an escape may be cut off.
+    _CUT = 16
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+        self._text, self._lines = "", 1
+        self.at = 0
+
+    def line_number(self) -> int:
+        """The line of the next character, from 1."""
+        return self._lines + self._text.count("\n", 0, self.at)
+
+    def peek(self) -> str:
+        """Skip spaces and return the next character; nothing at the end of the text."""
         while True:
-            number += 1
-            where = f"{place} item {number}"
-            report.records += 1
-            stream.peek()
+            self.at = _SPACE.match(self._text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self._text):
+                return self._text[self.at]
+            if not self._read():
+                return ""
+
+    def value(self) -> object:
+        """Read the next value. Raise ValueError, and stop at its place, if it is broken."""
+        self.peek()
+        while True:
+            broken = None
+            settled = len(self._text) - self._CUT
             try:
-                found, value = stream.value(LONG)
-                if found:
-                    yield from _sound(_text_of(value, name), where, replace, report)
-                else:
-                    yield _guarded(
-                        _checked(unix(long_text(stream, name)), where, replace, report), where, report, stops=True
-                    )
-            except Wrong as error:
-                report.bad_record(where, *error.args)
-            separator = stream.peek()
-            if separator not in (",", "]"):
-                raise Broken("not JSON", f"{separator!r} after it" if separator else "the list does not end")
-            stream.at += 1
-            if separator == "]":
-                return
-    except Broken as error:
-        why = " ".join(f"({part})" if index else part for index, part in enumerate(error.args))
-        raise DataError(f"{place} line {stream.line_number()}, item {number}: {why}. Mend the file") from None
+                value, end = _DECODER.raw_decode(self._text, self.at)
+                incomplete = end > settled
+            except json.JSONDecodeError as error:
+                broken, end = error.msg, error.pos
+                incomplete = end > settled or broken.startswith("Unterminated string")
+            except RecursionError:
+                raise ValueError("nested too deep") from None
+            if incomplete and self._read():
+                continue
+            self.at = end
+            if broken:
+                raise ValueError(broken)
+            return value
+
+    def _read(self) -> bool:
+        """Take in as much text as is in hand, so that a long value is parsed only a few times; False at the end."""
+        text = [self._text[self.at :]]
+        size, more = 0, False
+        for piece in self._pieces:
+            text.append(piece)
+            size, more = size + len(piece), True
+            if size >= len(text[0]):
+                break
+        if more:
+            self._lines = self.line_number()
+            self._text, self.at = "".join(text), 0
+        return more
 
 
 def csv_rows(
     text: Iterator[str], place: Place, name: str, delimiter: str, replace: bool, report: Report
-) -> Iterator[Record]:
+) -> Iterator[str]:
     """One column of a file with a header; rows with other cells than the header has are bad."""
-    stream = Stream(text, BLANKS)
-
-    def lines() -> Iterator[str]:
-        number = 0
-        while line := stream.line(ROW):
-            number += 1
-            yield line
-        if line is None:
-            raise DataError(f"{place} line {number + 1}: longer than {ROW:,} characters. Is this a CSV file?")
-
-    csv.field_size_limit(ROW)
-    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    csv.field_size_limit(CELL)
+    rows = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     column, width = -1, 0
     while True:
         where = f"{place} line {rows.line_num + 1}"
@@ -123,10 +160,10 @@ def csv_rows(
         if problem:
             report.bad_record(where, *problem)
         elif row:
-            yield from _sound(row[column], where, replace, report)
+            yield from _clean(row[column], where, replace, report)
 
 
-def parquet_rows(place: Place, name: str, replace: bool, report: Report) -> Iterator[Record]:
+def parquet_rows(place: Place, name: str, replace: bool, report: Report) -> Iterator[str]:
     """One column of a Parquet file, a few rows at once."""
     try:
         import pyarrow as arrow
@@ -161,12 +198,12 @@ def parquet_rows(place: Place, name: str, replace: bool, report: Report) -> Iter
                             raise DataError(f"{where}: not UTF-8. Mend it, or set reader.on_bad_text replace") from None
                         report.note("undecodable records, their bad bytes replaced", where)
                         text = raw.decode("utf-8", "replace")
-                    yield from _sound(text, where, replace, report)
+                    yield from _clean(text, where, replace, report)
         except arrow.ArrowException as error:
             raise DataError(f"{place}: not a readable Parquet file ({error}). Fetch or write it again") from None
 
 
-def hub_rows(url: str, name: str, replace: bool, report: Report) -> Iterator[Record]:
+def hub_rows(url: str, name: str, replace: bool, report: Report) -> Iterator[str]:
     """The rows of a data set of the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
@@ -181,24 +218,46 @@ def hub_rows(url: str, name: str, replace: bool, report: Report) -> Iterator[Rec
         where = f"{url} row {number}"
         try:
             record = _text_of(row, name)
-        except Wrong as error:
+        except _BadRecord as error:
             report.bad_record(where, *error.args)
             continue
-        yield from _sound(record, where, replace, report)
+        yield from _clean(record, where, replace, report)
+
+
+def _lines(pieces: Iterator[str]) -> Iterator[str]:
+    """The lines of a text with their ends, each held whole."""
+    held: list[str] = []
+    for piece in pieces:
+        first, *others = piece.split("\n")
+        held.append(first)
+        for line in others:
+            yield "".join(held) + "\n"
+            held = [line]
+    if last := "".join(held):
+        yield last
+
+
+def _parse(line: str) -> object:
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise _BadRecord("not JSON", "nested too deep") from None
+    except ValueError as error:
+        raise _BadRecord("not JSON", str(error)) from None
 
 
 def _text_of(value: object, name: str) -> str:
     """The text of a parsed record: itself, or its field of that name."""
     if isinstance(value, dict):
         if name not in value:
-            raise Wrong(f"no field {name!r}", f"it has {_some(list(value))}; see reader.field")
+            raise _BadRecord(f"no field {name!r}", f"it has {_some(list(value))}; see reader.field")
         value = value[name]
     if isinstance(value, str):
         return value
-    raise Wrong("null instead of text" if value is None else f"{type(value).__name__} instead of text")
+    raise _BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text")
 
 
-def _sound(text: str, where: str, replace: bool, report: Report) -> Iterator[str]:
+def _clean(text: str, where: str, replace: bool, report: Report) -> Iterator[str]:
     """The text with LF line ends, unless it is nothing or cannot be encoded."""
     if not text:
         report.note("records without text", where)
@@ -211,35 +270,7 @@ def _sound(text: str, where: str, replace: bool, report: Report) -> Iterator[str
             return
         report.note("records with half a surrogate pair, replaced", where)
         text = _SURROGATE.sub("�", text)
-    yield "".join(unix(iter([text]))) if "\r" in text else text
-
-
-def _checked(pieces: Iterator[str], where: str, replace: bool, report: Report) -> Iterator[str]:
-    """`_sound` for a text in pieces: what of it was given on cannot be taken back, so a bad character stops."""
-    for piece in pieces:
-        if _SURROGATE.search(piece):
-            if not replace:
-                raise DataError(f"{where}: half a surrogate pair. Mend it, or set reader.on_bad_text replace")
-            report.note("records with half a surrogate pair, replaced", where)
-            piece = _SURROGATE.sub("�", piece)
-        yield piece
-
-
-def _guarded(pieces: Iterator[str], where: str, report: Report, stops: bool) -> Iterator[str]:
-    """A long record's pieces; one that turns out bad is left out, unless some of it was given on.
-
-    Args:
-        stops: broken JSON stops in any case, since nobody knows where the next record begins.
-    """
-    begun = False
-    try:
-        for piece in pieces:
-            begun = begun or piece != ""
-            yield piece
-    except (Broken, Wrong) as error:
-        if begun or (stops and isinstance(error, Broken)):
-            raise DataError(f"{where}: {error.args[0]}, in a record too long to be left out. Mend it") from None
-        report.bad_record(where, *error.args)
+    yield unix(text)
 
 
 def _rows_at_once(metadata: Any) -> int:

@@ -13,13 +13,13 @@ from gpt2kit.text.sources import Place, Report, chunks, is_hub_dataset, suffixes
 from gpt2kit.text.splits import Share
 
 PIECE = 1 << 18
-"""Characters after which a long document is handed on in pieces, so that memory does not depend on the text."""
+"""Characters after which a long document of plain text is handed on in pieces, so that memory does not depend on it."""
 
 OnBadText = Literal["stop", "replace"]
 
 
 class Part(str):
-    """A piece of a document that goes on in the next item; a plain `str` ends its document."""
+    """A piece of a plain text document that continues in the next item; a plain `str` ends its document."""
 
 
 class Reader:
@@ -73,7 +73,8 @@ class Reader:
         return {"reader": name, **options}
 
     def read(self, places: Sequence[Place], report: Report | None = None, share: Share | None = None) -> Iterator[str]:
-        """The documents of all files, or a share of them; one longer than PIECE as several `Part`s and a last `str`.
+        """The documents of all files, or a share of them. One of plain text that is longer than PIECE comes as several
+        `Part`s and a last `str`.
 
         Args:
             places: what `find_files` has found.
@@ -100,7 +101,7 @@ class Reader:
         report.finish()
 
     def documents(self, path: Place) -> Iterator[str]:
-        """The documents of one file; one longer than PIECE comes as several `Part`s and a last `str`."""
+        """The documents of one file; one of plain text longer than PIECE comes as several `Part`s and a last `str`."""
         report = self._report or Report(self.bad_share)
         replace = self.on_bad_text == "replace"
         suffix = suffixes(path)[0]
@@ -118,10 +119,13 @@ class Reader:
             return self._cut(formats.csv_rows(text, path, self.field, delimiter, replace, report))
         return _split(text, _separator(self.document, "\n"))
 
-    def _cut(self, records: Iterator[formats.Record]) -> Iterator[str]:
+    def _cut(self, records: Iterator[str]) -> Iterator[str]:
         separator = _separator(self.document, "")
+        blank = _blank(separator)
         for record in records:
-            yield from _split(iter([record]) if isinstance(record, str) else record, separator)
+            for document in record.split(separator) if separator else [record]:
+                if document := document.strip(blank):
+                    yield document
 
 
 def reader_from(identity: dict[str, object]) -> Reader:
@@ -159,6 +163,11 @@ def _separator(document: str, default: str) -> str:
     return {"auto": default, "line": "\n", "paragraph": "\n\n", "file": ""}.get(document, document)
 
 
+def _blank(separator: str) -> str:
+    """Characters that are removed around a document: between paragraphs, several blank lines separate as one does."""
+    return "\n" if separator == "\n\n" else ""
+
+
 def _whole(pieces: Iterator[str], min_chars: int, place: str, report: Report) -> Iterator[Iterator[str]]:
     """Each document as an iterator of its pieces, which need not be used up; too short ones are left out."""
     for first in pieces:
@@ -184,8 +193,8 @@ def _rest(held: list[str], pieces: Iterator[str]) -> Iterator[str]:
 
 
 def _split(pieces: Iterator[str], separator: str) -> Iterator[str]:
-    """Cut a stream of text at each separator (an empty one: never), holding no more than about two pieces."""
-    blank = "\n" if separator == "\n\n" else ""  # paragraphs: more than one blank line separates as one does
+    """Cut a plain text at each separator (an empty one: never), holding no more than about two pieces."""
+    blank = _blank(separator)
     rest, inside = "", False  # inside: the document in hand has begun with a Part
     for piece in pieces:
         *whole, rest = (rest + piece).split(separator) if separator else [rest + piece]

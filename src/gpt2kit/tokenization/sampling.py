@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from gpt2kit.text.reader import Part
-
 _SLACK = 1.25
 _COUNT_AT_ONCE = 1 << 20
 """Characters counted by one call."""
@@ -30,8 +28,7 @@ class Sample:
     """At most `budget` bytes of whole items, drawn evenly: each item of the stream is as likely as any other.
 
     Every item gets a random key from the seed; those with the smallest keys stay, in the order of the stream. So the
-    draw depends on the stream and the seed alone, and the memory on the budget alone. A `Part` of a long document is
-    an item of its own, and stays a `Part`.
+    draw depends on the stream and the seed alone, and the memory on the budget alone.
     """
 
     def __init__(self, budget: int, seed: int = 0) -> None:
@@ -41,7 +38,7 @@ class Sample:
         self._random = random.Random(seed)
         self._limit = 1.0
         self._raw = bytearray()
-        self._keys, self._lengths, self._parts = array("d"), array("q"), array("b")
+        self._keys, self._lengths = array("d"), array("q")
 
     def fill(self, items: Iterable[str]) -> Sample:
         """Offer every item of a stream."""
@@ -64,7 +61,6 @@ class Sample:
         if key < self._limit:
             self._keys.append(key)
             self._lengths.append(len(raw))
-            self._parts.append(isinstance(item, Part))
             self._raw += raw
             if len(self._raw) > self.budget * _SLACK:
                 self.shrink(self.budget)
@@ -82,7 +78,6 @@ class Sample:
         kept[order[:stay]] = True
         self._raw = _moved_together(self._raw, lengths, kept)
         self._keys, self._lengths = array("d", keys[kept]), array("q", lengths[kept])
-        self._parts = array("b", np.array(self._parts, np.int8)[kept].tobytes())
 
     def __len__(self) -> int:
         """Bytes that were kept."""
@@ -90,9 +85,8 @@ class Sample:
 
     def __iter__(self) -> Iterator[str]:
         at = 0
-        for length, part in zip(self._lengths, self._parts, strict=True):
-            text = self._raw[at : at + length].decode()
-            yield Part(text) if part else text
+        for length in self._lengths:
+            yield self._raw[at : at + length].decode()
             at += length
 
     @property
