@@ -25,8 +25,8 @@ from serving import Server, serving
 
 from gpt2kit.cli import parser
 from gpt2kit.errors import DataError
+from gpt2kit.text.reader import shares
 from gpt2kit.text.sources import find_files
-from gpt2kit.text.splits import shares
 
 sys.path.insert(0, str(ROOT / "data"))
 import get

@@ -18,8 +18,7 @@ from gpt2kit.data.places import Where
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Reader
-from gpt2kit.text.splits import Share
+from gpt2kit.text.reader import Reader, Share
 from gpt2kit.tokenization import tokenizer
 
 

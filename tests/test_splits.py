@@ -17,9 +17,8 @@ from gpt2kit.data import build, overlap
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import TokenStore
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Part, Reader
+from gpt2kit.text.reader import HEAD, Part, Reader, Share, shares
 from gpt2kit.text.sources import Report
-from gpt2kit.text.splits import HEAD, Share, shares
 from gpt2kit.tokenization import tokenizer
 
 LINES = [f"document {number}" for number in range(2000)]
@@ -48,7 +47,7 @@ def test_a_split_does_not_change_with_the_other(tmp_path: Path) -> None:
 
 def test_long_documents_fall_together_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pieces of a document depend on what stands before it; its split must not."""
-    monkeypatch.setattr("gpt2kit.text.splits.HEAD", 100)
+    monkeypatch.setattr("gpt2kit.text.reader.HEAD", 100)
     monkeypatch.setattr(reader, "PIECE", 300)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 300)
     long = [f"{number} " + "word " * random.Random(number).randrange(50, 400) for number in range(60)]

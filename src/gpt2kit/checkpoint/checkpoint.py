@@ -25,7 +25,7 @@ from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.text.splits import Share
+from gpt2kit.text.reader import Share
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 KEY = "gpt2kit"

@@ -39,9 +39,8 @@ from gpt2kit.data.store import (
 )
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import Part, Reader
+from gpt2kit.text.reader import Part, Reader, Share
 from gpt2kit.text.sources import Place, Report
-from gpt2kit.text.splits import Share
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.sampling import batched
 

@@ -21,9 +21,8 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.data.windows import WindowOrder
 from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, Split, shares, split_problems
 from gpt2kit.text.sources import find_files
-from gpt2kit.text.splits import Split, shares, split_problems
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.spec import TokenizerSpec, resolve
 

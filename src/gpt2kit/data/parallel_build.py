@@ -26,8 +26,8 @@ from gpt2kit.data.shelf import Shelf
 from gpt2kit.data.store import HASH, Shard, TokenStore, documents_file, shard_name, unpacked
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
+from gpt2kit.text.reader import Split
 from gpt2kit.text.sources import Report
-from gpt2kit.text.splits import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 _LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))

@@ -18,9 +18,8 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, UserError
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.text.reader import Reader, reader_from
+from gpt2kit.text.reader import Reader, Share, reader_from
 from gpt2kit.text.sources import Place, find_files
-from gpt2kit.text.splits import Share
 
 
 @dataclass

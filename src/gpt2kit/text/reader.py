@@ -1,25 +1,48 @@
-"""Files to documents. Everything that decides where a document begins and ends, and in which split, is here."""
+"""Files to documents: where each begins and ends, and in which split it is."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from gpt2kit.errors import DataError, problems_of, refuse
 from gpt2kit.text import encodings, formats
 from gpt2kit.text.sources import Place, Report, chunks, is_hub_dataset, suffixes
-from gpt2kit.text.splits import Share
 
+# Characters after which a long document of plain text is handed on in pieces, so that memory does not depend on it.
 PIECE = 1 << 18
-"""Characters after which a long document of plain text is handed on in pieces, so that memory does not depend on it."""
+# Characters of a document that decide its split. Less than half a PIECE, so that they are always in the first piece.
+HEAD = 1 << 16
 
 OnBadText = Literal["stop", "replace"]
+Split = Literal["train", "valid", "test"]
 
 
 class Part(str):
     """A piece of a plain text document that continues in the next item; a plain `str` ends its document."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The documents of a text whose hash lies in [low, high) of 0 to 1: one split of it.
+
+    The hash is of the seed and of the document's first HEAD characters. So it does not depend on the order, equal
+    documents fall together, and a test share stays the same when the validation share changes.
+    """
+
+    low: float
+    high: float
+    seed: int
+
+    def has(self, head: str) -> bool:
+        """Whether a document that begins with `head` (all of it, or HEAD characters at least) is among them."""
+        text = f"{self.seed}\n{head[:HEAD]}".encode("utf-8", "surrogatepass")
+        place = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
+        return self.low <= place < self.high
 
 
 class Reader:
@@ -136,6 +159,36 @@ def reader_from(identity: dict[str, object]) -> Reader:
     if reader.identity() != identity:
         raise DataError(f"this run's reader {identity.get('reader')} is not gpt2kit's own. Give the text as --files")
     return reader
+
+
+def shares(valid_share: float, test_share: float, seed: int) -> dict[Split, Share]:
+    """The shares of the training text that each split takes, if any is shared out.
+
+    Test documents hash to the lower end and validation documents to the upper: changing one leaves the other alone.
+    """
+    if not valid_share and not test_share:
+        return {}
+    found: dict[Split, Share] = {"train": Share(test_share, 1.0 - valid_share, seed)}
+    if valid_share:
+        found["valid"] = Share(1.0 - valid_share, 1.0, seed)
+    if test_share:
+        found["test"] = Share(0.0, test_share, seed)
+    return found
+
+
+def split_problems(options: dict[str, Any]) -> list[str]:
+    """What is wrong with the data module's shares, in the words of its options."""
+    found = []
+    for split in ("valid", "test"):
+        share = options[f"{split}_share"]
+        if not 0 <= share < 1:
+            found.append(f"data.{split}_share {share}: must be from 0 to below 1")
+        if share and options[f"{split}_files"]:
+            found.append(f"data.{split}_share {share}: data.{split}_files are given, too. Leave one out")
+    both = options["valid_share"] + options["test_share"]
+    return found or (
+        [f"data.valid_share and data.test_share: {both} leaves nothing to learn from"] if both >= 1 else []
+    )
 
 
 def _problems(reader: Reader) -> list[str]:

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer
 
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, Share
 from gpt2kit.text.sources import Place
-from gpt2kit.text.splits import Share
 from gpt2kit.tokenization import trainers as kinds
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import Kind, adopted, finished, read_documents, trained

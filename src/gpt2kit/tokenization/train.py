@@ -12,9 +12,8 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from gpt2kit.errors import DataError, UserError, problems_of, refuse
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, Share
 from gpt2kit.text.sources import Place, Report, find_files
-from gpt2kit.text.splits import Share
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers as kinds
 from gpt2kit.tokenization.sampling import Sample

@@ -9,9 +9,8 @@ from typing import Any, get_args
 
 from gpt2kit.data.datamodule import TOKENIZER, TextDataModule
 from gpt2kit.errors import UserError
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, Split
 from gpt2kit.text.sources import find_files
-from gpt2kit.text.splits import Split
 from gpt2kit.tokenization.spec import resolve
 from gpt2kit.training.run_info import Facts
 

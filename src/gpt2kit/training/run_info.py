@@ -24,7 +24,7 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder as run_folder
-from gpt2kit.text.splits import Split
+from gpt2kit.text.reader import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training import estimate, loggers
 from gpt2kit.training.module import GPT2Module
