@@ -77,7 +77,6 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: st
 def joining(work: Path) -> tuple[float, float]:
     """MB/s of tokens that parts are joined at, and MB/s of text that one process encodes."""
     from gpt2kit.data import build, parallel_build
-    from gpt2kit.data.places import Where
     from gpt2kit.text.reader import Reader
     from gpt2kit.tokenization import tokenizer
 
@@ -86,15 +85,14 @@ def joining(work: Path) -> tuple[float, float]:
         paths.append(work / f"part{number}.txt")
         paths[-1].write_text("".join(LINE.format(n) for n in range(number * 60_000, (number + 1) * 60_000)))
     corpus = build.Corpus(paths, tokenizer.load(work / "tokenizer"), Reader(), shard_tokens=1 << 21)
-    where = Where(work / "joined")
     begun = time.perf_counter()
     for number in range(1, 5):
         part = parallel_build.corpus_of(corpus, number, 4)
         assert part is not None
-        where.open_or_build(part, "text")
+        build.open_or_build(part, work / "joined")
     encoding = sum(path.stat().st_size for path in paths) / (time.perf_counter() - begun) / 1e6
     begun = time.perf_counter()
-    store = parallel_build.merge(corpus, 4, where)
+    store = parallel_build.merge(corpus, 4, work / "joined")
     return store.tokens * store.dtype.itemsize / (time.perf_counter() - begun) / 1e6, encoding
 
 

@@ -12,8 +12,7 @@ from conftest import Outcome, Run
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import parser, test
-from gpt2kit.data.build import Corpus
-from gpt2kit.data.places import Where
+from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.evaluation import memorization
 from gpt2kit.text.reader import Reader
 
@@ -91,7 +90,7 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
 
 def test_what_is_written_and_drawn(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
-    store = Where(corpus / "cache").open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), "")
+    store = open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache")
     written = memorization.write(opened.model, store.index.eos_id, 16, 1)
     assert sum(map(len, written)) >= memorization._TOKENS
     assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in written)

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import parser, test
-from gpt2kit.data.build import Corpus
-from gpt2kit.data.places import Where
+from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.scoring import Windows
@@ -51,7 +50,7 @@ def opened(run: Run) -> Opened:
 
 @pytest.fixture(scope="module")
 def store(opened: Opened, corpus: Path) -> TokenStore:
-    return Where(corpus / "cache").open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), "")
+    return open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache")
 
 
 def reference(opened: Opened, store: TokenStore, stride: int, start: int | None = None) -> NDArray[np.float64]:
@@ -95,7 +94,7 @@ def test_it_is_the_sum_over_all_windows_in_double_precision(
 ) -> None:
     (tmp_path / "a.txt").write_text(TEXTS[name])
     corpus = Corpus([tmp_path / "a.txt"], opened.tokenizer, Reader(), append_eos=append_eos)
-    store = Where(tmp_path).open_or_build(corpus, "")
+    store = open_or_build(corpus, tmp_path)
     windows = Windows(len(store), CONTEXT, stride)
     wanted = by_document(store, reference(opened, store, stride))
     for batch_size in (1, 3, 1000):

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from gpt2kit.cli import train
 from gpt2kit.data import build, parallel_build
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.places import Where
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
@@ -52,11 +51,11 @@ def content(store: TokenStore) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.folder.iterdir() if path.name != "verified.json"}
 
 
-def in_parts(corpus: Corpus, count: int, where: Where) -> TokenStore:
+def in_parts(corpus: Corpus, count: int, cache_dir: Path) -> TokenStore:
     for number in range(count, 0, -1):
         if part := parallel_build.corpus_of(corpus, number, count):
-            where.open_or_build(part, "text")
-    return parallel_build.merge(corpus, count, where)
+            build.open_or_build(part, cache_dir)
+    return parallel_build.merge(corpus, count, cache_dir)
 
 
 @pytest.mark.parametrize("append_eos", [True, False])
@@ -71,31 +70,21 @@ def test_the_files_are_those_of_a_single_build(
         single = build.open_or_build(corpus, tmp_path / f"single{seed}")
         borders += len(single.shards)
         for count in (3, 20):
-            where = Where(tmp_path / f"parts{seed}-{count}")
-            assert content(in_parts(corpus, count, where)) == content(single)
-            assert [path.name for path in where.cache_dir.glob("*/")] == [single.folder.name], "the parts are deleted"
+            cache_dir = tmp_path / f"parts{seed}-{count}"
+            assert content(in_parts(corpus, count, cache_dir)) == content(single)
+            assert [path.name for path in cache_dir.glob("*/")] == [single.folder.name], "the parts are deleted"
     assert borders > 10
-
-
-def test_the_same_at_a_url(tmp_path: Path, trained: Tokenizer) -> None:
-    corpus = Corpus(write(tmp_path / "text", 1), trained, Reader(), shard_tokens=90)
-    single = build.open_or_build(corpus, tmp_path / "single")
-    place = tmp_path / "far"
-    joined = in_parts(corpus, 3, Where(tmp_path / "scratch", f"file://{place}"))
-    assert joined.fingerprint == single.fingerprint
-    there = {path.name: path.read_bytes() for path in (place / single.folder.name).iterdir()}
-    assert there == content(single) and len(list(place.glob("*/"))) == 1
 
 
 def test_a_part_that_died_is_made_again_alone(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = Corpus(write(tmp_path / "text", 2), trained, Reader(), shard_tokens=90)
-    where = Where(tmp_path / "cache")
+    cache_dir = tmp_path / "cache"
     built = [parallel_build.corpus_of(corpus, number, 3) for number in (1, 2, 3)]
     one, two, three = (part for part in built if part)
-    where.open_or_build(one, "text")
-    where.open_or_build(three, "text")
+    build.open_or_build(one, cache_dir)
+    build.open_or_build(three, cache_dir)
     real, left = build._write_shard, [2]
 
     def dying(*args: object) -> object:
@@ -106,12 +95,12 @@ def test_a_part_that_died_is_made_again_alone(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(build, "_write_shard", dying)
-        where.open_or_build(two, "text")
+        build.open_or_build(two, cache_dir)
     with pytest.raises(DataError, match=r"part 2 .*--part 2/3 again"):
-        parallel_build.merge(corpus, 3, where)
-    others = [(where.opened(part) or pytest.fail("gone")).folder.stat().st_mtime_ns for part in (one, three)]
-    where.open_or_build(two, "text")
-    assert others == [(where.opened(part) or pytest.fail("gone")).folder.stat().st_mtime_ns for part in (one, three)]
+        parallel_build.merge(corpus, 3, cache_dir)
+    others = [(cache_dir / part.key(cache_dir) / "index.json").stat().st_mtime_ns for part in (one, three)]
+    build.open_or_build(two, cache_dir)
+    assert others == [(cache_dir / part.key(cache_dir) / "index.json").stat().st_mtime_ns for part in (one, three)]
     single = build.open_or_build(corpus, tmp_path / "single")
     killed = [3]
     really_write = parallel_build._write
@@ -124,8 +113,8 @@ def test_a_part_that_died_is_made_again_alone(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(parallel_build, "_write", killed_merge)
-        parallel_build.merge(corpus, 3, where)
-    assert content(parallel_build.merge(corpus, 3, where)) == content(single)
+        parallel_build.merge(corpus, 3, cache_dir)
+    assert content(parallel_build.merge(corpus, 3, cache_dir)) == content(single)
 
 
 def test_bad_records_are_judged_and_counted_as_one_text(tmp_path: Path, trained: Tokenizer) -> None:
@@ -136,10 +125,10 @@ def test_bad_records_are_judged_and_counted_as_one_text(tmp_path: Path, trained:
     corpus = Corpus(paths, trained, Reader(bad_share=0.1), shard_tokens=20)
     single = build.open_or_build(corpus, tmp_path / "single")  # 3 of 33; of the first file alone, 3 of 13
     assert single.notes
-    assert content(in_parts(corpus, 3, Where(tmp_path / "parts"))) == content(single)
+    assert content(in_parts(corpus, 3, tmp_path / "parts")) == content(single)
     strict = replace(corpus, reader=Reader(bad_share=0.08))
     with pytest.raises(DataError, match="3 of 33 records"):
-        in_parts(strict, 3, Where(tmp_path / "strict"))
+        in_parts(strict, 3, tmp_path / "strict")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,10 @@ from conftest import ROOT, Run
 from gpt2kit import files, hardware
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import generate
-from gpt2kit.data import batches
+from gpt2kit.data import batches, cache
 from gpt2kit.data.batches import Rows, TrainBatches
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.order import Order
-from gpt2kit.data.places import Where
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import MachineError
 from gpt2kit.generation.generator import Wish
@@ -99,7 +98,8 @@ def test_a_checkpoint_is_not_held_open_where_it_could_not_be_deleted(run: Run, m
 @needs_maps
 def test_a_store_lets_go_of_its_files_before_they_are_deleted(store: TokenStore) -> None:
     assert str(store.folder) in MAPS.read_text()
-    Where(store.folder.parent).delete(store)
+    store.close()
+    cache.remove(store.folder)
     assert not store.folder.exists() and str(store.folder) not in MAPS.read_text()
 
 

@@ -1,9 +1,8 @@
-"""Stores that live elsewhere: built there, continued there, read through a bounded window, over a bad network."""
+"""Stores that were copied to a URL: read through a bounded window on the local disk, over a bad network."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -22,11 +21,10 @@ from conftest import ROOT, Outcome
 from test_train import equal, rows, train, weights
 
 from gpt2kit.cli import train as cli
-from gpt2kit.data import build, fetching, uploading
+from gpt2kit.data import build, fetching
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.encoding_gigatoken import WrongIds
-from gpt2kit.data.remote import StreamedStore
+from gpt2kit.data.remote import StreamedStore, open_store
 from gpt2kit.data.store import TokenStore
 from gpt2kit.data.windows import foretold, window_order
 from gpt2kit.errors import DataError
@@ -63,14 +61,17 @@ def local(text: Corpus, tmp_path: Path) -> TokenStore:
     return build.open_or_build(text, tmp_path / "local")
 
 
-def uploaded(key: str) -> dict[str, bytes]:
-    """The files of a store in memory."""
-    return {path.rsplit("/", 1)[-1]: MEMORY.cat_file(path) for path in MEMORY.find(f"/stores/{key}")}
+def copy(store: TokenStore, url: str) -> None:
+    """Copy a store's folder to the place, as a user does."""
+    for path in store.folder.iterdir():
+        fsspec.filesystem(url.split("://")[0]).pipe_file(f"{url}/{store.folder.name}/{path.name}", path.read_bytes())
 
 
-def built(store: TokenStore) -> dict[str, bytes]:
-    """The files of a store on the local disk."""
-    return {path.name: path.read_bytes() for path in store.folder.iterdir() if path.name != "verified.json"}
+@pytest.fixture
+def remote(local: TokenStore, memory: str) -> str:
+    """A remote folder that has the store."""
+    copy(local, memory)
+    return memory
 
 
 def here(scratch: Path, pattern: str = "*.bin") -> list[Path]:
@@ -117,102 +118,56 @@ def served(tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         server.shutdown()
 
 
-def test_built_elsewhere_it_is_the_same_store(text: Corpus, local: TokenStore, memory: str, tmp_path: Path) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
-    assert uploaded(local.folder.name) == built(local)
-    assert not here(tmp_path / "s"), "nothing stays here of what was built"
+def test_it_is_the_store_that_was_copied(text: Corpus, local: TokenStore, remote: str, tmp_path: Path) -> None:
+    store = open_store(remote, text, "text", tmp_path / "s")
+    assert not here(tmp_path / "s"), "nothing is fetched before it is read"
     assert len(store.shards) > 20 and store.fingerprint == local.fingerprint
     assert store[0 : len(store)].tolist() == local[0 : len(local)].tolist()
     for start in range(0, len(local), 170):
         assert np.array_equal(store[start : start + 450], local[start : start + 450])
     assert np.array_equal(store.lengths(), local.lengths())
     assert np.array_equal(np.concatenate([*store.hashes()]), np.concatenate([*local.hashes()]))
-    again = uploading.open_or_build(text, memory, tmp_path / "s")
+    again = open_store(remote, text, "text", tmp_path / "s")
     assert again[300:900].tolist() == local[300:900].tolist()
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["same machine", "another machine"])
-@pytest.mark.parametrize("call_number", [1, 2, 3, 11, 12, 13])
-def test_a_killed_build_goes_on_from_what_was_uploaded(
-    call_number: int,
-    elsewhere: bool,
+def test_a_place_without_the_store_is_one_line_that_says_how_to_put_it_there(
     text: Corpus,
     local: TokenStore,
     memory: str,
+    served: tuple[str, dict[str, Any]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., Outcome],
 ) -> None:
-    """Killed in the middle of an upload: of a token file, of the file beside it, or of the journal."""
-    real = type(MEMORY).put_file
-    sent: list[str] = []
-
-    def dying(self: Any, source: str, target: str, **more: Any) -> None:
-        sent.append(Path(target).name)
-        if len(sent) == call_number + 1:
-            MEMORY.pipe_file(target, Path(source).read_bytes()[:-9])  # such as a server that is not atomic has then
-            raise KeyboardInterrupt
-        real(self, source, target, **more)
-
-    monkeypatch.setattr(type(MEMORY), "put_file", dying)
-    with pytest.raises(KeyboardInterrupt):
-        uploading.open_or_build(text, memory, tmp_path / "one")
-    assert "index.json" not in uploaded(local.folder.name)
-    finished = sent.count("journal.jsonl") - 1 - (sent[-1] == "journal.jsonl")
-    monkeypatch.setattr(type(MEMORY), "put_file", lambda *args, **more: sent.append(Path(args[2]).name) or real(*args))  # type: ignore[func-returns-value]
-    sent.clear()
-    uploading.open_or_build(text, memory, tmp_path / ("two" if elsewhere else "one"))
-    assert uploaded(local.folder.name) == built(local)
-    assert [name for name in sent if name.endswith(".bin")] == [s.name for s in local.shards[finished:]]
+    pytest.importorskip("aiohttp")
+    key = local.folder.name
+    for url in (memory, f"{served[0]}/none", str(tmp_path / "none")):
+        code, _, err = call(lambda _, url=url: open_store(url, text, "train text", tmp_path / "s"))
+        assert code == 3 and len(err.splitlines()) == 1
+        assert f"{url}/{key}: there is no complete token store of the train text with these options" in err
+        assert "--part 1/1. Then copy the folder FOLDER/" in err and err.endswith(f"{key} to {url}/{key}\n")
 
 
-def test_what_may_be_wrong_is_deleted_there(
-    text: Corpus, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = build._write_shard
-    left = [5]
-
-    def doubting(*args: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise WrongIds("these ids are wrong")
-        return real(*args)
-
-    monkeypatch.setattr(build, "_write_shard", doubting)
-    with pytest.raises(WrongIds):
-        uploading.open_or_build(text, memory, tmp_path / "s")
-    assert not MEMORY.find("/stores")
-
-
-def test_what_has_vanished_there_is_made_again_alone(
-    text: Corpus, local: TokenStore, memory: str, tmp_path: Path
-) -> None:
-    uploading.open_or_build(text, memory, tmp_path / "s")
+def test_what_was_not_copied_is_named(local: TokenStore, remote: str, tmp_path: Path) -> None:
     place = f"/stores/{local.folder.name}"
     for name in ("000003.bin", "000007.doc"):
         MEMORY.rm(f"{place}/{name}")
     store = StreamedStore(f"memory:/{place}", tmp_path / "s")
-    with pytest.raises(DataError, match=r"000003\.bin: is not there, but index\.json names it\. Delete "):
+    with pytest.raises(DataError, match=r"000003\.bin: is missing, but index\.json names it\. Copy the store's folder"):
         store.shard(3)
-    with pytest.raises(DataError, match=r"000007\.doc: is not there"):
+    with pytest.raises(DataError, match=r"000007\.doc: is missing"):
         store.lengths()
-    MEMORY.rm(f"{place}/index.json")
-    uploading.open_or_build(text, memory, tmp_path / "s")
-    assert uploaded(local.folder.name) == built(local)
+    copy(local, remote)
+    assert store.shard(3).tolist() == local.shard(3).tolist(), "the next time it asks again"
 
 
-def test_a_damaged_index_is_made_again(
-    text: Corpus, local: TokenStore, memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    uploading.open_or_build(text, memory, tmp_path / "s")
+def test_a_damaged_index_is_refused(text: Corpus, local: TokenStore, remote: str, tmp_path: Path) -> None:
     place = f"/stores/{local.folder.name}/index.json"
     whole = MEMORY.cat_file(place)
     for content in (whole[:-9], whole.replace(b"000002.bin", b"../../a.bin"), b"\xff"):
         MEMORY.pipe_file(place, content)
-        with pytest.raises(DataError, match="not a sound index"):
-            StreamedStore(f"{memory}/{local.folder.name}", tmp_path / "s")
-        uploading.open_or_build(text, memory, tmp_path / "s")
-        assert uploaded(local.folder.name) == built(local)
-        assert "it is made again from the text" in capsys.readouterr().err
+        with pytest.raises(DataError, match=r"not a sound index .*Copy the store's folder there again"):
+            open_store(remote, text, "text", tmp_path / "s")
 
 
 @pytest.mark.parametrize(
@@ -222,18 +177,18 @@ def test_a_damaged_file_is_one_line(
     harm: Callable[[bytes], bytes],
     text: Corpus,
     local: TokenStore,
-    memory: str,
+    remote: str,
     tmp_path: Path,
     call: Callable[..., Outcome],
 ) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
+    store = open_store(remote, text, "text", tmp_path / "s")
     place = f"/stores/{local.folder.name}"
     for name in ("000002.bin", "000002.doc"):
         MEMORY.pipe_file(f"{place}/{name}", harm(MEMORY.cat_file(f"{place}/{name}")))
     for act in (lambda _: store[0 : len(store)], lambda _: store.lengths()):
         code, _, err = call(act)
         assert code == 3 and len(err.splitlines()) == 1
-        assert "000002." in err and "fetched twice, does not fit its checksum" in err and "Delete it and" in err
+        assert "000002." in err and "fetched twice, does not match its checksum" in err and "Copy it there again" in err
     settled(store)
     assert not here(tmp_path / "s", ".*.tmp") and "000002.bin" not in {path.name for path in here(tmp_path / "s")}
 
@@ -243,7 +198,7 @@ def test_a_web_server_that_fails_now_and_then(
 ) -> None:
     pytest.importorskip("aiohttp")
     url, knobs = served
-    store = uploading.open_or_build(text, f"{url}/local", tmp_path / "s")
+    store = open_store(f"{url}/local", text, "text", tmp_path / "s")
     for start in range(0, len(local), 1000):
         knobs["fail"] = 3
         assert np.array_equal(store[start : start + 300], local[start : start + 300])
@@ -257,37 +212,10 @@ def test_a_web_server_that_fails_now_and_then(
     assert store.shard(0)[:9].tolist() == local[:9].tolist(), "the next time it asks again"
 
 
-def test_a_place_that_cannot_be_written_to(
-    text: Corpus,
-    served: tuple[str, dict[str, Any]],
-    memory: str,
-    tmp_path: Path,
-    call: Callable[..., Outcome],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("aiohttp")
-
-    def fail(error: Exception) -> Callable[..., None]:
-        def put_file(*args: object, **more: object) -> None:
-            raise error
-
-        return put_file
-
-    def refused(place: str) -> None:
-        code, _, err = call(lambda _: uploading.open_or_build(text, place, tmp_path / "s"))
-        assert code == 3 and len(err.splitlines()) == 1
-        assert "no finished store of this text, and it cannot be built there" in err and "copy its folder" in err
-
-    refused(f"{served[0]}/none")
-    for error in (PermissionError(13, "Forbidden"), NotImplementedError()):
-        monkeypatch.setattr(type(MEMORY), "put_file", fail(error))
-        refused(memory)
-
-
 def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
-    text: Corpus, local: TokenStore, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Corpus, local: TokenStore, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
+    store = open_store(remote, text, "text", tmp_path / "s")
     fetched: list[str] = []
     real = type(MEMORY).get_file
     monkeypatch.setattr(
@@ -316,28 +244,12 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
     assert len(fetched) == len(store.shards)
 
 
-def test_a_journal_there_that_does_not_fit_the_text_is_emptied_there(
-    text: Corpus, local: TokenStore, memory: str, tmp_path: Path
-) -> None:
-    uploading.open_or_build(text, memory, tmp_path / "s")
-    place = f"/stores/{local.folder.name}"
-    lines = MEMORY.cat_file(f"{place}/journal.jsonl").decode().splitlines()
-    record = json.loads(lines[2])
-    lines[2] = json.dumps({**record, "pieces": record["pieces"] + 1})
-    MEMORY.pipe_file(f"{place}/journal.jsonl", "\n".join(lines).encode() + b"\n")
-    MEMORY.rm(f"{place}/index.json")
-    with pytest.raises(DataError, match="does not fit the text"):
-        uploading.open_or_build(text, memory, tmp_path / "s")
-    uploading.open_or_build(text, memory, tmp_path / "s")
-    assert uploaded(local.folder.name) == built(local)
-
-
-def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, memory: str, tmp_path: Path) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
+def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, remote: str, tmp_path: Path) -> None:
+    store = open_store(remote, text, "text", tmp_path / "s")
     order = window_order([s.tokens for s in store.shards], 16, 16, 2, 4, seed=1, shuffle=True)
     straight = iter(TrainBatches(Rows(store, 16, 1), foretold(order, store.want, 0, 2, 0, 1)))
     skipped = [next(straight) for _ in range(100)]
-    later = uploading.open_or_build(text, memory, tmp_path / "other")
+    later = open_store(remote, text, "text", tmp_path / "other")
     batches = iter(TrainBatches(Rows(later, 16, 1), foretold(order, later.want, 40, 2, 0, 1)))
     assert all(torch.equal(next(batches), skipped[number]) for number in range(80, 100))
     settled(later)
@@ -345,7 +257,7 @@ def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, memory: str,
 
 
 def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
-    text: Corpus, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Corpus, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
     real = type(MEMORY).get_file
@@ -355,7 +267,7 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
         time.sleep(0.02)
         real(self, source, *args)
 
-    ranks = [uploading.open_or_build(text, memory, tmp_path / "s") for _ in range(2)]
+    ranks = [open_store(remote, text, "text", tmp_path / "s") for _ in range(2)]
     monkeypatch.setattr(type(MEMORY), "get_file", slow)
     assert ranks[0].folder == ranks[1].folder
     for rank in ranks:
@@ -370,25 +282,25 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
     left = root / "0123"
     left.mkdir()
     (left / ".000001.bin.7.tmp").write_bytes(b"half")  # as a killed process leaves it, whose locks are gone
-    third = uploading.open_or_build(text, memory, tmp_path / "s")
+    third = open_store(remote, text, "text", tmp_path / "s")
     assert not left.exists() and folder.exists()
     assert len(here(tmp_path / "s")) == 1, "what another process uses stays"
     del third, rank, ranks
     assert not [*root.glob("*/")], "at the end nothing is left"
 
 
-def test_a_file_that_another_process_deletes_is_fetched_again(text: Corpus, memory: str, tmp_path: Path) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
+def test_a_file_that_another_process_deletes_is_fetched_again(text: Corpus, remote: str, tmp_path: Path) -> None:
+    store = open_store(remote, text, "text", tmp_path / "s")
     store.want([1, 2])
     settled(store)
-    other = uploading.open_or_build(text, memory, tmp_path / "s")
+    other = open_store(remote, text, "text", tmp_path / "s")
     for path in here(tmp_path / "s"):
         path.unlink()
     assert other.shard(1).tolist() == store.shard(1).tolist()
 
 
-def test_many_changes_of_mind_leave_only_what_is_wanted(text: Corpus, memory: str, tmp_path: Path) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
+def test_many_changes_of_mind_leave_only_what_is_wanted(text: Corpus, remote: str, tmp_path: Path) -> None:
+    store = open_store(remote, text, "text", tmp_path / "s")
     draw = np.random.default_rng(1)
     for _ in range(50):
         store.want(draw.choice(len(store.shards), 4, replace=False).tolist())
@@ -401,17 +313,15 @@ def test_many_changes_of_mind_leave_only_what_is_wanted(text: Corpus, memory: st
 
 
 def test_a_local_place_is_copied_in_windows(text: Corpus, local: TokenStore, tmp_path: Path) -> None:
-    store = uploading.open_or_build(text, str(tmp_path / "nfs"), tmp_path / "s")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "nfs" / local.folder.name).iterdir()}
-    assert files == built(local)
+    store = open_store(str(tmp_path / "local"), text, "text", tmp_path / "s")
     assert store[0 : len(store)].tolist() == local[0 : len(local)].tolist()
-    assert uploading.open_or_build(text, str(tmp_path / "local"), tmp_path / "s").fingerprint == local.fingerprint
+    assert store.fingerprint == local.fingerprint and len(here(tmp_path / "s")) <= 3
 
 
 def test_a_full_disk_stops_at_once(
-    text: Corpus, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
+    text: Corpus, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
 ) -> None:
-    store = uploading.open_or_build(text, memory, tmp_path / "s")
+    store = open_store(remote, text, "text", tmp_path / "s")
     asked: list[str] = []
 
     def full(self: Any, source: str, target: str) -> None:
@@ -424,9 +334,14 @@ def test_a_full_disk_stops_at_once(
 
 
 @pytest.fixture
-def streamed_options(options: list[str], memory: str) -> list[str]:
-    kept = [word for word in options if "cache_dir" not in word]
-    more = ("--data.streaming=true", "--data.shard_tokens=300", "--data.window_shards=2", "--save_every=3")
+def streamed_options(options: list[str], memory: str, tmp_path: Path) -> list[str]:
+    """The command that trains from the URL; the one that builds has been run, and its stores copied."""
+    kept = [word for word in options if "cache_dir" not in word] + ["--data.shard_tokens=300"]
+    built = tmp_path / "built"
+    cli.main([*kept, f"--data.cache_dir={built}", "--part=1/1"])
+    for index in built.glob("*/index.json"):
+        copy(TokenStore(index.parent), memory)
+    more = ("--data.streaming=true", "--data.window_shards=2", "--save_every=3")
     return [*kept, f"--data.cache_dir={memory}", *more, "--trainer.log_every_n_steps=1"]
 
 
@@ -455,7 +370,7 @@ def test_a_streamed_run_resumes_in_mid_epoch_and_validates_like_a_local_one(
         monkeypatch.setattr(GPT2Module, "training_step", real)
         resumed = train(inside / f"{stop}", more, "--ckpt_path=last")
         assert resumed.name == "version_0" and equal(weights(straight), weights(resumed)), stop
-    assert not (inside / "stores").exists() and not [*(inside / ".cache/gpt2kit").rglob("*-building")]
+    assert not (inside / "stores").exists()
     other = [*streamed_options, "--data.window_shards=3", f"--trainer.default_root_dir={inside / 'straight'}"]
     code, _, err = call(cli.main, *other, "--ckpt_path", straight)
     assert code == 4 and "window_shards was 2, now 3" in err
@@ -476,8 +391,16 @@ def test_a_url_without_streaming_is_a_config_problem(options: list[str], call: C
     assert code == 2 and "data.cache_dir memory://stores: a URL needs data.streaming true" in err
 
 
+@pytest.mark.parametrize("word", ["--part=1/1", "--merge=2"])
+def test_a_store_is_not_built_at_a_url(
+    word: str, streamed_options: list[str], inside: Path, call: Callable[..., Outcome]
+) -> None:
+    code, _, err = call(cli.main, *streamed_options, word)
+    assert code == 2 and "--part and --merge build a store on a local disk" in err and "--data.streaming false" in err
+
+
 def test_a_killed_process_leaves_files_and_the_next_one_deletes_them(streamed_options: list[str], inside: Path) -> None:
-    words = [sys.executable, str(ROOT / "trainer.py"), *streamed_options, f"--data.cache_dir={inside / 'stores'}"]
+    words = [sys.executable, str(ROOT / "trainer.py"), *streamed_options, f"--data.cache_dir={inside / 'built'}"]
     with subprocess.Popen([*words, "--trainer.max_steps=100000"], stderr=subprocess.DEVNULL) as killed:
         until = time.monotonic() + 60
         while not [*inside.rglob("*.ckpt")]:

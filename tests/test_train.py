@@ -16,8 +16,7 @@ from conftest import Outcome, Run
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
-from gpt2kit.data.build import Corpus
-from gpt2kit.data.places import Where
+from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.scoring import Windows
 from gpt2kit.metrics import Score
@@ -82,7 +81,7 @@ def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> 
     """One text, two ways through the program, one figure."""
     opened = checkpoint.open(run.folder)
     text = Corpus([corpus / "valid.txt"], opened.tokenizer, Reader())
-    store = Where(corpus / "cache").open_or_build(text, "")
+    store = open_or_build(text, corpus / "cache")
     windows = Windows(len(store), 16, 16)
     nll = scoring.score(opened.model, store, windows, batch_size=5)
     score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit import files as durable
-from gpt2kit.data.places import Where
+from gpt2kit.data import build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError, problems_of, refuse
 from gpt2kit.evaluation import heatmap, report, scoring, test_set
@@ -222,7 +222,7 @@ def _copies(gpt2: GPT2, one: Subject, store: TokenStore, text: Text, options: Op
     """The training text is read as the test text is; shares of it that it was not trained on are left out."""
     corpus = text.corpora[0]
     training = test_set.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, one.train_share)
-    found = Where(options.cache_dir).open_or_build(training, "training text")
+    found = build.open_with_bar(training, options.cache_dir, "training text")
     return compare(gpt2, one.tokenizer, found, store, options.seed, one.fingerprint)
 
 

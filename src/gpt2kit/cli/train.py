@@ -123,10 +123,15 @@ class TrainCLI(LightningCLI):
         """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
         if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
             raise UserError(f"--merge {self.config.merge}: must be at least 1, and without --part")
+        if self.config.data.streaming:
+            raise UserError(
+                "data.streaming true: --part and --merge build a store on a local disk. Add --data.streaming false "
+                "--data.cache_dir FOLDER, then copy the store to the URL (docs/scaling.md)"
+            )
         text = self._text()
         if self.config.part is not None:
-            return parallel_build.build_each(text.corpora(), *parallel_build.numbers(self.config.part), text.place)
-        return parallel_build.merge_each(text.corpora(), self.config.merge, text.place)
+            return parallel_build.build_each(text.corpora(), *parallel_build.numbers(self.config.part), text.cache_dir)
+        return parallel_build.merge_each(text.corpora(), self.config.merge, text.cache_dir)
 
     def instantiate_classes(self) -> None:
         if self.asked.builds_text:
@@ -197,8 +202,8 @@ class TrainCLI(LightningCLI):
                 )
         if self.asked.planned:
             refuse(self.asked.problems + plan.problems_of_text(data, data.global_batch(trainer)))
-        shared = data.place.streamed_from is not None
-        launch.rank_zero_first(trainer, None if shared else data.cache_dir, lambda: data.setup("fit"))
+        streamed = data.streamed_from is not None
+        launch.rank_zero_first(trainer, None if streamed else data.cache_dir, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size
         steps = -1

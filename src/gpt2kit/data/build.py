@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
 from gpt2kit import files as durable
 from gpt2kit.data.encoding import encoded
 from gpt2kit.data.encoding_gigatoken import WrongIds
 from gpt2kit.data.encoding_processes import Ids
-from gpt2kit.data.shelf import Shelf
 from gpt2kit.data.store import (
     FORMAT,
     INDEX,
@@ -33,6 +34,7 @@ from gpt2kit.data.store import (
     Index,
     Shard,
     TokenStore,
+    damaged,
     documents_file,
     opened,
     shard_name,
@@ -98,8 +100,8 @@ class Corpus:
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
 
 
-Make = Callable[[Shelf, Corpus, Progress], tuple[list[str], list[Shard]]]
-"""Writes a store's token files to a shelf; gives notes for people and the files."""
+Make = Callable[[Path, Corpus, Progress], tuple[list[str], list[Shard]]]
+"""Writes a store's token files into its folder; returns notes for people and the files."""
 
 
 def open_or_build(
@@ -123,25 +125,36 @@ def open_or_build(
         if found := _opened(folder, "it is built again from the text"):
             return found
         (folder / INDEX).unlink(missing_ok=True)
-        build(corpus, Shelf(folder), cache_dir, progress, make)
+        build(corpus, folder, cache_dir, progress, make)
         return TokenStore(folder)
 
 
-def build(corpus: Corpus, shelf: Shelf, cache_dir: Path, progress: Progress, make: Make | None = None) -> None:
-    """Make a store, behind what the shelf holds of it already; `cache_dir` remembers the texts' hashes."""
+def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, make: Make | None = None) -> TokenStore:
+    """Open or build the store of a corpus, with a progress bar if there is a terminal; `what` names the text."""
+    with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        return open_or_build(corpus, cache_dir, progress, make)
+
+
+def build(corpus: Corpus, folder: Path, cache_dir: Path, progress: Progress, make: Make | None = None) -> None:
+    """Make a store, continuing what its folder holds already; `cache_dir` remembers the texts' hashes."""
     before = sources.digests(corpus.paths, cache_dir)
     try:
-        notes, shards = (make or encode)(shelf, corpus, progress)
+        notes, shards = (make or encode)(folder, corpus, progress)
     except WrongIds:
-        shelf.discard()  # what is written already may be wrong, too
+        shutil.rmtree(folder)  # what is written already may be wrong, too
         raise
     finally:
         with contextlib.suppress(OSError):
-            shelf.folder.rmdir()  # unless something is in it, with which the next try goes on
+            folder.rmdir()  # unless something is in it, from which the next build continues
     for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
         if old != new:
             raise DataError(f"{path}: was changed while it was being read. Run the same command again")
-    shelf.finish(_index(corpus, shards, notes))
+    durable.write_text(folder / INDEX, _index(corpus, shards, notes).to_json())
 
 
 def _opened(folder: Path, remedy: str = "") -> TokenStore | None:
@@ -153,10 +166,9 @@ def _opened(folder: Path, remedy: str = "") -> TokenStore | None:
     return store
 
 
-def encode(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+def encode(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what was met on the way, too."""
-    folder = shelf.folder
-    recorded, broken = taken_up(shelf)
+    recorded, broken = finished_shards(folder)
     report = Report(whole=not corpus.part)
     total = sum(sources.size(path) for path in corpus.paths)
     ends: collections.deque[_End] = collections.deque()
@@ -173,32 +185,42 @@ def encode(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str],
             collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
             passed = [ends.popleft() for _ in range(len(ends))]
             if (len(passed), *_sums(passed)) != (known.documents, known.bytes, known.characters):
-                shelf.unnote()
+                clear_journal(folder)
                 raise DataError(
-                    f"{shelf}/{JOURNAL}: does not fit the text, and was deleted. Run the same command again"
+                    f"{folder / JOURNAL}: does not fit the text, and was deleted. Run the same command again"
                 )
         elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
-            raise DataError(f"{shelf}/{known.name}: built again, it is not what it was. Delete {shelf}")
-        else:
-            shelf.keep(known)
+            raise DataError(f"{folder / known.name}: built again, it is not what it was. Delete {folder}")
         shards.append(known)
     rest = batches(pieces)
     while shard := _write_shard(folder, shards, rest, ends, corpus):
         shards.append(shard)
-        shelf.keep(shard)
-        shelf.note(shard)
+        add_to_journal(folder, shard)
     if corpus.part:
         return [json.dumps({"records": report.records, "bad": report.bad, "met": report.met})], shards
     refuse_empty(shards, corpus, report)
     return report.lines(), shards
 
 
-def taken_up(shelf: Shelf) -> tuple[list[Shard], set[str]]:
-    """What an earlier build has finished, and the names of those files of it that are gone or damaged."""
-    for left in shelf.folder.glob(".*.tmp"):
+def finished_shards(folder: Path) -> tuple[list[Shard], set[str]]:
+    """Return what an earlier build has finished, and the names of those of its files that are missing or damaged."""
+    for left in folder.glob(".*.tmp"):
         left.unlink()  # of a build that was killed; this one holds the lock
-    recorded = _journal(shelf.folder)
-    return recorded, shelf.broken(recorded)
+    recorded = _read_journal(folder)
+    return recorded, set(damaged(folder, recorded))
+
+
+def add_to_journal(folder: Path, shard: Shard) -> None:
+    """Record a token file as finished, durably."""
+    with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+        journal.write(json.dumps(asdict(shard)) + "\n")
+        journal.flush()
+        os.fsync(journal.fileno())
+
+
+def clear_journal(folder: Path) -> None:
+    """Empty the journal: no token file counts as finished."""
+    durable.write_text(folder / JOURNAL, "")
 
 
 def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
@@ -312,7 +334,7 @@ def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
     )
 
 
-def _journal(folder: Path) -> list[Shard]:
+def _read_journal(folder: Path) -> list[Shard]:
     """The token files that an earlier build has finished; a torn last line of the journal does not count."""
     file = folder / JOURNAL
     if not file.is_file():

@@ -11,11 +11,10 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 
+from gpt2kit.data import build, overlap, remote, windows
 from gpt2kit.data import order as blocks
-from gpt2kit.data import overlap, windows
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.places import Where
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore
 from gpt2kit.data.windows import WindowOrder
@@ -56,11 +55,13 @@ class TextDataModule(pl.LightningDataModule):
         mask_documents: let no token see another document, and count positions from each document's start.
         append_eos: end each document with the end-of-document token; without, nothing parts them.
         shuffle: take the blocks in random order, another one in each epoch.
-        cache_dir: where tokenized text is kept; safe to delete. With streaming, a URL, too.
+        cache_dir: where tokenized text is kept; safe to delete. With streaming, the URL or folder that it was
+            copied to.
         shard_tokens: tokens in one file of the cache, about; also the work that a killed build can lose.
         num_workers: processes that read training batches ahead. 0 is the fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
-        streaming: leave tokenized text in cache_dir, and hold only what is read now and next on the local disk.
+        streaming: read tokenized text from cache_dir, such as `s3://bucket/stores`, and keep only the files that are
+            needed now and next on the local disk. It is built locally and copied there: docs/scaling.md.
         window_shards: with streaming, how many files of the cache are mixed with one another.
         seed: decides the order; comes from `seed_everything`.
     """
@@ -98,7 +99,7 @@ class TextDataModule(pl.LightningDataModule):
         for split in self.shares:
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
-        self.place = Where(self.cache_dir, cache_dir if streaming else None)
+        self.streamed_from = cache_dir if streaming else None
         train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
         self.tokenizer = resolve(tokenizer or TOKENIZER, train, reader, self.shares.get("train"), self.cache_dir)
         self.block_size = block_size
@@ -137,11 +138,16 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """The token store of a split."""
         if split not in self._stores:
-            store = self.place.open_or_build(self.corpus(split), f"{split} text")
+            store = self._open(self.corpus(split), f"{split} text")
             if store.tokens < 2:
                 raise DataError(f"{self.files[split][0]}: the tokenizer makes no token of this text. Take another one")
             self._stores[split] = store
         return self._stores[split]
+
+    def _open(self, corpus: Corpus, what: str) -> TokenStore:
+        if self.streamed_from is not None:
+            return remote.open_store(self.streamed_from, corpus, what, self.cache_dir)
+        return build.open_with_bar(corpus, self.cache_dir, what)
 
     def corpus(self, split: Split) -> Corpus:
         """A split's text, and how it becomes tokens."""

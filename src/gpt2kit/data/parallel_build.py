@@ -1,7 +1,7 @@
 """A token store built in parts, on any number of machines, then joined to the very files of a single build.
 
 Part i of n takes a run of the text's files, about an n-th of their bytes, and makes an ordinary store of it: so it goes
-on after a kill, is sent to a URL, and, if it failed, is made again alone. Its `.doc` files say, besides, how many
+on after a kill, and, if it failed, is made again alone. Its `.doc` files say, besides, how many
 characters and tokens each piece of text has, on which the cutting into files depends; so the merge only counts, and
 copies tokens. That runs at the speed of disks, while a core encodes 5 to 50 MB/s: it is the encoding that is spread.
 """
@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit import files as durable
-from gpt2kit.data import build
+from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus, Progress
-from gpt2kit.data.places import Where
-from gpt2kit.data.shelf import Shelf
 from gpt2kit.data.store import HASH, Shard, TokenStore, documents_file, shard_name, unpacked
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
@@ -53,7 +51,9 @@ def numbers(part: str) -> tuple[int, int]:
 
 
 def corpus_of(corpus: Corpus, number: int, count: int) -> Corpus | None:
-    """The text of one part; None if there are more parts than text for them."""
+    """The text of one part; None if there are more parts than text for them. Part 1 of 1 is the corpus itself."""
+    if count == 1:
+        return corpus
     if corpus.reader.max_documents is not None:
         raise UserError("reader.max_documents: counts over all files, so not with --part. Leave it out")
     sizes = [sources.size(path) for path in corpus.paths]
@@ -65,42 +65,51 @@ def corpus_of(corpus: Corpus, number: int, count: int) -> Corpus | None:
     return replace(corpus, paths=own, part=f"{number}/{count}") if own else None
 
 
-def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, place: Where) -> list[str]:
+def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_dir: Path) -> list[str]:
     """Build one part of some splits' stores; a line for each."""
     told = []
     for split, corpus in corpora.items():
         if part := corpus_of(corpus, number, count):
-            store = place.open_or_build(part, f"{split} text, part {number}")
+            store = build.open_with_bar(part, cache_dir, f"{split} text, part {number}")
             told.append(f"{split} text: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
         else:
             told.append(f"{split} text: no file is left for part {number} of {count}")
     return told
 
 
-def merge_each(corpora: Mapping[Split, Corpus], count: int, place: Where) -> list[str]:
+def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> list[str]:
     """Make some splits' stores of their parts; a line for each."""
-    stores = {split: merge(corpus, count, place, f"{split} text") for split, corpus in corpora.items()}
+    stores = {split: merge(corpus, count, cache_dir, f"{split} text") for split, corpus in corpora.items()}
     return [f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens" for split, store in stores.items()]
 
 
-def merge(corpus: Corpus, count: int, place: Where, what: str = "text") -> TokenStore:
+def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:
     """Make the store of a corpus from its parts, all of which must be finished; they are deleted then."""
     some = [(number, corpus_of(corpus, number, count)) for number in range(1, count + 1)]
-    found = {number: place.opened(part) for number, part in some if part}
+    found = {number: _opened(part, cache_dir) for number, part in some if part}
 
-    def joined(shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+    def joined(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
         if missing := [number for number, store in found.items() if store is None]:
             raise DataError(
-                f"--merge {count}: not finished in {place.name}: part {', '.join(map(str, missing))} (or they were "
+                f"--merge {count}: not finished in {cache_dir}: part {', '.join(map(str, missing))} (or they were "
                 f"made of another text, or by other options). Run --part {missing[0]}/{count} again"
             )
-        return _joined([store for store in found.values() if store is not None], shelf, corpus, progress)
+        return _joined([store for store in found.values() if store is not None], folder, corpus, progress)
 
-    store = place.open_or_build(corpus, what, joined)
+    store = build.open_with_bar(corpus, cache_dir, what, joined)
     for part in found.values():
-        if part is not None:
-            place.delete(part)
+        if part is not None and count > 1:
+            part.close()
+            cache.remove(part.folder)
     return store
+
+
+def _opened(part: Corpus, cache_dir: Path) -> TokenStore | None:
+    """The store of a part, if it is finished."""
+    try:
+        return TokenStore(cache_dir / part.key(cache_dir))
+    except FileNotFoundError:
+        return None
 
 
 @dataclass
@@ -114,10 +123,10 @@ class _Cut:
     open_tokens: int = 0
 
 
-def _joined(parts: list[TokenStore], shelf: Shelf, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+def _joined(parts: list[TokenStore], folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
     """Write the token files, those excepted that are there and sound; what the parts have met, too."""
     report = _report(parts, corpus)
-    recorded, broken = build.taken_up(shelf)
+    recorded, broken = build.finished_shards(folder)
     parts = [part for part in parts if part.tokens]
     total = sum(part.tokens - 1 for part in parts) + 1
     made: list[Shard] = []
@@ -126,13 +135,14 @@ def _joined(parts: list[TokenStore], shelf: Shelf, corpus: Corpus, progress: Pro
         known = recorded[number] if number < len(recorded) else None
         if known is None or known.name in broken:
             tokens = _tokens(parts, begin, begin + cut.tokens, corpus)
-            shard = _write(shelf.folder / shard_name(number), tokens, cut)
-            shelf.keep(shard)
+            shard = _write(folder / shard_name(number), tokens, cut)
             if known is None:
-                shelf.note(shard)
+                build.add_to_journal(folder, shard)
         if known is not None and (known.pieces, known.tokens) != (cut.pieces, cut.tokens):
-            shelf.unnote()
-            raise DataError(f"{shelf}: its journal does not fit the parts, and was deleted. Run the same command again")
+            build.clear_journal(folder)
+            raise DataError(
+                f"{folder}: its journal does not fit the parts, and was deleted. Run the same command again"
+            )
         made.append(known or shard)
         begin += cut.tokens
         progress(begin, total)

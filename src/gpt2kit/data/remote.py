@@ -1,7 +1,7 @@
-"""Token stores that live elsewhere: at any URL that fsspec knows, or in a folder of a slow disk.
+"""Read a token store from a URL that fsspec knows, or from a slow disk, through a bounded window on the local disk.
 
-A store there has the files that one here has (`store`). While it is read, only some of its token files are on the
-local disk, under `streamed` of the scratch folder. `uploading` builds it there.
+The store there is a copy of a folder that was built locally (`build`). While it is read, only some of its token files
+are on the local disk, under `streamed` of the scratch folder.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from gpt2kit import files as durable
+from gpt2kit.data.build import Corpus
 from gpt2kit.data.fetching import Threads, claimed, failed, patiently
 from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, mapped
 from gpt2kit.errors import DataError
@@ -161,12 +162,34 @@ class StreamedStore(TokenStore):
             return patiently(f"{self.place}/{name}", lambda: get(f"{self._root}/{name}"))
         except FileNotFoundError:
             raise DataError(
-                f"{self.place}/{name}: is not there, but {INDEX} names it. Delete {self.place}/{INDEX}, and the same "
-                "command makes again what is missing"
+                f"{self.place}/{name}: is missing, but {INDEX} names it. Copy the store's folder there again"
             ) from None
 
     def _damaged(self, name: str) -> DataError:
         return Damaged(
-            f"{self.place}/{name}: its content, fetched twice, does not fit its checksum, so it is damaged there. "
-            f"Delete it and {self.place}/{INDEX}, and the same command makes it again"
+            f"{self.place}/{name}: its content, fetched twice, does not match its checksum, so the file there is "
+            "damaged. Copy it there again"
         )
+
+
+def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATCH) -> StreamedStore:
+    """Open the store of a corpus that was copied to a URL.
+
+    Args:
+        cache_dir: the URL or folder that holds stores, each in a folder named by the content it was made from.
+        corpus: the text, and how it becomes tokens.
+        what: the text, for people: `train text`.
+        scratch: a local folder for the files in the window, and for the hashes of texts.
+    """
+    key = corpus.key(scratch)
+    place = f"{cache_dir.rstrip('/')}/{key}"
+    try:
+        return StreamedStore(place, scratch)
+    except FileNotFoundError:
+        raise DataError(
+            f"{place}: there is no complete token store of the {what} with these options. Build it on a local disk: "
+            "the same command with --data.streaming false --data.cache_dir FOLDER --part 1/1. Then copy the folder "
+            f"FOLDER/{key} to {place}"
+        ) from None
+    except Damaged as error:
+        raise DataError(f"{error}. Copy the store's folder there again") from None

@@ -12,8 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.data.build import Corpus
-from gpt2kit.data.places import Where
+from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, UserError
 from gpt2kit.evaluation.scoring import boundaries
@@ -130,7 +129,7 @@ def text_of(subjects: list[Subject], files: list[str] | None, reader: Reader | N
     paths = find_files(names)
     known = reader or next((one.reader for one in subjects if one.reader), None) or Reader()
     corpora = [corpus_of(one, paths, one.reader or known, share) for one in subjects]
-    stores = [Where(cache_dir).open_or_build(corpus, "test text") for corpus in corpora]
+    stores = [open_with_bar(corpus, cache_dir, "test text") for corpus in corpora]
     hashes = [_hash(store) for store in stores]
     for one, other, store in zip(subjects, hashes, stores, strict=True):
         if other != hashes[0]:
