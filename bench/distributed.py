@@ -75,7 +75,7 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: st
 
 
 def joining(work: Path) -> tuple[float, float]:
-    """MB/s of tokens that parts are joined at, and MB/s of text that one process encodes."""
+    """MB/s of tokens that parts are merged at, and MB/s of text that one process encodes."""
     from gpt2kit.data import build, parallel_build
     from gpt2kit.text.reader import Reader
     from gpt2kit.tokenization import tokenizer
@@ -86,9 +86,7 @@ def joining(work: Path) -> tuple[float, float]:
         paths[-1].write_text("".join(LINE.format(n) for n in range(number * 60_000, (number + 1) * 60_000)))
     corpus = build.Corpus(paths, tokenizer.load(work / "tokenizer"), Reader(), shard_tokens=1 << 21)
     begun = time.perf_counter()
-    for number in range(1, 5):
-        part = parallel_build.corpus_of(corpus, number, 4)
-        assert part is not None
+    for part in parallel_build.parts_of(corpus, 4).values():
         build.open_or_build(part, work / "joined")
     encoding = sum(path.stat().st_size for path in paths) / (time.perf_counter() - begun) / 1e6
     begun = time.perf_counter()
@@ -123,8 +121,8 @@ def main() -> None:
                 f"| 2, {strategy} | {each:,.0f} tokens/s | {shared:,.0f} tokens/s | {shared / each:.2f} |", flush=True
             )
         joined, encoded = joining(work)
-        results["parts"] = {"joined_mb_s": joined, "encoded_mb_s": encoded}
-        print(f"parts of a store: joined {joined:,.0f} MB of tokens/s, encoded {encoded:.1f} MB of text/s")
+        results["parts"] = {"merged_mb_s": joined, "encoded_mb_s": encoded}
+        print(f"parts of a store: merged {joined:,.0f} MB of tokens/s, encoded {encoded:.1f} MB of text/s")
         print(json.dumps(results))
 
 

@@ -21,7 +21,7 @@ from conftest import ROOT, Run
 from gpt2kit import files, hardware
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import generate
-from gpt2kit.data import batches, cache
+from gpt2kit.data import batches
 from gpt2kit.data.batches import Rows, TrainBatches
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.order import Order
@@ -93,14 +93,6 @@ def test_a_checkpoint_is_not_held_open_where_it_could_not_be_deleted(run: Run, m
     monkeypatch.setattr(files, "POSIX", False)
     held = checkpoint.read(path)
     assert held["state_dict"] and path.name not in MAPS.read_text()
-
-
-@needs_maps
-def test_a_store_lets_go_of_its_files_before_they_are_deleted(store: TokenStore) -> None:
-    assert str(store.folder) in MAPS.read_text()
-    store.close()
-    cache.remove(store.folder)
-    assert not store.folder.exists() and str(store.folder) not in MAPS.read_text()
 
 
 @pytest.mark.parametrize("in_shares", [False, True])

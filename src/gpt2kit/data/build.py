@@ -67,8 +67,9 @@ class Corpus:
         share: only these documents.
         append_eos: end each document with the end-of-document token.
         shard_tokens: tokens a file, about; also how much work a killed build can lose.
-        part: which part of a text this is, to be joined with the others (`parts`): more is written down of it, and it
-            may be empty.
+        part: which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). A part may
+            be empty.
+        leading_eos: begin with an end-of-document token, as every store does; of the parts, only the first one.
     """
 
     paths: Sequence[Place]
@@ -78,6 +79,7 @@ class Corpus:
     append_eos: bool = True
     shard_tokens: int = 1 << 26
     part: str = ""
+    leading_eos: bool = True
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -95,7 +97,7 @@ class Corpus:
             "share": asdict(self.share) if self.share else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
-            **({"part": self.part} if self.part else {}),
+            **({"part": [self.part, self.leading_eos]} if self.part else {}),
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -116,13 +118,13 @@ def open_or_build(
         make: writes the token files; by default from the text.
     """
     folder = cache_dir / corpus.key(cache_dir)
-    if found := _opened(folder):
+    if (found := _opened(folder)) is not None:  # a part may be empty, and an empty store is false
         return found
     from filelock import FileLock
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # the system drops the lock of a process that dies
-        if found := _opened(folder, "it is built again from the text"):
+        if (found := _opened(folder, "it is built again from the text")) is not None:
             return found
         (folder / INDEX).unlink(missing_ok=True)
         build(corpus, folder, cache_dir, progress, make)
@@ -274,7 +276,8 @@ def _write_shard(
     corpus: Corpus,
 ) -> Shard | None:
     """Write encoded batches into one token file until it is full; None if nothing is left."""
-    first = next(batches, None)
+    # Even without text, the first part has the token that the store begins with.
+    first = next(batches, ([], []) if corpus.part and corpus.leading_eos and not before else None)
     if first is None:
         return None
     eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
@@ -284,15 +287,12 @@ def _write_shard(
     open_tokens = before[-1].open_tokens if before else 0
     done: list[_End] = []
     counts: list[int] = []
-    table: list[int] = []
     with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
         for batch in itertools.chain([first], batches):
-            parts = [] if before or tokens else [eos]
+            parts = [eos] if corpus.leading_eos and not before and not tokens else []
             for text, ids in zip(*batch, strict=True):
                 parts.append(ids)
                 open_tokens += len(ids)
-                if corpus.part:
-                    table += (2 * len(text) + isinstance(text, Part), len(ids))
                 if not isinstance(text, Part):
                     if corpus.append_eos:
                         parts.append(eos)
@@ -306,7 +306,7 @@ def _write_shard(
             pieces += len(batch[0])
             if tokens >= corpus.shard_tokens:
                 break
-    documents = documents_file([end.hash for end in done], counts + table)
+    documents = documents_file([end.hash for end in done], counts)
     shard = Shard(
         name,
         tokens,

@@ -55,7 +55,7 @@ class StreamedStore(TokenStore):
             self._filesystem, self._root = sources.filesystem_of(place)
         raw = patiently(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
         self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))
-        self.folder, release = claimed(scratch / "streamed", self.fingerprint[:24])
+        self.folder, release = claimed(scratch / "streamed", self.files_digest[:24])
         weakref.finalize(self, release)
         self._threads = Threads(_AT_ONCE)
         weakref.finalize(self, self._threads.end)

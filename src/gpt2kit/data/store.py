@@ -15,6 +15,7 @@ the text has something before it and is predicted exactly once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
@@ -162,8 +163,8 @@ class TokenStore:
         self.shards = index.shards
         self.dtype = np.dtype(index.dtype)
         self.notes = index.notes
-        self.fingerprint = hashlib.sha256(json.dumps([s.sha256 for s in self.shards]).encode()).hexdigest()
-        """Identity of the token sequence itself, whatever files it came from."""
+        self.files_digest = hashlib.sha256(json.dumps([s.sha256 for s in self.shards]).encode()).hexdigest()
+        """Identity of the token files: another one if the same tokens are cut into files otherwise."""
         self.tokens = sum(shard.tokens for shard in self.shards)
         self.documents = sum(shard.documents for shard in self.shards)
         self.characters = sum(shard.characters for shard in self.shards)
@@ -174,12 +175,27 @@ class TokenStore:
         self.starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])
         """The number of each file's first token, and that behind the last one."""
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of the documents and their tokens, whatever files they came from and are cut into.
+
+        A document's tokens follow from its text and the tokenizer, so hashes of both, and sizes, stand for them.
+        """
+        hashes, lengths = hashlib.sha256(), hashlib.sha256()
+        for shard in self.shards:
+            raw, split = self.documents_of(shard), shard.documents * HASH.itemsize
+            hashes.update(raw[:split])
+            lengths.update(raw[split:])
+        index = self.index
+        identity = [index.tokenizer, index.eos_id, index.append_eos, hashes.hexdigest(), lengths.hexdigest()]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a checkpoint recorded this text; older checkpoints recorded the digest of its files."""
+        return fingerprint in (self.fingerprint, self.files_digest)
+
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.folder, False)  # another process maps the files anew, it is not sent their content
-
-    def close(self) -> None:
-        """Let go of the token files: Windows deletes none that is mapped."""
-        self._maps = []
 
     def __len__(self) -> int:
         return self.tokens

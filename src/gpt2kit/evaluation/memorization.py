@@ -73,7 +73,7 @@ def compare(
         measure(written, found[: len(written)], tokenizer),
         measure(drawn, found[len(written) :], tokenizer),
         len(training),
-        training.fingerprint == fingerprint if isinstance(fingerprint, str) else None,
+        training.has_fingerprint(fingerprint) if isinstance(fingerprint, str) else None,
     )
 
 

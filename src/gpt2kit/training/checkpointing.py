@@ -174,7 +174,8 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Before loaders and loops are restored: set the position, in the micro-batches of the present devices."""
         text, facts = datamodule_of(trainer), checkpoint_[checkpoint.KEY]
-        run_state.refuse_other_data(facts["data"], run_state.identity(text, text.global_batch(trainer)))
+        saved = run_state.saved_identity(facts["data"], text)
+        run_state.refuse_other_data(saved, run_state.identity(text, text.global_batch(trainer)))
         gpt2 = gpt2_of(trainer)
         text.start_step = facts["step"]
         gpt2.guard.skipped, gpt2.start = facts["skipped"], facts.get("start")

@@ -64,10 +64,11 @@ def describe(
 def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
     """What must be the same for a run to go on: with it, a step means the same samples.
 
-    `window_shards` is None without streaming, so it tells the two orders apart, too.
+    Without streaming `window_shards` and `token_files` are None: only a streamed text's order depends on its files.
     """
+    store = text.store("train")
     return {
-        "text": text.store("train").fingerprint,
+        "text": store.fingerprint,
         "block_size": text.block_size,
         "global_batch": global_batch,
         "seed": text.seed,
@@ -75,7 +76,16 @@ def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
         "stride": text.stride,
         "mask_documents": text.mask_documents,
         "window_shards": text.window_shards,
+        "token_files": store.files_digest if text.window_shards is not None else None,
     }
+
+
+def saved_identity(saved: dict[str, Any], text: TextDataModule) -> dict[str, Any]:
+    """Return the identity that a checkpoint holds. Older checkpoints name the text by its token files."""
+    if "token_files" in saved or saved.get("text") != text.store("train").files_digest:
+        return saved
+    files = saved["text"] if saved.get("window_shards") is not None else None
+    return {**saved, "text": text.store("train").fingerprint, "token_files": files}
 
 
 def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help=planned)
     part = (
         "tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train "
-        "nothing; other machines make the others, then --merge 16 joins them to the files of a single build"
+        "nothing; other machines make the others, then --merge 16 joins them"
     )
     parser.add_argument("--part", type=str | None, default=None, help=part)
     merge = "join so many parts that --part has made, and train nothing"
