@@ -27,9 +27,9 @@ from machine import ROOT, finish
 sys.path.insert(0, str(ROOT / "src"))
 
 from gpt2kit.data.batches import Rows, TrainBatches
+from gpt2kit.data.order import WindowOrder, foretold, window_order
 from gpt2kit.data.remote import StreamedStore
 from gpt2kit.data.store import INDEX, Index, Shard, documents_file, shard_name
-from gpt2kit.data.windows import WindowOrder, foretold, window_order
 
 _CHUNK = 1 << 18
 

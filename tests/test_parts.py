@@ -23,8 +23,8 @@ from gpt2kit.cli import train
 from gpt2kit.data import build, parallel_build, remote
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.order import foretold, window_order
 from gpt2kit.data.store import TokenStore
-from gpt2kit.data.windows import foretold, window_order
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
 from gpt2kit.text.reader import Reader, Share

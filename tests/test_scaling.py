@@ -13,7 +13,6 @@ import yaml
 from conftest import ROOT
 
 from gpt2kit.data import order as blocks
-from gpt2kit.data import windows
 from gpt2kit.data.order import Order
 from gpt2kit.training.module import GPT2Module
 
@@ -24,7 +23,7 @@ def orders() -> list[Order]:
     sizes = [1 << 26] * 149
     return [
         Order(count, 1024 * 8, seed=3),
-        windows.window_order(sizes, 1024, 1024, 4, 1024 * 8, 3, True),
+        blocks.window_order(sizes, 1024, 1024, 4, 1024 * 8, 3, True),
     ]
 
 

@@ -24,9 +24,9 @@ from gpt2kit.cli import train as cli
 from gpt2kit.data import build, fetching
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
+from gpt2kit.data.order import foretold, window_order
 from gpt2kit.data.remote import StreamedStore, open_store
 from gpt2kit.data.store import TokenStore
-from gpt2kit.data.windows import foretold, window_order
 from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2kit.data.windows import WindowOrder, foretold, window_order
+from gpt2kit.data.order import WindowOrder, foretold, window_order
 
 BLOCK = 8
 

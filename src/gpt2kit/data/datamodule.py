@@ -11,13 +11,12 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 
-from gpt2kit.data import build, overlap, remote, windows
+from gpt2kit.data import build, overlap, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore
-from gpt2kit.data.windows import WindowOrder
 from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text.reader import Reader, Split, shares, split_problems
@@ -180,7 +179,7 @@ class TextDataModule(pl.LightningDataModule):
             order = blocks.Order(count, global_batch, self.seed, self.shuffle)
         else:
             sizes = [shard.tokens for shard in store.shards]
-            order = windows.window_order(
+            order = blocks.window_order(
                 sizes, self.block_size, self.stride, self.window_shards, global_batch, self.seed, self.shuffle
             )
         if order.blocks < global_batch:
@@ -203,8 +202,8 @@ class TextDataModule(pl.LightningDataModule):
         trainer = self._attached()
         order, store = self.order(self.global_batch(trainer)), self.store("train")
         share = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
-        if isinstance(order, WindowOrder) and isinstance(store, StreamedStore):
-            return TrainBatches(Rows(store, self.block_size, 1), windows.foretold(order, store.want, *share))
+        if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
+            return TrainBatches(Rows(store, self.block_size, 1), blocks.foretold(order, store.want, *share))
         return TrainBatches(Rows(store, self.block_size, self.stride), order.micro_batches(*share), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
