@@ -13,7 +13,7 @@ from conftest import SENTENCE, Outcome
 from gpt2kit.checkpoint.checkpoint import checkpoints
 from gpt2kit.cli import parser, train
 from gpt2kit.cli import test as evaluate
-from gpt2kit.data import build, overlap
+from gpt2kit.data import build, store
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import TokenStore
 from gpt2kit.text import reader
@@ -77,8 +77,8 @@ def test_a_share_is_part_of_the_key_and_of_the_documents_hashes(tmp_path: Path, 
     }
     assert len({store.folder for store in stores.values()}) == 4
     assert stores["all"].documents == sum(stores[name].documents for name in ("train", "valid", "test"))
-    assert overlap.shared(stores["train"], stores["valid"]) == (0, 0)
-    assert overlap.shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
+    assert store.count_shared(stores["train"], stores["valid"]) == (0, 0)
+    assert store.count_shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
 
 
 @pytest.fixture
@@ -94,11 +94,11 @@ def two(tmp_path: Path, corpus: Path) -> tuple[TokenStore, TokenStore]:
 def test_documents_in_two_splits_are_counted_and_shown(two: tuple[TokenStore, TokenStore], corpus: Path) -> None:
     a, b = two
     trained = tokenizer.load(corpus / "tokenizer")
-    assert overlap.shared(a, b) == (3, 2)
-    assert overlap.told(a, "train", b, "valid", trained) == [
+    assert store.count_shared(a, b) == (3, 2)
+    assert store.leakage_note(a, "train", b, "valid", trained) == [
         "3 valid documents (50.0%) stand in the train text, too, such as 'document 70'"
     ]
-    assert [trained.decode(overlap.document(a, n, 32)) for n in (0, 1999)] == [LINES[0], LINES[1999]]
+    assert [trained.decode(store.document_tokens(a, n, 32)) for n in (0, 1999)] == [LINES[0], LINES[1999]]
 
 
 def test_training_tells_of_the_same_text_in_two_splits(

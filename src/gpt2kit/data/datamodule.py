@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 
-from gpt2kit.data import build, overlap, remote
+from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.remote import SCRATCH, StreamedStore
-from gpt2kit.data.store import TokenStore
+from gpt2kit.data.store import TokenStore, leakage_note
 from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text.reader import Reader, Split, shares, split_problems
@@ -168,7 +168,7 @@ class TextDataModule(pl.LightningDataModule):
         splits = list(self.corpora())
         found = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
         for a, b in itertools.combinations(splits, 2):
-            found += overlap.told(self.store(a), a, self.store(b), b, self.tokenizer)
+            found += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return found
 
     def order(self, global_batch: int) -> blocks.Order:
