@@ -31,12 +31,12 @@ from gpt2kit.data.store import (
     INDEX,
     JOURNAL,
     SOURCES,
+    Damaged,
     Index,
     Shard,
     TokenStore,
     damaged,
     documents_file,
-    opened,
     shard_name,
 )
 from gpt2kit.errors import DataError
@@ -161,10 +161,16 @@ def build(corpus: Corpus, folder: Path, cache_dir: Path, progress: Progress, mak
 
 def _opened(folder: Path, remedy: str = "") -> TokenStore | None:
     """The store, if it is there and sound; used by now."""
-    store = opened(lambda: TokenStore(folder), remedy)
-    if store is not None:
-        with contextlib.suppress(OSError):
-            os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
+    try:
+        store = TokenStore(folder)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        if remedy:
+            _note(f"{error}; {remedy}")
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
     return store
 
 

@@ -1,6 +1,6 @@
 """Text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
 
-Each stage is a module of its own (text, tokenizer, shards, store, blocks, batches); here they are only joined.
+Each stage is a module of its own (text, tokenization, build, store, order, batches); here they are only joined.
 """
 
 from __future__ import annotations

@@ -19,11 +19,9 @@ import functools
 import hashlib
 import json
 import mmap
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -263,21 +261,6 @@ def document_tokens(store: TokenStore, number: int, most: int) -> list[int]:
     start = 1 + int(lengths[:number].sum()) + (number if store.index.append_eos else 0)
     tokens: list[int] = store[start : start + min(int(lengths[number]), most)].tolist()
     return tokens
-
-
-_Store = TypeVar("_Store", bound=TokenStore)
-
-
-def opened(open_store: Callable[[], _Store], remedy: str = "") -> _Store | None:
-    """The store, if it is there and sound; of a damaged one it is said what will be done, if anything."""
-    try:
-        return open_store()
-    except FileNotFoundError:
-        return None
-    except Damaged as error:
-        if remedy:
-            print(f"note   {error}; {remedy}", file=sys.stderr)
-        return None
 
 
 def damaged(folder: Path, shards: list[Shard]) -> list[str]:
