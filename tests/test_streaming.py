@@ -21,7 +21,8 @@ from conftest import ROOT, Outcome
 from test_train import equal, rows, train, weights
 
 from gpt2kit.cli import train as cli
-from gpt2kit.data import build, fetching
+from gpt2kit.data import build
+from gpt2kit.data import remote as remote_module
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.order import foretold, window_order
@@ -37,7 +38,7 @@ MEMORY = fsspec.filesystem("memory")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_PAUSES", [0.01] * 4)
+    monkeypatch.setattr(remote_module, "_PAUSES", [0.01] * 4)
     monkeypatch.setattr(build, "BATCH", 400)
 
 

@@ -7,23 +7,26 @@ are on the local disk, under `streamed` of the scratch folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
+import queue
+import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gpt2kit import files as durable
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.fetching import Threads, claimed, failed, patiently
 from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, mapped
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
@@ -33,6 +36,12 @@ SCRATCH = Path(".cache/gpt2kit")
 
 _AT_ONCE = 4
 """Files fetched at the same time: enough to hide a server's latency."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+"""Errors of the local machine, which no waiting mends."""
+
+_PAUSES = [0.5, 1.0, 2.0, 4.0]
+"""Seconds between the attempts to reach a server."""
 
 _T = TypeVar("_T")
 
@@ -193,3 +202,112 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
         ) from None
     except Damaged as error:
         raise DataError(f"{error}. Copy the store's folder there again") from None
+
+
+def patiently(url: str, act: Callable[[], _T]) -> _T:
+    """Do it, again after a pause if a server or the network has failed; then one line about it.
+
+    FileNotFoundError goes through, as does what is wrong with the local disk.
+    """
+    for pause in [*_PAUSES, None]:
+        try:
+            return act()
+        except (FileNotFoundError, NotImplementedError, MemoryError, DataError):
+            raise
+        except PermissionError as error:
+            raise DataError(f"{url}: may not be read ({error.strerror or error}). Check your credentials") from None
+        except Exception as error:  # each kind of server has errors of its own
+            if getattr(error, "errno", None) in _FULL:
+                raise
+            if pause is None:
+                why = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+                raise DataError(
+                    f"{url}: cannot be read, in {len(_PAUSES) + 1} attempts ({why}). Check the URL, the network and "
+                    "your credentials, and run the same command again"
+                ) from None
+            time.sleep(pause)
+    raise AssertionError
+
+
+class Threads:
+    """A few threads that do what they are given, in order.
+
+    Not the standard library's pool: the program's end would wait until it has done all that it was given.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._count = count
+        for _ in range(count):
+            threading.Thread(target=_work, args=(self._tasks,), daemon=True).start()
+
+    def begin(self, act: Callable[[], _T]) -> Future[_T]:
+        """Have it done when a thread is free."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(act())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._tasks.put(run)
+        return future
+
+    def end(self) -> None:
+        """Let the threads go when they have done what they were given."""
+        for _ in range(self._count):
+            self._tasks.put(None)
+
+
+def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while task := tasks.get():
+        task()
+        del task  # it knows the store, which could not be forgotten while the next task is waited for
+
+
+def failed(future: Future[Any]) -> bool:
+    """Whether it has ended without a result."""
+    return future.done() and (future.cancelled() or future.exception() is not None)
+
+
+def claimed(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
+    """A folder that processes may share, and how to let go of it."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / name
+    with FileLock(root / ".lock"):
+        _sweep(root)
+        folder.mkdir(exist_ok=True)
+        unlock = _locked(folder, shared=True)
+
+    def release() -> None:
+        if unlock:
+            unlock()
+        with contextlib.suppress(Timeout, OSError), FileLock(root / ".lock", timeout=5):
+            _sweep(root)
+
+    return folder, release
+
+
+def _sweep(root: Path) -> None:
+    """Delete the folders that no process uses: this one's own at its end, and those of killed ones."""
+    for folder in root.glob("*/"):
+        if unlock := _locked(folder, shared=False):
+            shutil.rmtree(folder, ignore_errors=True)
+            unlock()
+
+
+def _locked(folder: Path, shared: bool) -> Callable[[], None] | None:
+    """Lock a folder, and how to unlock it; the system does so when a process dies. None if others have it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: what is left there stays
+        return None
+    descriptor = os.open(folder / ".used", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return functools.partial(os.close, descriptor)
