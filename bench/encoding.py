@@ -1,16 +1,15 @@
-"""Speed of encoding: one core and more, threads against processes, the library against gigatoken where it is installed.
+"""Speed of encoding on one core and more: the library's own loop, gpt2kit's, and gigatoken where it is installed.
 
     python bench/encoding.py --files data/train/*.txt --tokenizer tokenizers/mine --json encoding.json
 
 Without `--files` the text is the Python standard library's sources, without `--tokenizer` a byte-level one of 8,192
 tokens is trained on it. What is timed is the way from files to ids: reading, encoding, and the hash of the ids, with
-the start of processes and gigatoken's trial. Each figure is of a process of its own that may use so many cores; the
+gigatoken's trial. Each figure is of a process of its own that may use so many cores; the
 ways take turns, and medians are told. Their ids must be equal. On a busy machine the milliseconds of processor time
 that a megabyte takes are steadier than its speed.
 
     loop       one call of the library for each batch of a million characters, by its own threads
-    threads    the same by threads of ours, in slices, while reading goes on
-    processes  as many as cores
+    gpt2kit    the same in slices, in the background, while reading goes on
     gigatoken  where it takes the tokenizer
 """
 
@@ -41,7 +40,6 @@ from pathlib import Path
 from gpt2kit.data import encoding
 from gpt2kit.text import Reader
 from gpt2kit.tokenization import tokenizer
-encoding._THREADS, encoding._FEW = (0, 1) if way == "processes" else (1 << 20, 8)
 loaded = tokenizer.load(folder)
 dtype = np.dtype("<u2" if tokenizer.size(loaded) <= 1 << 16 else "<u4")
 
@@ -70,7 +68,7 @@ def stop(line):
 
 hasher, size = hashlib.sha256(), 0
 begin, before = time.perf_counter(), sum(os.times()[:4])
-for texts, ids in loop() if way == "loop" else encoding.encoded(batches(), loaded, dtype, cores, stop):
+for texts, ids in loop() if way == "loop" else encoding.encoded(batches(), loaded, dtype, stop):
     hasher.update(np.concatenate(ids).tobytes())
     size += sum(len(text.encode()) for text in texts)
 seconds, spent = time.perf_counter() - begin, sum(os.times()[:4]) - before
@@ -84,7 +82,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, nargs="+", help="folders")
     parser.add_argument("--megabytes", type=float, default=20, help="of text, at most")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", default=["loop", "threads", "processes", "gigatoken"])
+    parser.add_argument("--ways", nargs="+", default=["loop", "gpt2kit", "gigatoken"])
     parser.add_argument("--cores", type=int, nargs="+", default=sorted({1, 2, os.cpu_count() or 1}))
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     given = parser.parse_args()

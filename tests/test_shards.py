@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build as shards
 from gpt2kit.data import store as store_module
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.encoding_gigatoken import WrongIds
+from gpt2kit.data.gigatoken import WrongIds
 from gpt2kit.data.store import Damaged, TokenStore
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader as text

@@ -23,9 +23,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gpt2kit import files as durable
-from gpt2kit.data.encoding import encoded
-from gpt2kit.data.encoding_gigatoken import WrongIds
-from gpt2kit.data.encoding_processes import Ids
+from gpt2kit.data.encoding import Ids, encoded
+from gpt2kit.data.gigatoken import WrongIds
 from gpt2kit.data.store import (
     FORMAT,
     INDEX,

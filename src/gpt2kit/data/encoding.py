@@ -1,122 +1,67 @@
-"""Batches of text become ids: always those that the tokenizer itself gives, in order, as fast as the machine can.
+"""Batches of text to token ids, in order: always the ids that the tokenizer itself gives.
 
-There are three ways: `gigatoken`, if it is installed and right; the library's own threads; and, with many cores,
-processes. Each encodes in the background while the caller reads on and uses what is done, and none reads far ahead, so
-the memory does not depend on the corpus.
+The encoder works in the background, on all cores by itself, while the caller reads text and writes ids. It never reads
+far ahead, so memory does not depend on the corpus.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gpt2kit.data.encoding_gigatoken import gigatoken_if_right
-from gpt2kit.data.encoding_processes import Ids, Joined, Processes, in_slices
+from gpt2kit.data.gigatoken import gigatoken_encoder
 
-_THREADS = 8
-"""Cores up to which threads encode; above, processes.
-
-Any core can encode, but one thread at a time reads and hashes text, and makes arrays of the library's lists. Measured,
-in milliseconds a MB: English in byte pairs 180 and 10 (with processes, which make their arrays themselves, 187 and 4),
-Chinese poems in byte pairs 130 and 23 (145 and 8), English characters 78 and 28 (103 and 5). Both go on at once, so
-Amdahl's law predicts for 4, 8, 16 and 32 cores, in MB/s:
-
-    English, byte pairs    threads 21 42 84 100    processes 21 42 84 168
-    poems, byte pairs      threads 26 43 43 43     processes 26 52 105 125
-    English, characters    threads 36 36 36 36     processes 37 74 148 200
-
-at best, as the library's threads share locks and memory, too. Up to 8 cores threads do enough, and take neither
-processes' start, a fifth of a second, nor their memory, 80 MB each. Predicted only: two cores were there to measure.
-"""
-_PROCESSES = 32
-"""Processes at most: by then the one that reads is what all wait for."""
-_FEW = 8
-"""Batches that are encoded before processes would have started."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How batches are encoded: `work`, called by so many threads; `close` stops what they wait for."""
-
-    work: Callable[[list[str]], Joined]
-    workers: int = 1
-    close: Callable[[], None] = lambda: None
+Ids = NDArray[np.unsignedinteger]
+AHEAD = 2
+"""Batches that are encoded, or wait to be, while the caller works on another one."""
+_SLICE = 1 << 16
+"""Characters encoded by one call: each takes 100 to 250 bytes meanwhile, and much memory is slow memory."""
 
 
 def encoded(
     batches: Iterable[list[str]],
     tokenizer: Tokenizer,
     dtype: np.dtype[np.unsignedinteger],
-    cores: int | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[list[str], list[Ids]]]:
-    """Each batch with the ids of each of its texts, in the order given; nothing is put around a text.
+    """Yield each batch with the ids of each of its texts; no special token is added to a text.
 
-    Use it up or close it: then no thread or process of it is left.
+    Exhaust or close the iterator, and its thread ends.
 
     Args:
-        batches: lists of texts, about a million characters each. Read ahead: 8, or two for each core.
+        batches: lists of texts, about a million characters each.
         tokenizer: as `tokenizer.from_json` gives it.
-        dtype: holds every id.
-        cores: decides between threads and processes, and how many; None: those that this process may use. The library
-            itself is not told: its own threads are as many as RAYON_NUM_THREADS says, or as there are cores.
-        note: told once why gigatoken is installed but not used.
+        dtype: a type that holds every id.
+        note: called with the reason why gigatoken is installed but not used.
     """
     source = iter(batches)
-    head = list(itertools.islice(source, _FEW))
-    cores = cores or usable_cores()
-    if fast := gigatoken_if_right(tokenizer, dtype, head, note):
-        way = _Way(fast.encode)
-    elif cores > _THREADS and len(head) == _FEW:
-        processes = Processes(tokenizer, dtype, cores := min(cores, _PROCESSES))
-        way = _Way(processes.encode, cores, processes.close)
-    else:
-        way = _Way(lambda texts: in_slices(tokenizer, texts, dtype), min(cores, _THREADS))
-    batches = itertools.chain(head, source)
-    del head
-    yield from _pipelined(batches, way)
-
-
-def usable_cores() -> int:
-    """What RAYON_NUM_THREADS says; or the cores that this process may use, and its container may pay for."""
-    told = os.environ.get("RAYON_NUM_THREADS", "")
-    if told.isdecimal() and int(told):
-        return int(told)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
-        quota, period = _QUOTA.read_text(encoding="ascii").split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
-
-
-def _pipelined(batches: Iterable[list[str]], way: _Way) -> Iterator[tuple[list[str], list[Ids]]]:
-    ahead: deque[tuple[list[str], Future[Joined]]] = deque()
-    pool = ThreadPoolExecutor(way.workers, "encoding")
+    head = list(itertools.islice(source, AHEAD))
+    encode = gigatoken_encoder(tokenizer, dtype, head, note) or (lambda texts: _encode(tokenizer, texts, dtype))
+    waiting: deque[tuple[list[str], Future[list[Ids]]]] = deque()
+    pool = ThreadPoolExecutor(1, "encoding")
     try:
-        for texts in batches:
-            ahead.append((texts, pool.submit(way.work, texts)))
-            if len(ahead) >= 2 * way.workers:
-                yield _cut(*ahead.popleft())
-        while ahead:
-            yield _cut(*ahead.popleft())
+        for texts in itertools.chain(head, source):
+            waiting.append((texts, pool.submit(encode, texts)))
+            if len(waiting) == AHEAD:
+                done, ids = waiting.popleft()
+                yield done, ids.result()
+        for done, ids in waiting:
+            yield done, ids.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        way.close()
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
-def _cut(texts: list[str], joined: Future[Joined]) -> tuple[list[str], list[Ids]]:
-    ids, lengths = joined.result()
-    ends = itertools.accumulate(lengths, initial=0)
-    return texts, [ids[begin:end] for begin, end in itertools.pairwise(ends)]
+def _encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype[np.unsignedinteger]) -> list[Ids]:
+    """Encode a batch in slices: the library's results take a hundred times the memory of the ids."""
+    count = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
+    found: list[Ids] = []
+    for start in range(0, len(texts), count):
+        encodings = tokenizer.encode_batch_fast(texts[start : start + count], add_special_tokens=False)
+        found += [np.array(encoding.ids, dtype) for encoding in encodings]
+    return found
