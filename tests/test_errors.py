@@ -17,7 +17,7 @@ from gpt2kit.tokenization.train import train as train_tokenizer
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--data.blok_size=3"], 2, "Did you mean data.block_size"),
+        (["--data.blok_size=3"], 2, "Did you mean --data.block_size?"),
         (["--model.n_layer=x"], 2, "--model.n_layer"),
         (["--config=none.yaml"], 2, "none.yaml"),
         (
@@ -51,7 +51,7 @@ def test_training_mistakes(
     ("content", "message"),
     [
         ("", "config.yaml: empty"),
-        ("a\n", "config.yaml: no mapping"),
+        ("a\n", "config.yaml: not a mapping"),
         ("model:\n\tn_layer: 1\n", "config.yaml line 2, column 1"),
         ("model:\n  n_layer: 1\n  n_layer: 2\n", "config.yaml lines 2 and 3: n_layer stands twice"),
         ("model:\n  n_layr: 1\n", "Did you mean model.n_layer"),
@@ -99,7 +99,7 @@ def test_generation_and_tokenizer_mistakes(call: Callable[..., Outcome], inside:
     code, _, err = call(lambda args: run_command(train_tokenizer, args), "--files", "a.txt", "--output_dir", "out")
     assert code == 3 and "a.txt" in err and not list(inside.iterdir())
     code, _, err = call(lambda args: run_command(train_tokenizer, args), "--file", "a.txt", "--output_dir", "out")
-    assert code == 2 and "Did you mean files" in err
+    assert code == 2 and "Did you mean --files?" in err
 
 
 def test_lists_take_several_values_several_times() -> None:

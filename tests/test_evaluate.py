@@ -237,7 +237,7 @@ def test_the_hash_is_of_the_documents(run: Run, call: Callable[..., Outcome], in
         (["--train_files", "a.txt"], "--train_files: is for --copies"),
         (["--precision", "16-mixed"], "a CPU computes it very slowly"),
         (["--precision", "8"], "--precision"),
-        (["--strid", "3"], "Did you mean stride"),
+        (["--strid", "3"], "Did you mean --stride?"),
     ],
 )
 def test_mistakes(words: list[str], message: str, run: Run, call: Callable[..., Outcome], inside: Path) -> None:

@@ -10,7 +10,8 @@ A message is one line: what and where, why, and what to do. It is printed withou
 A run that a signal stopped exits with 128 + the signal's number.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
@@ -46,6 +47,13 @@ class DivergedError(UserError):
 def first_line(error: BaseException) -> str:
     """The first line of what any error says; its kind if it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'. Did you mean X?' for the most similar of `names`, or nothing."""
+    last = {known.rsplit(".", 1)[-1]: known for known in names}
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+    return f". Did you mean {last[near[0]]}?" if near else ""
 
 
 def problems_of(rules: Mapping[str, object]) -> list[str]:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
-from gpt2kit.cli import parsing
-from gpt2kit.errors import MachineError, UserError, refuse
+from gpt2kit.cli.known_options import CommandLine
+from gpt2kit.errors import MachineError, UserError
 
 
 def run(function: Callable[..., object], args: list[str] | None = None) -> None:
@@ -40,9 +40,9 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """The keyword arguments for `function` that `args` asks for."""
     parser = parser_of(function)
-    found = parsing.parse(parser, args)
-    refuse(found.problems + found.missing)
-    return dict(parser.instantiate(found.config).as_dict())
+    command = CommandLine(parser)
+    command.read(args)
+    return dict(parser.instantiate(command.parse()).as_dict())
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:

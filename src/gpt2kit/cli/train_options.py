@@ -14,7 +14,8 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli import earlier, parsing
+from gpt2kit.cli import earlier
+from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import MachineError, UserError, refuse
 from gpt2kit.model.config import shape_problems
@@ -23,6 +24,14 @@ from gpt2kit.runs import lifecycle
 from gpt2kit.training import launch
 from gpt2kit.training.limits import callback_problems, config_problems
 from gpt2kit.training.trainer import as_list, first_problems, first_words
+
+LINKED = {
+    "data.seed": "seed_everything",
+    "model.n_positions": "data.block_size",
+    "model.vocab_size": "data.tokenizer",
+    "model.document_start": "data.mask_documents",
+}
+"""Options of a class that others decide."""
 
 
 class Asked:
@@ -43,12 +52,11 @@ class Asked:
         """The checkpoint to go on with."""
         self.source: checkpoint.Opened | None = None
         """The weights to begin with."""
-        self._left_out = set[str]()
         words = first_words(args)
         if words.ckpt_path is None:
-            understood = self._understood(parsing.parse(parser, args))
+            self._take(_read(parser, args).parse())
             if self.config.model.init_from is not None:
-                self._parse_begun(parser, understood)
+                self._parse_begun(parser, args)
         else:
             self._parse_resumed(parser, args, words)
         self.problems += first_problems(self.config, words)
@@ -59,16 +67,9 @@ class Asked:
         self.config.plan = False
         self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
 
-    def _understood(self, found: parsing.Parsed) -> list[str]:
-        """Take the config that words mean, and refuse what they do not; a plan goes on with those that it knows."""
-        problems = found.problems + found.missing
-        if found.config is None or found.config.plan is not True:
-            refuse(problems)
-        self.config = found.config
-        self.planned = self.config.plan is True
-        self.problems += [problem for problem in problems if problem not in self.problems]
-        self._left_out |= found.left_out
-        return found.words
+    def _take(self, config: Any) -> None:
+        self.config = config
+        self.planned = config.plan is True
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
@@ -87,32 +88,31 @@ class Asked:
         if self.source is None:
             return
         parser.set_defaults(initialize.defaults(self.source, self.config))
-        self._understood(parsing.parse(parser, args))
+        self._take(_read(parser, args).parse())
         self.problems += initialize.settle(self.config, self.source)
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
         wanted, unsaid = None, set[str]()
-        found = parsing.parse(parser, args)
-        self.planned = found.config is not None and found.config.plan is True
-        if not self.planned:
-            refuse(found.problems + (found.missing if words.config else []))
-        if found.config is not None and not found.problems + found.missing:
-            words.root = found.config.trainer.default_root_dir or "."
-            wanted = yaml.safe_load(parser.dump(found.config, skip_validation=True))
-            if found.config.model.init_from is not None:
-                unsaid = initialize.unsaid(found.config, parser.get_defaults())
+        command = _read(parser, args)
+        lacking = command.missing  # the run's own config has them
+        self._take(command.parse(*(f"--{name}=[]" for name in lacking)))
+        if lacking and words.config and not self.planned:
+            command.parse()  # refuses: a config file says what run is meant, so it must say all
+        if not lacking:
+            words.root = self.config.trainer.default_root_dir or "."
+            wanted = yaml.safe_load(parser.dump(self.config, skip_validation=True))
+            if self.config.model.init_from is not None:
+                unsaid = initialize.unsaid(self.config, parser.get_defaults())
         with self.gathered():
             self.resumed = lifecycle.resumable(words.ckpt_path, Path(words.root) / lifecycle.LOGS, wanted, unsaid)
         if self.resumed is None:
-            self.problems += found.problems
-            refuse(self.problems if found.missing else [])  # the run's own config would have them
-            self._understood(found)
+            refuse(self.problems if lacking else [])
             return
         folder = lifecycle.run_of(self.resumed)
         config_file = folder / run_folder.CONFIG if folder else None
         own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._understood(parsing.parse(parser, [*own, *args]))
+        self._take(_read(parser, [*own, *args]).parse())
         if own:
             earlier.settle(self.config, parser.parse_args(own))
         initialize.keep_tokenizer(self.config, self.resumed)
@@ -126,10 +126,8 @@ class Asked:
 
     def refuse_wrong(self, problems: list[str]) -> None:
         """Refuse all that is wrong: what was found before, and these problems of values."""
-        # What was left out has its default, which may not go with the rest.
-        told = [problem for problem in problems if not any(name in problem for name in self._left_out)]
         if problems or not self.planned:
-            refuse(list(dict.fromkeys([*self.problems, *told])))
+            refuse(list(dict.fromkeys([*self.problems, *problems])))
 
     def wrong_values(self) -> list[str]:
         """What is wrong with the options' values, before anything is made of them."""
@@ -152,3 +150,9 @@ class Asked:
                 raise
             problems += [str(error)] if self.planned else []
         return problems
+
+
+def _read(parser: LightningArgumentParser, args: list[str]) -> CommandLine:
+    command = CommandLine(parser, LINKED)
+    command.read(args)
+    return command

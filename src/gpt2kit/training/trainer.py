@@ -82,14 +82,16 @@ def add_options(parser: LightningArgumentParser) -> None:
 
 
 def first_words(args: list[str]) -> argparse.Namespace:
-    """The few options that are looked at before the real parsing."""
+    """The few options that are looked at before the real parsing, which also refuses one without its value."""
     words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    words.add_argument("--ckpt_path")
-    words.add_argument("--trainer.default_root_dir", dest="root", default=".")
-    words.add_argument("--verify_resume", action="store_true")
-    words.add_argument("--find")
-    words.add_argument("-c", "--config", action="append", default=[])
-    return words.parse_known_args(args)[0]
+    words.add_argument("--ckpt_path", nargs="?")
+    words.add_argument("--trainer.default_root_dir", dest="root", nargs="?", default=".")
+    words.add_argument("--verify_resume", nargs="?", const=True, default=False)
+    words.add_argument("--find", nargs="?")
+    words.add_argument("-c", "--config", nargs="?", action="append", default=[])
+    found = words.parse_known_args(args)[0]
+    found.verify_resume = found.verify_resume is True
+    return found
 
 
 def first_problems(config: Any, words: argparse.Namespace) -> list[str]:
