@@ -15,10 +15,10 @@ from test_readme import BODIES, _Parsed, _ParseOnly
 
 from gpt2kit import optim
 from gpt2kit.cli import parser as command
+from gpt2kit.cli.train_options import first_words
 from gpt2kit.data import cache as token_cache
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.spec import TokenizerSpec
-from gpt2kit.training.trainer import first_words
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))

@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT, SENTENCE
 
 from gpt2kit.cli import generate, parser, plot, test, train
+from gpt2kit.cli.train_options import first_words
 from gpt2kit.export import huggingface
 from gpt2kit.serving import app
 from gpt2kit.tokenization.train import train as train_tokenizer
-from gpt2kit.training.trainer import first_words
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -21,9 +21,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli import earlier
 from gpt2kit.cli import parser as command
-from gpt2kit.cli.train_options import Asked
+from gpt2kit.cli.train_options import Asked, add_options, as_list, first_words, say_other_choices, without_find
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
@@ -48,7 +47,7 @@ from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Bar, Measures
 from gpt2kit.training.ranks import Ranks
 from gpt2kit.training.time_limit import TimeHorizon
-from gpt2kit.training.trainer import add_options, as_list, first_words, make_trainer, without_find
+from gpt2kit.training.trainer import make_trainer
 
 
 class DurableConfig(SaveConfigCallback):
@@ -225,7 +224,7 @@ class TrainCLI(LightningCLI):
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
         if trainer.is_global_zero and not self.asked.planned:
             if self.asked.resumed and (run := lifecycle.run_of(self.asked.resumed)):
-                earlier.say_other_choices(run_folder.starts(run), found["start"])
+                say_other_choices(run_folder.starts(run), found["start"])
             plan.show(plan.opening(found), sys.stderr)
 
     def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> run_info.Facts:
