@@ -140,7 +140,6 @@ def test_the_command(writes: Call, run: Run, inside: Path) -> None:
     assert (inside / "out.txt").read_text() == out
     assert writes("--max_new_tokens", 3)[0] == 0
     assert writes("--max_new_tokens", 0, "--prompt", "x")[1] == "x\n"
-    assert writes("--num_beams", 3, "--num_samples", 2, "--max_new_tokens", 8)[1].count("\n") >= 2
     assert writes("--lines", 2, "--chars_per_line", 5, "--line_ends", "\\n")[1].count("\n") == 2
 
 
@@ -177,16 +176,14 @@ def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everything_wrong_is_said_at_once(writes: Call) -> None:
     words = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
-    words += " --repetition_penalty 0 --no_repeat_ngram_size -1 --num_beams 0 --max_newlines -1 --batch_size 0"
+    words += " --repetition_penalty 0 --no_repeat_ngram_size -1 --max_newlines -1 --batch_size 0"
     words += " --chars_per_line 5 --interactive --json --stop= --banned_words="
     code, out, err = writes(*words.split())
-    assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 15
+    assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 14
     for words in (
-        ("--num_beams", 2, "--temperature", 0.5),
         ("--num_samples", 2, "--temperature", 0),
         ("--lines", 4, "--max_new_tokens", 5),
         ("--lines", 4, "--rhyme", "ab", "--chars_per_line", 0, "--stop", "x"),
-        ("--lines", 2, "--num_beams", 2),
         ("--interactive", "--prompt", "x"),
         ("--prompt", "-", "-"),
         ("--precision", "16"),

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2kit.generation import beams
 from gpt2kit.generation.decoder import Reader, Text, Writer, ready
 from gpt2kit.generation.sampling import Rules
 from gpt2kit.model.gpt2 import GPT2
@@ -107,32 +106,3 @@ def test_alternatives_are_the_models_own(gpt2: GPT2) -> None:
     assert chosen.probability == pytest.approx(float(probabilities[chosen.token]), rel=1e-4)
     assert [token for token, _ in chosen.likeliest] == probabilities.topk(3).indices.tolist()
     assert chosen.likeliest[0][0] == chosen.token
-
-
-@pytest.mark.parametrize("eos", [-1, *range(0, 50, 7)])
-@pytest.mark.parametrize("num_beams", [2, 4])
-def test_beams_find_what_the_library_finds(gpt2: GPT2, num_beams: int, eos: int) -> None:
-    gpt2 = copy.deepcopy(gpt2)
-    gpt2.shape["vocab_size"] = 64  # the library knows no rows that are no tokens
-    found, _ = beams.search(gpt2, Text([3, 4]), num_beams, GREEDY, eos, 10)
-    expected = gpt2.generate(
-        torch.tensor([[3, 4]]),
-        attention_mask=torch.ones(1, 2, dtype=torch.long),
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        max_new_tokens=10,
-        do_sample=False,
-        eos_token_id=None if eos < 0 else eos,
-        pad_token_id=max(eos, 0),
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    theirs = [[i for i in row[2:].tolist() if i != eos][:10] for row in expected.sequences]
-    assert [best.text.new for best in found] == theirs
-    assert [best.score for best in found] == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
-
-
-def test_beams_outgrow_the_context_too(gpt2: GPT2) -> None:
-    found, slid = beams.search(gpt2, Text([1]), 3, GREEDY, -1, 40)
-    assert slid and [len(best.text.new) for best in found] == [40, 40, 40]
-    assert beams.search(gpt2, Text([1]), 3, GREEDY, -1, 0)[0][0].text.new == []

@@ -29,14 +29,13 @@ def write(
     interactive: bool = False,
     num_samples: int = 1,
     max_new_tokens: int | None = None,
-    temperature: float | None = None,
+    temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 0.95,
     min_p: float = 0.0,
     typical_p: float = 1.0,
     repetition_penalty: float = 1.0,
     no_repeat_ngram_size: int = 0,
-    num_beams: int = 1,
     stop: list[str] = [],  # noqa: B006
     banned_words: list[str] = [],  # noqa: B006
     max_newlines: int | None = None,
@@ -61,14 +60,13 @@ def write(
         interactive: a session: write a line, read how it goes on; Ctrl-C stops the text, Ctrl-D leaves.
         num_samples: texts for each prompt.
         max_new_tokens: tokens to write, unless the document ends before. Default 200.
-        temperature: below 1 bolder towards the likely, above 1 wilder, 0 always the likeliest. Default 0.8.
+        temperature: below 1 bolder towards the likely, above 1 wilder, 0 always the likeliest.
         top_k: draw from the k likeliest tokens only; 0: from all.
         top_p: draw from the likeliest tokens that together have this probability; 1: from all.
         min_p: draw from tokens with at least this share of the likeliest one's probability; 0: from all.
         typical_p: draw from the tokens nearest to the expected surprise that together have this probability.
         repetition_penalty: above 1, what the text has already becomes less likely; 1: as the model has it.
         no_repeat_ngram_size: no sequence of so many tokens comes twice, while anything else may come; 0: off.
-        num_beams: search for the likeliest text with so many beams instead of drawing one.
         stop: end before this text; may be given several times; \\n is a line break.
         banned_words: never write this; may be given several times; \\n is a line break.
         max_newlines: no more line breaks than this in a row.
@@ -83,15 +81,12 @@ def write(
         output: write to this file instead of stdout.
         json: one JSON object a text: prompt, sample, text, tokens, why it ended, and the fields of a .jsonl prompt.
     """
-    drawn = 0.0 if num_beams > 1 else 0.8
-    heat = drawn if temperature is None else temperature
     length = 7 if chars_per_line is None else chars_per_line
     form = Form(lines, length, tuple(map(_typed, line_ends)) or LINE_ENDS, tuple(rhyme)) if lines is not None else None
     wish = Wish(
-        Rules(heat, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size, seed),
+        Rules(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size, seed),
         num_samples=num_samples,
         max_new_tokens=200 if max_new_tokens is None else max_new_tokens,
-        num_beams=num_beams,
         stop=tuple(map(_typed, stop)),
         banned_words=tuple(map(_typed, banned_words)),
         max_newlines=max_newlines,

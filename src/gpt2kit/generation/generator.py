@@ -9,7 +9,6 @@ from itertools import count
 
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, problems_of
-from gpt2kit.generation import beams
 from gpt2kit.generation import verse as verses
 from gpt2kit.generation.constraints import Ban, Constraint
 from gpt2kit.generation.decoder import Chosen, Precision, Text, Writer, ready
@@ -27,7 +26,6 @@ class Wish:
     rules: Rules = field(default_factory=Rules)
     num_samples: int = 1
     max_new_tokens: int = 200
-    num_beams: int = 1
     stop: tuple[str, ...] = ()
     banned_words: tuple[str, ...] = ()
     max_newlines: int | None = None
@@ -64,21 +62,13 @@ def problems(wish: Wish) -> list[str]:
     broken = {
         f"--num_samples {wish.num_samples}: must be at least 1": wish.num_samples < 1,
         f"--max_new_tokens {wish.max_new_tokens}: must not be negative": wish.max_new_tokens < 0,
-        f"--num_beams {wish.num_beams}: must be at least 1": wish.num_beams < 1,
         f"--batch_size {wish.batch_size}: must be at least 1": wish.batch_size < 1,
-        "--num_beams draws nothing at random. Leave out --temperature, or the beams": wish.num_beams > 1
-        and rules.temperature > 0,
-        f"--num_samples {wish.num_samples}: more than the {wish.num_beams} beams": wish.num_samples
-        > wish.num_beams
-        > 1,
         "--num_samples: at temperature 0 all would be the same. Leave one of them out": wish.num_samples > 1
-        and wish.num_beams <= 1
         and rules.temperature == 0,
         "--stop: an empty text stops everything. Leave it out": "" in wish.stop,
         "--banned_words: an empty word is everywhere. Leave it out": "" in wish.banned_words,
         f"--max_newlines {wish.max_newlines}: must not be negative": (wish.max_newlines or 0) < 0,
         "--stop: a verse ends where its form ends. Leave out one of them": form is not None and bool(wish.stop),
-        "--num_beams: verse is drawn or greedy. Leave out one of them": form is not None and wish.num_beams > 1,
     }
     found = rule_problems(rules) + problems_of(broken)
     ends, rhyme = (form.ends, form.rhyme) if form else ((), ())
@@ -125,9 +115,6 @@ class Author:
         starts = [self.start(prompt) for prompt in prompts]
         constrain = self._constraints(wish, prompts)
         jobs = [(i, sample) for i in range(len(prompts)) for sample in range(wish.num_samples)]
-        if wish.num_beams > 1:
-            yield from self._beams(prompts, starts, constrain, wish)
-            return
         for at in range(0, len(jobs), wish.batch_size):
             batch = jobs[at : at + wish.batch_size]
             texts = [Text(starts[i], first_sample + sample, constrain(prompts[i])) for i, sample in batch]
@@ -179,24 +166,6 @@ class Author:
             i = place[id(text)]
             given = stops[i].push(_complete(streams[i].flush())) + stops[i].flush()
             yield Piece(*jobs[i], given, "length", len(text.new))
-
-    def _beams(
-        self,
-        prompts: Sequence[str],
-        starts: list[list[int]],
-        constrain: Callable[[str], tuple[Constraint, ...]],
-        wish: Wish,
-    ) -> Iterator[Piece]:
-        for i, prompt in enumerate(prompts):
-            text = Text(starts[i], 0, constrain(prompt))
-            found, slid = beams.search(self.gpt2, text, wish.num_beams, wish.rules, self.eos, wish.max_new_tokens)
-            self._told_of_context(slid)
-            for sample, best in enumerate(found[: wish.num_samples]):
-                stops = pieces.Stops(wish.stop)
-                parts = pieces.whole_characters(self.tokenizer, best.text.new, starts[i][1:])
-                given = stops.push(_complete("".join(parts))) + stops.flush()
-                end = "stop" if stops.met else "document" if best.ended else "length"
-                yield Piece(i, sample, given, end, len(best.text.new))
 
     def _told_of_context(self, slid: bool) -> None:
         if slid:
