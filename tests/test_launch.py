@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from conftest import Outcome
 
 from gpt2kit.cli import train
 from gpt2kit.errors import MachineError, UserError
-from gpt2kit.training import launch
-from gpt2kit.training.ranks import disagreement
+from gpt2kit.training import distributed
+from gpt2kit.training.distributed import disagreement
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "32"}
 SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
@@ -35,13 +34,13 @@ SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
 def test_sizes_come_from_the_launcher(
     environment: dict[str, str], devices: Any, num_nodes: int, wanted: tuple[Any, int]
 ) -> None:
-    assert launch.sizes(devices, num_nodes, environment) == wanted
+    assert distributed.sizes(devices, num_nodes, environment) == wanted
 
 
 @pytest.mark.parametrize(("devices", "num_nodes"), [(2, 4), ("0,1", 1), (8, 2)])
 def test_sizes_that_contradict_the_launcher_are_refused(devices: Any, num_nodes: int) -> None:
     with pytest.raises(UserError, match="torchrun has started 8 processes on each of 4 machines"):
-        launch.sizes(devices, num_nodes, TORCHRUN)
+        distributed.sizes(devices, num_nodes, TORCHRUN)
 
 
 @pytest.mark.parametrize(
@@ -55,26 +54,26 @@ def test_sizes_that_contradict_the_launcher_are_refused(devices: Any, num_nodes:
 )
 def test_devices_that_are_not_there(accelerator: str, devices: Any, there: int, says: str) -> None:
     with pytest.raises(MachineError, match=says):
-        launch.refuse_missing_devices(accelerator, devices, there)
+        distributed.refuse_missing_devices(accelerator, devices, there)
 
 
 @pytest.mark.parametrize(
     ("accelerator", "devices", "there"), [("cpu", 8, 0), ("auto", 2, 0), ("gpu", 4, 4), ("gpu", -1, 2)]
 )
 def test_devices_that_are_there(accelerator: str, devices: Any, there: int) -> None:
-    launch.refuse_missing_devices(accelerator, devices, there)
+    distributed.refuse_missing_devices(accelerator, devices, there)
 
 
 def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
-    assert launch.accumulation(512, 8, 16) == 4
+    assert distributed.accumulation(512, 8, 16) == 4
     with pytest.raises(
         UserError, match=r"global_batch 100: .*3 devices x data.batch_size 8 = 24. Nearest: data.global_batch 96 or 120"
     ):
-        launch.accumulation(100, 8, 3)
+        distributed.accumulation(100, 8, 3)
     with pytest.raises(UserError, match=r"global_batch 384 or 512, or data.batch_size 15$"):
-        launch.accumulation(480, 16, 8)
+        distributed.accumulation(480, 16, 8)
     with pytest.raises(UserError, match=r"Nearest: data\.global_batch 64"):
-        launch.accumulation(10, 16, 4)
+        distributed.accumulation(10, 16, 4)
 
 
 def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
@@ -97,17 +96,6 @@ def test_wrong_launches_by_the_command_line(
     assert code == 2 and "torchrun has started 8" in err
 
 
-def test_a_taken_port_is_replaced_on_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("", 0)) as holder:
-        port = str(holder.getsockname()[1])
-        environment = {"MASTER_PORT": port}
-        launch.free_port_if_taken(environment)
-        assert environment["MASTER_PORT"] != port and "is taken" in capsys.readouterr().err
-        started = {"MASTER_PORT": port, "LOCAL_RANK": "1"}  # the launcher has told all the same port
-        launch.free_port_if_taken(started)
-        assert started["MASTER_PORT"] == port
-
-
 @pytest.mark.parametrize(
     ("raised", "says"),
     [
@@ -120,9 +108,9 @@ def test_a_taken_port_is_replaced_on_one_machine(capsys: pytest.CaptureFixture[s
     ],
 )
 def test_what_torch_says_of_a_meeting_that_failed(raised: str, says: str) -> None:
-    found = launch.explained(RuntimeError(raised))
+    found = distributed.explained(RuntimeError(raised))
     assert isinstance(found, MachineError) and says in str(found)
-    assert launch.explained(RuntimeError("CUDA error")) is None
+    assert distributed.explained(RuntimeError("CUDA error")) is None
 
 
 def test_disagreement_names_the_first_rank_that_differs() -> None:
@@ -134,13 +122,13 @@ def test_disagreement_names_the_first_rank_that_differs() -> None:
     assert told.startswith("rank 2 on b is not like rank 0 (1 other ranks differ from it, too): the train text is abd")
 
 
-def test_one_of_the_ranks_on_a_machine_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(launch, "_SECOND", 0.0)
-    first, second = ({**TORCHRUN, "RANK": str(rank)} for rank in (0, 1))
-    assert launch.first_to_say("no such file", first) and not launch.first_to_say("no such file", second)
-    assert launch.first_to_say("only here", second), "what one rank alone has met is never lost"
-    assert launch.first_to_say("only here", first), "rank 0 always speaks"
-    assert launch.first_to_say("no such file", {**second, "TORCHELASTIC_RESTART_COUNT": "1"})
-    by_hand = {"LOCAL_RANK": "1"}  # nothing tells one start by hand from the next
-    assert launch.first_to_say("x", by_hand) and launch.first_to_say("x", by_hand)
+def test_an_error_of_another_rank_names_it(
+    options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*options, "--trainer.max_steps=0"]
+    code, _, err = call(train.main, *words)
+    assert code == 2 and err.startswith("error: ")
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", **TORCHRUN}.items():
+        monkeypatch.setenv(name, value)
+    code, _, other = call(train.main, *words)
+    assert code == 2 and other == f"rank 3: {err}"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from gpt2kit import __version__, dtensor
+from gpt2kit import __version__
 from gpt2kit import files as durable
 from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
@@ -65,11 +65,6 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether the path is a checkpoint itself, a file or a folder of shares."""
-    return path.is_file() or dtensor.is_sharded(path)
-
-
 def step_of(path: Path) -> int:
     """Optimizer steps done when the file was written."""
     match = _NAME.fullmatch(path.name)
@@ -85,7 +80,7 @@ def best_of(paths: list[Path], k: int = 1) -> list[Path]:
 def find(path: str | Path) -> Path:
     """The checkpoint file that `path` means: itself, or the best of a run folder."""
     given = Path(path)
-    if is_checkpoint(given):
+    if given.is_file() or (given.suffix == ".ckpt" and given.is_dir()):
         return given
     if not given.exists():
         raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
@@ -170,13 +165,13 @@ def share_of(opened: Opened, name: str) -> Share | None:
     return Share(**share)
 
 
-def read(file: Path, whole: bool = True) -> dict[str, Any]:
-    """The file's content, with `weights_only=True` and its checksum compared.
-
-    Of a folder of shares, the same as of the file of a run without shares; `whole=False`: with `Parts` for tensors.
-    """
+def read(file: Path) -> dict[str, Any]:
+    """The file's content, with `weights_only=True` and its checksum compared."""
     if file.is_dir():
-        return dtensor.read(file, whole)
+        raise CheckpointError(
+            f"{file}: a sharded checkpoint, which gpt2kit no longer reads. Resume the run once with commit 547bc70 and "
+            "without trainer.strategy fsdp; its next checkpoint is an ordinary file"
+        )
     if not _checksum_fits(file):
         raise CheckpointError(
             f"{file}: its content does not fit its checksum, so it is damaged. Use another checkpoint"
@@ -199,13 +194,11 @@ def _sidecar(file: Path) -> Path:
 
 def size(file: Path) -> int:
     """Bytes that a checkpoint takes."""
-    return dtensor.size(file) if file.is_dir() else file.stat().st_size
+    return file.stat().st_size
 
 
 def remove(file: Path) -> None:
     """Delete a checkpoint and its checksum."""
-    if file.is_dir():
-        return dtensor.remove(file)
     file.unlink(missing_ok=True)
     _sidecar(file).unlink(missing_ok=True)
 

@@ -21,11 +21,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli import parser as command
 from gpt2kit.cli.train_options import Asked, add_options, as_list, first_words, say_other_choices, without_find
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
-from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
+from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.model.backends import (
     Choice,
     choose_compile,
@@ -39,13 +38,13 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.model.finetuning import adapt
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import estimate, launch, loggers, plan, run_info, tuning, verify_resume, watch
+from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
 from gpt2kit.training.baseline import Baseline
 from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
+from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.limits import interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Bar, Measures
-from gpt2kit.training.ranks import Ranks
 from gpt2kit.training.time_limit import TimeHorizon
 from gpt2kit.training.trainer import make_trainer
 
@@ -68,8 +67,7 @@ class DurableConfig(SaveConfigCallback):
 class TrainCLI(LightningCLI):
     """LightningCLI with this project's callbacks, loggers, limits and links."""
 
-    def __init__(self, args: list[str], ranks: Ranks | None = None) -> None:
-        self.ranks = ranks or Ranks()
+    def __init__(self, args: list[str]) -> None:
         super().__init__(
             GPT2Module,
             TextDataModule,
@@ -166,9 +164,10 @@ class TrainCLI(LightningCLI):
         kwargs["enable_checkpointing"] = None  # ours are the checkpoints
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         saver = ExactResume(every, self.config.save_top_k, None if alone else seconds, self.asked.override, settings)
-        self.ranks.settings, self.ranks.resumed = settings, self.asked.resumed
+        ranks = Ranks()
+        ranks.settings, ranks.resumed = settings, self.asked.resumed
         self._record = run_info.Record(settings)
-        ours: list[Callback] = [self.ranks, Measures(), self._horizon, saver, Baseline(), self._record]
+        ours: list[Callback] = [ranks, Measures(), self._horizon, saver, Baseline(), self._record]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             ours.append(Bar())
         kwargs["callbacks"] = theirs + ours
@@ -179,8 +178,7 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = loggers.of_run(
                 config["default_root_dir"] or ".", as_list(config["logger"]), self.asked.resumed
             )
-        kwargs["devices"], kwargs["num_nodes"] = launch.sizes(config["devices"], config["num_nodes"])
-        launch.free_port_if_taken()
+        kwargs["devices"], kwargs["num_nodes"] = distributed.sizes(config["devices"], config["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # a strategy or an accelerator that there is not
@@ -196,13 +194,12 @@ class TrainCLI(LightningCLI):
         data = self.datamodule
         if data.wanted_batch is not None:
             with self.asked.gathered():
-                trainer.accumulate_grad_batches = launch.accumulation(
+                trainer.accumulate_grad_batches = distributed.accumulation(
                     data.wanted_batch, data.batch_size, trainer.world_size
                 )
         if self.asked.planned:
             refuse(self.asked.problems + plan.problems_of_text(data, data.global_batch(trainer)))
-        streamed = data.streamed_from is not None
-        launch.rank_zero_first(trainer, None if streamed else data.cache_dir, lambda: data.setup("fit"))
+        distributed.build_once_per_node(trainer, lambda: data.setup("fit"))
         order = data.order(data.global_batch(trainer))
         tokens = order.global_batch * data.block_size
         steps = -1
@@ -262,7 +259,7 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: list[str]) -> None:
-    """Parse, build and train; of many processes, none waits for one that has gone."""
+    """Parse, build and train. Rank 0 reports errors; another rank's own error names its rank."""
     for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
@@ -280,30 +277,23 @@ def main(args: list[str]) -> None:
     if words.find == "lr":
         TrainCLI([*without_find(args), "--plan"]).find_rate()
         return
-    ranks = Ranks()
     try:
-        _train(args, ranks)
+        _train(args)
     except UserError as error:
-        ranks.close(str(error))
-        if not launch.first_to_say(str(error)):
-            raise SystemExit(error.exit_code) from None
-        raise
+        if not (rank := distributed.launched_rank()):
+            raise
+        print(f"rank {rank}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
     except Exception as error:
-        if known := launch.explained(error) or compile_failure(error):
-            ranks.close(str(known))
+        if known := distributed.explained(error) or compile_failure(error):
             raise known from error
-        if who := ranks.gone(watch.PATIENCE if command.is_lost_connection(error) else 0):
-            raise MachineError(watch.message(who)) from error
-        ranks.close(f"{type(error).__name__}: {error}")
         raise
-    finally:
-        ranks.close()
 
 
-def _train(args: list[str], ranks: Ranks) -> None:
+def _train(args: list[str]) -> None:
     cli = None
     try:
-        cli = TrainCLI(args, ranks)
+        cli = TrainCLI(args)
         if cli.asked.builds_text:
             print("\n".join(cli.build_text()))
             return

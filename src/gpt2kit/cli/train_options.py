@@ -23,7 +23,7 @@ from gpt2kit.model.backends import ASKED
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import launch, run_info
+from gpt2kit.training import distributed, run_info
 from gpt2kit.training.limits import callback_problems, config_problems
 
 LINKED = {
@@ -145,7 +145,7 @@ class Asked:
             problems.append("--plan: not with --part or --merge, which train nothing either")
         try:
             if not self.builds_text:
-                launch.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
+                distributed.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
         except MachineError as error:
             if not self.planned and not problems:
                 raise

@@ -65,9 +65,7 @@ def clean(run: Path) -> None:
     """Remove what a killed save has left: temporary files, and checksums without their checkpoint."""
     folder = run / "checkpoints"
     for orphan in [*folder.glob(".*.tmp"), *run.glob(".*.tmp")]:
-        if orphan.is_dir():
-            shutil.rmtree(orphan)
-        else:
+        if orphan.is_file():
             orphan.unlink(missing_ok=True)
     for sidecar in folder.glob("*.ckpt.sha256"):
         if not sidecar.with_suffix("").exists():
@@ -79,8 +77,6 @@ def set_aside(run: Path, step: int) -> None:
     for path in checkpoint.checkpoints(run):
         if checkpoint.step_of(path) > step:
             aside = path.with_name(f"{path.name}.aside")
-            if aside.is_dir():  # of an earlier resume, in shares
-                shutil.rmtree(aside)
             path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
             print(f"resume: {path.name} is set aside as {aside.name}", file=sys.stderr)
@@ -115,7 +111,7 @@ def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None, unsa
     run whose data and model settings are `wanted` (None: of the newest run; but for those that are `unsaid`)."""
     if ckpt_path != "last":
         given = Path(ckpt_path)
-        if checkpoint.is_checkpoint(given):
+        if given.is_file() or (given.suffix == ".ckpt" and given.is_dir()):
             checkpoint.refuse_weights_only(given)
             return given
         if not given.is_dir():

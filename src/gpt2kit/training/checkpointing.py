@@ -48,7 +48,6 @@ class DurableIO(TorchCheckpointIO):
             self.failure = f"{path}: {first_line(error)}"
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """A file, or the shares of all ranks put together; `read` has compared checksums."""
         return checkpoint.read(Path(path))
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import (
 
 from gpt2kit.errors import problems_of
 from gpt2kit.training import samples
-from gpt2kit.training.fsdp import FSDP
+from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.samples import TextSamples
 
 _NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,7 +22,11 @@ from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import Guard, unfuse
 from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
-from gpt2kit.training.row import Row, is_log_step
+
+
+def log_every(trainer: pl.Trainer) -> int:
+    """Optimizer steps between log entries (an attribute that Lightning sets, but does not declare)."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 class GPT2Module(pl.LightningModule):
@@ -123,16 +127,16 @@ class GPT2Module(pl.LightningModule):
         self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
-        self.row = Row()
+        self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self.model.nll(batch)
         loss = nll / tokens
         self._window.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            if is_log_step(self.trainer):
+            if self._is_log_step():
                 mean = self.trainer.strategy.reduce(torch.stack(self._window).mean(), reduce_op="mean")
-                self.row.add(self.trainer, {"train_loss": mean})
+                self.add_metrics({"train_loss": mean})
             self._window.clear()
         return loss
 
@@ -152,12 +156,12 @@ class GPT2Module(pl.LightningModule):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         norm = dtensor.whole(norm)
         self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
-        if is_log_step(self.trainer):
+        if self._is_log_step():
             self.guard.look()
-            self.row.add(self.trainer, {"grad_norm": norm})
+            self.add_metrics({"grad_norm": norm})
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.row.write(self)
+        self._write_metrics()
 
     def on_validation_start(self) -> None:
         self.guard.look()
@@ -180,8 +184,42 @@ class GPT2Module(pl.LightningModule):
         share = tokens / whole.tokens
         score = Score(nll, int(tokens), round(whole.bytes * share))
         values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
-        self.row.add(self.trainer, values)
-        self.row.write(self)
+        self.add_metrics(values)
+        self._write_metrics()
+
+    def _is_log_step(self) -> bool:
+        """Whether the optimizer step in progress is one that the loggers write down."""
+        return (self.trainer.global_step + 1) % log_every(self.trainer) == 0
+
+    def add_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Show metrics to callbacks at once, and keep them for the row of the step in the logs.
+
+        Not `self.log`: with it the optimizer step would have to be logged as `step`, which stays in `callback_metrics`,
+        where a ModelCheckpoint that saves between log steps takes it for its file's name. It also takes half a
+        millisecond for each metric.
+        """
+        if self.trainer.sanity_checking:
+            return
+        # float64, or Lightning would round a plain number to float32.
+        added = {
+            name: torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+            for name, value in metrics.items()
+        }
+        self.trainer.callback_metrics.update(added)
+        self._metrics |= added
+
+    def _write_metrics(self) -> None:
+        """Give the loggers one row with all metrics of the step."""
+        if not self._metrics:
+            return
+        row, step = {name: value.item() for name, value in self._metrics.items()}, self.trainer.global_step
+        self._metrics.clear()
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step)
+            logger.save()
+        if self.trainer.logged_metrics:  # a user's callback logs: Lightning's row of it gets the same place
+            place = {"step": float(step), **{name: value for name, value in row.items() if name == "epoch"}}
+            self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in place.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(parameter_groups(self.model))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
-from gpt2kit.training.row import log_every
+from gpt2kit.training.module import log_every
 from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
 
 _WARM = 3
@@ -83,7 +83,7 @@ class Measures(Callback):
             figures["memory_gb"] = memory / 1e9
         if (total := max(trainer.max_steps, gpt2_of(trainer).about_steps)) > 0:
             figures["hours_left"] = self._pace.left(total) / 3600
-        gpt2_of(trainer).row.add(trainer, {**self._where(trainer), **figures})
+        gpt2_of(trainer).add_metrics({**self._where(trainer), **figures})
         self._since, self._steps = time.perf_counter(), 0
 
     def _watch(self, step: int, loss: float) -> None:
@@ -101,7 +101,7 @@ class Measures(Callback):
         self._since += time.perf_counter() - self._paused
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        gpt2_of(trainer).row.add(trainer, self._where(trainer))
+        gpt2_of(trainer).add_metrics(self._where(trainer))
 
     def _where(self, trainer: pl.Trainer) -> dict[str, float]:
         """The x-axes."""

@@ -25,7 +25,7 @@ from gpt2kit.model import finetuning
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder
 from gpt2kit.training import loggers
-from gpt2kit.training.fsdp import FSDP
+from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
 

@@ -16,8 +16,8 @@ from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.optim.schedules import Schedule
 from gpt2kit.training.checkpointing import set_rates
+from gpt2kit.training.module import log_every
 from gpt2kit.training.progress import Pace
-from gpt2kit.training.row import log_every
 from gpt2kit.training.run_state import gpt2_of
 
 _USED = 0.98

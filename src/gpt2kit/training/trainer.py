@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit.model.backends import Precision
-from gpt2kit.training.fsdp import FSDP
+from gpt2kit.training.distributed import FSDP
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDP,
