@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from gpt2kit.data.store import TokenStore
-from gpt2kit.evaluation.scoring import Precision, Windows, boundaries, token_nats
+from gpt2kit.evaluation.options import Precision
+from gpt2kit.evaluation.scoring import Windows, boundaries, token_nats
 from gpt2kit.evaluation.statistics import Sums
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.runs import token_html
+from gpt2kit.runs import pages
 
 FIRST, HARDEST = 3, 10
 """Documents that are shown: those at the text's beginning, and the hardest."""
@@ -26,25 +27,6 @@ _LEAST = 32
 
 _HELD = 16
 """Tokens that one character may have at most."""
-
-_PAGE = """<!doctype html>
-<html lang="und"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Nats per token</title><style>
-:root {{ color-scheme: light dark; --hue: 220, 60, 20; --line: #8886; }}
-body {{ font: 16px/1.7 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.5rem; }}
-pre {{ white-space: pre-wrap; font-size: .8rem; }}
-section {{ border-top: 1px solid var(--line); padding-top: .5rem; margin-top: 1.5rem; }}
-section > p {{ margin: .2rem 0; font-size: .85rem; opacity: .75; }}
-{style}@media (prefers-color-scheme: dark) {{ :root {{ --hue: 205, 75, 35; }} }}
-</style></head><body><h1>Nats per token</h1>
-<p>The deeper the colour, the less the model expected it; hold the pointer over a token for its nats. 0.69 nats are one
-bit. A character that is several tokens is one box, coloured by their mean.</p>
-<p class="key">{key}</p>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -118,12 +100,8 @@ def passage(
 
 def page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
     """The whole page: for each checkpoint its name, its figures, and its passages."""
-    body = "\n".join(part for one in checkpoints for part in _section(*one))
-    return _PAGE.format(key=token_html.key(), style=token_html.STYLE, body=body)
-
-
-def _section(name: str, figures: str, passages: list[Passage]) -> Iterator[str]:
-    yield f"<h2>{token_html.safe(name)}</h2>"
-    yield "<pre>" + "\n".join(map(token_html.safe, figures.splitlines())) + "</pre>"
-    for passage in passages:
-        yield token_html.section(passage.number, passage.why, passage.bits_per_byte, passage.boxes, passage.more)
+    shown = [
+        (name, figures, [pages.passage(p.number, p.why, p.bits_per_byte, p.boxes, p.more) for p in passages])
+        for name, figures, passages in checkpoints
+    ]
+    return pages.render("heatmap.html", title="Nats per token", checkpoints=shown)
