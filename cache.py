@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser
-from gpt2kit.data import cache
+from gpt2kit.cli import cache, parser
 
 if __name__ == "__main__":
     parser.run(cache.manage)

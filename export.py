@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser
-from gpt2kit.export import huggingface
+from gpt2kit.cli import export, parser
 
 if __name__ == "__main__":
-    parser.run(huggingface.export)
+    parser.run(export.export)

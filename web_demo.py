@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser
-from gpt2kit.serving import app
+from gpt2kit.cli import parser, web_demo
 
 if __name__ == "__main__":
-    parser.run(app.serve)
+    parser.run(web_demo.serve)

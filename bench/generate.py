@@ -24,7 +24,7 @@ from machine import finish
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.generation import decoder
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.options import Rules
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.module import GPT2Module
 

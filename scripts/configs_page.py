@@ -19,11 +19,9 @@ import get
 from jsonargparse import ArgumentParser, Namespace
 
 from gpt2kit import callbacks, files, optim
-from gpt2kit.cli import generate, plot, test, train
+from gpt2kit.cli import cache as cli_cache
+from gpt2kit.cli import export, generate, plot, test, train, web_demo
 from gpt2kit.cli import parser as command
-from gpt2kit.data import cache
-from gpt2kit.export import huggingface
-from gpt2kit.serving import app
 from gpt2kit.text import reader
 from gpt2kit.tokenization.spec import TokenizerSpec
 from gpt2kit.tokenization.train import train as train_tokenizer
@@ -35,10 +33,10 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "train_tokenizer.py": train_tokenizer,
     "test.py": test.test,
     "generate.py": generate.write,
-    "export.py": huggingface.export,
+    "export.py": export.export,
     "plot.py": plot.plot,
-    "web_demo.py": app.serve,
-    "cache.py": cache.manage,
+    "web_demo.py": web_demo.serve,
+    "cache.py": cli_cache.manage,
     "data/get.py": get.get,
 }
 LIGHTNING = {

@@ -9,6 +9,7 @@ import pytest
 from conftest import Outcome
 from filelock import FileLock
 
+from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser
 from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus
@@ -34,7 +35,7 @@ def stores(corpus: Path, tmp_path: Path) -> list[TokenStore]:
 @pytest.fixture
 def manage(call: Callable[..., Outcome], stores: list[TokenStore]) -> Callable[..., Outcome]:
     return lambda *words: call(
-        lambda args: parser.run(cache.manage, args), "--cache_dir", stores[0].folder.parent, *words
+        lambda args: parser.run(cli_cache.manage, args), "--cache_dir", stores[0].folder.parent, *words
     )
 
 

@@ -14,9 +14,9 @@ from conftest import ROOT
 from test_readme import BODIES, _Parsed, _ParseOnly
 
 from gpt2kit import optim
+from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
 from gpt2kit.cli.train_options import first_words
-from gpt2kit.data import cache as token_cache
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.spec import TokenizerSpec
 
@@ -26,7 +26,7 @@ import configs_page
 import get
 
 PAGE = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
-BODIES = {**BODIES, "cache.py": token_cache.manage, "data/get.py": get.get}
+BODIES = {**BODIES, "cache.py": cli_cache.manage, "data/get.py": get.get}
 NESTED = {
     "data.reader": [Reader],
     "data.tokenizer": [TokenizerSpec],

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_train import train
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.cli import parser
+from gpt2kit.cli import export, parser
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import huggingface, reload_check
@@ -28,7 +28,7 @@ from gpt2kit.training.module import GPT2Module
 
 
 def main(args: list[str]) -> None:
-    parser.run(huggingface.export, args)
+    parser.run(export.export, args)
 
 
 @pytest.fixture(scope="module")

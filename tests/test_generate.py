@@ -22,8 +22,8 @@ from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import generate, parser
 from gpt2kit.errors import UserError
 from gpt2kit.generation import generator, prompts, verse
-from gpt2kit.generation.generator import Author, Piece, Wish
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.generator import Author, Piece
+from gpt2kit.generation.options import Rules, Wish
 from gpt2kit.tokenization import pieces
 
 Call = Callable[..., Outcome]

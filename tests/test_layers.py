@@ -1,18 +1,44 @@
-"""Scripts that start quickly. What may import what is in pyproject.toml; `make lint` checks it."""
+"""Scripts load no more than they need. What may import what is in pyproject.toml; `make lint` checks it."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Run
+
+SCRIPTS = ["train_tokenizer", "test", "cache", "generate", "export", "plot", "web_demo"]
+HEAVY = ("torch", "transformers", "pytorch_lightning", "lightning_fabric")
+_LOADED = """
+import runpy, sys
+names, sys.argv = sys.argv[1].split(","), sys.argv[2:]
+sys.path.insert(0, "")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("loaded:", [name for name in names if name in sys.modules], file=sys.stderr)
+"""
 
 
-@pytest.mark.parametrize(
-    "script", ["train_tokenizer", "trainer", "test", "cache", "generate", "export", "plot", "web_demo"]
-)
+def loaded(names: tuple[str, ...], script: str, *words: object, folder: Path) -> str:
+    """Run a script to its end; which of the packages it has loaded, as it prints them."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOADED, ",".join(names), str(ROOT / f"{script}.py"), *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "trainer"])
 def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -21,13 +47,35 @@ def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) 
     assert len((ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 25
 
 
-def test_training_a_tokenizer_needs_no_torch() -> None:
-    words = "import sys; sys.argv = ['train_tokenizer.py', '--help']; import runpy"
-    program = f"""{words}
-try:
-    runpy.run_path({str(ROOT / "train_tokenizer.py")!r}, run_name="__main__")
-except SystemExit:
-    pass
-print("heavy:", sorted({{"torch", "transformers", "pytorch_lightning"}} & set(sys.modules)))"""
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout.endswith("heavy: []\n")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_no_torch(script: str, tmp_path: Path) -> None:
+    assert loaded(HEAVY, script, "--help", folder=tmp_path) == "loaded: []"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("generate", ["--prompt", "the", "--max_new_tokens", "3"]),
+        ("test", ["--max_tokens", "200"]),
+        ("export", ["--output_dir", "hf"]),
+    ],
+)
+def test_commands_run_without_lightning(script: str, words: list[str], run: Run, tmp_path: Path) -> None:
+    assert loaded(HEAVY, script, "--ckpt_path", run.folder, *words, folder=tmp_path) == (
+        "loaded: ['torch', 'transformers']"
+    )
+
+
+def test_the_demo_loads_models_without_lightning(run: Run, tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from gpt2kit.serving.models import Service, find_models\n"
+        "service = Service(find_models([sys.argv[2]]), 'auto')\n"
+        "service.load().join()\nmodel = next(iter(service.models.values()))\n"
+        "assert model.author is not None, model.failure\n"
+        "import gpt2kit.serving.app, gpt2kit.serving.page\n"
+        "print([name for name in ('pytorch_lightning', 'lightning_fabric') if name in sys.modules])\n"
+    )
+    words = [sys.executable, "-c", program, str(ROOT / "src"), str(run.folder)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from gpt2kit.data.order import IGNORE
 from gpt2kit.errors import UserError
 from gpt2kit.generation.decoder import Text, Writer
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.options import Rules
 from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.model.config import padded, shape_problems
 from gpt2kit.model.gpt2 import GPT2

@@ -20,8 +20,7 @@ from conftest import ROOT, Outcome
 from safetensors.torch import load_file
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.cli import generate, parser, test, train
-from gpt2kit.export import huggingface
+from gpt2kit.cli import export, generate, parser, test, train
 
 OLD = ROOT / "tests" / "data" / "run_547bc70"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
@@ -91,7 +90,7 @@ def test_an_old_checkpoint_generates_the_same_text(old: Path, call: Callable[...
 
 
 def test_an_old_checkpoint_exports_the_same_weights(old: Path, call: Callable[..., Outcome]) -> None:
-    code, _, err = call(partial(parser.run, huggingface.export), "--ckpt_path", old, "--output_dir", "hf")
+    code, _, err = call(partial(parser.run, export.export), "--ckpt_path", old, "--output_dir", "hf")
     assert code == 0, err
     found = load_file("hf/model.safetensors")
     assert {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in found.items()} == EXPECTED["export"]

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from gpt2kit.cli import parser, train
+from gpt2kit.cli import export, parser, train
 from gpt2kit.errors import nearest
-from gpt2kit.export import huggingface
 
 CONFIG = """
 data: {blok_size: 3}
@@ -230,13 +229,13 @@ def test_a_plan_names_all_values_and_files_that_are_wrong(
 
 def test_missing_options(call: Callable[..., Outcome], inside: Path) -> None:
     assert refusal(call(train.main)) == "error: --data.train_files: missing, and has no default\n"
-    err = refusal(call(lambda args: parser.run(huggingface.export, args), "--gguf"))
+    err = refusal(call(lambda args: parser.run(export.export, args), "--gguf"))
     assert err == "error: --ckpt_path: missing, and has no default; --output_dir: missing, and has no default\n"
 
 
 def test_a_flag_takes_no_value(call: Callable[..., Outcome], inside: Path) -> None:
     words = ["--ckpt_path", "a", "--output_dir", "b", "--gguf", "true"]
-    err = refusal(call(lambda args: parser.run(huggingface.export, args), *words))
+    err = refusal(call(lambda args: parser.run(export.export, args), *words))
     assert err == "error: unexpected argument 'true' after --gguf, which takes no value\n"
 
 

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SENTENCE
 
-from gpt2kit.cli import generate, parser, plot, test, train
+from gpt2kit.cli import export, generate, parser, plot, test, train, web_demo
 from gpt2kit.cli.train_options import first_words
-from gpt2kit.export import huggingface
-from gpt2kit.serving import app
 from gpt2kit.tokenization.train import train as train_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,9 +32,9 @@ BODIES = {
     "train_tokenizer.py": train_tokenizer,
     "test.py": test.test,
     "generate.py": generate.write,
-    "export.py": huggingface.export,
+    "export.py": export.export,
     "plot.py": plot.plot,
-    "web_demo.py": app.serve,
+    "web_demo.py": web_demo.serve,
 }
 
 

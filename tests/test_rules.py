@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import generation as reference
 
-from gpt2kit.generation import sampling
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation import options, sampling
+from gpt2kit.generation.options import Rules
 
 LOGITS = torch.randn(5, 400, generator=torch.Generator().manual_seed(1)) * 3
 NOTHING = torch.zeros(5, 0, dtype=torch.long)
@@ -109,4 +109,4 @@ def test_a_point_is_a_function_of_its_key() -> None:
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_impossible_numbers_are_named_together(value: float) -> None:
     wrong = Rules(value, -1, value, value, value, value, -1)
-    assert len(sampling.problems(wrong)) == 7 and not sampling.problems(Rules())
+    assert len(options.rule_problems(wrong)) == 7 and not options.rule_problems(Rules())

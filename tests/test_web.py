@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from conftest import Outcome, Run
 
-from gpt2kit.cli import parser
+from gpt2kit.cli import parser, web_demo
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.generation.generator import Wish
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.options import Rules, Wish
 from gpt2kit.serving import app, models
 from gpt2kit.serving.models import Service, find_models
 
@@ -79,7 +78,7 @@ def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatc
     monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: object())
 
     def main(args: list[str]) -> None:
-        parser.run(app.serve, args)
+        parser.run(web_demo.serve, args)
 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2kit.generation.decoder import Reader, Text, Writer, ready
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.options import Rules
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.module import GPT2Module
 

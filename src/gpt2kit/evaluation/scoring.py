@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from tqdm import tqdm
 
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DivergedError, UserError
+from gpt2kit.evaluation.options import Precision
 from gpt2kit.model.gpt2 import GPT2
 
-Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 
 

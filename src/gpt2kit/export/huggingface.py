@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,10 +27,10 @@ from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line,
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
 from gpt2kit.export.model_card import model_card
+from gpt2kit.model.config import Dtype
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
 
-Dtype = Literal["float32", "float16", "bfloat16"]
 MARK = "gpt2kit"
 """The key in config.json that says with which version of ours a folder was written."""
 CARD, GENERATION = "README.md", "generation_config.json"
@@ -66,16 +66,7 @@ def export(
     gguf: bool = False,
     push_to_hub: str | None = None,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder, which AutoModelForCausalLM, AutoTokenizer and pipeline load.
-
-    Args:
-        ckpt_path: a .ckpt file, a run folder (its best checkpoint is taken), a Hugging Face folder or hf://OWNER/NAME.
-        output_dir: the folder to write; gets its name when the model in it has proved to be the checkpoint's.
-        dtype: what the weights are rounded to.
-        force: replace a folder that was exported before.
-        gguf: also write model.gguf, for llama.cpp (byte-level BPE tokenizers only).
-        push_to_hub: OWNER/NAME on the hub, to send the folder to; a new repository there is private.
-    """
+    """Export a checkpoint, compare the folder with it in a fresh process, and print how they agree."""
     target = Path(output_dir)
     refuse_other_files(target, force)
     opened = checkpoint.open(ckpt_path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,9 @@ from torch import Tensor
 from gpt2kit.errors import UserError
 from gpt2kit.generation import sampling as choosing
 from gpt2kit.generation.constraints import Constraint
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.options import Precision, Rules
 from gpt2kit.model.gpt2 import GPT2
 
-Precision = Literal["auto", "32", "bf16", "16"]
 _TYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from gpt2kit.checkpoint.checkpoint import Opened
-from gpt2kit.errors import UserError, problems_of
-from gpt2kit.generation import verse as verses
+from gpt2kit.errors import UserError
 from gpt2kit.generation.constraints import Ban, Constraint
-from gpt2kit.generation.decoder import Chosen, Precision, Text, Writer, ready
-from gpt2kit.generation.sampling import Rules
-from gpt2kit.generation.sampling import problems as rule_problems
-from gpt2kit.generation.verse import Form, Verse
+from gpt2kit.generation.decoder import Chosen, Text, Writer, ready
+from gpt2kit.generation.options import Precision, Wish
+from gpt2kit.generation.verse import Verse
 from gpt2kit.tokenization import pieces
 from gpt2kit.tokenization import tokenizer as tokenizers
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to write. `form` None: prose; else `max_new_tokens` does not count, since the form says where the end is."""
-
-    rules: Rules = field(default_factory=Rules)
-    num_samples: int = 1
-    max_new_tokens: int = 200
-    stop: tuple[str, ...] = ()
-    banned_words: tuple[str, ...] = ()
-    max_newlines: int | None = None
-    strip_special: bool = False
-    form: Form | None = None
-    batch_size: int = 16
-    alternatives: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,29 +36,6 @@ class Piece:
     end: str
     tokens: int
     chosen: Chosen | None = None
-
-
-def problems(wish: Wish) -> list[str]:
-    """Everything that is wrong with a wish, in the words of the command line."""
-    rules, form = wish.rules, wish.form
-    broken = {
-        f"--num_samples {wish.num_samples}: must be at least 1": wish.num_samples < 1,
-        f"--max_new_tokens {wish.max_new_tokens}: must not be negative": wish.max_new_tokens < 0,
-        f"--batch_size {wish.batch_size}: must be at least 1": wish.batch_size < 1,
-        "--num_samples: at temperature 0 all would be the same. Leave one of them out": wish.num_samples > 1
-        and rules.temperature == 0,
-        "--stop: an empty text stops everything. Leave it out": "" in wish.stop,
-        "--banned_words: an empty word is everywhere. Leave it out": "" in wish.banned_words,
-        f"--max_newlines {wish.max_newlines}: must not be negative": (wish.max_newlines or 0) < 0,
-        "--stop: a verse ends where its form ends. Leave out one of them": form is not None and bool(wish.stop),
-    }
-    found = rule_problems(rules) + problems_of(broken)
-    ends, rhyme = (form.ends, form.rhyme) if form else ((), ())
-    words = {"--stop": wish.stop, "--banned_words": wish.banned_words, "--line_ends": ends, "--rhyme": rhyme}
-    found += [
-        f"{name}: holds bytes that are no text. Give it in UTF-8" for name, some in words.items() if not _text(*some)
-    ]
-    return found + (verses.problems(form) if form else [])
 
 
 class Author:
@@ -185,11 +144,6 @@ class Author:
         if words or never:
             made.append(Ban(words, self._tokens, never, self.eos).after)
         return lambda prompt: tuple(make(prompt) for make in made)
-
-
-def _text(*words: str) -> bool:
-    """Whether all are text; what a shell hands over may hold other bytes."""
-    return not any(0xD800 <= ord(letter) < 0xE000 for word in words for letter in word)
 
 
 def _complete(text: str) -> str:

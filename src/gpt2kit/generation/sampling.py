@@ -8,43 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpt2kit.errors import problems_of
+from gpt2kit.generation.options import Rules
 
 _FIRST = 256
 """As many of the likeliest tokens mostly hold top_p; sorting them alone is far quicker than sorting all."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How to choose. The defaults draw from the model's own probabilities."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    seed: int = 1
-
-
-def problems(rules: Rules) -> list[str]:
-    """Everything that is wrong with the numbers."""
-    broken = {
-        f"--temperature {rules.temperature}: must not be negative": not rules.temperature >= 0,
-        f"--top_k {rules.top_k}: must not be negative": rules.top_k < 0,
-        f"--top_p {rules.top_p}: must be above 0 and at most 1": not 0 < rules.top_p <= 1,
-        f"--min_p {rules.min_p}: must be from 0 to 1": not 0 <= rules.min_p <= 1,
-        f"--typical_p {rules.typical_p}: must be above 0 and at most 1": not 0 < rules.typical_p <= 1,
-        f"--repetition_penalty {rules.repetition_penalty}: must be above 0": not 0 < rules.repetition_penalty < 1e6,
-        f"--no_repeat_ngram_size {rules.no_repeat_ngram_size}: must not be negative": rules.no_repeat_ngram_size < 0,
-    }
-    return problems_of(broken)
 
 
 def restrained(logits: Tensor, rules: Rules, texts: Sequence[Sequence[int]]) -> Tensor:

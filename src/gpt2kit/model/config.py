@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 Shape = dict[str, Any]
 Activation = Literal["gelu_new", "gelu", "relu", "silu"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+"""What the weights of an export are rounded to."""
 
 SHAPE = (
     "n_layer",

@@ -1,4 +1,4 @@
-"""`web_demo.py`: a page to write with one's models, served to this machine unless told otherwise."""
+"""The web demo as an application: one page, served to this machine unless the user says otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from gpt2kit.errors import MachineError, UserError, problems_of, refuse
-from gpt2kit.generation.decoder import Precision
+from gpt2kit.generation.options import Precision
 from gpt2kit.serving import page
 from gpt2kit.serving.models import Service, find_models
 
@@ -36,16 +36,7 @@ def serve(
     at_once: int = 2,
     precision: Precision = "auto",
 ) -> None:
-    """Generate text with trained models on a page in the browser.
-
-    Args:
-        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders; may be given several times.
-        host: the address to listen at; 127.0.0.1: this machine only; 0.0.0.0: the whole network.
-        port: the port to listen at.
-        auth: NAME:PASSWORD that the page asks for.
-        at_once: requests that are written at the same time; the others wait in a queue.
-        precision: 32, bf16, 16; auto: 32 on a CPU, 16 bits on a GPU.
-    """
+    """Load the models and serve the page until it is interrupted."""
     pair = tuple(auth.split(":", 1)) if auth else None
     broken = {
         "--auth: give NAME:PASSWORD": pair is not None and (len(pair) < 2 or not all(pair)),

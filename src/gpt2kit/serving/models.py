@@ -11,10 +11,9 @@ from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface
 from gpt2kit.errors import CheckpointError, UserError, problems_of, refuse
-from gpt2kit.generation import generator as author
-from gpt2kit.generation.decoder import Precision
-from gpt2kit.generation.generator import Author, Piece, Wish
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation import options
+from gpt2kit.generation.generator import Author, Piece
+from gpt2kit.generation.options import Precision, Rules, Wish
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
 from gpt2kit.runs.folder import Series
@@ -109,7 +108,7 @@ class Service:
             f"temperature {wish.rules.temperature}: at most {limits.temperature}": wish.rules.temperature
             > limits.temperature,
         }
-        return author.problems(wish) + problems_of(over)
+        return options.problems(wish) + problems_of(over)
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:

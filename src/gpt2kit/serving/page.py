@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.decoder import Chosen
-from gpt2kit.generation.generator import Author, Wish
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.generator import Author
+from gpt2kit.generation.options import Rules, Wish
 from gpt2kit.serving.models import PATIENCE, Model, Service
 
 if TYPE_CHECKING:

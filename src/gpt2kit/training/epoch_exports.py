@@ -17,6 +17,7 @@ from gpt2kit import dtensor
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, first_line
 from gpt2kit.export import huggingface
+from gpt2kit.model.config import Dtype
 from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 from gpt2kit.training.samples import shadow
@@ -35,7 +36,7 @@ class EpochExports(Callback):
         dtype: what the weights are rounded to.
     """
 
-    def __init__(self, every: int = 1, dtype: huggingface.Dtype = "float32") -> None:
+    def __init__(self, every: int = 1, dtype: Dtype = "float32") -> None:
         if every < 1:
             raise UserError(f"EpochExports.every {every}: must be at least 1")
         self.every, self.dtype = every, dtype

@@ -19,8 +19,8 @@ from gpt2kit import files
 from gpt2kit.checkpoint import validation
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, refuse
-from gpt2kit.generation.generator import Author, Wish, problems
-from gpt2kit.generation.sampling import Rules
+from gpt2kit.generation.generator import Author
+from gpt2kit.generation.options import Rules, Wish, problems
 from gpt2kit.model import finetuning
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder
