@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser
-from gpt2kit.tokenization import train
+from gpt2kit.cli import parser, train_tokenizer
 
 if __name__ == "__main__":
-    parser.run(train.train)
+    parser.run(train_tokenizer.train)

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from gpt2kit.generation.constraints import Ban
-from gpt2kit.tokenization import pieces, trainers
-from gpt2kit.tokenization.pieces import Stops
-from gpt2kit.tokenization.tokenizer import eos_id
+from gpt2kit.generation.text_stream import Stops
+from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.tokenizer import eos_id, token_bytes
 
 TEXT = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "Never say never again.\n\n\nNo 🙂 never!"] * 20
 
@@ -23,7 +23,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def test_bytes_are_those_of_the_text(tokenizer: Tokenizer) -> None:
-    tokens = pieces.token_bytes(tokenizer)
+    tokens = token_bytes(tokenizer)
     for text in [*TEXT[:2], "é日本🙂\x00 abc\u2581"]:
         assert b"".join(tokens[i] for i in tokenizer.encode(text).ids).decode() == text
 
@@ -31,7 +31,7 @@ def test_bytes_are_those_of_the_text(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("words", [["never"], ["花", "落知"], ["🙂"], ["\n\n"], ["e", "ever"]])
 def test_no_draw_writes_it(tokenizer: Tokenizer, words: list[str]) -> None:
     """Random tokens, likely to spell the words, from a vocabulary of pieces of them."""
-    tokens = pieces.token_bytes(tokenizer)
+    tokens = token_bytes(tokenizer)
     eos = eos_id(tokenizer)
     ban = Ban(words, tokens, set(), eos)
     near = [
@@ -50,7 +50,7 @@ def test_no_draw_writes_it(tokenizer: Tokenizer, words: list[str]) -> None:
 
 
 def test_only_what_completes_a_word_is_forbidden(tokenizer: Tokenizer) -> None:
-    tokens = pieces.token_bytes(tokenizer)
+    tokens = token_bytes(tokenizer)
     ban = Ban(["never"], tokens, {5}, eos_id(tokenizer))
     mask = ban.after("neve")([])
     assert [i for i in np.flatnonzero(~mask) if i != 5] == [

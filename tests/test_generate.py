@@ -21,10 +21,9 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import generate, parser
 from gpt2kit.errors import UserError
-from gpt2kit.generation import generator, prompts, verse
+from gpt2kit.generation import generator, prompts, text_stream, verse
 from gpt2kit.generation.generator import Author, Piece
 from gpt2kit.generation.options import Rules, Wish
-from gpt2kit.tokenization import pieces
 
 Call = Callable[..., Outcome]
 
@@ -52,9 +51,9 @@ def whole(writer: Author, prompts: list[str], wish: Wish) -> dict[tuple[int, int
 def test_only_whole_characters_are_given_out(opened: Opened) -> None:
     text = "é日本🙂 abc"
     ids = opened.tokenizer.encode(text).ids
-    found = list(pieces.whole_characters(opened.tokenizer, iter(ids)))
+    found = list(text_stream.whole_characters(opened.tokenizer, iter(ids)))
     assert "".join(found) == text and "🙂" in found
-    assert "".join(pieces.whole_characters(opened.tokenizer, iter(ids[:-5]))).endswith("\N{REPLACEMENT CHARACTER}")
+    assert "".join(text_stream.whole_characters(opened.tokenizer, iter(ids[:-5]))).endswith("\N{REPLACEMENT CHARACTER}")
 
 
 def test_a_character_cut_off_by_the_end_is_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from gpt2kit.evaluation.scoring import Windows
 from gpt2kit.metrics import Score
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.text.reader import Reader
-from gpt2kit.training.limits import interval_steps, total_steps
+from gpt2kit.training.trainer import interval_steps, total_steps
 
 
 def rows(run: Path) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.model import vocabulary_transfer
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.pieces import token_bytes
+from gpt2kit.tokenization.tokenizer import token_bytes
 from gpt2kit.tokenization.train import train
 from gpt2kit.tokenization.trainers import EOS
 

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from gpt2kit.errors import UserError
 from gpt2kit.generation import verse
 from gpt2kit.generation.verse import Form, Verse
-from gpt2kit.tokenization import pieces, trainers
-from gpt2kit.tokenization.tokenizer import eos_id
+from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.tokenizer import added_ids, eos_id, token_bytes
 
 POEMS = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "床前明月光，疑是地上霜。\n舉頭望明月，低頭思故鄉。"] * 9
 KINDS = {
@@ -29,7 +29,7 @@ def made(kind: str) -> Tokenizer:
 
 
 def verse_of(tokenizer: Tokenizer, form: Form) -> Verse:
-    tokens, added = pieces.token_bytes(tokenizer), pieces.added_ids(tokenizer)
+    tokens, added = token_bytes(tokenizer), added_ids(tokenizer)
     return Verse(form, tokens, added, eos_id(tokenizer), lambda text: list(tokenizer.encode(text).ids))
 
 

@@ -42,11 +42,10 @@ from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tun
 from gpt2kit.training.baseline import Baseline
 from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
 from gpt2kit.training.distributed import Ranks
-from gpt2kit.training.limits import interval_steps, needs_steps, only_time, total_steps
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Bar, Measures
 from gpt2kit.training.time_limit import TimeHorizon
-from gpt2kit.training.trainer import make_trainer
+from gpt2kit.training.trainer import interval_steps, make_trainer, needs_steps, only_time, total_steps
 
 
 class DurableConfig(SaveConfigCallback):

@@ -24,7 +24,7 @@ from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import distributed, run_info
-from gpt2kit.training.limits import callback_problems, config_problems
+from gpt2kit.training.trainer import callback_problems, config_problems
 
 LINKED = {
     "data.seed": "seed_everything",

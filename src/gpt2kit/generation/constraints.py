@@ -21,7 +21,7 @@ class Ban:
 
     Args:
         words: must not be written.
-        tokens: what each id adds to the text (`pieces.token_bytes`).
+        tokens: what each id adds to the text (`tokenizer.token_bytes`).
         never: ids that must not be written.
         eos: the id that ends a document.
     """

@@ -9,12 +9,13 @@ from itertools import count
 
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError
+from gpt2kit.generation import text_stream
 from gpt2kit.generation.constraints import Ban, Constraint
 from gpt2kit.generation.decoder import Chosen, Text, Writer, ready
 from gpt2kit.generation.options import Precision, Wish
 from gpt2kit.generation.verse import Verse
-from gpt2kit.tokenization import pieces
 from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Author:
         self.tokenizer = opened.tokenizer
         self.gpt2 = ready(opened.model, precision)
         self.eos = tokenizers.eos_id(self.tokenizer)
-        self._tokens = pieces.token_bytes(self.tokenizer)
-        self._added = pieces.added_ids(self.tokenizer)
+        self._tokens = token_bytes(self.tokenizer)
+        self._added = added_ids(self.tokenizer)
         self._say = note or (lambda text: print(f"note: {text}", file=sys.stderr, flush=True))
         self._said: set[str] = set()
 
@@ -101,8 +102,8 @@ class Author:
 
     def _batch(self, jobs: list[tuple[int, int]], texts: list[Text], wish: Wish) -> Iterator[Piece]:
         writer = Writer(self.gpt2, texts, wish.rules, self.eos, wish.alternatives)
-        streams = [pieces.Stream(self.tokenizer, text.prompt[1:]) for text in texts]
-        stops = [pieces.Stops(wish.stop) for _ in texts]
+        streams = [text_stream.Stream(self.tokenizer, text.prompt[1:]) for text in texts]
+        stops = [text_stream.Stops(wish.stop) for _ in texts]
         place = {id(text): i for i, text in enumerate(texts)}
         for length in count(1):
             if wish.form is None and length > wish.max_new_tokens:

@@ -88,7 +88,7 @@ class Verse:
 
     Args:
         form: the form.
-        tokens: what each id adds to the text (`pieces.token_bytes`).
+        tokens: what each id adds to the text (`tokenizer.token_bytes`).
         added: special tokens; none of them is part of a poem.
         eos: the id that ends a document, and the poem.
         encode: text to ids, to write the given marks as the tokenizer does.

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit.tokenization.pieces import added_ids, token_bytes
+from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
 from gpt2kit.tokenization.trainers import EOS
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
@@ -94,3 +97,42 @@ def size(tokenizer: Tokenizer) -> int:
 def fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 of the tokenizer's JSON."""
     return hashlib.sha256(to_json(tokenizer).encode()).hexdigest()
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """What each id adds to a text, as UTF-8 bytes, maybe a part of a character; empty for ids that are no token.
+
+    For every kind but wordpiece a text's bytes are those of its tokens, one after another. Wordpiece puts spaces
+    between some tokens, which are not told here.
+    """
+    raw = json.loads(tokenizer.to_str())
+    decoder = json.dumps(raw["decoder"])
+    byte_level, fallback = '"ByteLevel"' in decoder, '"ByteFallback"' in decoder
+    space = '"Metaspace"' in decoder or '"\u2581"' in json.dumps(raw["decoder"], ensure_ascii=False)
+    letters = _byte_level_letters()
+    added = {token["id"] for token in raw["added_tokens"]}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    found = [b""] * (max(vocabulary.values()) + 1)
+    for token, i in vocabulary.items():
+        if i in added:
+            found[i] = token.encode()
+        elif byte_level and all(letter in letters for letter in token):
+            found[i] = bytes(letters[letter] for letter in token)
+        elif fallback and (byte := _BYTE.fullmatch(token)):
+            found[i] = bytes([int(byte[1], 16)])
+        else:
+            token = token.removeprefix("##") if '"WordPiece"' in decoder else token
+            found[i] = (token.replace("\u2581", " ") if space else token).encode()
+    return found
+
+
+def added_ids(tokenizer: Tokenizer) -> set[int]:
+    """The ids of special tokens, and of those that `parse_special` finds in a text."""
+    return set(tokenizer.get_added_tokens_decoder())
+
+
+def _byte_level_letters() -> dict[str, int]:
+    """GPT-2's letter for each byte: printable Latin-1 stands for itself, the others for 256, 257, ..."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,48 +1,13 @@
-"""What a token is as text: its bytes, and whole characters out of a stream of tokens."""
+"""Token ids to text as they come: whole characters (`Stream`), and texts that end generation (`Stops`)."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer
 
 _HELD = 16
 """Tokens that may wait for a character's last byte; a model that has not learnt to write may never send it."""
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """What each id adds to a text, as UTF-8 bytes, maybe a part of a character; empty for ids that are no token.
-
-    For every kind but wordpiece a text's bytes are those of its tokens, one after another. Wordpiece puts spaces
-    between some tokens, which are not told here.
-    """
-    raw = json.loads(tokenizer.to_str())
-    decoder = json.dumps(raw["decoder"])
-    byte_level, fallback = '"ByteLevel"' in decoder, '"ByteFallback"' in decoder
-    space = '"Metaspace"' in decoder or '"\u2581"' in json.dumps(raw["decoder"], ensure_ascii=False)
-    letters = _byte_level_letters()
-    added = {token["id"] for token in raw["added_tokens"]}
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    found = [b""] * (max(vocabulary.values()) + 1)
-    for token, i in vocabulary.items():
-        if i in added:
-            found[i] = token.encode()
-        elif byte_level and all(letter in letters for letter in token):
-            found[i] = bytes(letters[letter] for letter in token)
-        elif fallback and (byte := _BYTE.fullmatch(token)):
-            found[i] = bytes([int(byte[1], 16)])
-        else:
-            token = token.removeprefix("##") if '"WordPiece"' in decoder else token
-            found[i] = (token.replace("\u2581", " ") if space else token).encode()
-    return found
-
-
-def added_ids(tokenizer: Tokenizer) -> set[int]:
-    """The ids of special tokens, and of those that `parse_special` finds in a text."""
-    return set(tokenizer.get_added_tokens_decoder())
 
 
 class Stream:
@@ -124,10 +89,3 @@ def whole_characters(tokenizer: Tokenizer, ids: Iterable[int], before: list[int]
 def _begun(text: str, word: str) -> int:
     """How many of the text's last characters are the beginning of the word."""
     return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
-
-
-def _byte_level_letters() -> dict[str, int]:
-    """GPT-2's letter for each byte: printable Latin-1 stands for itself, the others for 256, 257, ..."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
