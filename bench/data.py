@@ -5,8 +5,8 @@
 The text is Python files of this environment, the tokenizer a byte-level BPE of 32,768 tokens. Others are measured if
 they are installed: `datasets` (map, then chains of tokens grouped into blocks, as run_clm does it) and `litdata`
 (optimize with a TokensLoader, as its documentation does it). Each line is a document, for all ways; gpt2kit also takes
-the text as one. Where gigatoken is installed, gpt2kit's builds use it. Builds run in processes of their own, bound to
-so many cores; loaders take turns in one process; medians of the rounds.
+the text as one. Builds run in processes of their own, bound to so many cores; loaders take turns in one process;
+medians of the rounds.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
-"""Speed of encoding on one core and more: the library's own loop, gpt2kit's, and gigatoken where it is installed.
+"""Speed of encoding on one core and more: the library's own loop, and gpt2kit's.
 
     python bench/encoding.py --files data/train/*.txt --tokenizer tokenizers/mine --json encoding.json
 
 Without `--files` the text is the Python standard library's sources, without `--tokenizer` a byte-level one of 8,192
-tokens is trained on it. What is timed is the way from files to ids: reading, encoding, and the hash of the ids, with
-gigatoken's trial. Each figure is of a process of its own that may use so many cores; the
-ways take turns, and medians are told. Their ids must be equal. On a busy machine the milliseconds of processor time
-that a megabyte takes are steadier than its speed.
+tokens is trained on it. What is timed is the way from files to ids: reading, encoding, and the hash of the ids. Each
+figure is of a process of its own with this number of cores; the ways take turns, and medians are reported. Their ids
+must be equal. On a busy machine the milliseconds of processor time that a megabyte takes are steadier than its speed.
 
-    loop       one call of the library for each batch of a million characters, by its own threads
-    gpt2kit    the same in slices, in the background, while reading goes on
-    gigatoken  where it takes the tokenizer
+    loop     one call of the library for each batch of a million characters, by its own threads
+    gpt2kit  the same in slices, in the background, while the next text is read
 """
 
 from __future__ import annotations
@@ -33,8 +31,6 @@ way, cores, folder, most, *paths = sys.argv[1:]
 cores = int(cores)
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-if way != "gigatoken":
-    sys.modules["gigatoken"] = None
 import numpy as np
 from pathlib import Path
 from gpt2kit.data import encoding
@@ -62,13 +58,9 @@ def loop():
         found = loaded.encode_batch_fast(batch, add_special_tokens=False)
         yield batch, [np.array(encoding.ids, dtype) for encoding in found]
 
-def stop(line):
-    print(json.dumps([-1, 0, line]))
-    sys.exit()
-
 hasher, size = hashlib.sha256(), 0
 begin, before = time.perf_counter(), sum(os.times()[:4])
-for texts, ids in loop() if way == "loop" else encoding.encoded(batches(), loaded, dtype, stop):
+for texts, ids in loop() if way == "loop" else encoding.encoded(batches(), loaded, dtype):
     hasher.update(np.concatenate(ids).tobytes())
     size += sum(len(text.encode()) for text in texts)
 seconds, spent = time.perf_counter() - begin, sum(os.times()[:4]) - before
@@ -82,7 +74,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, nargs="+", help="folders")
     parser.add_argument("--megabytes", type=float, default=20, help="of text, at most")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", default=["loop", "gpt2kit", "gigatoken"])
+    parser.add_argument("--ways", nargs="+", choices=["loop", "gpt2kit"], default=["loop", "gpt2kit"])
     parser.add_argument("--cores", type=int, nargs="+", default=sorted({1, 2, os.cpu_count() or 1}))
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     given = parser.parse_args()
@@ -108,33 +100,24 @@ def measured(trained: Path, files: list[Path], given: argparse.Namespace) -> lis
     for number in range(given.rounds):
         for way, cores in plans:
             speed, own, told = once(way, cores, trained, files, int(given.megabytes * 1e6))
-            if speed > 0:
-                speeds[way, cores].append(speed)
-                spent[way, cores].append(own)
-                digests.add(told)
-            elif not number:
-                print(told, flush=True)
+            speeds[way, cores].append(speed)
+            spent[way, cores].append(own)
+            digests.add(told)
         print(f"round {number + 1} of {given.rounds} {trained.name}", file=sys.stderr, flush=True)
     if len(digests) != 1:
         sys.exit(f"error: {trained}: the ways give {len(digests)} different sequences of ids")
     rows = []
     for (way, cores), found in speeds.items():
-        if found:
-            ratios = [one / base for one, base in zip(found, speeds.get(("loop", cores), found), strict=True)]
-            row: dict[str, object] = {"tokenizer": trained.name, "way": way, "cores": cores}
-            row |= {"MB/s": round(statistics.median(found), 2), "least": round(min(found), 2)}
-            row |= {"most": round(max(found), 2), "of loop": round(statistics.median(ratios), 2)}
-            rows.append(row | {"CPU ms/MB": round(statistics.median(spent[way, cores]), 1)})
+        ratios = [one / base for one, base in zip(found, speeds.get(("loop", cores), found), strict=True)]
+        row: dict[str, object] = {"tokenizer": trained.name, "way": way, "cores": cores}
+        row |= {"MB/s": round(statistics.median(found), 2), "least": round(min(found), 2)}
+        row |= {"most": round(max(found), 2), "of loop": round(statistics.median(ratios), 2)}
+        rows.append(row | {"CPU ms/MB": round(statistics.median(spent[way, cores]), 1)})
     return rows
 
 
 def once(way: str, cores: int, trained: Path, files: list[Path], most: int) -> tuple[float, float, str]:
-    """MB/s, milliseconds of all processors for a MB, and the hash of the ids; or -1 and why there is no figure."""
-    if (
-        way == "gigatoken"
-        and subprocess.run([sys.executable, "-c", "import gigatoken"], capture_output=True).returncode
-    ):
-        return -1, 0, "gigatoken is not installed"
+    """MB/s, milliseconds of all processors for a MB, and the hash of the ids."""
     words = [sys.executable, "-c", _RUN, way, str(cores), str(trained), str(most), *map(str, files)]
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "PYTHONPATH": paths}

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build as shards
 from gpt2kit.data import store as store_module
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.gigatoken import WrongIds
 from gpt2kit.data.store import Damaged, TokenStore
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader as text
@@ -317,25 +316,6 @@ def test_an_early_error_leaves_no_folder(tmp_path: Path, trained: Tokenizer) -> 
     (tmp_path / "a.txt").write_bytes(b"one\n\xff\n")
     with pytest.raises(DataError, match="line 2"):
         build(tmp_path, trained)
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-
-
-def test_ids_that_prove_wrong_leave_nothing_behind(
-    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "BATCH", 40)
-    write(tmp_path)
-    real = shards.encoded
-
-    def turning(*args: object, **options: object) -> Iterator[shards.Batch]:
-        for number, batch in enumerate(real(*args, **options)):  # type: ignore[arg-type]
-            if number == 9:
-                raise WrongIds("some text")
-            yield batch
-
-    monkeypatch.setattr(shards, "encoded", turning)
-    with pytest.raises(DataError, match="pip uninstall gigatoken"):
-        build(tmp_path, trained, shard_tokens=60)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 

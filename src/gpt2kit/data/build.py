@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from tqdm import tqdm
 
 from gpt2kit import files as durable
 from gpt2kit.data.encoding import Ids, encoded
-from gpt2kit.data.gigatoken import WrongIds
 from gpt2kit.data.store import (
     FORMAT,
     INDEX,
@@ -146,9 +144,6 @@ def build(corpus: Corpus, folder: Path, cache_dir: Path, progress: Progress, mak
     before = sources.digests(corpus.paths, cache_dir)
     try:
         notes, shards = (make or encode)(folder, corpus, progress)
-    except WrongIds:
-        shutil.rmtree(folder)  # what is written already may be wrong, too
-        raise
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # unless something is in it, from which the next build continues
@@ -184,7 +179,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str],
 
     def batches(some: Iterator[str]) -> Iterator[Batch]:
         read = _reported(batched(some, BATCH), report, total, progress)
-        return encoded(read, corpus.tokenizer, corpus.dtype, note=_note)
+        return encoded(read, corpus.tokenizer, corpus.dtype)
 
     for known in recorded:
         own = itertools.islice(pieces, known.pieces)

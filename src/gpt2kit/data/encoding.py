@@ -6,16 +6,13 @@ far ahead, so memory does not depend on the corpus.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-
-from gpt2kit.data.gigatoken import gigatoken_encoder
 
 Ids = NDArray[np.unsignedinteger]
 AHEAD = 2
@@ -28,7 +25,6 @@ def encoded(
     batches: Iterable[list[str]],
     tokenizer: Tokenizer,
     dtype: np.dtype[np.unsignedinteger],
-    note: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[list[str], list[Ids]]]:
     """Yield each batch with the ids of each of its texts; no special token is added to a text.
 
@@ -38,16 +34,12 @@ def encoded(
         batches: lists of texts, about a million characters each.
         tokenizer: as `tokenizer.from_json` gives it.
         dtype: a type that holds every id.
-        note: called with the reason why gigatoken is installed but not used.
     """
-    source = iter(batches)
-    head = list(itertools.islice(source, AHEAD))
-    encode = gigatoken_encoder(tokenizer, dtype, head, note) or (lambda texts: _encode(tokenizer, texts, dtype))
     waiting: deque[tuple[list[str], Future[list[Ids]]]] = deque()
     pool = ThreadPoolExecutor(1, "encoding")
     try:
-        for texts in itertools.chain(head, source):
-            waiting.append((texts, pool.submit(encode, texts)))
+        for texts in batches:
+            waiting.append((texts, pool.submit(_encode, tokenizer, texts, dtype)))
             if len(waiting) == AHEAD:
                 done, ids = waiting.popleft()
                 yield done, ids.result()
