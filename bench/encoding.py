@@ -33,7 +33,7 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 import numpy as np
 from pathlib import Path
-from gpt2kit.data import encoding
+from gpt2kit.data import build
 from gpt2kit.text import Reader
 from gpt2kit.tokenization import tokenizer
 loaded = tokenizer.load(folder)
@@ -60,7 +60,7 @@ def loop():
 
 hasher, size = hashlib.sha256(), 0
 begin, before = time.perf_counter(), sum(os.times()[:4])
-for texts, ids in loop() if way == "loop" else encoding.encoded(batches(), loaded, dtype):
+for texts, ids in loop() if way == "loop" else build.encode_batches(batches(), loaded, dtype):
     hasher.update(np.concatenate(ids).tobytes())
     size += sum(len(text.encode()) for text in texts)
 seconds, spent = time.perf_counter() - begin, sum(os.times()[:4]) - before

@@ -9,8 +9,8 @@ import pytest
 from test_tokenizer import KINDS, MEAN, TEXT, make
 from tokenizers import Tokenizer
 
-from gpt2kit.data import encoding
-from gpt2kit.data.encoding import encoded
+from gpt2kit.data import build
+from gpt2kit.data.build import encode_batches
 from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Part
 from gpt2kit.tokenization import tokenizer
@@ -35,7 +35,7 @@ def one_by_one(trained: Tokenizer, batches: list[list[str]]) -> list[list[list[i
     return [[trained.encode(text, add_special_tokens=False).ids for text in batch] for batch in batches]
 
 
-def told(found: Iterator[tuple[list[str], list[encoding.Ids]]], batches: list[list[str]]) -> list[list[list[int]]]:
+def told(found: Iterator[tuple[list[str], list[build.Ids]]], batches: list[list[str]]) -> list[list[list[int]]]:
     """The ids, of the expected type and beside the expected texts."""
     ids = []
     for (texts, arrays), batch in zip(found, batches, strict=True):
@@ -48,13 +48,13 @@ def told(found: Iterator[tuple[list[str], list[encoding.Ids]]], batches: list[li
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ids_are_the_tokenizers_own(kind: str, folder: Path) -> None:
     loaded = tokenizer.load(folder / kind)
-    assert told(encoded(BATCHES, loaded, WORDS), BATCHES) == one_by_one(loaded, BATCHES)
+    assert told(encode_batches(BATCHES, loaded, WORDS), BATCHES) == one_by_one(loaded, BATCHES)
 
 
 def test_a_long_batch_and_none_at_all(trained: Tokenizer) -> None:
     batches = [[text * 400 for text in TEXT] for _ in range(2)]
-    assert told(encoded(batches, trained, WORDS), batches) == one_by_one(trained, batches)
-    assert not list(encoded([], trained, WORDS))
+    assert told(encode_batches(batches, trained, WORDS), batches) == one_by_one(trained, batches)
+    assert not list(encode_batches([], trained, WORDS))
 
 
 def test_it_never_reads_far_ahead(trained: Tokenizer) -> None:
@@ -66,8 +66,8 @@ def test_it_never_reads_far_ahead(trained: Tokenizer) -> None:
             read += 1
             yield TEXT
 
-    for done, _ in enumerate(encoded(counted(), trained, WORDS), 1):
-        assert read <= done + encoding.AHEAD
+    for done, _ in enumerate(encode_batches(counted(), trained, WORDS), 1):
+        assert read <= done + build.AHEAD
     assert read == done == 60
 
 
@@ -79,7 +79,7 @@ def test_an_early_end_leaves_no_thread(trained: Tokenizer, how: str) -> None:
                 raise DataError("bad line")
             yield TEXT
 
-    found = encoded(endless(), trained, np.dtype("u1") if how == "ids" else WORDS)
+    found = encode_batches(endless(), trained, np.dtype("u1") if how == "ids" else WORDS)
     if how == "ids":
         with pytest.raises(OverflowError):  # ids above 255
             list(found)

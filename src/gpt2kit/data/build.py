@@ -14,15 +14,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gpt2kit import files as durable
-from gpt2kit.data.encoding import Ids, encoded
 from gpt2kit.data.store import (
     FORMAT,
     INDEX,
@@ -46,11 +47,16 @@ from gpt2kit.tokenization.sampling import batched
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files that are read, and those that they have; compressed ones count as they lie."""
 
+Ids = NDArray[np.unsignedinteger]
 Batch = tuple[list[str], list[Ids]]
 """Texts and their ids."""
 
+# Characters of a batch: what is read, encoded and written at a time.
 BATCH = 1 << 20
-"""Characters encoded by one call: enough to keep some cores busy; each takes 100 to 250 bytes while it is encoded."""
+# Batches that are encoded, or wait to be, while the caller works on another one.
+AHEAD = 2
+# Characters encoded by one call of `tokenizers`: each takes 100 to 250 bytes meanwhile.
+_SLICE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str],
 
     def batches(some: Iterator[str]) -> Iterator[Batch]:
         read = _reported(batched(some, BATCH), report, total, progress)
-        return encoded(read, corpus.tokenizer, corpus.dtype)
+        return encode_batches(read, corpus.tokenizer, corpus.dtype)
 
     for known in recorded:
         own = itertools.islice(pieces, known.pieces)
@@ -202,6 +208,38 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str],
         return [json.dumps({"records": report.records, "bad": report.bad, "met": report.met})], shards
     refuse_empty(shards, corpus, report)
     return report.lines(), shards
+
+
+def encode_batches(
+    batches: Iterable[list[str]], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]
+) -> Iterator[Batch]:
+    """Yield each batch with the ids of each of its texts, in order; no special token is added to a text.
+
+    A thread encodes, on all cores, while the caller reads text and writes ids. It never reads far ahead, so memory does
+    not depend on the corpus. Exhaust or close the iterator, and the thread ends.
+    """
+    waiting: collections.deque[tuple[list[str], Future[list[Ids]]]] = collections.deque()
+    pool = ThreadPoolExecutor(1, "encoding")
+    try:
+        for texts in batches:
+            waiting.append((texts, pool.submit(_encode_batch, texts, tokenizer, dtype)))
+            if len(waiting) == AHEAD:
+                done, ids = waiting.popleft()
+                yield done, ids.result()
+        for done, ids in waiting:
+            yield done, ids.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode_batch(texts: list[str], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]) -> list[Ids]:
+    """Encode a batch in slices: the library's results take a hundred times the memory of the ids."""
+    count = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
+    arrays: list[Ids] = []
+    for start in range(0, len(texts), count):
+        encodings = tokenizer.encode_batch_fast(texts[start : start + count], add_special_tokens=False)
+        arrays += [np.array(encoding.ids, dtype) for encoding in encodings]
+    return arrays
 
 
 def finished_shards(folder: Path) -> tuple[list[Shard], set[str]]:
