@@ -24,8 +24,10 @@ from machine import finish
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.generation import decoder
+from gpt2kit.generation.generator import device_and_dtype
 from gpt2kit.generation.options import Rules
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.training.module import GPT2Module
 
 Times = tuple[float, float]  # seconds to the first token, to the last
@@ -42,7 +44,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    gpt2 = decoder.ready(model(given.ckpt_path, given.shape))
+    gpt2 = model(given.ckpt_path, given.shape)
+    device, dtype = device_and_dtype("auto")
+    own = InferenceGPT2(gpt2.shape, gpt2.state_dict(), device, dtype)
+    gpt2.to(device, dtype).eval().use_attention()
     context = int(gpt2.shape["n_positions"])
     parameters = sum(p.numel() for p in gpt2.parameters())
     print(
@@ -51,7 +56,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for batch in given.batches:
         ways: dict[str, Callable[[], Times]] = {
-            "ours": lambda b=batch: ours(gpt2, b, given.tokens),
+            "ours": lambda b=batch: ours(own, b, given.tokens),
             "no cache": lambda b=batch: no_cache(gpt2, b, given.tokens),
         }
         if given.tokens < context:  # it cannot go on beyond the context
@@ -85,7 +90,7 @@ def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
     ).model
 
 
-def ours(gpt2: GPT2, batch: int, tokens: int) -> Times:
+def ours(gpt2: InferenceGPT2, batch: int, tokens: int) -> Times:
     begin = time.perf_counter()
     texts = [decoder.Text([0], sample) for sample in range(batch)]
     writer = decoder.Writer(gpt2, texts, Rules(temperature=0.8, top_k=200), eos=-1)

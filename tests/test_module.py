@@ -14,8 +14,9 @@ from gpt2kit.errors import UserError
 from gpt2kit.generation.decoder import Text, Writer
 from gpt2kit.generation.options import Rules
 from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
-from gpt2kit.model.config import padded, shape_problems
+from gpt2kit.model.config import padded, parameter_count, shape_problems, tensor_sizes
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.nonfinite import unfuse
 from gpt2kit.training.module import GPT2Module
@@ -45,7 +46,7 @@ def test_rows_beyond_the_vocabulary_are_no_tokens(gpt2: GPT2Module) -> None:
     nll, tokens = gpt2.model.nll(torch.randint(0, 40, (2, 17)))
     assert (nll / tokens).item() == pytest.approx(math.log(40), rel=1e-6)
     text = Text([1])
-    writer = Writer(gpt2.model, [text], Rules(), -1)
+    writer = Writer(InferenceGPT2(gpt2.shape, gpt2.model.state_dict(), "cpu", torch.float32), [text], Rules(), -1)
     for _ in range(300):
         writer.step()
     assert max(text.new) == 39
@@ -112,6 +113,16 @@ def test_the_model_files_have_the_sizes_they_name(name: str, millions: float) ->
     if millions < 100:  # ours are counted without the vocabulary
         count -= padded(50257) * options["n_embd"]
     assert count / 1e6 == pytest.approx(millions, abs=0.5 if millions > 100 else 0.05)
+
+
+@pytest.mark.parametrize("n_inner", [None, 40])
+def test_tensor_sizes_are_those_of_the_model(n_inner: int | None) -> None:
+    """Checkpoints are compared with these sizes before a model is made."""
+    shape = {**SHAPE, "n_inner": n_inner}
+    model = GPT2(shape)
+    assert tensor_sizes(shape) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    padding = (64 - 40) * 32
+    assert parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters()) - padding
 
 
 def test_options_reach_the_model() -> None:

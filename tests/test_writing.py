@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
+import typing
 
 import pytest
 import torch
 from torch import Tensor
 
-from gpt2kit.generation.decoder import Reader, Text, Writer, ready
+from gpt2kit.generation.decoder import Reader, Text, Writer
 from gpt2kit.generation.options import Rules
+from gpt2kit.model.config import Activation
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.training.module import GPT2Module
 
 PROMPTS = [[0], [0, 5, 6, 7, 8, 9, 10], [0, 11, 12], list(range(14)), list(range(40))]
 GREEDY = Rules(temperature=0)
 
 
-@pytest.fixture(scope="module", params=["plain", "sdpa"])
-def gpt2(request: pytest.FixtureRequest) -> GPT2:
-    """Random weights, wide enough to have opinions; 50 tokens in an embedding of 64 rows."""
+@pytest.fixture(scope="module")
+def gpt2() -> GPT2:
+    """Hugging Face's model, to compare with. Random weights, wide enough to have opinions; 50 tokens in 64 rows."""
     torch.manual_seed(2)
-    module = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=16, initializer_range=0.4).model
-    ready(module).use_attention(request.param)
-    return module
+    module = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=16, initializer_range=0.4)
+    return module.model.eval()
+
+
+def inference(gpt2: GPT2, dtype: torch.dtype = torch.float32) -> InferenceGPT2:
+    return InferenceGPT2(gpt2.shape, gpt2.state_dict(), "cpu", dtype)
 
 
 def write(gpt2: GPT2, texts: list[Text], rules: Rules, tokens: int, eos: int = -1) -> list[list[int]]:
-    writer = Writer(gpt2, texts, rules, eos)
+    writer = Writer(inference(gpt2), texts, rules, eos)
     for _ in range(tokens):
         if writer.texts:
             writer.step()
@@ -49,10 +54,10 @@ def test_the_cache_changes_nothing(gpt2: GPT2) -> None:
 
 def test_batched_logits_are_those_of_one_by_one(gpt2: GPT2) -> None:
     """Prompts of different length, growing, outgrowing the context at different times, rows leaving in between."""
-    gpt2 = copy.deepcopy(gpt2).double()  # what is not rounding would show
+    model = inference(gpt2, torch.float64)  # what is not rounding would show
     drawn = torch.Generator().manual_seed(1)
     rows = [list(prompt) for prompt in PROMPTS]
-    together, alone = Reader(gpt2), [Reader(gpt2) for _ in rows]
+    together, alone = Reader(model), [Reader(model) for _ in rows]
     for step in range(40):
         if step in (3, 20):
             together.select(kept := [i for i in range(len(rows)) if i != 1])
@@ -65,12 +70,24 @@ def test_batched_logits_are_those_of_one_by_one(gpt2: GPT2) -> None:
 
 
 def test_beyond_the_context_the_newest_half_stays(gpt2: GPT2) -> None:
-    reader, row = Reader(gpt2), list(range(15))
+    reader, row = Reader(inference(gpt2)), list(range(15))
     for length in range(15, 40):
         found = reader.logits([row])[0]
         begin = 0 if length <= 16 else length - 8 - (length - 17) % 9  # half, and what has grown since
         assert torch.allclose(found, plain(gpt2, row[begin:]), atol=1e-4), length
         row = [*row, length % 50]
+
+
+@pytest.mark.parametrize("activation", typing.get_args(Activation))
+def test_logits_are_those_of_transformers(activation: Activation) -> None:
+    options = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_inner": 40, "vocab_size": 70, "n_positions": 100}
+    model = GPT2({**options, "activation_function": activation, "layer_norm_epsilon": 0.01, "initializer_range": 0.4})
+    row = torch.randint(0, 70, (100,), generator=torch.Generator().manual_seed(3)).tolist()
+    reader = Reader(inference(model.eval()))
+    for length in (60, 61, 62, 100):
+        with torch.inference_mode():
+            expected = model(torch.tensor([row[:length]])).logits[0, -1, :70]
+        torch.testing.assert_close(reader.logits([row[:length]])[0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rules", [GREEDY, Rules(temperature=1.0, top_p=0.95), Rules(repetition_penalty=1.3, top_k=9)])
@@ -100,7 +117,7 @@ def test_padded_rows_are_never_drawn(gpt2: GPT2) -> None:
 
 
 def test_alternatives_are_the_models_own(gpt2: GPT2) -> None:
-    writer = Writer(gpt2, [Text([0])], Rules(top_k=1), -1, alternatives=3)
+    writer = Writer(inference(gpt2), [Text([0])], Rules(top_k=1), -1, alternatives=3)
     chosen = writer.step()[0]
     probabilities = plain(gpt2, [0]).softmax(-1)
     assert chosen.probability == pytest.approx(float(probabilities[chosen.token]), rel=1e-4)

@@ -8,25 +8,30 @@ imported, and no size that it claims is believed before the tensors bear it out.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from gpt2kit import __version__
 from gpt2kit import files as durable
 from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
-from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.config import Shape
 from gpt2kit.text.reader import Share
 from gpt2kit.tokenization import tokenizer as tokenizers
+
+if TYPE_CHECKING:
+    from gpt2kit.model.gpt2 import GPT2
 
 KEY = "gpt2kit"
 FORMAT = 1
@@ -35,15 +40,30 @@ _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 @dataclass
 class Opened:
-    """What a checkpoint holds, ready to use: the model on the CPU in eval mode, its tokenizer, and the run's facts.
+    """The content of a checkpoint.
 
-    Of a Hugging Face folder, `facts` has nothing but that there is no test text.
+    Args:
+        path: the file, or the Hugging Face folder.
+        shape: the options of the model, see `model.config.SHAPE`.
+        state: its tensors, on the CPU.
+        tokenizer: the one it was trained with.
+        facts: what the run recorded; of a Hugging Face folder, only that there is no test text.
+        document_start: see `GPT2`.
     """
 
     path: Path
-    model: GPT2
+    shape: Shape
+    state: dict[str, Tensor]
     tokenizer: Tokenizer
     facts: dict[str, Any]
+    document_start: int | None = None
+
+    @functools.cached_property
+    def model(self) -> GPT2:
+        """The model over these tensors, in eval mode."""
+        from gpt2kit.model.gpt2 import GPT2  # transformers takes seconds to import, and generation does without
+
+        return GPT2.from_state(self.shape, self.state, self.document_start)
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:
@@ -117,8 +137,7 @@ def refuse_weights_only(file: Path) -> None:
 def open(path: str | Path) -> Opened:
     """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it."""
     if folder := huggingface.folder_of(str(path)):
-        model, tokenizer = huggingface.read(folder)
-        return Opened(folder, model, tokenizer, {"test_files": [], "test_share": None})
+        return Opened(folder, *huggingface.read(folder), {"test_files": [], "test_share": None})
     file = find(path)
     raw = read(file)
     facts = raw.get(KEY)
@@ -132,8 +151,6 @@ def open(path: str | Path) -> Opened:
     shape = validation.shape_of(file, facts.get("shape"))
     state = finetuning.merged(state)
     validation.check(file, shape, state)
-    model = GPT2(shape, _document_start(file, facts, shape))
-    model.load_state_dict(validation.of_model(state), strict=True)
     try:
         tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
     except DataError as error:
@@ -143,7 +160,7 @@ def open(path: str | Path) -> Opened:
             f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
             f"its model {shape['vocab_size']}. Train it again"
         )
-    return Opened(file, model.eval(), tokenizer, facts)
+    return Opened(file, shape, validation.of_model(state), tokenizer, facts, _document_start(file, facts, shape))
 
 
 def test_text(opened: Opened) -> tuple[list[str], Share | None]:

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from gpt2kit.checkpoint import validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded
-from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.trainers import EOS
 
@@ -58,8 +57,8 @@ def folder_of(path: str) -> Path | None:
     return None
 
 
-def read(folder: Path) -> tuple[GPT2, Tokenizer]:
-    """The model, in eval mode on the CPU, and its tokenizer."""
+def read(folder: Path) -> tuple[Shape, dict[str, Tensor], Tokenizer]:
+    """Return the shape, the tensors and the tokenizer of a model."""
     config = _json(folder / CONFIG)
     shape = _shape(folder / CONFIG, config)
     state = _state(folder)
@@ -76,9 +75,7 @@ def read(folder: Path) -> tuple[GPT2, Tokenizer]:
             f"{folder}: its tokenizer has {tokenizers.size(tokenizer)} tokens, its model {shape['vocab_size']}. "
             "They do not belong together"
         )
-    model = GPT2(shape)
-    model.load_state_dict(validation.of_model(state), strict=True)
-    return model.eval(), tokenizer
+    return shape, validation.of_model(state), tokenizer
 
 
 def _shape(file: Path, config: dict[str, Any]) -> Shape:

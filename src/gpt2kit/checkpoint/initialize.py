@@ -62,7 +62,7 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
 
 def defaults(source: Opened, config: Any) -> dict[str, Any]:
     """What the options are by default in a run from these weights: the shape, context and tokenizer that they had."""
-    shape = source.model.shape
+    shape = source.shape
     return {
         **{f"model.{name}": shape[name] for name in TAKEN},
         "data.block_size": shape["n_positions"],
@@ -74,7 +74,7 @@ def settle(config: Any, source: Opened) -> list[str]:
     """Name the weights' tokenizer if it is meant; the sizes that the user has written and the weights have not."""
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = kept(source.tokenizer, config.data.cache_dir)
-    shape = source.model.shape
+    shape = source.shape
     return [
         f"model.{name} {config.model[name]}: the weights of model.init_from have {shape[name]}. Leave it out"
         for name in TAKEN

@@ -8,8 +8,7 @@ from typing import Any, TypeGuard, get_args
 import torch
 
 from gpt2kit.errors import CheckpointError
-from gpt2kit.model.config import SHAPE, Activation, shape_problems
-from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.config import SHAPE, Activation, shape_problems, tensor_sizes
 
 EMBEDDING = "model.transformer.wte.weight"
 HEAD = "model.lm_head.weight"
@@ -53,17 +52,16 @@ def check(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
     Input and output embedding must be the same: the model has one for both, so of two that differ one would be lost,
     and the figures of such a model say nothing of the one that was trained.
     """
-    with torch.device("meta"):
-        wanted = {f"model.{name}": tensor.shape for name, tensor in GPT2(shape).state_dict().items()}
+    wanted = {f"model.{name}": size for name, size in tensor_sizes(shape).items()}
     for name in sorted(set(wanted) ^ set(state), key=str):
         raise CheckpointError(f"{file}: tensor {name} is {'missing' if name in wanted else 'not of this model'}")
     for name, size in wanted.items():
         tensor = state[name]
-        if not solid(tensor) or tensor.shape != size:
+        if not solid(tensor) or tuple(tensor.shape) != size:
             found = (
                 f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             )
-            raise CheckpointError(f"{file}: tensor {name} is {found}, the model's shape asks for floats {tuple(size)}")
+            raise CheckpointError(f"{file}: tensor {name} is {found}, the model's shape asks for floats {size}")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{file}: tensor {name} holds NaN or Inf. Use an earlier checkpoint")
     if not torch.equal(state[EMBEDDING], state[HEAD]):
@@ -73,8 +71,8 @@ def check(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
 
 
 def of_model(state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors by the model's own names; a checkpoint has them by those of the LightningModule around it."""
-    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    """Return the tensors by the model's own names, in float32; a checkpoint has those of the LightningModule."""
+    return {name.removeprefix("model."): tensor.float() for name, tensor in state.items()}
 
 
 def solid(tensor: object) -> TypeGuard[torch.Tensor]:

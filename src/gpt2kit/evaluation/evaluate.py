@@ -169,7 +169,7 @@ def _result(one: Subject, gpt2: GPT2, sums: Sums, windows: Windows, trip: RoundT
         (windows.least_context, windows.context),
         windows.stride,
         int(gpt2.shape["vocab_size"]),
-        parameter_count(gpt2.shape, gpt2),
+        parameter_count(gpt2.shape),
         trip,
         one.append_eos,
         gpt2.document_start is not None,

@@ -94,7 +94,7 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
                 name,
                 opened.path,
                 opened.tokenizer,
-                int(opened.model.shape["n_positions"]),
+                int(opened.shape["n_positions"]),
                 _reader(opened, reader) if reader is not None and with_reader else None,
                 append_eos,
                 checkpoint.test_text(opened),

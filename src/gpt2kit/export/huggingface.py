@@ -71,7 +71,7 @@ def export(
     refuse_other_files(target, force)
     opened = checkpoint.open(ckpt_path)
     if gguf:
-        refuse(gguf_file.problems(opened.model.shape, opened.tokenizer))
+        refuse(gguf_file.problems(opened.shape, opened.tokenizer))
     with replacing_folder(target) as folder:
         write(opened, folder, target.name, dtype, gguf)
         proof = check(opened, folder, dtype)
@@ -140,11 +140,11 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = Fa
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
-    shape, end = opened.model.shape, tokenizers.eos_id(opened.tokenizer)
+    shape, end = opened.shape, tokenizers.eos_id(opened.tokenizer)
     config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{MARK: __version__})
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
-    state = rounded(opened.model, dtype)
+    state = rounded(opened, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     half = max(shape["n_positions"] // 2, 1)  # transformers' own 256 would run over a short context
@@ -160,11 +160,11 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = Fa
         gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
 
 
-def rounded(gpt2: GPT2, dtype: Dtype) -> dict[str, torch.Tensor]:
+def rounded(opened: Opened, dtype: Dtype) -> dict[str, torch.Tensor]:
     """The tensors by Hugging Face's names in `dtype`, input and output embedding one tensor without padded rows."""
     kind = getattr(torch, dtype)
-    state = {name: tensor.to(kind) for name, tensor in gpt2.state_dict().items()}
-    embedding = state["transformer.wte.weight"][: gpt2.shape["vocab_size"]].clone()
+    state = {name: tensor.to(kind) for name, tensor in opened.state.items()}
+    embedding = state["transformer.wte.weight"][: opened.shape["vocab_size"]].clone()
     state |= {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
     for tensor_name, tensor in state.items():
         if not torch.isfinite(tensor).all():
@@ -174,13 +174,12 @@ def rounded(gpt2: GPT2, dtype: Dtype) -> dict[str, torch.Tensor]:
 
 def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
     """Load the folder in a fresh process, and compare logits, a greedy continuation and the tokenizer with ours."""
-    gpt2, shape = opened.model, opened.model.shape
+    gpt2, shape = opened.model, opened.shape
     length = min(_LENGTH, shape["n_positions"])
     prompt = max(length // 2, 1)
     ids = torch.linspace(0, shape["vocab_size"] - 1, prompt).long().tolist()
-    same = GPT2(shape).eval()  # the weights as they are in the folder
-    exact = gpt2.state_dict()
-    same.load_state_dict({name: tensor.to(getattr(torch, dtype)) for name, tensor in exact.items()})
+    weights = {name: tensor.to(getattr(torch, dtype)).float() for name, tensor in opened.state.items()}
+    same = GPT2.from_state(shape, weights)  # the weights as they are in the folder
     ids = continued(same, ids, length)
     text = opened.tokenizer.decode(ids[:prompt], skip_special_tokens=False)
     theirs = reloaded(folder, ids, prompt, text)

@@ -24,17 +24,17 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
         name=name,
         rows=[(what, value) for what, value in _rows(opened, start, dtype) if value is not None],
         end=eos_id(opened.tokenizer),
-        context=f"{opened.model.shape['n_positions']:,}",
+        context=f"{opened.shape['n_positions']:,}",
     )
 
 
 def _rows(opened: Opened, start: dict[str, Any] | None, dtype: str) -> list[tuple[str, str | None]]:
-    facts, shape = opened.facts, opened.model.shape
+    facts, shape = opened.facts, opened.shape
     seen, text = _number(facts, "tokens_seen"), _number(facts, "train_tokens")
     bits = _number(facts, "val_bpb")
     began = " ".join(str(start.get("from")).removeprefix(HUB).rstrip("/").split()).split("/")[-2:] if start else []
     return [
-        ("parameters", f"{parameter_count(shape, opened.model):,}, as {dtype}"),
+        ("parameters", f"{parameter_count(shape):,}, as {dtype}"),
         ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),
         ("context", f"{shape['n_positions']:,} tokens"),
         ("vocabulary", f"{shape['vocab_size']:,} pieces, tokenizer {fingerprint(opened.tokenizer)[:12]}"),

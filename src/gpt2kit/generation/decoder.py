@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,8 @@ from torch import Tensor
 from gpt2kit.errors import UserError
 from gpt2kit.generation import sampling as choosing
 from gpt2kit.generation.constraints import Constraint
-from gpt2kit.generation.options import Precision, Rules
-from gpt2kit.model.gpt2 import GPT2
-
-_TYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+from gpt2kit.generation.options import Rules
+from gpt2kit.model.inference import InferenceGPT2
 
 
 @dataclass
@@ -66,16 +63,15 @@ class Reader:
         gpt2: the model.
     """
 
-    def __init__(self, gpt2: GPT2) -> None:
+    def __init__(self, gpt2: InferenceGPT2) -> None:
         self.gpt2 = gpt2
         self.context = int(gpt2.shape["n_positions"])
         self.slid = False
         """Whether a row has outgrown the context."""
-        self._vocab_size = int(gpt2.shape["vocab_size"])
-        self._past: Any = None
+        self._cache = gpt2.new_cache()
         self._begin: list[int] = []
         self._read: list[int] = []  # how many ids of each row the cache has
-        self._mask = torch.empty(0)
+        self._real = torch.empty(0)  # (rows, T), false for padding
         self._padded = False
 
     def logits(self, rows: Sequence[list[int]]) -> Tensor:
@@ -101,8 +97,8 @@ class Reader:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows of the last call, in this order; one may be kept several times."""
         index = torch.tensor(rows, device=self.gpt2.device)
-        self._past.batch_select_indices(index)
-        self._mask = self._mask[index]
+        self._cache.select(index)
+        self._real = self._real[index]
         self._begin = [self._begin[row] for row in rows]
         self._read = [self._read[row] for row in rows]
 
@@ -111,45 +107,40 @@ class Reader:
         padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.gpt2.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.gpt2.device)
         places = torch.arange(width, device=self.gpt2.device) - (width - lengths)[:, None]
-        self._mask = (places >= 0).long()
+        self._real = places >= 0
         self._padded = min(map(len, rows)) < width
-        self._past = None
-        return self._forward(padded, places.clamp(min=0))
+        self._cache = self.gpt2.new_cache()
+        mask = None
+        if self._padded:  # padding sees itself, since a row of the softmax that sees nothing would be NaN
+            square = torch.ones(width, width, dtype=torch.bool, device=self.gpt2.device)
+            mask = (self._real[:, None, None, :] & square.tril()) | square.diag().diag()
+        return self.gpt2.next_logits(padded, places.clamp(min=0), self._cache, mask)
 
     def _next(self, tokens: list[int]) -> Tensor:
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
+        self._real = torch.cat([self._real, self._real.new_ones(len(tokens), 1)], 1)
         places = [length - begin - 1 for length, begin in zip(self._read, self._begin, strict=True)]
-        return self._forward(
+        return self.gpt2.next_logits(
             torch.tensor(tokens, device=self.gpt2.device)[:, None],
             torch.tensor(places, device=self.gpt2.device)[:, None],
+            self._cache,
+            self._real[:, None, None, :] if self._padded else None,
         )
-
-    @torch.inference_mode()
-    def _forward(self, ids: Tensor, places: Tensor) -> Tensor:
-        found = self.gpt2(
-            input_ids=ids,
-            position_ids=places,
-            attention_mask=self._mask if self._padded else None,
-            past_key_values=self._past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._past = found.past_key_values
-        return found.logits[:, -1, : self._vocab_size].float()  # type: ignore[no-any-return]
 
 
 class Writer:
     """Writes texts together, a token of each at every step.
 
     Args:
-        gpt2: the model, made ready by `ready`.
+        gpt2: the model.
         texts: what to write.
         rules: how to choose.
         eos: the id that ends a document.
         alternatives: report so many of the likeliest tokens with each one chosen.
     """
 
-    def __init__(self, gpt2: GPT2, texts: Sequence[Text], rules: Rules, eos: int, alternatives: int = 0) -> None:
+    def __init__(
+        self, gpt2: InferenceGPT2, texts: Sequence[Text], rules: Rules, eos: int, alternatives: int = 0
+    ) -> None:
         self.texts = list(texts)
         """Those not ended yet."""
         self.reader = Reader(gpt2)
@@ -209,15 +200,3 @@ def with_alternatives(chosen: Sequence[Chosen], probabilities: Tensor, count: in
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     likeliest = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
     return [Chosen(c.text, c.token, float(probabilities[row, c.token]), likeliest[row]) for row, c in enumerate(chosen)]
-
-
-def ready(gpt2: GPT2, precision: Precision = "auto") -> GPT2:
-    """The model on the device, in the precision asked for; auto: float32 on a CPU, 16 bits on a GPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if precision == "auto":
-        precision = "32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "16"
-    if precision == "16" and device.type == "cpu":
-        raise UserError("--precision 16: a CPU computes it a thousand times slower. Take 32 or bf16")
-    gpt2 = gpt2.to(device, _TYPES[precision]).eval()
-    gpt2.use_attention()
-    return gpt2

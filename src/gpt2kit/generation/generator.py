@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import torch
+
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError
 from gpt2kit.generation import text_stream
 from gpt2kit.generation.constraints import Ban, Constraint
-from gpt2kit.generation.decoder import Chosen, Text, Writer, ready
+from gpt2kit.generation.decoder import Chosen, Text, Writer
 from gpt2kit.generation.options import Precision, Wish
 from gpt2kit.generation.verse import Verse
+from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
 
@@ -52,7 +55,7 @@ class Author:
         self, opened: Opened, precision: Precision = "auto", note: Callable[[str], None] | None = None
     ) -> None:
         self.tokenizer = opened.tokenizer
-        self.gpt2 = ready(opened.model, precision)
+        self.gpt2 = InferenceGPT2(opened.shape, opened.state, *device_and_dtype(precision))
         self.eos = tokenizers.eos_id(self.tokenizer)
         self._tokens = token_bytes(self.tokenizer)
         self._added = added_ids(self.tokenizer)
@@ -145,6 +148,16 @@ class Author:
         if words or never:
             made.append(Ban(words, self._tokens, never, self.eos).after)
         return lambda prompt: tuple(make(prompt) for make in made)
+
+
+def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:
+    """Return the device to generate on, and the precision; auto: float32 on a CPU, 16 bits on a GPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "16"
+    if precision == "16" and device == "cpu":
+        raise UserError("--precision 16: a CPU computes it a thousand times slower. Use 32 or bf16")
+    return device, {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
 
 
 def _complete(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -57,10 +58,32 @@ def shape_problems(shape: Shape) -> list[str]:
     return problems
 
 
-def parameter_count(shape: Mapping[str, Any], model: Any) -> int:
-    """Parameters of a GPT2LMHeadModel, those of embedding rows that are no tokens left out."""
-    filling = (model.transformer.wte.weight.shape[0] - shape["vocab_size"]) * shape["n_embd"]
-    return int(sum(parameter.numel() for parameter in model.parameters()) - filling)
+def tensor_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the size of each tensor of a GPT2LMHeadModel, by its name, with the padded rows of the embedding."""
+    width, rows = shape["n_embd"], padded(shape["vocab_size"])
+    inner = shape.get("n_inner") or 4 * width
+    matrices = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
+    matrices |= {"mlp.c_fc": (width, inner), "mlp.c_proj": (inner, width)}  # [in, out], unlike torch.nn.Linear
+    sizes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (rows, width),
+        "transformer.wpe.weight": (shape["n_positions"], width),
+    }
+    for layer in range(shape["n_layer"]):
+        for name, size in matrices.items():
+            sizes[f"transformer.h.{layer}.{name}.weight"] = size
+            sizes[f"transformer.h.{layer}.{name}.bias"] = size[1:]
+        for name in ("ln_1", "ln_2"):
+            sizes |= {f"transformer.h.{layer}.{name}.{part}": (width,) for part in ("weight", "bias")}
+    sizes |= {"transformer.ln_f.weight": (width,), "transformer.ln_f.bias": (width,)}
+    return sizes | {"lm_head.weight": (rows, width)}  # tied to wte
+
+
+def parameter_count(shape: Shape) -> int:
+    """Return the number of parameters; padded rows of the embedding, and the tied output layer, do not count."""
+    sizes = tensor_sizes(shape)
+    del sizes["lm_head.weight"]
+    padding = (padded(shape["vocab_size"]) - shape["vocab_size"]) * shape["n_embd"]
+    return sum(map(math.prod, sizes.values())) - int(padding)
 
 
 def flops_per_token(shape: Mapping[str, Any], model: Any = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +36,16 @@ class GPT2(GPT2LMHeadModel):
         self.shape = shape
         self.document_start = document_start
         self._nll_of, self._head = self._whole_model, chunked_nll
+
+    @classmethod
+    def from_state(cls, shape: Shape, state: Mapping[str, Tensor], document_start: int | None = None) -> GPT2:
+        """Return a model in eval mode over these very tensors; no weight is copied or drawn."""
+        with torch.device("meta"):
+            model = cls(shape, document_start)
+        model.load_state_dict(state, strict=True, assign=True)
+        model.tie_weights()
+        model.eval()
+        return model
 
     def nll(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of nats and the number of predicted tokens of a batch.

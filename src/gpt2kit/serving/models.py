@@ -150,10 +150,10 @@ def describe(opened: checkpoint.Opened) -> dict[str, str]:
     tokens = facts.get("train_tokens")
     score = last_validation(opened.path, facts.get("step"))
     return {
-        "size": f"{parameter_count(opened.model.shape, opened.model) / 1e6:,.1f} M parameters",
+        "size": f"{parameter_count(opened.shape) / 1e6:,.1f} M parameters",
         "corpus": (corpus or "unknown") + (f" ({tokens / 1e6:,.1f} M tokens)" if isinstance(tokens, int) else ""),
         "bits per byte": "unknown" if score is None else f"{score:.3f}",
-        "context": f"{opened.model.shape['n_positions']:,} tokens",
+        "context": f"{opened.shape['n_positions']:,} tokens",
     }
 
 

@@ -20,7 +20,7 @@ from gpt2kit.export import huggingface
 from gpt2kit.model.config import Dtype
 from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
-from gpt2kit.training.samples import shadow
+from gpt2kit.training.samples import plain_state
 
 FOLDER = "exports"
 """Where in the run's folder they lie."""
@@ -95,7 +95,7 @@ class EpochExports(Callback):
             with isolate_rng():
                 facts = run_state.describe(gpt2, text, step, text.global_batch(trainer), {})
                 facts["val_bpb"] = self._validated[1] if self._validated[0] == step else None
-                opened = Opened(target, shadow(gpt2, state).eval(), text.tokenizer, facts)
+                opened = Opened(target, gpt2.shape, plain_state(state), text.tokenizer, facts)
                 with huggingface.replacing_folder(target) as folder:
                     huggingface.write(opened, folder, target.name, self.dtype)
                     huggingface.check(opened, folder, self.dtype)

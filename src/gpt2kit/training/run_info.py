@@ -69,7 +69,7 @@ def model_facts(gpt2: GPT2Module) -> Facts:
     """The model's shape and size."""
     return {
         "shape": dict(gpt2.shape),
-        "parameters": parameter_count(gpt2.shape, gpt2.model),
+        "parameters": parameter_count(gpt2.shape),
         "embeddings": (gpt2.shape["vocab_size"] + gpt2.shape["n_positions"]) * gpt2.shape["n_embd"],
     }
 

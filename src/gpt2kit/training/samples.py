@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -22,7 +21,6 @@ from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.generator import Author
 from gpt2kit.generation.options import Rules, Wish, problems
 from gpt2kit.model import finetuning
-from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder
 from gpt2kit.training import loggers
 from gpt2kit.training.distributed import FSDP
@@ -82,7 +80,7 @@ class TextSamples(Callback):
 
     def write(self, gpt2: GPT2Module, tokenizer: Any) -> list[list[str]]:
         """The texts of each prompt, the prompt at the beginning of each."""
-        author = Author(Opened(Path(), shadow(gpt2), tokenizer, {}), note=self._note)
+        author = Author(Opened(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {}), note=self._note)
         found = [[prompt] * self.wish.num_samples for prompt in self.prompts]
         for piece in author.write(self.prompts, self.wish):
             found[piece.prompt][piece.sample] += piece.text
@@ -103,16 +101,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def shadow(gpt2: GPT2Module, state: dict[str, Tensor] | None = None) -> GPT2:
-    """A model of its own over the very same weights, none of them copied but those that LoRA adds to: what is set on it
-    (evaluation, the kind of attention, another precision) does not reach the model in training, nor what that one was
-    compiled to. `state`: other weights for it, by the names of the module's own."""
-    with torch.device("meta"):
-        found = GPT2(gpt2.shape)
-    weights = validation.of_model(finetuning.merged(gpt2.state_dict() if state is None else state))
-    found.load_state_dict(weights, strict=True, assign=True)
-    found.tie_weights()
-    return found
+def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a GPT2Module by GPT-2's own names. None is copied but those that LoRA adds to."""
+    return validation.of_model(finetuning.merged(state))
 
 
 def told(prompts: Sequence[str], texts: Sequence[Sequence[str]], step: int, epoch: float, bits: float | None) -> str:
