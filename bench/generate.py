@@ -25,7 +25,7 @@ from machine import finish
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.generation import decoder
 from gpt2kit.generation.generator import device_and_dtype
-from gpt2kit.generation.options import Rules
+from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.training.module import GPT2Module
@@ -92,12 +92,12 @@ def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
 
 def ours(gpt2: InferenceGPT2, batch: int, tokens: int) -> Times:
     begin = time.perf_counter()
-    texts = [decoder.Text([0], sample) for sample in range(batch)]
-    writer = decoder.Writer(gpt2, texts, Rules(temperature=0.8, top_k=200), eos=-1)
-    writer.step()
+    sequences = [decoder.TokenSequence([0], sample) for sample in range(batch)]
+    loop = decoder.Decoder(gpt2, sequences, SamplingOptions(temperature=0.8, top_p=1.0, top_k=200), eos=-1)
+    loop.step()
     first = time.perf_counter() - begin
     for _ in range(tokens - 1):
-        writer.step()
+        loop.step()
     return first, time.perf_counter() - begin
 
 

@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "configs.md"
 SCRIPTS: dict[str, Callable[..., object]] = {
     "train_tokenizer.py": train_tokenizer,
     "test.py": test.test,
-    "generate.py": generate.write,
+    "generate.py": generate.generate,
     "export.py": export.export,
     "plot.py": plot.plot,
     "web_demo.py": web_demo.serve,
@@ -142,12 +142,10 @@ def page() -> str:
     ]
     for script, function in SCRIPTS.items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
-        order = list(inspect.signature(function).parameters)
-        found = [a for a in options(command.parser_of(function)) if a.dest in order]
         parts += [
             f"## {script}\n",
             f"{' '.join(summary.split())}\n",
-            table(sorted(found, key=lambda a: order.index(a.dest)), "--"),
+            table(own_options(command.parser_of(function)), "--"),
         ]
     return "\n".join(parts)
 
@@ -188,6 +186,11 @@ def options(parser: ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
         if type(action).__name__ not in _SKIPPED and action.help != argparse.SUPPRESS:
             yield action
+
+
+def own_options(parser: ArgumentParser) -> Iterator[argparse.Action]:
+    """The options of a command, without those of the classes that they name."""
+    return (action for action in options(parser) if "." not in action.dest)
 
 
 def table(actions: Iterable[argparse.Action], prefix: str = "", words: dict[str, str] | None = None) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gpt2kit.generation.constraints import Ban
-from gpt2kit.generation.text_stream import Stops
+from gpt2kit.generation.constraints import BannedWords
+from gpt2kit.generation.text_stream import StopStrings
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.tokenizer import eos_id, token_bytes
 
@@ -33,7 +33,7 @@ def test_no_draw_writes_it(tokenizer: Tokenizer, words: list[str]) -> None:
     """Random tokens, likely to spell the words, from a vocabulary of pieces of them."""
     tokens = token_bytes(tokenizer)
     eos = eos_id(tokenizer)
-    ban = Ban(words, tokens, set(), eos)
+    ban = BannedWords(words, tokens, set(), eos)
     near = [
         i for i, token in enumerate(tokens) if token and any(token in w.encode() or w.encode() in token for w in words)
     ]
@@ -51,7 +51,7 @@ def test_no_draw_writes_it(tokenizer: Tokenizer, words: list[str]) -> None:
 
 def test_only_what_completes_a_word_is_forbidden(tokenizer: Tokenizer) -> None:
     tokens = token_bytes(tokenizer)
-    ban = Ban(["never"], tokens, {5}, eos_id(tokenizer))
+    ban = BannedWords(["never"], tokens, {5}, eos_id(tokenizer))
     mask = ban.after("neve")([])
     assert [i for i in np.flatnonzero(~mask) if i != 5] == [
         i for i, token in enumerate(tokens) if token.startswith(b"r") or b"never" in token
@@ -60,7 +60,7 @@ def test_only_what_completes_a_word_is_forbidden(tokenizer: Tokenizer) -> None:
 
 
 def test_stop_words_wait_for_their_end() -> None:
-    stops = Stops(["END", "\n\n"])
+    stops = StopStrings(["END", "\n\n"])
     assert [stops.push(piece) for piece in ["a E", "N", "x\n", "b\n", "\nmore", "never"]] == [
         "a ",
         "",
@@ -69,9 +69,9 @@ def test_stop_words_wait_for_their_end() -> None:
         "",
         "",
     ]
-    assert stops.met and not stops.flush()
-    open_ = Stops(["END"])
-    assert open_.push("aEN") + open_.flush() == "aEN" and not open_.met
-    assert Stops([]).push("x") == "x"
-    first = Stops(["cd", "bcde"])
-    assert first.push("abcde") == "a" and first.met
+    assert stops.is_reached and not stops.flush()
+    open_ = StopStrings(["END"])
+    assert open_.push("aEN") + open_.flush() == "aEN" and not open_.is_reached
+    assert StopStrings([]).push("x") == "x"
+    first = StopStrings(["cd", "bcde"])
+    assert first.push("abcde") == "a" and first.is_reached

@@ -17,7 +17,7 @@ import pytest
 from conftest import Run
 from test_web import HOSTILE, pytestmark
 
-from gpt2kit.generation.decoder import Writer
+from gpt2kit.generation.decoder import Decoder
 from gpt2kit.serving import app
 from gpt2kit.serving.models import Service, find_models
 
@@ -116,8 +116,8 @@ def test_write_stop_and_switch(browser: Any, url: str, monkeypatch: pytest.Monke
     assert first.startswith("the quick") and len(first) > 20
     tab.page.locator(".t").first.hover()
     assert tab.page.locator(".t .a").first.is_visible() and "%" in tab.page.locator(".t .a").first.inner_text()
-    quick = Writer.step
-    monkeypatch.setattr(Writer, "step", lambda self: [time.sleep(0.3), quick(self)][1])
+    quick = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self: [time.sleep(0.3), quick(self)][1])
     tab.write.click()
     tab.status("^[1-9] tokens$")
     tab.page.get_by_role("button", name="Stop", exact=True).click()
@@ -125,7 +125,7 @@ def test_write_stop_and_switch(browser: Any, url: str, monkeypatch: pytest.Monke
     stopped = tab.text()
     time.sleep(1.5)
     assert tab.text() == stopped and first.startswith(stopped) and len(stopped) < len(first)
-    monkeypatch.setattr(Writer, "step", quick)
+    monkeypatch.setattr(Decoder, "step", quick)
     tab.page.get_by_label("Model").click()
     tab.page.get_by_role("option").nth(1).click()
     tab.write.click()

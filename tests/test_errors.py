@@ -77,7 +77,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(run: Run, call: Callable[.
     assert code == 4 and "320 tokens" in err
 
 
-@pytest.mark.parametrize("function", [test.test, generate.write])
+@pytest.mark.parametrize("function", [test.test, generate.generate])
 def test_files_that_are_no_checkpoints(
     function: Callable[..., None], call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
@@ -93,7 +93,7 @@ def test_files_that_are_no_checkpoints(
 
 def test_generation_and_tokenizer_mistakes(call: Callable[..., Outcome], inside: Path) -> None:
     code, _, err = call(
-        lambda args: run_command(generate.write, args), "--ckpt_path", "x", "--top_p", "3", "--temperature", "-1"
+        lambda args: run_command(generate.generate, args), "--ckpt_path", "x", "--top_p", "3", "--temperature", "-1"
     )
     assert code == 2 and "--top_p 3" in err and "--temperature -1" in err
     code, _, err = call(lambda args: run_command(train_tokenizer, args), "--files", "a.txt", "--output_dir", "out")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import generate, parser
 from gpt2kit.errors import UserError
-from gpt2kit.generation import generator, prompts, text_stream, verse
-from gpt2kit.generation.generator import Author, Piece
-from gpt2kit.generation.options import Rules, Wish
+from gpt2kit.generation import generator, verse
+from gpt2kit.generation.generator import Generator, TextChunk
+from gpt2kit.generation.options import GenerationOptions
+from gpt2kit.generation.text_stream import TextStream
 
 Call = Callable[..., Outcome]
 
@@ -36,50 +38,55 @@ def opened(run: Run) -> Opened:
 @pytest.fixture
 def writes(run: Run, call: Call, inside: Path) -> Call:
     def outcome(*words: object) -> Outcome:
-        return call(lambda args: parser.run(generate.write, args), "--ckpt_path", run.folder, *words)
+        return call(lambda args: parser.run(generate.generate, args), "--ckpt_path", run.folder, *words)
 
     return outcome
 
 
-def whole(writer: Author, prompts: list[str], wish: Wish) -> dict[tuple[int, int], list[Piece]]:
-    found: dict[tuple[int, int], list[Piece]] = {}
-    for piece in writer.write(prompts, wish):
-        found.setdefault((piece.prompt, piece.sample), []).append(piece)
-    return found
+def whole(writer: Generator, prompts: list[str], options: GenerationOptions) -> dict[tuple[int, int], list[TextChunk]]:
+    chunks: dict[tuple[int, int], list[TextChunk]] = {}
+    for chunk in writer.generate(prompts, options):
+        chunks.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
+    return chunks
+
+
+def streamed(opened: Opened, ids: list[int]) -> list[str]:
+    stream = TextStream(opened.tokenizer)
+    return [*map(stream.push, ids), stream.flush()]
 
 
 def test_only_whole_characters_are_given_out(opened: Opened) -> None:
     text = "é日本🙂 abc"
     ids = opened.tokenizer.encode(text).ids
-    found = list(text_stream.whole_characters(opened.tokenizer, iter(ids)))
-    assert "".join(found) == text and "🙂" in found
-    assert "".join(text_stream.whole_characters(opened.tokenizer, iter(ids[:-5]))).endswith("\N{REPLACEMENT CHARACTER}")
+    chunks = streamed(opened, ids)
+    assert "".join(chunks) == text and "🙂" in chunks
+    assert "".join(streamed(opened, ids[:-5])).endswith("\N{REPLACEMENT CHARACTER}")
 
 
 def test_a_character_cut_off_by_the_end_is_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Author(opened)
+    writer = Generator(opened)
     ids = iter(writer.encode("ab🙂"))
-    monkeypatch.setattr(generator.Writer, "step", forced(ids))
-    parts = whole(writer, [""], Wish(max_new_tokens=len(writer.encode("ab🙂")) - 1))[0, 0]
+    monkeypatch.setattr(generator.Decoder, "step", forced(ids))
+    parts = whole(writer, [""], GenerationOptions(max_new_tokens=len(writer.encode("ab🙂")) - 1))[0, 0]
     assert "".join(part.text for part in parts) == "ab" and parts[-1].end == "length"
 
 
 def forced(ids: object) -> Callable[[object], object]:
-    """A writer's step that writes these tokens."""
+    """A decoder's step that samples these tokens."""
 
-    def step(self: generator.Writer) -> list[generator.Chosen]:
-        text = self.texts[0]
-        text.new.append(next(ids))  # type: ignore[call-overload]
-        return [generator.Chosen(text, text.new[-1])]
+    def step(self: generator.Decoder) -> list[generator.SampledToken]:
+        sequence = self.active[0]
+        sequence.new.append(next(ids))  # type: ignore[call-overload]
+        return [generator.SampledToken(sequence, sequence.new[-1])]
 
     return step
 
 
 def test_the_same_text_alone_and_in_any_batch(opened: Opened) -> None:
-    wish = Wish(Rules(temperature=1.0, seed=5), num_samples=3, max_new_tokens=40)
+    options = GenerationOptions(temperature=1.0, top_p=1.0, seed=5, num_samples=3, max_new_tokens=40)
     given = ["the", "the quick brown fox jumps over the lazy", "", "good morning"]
-    one = whole(Author(opened), given, wish)
-    other = whole(Author(opened), given[::-1], Wish(wish.rules, 3, 40, batch_size=5))
+    one = whole(Generator(opened), given, options)
+    other = whole(Generator(opened), given[::-1], replace(options, batch_size=5))
     for (prompt, sample), parts in one.items():
         text = "".join(part.text for part in parts)
         assert text == "".join(part.text for part in other[3 - prompt, sample])
@@ -87,23 +94,23 @@ def test_the_same_text_alone_and_in_any_batch(opened: Opened) -> None:
 
 
 def test_stops_bans_and_line_breaks(opened: Opened) -> None:
-    writer = Author(opened)
-    rules = Rules(temperature=0)
-    plain = "".join(p.text for p in whole(writer, ["the"], Wish(rules, max_new_tokens=40))[0, 0])
+    writer = Generator(opened)
+    greedy = GenerationOptions(temperature=0, max_new_tokens=40)
+    plain = "".join(p.text for p in whole(writer, ["the"], greedy)[0, 0])
     assert "fox" in plain
-    parts = whole(writer, ["the"], Wish(rules, max_new_tokens=40, stop=("zzz", "fox")))[0, 0]
+    parts = whole(writer, ["the"], replace(greedy, stop=["zzz", "fox"]))[0, 0]
     assert "".join(p.text for p in parts) == plain.split("fox")[0] and parts[-1].end == "stop"
-    banned = Wish(rules, max_new_tokens=40, banned_words=("fox", "the"), max_newlines=0, strip_special=True)
+    banned = replace(greedy, banned_words=["fox", "the"], max_newlines=0, strip_special=True)
     text = "".join(p.text for p in whole(writer, ["the"], banned)[0, 0])
     assert not any(word in text for word in ("fox", "the", "\n"))
 
 
 def test_verse_by_a_model_that_has_never_seen_any(opened: Opened) -> None:
-    form = verse.Form(4, 5, rhyme=("abcde",))
+    form = verse.VerseForm(4, 5, rhyme=("abcde",))
+    options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], banned_words=["q", "mn"])
+    options = replace(options, temperature=1.5, top_p=1.0, no_repeat_ngram_size=1, repetition_penalty=1.2)
     for seed in range(3):
-        rules = Rules(temperature=1.5, seed=seed, no_repeat_ngram_size=1, repetition_penalty=1.2)
-        wish = Wish(rules, form=form, banned_words=("q", "mn"))
-        parts = whole(Author(opened), ["Spring\n"], wish)[0, 0]
+        parts = whole(Generator(opened), ["Spring\n"], replace(options, seed=seed))[0, 0]
         text = "".join(part.text for part in parts)
         assert parts[-1].end == "form" and len(text) == len(form.template)
         assert [c if not verse.is_letter(c) else "\0" for c in text] == list(form.template)
@@ -111,24 +118,24 @@ def test_verse_by_a_model_that_has_never_seen_any(opened: Opened) -> None:
 
 def test_what_the_user_should_know_is_said_once(opened: Opened) -> None:
     told: list[str] = []
-    writer = Author(opened, note=told.append)
-    whole(writer, ["the", "a"], Wish(max_new_tokens=60))
+    writer = Generator(opened, note=told.append)
+    whole(writer, ["the", "a"], GenerationOptions(max_new_tokens=60))
     assert len(told) == 1 and "context of 16 tokens" in told[0]
-    writer.start("x" * 100)
-    assert len(told) == 2 and "newest 16" in told[1]
-    with pytest.raises(UserError, match="no text"):
-        writer.start("a\udcff")
+    writer.prompt_ids("x" * 100)
+    assert len(told) == 2 and "last 16" in told[1]
+    with pytest.raises(UserError, match="not UTF-8"):
+        writer.prompt_ids("a\udcff")
 
 
 def test_a_prompt_that_the_tokenizer_changes_is_said(opened: Opened) -> None:
     from tokenizers import normalizers
 
     told: list[str] = []
-    writer = Author(opened, note=told.append)
+    writer = Generator(opened, note=told.append)
     writer.tokenizer.normalizer = normalizers.Lowercase()
-    writer.start("Quick")
+    writer.prompt_ids("Quick")
     writer.tokenizer.normalizer = None
-    assert told == ["the tokenizer cannot hold the prompt 'Quick': the model reads 'quick'"]
+    assert told == ["the tokenizer cannot encode the prompt 'Quick': the model reads 'quick'"]
 
 
 def test_the_command(writes: Call, run: Run, inside: Path) -> None:
@@ -170,7 +177,7 @@ def test_prompt_files_that_cannot_be(content: str, message: str, writes: Call, i
 
 def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("two\r\nlines 日\n".encode())))
-    assert prompts.gather(["a", "-"], None, "prompt")[1].text == "two\nlines 日"
+    assert generate.read_prompts(["a", "-"], None, "prompt")[1].text == "two\nlines 日"
 
 
 def test_everything_wrong_is_said_at_once(writes: Call) -> None:
@@ -196,7 +203,7 @@ def test_everything_wrong_is_said_at_once(writes: Call) -> None:
         ("--lines", 10**9),
     ):
         code, _, err = writes(*words)
-        assert code == 2 and err.count("\n") == 1 and ("no text" in err or "Give fewer" in err), words
+        assert code == 2 and err.count("\n") == 1 and ("not UTF-8" in err or "Give fewer" in err), words
 
 
 def test_a_session(run: Run, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 from gpt2kit.data.order import IGNORE
 from gpt2kit.errors import UserError
-from gpt2kit.generation.decoder import Text, Writer
-from gpt2kit.generation.options import Rules
+from gpt2kit.generation.decoder import Decoder, TokenSequence
+from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
 from gpt2kit.model.config import padded, parameter_count, shape_problems, tensor_sizes
 from gpt2kit.model.gpt2 import GPT2
@@ -45,10 +45,15 @@ def test_rows_beyond_the_vocabulary_are_no_tokens(gpt2: GPT2Module) -> None:
     torch.nn.init.zeros_(gpt2.model.lm_head.weight)
     nll, tokens = gpt2.model.nll(torch.randint(0, 40, (2, 17)))
     assert (nll / tokens).item() == pytest.approx(math.log(40), rel=1e-6)
-    text = Text([1])
-    writer = Writer(InferenceGPT2(gpt2.shape, gpt2.model.state_dict(), "cpu", torch.float32), [text], Rules(), -1)
+    text = TokenSequence([1])
+    decoder = Decoder(
+        InferenceGPT2(gpt2.shape, gpt2.model.state_dict(), "cpu", torch.float32),
+        [text],
+        SamplingOptions(temperature=1, top_p=1),
+        -1,
+    )
     for _ in range(300):
-        writer.step()
+        decoder.step()
     assert max(text.new) == 39
 
 

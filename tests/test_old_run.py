@@ -83,7 +83,7 @@ def test_an_old_checkpoint_scores_as_it_did(old: Path, call: Callable[..., Outco
 def test_an_old_checkpoint_generates_the_same_text(old: Path, call: Callable[..., Outcome]) -> None:
     words = ["--prompt", "the quick", "number 7", "--seed", 5, "--num_samples", 2, "--max_new_tokens", 30]
     code, out, err = call(
-        partial(parser.run, generate.write), "--ckpt_path", old, *words, "--precision", "32", "--json"
+        partial(parser.run, generate.generate), "--ckpt_path", old, *words, "--precision", "32", "--json"
     )
     assert code == 0, err
     assert [json.loads(line)["text"] for line in out.splitlines()] == EXPECTED["generate"]

@@ -20,14 +20,14 @@ from conftest import ROOT, Run
 
 from gpt2kit import files, hardware
 from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import generate
 from gpt2kit.data import batches
 from gpt2kit.data.batches import Rows, TrainBatches
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.order import Order
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import MachineError
-from gpt2kit.generation import console
-from gpt2kit.generation.options import Rules, Wish
+from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import lifecycle
 from gpt2kit.serving import app
 from gpt2kit.text.reader import Reader
@@ -125,7 +125,7 @@ def test_a_session_needs_no_readline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise EOFError
 
     monkeypatch.setattr("builtins.input", end)
-    console.session(None, Wish(Rules()))  # type: ignore[arg-type]
+    generate.run_session(None, GenerationOptions())  # type: ignore[arg-type]
 
 
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import generation as reference
 
 from gpt2kit.generation import options, sampling
-from gpt2kit.generation.options import Rules
+from gpt2kit.generation.options import SamplingOptions
 
 LOGITS = torch.randn(5, 400, generator=torch.Generator().manual_seed(1)) * 3
 NOTHING = torch.zeros(5, 0, dtype=torch.long)
@@ -30,7 +30,7 @@ def test_filters_keep_what_the_reference_keeps(place: int) -> None:
 
 
 def test_filters_after_filters() -> None:
-    found = sampling.filtered(LOGITS, Rules(0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9))
+    found = sampling.filter_logits(LOGITS, SamplingOptions(0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9))
     warpers = [
         reference.TemperatureLogitsWarper(0.7),
         reference.TopKLogitsWarper(50),
@@ -45,7 +45,7 @@ def test_filters_after_filters() -> None:
 
 def test_top_p_is_the_same_however_many_tokens_it_must_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = sampling.top_p(LOGITS, 0.9)
-    monkeypatch.setattr(sampling, "_FIRST", 2)
+    monkeypatch.setattr(sampling, "_SORTED_FIRST", 2)
     assert torch.equal(quick, sampling.top_p(LOGITS, 0.9))
 
 
@@ -63,41 +63,47 @@ def test_equal_logits_stay_together() -> None:
 @pytest.mark.parametrize("penalty", [1.3, 0.5])
 def test_a_penalty_works_on_both_sides_of_zero(penalty: float) -> None:
     texts = [[1, 2, 2], [3], [4, 5], [0], [399]]
-    found = sampling.penalized(LOGITS, texts, penalty)
+    found = sampling.penalize_repetition(LOGITS, texts, penalty)
     for row, text in enumerate(texts):
         ids = torch.tensor([text])
         expected = reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, LOGITS[row : row + 1].clone())
         assert torch.equal(found[row : row + 1], expected)
-    lower = sampling.penalized(torch.tensor([[2.0, -2.0, 1.0]]), [[0, 1]], 2.0)
+    lower = sampling.penalize_repetition(torch.tensor([[2.0, -2.0, 1.0]]), [[0, 1]], 2.0)
     assert lower.tolist() == [[1.0, -4.0, 1.0]]
 
 
 def test_forbidden_repeats() -> None:
-    assert sampling.repeats([1, 2, 3, 1, 2], 3) == [3]
-    assert sampling.repeats([1, 2, 3], 1) == [1, 2, 3]
-    assert sampling.repeats([1, 1], 2) == [1]
-    assert sampling.repeats([1], 2) == [] and sampling.repeats([], 1) == []
+    assert sampling.repeating_tokens([1, 2, 3, 1, 2], 3) == [3]
+    assert sampling.repeating_tokens([1, 2, 3], 1) == [1, 2, 3]
+    assert sampling.repeating_tokens([1, 1], 2) == [1]
+    assert sampling.repeating_tokens([1], 2) == [] and sampling.repeating_tokens([], 1) == []
     texts = [[int(i) for i in torch.randint(4, (60,))] for _ in range(5)]
     for size in (1, 2, 3):
-        found = sampling.restrained(LOGITS, Rules(no_repeat_ngram_size=size), texts)
+        found = sampling.apply_penalties(LOGITS, SamplingOptions(no_repeat_ngram_size=size), texts)
         expected = reference.NoRepeatNGramLogitsProcessor(size)(torch.tensor(texts), LOGITS.clone())
         assert torch.equal(found, expected)
     only = torch.tensor([[0.0, -torch.inf]])
-    assert torch.equal(sampling.restrained(only, Rules(no_repeat_ngram_size=1), [[0, 1]]), only), "else nothing is left"
+    assert torch.equal(sampling.apply_penalties(only, SamplingOptions(no_repeat_ngram_size=1), [[0, 1]]), only), (
+        "else nothing is left"
+    )
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.tensor([[0.1, 0.5, 0.0, 0.3, 0.1]]).log()
-    drawn = [int(sampling.choose(logits, Rules(seed=3), [(0, at)])) for at in range(4000)]
+    drawn = [
+        int(sampling.sample(logits, SamplingOptions(temperature=1, top_p=1, seed=3), [(0, at)])) for at in range(4000)
+    ]
     for token, share in enumerate([0.1, 0.5, 0.0, 0.3, 0.1]):
         assert drawn.count(token) / 4000 == pytest.approx(share, abs=0.03)
     assert 2 not in drawn
-    assert int(sampling.choose(logits, Rules(temperature=0), [(0, 0)])) == 1
+    assert int(sampling.sample(logits, SamplingOptions(temperature=0), [(0, 0)])) == 1
 
 
 def test_the_ends_of_a_draw() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
-    assert sampling.draw(logits, [0.0]).tolist() == [1] and sampling.draw(logits, [1 - 2**-53]).tolist() == [2]
+    assert sampling.sample_at(logits, [0.0]).tolist() == [1] and sampling.sample_at(logits, [1 - 2**-53]).tolist() == [
+        2
+    ]
 
 
 def test_a_point_is_a_function_of_its_key() -> None:
@@ -108,5 +114,5 @@ def test_a_point_is_a_function_of_its_key() -> None:
 
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_impossible_numbers_are_named_together(value: float) -> None:
-    wrong = Rules(value, -1, value, value, value, value, -1)
-    assert len(options.rule_problems(wrong)) == 7 and not options.rule_problems(Rules())
+    wrong = SamplingOptions(value, -1, value, value, value, value, -1)
+    assert len(options.sampling_problems(wrong)) == 7 and not options.sampling_problems(SamplingOptions())

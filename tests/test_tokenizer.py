@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.cli import parser
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.generation import text_stream
+from gpt2kit.generation.text_stream import TextStream
 from gpt2kit.tokenization import tokenizer, train, trainers
 from gpt2kit.tokenization.train import train as train_tokenizer
 from gpt2kit.tokenization.trainers import Options
@@ -120,7 +120,8 @@ def test_streamed_text_is_the_whole_text(trained: dict[str, Tokenizer], kind: st
         start = trained[kind].decode(before, skip_special_tokens=False)
         whole = trained[kind].decode(ids, skip_special_tokens=False)
         if start.rstrip("\ufffd") == start and whole.count("\ufffd") < 3:  # a prompt is whole characters
-            assert start + "".join(text_stream.whole_characters(trained[kind], iter(rest), before)) == whole
+            stream = TextStream(trained[kind], before)
+            assert start + "".join([*map(stream.push, rest), stream.flush()]) == whole
 
     holds()
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.errors import UserError
 from gpt2kit.generation import verse
-from gpt2kit.generation.verse import Form, Verse
+from gpt2kit.generation.verse import VerseConstraint, VerseForm
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.tokenizer import added_ids, eos_id, token_bytes
 
@@ -28,12 +28,12 @@ def made(kind: str) -> Tokenizer:
     return train(POEMS, trainers.Options(vocab_size=size))
 
 
-def verse_of(tokenizer: Tokenizer, form: Form) -> Verse:
+def verse_of(tokenizer: Tokenizer, form: VerseForm) -> VerseConstraint:
     tokens, added = token_bytes(tokenizer), added_ids(tokenizer)
-    return Verse(form, tokens, added, eos_id(tokenizer), lambda text: list(tokenizer.encode(text).ids))
+    return VerseConstraint(form, tokens, added, eos_id(tokenizer), lambda text: list(tokenizer.encode(text).ids))
 
 
-def written(tokenizer: Tokenizer, form: Form, seed: int, prompt: str = "") -> str:
+def written(tokenizer: Tokenizer, form: VerseForm, seed: int, prompt: str = "") -> str:
     """A poem by a model that prefers anything to whole characters: drawn evenly from what is allowed."""
     allowed = verse_of(tokenizer, form).after(prompt)
     drawn, new, eos = random.Random(seed), list[int](), eos_id(tokenizer)
@@ -46,7 +46,7 @@ def written(tokenizer: Tokenizer, form: Form, seed: int, prompt: str = "") -> st
         new.append(token)
 
 
-def check(poem: str, form: Form) -> None:
+def check(poem: str, form: VerseForm) -> None:
     assert len(poem) == len(form.template) and not poem.endswith("\n")
     assert all(
         verse.is_letter(c) if place == "\0" else c == place for c, place in zip(poem, form.template, strict=True)
@@ -64,45 +64,47 @@ def check(poem: str, form: Form) -> None:
 @pytest.mark.parametrize("kind", ["bytebpe", "char", "words"])
 def test_the_form_always_holds(kind: str, length: int, seed: int) -> None:
     tokenizer = made(kind)
-    form = Form(8, length, rhyme=("曉鳥少 好草", "光霜鄉陽長", "ab東") if seed % 2 else ())
+    form = VerseForm(8, length, rhyme=("曉鳥少 好草", "光霜鄉陽長", "ab東") if seed % 2 else ())
     check(written(tokenizer, form, seed), form)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_wordpiece_can_count_characters_too(seed: int) -> None:
-    form = Form(4, 5, ends=("，", "。"), rhyme=("曉鳥少龘",))
+    form = VerseForm(4, 5, ends=("，", "。"), rhyme=("曉鳥少龘",))
     check(written(made("wordpiece"), form, seed), form)
     with pytest.raises(UserError, match="no token for"):
-        verse_of(made("wordpiece"), Form(4, 5))
+        verse_of(made("wordpiece"), VerseForm(4, 5))
     with pytest.raises(UserError, match="can write too few"):
-        verse_of(made("wordpiece"), Form(4, 5, ends=("，", "。"), rhyme=("龘靐",)))
+        verse_of(made("wordpiece"), VerseForm(4, 5, ends=("，", "。"), rhyme=("龘靐",)))
 
 
 def test_other_line_ends() -> None:
-    form = Form(5, 3, ends=("\n", "; ", "…\n\n"))
+    form = VerseForm(5, 3, ends=("\n", "; ", "…\n\n"))
     check(written(made("bytebpe"), form, 1), form)
 
 
 def test_a_prompt_that_fits_is_counted_in() -> None:
     tokenizer = made("char")
-    form = Form(4, 5)
+    form = VerseForm(4, 5)
     check("春眠不覺曉，處處" + written(tokenizer, form, 1, "春眠不覺曉，處處"), form)
     check(written(tokenizer, form, 1, "春曉\n"), form)
-    rhymed = Form(4, 2, rhyme=("曉鳥",))
+    rhymed = VerseForm(4, 2, rhyme=("曉鳥",))
     verses = verse_of(tokenizer, rhymed)
-    assert verses.counted("春天，花鳥。\n") and not verses.counted("春天，花草。\n")
-    assert not verses.counted("春天，花鳥。\n春天，花曉。")
+    assert verses.beginning("春天，花鳥。\n") and not verses.beginning("春天，花草。\n")
+    assert not verses.beginning("春天，花鳥。\n春天，花曉。")
 
 
 def test_rhymes_come_before_new_lines() -> None:
     """One letter a line, three rhymes for three lines: a line may have to be said again, no rhyme may."""
-    form = Form(6, 1, rhyme=("曉鳥少",))
+    form = VerseForm(6, 1, rhyme=("曉鳥少",))
     for seed in range(20):
         poem = written(made("char"), form, seed, "曉，")
         assert set("曉，" + poem) & set("曉鳥少") == set("曉鳥少") and len(poem) == len(form.template) - 2
 
 
 def test_impossible_forms_are_named_together() -> None:
-    wrong = Form(0, 0, ends=("", "a"), rhyme=())
-    assert len(verse.problems(wrong)) == 4
-    assert "--rhyme" in verse.problems(Form(8, 5, rhyme=("曉鳥少",)))[0] and not verse.problems(Form(8, 5))
+    wrong = VerseForm(0, 0, ends=("", "a"), rhyme=())
+    assert len(verse.form_problems(wrong)) == 4
+    assert "--rhyme" in verse.form_problems(VerseForm(8, 5, rhyme=("曉鳥少",)))[0] and not verse.form_problems(
+        VerseForm(8, 5)
+    )

@@ -14,7 +14,7 @@ from conftest import Outcome, Run
 
 from gpt2kit.cli import parser, web_demo
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.generation.options import Rules, Wish
+from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.serving import app, models
 from gpt2kit.serving.models import Service, find_models
 
@@ -62,16 +62,16 @@ def test_a_model_that_cannot_be_loaded_is_said_and_the_others_serve(run: Run, tm
     found.load().join()
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         found.model("broken")
-    assert "".join(piece.text for piece in found.write("version_0", "the", Wish(max_new_tokens=5)))
+    assert "".join(chunk.text for chunk in found.generate("version_0", "the", GenerationOptions(max_new_tokens=5)))
     with pytest.raises(UserError, match="Choose one of"):
         found.model("nobody")
 
 
 def test_limits_hold_for_everyone(served: Service) -> None:
-    wish = Wish(Rules(temperature=3), num_samples=5, max_new_tokens=501)
-    assert len(served.problems("a" * 4001, wish)) == 4 and not served.problems("a" * 4000, Wish())
+    options = GenerationOptions(temperature=3, num_samples=5, max_new_tokens=501)
+    assert len(served.problems("a" * 4001, options)) == 4 and not served.problems("a" * 4000, GenerationOptions())
     with pytest.raises(UserError, match="4,001 characters"):
-        next(served.write("version_0", "a" * 4001, Wish()))
+        next(served.generate("version_0", "a" * 4001, GenerationOptions()))
 
 
 def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +110,14 @@ def http(served: Service) -> Iterator[Any]:
     [
         (("x" * 4001, 5, 1.0, 0, 1.0, 1.0, 1, 1), "4,001 characters"),
         (("the", 501, 1.0, 0, 1.0, 1.0, 1, 1), "501 tokens"),
-        (("the", "nine", 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
-        (("the", math.inf, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
-        (("the", math.nan, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
-        (("the", None, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is no number"),
+        (("the", "nine", 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
+        (("the", math.inf, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
+        (("the", math.nan, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
+        (("the", None, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", 5, -1, 0, 1.0, 1.0, 1, 1), "must not be negative"),
         (("the", 5, math.nan, 0, 1.0, 1.0, 1, 1), "must not be negative"),
         (("the", 5, 1.0, 0, 1.0, 1.0, 99, 1), "99 texts"),
-        (("the", 5, 1.0, 0, 1.0, 1.0, 1, math.inf), "a setting is no number"),
+        (("the", 5, 1.0, 0, 1.0, 1.0, 1, math.inf), "a setting is not a number"),
     ],
 )
 def test_settings_beyond_the_page_are_refused(served: Service, settings: tuple[Any, ...], message: str) -> None:
@@ -144,14 +144,13 @@ def test_hostile_prompts_are_text(served: Service, prompt: str) -> None:
 
 
 def test_tokens_are_escaped(served: Service) -> None:
-    from gpt2kit.generation.decoder import Chosen
-    from gpt2kit.generation.generator import Text
+    from gpt2kit.generation.decoder import SampledToken, TokenSequence
     from gpt2kit.serving import page
 
-    writer = served.model("version_0").author
+    writer = served.model("version_0").generator
     assert writer is not None
     ids = writer.encode("<b>&\"'\n\x07\u202e🙂")
-    shown = page.tokens_html(writer, [Chosen(Text([]), token, 0.5, ((token, 0.5),)) for token in ids])
+    shown = page.tokens_html(writer, [SampledToken(TokenSequence([]), token, 0.5, ((token, 0.5),)) for token in ids])
     assert (
         "<b>" not in shown and "&lt;" in shown and "U+0007" in shown and "\x07" not in shown and "\u202e" not in shown
     )

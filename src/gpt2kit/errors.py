@@ -56,6 +56,22 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f". Did you mean {last[near[0]]}?" if near else ""
 
 
+class Problems:
+    """Collects what is invalid, so that one error reports everything.
+
+    Args:
+        messages: what is known to be invalid.
+    """
+
+    def __init__(self, messages: Iterable[str] = ()) -> None:
+        self.messages = list(messages)
+
+    def check(self, condition: object, message: str) -> None:
+        """Add `message` unless `condition` holds."""
+        if not condition:
+            self.messages.append(message)
+
+
 def problems_of(rules: Mapping[str, object]) -> list[str]:
     """Of `{problem: whether it is one}` those that are."""
     return [problem for problem, broken in rules.items() if broken]

@@ -160,7 +160,9 @@ def open(path: str | Path) -> Opened:
             f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
             f"its model {shape['vocab_size']}. Train it again"
         )
-    return Opened(file, shape, validation.of_model(state), tokenizer, facts, _document_start(file, facts, shape))
+    # The tensors of `raw` are mapped from the file, which training may delete while a demo serves it.
+    state = {name: tensor.clone() for name, tensor in validation.of_model(state).items()}
+    return Opened(file, shape, state, tokenizer, facts, _document_start(file, facts, shape))
 
 
 def test_text(opened: Opened) -> tuple[list[str], Share | None]:

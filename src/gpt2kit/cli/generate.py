@@ -1,118 +1,198 @@
-"""Implements `generate.py`: text generated from prompts, or in a session."""
+"""Implements `generate.py`: continue prompts from the command line, a file, standard input or a session."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json as json_format
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gpt2kit import files
-from gpt2kit.errors import problems_of, refuse
-from gpt2kit.generation import prompts
-from gpt2kit.generation.options import Precision, Rules, Wish, problems
-from gpt2kit.generation.prompts import Prompt
-from gpt2kit.generation.verse import LINE_ENDS, Form
+from gpt2kit.errors import DataError, Problems, UserError, refuse
+from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
+
+if TYPE_CHECKING:
+    from gpt2kit.generation.generator import Generator, TextChunk
 
 
-def write(
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and the other fields of its record in a file, which --json prints with the text."""
+
+    text: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def generate(
     ckpt_path: str,
     prompt: list[str] = [],  # noqa: B006
     prompts_file: Path | None = None,
     field: str = "prompt",
     interactive: bool = False,
-    num_samples: int = 1,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    min_p: float = 0.0,
-    typical_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram_size: int = 0,
-    stop: list[str] = [],  # noqa: B006
-    banned_words: list[str] = [],  # noqa: B006
-    max_newlines: int | None = None,
-    strip_special: bool = False,
-    lines: int | None = None,
-    chars_per_line: int | None = None,
-    line_ends: list[str] = [],  # noqa: B006
-    rhyme: list[str] = [],  # noqa: B006
-    seed: int = 1,
-    batch_size: int = 16,
+    options: GenerationOptions = GenerationOptions(),
     precision: Precision = "auto",
     output: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Continue each prompt with the text that a trained model makes of it; the text alone goes to stdout.
+    """Continue each prompt with a trained model. Only the text goes to standard output.
 
     Args:
-        ckpt_path: a run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder; nothing else is needed.
-        prompt: where to begin; may be given several times; -: standard input. Default: the start of a document.
-        prompts_file: a prompt a line; .jsonl: an object a line, whose other fields come back with --json.
-        field: of a .jsonl file, the field that holds the prompt.
-        interactive: a session: write a line, read how it goes on; Ctrl-C stops the text, Ctrl-D leaves.
-        num_samples: texts for each prompt.
-        max_new_tokens: tokens to write, unless the document ends before. Default 200.
-        temperature: below 1 bolder towards the likely, above 1 wilder, 0 always the likeliest.
-        top_k: draw from the k likeliest tokens only; 0: from all.
-        top_p: draw from the likeliest tokens that together have this probability; 1: from all.
-        min_p: draw from tokens with at least this share of the likeliest one's probability; 0: from all.
-        typical_p: draw from the tokens nearest to the expected surprise that together have this probability.
-        repetition_penalty: above 1, what the text has already becomes less likely; 1: as the model has it.
-        no_repeat_ngram_size: no sequence of so many tokens comes twice, while anything else may come; 0: off.
-        stop: end before this text; may be given several times; \\n is a line break.
-        banned_words: never write this; may be given several times; \\n is a line break.
-        max_newlines: no more line breaks than this in a row.
-        strip_special: never write the tokenizer's special tokens.
-        lines: verse of so many lines; the form always holds.
-        chars_per_line: letters in each line of the verse, such as 5 or 7. Default 7.
-        line_ends: what follows the first line, the second, and so on, over again; \\n is a line break. Default ， 。\\n
-        rhyme: letters that rhyme, a group a word: every second line ends in a different one of one group.
-        seed: the same seed writes the same text, whatever other prompts there are.
-        batch_size: texts written at a time; changes the speed, not the texts.
-        precision: 32, bf16, 16; auto: 32 on a CPU, 16 bits on a GPU.
-        output: write to this file instead of stdout.
-        json: one JSON object a text: prompt, sample, text, tokens, why it ended, and the fields of a .jsonl prompt.
+        ckpt_path: A run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder.
+        prompt: Text to continue. May be given several times; -: read standard input. Default: the start of a document.
+        prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
+        field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.
+        interactive: Read prompts line by line. Ctrl-C stops a text, Ctrl-D ends the session.
+        precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
+        output: Write to this file instead of standard output.
+        json: Print one JSON object per text: prompt, sample, text, tokens, why it ended.
     """
-    length = 7 if chars_per_line is None else chars_per_line
-    form = Form(lines, length, tuple(map(_typed, line_ends)) or LINE_ENDS, tuple(rhyme)) if lines is not None else None
-    wish = Wish(
-        Rules(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size, seed),
-        num_samples=num_samples,
-        max_new_tokens=200 if max_new_tokens is None else max_new_tokens,
-        stop=tuple(map(_typed, stop)),
-        banned_words=tuple(map(_typed, banned_words)),
-        max_newlines=max_newlines,
-        strip_special=strip_special,
-        form=form,
-        batch_size=batch_size,
+    options = dataclasses.replace(
+        options,
+        stop=[unescape(text) for text in options.stop],
+        banned_words=[unescape(text) for text in options.banned_words],
+        line_ends=[unescape(text) for text in options.line_ends],
     )
-    broken = {
-        "--max_new_tokens: the form says how long a verse is. Leave one of them out": form
-        and max_new_tokens is not None,
-        "--chars_per_line, --line_ends, --rhyme: say how many --lines": form is None
-        and (chars_per_line is not None or line_ends or rhyme),
-        "--interactive: takes prompts as you type them. Leave out --prompt and --prompts_file": interactive
-        and (prompt or prompts_file),
-        "--interactive: shows its text. Leave out --output and --json": interactive and (output or json),
-    }
-    refuse(problems(wish) + problems_of(broken))
-    given = [Prompt("")] if interactive else prompts.gather(prompt, prompts_file, field)
-    from gpt2kit.checkpoint import checkpoint  # here, so that --help need not wait for torch
-    from gpt2kit.generation.console import session, told
-    from gpt2kit.generation.generator import Author
+    problems = Problems(generation_problems(options))
+    problems.check(
+        not (interactive and (prompt or prompts_file)),
+        "--interactive: reads prompts from the terminal. Leave out --prompt and --prompts_file",
+    )
+    problems.check(
+        not (interactive and (output or json)), "--interactive: prints the text. Leave out --output and --json"
+    )
+    refuse(problems.messages)
+    prompts = [] if interactive else read_prompts(prompt, prompts_file, field)
+    from gpt2kit.checkpoint import checkpoint  # here, so that --help does not import torch
+    from gpt2kit.generation.generator import Generator
 
-    author = Author(checkpoint.open(ckpt_path), precision)
+    generator = Generator(checkpoint.open(ckpt_path), precision)
     if interactive:
-        session(author, wish)
+        run_session(generator, options)
     elif output is None:
-        for text in told(author, given, wish, json):
+        for text in printed(generator, prompts, options, json):
             print(text, end="", flush=True)
     else:
-        files.write_text(output, "".join(told(author, given, wish, json)))
-        texts = len(given) * num_samples
-        print(f"{output}: {texts} text{'s'[: texts != 1]} written", file=sys.stderr)
+        files.write_text(output, "".join(printed(generator, prompts, options, json)))
+        print(f"wrote {len(prompts) * options.num_samples} texts to {output}", file=sys.stderr)
 
 
-def _typed(text: str) -> str:
-    """Text as typed in a shell: \\n is a line break, \\t a tab."""
+def unescape(text: str) -> str:
+    """Return the text with \\n as a line break and \\t as a tab, as typed in a shell."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def read_prompts(arguments: Sequence[str], file: Path | None, field: str) -> list[Prompt]:
+    """Return the prompts of a command line; without any, the start of a document. `-` is standard input."""
+    if arguments.count("-") > 1:
+        raise UserError("--prompt -: standard input can be read only once. Give it once")
+    prompts = [Prompt(read_standard_input() if argument == "-" else argument) for argument in arguments]
+    prompts += read_prompts_file(file, field) if file else []
+    return prompts or [Prompt("")]
+
+
+def read_standard_input() -> str:
+    """Return all of standard input without its last line break."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not UTF-8 (byte {error.start}). Convert it") from None
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
+def read_prompts_file(file: Path, field: str) -> list[Prompt]:
+    """Return one prompt per line, blank lines left out; see `generate`."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"--prompts_file {file}: no such file (looked from {Path.cwd()}). Check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"--prompts_file {file}: a folder. Name a file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompts_file {file}: not UTF-8 (byte {error.start}). Convert it") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise DataError(f"--prompts_file {file}: empty. Give one prompt per line")
+    if file.suffix.lower() not in (".jsonl", ".ndjson"):
+        return [Prompt(line) for _, line in numbered]
+    return [_prompt_of_record(line, field, f"--prompts_file {file} line {number}") for number, line in numbered]
+
+
+def _prompt_of_record(line: str, field: str, where: str) -> Prompt:
+    try:
+        record = json_format.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}). Give one JSON object per line") from None
+    fields = record if isinstance(record, dict) else {field: record}
+    if not isinstance(fields.get(field), str):
+        raise DataError(f"{where}: has no text {field!r}. Name the field with --field")
+    return Prompt(fields[field], {name: value for name, value in fields.items() if name != field})
+
+
+def printed(
+    generator: Generator, prompts: Sequence[Prompt], options: GenerationOptions, json: bool, first_sample: int = 0
+) -> Iterator[str]:
+    """Yield what goes to standard output: each text with its prompt and a line break after it, or a line of JSON.
+
+    The texts of a batch grow together but are printed one after another: the first one while it grows.
+    """
+    chunks: dict[tuple[int, int], list[TextChunk]] = {}
+    order = iter([(i, sample) for i in range(len(prompts)) for sample in range(options.num_samples)])
+    current: tuple[int, int] | None = next(order)
+    shown = 0  # chunks of the current text that are printed
+    for chunk in generator.generate([prompt.text for prompt in prompts], options, first_sample):
+        chunks.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
+        while current in chunks:
+            text = chunks[current]
+            is_ended = bool(text[-1].end)
+            prompt = prompts[current[0]]
+            if json and is_ended:
+                yield json_line(prompt, text)
+            elif not json:
+                start = "" if shown else prompt.text
+                end = "\n" if is_ended else ""
+                yield start + "".join(chunk.text for chunk in text[shown:]) + end
+            shown = len(text)
+            if not is_ended:
+                break
+            del chunks[current]
+            current, shown = next(order, None), 0
+
+
+def json_line(prompt: Prompt, chunks: Sequence[TextChunk]) -> str:
+    """Return one text as a line of JSON."""
+    last = chunks[-1]
+    record: dict[str, Any] = {
+        **prompt.fields,
+        "prompt": prompt.text,
+        "sample": last.sample,
+        "text": "".join(chunk.text for chunk in chunks),
+        "tokens": last.tokens,
+        "end": last.end,
+    }
+    return json_format.dumps(record, ensure_ascii=False) + "\n"
+
+
+def run_session(generator: Generator, options: GenerationOptions) -> None:
+    """Read prompts and print texts until the input ends. Each line has draws of its own."""
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):  # Windows, whose console edits lines by itself
+            import readline  # noqa: F401  makes input() edit and recall lines
+    for first_sample in count(step=options.num_samples):
+        try:
+            prompt = Prompt(input("> " if is_terminal else ""))
+            for text in printed(generator, [prompt], options, False, first_sample):
+                print(text, end="", flush=True)
+        except EOFError:
+            if is_terminal:
+                print(flush=True)
+            return
+        except KeyboardInterrupt:
+            print(flush=True)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import inspect
@@ -12,8 +13,9 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import docstring_parser
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
@@ -31,14 +33,18 @@ def run(function: Callable[..., object], args: list[str] | None = None) -> None:
 
 
 def call(function: Callable[..., object], options: dict[str, object]) -> object:
-    """Call a function with what `parse` has found for it."""
+    """Call a function with the options that `parse` returned for it."""
+    options = dict(options)
+    for name, hint in typing.get_type_hints(function).items():
+        if _is_group(hint):
+            options[name] = hint(**{field.name: options.pop(field.name) for field in dataclasses.fields(hint)})
     parameters = inspect.signature(function).parameters.values()
-    first = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    return function(*first, **options)
+    positional = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    return function(*positional, **options)
 
 
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
-    """The keyword arguments for `function` that `args` asks for."""
+    """Return the options for `function` that `args` give."""
     parser = parser_of(function)
     command = CommandLine(parser)
     command.read(args)
@@ -46,34 +52,45 @@ def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:
-    """The parser of a function's options."""
-    parser = ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, description=(inspect.getdoc(function) or "").split("\n\n")[0]
-    )
-    hints = typing.get_type_hints(function)
-    lists = {name: item for name, hint in hints.items() if (item := _list_item(hint)) and name != "return"}
-    helps = _argument_helps(function)
-    for name, item in lists.items():
-        parameter = inspect.signature(function).parameters[name]
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, nargs="+", type=item, help=helps.get(name, ""))
-            continue
-        default = parameter.default
-        required = default is inspect.Parameter.empty
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            action="extend",
-            type=item,
-            required=required,
-            default=None if required else default,
-            help=helps.get(name, ""),
-        )
-    flags = [name for name, hint in hints.items() if hint is bool]
-    for name in flags:
-        parser.add_argument(f"--{name}", action="store_true", help=helps.get(name, ""))
-    parser.add_function_arguments(function, as_group=False, skip={*lists, *flags})
+    """Return the parser of a function's options, in the order of its signature.
+
+    A parameter that is a dataclass stands for its fields.
+    """
+    description = (inspect.getdoc(function) or "").split("\n\n")[0]
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    _add_options(parser, function)
     return parser
+
+
+def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
+    hints = typing.get_type_hints(source)
+    classes = [base for base in reversed(source.__mro__) if _is_group(base)] if isinstance(source, type) else [source]
+    entries = [entry for each in classes for entry in docstring_parser.parse_from_object(each).params]
+    helps = {entry.arg_name: entry.description for entry in entries}
+    for name, parameter in inspect.signature(source).parameters.items():
+        hint, item = hints[name], _list_item(hints[name])
+        options: dict[str, typing.Any] = {"help": helps.get(name, "")}
+        if _is_group(hint):
+            _add_options(parser, hint)
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            parser.add_argument(name, nargs="+", type=item, **options)
+            continue
+        if hint is bool:
+            options |= {"action": "store_true"}
+        else:
+            options |= {"nargs": "+", "action": "extend", "type": item} if item else {"type": hint}
+            default = parameter.default
+            if default is parameter.empty:
+                options |= {"required": True}
+            else:
+                options |= {"default": list(default) if item and default is not None else default}
+        parser.add_argument(f"--{name}", **options)
+
+
+def _is_group(hint: object) -> bool:
+    """Return whether a type is a dataclass of options."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
@@ -134,15 +151,8 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def _list_item(hint: object) -> type | None:
-    """X for `list[X]` and `list[X] | None`, else None."""
+    """Return X for `list[X]`, `Sequence[X]` and unions with them, else None."""
     for option in (hint, *typing.get_args(hint)):
-        if typing.get_origin(option) is list:
+        if typing.get_origin(option) in (list, Sequence):
             return typing.cast(type, typing.get_args(option)[0])
     return None
-
-
-def _argument_helps(function: Callable[..., object]) -> dict[str, str]:
-    import docstring_parser
-
-    found = docstring_parser.parse(inspect.getdoc(function) or "")
-    return {param.arg_name: param.description or "" for param in found.params}

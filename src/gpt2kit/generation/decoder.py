@@ -1,13 +1,13 @@
-"""The loop that writes: many texts at once, each as if it were alone.
+"""The generation loop: a batch of sequences, one token of each per step.
 
-Written here rather than taken from transformers' `generate`, for three things that it does not offer: a text is the
-same whatever it is batched with (its draws are keyed by its own number, not taken from one generator for all), it goes
-on beyond the context, and it can be read while it is written. bench/generate.py measures both.
+It replaces transformers' `generate` for three things: a text is the same whatever it is batched with (a draw is keyed
+by the seed, the sample and the position), it may grow beyond the model's context, and it can be read while it grows.
+It knows nothing about text: ids in, ids out. bench/generate.py compares the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from gpt2kit.errors import UserError
-from gpt2kit.generation import sampling as choosing
+from gpt2kit.generation import sampling
 from gpt2kit.generation.constraints import Constraint
-from gpt2kit.generation.options import Rules
+from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.inference import InferenceGPT2
 
 
-@dataclass
-class Text:
-    """One text in the making.
+@dataclass(eq=False)  # compared by identity: two samples of one prompt may hold the same ids
+class TokenSequence:
+    """A sequence of tokens that is being generated.
 
     Args:
-        prompt: its first ids, an end of document among them: the model has learnt that a text begins there.
-        sample: which of the prompt's texts; with the seed it decides all draws.
+        prompt: its first ids, beginning with an end-of-document token, as every document does in training.
+        sample: its number among the samples of its prompt; with the seed it decides every draw.
         constraints: what may come next.
-        new: the ids written so far.
+        new: the ids generated so far.
     """
 
     prompt: list[int]
@@ -39,25 +39,25 @@ class Text:
 
     @property
     def ids(self) -> list[int]:
-        """All of it."""
+        """All ids."""
         return self.prompt + self.new
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A token of a text, and, if asked for, the model's own probabilities of it and of the likeliest."""
+class SampledToken:
+    """A token of a sequence, with the model's own probability of it and of the most likely tokens, if asked for."""
 
-    text: Text
+    sequence: TokenSequence
     token: int
     probability: float = 0.0
-    likeliest: tuple[tuple[int, float], ...] = ()
+    most_likely: tuple[tuple[int, float], ...] = ()
 
 
-class Reader:
-    """The model over a batch of growing texts: each row's next logits, reading only what is new.
+class BatchReader:
+    """Runs the model over growing rows of ids; each call reads only what is new.
 
-    Rows of different length are padded on the left, and masked; each row's positions begin at 0, so that a row is what
-    it would be alone. A row that outgrows the context forgets all but its newest half.
+    Rows of different length are padded on the left, and their positions begin at 0, so a row gets the logits that it
+    would get alone. A row that outgrows the context is reduced to its newest half.
 
     Args:
         gpt2: the model.
@@ -66,137 +66,140 @@ class Reader:
     def __init__(self, gpt2: InferenceGPT2) -> None:
         self.gpt2 = gpt2
         self.context = int(gpt2.shape["n_positions"])
-        self.slid = False
-        """Whether a row has outgrown the context."""
+        self.has_outgrown_context = False
         self._cache = gpt2.new_cache()
-        self._begin: list[int] = []
-        self._read: list[int] = []  # how many ids of each row the cache has
-        self._real = torch.empty(0)  # (rows, T), false for padding
-        self._padded = False
+        self._starts: list[int] = []  # of each row, the first id that the model sees
+        self._lengths: list[int] = []  # of each row, how many ids it had at the last call
+        self._is_token = torch.empty(0)  # (rows, T), false for padding
+        self._is_padded = False
 
     def logits(self, rows: Sequence[list[int]]) -> Tensor:
-        """`[rows, vocab_size]` of float32 for the token after each row; a row is longer than at the last call by one
-        token, or the rows are new. What the padded embedding has beyond the vocabulary is cut off."""
-        grown = len(rows) == len(self._read) and all(len(r) == n + 1 for r, n in zip(rows, self._read, strict=True))
-        if not grown:
-            self._begin = [max(len(row) - self.context, 0) for row in rows]
-            self.slid |= any(self._begin)
-        too_long = [len(row) - begin > self.context for row, begin in zip(rows, self._begin, strict=True)]
-        if any(too_long):
-            self.slid = True
-            half = max(self.context // 2, 1)
-            self._begin = [
-                len(row) - half if is_long else begin
-                for row, begin, is_long in zip(rows, self._begin, too_long, strict=True)
-            ]
-        self._read = [len(row) for row in rows]
-        if grown and not any(too_long):
-            return self._next([row[-1] for row in rows])
-        return self._first([row[begin:] for row, begin in zip(rows, self._begin, strict=True)])
+        """Return the logits of the token after each row, `[rows, vocab_size]` in float32.
+
+        Each row is one id longer than at the last call, or all rows are new.
+        """
+        lengths = [len(row) for row in rows]
+        is_grown = lengths == [length + 1 for length in self._lengths]
+        if not is_grown:
+            self._starts = [max(length - self.context, 0) for length in lengths]
+        must_slide = [length - start > self.context for length, start in zip(lengths, self._starts, strict=True)]
+        kept = max(self.context // 2, 1)
+        self._starts = [
+            length - kept if slide else start
+            for length, start, slide in zip(lengths, self._starts, must_slide, strict=True)
+        ]
+        self._lengths = lengths
+        self.has_outgrown_context |= any(self._starts)
+        if is_grown and not any(must_slide):
+            return self._read_last([row[-1] for row in rows])
+        return self._read_all([row[start:] for row, start in zip(rows, self._starts, strict=True)])
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows of the last call, in this order; one may be kept several times."""
+        """Keep these rows of the last call, in this order."""
         index = torch.tensor(rows, device=self.gpt2.device)
         self._cache.select(index)
-        self._real = self._real[index]
-        self._begin = [self._begin[row] for row in rows]
-        self._read = [self._read[row] for row in rows]
+        self._is_token = self._is_token[index]
+        self._starts = [self._starts[row] for row in rows]
+        self._lengths = [self._lengths[row] for row in rows]
 
-    def _first(self, rows: Sequence[list[int]]) -> Tensor:
-        width = max(map(len, rows))
-        padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.gpt2.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.gpt2.device)
-        places = torch.arange(width, device=self.gpt2.device) - (width - lengths)[:, None]
-        self._real = places >= 0
-        self._padded = min(map(len, rows)) < width
+    def _read_all(self, rows: Sequence[list[int]]) -> Tensor:
+        width, device = max(map(len, rows)), self.gpt2.device
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)  # (rows, T)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        positions = torch.arange(width, device=device) - (width - lengths)[:, None]
+        self._is_token = positions >= 0
+        self._is_padded = min(map(len, rows)) < width
         self._cache = self.gpt2.new_cache()
         mask = None
-        if self._padded:  # padding sees itself, since a row of the softmax that sees nothing would be NaN
-            square = torch.ones(width, width, dtype=torch.bool, device=self.gpt2.device)
-            mask = (self._real[:, None, None, :] & square.tril()) | square.diag().diag()
-        return self.gpt2.next_logits(padded, places.clamp(min=0), self._cache, mask)
+        if self._is_padded:  # padding sees itself: a softmax over nothing would be NaN
+            square = torch.ones(width, width, dtype=torch.bool, device=device)
+            mask = (self._is_token[:, None, None, :] & square.tril()) | square.diag().diag()  # (rows, 1, T, T)
+        return self.gpt2.next_logits(ids, positions.clamp(min=0), self._cache, mask)
 
-    def _next(self, tokens: list[int]) -> Tensor:
-        self._real = torch.cat([self._real, self._real.new_ones(len(tokens), 1)], 1)
-        places = [length - begin - 1 for length, begin in zip(self._read, self._begin, strict=True)]
-        return self.gpt2.next_logits(
-            torch.tensor(tokens, device=self.gpt2.device)[:, None],
-            torch.tensor(places, device=self.gpt2.device)[:, None],
-            self._cache,
-            self._real[:, None, None, :] if self._padded else None,
-        )
+    def _read_last(self, tokens: list[int]) -> Tensor:
+        device = self.gpt2.device
+        self._is_token = torch.cat([self._is_token, self._is_token.new_ones(len(tokens), 1)], 1)
+        positions = [length - start - 1 for length, start in zip(self._lengths, self._starts, strict=True)]
+        mask = self._is_token[:, None, None, :] if self._is_padded else None  # (rows, 1, 1, T)
+        ids = torch.tensor(tokens, device=device)[:, None]
+        return self.gpt2.next_logits(ids, torch.tensor(positions, device=device)[:, None], self._cache, mask)
 
 
-class Writer:
-    """Writes texts together, a token of each at every step.
+class Decoder:
+    """Generates sequences together, one token of each per step.
 
     Args:
         gpt2: the model.
-        texts: what to write.
-        rules: how to choose.
+        sequences: what to generate.
+        options: how tokens are chosen.
         eos: the id that ends a document.
-        alternatives: report so many of the likeliest tokens with each one chosen.
+        alternatives: how many of the most likely tokens to report with each sampled one.
     """
 
     def __init__(
-        self, gpt2: InferenceGPT2, texts: Sequence[Text], rules: Rules, eos: int, alternatives: int = 0
+        self,
+        gpt2: InferenceGPT2,
+        sequences: Sequence[TokenSequence],
+        options: SamplingOptions,
+        eos: int,
+        alternatives: int = 0,
     ) -> None:
-        self.texts = list(texts)
-        """Those not ended yet."""
-        self.reader = Reader(gpt2)
-        self._rules = rules
+        self.active = list(sequences)
+        self.reader = BatchReader(gpt2)
+        self._options = options
         self._eos = eos
         self._alternatives = alternatives
 
     @torch.inference_mode()
-    def step(self) -> list[Chosen]:
-        """One more token of each text; a text whose document ends gets the token `eos` and is left out from then on."""
-        own = self.reader.logits([text.ids for text in self.texts])
-        logits = constrained(own, self.texts)
-        logits = choosing.restrained(logits, self._rules, [told(text, self._eos) for text in self.texts])
-        keys = [(text.sample, len(text.new)) for text in self.texts]
-        tokens = choosing.choose(logits, self._rules, keys).tolist()
-        chosen = [Chosen(text, token) for text, token in zip(self.texts, tokens, strict=True)]
+    def step(self) -> list[SampledToken]:
+        """Sample one token of each active sequence. One whose document ends gets the token `eos`, and is dropped."""
+        sequences = self.active
+        model_logits = self.reader.logits([sequence.ids for sequence in sequences])  # (rows, vocab_size)
+        logits = apply_constraints(model_logits, sequences)
+        # The end of document before a text does not count as a token that it contains: it would never come again.
+        texts = [s.ids[1:] if s.prompt[:1] == [self._eos] else s.ids for s in sequences]
+        logits = sampling.apply_penalties(logits, self._options, texts)
+        keys = [(sequence.sample, len(sequence.new)) for sequence in sequences]
+        tokens = sampling.sample(logits, self._options, keys).tolist()
+        sampled = [SampledToken(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
         if self._alternatives:
-            chosen = with_alternatives(chosen, own.softmax(-1), self._alternatives)
-        for text, token in zip(self.texts, tokens, strict=True):
+            sampled = add_probabilities(sampled, model_logits.softmax(-1), self._alternatives)
+        for sequence, token in zip(sequences, tokens, strict=True):
             if token != self._eos:
-                text.new.append(token)
-        self.drop([text for text, token in zip(self.texts, tokens, strict=True) if token == self._eos])
-        return chosen
+                sequence.new.append(token)
+        self.drop(item.sequence for item in sampled if item.token == self._eos)
+        return sampled
 
-    def drop(self, ended: Sequence[Text]) -> None:
-        """Write these no further."""
-        kept = [i for i, text in enumerate(self.texts) if not any(text is other for other in ended)]
-        if len(kept) < len(self.texts):
-            self.texts = [self.texts[i] for i in kept]
+    def drop(self, sequences: Iterable[TokenSequence]) -> None:
+        """Generate these no further."""
+        dropped = set(map(id, sequences))
+        kept = [row for row, sequence in enumerate(self.active) if id(sequence) not in dropped]
+        if len(kept) < len(self.active):
+            self.active = [self.active[row] for row in kept]
             if kept:
                 self.reader.select(kept)
 
 
-def constrained(logits: Tensor, texts: Sequence[Text]) -> Tensor:
-    """Logits with -inf for what a text's constraints do not allow."""
-    if not any(text.constraints for text in texts):
+def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
+    """Return the logits with -inf for tokens that a sequence's constraints do not allow."""
+    if not any(sequence.constraints for sequence in sequences):
         return logits
-    masks = np.ones((len(texts), logits.shape[-1]), dtype=bool)
-    for mask, text in zip(masks, texts, strict=True):
-        for constraint in text.constraints:
-            allowed = constraint(text.new)
-            mask[: len(allowed)] &= allowed
-            mask[len(allowed) :] = False  # an id without a token
-        if not mask.any():
-            raise UserError("what is banned leaves nothing that keeps the form. Ban less")
-    return logits.masked_fill(~torch.from_numpy(masks).to(logits.device), -torch.inf)
+    allowed = np.ones((len(sequences), logits.shape[-1]), dtype=bool)
+    for row, sequence in zip(allowed, sequences, strict=True):
+        for constraint in sequence.constraints:
+            mask = constraint(sequence.new)
+            row[: len(mask)] &= mask
+            row[len(mask) :] = False  # ids without a token
+        if not row.any():
+            raise UserError("--banned_words: no token is left that keeps the form of the verse. Ban fewer words")
+    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
 
-def told(text: Text, eos: int) -> list[int]:
-    """What of a text counts as said already: not the end of document before it, which would never come again."""
-    return text.ids[1:] if text.prompt[:1] == [eos] else text.ids
-
-
-def with_alternatives(chosen: Sequence[Chosen], probabilities: Tensor, count: int) -> list[Chosen]:
-    """The same with the model's own probabilities."""
+def add_probabilities(sampled: Sequence[SampledToken], probabilities: Tensor, count: int) -> list[SampledToken]:
+    """Return the tokens with the model's own probabilities, `[rows, vocab_size]`, of them and of the `count` best."""
     best = probabilities.topk(min(count, probabilities.shape[-1]))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    likeliest = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
-    return [Chosen(c.text, c.token, float(probabilities[row, c.token]), likeliest[row]) for row, c in enumerate(chosen)]
+    result = []
+    for row, item in enumerate(sampled):
+        most_likely = tuple(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
+        result.append(SampledToken(item.sequence, item.token, float(probabilities[row, item.token]), most_likely))
+    return result

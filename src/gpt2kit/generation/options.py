@@ -1,84 +1,127 @@
-"""What a user may ask of generation: how tokens are chosen, how much text, and when it ends. No torch."""
+"""Options of sampling and generation, shared by generate.py, the web demo, TextSamples and the Python API. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from gpt2kit.errors import problems_of
-from gpt2kit.generation import verse as verses
-from gpt2kit.generation.verse import Form
+from gpt2kit.errors import Problems
+from gpt2kit.generation import verse
+from gpt2kit.generation.verse import VerseForm
 
 Precision = Literal["auto", "32", "bf16", "16"]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How to choose. The defaults draw from the model's own probabilities."""
+class SamplingOptions:
+    """How the next token is chosen."""
 
-    temperature: float = 1.0
+    temperature: float = 0.8
+    """Sampling temperature: lower is more conservative, higher more random, 0 is greedy."""
     top_k: int = 0
-    top_p: float = 1.0
+    """Sample from the k most likely tokens only. 0: from all."""
+    top_p: float = 0.95
+    """Sample from the most likely tokens whose probabilities together reach top_p. 1: from all."""
     min_p: float = 0.0
+    """Sample from tokens with at least this fraction of the most likely token's probability. 0: from all."""
     typical_p: float = 1.0
+    """Sample from the tokens closest to the expected information content, up to this probability. 1: from all."""
     repetition_penalty: float = 1.0
+    """Above 1, tokens that the text already contains become less likely. 1: off."""
     no_repeat_ngram_size: int = 0
+    """Never repeat a sequence of this many tokens, unless nothing else is possible. 0: off."""
     seed: int = 1
-
-
-def rule_problems(rules: Rules) -> list[str]:
-    """Everything that is wrong with the numbers."""
-    broken = {
-        f"--temperature {rules.temperature}: must not be negative": not rules.temperature >= 0,
-        f"--top_k {rules.top_k}: must not be negative": rules.top_k < 0,
-        f"--top_p {rules.top_p}: must be above 0 and at most 1": not 0 < rules.top_p <= 1,
-        f"--min_p {rules.min_p}: must be from 0 to 1": not 0 <= rules.min_p <= 1,
-        f"--typical_p {rules.typical_p}: must be above 0 and at most 1": not 0 < rules.typical_p <= 1,
-        f"--repetition_penalty {rules.repetition_penalty}: must be above 0": not 0 < rules.repetition_penalty < 1e6,
-        f"--no_repeat_ngram_size {rules.no_repeat_ngram_size}: must not be negative": rules.no_repeat_ngram_size < 0,
-    }
-    return problems_of(broken)
+    """Random seed. The same seed gives the same text, whatever other prompts are generated with it."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What to write. `form` None: prose; else `max_new_tokens` does not count, since the form says where the end is."""
+class GenerationOptions(SamplingOptions):
+    """What to generate, and when it ends."""
 
-    rules: Rules = field(default_factory=Rules)
     num_samples: int = 1
-    max_new_tokens: int = 200
-    stop: tuple[str, ...] = ()
-    banned_words: tuple[str, ...] = ()
+    """Texts per prompt."""
+    max_new_tokens: int | None = None
+    """Maximum number of tokens to generate; a text may end before. Default: 200. Verse has no such limit."""
+    stop: Sequence[str] = ()
+    """End before this text. May be given several times; \\n is a line break."""
+    banned_words: Sequence[str] = ()
+    """Never generate this text. May be given several times; \\n is a line break."""
     max_newlines: int | None = None
+    """Maximum number of line breaks in a row."""
     strip_special: bool = False
-    form: Form | None = None
+    """Never generate the tokenizer's special tokens."""
+    lines: int | None = None
+    """Generate verse with this many lines. The form always holds."""
+    chars_per_line: int | None = None
+    """Letters in each line of the verse, such as 5 or 7. Default: 7."""
+    line_ends: Sequence[str] = ()
+    """Text after the first line of the verse, the second, and so on, repeated. Default: ， 。\\n"""
+    rhyme: Sequence[str] = ()
+    """Letters that rhyme, as groups. Every second line ends in a different letter of one group."""
     batch_size: int = 16
-    alternatives: int = 0
+    """Texts generated at the same time. Changes the speed, not the texts."""
+
+    @property
+    def form(self) -> VerseForm | None:
+        """The form of the verse; None for prose."""
+        if self.lines is None:
+            return None
+        length = 7 if self.chars_per_line is None else self.chars_per_line
+        return VerseForm(self.lines, length, tuple(self.line_ends) or verse.LINE_ENDS, tuple(self.rhyme))
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens after which a text ends; None for verse, which ends where its form does."""
+        if self.lines is not None:
+            return None
+        return 200 if self.max_new_tokens is None else self.max_new_tokens
 
 
-def problems(wish: Wish) -> list[str]:
-    """Everything that is wrong with a wish, in the words of the command line."""
-    rules, form = wish.rules, wish.form
-    broken = {
-        f"--num_samples {wish.num_samples}: must be at least 1": wish.num_samples < 1,
-        f"--max_new_tokens {wish.max_new_tokens}: must not be negative": wish.max_new_tokens < 0,
-        f"--batch_size {wish.batch_size}: must be at least 1": wish.batch_size < 1,
-        "--num_samples: at temperature 0 all would be the same. Leave one of them out": wish.num_samples > 1
-        and rules.temperature == 0,
-        "--stop: an empty text stops everything. Leave it out": "" in wish.stop,
-        "--banned_words: an empty word is everywhere. Leave it out": "" in wish.banned_words,
-        f"--max_newlines {wish.max_newlines}: must not be negative": (wish.max_newlines or 0) < 0,
-        "--stop: a verse ends where its form ends. Leave out one of them": form is not None and bool(wish.stop),
-    }
-    found = rule_problems(rules) + problems_of(broken)
-    ends, rhyme = (form.ends, form.rhyme) if form else ((), ())
-    words = {"--stop": wish.stop, "--banned_words": wish.banned_words, "--line_ends": ends, "--rhyme": rhyme}
-    found += [
-        f"{name}: holds bytes that are no text. Give it in UTF-8" for name, some in words.items() if not _text(*some)
-    ]
-    return found + (verses.problems(form) if form else [])
+def sampling_problems(options: SamplingOptions) -> list[str]:
+    """List what is invalid, in terms of generate.py's options."""
+    problems = Problems()
+    problems.check(options.temperature >= 0, f"--temperature {options.temperature}: must not be negative")
+    problems.check(options.top_k >= 0, f"--top_k {options.top_k}: must not be negative")
+    problems.check(0 < options.top_p <= 1, f"--top_p {options.top_p}: must be above 0 and at most 1")
+    problems.check(0 <= options.min_p <= 1, f"--min_p {options.min_p}: must be from 0 to 1")
+    problems.check(0 < options.typical_p <= 1, f"--typical_p {options.typical_p}: must be above 0 and at most 1")
+    penalty, size = options.repetition_penalty, options.no_repeat_ngram_size
+    problems.check(0 < penalty < 1e6, f"--repetition_penalty {penalty}: must be above 0")
+    problems.check(size >= 0, f"--no_repeat_ngram_size {size}: must not be negative")
+    return problems.messages
 
 
-def _text(*words: str) -> bool:
-    """Whether all are text; what a shell hands over may hold other bytes."""
-    return not any(0xD800 <= ord(letter) < 0xE000 for word in words for letter in word)
+def generation_problems(options: GenerationOptions) -> list[str]:
+    """List what is invalid, in terms of generate.py's options."""
+    problems = Problems(sampling_problems(options))
+    is_verse, is_greedy = options.lines is not None, options.temperature == 0
+    problems.check(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
+    problems.check(
+        options.num_samples <= 1 or not is_greedy,
+        "--num_samples: all samples would be the same at temperature 0. Leave out one of the two",
+    )
+    limit = options.max_new_tokens
+    problems.check(limit is None or limit >= 0, f"--max_new_tokens {limit}: must not be negative")
+    problems.check(
+        limit is None or not is_verse, "--max_new_tokens: verse ends where its form ends. Leave out one of the two"
+    )
+    problems.check(options.batch_size >= 1, f"--batch_size {options.batch_size}: must be at least 1")
+    problems.check("" not in options.stop, "--stop: an empty text would stop at once. Leave it out")
+    problems.check(not (options.stop and is_verse), "--stop: verse ends where its form ends. Leave out one of the two")
+    problems.check("" not in options.banned_words, "--banned_words: an empty word bans everything. Leave it out")
+    newlines = options.max_newlines
+    problems.check(newlines is None or newlines >= 0, f"--max_newlines {newlines}: must not be negative")
+    has_form_options = options.chars_per_line is not None or options.line_ends or options.rhyme
+    problems.check(
+        is_verse or not has_form_options, "--chars_per_line, --line_ends, --rhyme: need --lines, the number of lines"
+    )
+    for name in ("stop", "banned_words", "line_ends", "rhyme"):
+        texts = getattr(options, name)
+        problems.check(all(map(is_text, texts)), f"--{name}: contains bytes that are not UTF-8. Give it in UTF-8")
+    return problems.messages + (verse.form_problems(options.form) if options.form else [])
+
+
+def is_text(argument: str) -> bool:
+    """Return whether an argument is text; a shell may also pass other bytes, which Python keeps as surrogates."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in argument)

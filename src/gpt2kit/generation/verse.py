@@ -27,7 +27,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Form:
+class VerseForm:
     """A poem's form.
 
     Args:
@@ -55,7 +55,7 @@ class Form:
         return "".join(lines).rstrip("\n")
 
 
-def problems(form: Form) -> list[str]:
+def form_problems(form: VerseForm) -> list[str]:
     """Everything that is wrong with a form."""
     found = []
     if form.lines < 1:
@@ -83,7 +83,7 @@ def letters(group: str) -> set[str]:
     return set(filter(is_letter, group))
 
 
-class Verse:
+class VerseConstraint:
     """The form as a constraint on tokens.
 
     Args:
@@ -95,7 +95,7 @@ class Verse:
     """
 
     def __init__(
-        self, form: Form, tokens: Sequence[bytes], added: set[int], eos: int, encode: Callable[[str], list[int]]
+        self, form: VerseForm, tokens: Sequence[bytes], added: set[int], eos: int, encode: Callable[[str], list[int]]
     ) -> None:
         self.form = form
         self._tokens = [b"" if i in added else token for i, token in enumerate(tokens)]
@@ -117,7 +117,7 @@ class Verse:
             raise UserError("--rhyme: this tokenizer can write too few of the letters. Give more")
         self._pieces = functools.lru_cache(1 << 12)(self._read)
 
-    def counted(self, prompt: str) -> str:
+    def beginning(self, prompt: str) -> str:
         """The prompt, if it is the beginning of such a poem and is to be counted in; else nothing."""
         if len(prompt) >= len(self._template):
             return ""
@@ -130,7 +130,7 @@ class Verse:
 
     def after(self, prompt: str) -> Callable[[Sequence[int]], Mask]:
         """The constraint on what follows a prompt."""
-        begun = self.counted(prompt).encode()
+        begun = self.beginning(prompt).encode()
 
         def allowed(new: Sequence[int]) -> Mask:
             return self._allowed(begun + b"".join(self._tokens[i] for i in new))

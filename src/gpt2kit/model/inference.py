@@ -24,28 +24,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class KVCache:
-    """Keys and values of the tokens that each row has read, `[rows, heads, T, head_size]` for each layer.
+    """Keys and values of the tokens that each row has read, `[rows, heads, T, head_size]` for each of the layers."""
 
-    Args:
-        n_layer: layers of the model.
-        capacity: the most tokens that a row may have.
-    """
-
-    def __init__(self, n_layer: int, capacity: int) -> None:
+    def __init__(self, n_layer: int) -> None:
         self.length = 0
-        self._capacity = capacity
-        self._layers: list[tuple[Tensor, Tensor]] = []
         self._n_layer = n_layer
+        self._layers: list[tuple[Tensor, Tensor]] = []
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of new tokens; return those of all tokens."""
         end = self.length + key.shape[2]
         if layer == len(self._layers):
-            self._layers.append((_room(key, end, self._capacity), _room(value, end, self._capacity)))
-        if self._layers[layer][0].shape[2] < end:
-            old = self._layers[layer]
-            self._layers[layer] = tuple(_room(tensor, end, self._capacity) for tensor in old)  # type: ignore[assignment]
+            self._layers.append((_with_room(key, end), _with_room(value, end)))
         keys, values = self._layers[layer]
+        if keys.shape[2] < end:
+            keys, values = self._layers[layer] = _with_room(keys, end), _with_room(values, end)
         keys[:, :, self.length : end] = key
         values[:, :, self.length : end] = value
         if layer == self._n_layer - 1:
@@ -57,12 +50,12 @@ class KVCache:
         self._layers = [(keys[rows], values[rows]) for keys, values in self._layers]
 
 
-def _room(tensor: Tensor, length: int, capacity: int) -> Tensor:
-    """Return a copy of a tensor with room for at least `length` tokens; doubling keeps the copies few."""
+def _with_room(tensor: Tensor, length: int) -> Tensor:
+    """Return a copy of a tensor with room for `length` tokens and half as many more, so that copies are few."""
     rows, heads, used, size = tensor.shape
-    room = tensor.new_empty(rows, heads, min(max(2 * length, 64), capacity), size)
-    room[:, :, :used] = tensor
-    return room
+    copy = tensor.new_empty(rows, heads, length + max(length // 2, 64), size)
+    copy[:, :, :used] = tensor
+    return copy
 
 
 class InferenceGPT2:
@@ -88,8 +81,8 @@ class InferenceGPT2:
         }
 
     def new_cache(self) -> KVCache:
-        """Return a cache for rows of at most the model's context."""
-        return KVCache(self.shape["n_layer"], self.shape["n_positions"])
+        """Return an empty cache."""
+        return KVCache(self.shape["n_layer"])
 
     @torch.inference_mode()
     def next_logits(self, ids: Tensor, positions: Tensor, cache: KVCache, mask: Tensor | None = None) -> Tensor:

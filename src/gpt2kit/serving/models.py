@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface
-from gpt2kit.errors import CheckpointError, UserError, problems_of, refuse
-from gpt2kit.generation import options
-from gpt2kit.generation.generator import Author, Piece
-from gpt2kit.generation.options import Precision, Rules, Wish
+from gpt2kit.errors import CheckpointError, Problems, UserError, refuse
+from gpt2kit.generation.generator import Generator, TextChunk
+from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
 from gpt2kit.runs.folder import Series
@@ -35,11 +34,11 @@ class Limits:
 
 @dataclass
 class Model:
-    """One checkpoint of the service. `author` is there once it is loaded, `failure` if it could not be."""
+    """One checkpoint of the service. `generator` is set once it is loaded, `failure` if that failed."""
 
     name: str
     path: str
-    author: Author | None = None
+    generator: Generator | None = None
     facts: dict[str, str] = field(default_factory=dict)
     presets: list[str] = field(default_factory=list)
     failure: str = ""
@@ -70,8 +69,8 @@ class Service:
             try:
                 opened = checkpoint.open(model.path)
                 model.facts = describe(opened)
-                model.author = Author(opened, self._precision, note=lambda text: None)
-                model.presets = presets(opened.facts.get("settings")) or openings(model.author)
+                model.generator = Generator(opened, self._precision, note=lambda text: None)
+                model.presets = presets(opened.facts.get("settings")) or openings(model.generator)
             except Exception as error:  # whatever it is, the other models are to be served
                 model.failure = str(error)
             finally:
@@ -84,31 +83,34 @@ class Service:
             raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
         if not found.done.wait(PATIENCE):
             raise UserError(f"{found.name}: still loading. Try again in a while")
-        if found.author is None:
+        if found.generator is None:
             raise CheckpointError(found.failure)
         return found
 
-    def write(self, name: str, prompt: str, wish: Wish) -> Iterator[Piece]:
+    def generate(
+        self, name: str, prompt: str, options: GenerationOptions, alternatives: int = 0
+    ) -> Iterator[TextChunk]:
         """Generate text with one of the models, if the request is within the limits."""
-        refuse(self.problems(prompt, wish))
-        found = self.model(name).author
-        assert found is not None
-        yield from found.write([prompt], wish)
+        refuse(self.problems(prompt, options))
+        generator = self.model(name).generator
+        assert generator is not None
+        yield from generator.generate([prompt], options, alternatives=alternatives)
 
-    def problems(self, prompt: str, wish: Wish) -> list[str]:
-        """List what is invalid in a request or above the limits."""
-        limits = self.limits
-        over = {
-            f"{len(prompt):,} characters: a prompt has at most {limits.prompt_chars:,}": len(prompt)
-            > limits.prompt_chars,
-            f"{wish.max_new_tokens:,} tokens: a text has at most {limits.max_new_tokens:,}": wish.max_new_tokens
-            > limits.max_new_tokens,
-            f"{wish.num_samples} texts: a request gets at most {limits.num_samples}": wish.num_samples
-            > limits.num_samples,
-            f"temperature {wish.rules.temperature}: at most {limits.temperature}": wish.rules.temperature
-            > limits.temperature,
-        }
-        return options.problems(wish) + problems_of(over)
+    def problems(self, prompt: str, options: GenerationOptions) -> list[str]:
+        """List what is invalid in a request, or above the limits."""
+        limits, problems = self.limits, Problems(generation_problems(options))
+        length, tokens, samples = len(prompt), options.token_limit or 0, options.num_samples
+        most = limits.prompt_chars
+        problems.check(length <= most, f"{length:,} characters: a prompt has at most {most:,}")
+        most = limits.max_new_tokens
+        problems.check(tokens <= most, f"{tokens:,} tokens: a text has at most {most:,}")
+        most = limits.num_samples
+        problems.check(samples <= most, f"{samples} texts: a request gets at most {most}")
+        problems.check(
+            options.temperature <= limits.temperature,
+            f"temperature {options.temperature}: must be at most {limits.temperature}",
+        )
+        return problems.messages
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
@@ -179,12 +181,12 @@ def presets(settings: Any) -> list[str]:
     return found[:_PRESETS]
 
 
-def openings(writer: Author) -> list[str]:
-    """How the model itself begins a document: some first words, to start from."""
-    wish = Wish(Rules(temperature=0.7, top_p=0.9), num_samples=2 * _PRESETS, max_new_tokens=8)
+def openings(generator: Generator) -> list[str]:
+    """Return how the model itself begins a document: some first words, to start from."""
+    options = GenerationOptions(temperature=0.7, top_p=0.9, num_samples=2 * _PRESETS, max_new_tokens=8)
     texts: dict[int, str] = {}
-    for piece in writer.write([""], wish):
-        texts[piece.sample] = texts.get(piece.sample, "") + piece.text
+    for chunk in generator.generate([""], options):
+        texts[chunk.sample] = texts.get(chunk.sample, "") + chunk.text
     begins = [text.strip().split("\n")[0] for text in texts.values()]
     shorter = [text.rsplit(" ", 1)[0] if " " in text else text for text in begins]
     return list(dict.fromkeys(text for text in shorter if text.strip()))[:_PRESETS]

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import UserError, refuse
-from gpt2kit.generation.decoder import Chosen
-from gpt2kit.generation.generator import Author
-from gpt2kit.generation.options import Rules, Wish
+from gpt2kit.generation.decoder import SampledToken
+from gpt2kit.generation.generator import Generator
+from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.serving.models import PATIENCE, Model, Service
 
 if TYPE_CHECKING:
@@ -122,32 +122,37 @@ def written(
 ) -> Iterator[tuple[str, str, str]]:
     """What the page shows as the texts grow: the texts, the tokens, how it stands."""
     try:
-        rules = Rules(float(temperature), int(top_k), float(top_p), 0.0, 1.0, float(penalty), 0, int(seed or 0))
-        wish = Wish(rules, num_samples=int(num_samples), max_new_tokens=int(max_new_tokens), alternatives=_ALTERNATIVES)
+        options = GenerationOptions(
+            temperature=float(temperature),
+            top_k=int(top_k),
+            top_p=float(top_p),
+            repetition_penalty=float(penalty),
+            seed=int(seed or 0),
+            num_samples=int(num_samples) if temperature else 1,  # at temperature 0 all would be the same
+            max_new_tokens=int(max_new_tokens),
+        )
     except (TypeError, ValueError, OverflowError):
-        raise UserError("a setting is no number") from None
-    if wish.rules.temperature == 0:
-        wish = Wish(rules, max_new_tokens=wish.max_new_tokens, alternatives=_ALTERNATIVES)
+        raise UserError("a setting is not a number") from None
     prompt = str(prompt or "")
-    refuse(service.problems(prompt, wish))
+    refuse(service.problems(prompt, options))
     found = service.models.get(str(name))
     if found is not None and not found.done.is_set():
         yield "", "", "loading the model ..."
     model = service.model(str(name))
-    assert model.author is not None
-    texts = [prompt] * wish.num_samples
-    chosen: list[list[Chosen]] = [[] for _ in texts]
+    assert model.generator is not None
+    texts = [prompt] * options.num_samples
+    sampled: list[list[SampledToken]] = [[] for _ in texts]
     begin, shown, count = time.monotonic(), 0.0, 0
-    for piece in service.write(model.name, prompt, wish):
-        texts[piece.sample] += piece.text
-        if piece.chosen:
-            chosen[piece.sample].append(piece.chosen)
+    for chunk in service.generate(model.name, prompt, options, _ALTERNATIVES):
+        texts[chunk.sample] += chunk.text
+        if chunk.sampled:
+            sampled[chunk.sample].append(chunk.sampled)
             count += 1
         if time.monotonic() - shown > _EVERY:
             shown = time.monotonic()
             yield joined(texts), "", f"{count} tokens"
     seconds = max(time.monotonic() - begin, 1e-3)
-    parts = (tokens_html(model.author, row) for row in chosen)
+    parts = (tokens_html(model.generator, row) for row in sampled)
     yield joined(texts), "<hr>".join(parts), f"{count} tokens, {count / seconds:,.0f} a second"
 
 
@@ -156,13 +161,14 @@ def joined(texts: list[str]) -> str:
     return ("\n\n" + "─" * 12 + "\n\n").join(texts)
 
 
-def tokens_html(author: Author, chosen: list[Chosen]) -> str:
-    """Each token, the less expected the darker, with what might have stood there. All text in it is escaped."""
+def tokens_html(generator: Generator, sampled: list[SampledToken]) -> str:
+    """Return each token, darker the less likely it was, with its alternatives. All text in it is escaped."""
     spans = []
-    for one in chosen[:_SHOWN_TOKENS]:
-        rows = [f"{visible(author, one.token)}  {one.probability:.1%}  chosen"]
-        rows += [f"{visible(author, token)}  {share:.1%}" for token, share in one.likeliest]
-        shown = "⏎\n" if visible(author, one.token) == "⏎" else visible(author, one.token)
+    for one in sampled[:_SHOWN_TOKENS]:
+        shown = visible(generator, one.token)
+        rows = [f"{shown}  {one.probability:.1%}  sampled"]
+        rows += [f"{visible(generator, token)}  {probability:.1%}" for token, probability in one.most_likely]
+        shown = "⏎\n" if shown == "⏎" else shown
         spans.append(
             f'<span class="t" tabindex="0" style="--surprise:{60 * (1 - one.probability):.0f}">{html.escape(shown)}'
             f'<span class="a">{"&#10;".join(map(html.escape, rows))}</span></span>'
@@ -170,11 +176,11 @@ def tokens_html(author: Author, chosen: list[Chosen]) -> str:
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 
-def visible(author: Author, token: int) -> str:
-    """A token as something to be seen: a line break as ⏎, parts of characters as their bytes."""
-    if token == author.eos:
+def visible(generator: Generator, token: int) -> str:
+    """Return a token as visible text: a line break as ⏎, a part of a character as its bytes."""
+    if token == generator.eos:
         return "(end)"
-    raw = author.token_bytes(token)
+    raw = generator.token_bytes(token)
     try:
         text = raw.decode()
     except UnicodeDecodeError:

@@ -18,8 +18,8 @@ from gpt2kit import files
 from gpt2kit.checkpoint import validation
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, refuse
-from gpt2kit.generation.generator import Author
-from gpt2kit.generation.options import Rules, Wish, problems
+from gpt2kit.generation.generator import Generator
+from gpt2kit.generation.options import GenerationOptions, generation_problems
 from gpt2kit.model import finetuning
 from gpt2kit.runs import folder
 from gpt2kit.training import loggers
@@ -57,9 +57,15 @@ class TextSamples(Callback):
         seed: int = 1,
     ) -> None:
         self.prompts = [""] if prompts is None else prompts
-        rules = Rules(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        self.wish = Wish(rules, num_samples=num_samples, max_new_tokens=max_new_tokens)
-        refuse([problem.replace("--", "TextSamples.") for problem in problems(self.wish)])
+        self.options = GenerationOptions(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+        )
+        refuse([problem.replace("--", "TextSamples.") for problem in generation_problems(self.options)])
         self._noted: set[str] = set()
         self._folder: str | None = None
 
@@ -80,11 +86,11 @@ class TextSamples(Callback):
 
     def write(self, gpt2: GPT2Module, tokenizer: Any) -> list[list[str]]:
         """The texts of each prompt, the prompt at the beginning of each."""
-        author = Author(Opened(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {}), note=self._note)
-        found = [[prompt] * self.wish.num_samples for prompt in self.prompts]
-        for piece in author.write(self.prompts, self.wish):
-            found[piece.prompt][piece.sample] += piece.text
-        return found
+        opened = Opened(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
+        texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
+        for chunk in Generator(opened, note=self._note).generate(self.prompts, self.options):
+            texts[chunk.prompt][chunk.sample] += chunk.text
+        return texts
 
     def _note(self, text: str) -> None:
         if text not in self._noted:
