@@ -8,4 +8,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 from gpt2kit.cli import parser, train_tokenizer
 
 if __name__ == "__main__":
-    parser.run(train_tokenizer.train)
+    parser.run(train_tokenizer.train_tokenizer)

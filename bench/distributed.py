@@ -95,12 +95,13 @@ def joining(work: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    from gpt2kit.tokenization.train import train
+    from gpt2kit.cli.train_tokenizer import train_tokenizer
+    from gpt2kit.tokenization.trainers import TokenizerSpec
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "text.txt").write_text("".join(LINE.format(n) for n in range(20_000)))
-        train([str(work / "text.txt")], work / "tokenizer", vocab_size=512)
+        train_tokenizer([str(work / "text.txt")], work / "tokenizer", TokenizerSpec(vocab_size=512))
         results: dict[object, dict[str, float]] = {}
         print("| width | 1 process | 2, DDP | of twice | 2, FSDP | of twice |\n|---|---|---|---|---|---|")
         for n_embd in (128, 512):

@@ -95,7 +95,7 @@ def options(given: argparse.Namespace, seed: int, steps: int) -> list[str]:
         "model.compile": "off" if given.eager else "blocks",
         "data.train_files": json.dumps([str(Path(file).resolve()) for file in given.train_files]),
         "data.valid_files": json.dumps([str(Path(file).resolve()) for file in given.valid_files]),
-        "data.tokenizer.class_path": "gpt2kit.tokenization.spec.TokenizerSpec",
+        "data.tokenizer.class_path": "gpt2kit.tokenization.TokenizerSpec",
         "data.tokenizer.init_args.kind": given.kind,
         "data.reader.class_path": "gpt2kit.text.Reader",
         "data.reader.init_args.document": given.document,

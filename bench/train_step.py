@@ -169,7 +169,7 @@ def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path |
         Path(folder, "text.txt").write_text("\n".join(lines * 2) + "\n", encoding="utf-8")
         options = {
             "data.train_files": f"{folder}/text.txt",
-            "data.tokenizer.class_path": "gpt2kit.tokenization.spec.TokenizerSpec",
+            "data.tokenizer.class_path": "gpt2kit.tokenization.TokenizerSpec",
             "data.tokenizer.init_args.kind": "words",
             "data.cache_dir": f"{folder}/cache",
             "data.block_size": shape["n_positions"],

@@ -16,21 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 import get
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gpt2kit import callbacks, files, optim
 from gpt2kit.cli import cache as cli_cache
-from gpt2kit.cli import export, generate, plot, test, train, web_demo
+from gpt2kit.cli import export, generate, plot, test, train, train_tokenizer, web_demo
 from gpt2kit.cli import parser as command
 from gpt2kit.text import reader
-from gpt2kit.tokenization.spec import TokenizerSpec
-from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.tokenization.trainers import TokenizerSpec
 from gpt2kit.training.trainer import make_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configs.md"
 SCRIPTS: dict[str, Callable[..., object]] = {
-    "train_tokenizer.py": train_tokenizer,
+    "train_tokenizer.py": train_tokenizer.train_tokenizer,
     "test.py": test.test,
     "generate.py": generate.generate,
     "export.py": export.export,
@@ -161,6 +160,7 @@ def trainer_parser() -> ArgumentParser:
 
 def described(kind: type, where: str = "", more: str = "") -> Iterator[str]:
     """A class that a config names, and its options."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip={"params"})
     name = public_path(kind)

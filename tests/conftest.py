@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read as the hub's client is imported; no test needs a network
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gpt2kit.cli import parser, train
-from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.cli import train_tokenizer as command
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,18 @@ class Run:
     folder: Path
     options: list[str]
     work: Path
+
+
+def train_tokenizer(
+    files: Sequence[str] = (),
+    output_dir: Path | None = None,
+    kind: Any = "bytebpe",
+    size: int | None = None,
+    **more: Any,
+) -> None:
+    """`train_tokenizer.py` with these options."""
+    spec = TokenizerSpec(kind, more.pop("vocab_size", size), **more)
+    command.train_tokenizer(list(files), output_dir, spec)
 
 
 @pytest.fixture(scope="session")

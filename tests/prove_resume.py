@@ -22,10 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from conftest import train_tokenizer
 from killing import Kill, Setting, difference, go_on, last_run, run_with_kills
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.tokenization.train import train as train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"

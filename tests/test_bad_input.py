@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCE, Outcome, Run
+from conftest import SENTENCE, Outcome, Run, train_tokenizer
 
 from gpt2kit.cli import parser, test, train
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import Place
-from gpt2kit.tokenization.train import train as train_tokenizer
 
 SOUND = "".join(SENTENCE.format(n) for n in range(60))
 FRENCH = "Le garçon a mangé une pâtisserie à l'hôtel près de la forêt. Où êtes-vous né ?\n"

@@ -19,7 +19,7 @@ TEXT = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少
 @pytest.fixture(scope="module", params=["bytebpe", "char"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     train = {"bytebpe": trainers.train_bytebpe, "char": trainers.train_char}[request.param]
-    return train(TEXT, trainers.Options(vocab_size=330))
+    return train(TEXT, trainers.TokenizerSpec(vocab_size=330))
 
 
 def test_bytes_are_those_of_the_text(tokenizer: Tokenizer) -> None:

@@ -18,7 +18,7 @@ from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
 from gpt2kit.cli.train_options import first_words
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.spec import TokenizerSpec
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))

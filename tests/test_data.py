@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import train_tokenizer
 
 from gpt2kit.data import build, datamodule
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
@@ -19,8 +20,7 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.spec import TokenizerSpec
-from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
 @pytest.fixture(scope="module")

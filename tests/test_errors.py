@@ -11,7 +11,7 @@ from conftest import Outcome, Run
 from gpt2kit.cli import generate, test, train
 from gpt2kit.cli.parser import parse
 from gpt2kit.cli.parser import run as run_command
-from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.cli.train_tokenizer import train_tokenizer
 
 
 @pytest.mark.parametrize(

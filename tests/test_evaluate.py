@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SENTENCE, Outcome, Run
+from conftest import ROOT, SENTENCE, Outcome, Run, train_tokenizer
 from numpy.typing import NDArray
 
 from gpt2kit.checkpoint import checkpoint
@@ -28,7 +28,6 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.scoring import Windows
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.train import train as train_tokenizer
 
 CONTEXT = 16
 LOREM = "Lorem ipsum dolor sit amet. " * 9

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome, Run
+from conftest import Outcome, Run, train_tokenizer
 from safetensors.torch import load_file
 from test_train import train
 
@@ -23,7 +23,6 @@ from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import huggingface, reload_check
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.train import train as train_tokenizer
 from gpt2kit.training.module import GPT2Module
 
 

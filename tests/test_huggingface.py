@@ -229,9 +229,9 @@ def test_a_strangers_folder_is_refused_in_one_line(
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, corpus: Path) -> None:
-    from gpt2kit.tokenization.train import train
+    from conftest import train_tokenizer
 
-    train([str(corpus / "train.txt")], folder, vocab_size=330)
+    train_tokenizer([str(corpus / "train.txt")], folder, vocab_size=330)
     with pytest.raises(CheckpointError, match="330 tokens, its model 320"):
         checkpoint.open(folder)
 

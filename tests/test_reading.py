@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import train_tokenizer
 
 from gpt2kit.evaluation import text_stats
 from gpt2kit.evaluation.text_stats import count_words, read
 from gpt2kit.text.reader import Part
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.train import train
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_unit_is_told() -> None:
 @pytest.fixture(scope="module")
 def wordpiece(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tokenizer.Tokenizer:
     folder = tmp_path_factory.mktemp("wordpiece")
-    train([str(corpus / "train.txt")], folder, kind="wordpiece", vocab_size=200)
+    train_tokenizer([str(corpus / "train.txt")], folder, kind="wordpiece", vocab_size=200)
     return tokenizer.load(folder)
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT, SENTENCE
 
 from gpt2kit.cli import export, generate, parser, plot, test, train, web_demo
 from gpt2kit.cli.train_options import first_words
-from gpt2kit.tokenization.train import train as train_tokenizer
+from gpt2kit.cli.train_tokenizer import train_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome
+from conftest import Outcome, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -22,7 +22,6 @@ from gpt2kit.errors import DataError
 from gpt2kit.text import reader as text
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.train import train as train_tokenizer
 
 
 @pytest.fixture

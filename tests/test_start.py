@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Outcome, Run
+from conftest import ROOT, Outcome, Run, train_tokenizer
 from safetensors.torch import load_file, save_file
 from test_huggingface import exported
 from test_train import equal, rows, train, weights
@@ -22,7 +22,6 @@ from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.train import train as train_tokenizer
 from gpt2kit.training.module import GPT2Module
 
 SHAPE = ("--model.n_layer", "--model.n_head", "--model.n_embd")

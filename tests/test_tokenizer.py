@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SENTENCE, Outcome
+from conftest import ROOT, SENTENCE, Outcome, train_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from gpt2kit.cli import parser
+from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.generation.text_stream import TextStream
 from gpt2kit.tokenization import tokenizer, train, trainers
-from gpt2kit.tokenization.train import train as train_tokenizer
-from gpt2kit.tokenization.trainers import Options
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
 LOSSLESS = KINDS[:-1]
@@ -142,7 +142,7 @@ def test_transformers_loads_the_same_tokenizer(folder: Path, trained: dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_stays_the_same_when_read_and_written(folder: Path, kind: str) -> None:
     text = (folder / kind / "tokenizer.json").read_text(encoding="utf-8")
-    made = train.TRAINERS[kind](TEXT, Options(480, ("<user>",)))
+    made = train.TRAINERS[kind](TEXT, TokenizerSpec(vocab_size=480, special_tokens=["<user>"]))
     again = tokenizer.from_json(tokenizer.to_json(made), "x")
     assert (
         text == tokenizer.to_json(tokenizer.from_json(text, "x")) == tokenizer.to_json(made) == tokenizer.to_json(again)
@@ -177,9 +177,9 @@ def test_vocab_size_is_an_upper_bound(folder: Path, tmp_path: Path, kind: str, m
 def test_ids_are_those_of_sentencepiece(model_type: str) -> None:
     import sentencepiece
 
-    model = trainers.sentencepiece_model(model_type, TEXT, Options(480))
+    model = trainers.sentencepiece_model(model_type, TEXT, TokenizerSpec(vocab_size=480))
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ours = trainers.from_sentencepiece(model_type, model, Options(480))
+    ours = trainers.from_sentencepiece(model_type, model, TokenizerSpec(vocab_size=480))
     ours.encode_special_tokens = True
 
     def same(text: str) -> bool:
@@ -231,7 +231,7 @@ def test_wordpiece_says_what_it_loses(folder: Path, tmp_path: Path, capsys: pyte
 def test_a_text_that_yields_fewer_tokens_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.txt").write_text("aa aa")
     train_tokenizer([str(tmp_path / "t.txt")], tmp_path / "out", vocab_size=999)
-    assert "asked for 999" in capsys.readouterr().out
+    assert "--vocab_size is 999" in capsys.readouterr().out
     train_tokenizer([str(tmp_path / "t.txt")], tmp_path / "char", "char")
     assert tokenizer.size(tokenizer.load(tmp_path / "char")) == 1 + 256 + 2
 
@@ -339,18 +339,18 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
         ("--vocab_size 100", 2, "--vocab_size 100: bytebpe needs at least 257"),
         ("--kind unigram --vocab_size 257", 2, "unigram needs at least 274"),
         ("--kind unigram --min_count 3", 2, "--min_count"),
-        ("--kind existing", 2, "--kind existing: give --vocab"),
-        ("--kind char --vocab v.txt", 2, "--kind char: has no --vocab"),
+        ("--kind existing", 2, "--kind existing: needs --vocab"),
+        ("--kind char --vocab v.txt", 2, "--kind char: does not take --vocab"),
         ("--kind words --vocab t.txt --min_count 2", 2, "--vocab: nothing is trained"),
         ("--kind wordpiece --vocab none.txt", 3, "none.txt: no such file"),
         ("--kind wordpiece --vocab t.txt", 3, "no [UNK] in it"),
         ("--kind words --vocab empty.txt", 3, "empty.txt: empty"),
         ("--kind existing --vocab t.txt", 3, "t.txt: not a tokenizer"),
         ("--kind existing --vocab ./no/such/folder", 3, "no such folder or file"),
-        ("--special_tokens <a> <a>", 2, "stands twice"),
+        ("--special_tokens <a> <a>", 2, "is given twice"),
         ("--special_tokens «s»", 2, "would not decode to itself"),
         ("--sample 0", 2, "--sample 0: must be at least 1"),
-        ("--compare nine", 2, "--compare nine: no size"),
+        ("--compare nine", 2, "--compare nine: not a size"),
         ("--compare char:9", 2, "char needs at least 257"),
         ("--max_token_length 1", 2, "must be at least 2"),
         ("--kind char --max_token_length 9", 2, "char has no such limit"),
@@ -362,7 +362,7 @@ def test_a_mistake_is_one_line(inside: Path, call: Callable[..., Outcome], words
     (inside / "t.txt").write_text("a b c\n")
     (inside / "empty.txt").write_text("")
     found, out, err = call(
-        lambda argv: parser.run(train_tokenizer, argv),
+        lambda argv: parser.run(command.train_tokenizer, argv),
         "--files",
         "t.txt",
         "--output_dir",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import train_tokenizer
 from tokenizers import Tokenizer
 
 from gpt2kit.model import vocabulary_transfer
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.tokenization.tokenizer import token_bytes
-from gpt2kit.tokenization.train import train
 from gpt2kit.tokenization.trainers import EOS
 
 TEXT = "春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。the quick brown fox isn't here\n" * 30
@@ -26,10 +26,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     (folder / "english.txt").write_text("the quick brown fox is not here, is it?\n" * 30, encoding="utf-8")
     found = {}
     for kind in KINDS:
-        train([str(folder / "text.txt")], folder / kind, kind=kind, vocab_size=330)  # type: ignore[arg-type]
+        train_tokenizer([str(folder / "text.txt")], folder / kind, kind=kind, vocab_size=330)  # type: ignore[arg-type]
         found[kind] = tokenizer.load(folder / kind)
-    train([str(folder / "english.txt")], folder / "english", vocab_size=280)
-    train([str(folder / "text.txt")], folder / "more", vocab_size=330, special_tokens=["<sep>"])
+    train_tokenizer([str(folder / "english.txt")], folder / "english", vocab_size=280)
+    train_tokenizer([str(folder / "text.txt")], folder / "more", vocab_size=330, special_tokens=["<sep>"])
     return {**found, "english": tokenizer.load(folder / "english"), "more": tokenizer.load(folder / "more")}
 
 
@@ -103,12 +103,12 @@ def test_wordpiece_marks_and_special_tokens_are_in_no_mean(made: dict[str, Token
 
 def test_a_tokenizer_that_lowers_letters_still_gives_what_it_can(made: dict[str, Tokenizer], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc def the end\n" * 50)
-    train([str(tmp_path / "a.txt")], tmp_path / "t", kind="wordpiece", vocab_size=60)
+    train_tokenizer([str(tmp_path / "a.txt")], tmp_path / "t", kind="wordpiece", vocab_size=60)
     (tmp_path / "vocab.txt").write_text("[UNK]\nt\n##h\n##e\nhe\n")
-    train([], tmp_path / "lower", kind="wordpiece", vocab=str(tmp_path / "vocab.txt"))
+    train_tokenizer([], tmp_path / "lower", kind="wordpiece", vocab=str(tmp_path / "vocab.txt"))
     lower = tokenizer.load(tmp_path / "lower")
     (tmp_path / "b.txt").write_text("THE THE THE\n" * 50)
-    train([str(tmp_path / "b.txt")], tmp_path / "upper", vocab_size=265)
+    train_tokenizer([str(tmp_path / "b.txt")], tmp_path / "upper", vocab_size=265)
     upper = tokenizer.load(tmp_path / "upper")
     piece = next(i for i, text in enumerate(token_bytes(upper)) if text == b"THE")
     assert vocabulary_transfer.spelling(upper, lower).old[piece] == lower.encode("the").ids

@@ -25,7 +25,7 @@ KINDS = {
 
 def made(kind: str) -> Tokenizer:
     train, size = KINDS[kind]
-    return train(POEMS, trainers.Options(vocab_size=size))
+    return train(POEMS, trainers.TokenizerSpec(vocab_size=size))
 
 
 def verse_of(tokenizer: Tokenizer, form: VerseForm) -> VerseConstraint:

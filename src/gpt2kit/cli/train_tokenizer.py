@@ -1,5 +1,145 @@
-"""Implements `train_tokenizer.py`: its options are the parameters of `gpt2kit.tokenization.train.train`."""
+"""Implements `train_tokenizer.py`: train or adopt a tokenizer, report how it fits a text, compare several."""
 
-from gpt2kit.tokenization.train import train
+from __future__ import annotations
 
-__all__ = ["train"]
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpt2kit.errors import Problems, UserError, refuse
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import find_files
+from gpt2kit.tokenization import report as reports
+from gpt2kit.tokenization import train as training
+from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.sampling import Sample
+from gpt2kit.tokenization.tokenizer import load, save
+from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
+from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
+
+LOSSES = (
+    "wordpiece loses text: runs of spaces and line ends become one space or none, control characters vanish, and a "
+    f"word with an unknown character becomes {trainers.UNKNOWN}. Every other kind decodes a text to itself"
+)
+
+
+def train_tokenizer(
+    files: list[str] = [],  # noqa: B006
+    output_dir: Path | None = None,
+    spec: TokenizerSpec = TokenizerSpec(),
+    reader: Reader | None = None,
+    report: Path | None = None,
+    compare: list[str] = [],  # noqa: B006
+) -> None:
+    """Train a tokenizer on text files and write it as a folder that `transformers.AutoTokenizer` loads, too.
+
+    Args:
+        files: Text files, folders or patterns.
+        output_dir: The folder to write; a tokenizer in it is replaced.
+        reader: How files become documents, such as `--reader.document file`.
+        report: Train nothing; report how well the tokenizer in this folder fits the --files.
+        compare: Print a table of several sizes, kinds, kind:size, or tokenizer folders, such as `--compare 4096 8192
+            char unigram:8192`, measured on held-out text. No tokenizer is written.
+    """
+    _check(spec)
+    trainers.check(spec)
+    if report is not None:
+        texts = _sample(files, reader, 10 * REPORT_BYTES, spec.seed)
+        print(reports.describe(reports.measure(load(report), texts), report))
+        return
+    if compare:
+        print(_compare(compare, spec, _documents(files, reader)))
+        return
+    if output_dir is None:
+        raise UserError("--output_dir: missing. Name the folder to write")
+    if spec.vocab is not None:
+        tokenizer = training.adopt(spec)
+        measured_on = _sample(files, reader, REPORT_BYTES, spec.seed) if files else None
+    else:
+        tokenizer, measured_on = training.train(spec, _documents(files, reader))
+    save(training.with_special_tokens(tokenizer, spec), output_dir)
+    tokenizer = load(output_dir)
+    size = tokenizer.get_vocab_size()
+    most = None if spec.vocab is not None else training.with_default_size(spec).vocab_size
+    fewer = f" (the text yields no more; --vocab_size is {most:,})" if most and size < most else ""
+    print(f"{output_dir}: {size:,} tokens{fewer}")
+    if spec.kind == "wordpiece":
+        print(LOSSES)
+    if measured_on is not None:
+        measured_on.shrink(REPORT_BYTES)
+        print(reports.describe(reports.measure(tokenizer, measured_on), output_dir))
+
+
+def _check(spec: TokenizerSpec) -> None:
+    kind, tokens, problems = spec.kind, list(spec.special_tokens), Problems()
+    has_vocab = spec.vocab is not None
+    adoptable = ("wordpiece", "words", "existing")
+    problems.check(
+        not has_vocab or kind in adoptable, f"--kind {kind}: does not take --vocab; {', '.join(adoptable)} do"
+    )
+    problems.check(
+        has_vocab or kind != "existing", "--kind existing: needs --vocab, a folder, a tokenizer.json or a hub name"
+    )
+    problems.check(
+        not has_vocab or (spec.vocab_size, spec.min_count, spec.sample) == (None, None, None),
+        "--vocab: nothing is trained with it. Leave out --vocab_size, --min_count and --sample",
+    )
+    is_unique = len({EOS, *tokens}) > len(tokens)
+    problems.check("" not in tokens and is_unique, "--special_tokens: a token is empty or is given twice")
+    problems.check(
+        kind != "existing" or spec.normalizer == "none", "--normalizer: an existing tokenizer has its own. Leave it out"
+    )
+    problems.check(
+        not (spec.parse_special and kind == "words"), "--parse_special: not for words, where each word is a token"
+    )
+    for name, least in (("min_count", 1), ("max_token_length", 2), ("sample", 1)):
+        value = getattr(spec, name)
+        problems.check(value is None or value >= least, f"--{name} {value}: must be at least {least}")
+    refuse(problems.messages)
+
+
+def _documents(files: Sequence[str], reader: Reader | None) -> Iterator[str]:
+    if not files:
+        raise UserError("--files: missing. Name text files, folders or patterns")
+    return training.read_documents(find_files(list(files)), reader or Reader())
+
+
+def _sample(files: Sequence[str], reader: Reader | None, size: int, seed: int) -> Sample:
+    return Sample(size, seed).fill(_documents(files, reader))
+
+
+def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator[str]) -> str:
+    """Return a table of tokenizers that are trained on the same text and measured on the same held-out text."""
+    specs = dict(_candidate(candidate, spec) for candidate in candidates)
+    train_texts, held_out = Sample(spec.sample or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
+    for number, document in enumerate(documents):
+        (held_out if number % 10 == 9 else train_texts).offer(document)
+    sizes = (training.sample_size(candidate.kind, train_texts.unspaced) for candidate in specs.values())
+    train_texts.shrink(spec.sample or min(sizes))
+    held_out.shrink(REPORT_BYTES)
+    measured_on = held_out if len(held_out) else train_texts
+    measured = {}
+    for name, candidate in specs.items():
+        tokenizer = load(name) if candidate.kind == "existing" else TRAINERS[candidate.kind](train_texts, candidate)
+        tokenizer.encode_special_tokens = True
+        measured[name] = reports.measure(tokenizer, measured_on)
+    where = f"measured on {reports.amount(len(held_out))} of held-out text" if len(held_out) else "measured on it, too"
+    trained_on = f"each trained on the same {reports.amount(len(train_texts))} and {where}"
+    return f"{reports.table(measured)}\n{trained_on}\n{reports.suggest(measured)}"
+
+
+def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]:
+    """Return the name and the options of one argument after --compare."""
+    kind, _, size = candidate.rpartition(":") if ":" in candidate else (candidate, "", "")
+    if candidate.isdecimal():
+        kind, size = spec.kind, candidate
+    if kind in TRAINERS and (not size or size.isdecimal()):
+        spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)  # type: ignore[arg-type]
+        spec = training.with_default_size(spec)
+        trainers.check(spec)
+        return f"{kind}:{spec.vocab_size}" if spec.vocab_size else kind, spec
+    if Path(candidate).exists():
+        return candidate, replace(spec, kind="existing")
+    raise UserError(
+        f"--compare {candidate}: not a size, kind, kind:size or tokenizer folder. Kinds: {', '.join(TRAINERS)}"
+    )

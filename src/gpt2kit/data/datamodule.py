@@ -22,7 +22,8 @@ from gpt2kit.metrics import Score
 from gpt2kit.text.reader import Reader, Split, shares, split_problems
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.spec import TokenizerSpec, resolve
+from gpt2kit.tokenization.train import resolve
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 _SIZES = ("block_size", "batch_size", "shard_tokens", "window_shards")
 

@@ -1,1 +1,16 @@
 """Documents to token ids and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2kit.tokenization.trainers import TokenizerSpec as TokenizerSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TokenizerSpec":
+        from gpt2kit.tokenization.trainers import TokenizerSpec
+
+        return TokenizerSpec
+    raise AttributeError(name)

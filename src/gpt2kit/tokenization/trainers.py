@@ -11,10 +11,10 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -39,15 +39,41 @@ _RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_RUN + 1},}}")
 _HAN_AND_MARKS = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What training may be told. `vocab_size` None: the kind's default. `min_count` None: as the kind does."""
+Kind = Literal["bytebpe", "char", "bytefallback", "unigram", "wordpiece", "words", "existing"]
 
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer to train from text, or to adopt. The options of train_tokenizer.py, and of `data.tokenizer`."""
+
+    kind: Kind = "bytebpe"
+    """bytebpe: byte-level byte-pair encoding, as in GPT-2. char: one token per character. bytefallback, unigram:
+    SentencePiece's two, with byte fallback. wordpiece: as in BERT. words: for text whose words are separated by spaces.
+    existing: a tokenizer that exists, see vocab. Every kind that is trained, except wordpiece, encodes any text in any
+    language without loss. docs/tokenizers.md says which to choose."""
     vocab_size: int | None = None
-    special_tokens: tuple[str, ...] = ()
+    """Maximum number of tokens, including special tokens and the 256 bytes. Default: 8192; for char and words as many
+    as the text has."""
+    vocab: str | None = None
+    """An existing vocabulary, instead of training. For wordpiece and words: a text file with one token per line. For
+    existing: a folder, a tokenizer.json, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added
+    after them if it is missing."""
+    special_tokens: Sequence[str] = ()
+    """More special tokens besides `<|endoftext|>`, such as `<user>`."""
+    parse_special: bool = False
+    """A special token's name in a text means the token. Default: it is encoded as ordinary text. `<|endoftext|>` is
+    always ordinary text: to end documents there, make it the reader's separator."""
     min_count: int | None = None
+    """Ignore what occurs less often: pairs for bytebpe and wordpiece, characters for char, words for words."""
     max_token_length: int = 24
-    normalizer: str = "none"
+    """Length of the longest token: in bytes for bytebpe, in characters for bytefallback and unigram."""
+    normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = "none"
+    """Change text before it is encoded: nfc and nfkc are Unicode's normal forms. Decoded text is then changed, too."""
+    sample: int | None = None
+    """Bytes of text to train on, sampled evenly from all documents. Default: what about 2 GB of memory allow: 200 MB,
+    down to 17 MB the more of it is Chinese, Japanese or Thai; 20 MB for unigram; all of it for char."""
+    seed: int = 0
+    """Random seed of the sample."""
 
     @property
     def specials(self) -> list[str]:
@@ -55,84 +81,85 @@ class Options:
         return [EOS, *self.special_tokens]
 
 
-def check(kind: str, options: Options) -> None:
-    """Refuse what this kind cannot do, before any text is read."""
+def check(spec: TokenizerSpec) -> None:
+    """Raise if this kind does not support an option, before any text is read."""
+    kind = spec.kind
     more = {"wordpiece": (2, f"{UNKNOWN}, a character"), "bytefallback": (273, "256 bytes, 17 more")}
     count, what = {**more, "unigram": more["bytefallback"]}.get(kind, (256, "256 bytes"))
-    least = count + len(options.specials)
-    if options.vocab_size is not None and options.vocab_size < least:
-        what = ", ".join([what, *options.specials])
-        raise UserError(f"--vocab_size {options.vocab_size}: {kind} needs at least {least} ({what})")
+    least = count + len(spec.specials)
+    if spec.vocab_size is not None and spec.vocab_size < least:
+        what = ", ".join([what, *spec.specials])
+        raise UserError(f"--vocab_size {spec.vocab_size}: {kind} needs at least {least} ({what})")
     if kind in ("bytefallback", "unigram"):
         if importlib.util.find_spec("sentencepiece") is None:
             raise UserError(f"--kind {kind}: needs SentencePiece. pip install 'sentencepiece>=0.2'")
-        if options.min_count is not None:
+        if spec.min_count is not None:
             raise UserError(f"--min_count: {kind} (SentencePiece) has no such limit. Leave it out")
-    if kind in ("char", "words", "wordpiece") and options.max_token_length != Options.max_token_length:
+    if kind in ("char", "words", "wordpiece") and spec.max_token_length != TokenizerSpec.max_token_length:
         raise UserError(f"--max_token_length: {kind} has no such limit. Leave it out")
-    if kind == "words" and options.normalizer != "none":
-        raise UserError(f"--normalizer {options.normalizer}: words takes the text as it is. Leave it out")
+    if kind == "words" and spec.normalizer != "none":
+        raise UserError(f"--normalizer {spec.normalizer}: words encodes the text as it is. Leave it out")
 
 
-def train_bytebpe(documents: Iterable[str], options: Options) -> Tokenizer:
+def train_bytebpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """Byte-level byte-pair encoding, as in GPT-2."""
     tokenizer = Tokenizer(models.BPE())
-    _normalize(tokenizer, options)
+    _normalize(tokenizer, spec)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=options.vocab_size or VOCAB_SIZE,
-        special_tokens=added(options.specials),
+        vocab_size=spec.vocab_size or VOCAB_SIZE,
+        special_tokens=added(spec.specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=options.min_count or 0,
-        max_token_length=options.max_token_length + 1,  # the library stays below it
+        min_frequency=spec.min_count or 0,
+        max_token_length=spec.max_token_length + 1,  # the library stays below it
         show_progress=False,
     )
     tokenizer.train_from_iterator(_broken(documents), trainer)
     return tokenizer
 
 
-def train_char(documents: Iterable[str], options: Options) -> Tokenizer:
+def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """One token a character, the most frequent first; any other character is written as its bytes."""
-    first = [*options.specials, *_BYTES]
-    room = options.vocab_size - len(first) if options.vocab_size else None
-    counts = count_characters(_normalized(documents, options))
-    tokens = [character for character, count in counts.items() if count >= (options.min_count or 1)][:room]
+    first = [*spec.specials, *_BYTES]
+    room = spec.vocab_size - len(first) if spec.vocab_size else None
+    counts = count_characters(_normalized(documents, spec))
+    tokens = [character for character, count in counts.items() if count >= (spec.min_count or 1)][:room]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*first, *tokens])}, [], byte_fallback=True))
-    return _from_bytes(_normalize(tokenizer, options), options.specials)
+    return _from_bytes(_normalize(tokenizer, spec), spec.specials)
 
 
-def train_words(documents: Iterable[str], options: Options) -> Tokenizer:
+def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """One token a word of a text whose words have spaces between them; any other word is written as its bytes."""
-    first = len(options.specials) + 256
-    room = options.vocab_size - first if options.vocab_size else None
+    first = len(spec.specials) + 256
+    room = spec.vocab_size - first if spec.vocab_size else None
     counts: Counter[str] = Counter()
     for document in documents:
         counts.update(document.split(" "))
     del counts[""]
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
-    return words([word for word in ordered if counts[word] >= (options.min_count or 1)][:room], options)
+    return words([word for word in ordered if counts[word] >= (spec.min_count or 1)][:room], spec)
 
 
-def words(vocabulary: list[str], options: Options) -> Tokenizer:
+def words(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
     """A tokenizer of the words of a vocabulary, which keep their places in it as their ids."""
     # A word's token begins with the space before it; the text's first word gets one, which decoding takes off again.
     taken = {f" {word}": i for i, word in enumerate(vocabulary)}
-    for token in [*options.specials, *_BYTES]:
+    for token in [*spec.specials, *_BYTES]:
         taken.setdefault(token, len(taken))
     tokenizer = Tokenizer(models.BPE(taken, [], byte_fallback=True, ignore_merges=True))
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
-    _from_bytes(tokenizer, options.specials)
+    _from_bytes(tokenizer, spec.specials)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return tokenizer
 
 
-def train_wordpiece(documents: Iterable[str], options: Options) -> Tokenizer:
+def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """BERT's WordPiece: words and marks apart, Han characters one by one, what is unknown as [UNK]."""
-    first = [EOS, UNKNOWN, *options.special_tokens]
-    size = options.vocab_size or VOCAB_SIZE
-    tokenizer = _bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), options)
+    first = [EOS, UNKNOWN, *spec.special_tokens]
+    size = spec.vocab_size or VOCAB_SIZE
+    tokenizer = _bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), spec)
     counts = count_characters(tokenizer.normalizer.normalize_str(document) for document in documents)
     alphabet: list[str] = []
     inner: list[str] = []  # the trainer gives `##x` ids in the order of a hash, and knows no limit: we give them
@@ -149,7 +176,7 @@ def train_wordpiece(documents: Iterable[str], options: Options) -> Tokenizer:
         special_tokens=[*first, *sorted(inner)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
-        min_frequency=options.min_count or 0,
+        min_frequency=spec.min_count or 0,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_broken(documents), trainer)
@@ -158,7 +185,7 @@ def train_wordpiece(documents: Iterable[str], options: Options) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(trained))
 
 
-def wordpiece(vocabulary: list[str], options: Options) -> Tokenizer:
+def wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
     """BERT's tokenizer with an existing vocabulary (vocab.txt), whose places are the ids.
 
     A vocabulary without any capital letter is for text in lower case, as BERT's uncased ones are.
@@ -168,28 +195,28 @@ def wordpiece(vocabulary: list[str], options: Options) -> Tokenizer:
         raise DataError(f"--vocab: no {UNKNOWN} in it, so it is no WordPiece vocabulary. Give one token a line")
     lower = not any(token != token.lower() for token in vocabulary if token not in special)
     ids = {token: i for i, token in enumerate(vocabulary)}
-    tokenizer = _bert(models.WordPiece(ids, unk_token=UNKNOWN), options, lower)
-    tokenizer.add_special_tokens(added([*special, *options.specials]))
+    tokenizer = _bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, lower)
+    tokenizer.add_special_tokens(added([*special, *spec.specials]))
     return tokenizer
 
 
-def train_sentencepiece(model_type: str) -> Callable[[Iterable[str], Options], Tokenizer]:
+def train_sentencepiece(model_type: str) -> Callable[[Iterable[str], TokenizerSpec], Tokenizer]:
     """The trainer of SentencePiece's `bpe` or `unigram`, both with byte fallback."""
 
-    def train(documents: Iterable[str], options: Options) -> Tokenizer:
-        return from_sentencepiece(model_type, sentencepiece_model(model_type, documents, options), options)
+    def train(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
+        return from_sentencepiece(model_type, sentencepiece_model(model_type, documents, spec), spec)
 
     return train
 
 
-def sentencepiece_model(model_type: str, documents: Iterable[str], options: Options) -> bytes:
+def sentencepiece_model(model_type: str, documents: Iterable[str], spec: TokenizerSpec) -> bytes:
     """Train SentencePiece (`bpe` or `unigram`); its model as bytes."""
     import sentencepiece
 
     # U+2581 is a space to SentencePiece, U+2585 the unknown, a tab its separator.
-    first = 257 + len(options.specials)
-    size = options.vocab_size or VOCAB_SIZE
-    counts = count_characters(_normalized(documents, options))
+    first = 257 + len(spec.specials)
+    size = spec.vocab_size or VOCAB_SIZE
+    counts = count_characters(_normalized(documents, spec))
     # The alphabet is 99.95 % of the text, but at most half of the room; the rest is left to the bytes. SentencePiece's
     # own limit knows no number and refuses to leave out much, so the text is cut at what is left out.
     room, total, seen = (size - first) // 2, sum(counts.values()), 0
@@ -201,17 +228,17 @@ def sentencepiece_model(model_type: str, documents: Iterable[str], options: Opti
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(_normalized(documents, options), left_out),
+            sentence_iterator=_lines(_normalized(documents, spec), left_out),
             model_writer=written,
             model_type=model_type,
-            vocab_size=size - len(options.specials),
+            vocab_size=size - len(spec.specials),
             character_coverage=1.0,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            max_sentencepiece_length=options.max_token_length,
+            max_sentencepiece_length=spec.max_token_length,
             max_sentence_length=8 * _LINE,
             hard_vocab_limit=False,
             num_threads=16,  # the sums of unigram depend on it, so it is the same on every machine
@@ -226,7 +253,7 @@ def sentencepiece_model(model_type: str, documents: Iterable[str], options: Opti
     return written.getvalue()
 
 
-def from_sentencepiece(model_type: str, model: bytes, options: Options) -> Tokenizer:
+def from_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) -> Tokenizer:
     """The same tokenizer as a model of `sentencepiece_model`, id for id, with the special tokens after its pieces.
 
     Spaces are spaces instead of U+2581, so that a text may hold that sign, too. Text is cut where no piece can cross
@@ -251,7 +278,7 @@ def from_sentencepiece(model_type: str, model: bytes, options: Options) -> Token
         # A text that names a byte's token would be taken for that token.
         names = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>|unk>)"), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([names, cut])
-    return _from_bytes(_normalize(tokenizer, options), options.specials)
+    return _from_bytes(_normalize(tokenizer, spec), spec.specials)
 
 
 def read_vocabulary(path: str) -> list[str]:
@@ -328,10 +355,10 @@ def _merges(pieces: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _bert(model: Any, options: Options, lower: bool = False) -> Tokenizer:
+def _bert(model: Any, spec: TokenizerSpec, lower: bool = False) -> Tokenizer:
     tokenizer = Tokenizer(model)
     bert = normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
-    chosen = NORMALIZERS.get(options.normalizer)
+    chosen = NORMALIZERS.get(spec.normalizer)
     tokenizer.normalizer = normalizers.Sequence([chosen(), bert]) if chosen else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     pieces = decoders.WordPiece(prefix="##", cleanup=False)
@@ -351,16 +378,16 @@ def added(tokens: list[str]) -> list[AddedToken]:
     return [AddedToken(token, special=True, normalized=False) for token in tokens]
 
 
-def _normalize(tokenizer: Tokenizer, options: Options) -> Tokenizer:
-    if options.normalizer != "none":
-        tokenizer.normalizer = NORMALIZERS[options.normalizer]()
+def _normalize(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
+    if spec.normalizer != "none":
+        tokenizer.normalizer = NORMALIZERS[spec.normalizer]()
     return tokenizer
 
 
-def _normalized(documents: Iterable[str], options: Options) -> Iterable[str]:
-    if options.normalizer == "none":
+def _normalized(documents: Iterable[str], spec: TokenizerSpec) -> Iterable[str]:
+    if spec.normalizer == "none":
         return documents
-    normalizer = NORMALIZERS[options.normalizer]()
+    normalizer = NORMALIZERS[spec.normalizer]()
     return (normalizer.normalize_str(document) for document in documents)
 
 

@@ -11,7 +11,7 @@ from gpt2kit.data.datamodule import TOKENIZER, TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.text.reader import Reader, Split
 from gpt2kit.text.sources import find_files
-from gpt2kit.tokenization.spec import resolve
+from gpt2kit.tokenization.train import resolve
 from gpt2kit.training.run_info import Facts
 
 _BARS = "▁▂▃▄▅▆▇█"
