@@ -31,7 +31,7 @@ COMMANDS = [
 BODIES = {
     "train_tokenizer.py": train_tokenizer,
     "test.py": test.test,
-    "generate.py": generate.write,
+    "generate.py": generate.generate,
     "export.py": export.export,
     "plot.py": plot.plot,
     "web_demo.py": web_demo.serve,

@@ -7,6 +7,7 @@ import pytest
 from conftest import Outcome, train_tokenizer
 
 from gpt2kit.cli import parser
+from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.tokenization import report as tokenizer_report
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.trainers import TokenizerSpec
@@ -43,7 +44,7 @@ def test_a_text_is_shown_cut_into_its_tokens() -> None:
 
 
 def run(call: Callable[..., Outcome], *words: object) -> Outcome:
-    return call(lambda argv: parser.run(train_tokenizer, argv), *words)
+    return call(lambda argv: parser.run(command.train_tokenizer, argv), *words)
 
 
 def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, call: Callable[..., Outcome]) -> None:
