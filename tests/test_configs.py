@@ -49,8 +49,10 @@ def test_group_files_compose(path: Path, options: list[str], inside: Path) -> No
         ]
     )
     assert built.model.shape["n_layer"] == 1 and built.model.shape["n_embd"] == 128
-    assert built.trainer.max_steps == 10
+    assert built.config.trainer.max_steps == 10
     wanted = yaml.safe_load(path.read_text())
+    built.model.take_vocabulary(built.datamodule.vocab_size, None)
+    built.model.build()
     optimizer = built.model.optimizer(parameter_groups(built.model.model))
     assert type(optimizer).__name__ == wanted["class_path"].rsplit(".", 1)[1]
     assert optimizer.param_groups[0]["lr"] == wanted["init_args"]["lr"]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import sys
 import warnings
@@ -20,32 +19,27 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli.train_options import Asked, add_options, as_list, first_words, say_other_choices, without_find
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli.train_options import Asked, add_options, as_list, first_words, without_find
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.model.backends import (
-    Choice,
-    choose_compile,
     choose_precision,
     compile_failure,
     multiply_fast,
     refuse_missing_compiler,
-    usual_rate,
 )
-from gpt2kit.model.config import flops_per_token
 from gpt2kit.model.finetuning import adapt
-from gpt2kit.runs import folder as run_folder
-from gpt2kit.runs import lifecycle
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
 from gpt2kit.training.baseline import Baseline
 from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Bar, Measures
+from gpt2kit.training.run_setup import RunSetup
 from gpt2kit.training.time_limit import TimeHorizon
-from gpt2kit.training.trainer import interval_steps, make_trainer, needs_steps, only_time, total_steps
+from gpt2kit.training.trainer import make_trainer, needs_steps, only_time
 
 
 class DurableConfig(SaveConfigCallback):
@@ -97,8 +91,9 @@ class TrainCLI(LightningCLI):
         add_options(parser)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
-        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
-        parser.link_arguments("data.document_start", "model.document_start", apply_on="instantiate")
+        # RunSetup sets these when the tokenizer is there; the links keep them out of the config and --help.
+        parser.link_arguments("data.tokenizer", "model.vocab_size", compute_fn=lambda _: None)
+        parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
 
     def before_instantiate_classes(self) -> None:
         wrong = self.asked.wrong_values()
@@ -141,111 +136,71 @@ class TrainCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        config = dict(self.config_init.trainer)
-        self.begun: list[str] = []
-        if self.asked.source is not None:
-            with self.asked.gathered():
-                gpt2, source, tokenizer = self.model, self.asked.source, self.datamodule.tokenizer
-                gpt2.start, self.begun = initialize.begin(
-                    gpt2.model, source, tokenizer, gpt2.init_from, gpt2.new_vocabulary
-                )
-            self.asked.source = None
-        theirs: list[Callback] = as_list(config["callbacks"])
-        seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
-        alone = only_time(config)
-        self._horizon = TimeHorizon(seconds if alone else None, self.model.schedule)
-        if alone and self.model.schedule.flat(1000) is None:
+        options = dict(self.config_init.trainer)
+        self.model.source, self.asked.source = self.asked.source, None
+        has_only_time = only_time(options)
+        seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
+        if has_only_time and self.model.schedule.flat(1000) is None:
             with self.asked.gathered():
                 raise UserError(needs_steps(type(self.model.schedule).__name__))
-        self._precision = choose_precision(config["precision"], config["accelerator"])
-        kwargs["precision"] = self._precision.value
-        every = self.config.save_every if config["enable_checkpointing"] is not False else None
-        kwargs["enable_checkpointing"] = None  # ours are the checkpoints
+        self._precision = choose_precision(options["precision"], options["accelerator"])
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        saver = ExactResume(every, self.config.save_top_k, None if alone else seconds, self.asked.override, settings)
-        ranks = Ranks()
-        ranks.settings, ranks.resumed = settings, self.asked.resumed
-        self._record = run_info.Record(settings)
-        ours: list[Callback] = [ranks, Measures(), self._horizon, saver, Baseline(), self._record]
-        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
-            ours.append(Bar())
-        kwargs["callbacks"] = theirs + ours
-        kwargs["plugins"] = [*as_list(config["plugins"]), DurableIO()]
+        horizon = TimeHorizon(seconds if has_only_time else None, self.model.schedule)
+        record = run_info.Record(settings)
+        self.run_setup = RunSetup(options, seconds, horizon, self._precision, self.args, self.asked.resumed, record)
+        save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
+        stop_after = None if has_only_time else seconds
+        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.asked.override, settings)
+        own: list[Callback] = [Ranks(settings, self.asked.resumed), Measures(), horizon, saver, Baseline(), record]
+        callbacks: list[Callback] = as_list(options["callbacks"])
+        if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            own.append(Bar())
+        kwargs["callbacks"] = [self.run_setup, *callbacks, *own]
+        kwargs["precision"] = self._precision.value
+        kwargs["enable_checkpointing"] = None  # ExactResume saves
+        kwargs["plugins"] = [*as_list(options["plugins"]), DurableIO()]
         if SLURMEnvironment.detect():
-            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ours saves between steps, and requeues
-        if config["logger"] is not False:
+            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ExactResume saves first, then requeues
+        if options["logger"] is not False:
             kwargs["logger"] = loggers.of_run(
-                config["default_root_dir"] or ".", as_list(config["logger"]), self.asked.resumed
+                options["default_root_dir"] or ".", as_list(options["logger"]), self.asked.resumed
             )
-        kwargs["devices"], kwargs["num_nodes"] = distributed.sizes(config["devices"], config["num_nodes"])
+        kwargs["devices"], kwargs["num_nodes"] = distributed.sizes(options["devices"], options["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:  # a strategy or an accelerator that there is not
+        except (ValueError, MisconfigurationException) as error:  # no such strategy or accelerator
             raise UserError(f"trainer: {first_line(error)}") from error
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         multiply_fast(trainer.strategy.root_device, self._precision.value)
-        if not config["fast_dev_run"]:
-            self._limit(trainer, config)
-        return trainer
-
-    def _limit(self, trainer: pl.Trainer, config: dict[str, Any]) -> None:
-        """Say the limits and the validation interval in optimizer steps, which is all that Lightning sees."""
-        data = self.datamodule
-        if data.wanted_batch is not None:
+        if not options["fast_dev_run"] and self.datamodule.wanted_batch is not None:
             with self.asked.gathered():
                 trainer.accumulate_grad_batches = distributed.accumulation(
-                    data.wanted_batch, data.batch_size, trainer.world_size
+                    self.datamodule.wanted_batch, self.datamodule.batch_size, trainer.world_size
                 )
-        if self.asked.planned:
-            refuse(self.asked.problems + plan.problems_of_text(data, data.global_batch(trainer)))
-        distributed.build_once_per_node(trainer, lambda: data.setup("fit"))
-        order = data.order(data.global_batch(trainer))
-        tokens = order.global_batch * data.block_size
-        steps = -1
-        if not only_time(config):
-            steps = total_steps(
-                config["max_epochs"], config["max_steps"], config["max_tokens"], order.steps_per_epoch, tokens
-            )
-        every = interval_steps(config["val_check_interval"], order.steps_per_epoch)
-        trainer.fit_loop.epoch_loop.max_steps = steps
-        trainer.val_check_interval = every * trainer.accumulate_grad_batches
-        device, seconds = trainer.strategy.root_device, self._max_time
-        each = flops_per_token(self.model.shape, self.model.model) * tokens / trainer.world_size
-        flops = each * steps if steps > 0 else math.inf
-        compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
-        if steps < 0 and seconds:
-            self._horizon.guess(max(round(seconds * usual_rate(device, str(trainer.precision)) / each), 1))
-        self.model.compiled = compiling.value
-        folder = trainer.log_dir  # asks all ranks
-        self._record.facts = found = self._facts(trainer, every, folder, compiling)
-        if trainer.is_global_zero and not self.asked.planned:
-            if self.asked.resumed and (run := lifecycle.run_of(self.asked.resumed)):
-                say_other_choices(run_folder.starts(run), found["start"])
-            plan.show(plan.opening(found), sys.stderr)
-
-    def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> run_info.Facts:
-        attention = self.model.choose_attention(trainer.strategy.root_device)
-        chosen = {"precision": self._precision, "attention": attention, "compile": compiling}
-        return {
-            "text": run_info.text_facts(self.datamodule),
-            "model": run_info.model_facts(self.model),
-            "run": run_info.run_facts(trainer, self.datamodule, self.model, every),
-            "start": run_info.start_facts(trainer, chosen, self.args, self.asked.resumed) | {"begun": self.begun},
-            "folder": folder,
-        }
+        return trainer
 
     def planned_facts(self) -> run_info.Facts:
-        """What the run would be, after some steps of it on a trainer of their own."""
+        """Return what the run would be, after a few steps of it with a trainer of their own."""
         trainer, data, gpt2 = self.trainer, self.datamodule, self.model
-        found = self._record.facts
+        resumed = self.asked.resumed
+        if resumed is not None:
+            gpt2.init_from = None  # the run has begun; its weights do not matter here
+        with self.asked.gathered():
+            gpt2.take_vocabulary(data.vocab_size, data.document_start)
+            gpt2.build()
+            if gpt2.init_from is not None and gpt2.source is not None:
+                gpt2.load_initial_weights(data.tokenizer)
+        refuse([*self.asked.problems, *plan.problems_of_text(data, data.global_batch(trainer))])
+        facts = self.run_setup.apply(trainer, data, gpt2)
+        facts["start"]["begun"] = gpt2.start_notes
         adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
-        done = checkpoint.step_of(self.asked.resumed) if self.asked.resumed else 0
-        found["run"] |= {"done": done, "max_time": self._max_time}
-        found["memory"] = run_info.memory_facts(trainer, data, gpt2)
-        found["files"] = run_info.file_facts(found["folder"], gpt2, self.config.save_top_k + KEEP)
+        done = checkpoint.step_of(resumed) if resumed else 0
+        facts["run"] |= {"done": done, "max_time": self.run_setup.seconds}
+        facts["memory"] = run_info.memory_facts(trainer, data, gpt2)
+        facts["files"] = run_info.file_facts(facts["folder"], gpt2, self.config.save_top_k + KEEP)
         limit = self.config_init.trainer["limit_val_batches"]
-        found["trial"] = estimate.measure(self._trial_options(), data, gpt2, found, limit)
-        return found
+        facts["trial"] = estimate.measure(self._trial_options(), data, gpt2, facts, limit)
+        return facts
 
     def _trial_options(self) -> dict[str, Any]:
         """Of a trainer that trains like the run's, and leaves nothing behind."""
@@ -254,6 +209,9 @@ class TrainCLI(LightningCLI):
 
     def find_rate(self) -> None:
         """Look for a learning rate."""
+        refuse(
+            [*self.asked.problems, *plan.problems_of_text(self.datamodule, self.datamodule.global_batch(self.trainer))]
+        )
         tuning.rate(self._trial_options(), self.datamodule, self.model)
 
 

@@ -19,11 +19,10 @@ from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import MachineError, UserError, refuse
-from gpt2kit.model.backends import ASKED
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import distributed, run_info
+from gpt2kit.training import distributed
 from gpt2kit.training.trainer import callback_problems, config_problems
 
 LINKED = {
@@ -243,16 +242,6 @@ def same_ids(config: Any, starts: list[dict[str, Any]]) -> None:
         option = {"WandbLogger": "id", "MLFlowLogger": "run_id"}.get(name)
         if option and name in ids and spec.init_args.get(option) is None:
             spec.init_args[option] = ids[name]
-
-
-def say_other_choices(before: list[dict[str, Any]], now: run_info.Facts) -> None:
-    """What `auto` or another machine has changed since the last start; the settings may be the same."""
-    known = before[-1].get("start", {}) if before else {}
-    for name, was in known.get("chosen", {}).items():
-        value, reason = now["chosen"].get(name, was)
-        if value != was[0] and reason != ASKED:  # what is asked for is said with the other settings
-            told = f"resume: {name} was {was[0]}, now {value} ({reason}); equal but for rounding from here on"
-            print(told, file=sys.stderr)
 
 
 def _read(parser: LightningArgumentParser, args: list[str]) -> CommandLine:

@@ -5,11 +5,14 @@ Each stage is a module of its own (text, tokenization, build, store, order, batc
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any, get_args
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+from tokenizers import Tokenizer
 
 from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
@@ -100,8 +103,7 @@ class TextDataModule(pl.LightningDataModule):
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
-        train = find_files(self.files["train"]) if isinstance(tokenizer, TokenizerSpec) else []
-        self.tokenizer = resolve(tokenizer or TOKENIZER, train, reader, self.shares.get("train"), self.cache_dir)
+        self._tokenizer = tokenizer or TOKENIZER
         self.block_size = block_size
         self.batch_size = batch_size
         self.wanted_batch = global_batch
@@ -118,6 +120,13 @@ class TextDataModule(pl.LightningDataModule):
         """The first optimizer step to give batches for; set on resume."""
         self._stores: dict[Split, TokenStore] = {}
 
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. One that is trained on first use is trained when it is first asked for, in `prepare_data`."""
+        is_trained = isinstance(self._tokenizer, TokenizerSpec)
+        paths = find_files(self.files["train"]) if is_trained else []
+        return resolve(self._tokenizer, paths, self.reader, self.shares.get("train"), self.cache_dir)
+
     @property
     def vocab_size(self) -> int:
         """Rows that the model's embedding needs."""
@@ -128,8 +137,14 @@ class TextDataModule(pl.LightningDataModule):
         """The token behind which another document begins, if none may see another."""
         return tokenizers.eos_id(self.tokenizer) if self.mask_documents else None
 
+    def prepare_data(self) -> None:
+        """Train the tokenizer and build the token stores. Lightning lets one process of each machine do it first."""
+        self.setup("fit")
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.order(self.global_batch(self.trainer))  # refuses a text that is too short, before a run has a folder
+
     def setup(self, stage: str) -> None:
-        """Build or open the stores. Several processes may do so at once; one builds, the others wait."""
+        """Open the stores."""
         self.store("train")
         for split in ("valid", "test"):  # test, too: to see now whether its documents stand in the training text
             if self.files[split]:

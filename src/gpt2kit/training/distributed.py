@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, distributed
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -31,10 +28,6 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 
-_BUILT = "GPT2KIT_BUILT"
-"""Set for processes that rank 0 starts after it has built the text."""
-_POLL = 0.2
-_ROUNDS = itertools.count()
 Facts = dict[str, str]
 
 
@@ -126,64 +119,17 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
 
 
-def build_once_per_node(trainer: pl.Trainer, build: Callable[[], None]) -> None:
-    """Let the first rank of each machine build what all need; its others wait without a timeout, then open it.
-
-    Lightning's `prepare_data` does so later, when the number of blocks must be known already. Machines that share a
-    disk wait for one another at the lock of the build.
+class Ranks(Callback):
+    """Compares, before the first step, the settings of all processes and what they have read.
 
     Args:
-        trainer: before it has started.
-        build: opens what is there, or builds it under a lock.
+        settings: the resolved config, as plain types.
+        resumed: the checkpoint from which the run resumes.
     """
-    if trainer.world_size == 1 or os.environ.get(_BUILT):
-        return build()
-    strategy: Any = trainer.strategy
-    if getattr(strategy, "launcher", None) is not None and "LOCAL_RANK" not in os.environ:
-        build()
-        os.environ[_BUILT] = "1"  # this process is rank 0 and starts the others later
-        return None
-    join = getattr(strategy, "setup_distributed", None) or getattr(strategy, "_setup_distributed", None)
-    if join is None:
-        return build()
-    join()  # Lightning does so again, and finds it done
-    prefix = f"gpt2kit/{next(_ROUNDS)}/{trainer.node_rank}"  # a process may start several runs, one after the other
-    store = PrefixStore(prefix, distributed.distributed_c10d._get_default_store())
-    if trainer.local_rank == 0:
-        code = 1
-        try:
-            build()
-            code = 0
-        except UserError as error:
-            code = error.exit_code
-            raise
-        finally:
-            store.set("built", str(code))
-            if code:  # the store may end with this process: let the others read first
-                _wait(lambda: store.add("heard", 0) >= trainer.num_devices - 1, 10)
-        return None
-    _wait(lambda: store.check(["built"]))
-    code = int(store.get("built"))
-    store.add("heard", 1)
-    if code:
-        raise SystemExit(code)  # the first rank says why
-    return build()
 
-
-def _wait(until: Callable[[], bool], seconds: float | None = None) -> None:
-    start = time.monotonic()
-    while not until() and (seconds is None or time.monotonic() - start < seconds):
-        time.sleep(_POLL)
-
-
-class Ranks(Callback):
-    """Compares, before the first step, what each process has been given and has read."""
-
-    def __init__(self) -> None:
-        self.settings: dict[str, Any] = {}
-        """The resolved config, as plain types."""
-        self.resumed: Path | None = None
-        """The checkpoint from which the run resumes."""
+    def __init__(self, settings: dict[str, Any], resumed: Path | None) -> None:
+        self.settings = settings
+        self.resumed = resumed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size == 1 or not distributed.is_initialized():

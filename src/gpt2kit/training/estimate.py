@@ -25,7 +25,7 @@ from gpt2kit.model import attention
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.trainer import make_trainer
+from gpt2kit.training.trainer import make_trainer, set_max_steps
 
 _STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
 """Optimizer steps and validation batches, and seconds after which no other step is begun."""
@@ -60,7 +60,7 @@ class Stopwatch(Callback):
             return
         self.steps.append(self._lap(trainer))
         if len(self.steps) >= _STEPS or self._since - self._begun > _SECONDS:
-            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step  # as far as it has come
+            set_max_steps(trainer, trainer.global_step)  # as far as it has come
 
     def on_validation_batch_start(self, *_: Any) -> None:
         self._since = time.perf_counter()
@@ -89,7 +89,7 @@ def measure(
     watch = Stopwatch()
     trainer = make_trainer(**options | {"callbacks": [watch]})
     most = run["steps"] or _MANY
-    trainer.fit_loop.epoch_loop.max_steps = most
+    set_max_steps(trainer, most)
     trainer.val_check_interval = most * trainer.accumulate_grad_batches + 1
     trainer.fit(gpt2, data)
     used = hardware.peak_memory(trainer.strategy.root_device)

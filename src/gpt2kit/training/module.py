@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import dtensor
+from gpt2kit.checkpoint import initialize
+from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.metrics import Score
-from gpt2kit.model.backends import Attention, Choice, Compile
+from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
 from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
 from gpt2kit.model.finetuning import Frozen, adapt
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import Guard, unfuse
 from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
+
+if TYPE_CHECKING:
+    from gpt2kit.model.gpt2 import GPT2
 
 
 def log_every(trainer: pl.Trainer) -> int:
@@ -63,11 +69,15 @@ class GPT2Module(pl.LightningModule):
         schedule: the learning rate's factor at each optimizer step.
         skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
         max_scaler_skips: under 16-mixed, stop when the loss scaler has skipped more than so many steps on end.
-        document_start: the token that begins a document, if no token is to see another document; comes from
-            `data.mask_documents`.
-        vocab_size: tokens; comes from the tokenizer. The embedding has the next multiple of 64 rows.
+        document_start: the token that begins a document, if no token is to see another document. In training it comes
+            from `data.mask_documents`.
+        vocab_size: number of tokens; the embedding has the next multiple of 64 rows. In training it comes from the
+            tokenizer, and the network is built in `configure_model`; if it is given, the network is built at once.
         n_positions: the context in tokens; comes from `data.block_size`.
     """
+
+    model: GPT2
+    frozen: Frozen
 
     def __init__(
         self,
@@ -95,7 +105,7 @@ class GPT2Module(pl.LightningModule):
         skip_nonfinite: int = 0,
         max_scaler_skips: int = 50,
         document_start: int | None = None,
-        vocab_size: int = 50257,
+        vocab_size: int | None = None,
         n_positions: int = 1024,
     ) -> None:
         super().__init__()
@@ -110,15 +120,17 @@ class GPT2Module(pl.LightningModule):
         self.wants_compile = compile
         self.compiled: Compile = "off" if compile == "auto" else compile
         """What is compiled once training starts; who knows how long the run will be may decide for auto."""
-        from gpt2kit.model.gpt2 import GPT2  # here, so that --help need not wait for transformers
-
-        self.model: GPT2 = GPT2(self.shape, document_start)
+        self.document_start = document_start
         self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
+        self.source: Opened | None = None
+        """The checkpoint of `init_from`, if it is open already."""
         self.start: dict[str, Any] | None = None
-        """What the run began with, as plain types; part of its state. None: random weights."""
-        self.frozen = Frozen(self.model, freeze, freeze_steps)
-        if gradient_checkpointing:
-            self.model.recompute_activations()
+        """The initial weights, as plain types; part of the run's state. None: random weights."""
+        self.start_notes: list[str] = []
+        """The same in words."""
+        self._freeze, self._freeze_steps = freeze, freeze_steps
+        self._recompute = gradient_checkpointing
+        self.is_built = False
         self.guard = Guard(skip_nonfinite, max_scaler_skips)
         self.fresh_groups: list[dict[str, Any]] = []
         """The optimizer's settings as the config says them, whatever a checkpoint brings."""
@@ -128,6 +140,38 @@ class GPT2Module(pl.LightningModule):
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
         self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
+        if vocab_size is not None:
+            self.build()
+
+    def take_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
+        """Set what the tokenizer decides; raise if another vocabulary was given."""
+        own = self.shape["vocab_size"]
+        if own not in (None, vocab_size):
+            raise UserError(f"model.vocab_size {own}: the tokenizer has {vocab_size} tokens. Leave it out")
+        self.shape["vocab_size"], self.document_start = vocab_size, document_start
+
+    def build(self) -> None:
+        """Build the network with random weights, on the CPU and in float32 whatever the trainer's precision."""
+        from gpt2kit.model.gpt2 import GPT2  # here, so that trainer.py --help need not import transformers
+
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            self.model = GPT2(self.shape, self.document_start)
+        torch.set_default_dtype(default)
+        self.frozen = Frozen(self.model, self._freeze, self._freeze_steps)
+        if self._recompute:
+            self.model.recompute_activations()
+        self.is_built = True
+
+    def load_initial_weights(self, tokenizer: Tokenizer) -> None:
+        """Load the weights of `init_from`, fitted to the context and the tokenizer."""
+        assert self.init_from is not None
+        source = self.source or initialize.open_source(self.init_from)
+        self.start, self.start_notes = initialize.begin(
+            self.model, source, tokenizer, self.init_from, self.new_vocabulary
+        )
+        self.source = None  # frees its memory
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self.model.nll(batch)
@@ -237,23 +281,26 @@ class GPT2Module(pl.LightningModule):
             return self.schedule(step, total)
         return min((step + 1) / (self.schedule.rise(self.about_steps) + 1), 1.0)
 
-    def configure_model(self) -> None:
-        """The moment after weights to begin with are there, before those of a checkpoint; the devices are known.
+    def setup(self, stage: str) -> None:
+        if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+            self.take_vocabulary(text.vocab_size, text.document_start)
 
-        LoRA comes in; under FSDP the weights are cut.
-        """
+    def configure_model(self) -> None:
+        """Build the network, load initial weights, add LoRA, shard: after `setup`, before a checkpoint is loaded."""
+        text = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.is_built:
+            torch.manual_seed(text.seed)
+            self.build()
+        if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
+            self.load_initial_weights(text.tokenizer)
         adapt(self.model, self.lora, embedding=self.new_vocabulary)
         if self.device_mesh is not None:
             dtensor.cut(self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
-            raise UserError(
-                f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.checkpoint.initialize.begin before fit"
-            )
         self.model.use_attention(self.attention)
         self.model.compile_for_training(self.compiled)
 
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
-        return self.model.choose_attention(self.attention, device)
+        return choose_attention(self.attention, device, self.shape)

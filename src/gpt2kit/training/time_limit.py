@@ -19,6 +19,7 @@ from gpt2kit.training.checkpointing import set_rates
 from gpt2kit.training.module import log_every
 from gpt2kit.training.progress import Pace
 from gpt2kit.training.run_state import gpt2_of
+from gpt2kit.training.trainer import set_max_steps
 
 _USED = 0.98
 """The share of the time that is planned with; the rest is for the last validation and save."""
@@ -79,7 +80,7 @@ class TimeHorizon(Callback):
     def _set(self, trainer: pl.Trainer) -> None:
         if self.seconds is not None:
             gpt2_of(trainer).about_steps = self._about
-            trainer.fit_loop.epoch_loop.max_steps = -1 if self.end is None else self.end
+            set_max_steps(trainer, -1 if self.end is None else self.end)
 
 
 def planned_end(schedule: Schedule, end: int | None, step: int, total: int, every: int) -> int | None:

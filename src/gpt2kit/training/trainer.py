@@ -78,6 +78,11 @@ def total_steps(
     return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
 
 
+def set_max_steps(trainer: pl.Trainer, steps: int) -> None:
+    """Set the last optimizer step of a trainer that is already built; -1: not known yet."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
 def only_time(trainer: Mapping[str, Any]) -> bool:
     """Whether `max_time` is the only limit."""
     limits = (trainer[name] for name in ("max_epochs", "max_steps", "max_tokens"))

@@ -22,7 +22,7 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Smoothed
-from gpt2kit.training.trainer import make_trainer
+from gpt2kit.training.trainer import make_trainer, set_max_steps
 
 STEPS, LOW, HIGH = 100, 1e-2, 1e2
 """Optimizer steps of a search for a rate, and the factors of the configured rates between which it goes."""
@@ -91,7 +91,7 @@ class Rising(Callback):
         self.losses.append(self._sum / self._count)
         self._sum, self._count = 0.0, 0
         if self.losses[-1] > 1.5 * min(self.losses) or not torch.isfinite(loss):
-            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+            set_max_steps(trainer, trainer.global_step)
 
 
 def factor(step: int, _: int = STEPS) -> float:
@@ -104,7 +104,7 @@ def rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module) -> Non
     watch = Rising()
     gpt2.schedule = factor  # type: ignore[assignment]
     trainer = make_trainer(**options | {"callbacks": [watch], "limit_val_batches": 0})
-    trainer.fit_loop.epoch_loop.max_steps = STEPS
+    set_max_steps(trainer, STEPS)
     trainer.fit(gpt2, data)
     rates = [group["initial_lr"] for group in trainer.optimizers[0].param_groups]
     smooth = smoothed(watch.losses)

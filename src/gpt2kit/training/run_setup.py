@@ -1,0 +1,99 @@
+"""Turns the limits of a run into optimizer steps, once its text is known, and records what the run is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.model.backends import ASKED, Choice, choose_compile, usual_rate
+from gpt2kit.model.config import flops_per_token
+from gpt2kit.runs import folder as run_folder
+from gpt2kit.runs import lifecycle
+from gpt2kit.training import plan, run_info
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.run_info import Facts, Record
+from gpt2kit.training.run_state import datamodule_of, gpt2_of
+from gpt2kit.training.time_limit import TimeHorizon
+from gpt2kit.training.trainer import interval_steps, only_time, set_max_steps, total_steps
+
+
+@dataclass
+class RunSetup(Callback):
+    """Applies the limits in `setup`, when the text is there and the loops have not started.
+
+    Args:
+        options: the trainer's options as the user gave them.
+        seconds: the time limit, if there is one.
+        horizon: sets the last step of a run that has nothing but a time.
+        precision: what is used, and why.
+        arguments: the command line.
+        resumed: the checkpoint from which the run resumes.
+        record: keeps the facts in the run's folder.
+    """
+
+    options: Mapping[str, Any]
+    seconds: float | None
+    horizon: TimeHorizon
+    precision: Choice
+    arguments: list[str]
+    resumed: Path | None
+    record: Record
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not self.options["fast_dev_run"]:
+            self.record.facts = self.apply(trainer, datamodule_of(trainer), gpt2_of(trainer))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or not self.record.facts:
+            return
+        facts = self.record.facts
+        facts["start"]["begun"] = gpt2_of(trainer).start_notes
+        if self.resumed and (run := lifecycle.run_of(self.resumed)):
+            report_other_choices(run_folder.starts(run), facts["start"])
+        plan.show(plan.opening(facts), sys.stderr)
+
+    def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> Facts:
+        """Set the last step, the validation interval and what is compiled; return the facts of the run."""
+        gpt2.take_vocabulary(data.vocab_size, data.document_start)
+        order = data.order(data.global_batch(trainer))
+        tokens_per_step = order.global_batch * data.block_size
+        steps = -1
+        if not only_time(self.options):
+            epochs, steps_limit, tokens = (self.options[name] for name in ("max_epochs", "max_steps", "max_tokens"))
+            steps = total_steps(epochs, steps_limit, tokens, order.steps_per_epoch, tokens_per_step)
+        set_max_steps(trainer, steps)
+        validation_interval = interval_steps(self.options["val_check_interval"], order.steps_per_epoch)
+        trainer.val_check_interval = validation_interval * trainer.accumulate_grad_batches
+        device, precision = trainer.strategy.root_device, str(trainer.precision)
+        flops_per_step = flops_per_token(gpt2.shape) * tokens_per_step / trainer.world_size
+        flops = flops_per_step * steps if steps > 0 else math.inf
+        compiled = choose_compile(gpt2.wants_compile, device, precision, flops, self.seconds)
+        gpt2.compiled = compiled.value  # type: ignore[assignment]
+        if steps < 0 and self.seconds:
+            self.horizon.guess(max(round(self.seconds * usual_rate(device, precision) / flops_per_step), 1))
+        choices = {"precision": self.precision, "attention": gpt2.choose_attention(device), "compile": compiled}
+        return {
+            "text": run_info.text_facts(data),
+            "model": run_info.model_facts(gpt2),
+            "run": run_info.run_facts(trainer, data, gpt2, validation_interval),
+            "start": run_info.start_facts(trainer, choices, self.arguments, self.resumed) | {"begun": []},
+            "folder": trainer.log_dir,  # asks all ranks
+        }
+
+
+def report_other_choices(before: list[dict[str, Any]], now: Facts) -> None:
+    """Print what `auto`, or another machine, has changed since the last start."""
+    last = before[-1].get("start", {}) if before else {}
+    for name, (old, _) in last.get("chosen", {}).items():
+        value, reason = now["chosen"].get(name, (old, ASKED))
+        if value != old and reason != ASKED:  # what the user asked for is reported with the other settings
+            line = f"resume: {name} was {old}, now {value} ({reason}); the same results up to rounding"
+            print(line, file=sys.stderr)
