@@ -55,7 +55,7 @@ class Asked:
         """The weights to begin with."""
         words = first_words(args)
         if words.ckpt_path is None:
-            self._take(_read(parser, args).parse())
+            self._take(CommandLine(parser, args, LINKED).parse())
             if self.config.model.init_from is not None:
                 self._parse_begun(parser, args)
         else:
@@ -89,13 +89,13 @@ class Asked:
         if self.source is None:
             return
         parser.set_defaults(initialize.defaults(self.source, self.config))
-        self._take(_read(parser, args).parse())
+        self._take(CommandLine(parser, args, LINKED).parse())
         self.problems += initialize.settle(self.config, self.source)
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
         wanted, unsaid = None, set[str]()
-        command = _read(parser, args)
+        command = CommandLine(parser, args, LINKED)
         lacking = command.missing  # the run's own config has them
         self._take(command.parse(*(f"--{name}=[]" for name in lacking)))
         if lacking and words.config and not self.planned:
@@ -113,7 +113,7 @@ class Asked:
         folder = lifecycle.run_of(self.resumed)
         config_file = folder / run_folder.CONFIG if folder else None
         own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._take(_read(parser, [*own, *args]).parse())
+        self._take(CommandLine(parser, [*own, *args], LINKED).parse())
         if own:
             settle(self.config, parser.parse_args(own))
         initialize.keep_tokenizer(self.config, self.resumed)
@@ -253,9 +253,3 @@ def say_other_choices(before: list[dict[str, Any]], now: run_info.Facts) -> None
         if value != was[0] and reason != ASKED:  # what is asked for is said with the other settings
             told = f"resume: {name} was {was[0]}, now {value} ({reason}); equal but for rounding from here on"
             print(told, file=sys.stderr)
-
-
-def _read(parser: LightningArgumentParser, args: list[str]) -> CommandLine:
-    command = CommandLine(parser, LINKED)
-    command.read(args)
-    return command
