@@ -129,7 +129,7 @@ def test_mistakes_of_the_command_line(
         ("find: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
         ('plan: "false"\n', "plan false: must be true or false"),
         ("override: maybe\n", "override maybe: must be true or false"),
-        ("? [a, b]\n: 3\n", "config.yaml line 1: a list or a mapping: no such option"),
+        ("? [a, b]\n: 3\n", "config.yaml line 1: (a key without a name): no such option"),
         ("a: \0\n", "Is this a config file?"),
         ("model:\n  n_head: four\n", "config.yaml line 2: model.n_head four: must be a whole number"),
         ("model:\n  optimizer: 3\n", "config.yaml line 2: model.optimizer 3: must be a class"),

@@ -15,10 +15,8 @@ DEEPEST = 100  # levels
 class Mapping(dict[str, Any]):
     """Values by key, with the line of each key and their file, which is empty for YAML on the command line."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__()
-        self.file = file
-        self.lines: dict[str, int] = {}
+    file: str
+    lines: dict[str, int]
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -35,23 +33,30 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         self.level -= 1
 
     def build(self, node: yaml.Node, file: str) -> Any:
-        """Build the value of a node. Aliases are expanded, as jsonargparse will do; `<<` is a key like any other."""
+        """Build the value of a node. Aliases are expanded, as jsonargparse will do."""
         self.values += 1
         if self.values > LARGEST:
             raise yaml.YAMLError(f"its aliases expand to more than {LARGEST:,} values")
         if isinstance(node, yaml.ScalarNode):
             return node.value if node.tag.endswith(":timestamp") else self.construct_object(node)
         self.descend_resolver(None, None)
-        value: Any = Mapping(file)
         if isinstance(node, yaml.SequenceNode):
-            value = [self.build(item, file) for item in node.value]
+            value: Any = [self.build(item, file) for item in node.value]
         else:
+            value = Mapping()
+            value.file, value.lines = file, {}
             for key, item in node.value:
-                name, mark = key.value if isinstance(key, yaml.ScalarNode) else "a list or a mapping", key.start_mark
+                named, mark = isinstance(key, yaml.ScalarNode) and key.value, key.start_mark
+                name = key.value if named else "(a key without a name)"
                 if name in value:
                     problem = f"{name} is set twice. Remove this line or line {value.lines[name]}"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
                 value[name], value.lines[name] = self.build(item, file), mark.line + 1
+            merged = value.pop("<<", None)
+            for part in merged if isinstance(merged, list) else [merged]:
+                if isinstance(part, Mapping):
+                    value.update({name: part[name] for name in part if name not in value})
+                    value.lines = part.lines | value.lines
         self.ascend_resolver()
         return value
 

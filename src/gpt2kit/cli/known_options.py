@@ -25,6 +25,7 @@ from gpt2kit.cli import config_files
 from gpt2kit.errors import UserError, nearest, refuse
 
 SHOWN = 20  # problems in one message
+LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # values that an option takes by its `nargs`, else one
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -62,10 +63,7 @@ class Option(NamedTuple):
 class CommandLine:
     """The arguments of a command, all of whose options exist.
 
-    Args:
-        parser: of the command; it must raise its errors (`exit_on_error=False`).
-        args: the arguments.
-        linked: options that another one decides. They may be set only if they agree with it.
+    The parser must raise its errors. Linked options, which another one decides, may be set only if they agree with it.
     """
 
     def __init__(self, parser: ArgumentParser, args: list[str], linked: dict[str, str] | None = None) -> None:
@@ -74,8 +72,8 @@ class CommandLine:
         self._sections = {"", *(parser.groups or ())}
         self._options: dict[str, Option] = {}  # with the parameters of classes
         self._classes: dict[str, str] = {}  # options that name classes, and the path of the class if it is known
-        self._required: dict[str, list[str]] = {}  # what is still to be set, of the command ("") and of classes
-        self._named: list[tuple[str, list[str]]] = []  # classes, and what is still to be set of each
+        self._required: dict[str, dict[str, None]] = {}  # what is still to be set, of the command ("") and of classes
+        self._named: list[tuple[str, dict[str, None]]] = []  # classes, and what is still to be set of each
         self._entries: list[tuple[Option, Entry]] = []
         self._problems: list[str] = []
         self._add_options(parser, "")
@@ -90,7 +88,7 @@ class CommandLine:
         if len(self._problems) > SHOWN:
             self._problems[SHOWN:] = [f"and {len(self._problems) - SHOWN:,} more"]
         refuse(self._problems)
-        self.missing = self._required[""]
+        self.missing = list(self._required[""])
 
     def parse(self, *more: str) -> Namespace:
         """Parse the arguments, and `more`, which stand for what is missing."""
@@ -99,13 +97,14 @@ class CommandLine:
         except argparse.ArgumentError as error:
             unfit = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
             refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in unfit[:SHOWN]])
-            refuse([f"{label} needs {', '.join(names)}" for label, names in self._named if names])
+            unset = [(label, [name.rpartition(".")[2] for name in names]) for label, names in self._named if names]
+            refuse([f"{label} needs {', '.join(names)}" for label, names in unset])
             refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
             raise UserError(" ".join(str(error).split())) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
         """Add the options of a parser, and the parameters of the classes that they name by default."""
-        self._required[owner] = [action.dest.removeprefix(f"{owner}.") for action in parser._actions if action.required]
+        self._required[owner] = {action.dest: None for action in parser._actions if action.required}
         for action in parser._actions:
             name, hint = action.dest, getattr(action, "_typehint", action.type)
             if name.endswith(".help"):  # jsonargparse adds it for each option that names a class
@@ -144,7 +143,7 @@ class CommandLine:
             if option not in actions and word[:2] in actions:  # -cFILE
                 option, equals, value = word[:2], "=", word[2:]
             action = actions.get(option)
-            name = action.dest if action else option.removeprefix("--").replace(".init_args.", ".")
+            name = action.dest if action else (option.removeprefix("--") or option).replace(".init_args.", ".")
             if name not in self._linked:
                 self._args += [word, *values] if word else values
             if action and name.endswith(("help", "print_config")):
@@ -153,26 +152,27 @@ class CommandLine:
                 values.insert(0, value)
             if option and not action:  # a parameter of a class, or unknown
                 values = values[:1] or [""]
-            limit = {0: 0, "+": len(args)}.get(action.nargs if action else None, 1) if option else 0
+            nargs = action.nargs if action else None
+            limit = LIMITS.get(nargs, 1) if option else 0
             if limit and not values:
                 self._problems.append(f"{option}: needs a value")
             for value in values[:limit]:
                 yield from self._flatten(option, "" if isinstance(action, ActionConfigFile) else name, value)
             for value in values[limit:]:
+                advice = f" after {option}, which takes {'one' if limit else 'no'} value" if option else ""
+                if value.partition("=")[0] in self._options:
+                    advice = f". Did you mean --{value}?"
                 if positional:
                     yield Entry(positional, positional, value)
-                elif value.partition("=")[0] in self._options:
-                    self._problems.append(f"unexpected argument '{value}'. Did you mean --{value}?")
                 else:
-                    after = f" after {option}, which takes {'one' if limit else 'no'} value" if option else ""
-                    self._problems.append(f"unexpected argument '{value}'{after}")
+                    self._problems.append(f"unexpected argument '{value}'{advice}")
 
     def _flatten(self, label: str, name: str, value: Any, file: str = "") -> Iterator[Entry]:
         """Yield an entry for each option in a value. Those of a section or a class may be in a file of their own."""
         branch = name in self._sections or name in self._classes
         if branch and isinstance(value, str):
             path = os.path.normpath(os.path.join(os.path.dirname(file), value))
-            if not name or (os.path.isfile(path) and not self._takes_text(name)):
+            if not name or (os.path.isfile(path) and str not in leaves(self._options[name].hint)):
                 try:
                     value = config_files.load(path)
                 except UserError as error:
@@ -185,7 +185,9 @@ class CommandLine:
                 yield from self._flatten(label, name, item, file)
         elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
             for key in sorted(value, key="class_path".__ne__):  # the class comes before its parameters
-                inner = name if key in ("init_args", "<<") else f"{name}.{key}".strip(".")
+                inner = f"{name}.{key}" if name else key
+                if key == "init_args" and isinstance(value[key], config_files.Mapping):
+                    inner = name
                 place = f"{value.file} line {value.lines[key]}: " if value.file else "--"
                 if "class_path" in value and key not in CLASS_KEYS:
                     self._problems.append(f"{place}{inner}: must be under init_args, which is beside class_path")
@@ -193,30 +195,29 @@ class CommandLine:
         else:
             yield Entry(label, name, value)
 
-    def _takes_text(self, name: str) -> bool:
-        return name in self._options and str in leaves(self._options[name].hint)
-
     def _check(self, entry: Entry) -> None:
         """Compare the name of an entry with the options; keep its value, or find the class that it names."""
         label, name, value = entry
         owner = name.removesuffix(".class_path")
         while owner not in self._options and "." in owner:
             owner = owner.rpartition(".")[0]
-        for section, names in self._required.items():
-            if owner.removeprefix(f"{section}.") in names:
-                names.remove(owner.removeprefix(f"{section}."))
-        path_given = name == owner and isinstance(value, str) and not self._takes_text(owner)
+        for names in self._required.values():
+            names.pop(owner, None)
+        option = self._options.get(owner)
+        is_path = name == f"{owner}.class_path"
+        if option and name == owner:
+            is_path = isinstance(value, str) and str not in leaves(option.hint)
         if name in self._sections:
             self._problems.append(f"{entry}: neither options nor a config file. Indent the options, or check the path")
-        elif owner in self._classes and (path_given or name == f"{owner}.class_path"):
+        elif owner in self._classes and is_path:
             self._name_class(owner, entry)
-        elif name == owner and name in self._options:
-            self._entries.append((self._options[name], entry))
+        elif option and name == owner:
+            self._entries.append((option, entry))
         elif owner not in self._classes:
             dashes = "--" if label.startswith("-") else ""
-            self._report_unknown(f"{label}: no such option", name, [dashes + option for option in self._options])
+            self._report_unknown(f"{label}: no such option", name, (dashes + option for option in self._options))
         elif self._classes[owner] and "dict_kwargs" not in name:
-            known = [option.rpartition(".")[2] for option in self._options if option.startswith(f"{owner}.")]
+            known = (option.rpartition(".")[2] for option in self._options if option.startswith(f"{owner}."))
             self._report_unknown(f"{label}: {self._classes[owner]} has no such option", name, known)
 
     def _name_class(self, option: str, entry: Entry) -> None:

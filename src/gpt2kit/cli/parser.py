@@ -52,21 +52,15 @@ def parser_of(function: Callable[..., object]) -> ArgumentParser:
     lists = {name: item for name, hint in hints.items() if (item := _list_item(hint)) and name != "return"}
     helps = _argument_helps(function)
     for name, item in lists.items():
-        parameter = inspect.signature(function).parameters[name]
+        parameter, text = inspect.signature(function).parameters[name], helps.get(name, "")
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, nargs="+", type=item, help=helps.get(name, ""))
-            continue
-        default = parameter.default
-        required = default is inspect.Parameter.empty
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            action="extend",
-            type=item,
-            required=required,
-            default=None if required else default,
-            help=helps.get(name, ""),
-        )
+            parser.add_argument(name, nargs="+", type=item, help=text)
+        elif parameter.default is parameter.empty:
+            parser.add_argument(f"--{name}", nargs="+", action="extend", type=item, help=text, required=True)
+        else:
+            parser.add_argument(
+                f"--{name}", nargs="+", action="extend", type=item, help=text, default=parameter.default
+            )
     flags = [name for name, hint in hints.items() if hint is bool]
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=helps.get(name, ""))
