@@ -46,8 +46,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             value = Mapping()
             value.file, value.lines = file, {}
             for key, item in node.value:
-                named, mark = isinstance(key, yaml.ScalarNode) and key.value, key.start_mark
-                name = key.value if named else "(a key without a name)"
+                is_name, mark = isinstance(key, yaml.ScalarNode) and key.value, key.start_mark
+                name = key.value if is_name else "(a key without a name)"
                 if name in value:
                     problem = f"{name} is set twice. Remove this line or line {value.lines[name]}"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)

@@ -55,7 +55,7 @@ class Option(NamedTuple):
         config[self.action.dest] = [value] if self.action.nargs == "+" else value
         try:
             self.parser.validate(config, skip_required=True)
-        except TypeError:
+        except (TypeError, ValueError):
             return False
         return True
 
@@ -72,8 +72,8 @@ class CommandLine:
         self._sections = {"", *(parser.groups or ())}
         self._options: dict[str, Option] = {}  # with the parameters of classes
         self._classes: dict[str, str] = {}  # options that name classes, and the path of the class if it is known
-        self._required: dict[str, dict[str, None]] = {}  # what is still to be set, of the command ("") and of classes
-        self._named: list[tuple[str, dict[str, None]]] = []  # classes, and what is still to be set of each
+        self._required: dict[str, list[str]] = {}  # what is still to be set, of the command ("") and of classes
+        self._class_labels: list[tuple[str, list[str]]] = []  # with what is still to be set of each class
         self._entries: list[tuple[Option, Entry]] = []
         self._problems: list[str] = []
         self._add_options(parser, "")
@@ -82,29 +82,29 @@ class CommandLine:
             self._check(entry)
             latest[entry.name] = entry
         for name, source in self._linked.items():
-            decided = latest[source].value if source in latest else self._options[source].action.default
-            if name in latest and repr(_parse(latest[name].value)) != repr(_parse(decided)):  # 0 is not False
+            default = self._options[source].action.default
+            source_value = latest[source].value if source in latest else default
+            if name in latest and repr(_parse(latest[name].value)) != repr(_parse(source_value)):  # 0 is not False
                 self._problems.append(f"{latest[name]}: {source} decides it. Leave it out")
         if len(self._problems) > SHOWN:
             self._problems[SHOWN:] = [f"and {len(self._problems) - SHOWN:,} more"]
         refuse(self._problems)
-        self.missing = list(self._required[""])
+        self.missing = self._required[""]
 
     def parse(self, *more: str) -> Namespace:
         """Parse the arguments, and `more`, which stand for what is missing."""
         try:
             return self._parser.parse_args([*self._args, *more])
         except argparse.ArgumentError as error:
-            unfit = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
-            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in unfit[:SHOWN]])
-            unset = [(label, [name.rpartition(".")[2] for name in names]) for label, names in self._named if names]
-            refuse([f"{label} needs {', '.join(names)}" for label, names in unset])
+            misfits = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
+            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:SHOWN]])
+            refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
             refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
             raise UserError(" ".join(str(error).split())) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
         """Add the options of a parser, and the parameters of the classes that they name by default."""
-        self._required[owner] = {action.dest: None for action in parser._actions if action.required}
+        self._required[owner] = [action.dest.removeprefix(f"{owner}.") for action in parser._actions if action.required]
         for action in parser._actions:
             name, hint = action.dest, getattr(action, "_typehint", action.type)
             if name.endswith(".help"):  # jsonargparse adds it for each option that names a class
@@ -122,8 +122,9 @@ class CommandLine:
         parser = ArgumentParser(exit_on_error=False)
         kind: Any = pydoc.locate(path)
         add = parser.add_class_arguments if isinstance(kind, type) else parser.add_function_arguments
-        supplied = typing.get_origin(self._options[option].hint) is Callable  # the first parameter, by whoever calls it
-        add(kind, option, as_group=False, fail_untyped=False, skip={int(supplied)})
+        callers: set[str | int] = {1}  # the caller of a Callable passes its first parameter
+        skip = callers if typing.get_origin(self._options[option].hint) is Callable else set()
+        add(kind, option, as_group=False, fail_untyped=False, skip=skip)
         self._classes[option] = path
         self._add_options(parser, option)
 
@@ -138,14 +139,14 @@ class CommandLine:
                 groups[-1].append(arg)  # as argparse decides
             else:
                 groups.append([arg])
-        for word, *values in groups:
-            option, equals, value = word.partition("=")
-            if option not in actions and word[:2] in actions:  # -cFILE
-                option, equals, value = word[:2], "=", word[2:]
+        for argument, *values in groups:
+            option, equals, value = argument.partition("=")
+            if option not in actions and argument[:2] in actions:  # -cFILE
+                option, equals, value = argument[:2], "=", argument[2:]
             action = actions.get(option)
             name = action.dest if action else (option.removeprefix("--") or option).replace(".init_args.", ".")
             if name not in self._linked:
-                self._args += [word, *values] if word else values
+                self._args += [argument, *values] if argument else values
             if action and name.endswith(("help", "print_config")):
                 continue
             if equals:
@@ -184,13 +185,13 @@ class CommandLine:
             for item in value:
                 yield from self._flatten(label, name, item, file)
         elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
-            for key in sorted(value, key="class_path".__ne__):  # the class comes before its parameters
+            for key in sorted(value, key=lambda key: key != "class_path"):  # the class comes before its parameters
                 inner = f"{name}.{key}" if name else key
                 if key == "init_args" and isinstance(value[key], config_files.Mapping):
                     inner = name
                 place = f"{value.file} line {value.lines[key]}: " if value.file else "--"
                 if "class_path" in value and key not in CLASS_KEYS:
-                    self._problems.append(f"{place}{inner}: must be under init_args, which is beside class_path")
+                    self._problems.append(f"{place}{inner}: not accepted beside class_path. Move it under init_args")
                 yield from self._flatten(place + inner.removesuffix(".class_path"), inner, value[key], value.file)
         else:
             yield Entry(label, name, value)
@@ -201,8 +202,9 @@ class CommandLine:
         owner = name.removesuffix(".class_path")
         while owner not in self._options and "." in owner:
             owner = owner.rpartition(".")[0]
-        for names in self._required.values():
-            names.pop(owner, None)
+        for prefix, names in self._required.items():
+            if owner.removeprefix(f"{prefix}.") in names:
+                names.remove(owner.removeprefix(f"{prefix}."))
         option = self._options.get(owner)
         is_path = name == f"{owner}.class_path"
         if option and name == owner:
@@ -233,7 +235,7 @@ class CommandLine:
             return
         if len(paths) == 1:
             self._add_class(option, paths[0])
-            self._named.append((f"{entry.label}: {path}", self._required[option]))
+            self._class_labels.append((f"{entry.label}: {path}", self._required[option]))
         elif not paths and not self._options[option].fits(entry.value):
             self._report_unknown(f"{entry}: no such class", path, known)
 
@@ -275,5 +277,5 @@ def _parse(value: Any) -> Any:
     """Return the value of YAML text, or what is no YAML text as it is."""
     try:
         return config_files.parse(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a number such as 0x_
         return value
