@@ -53,7 +53,10 @@ def test_training_mistakes(
         ("", "config.yaml: empty"),
         ("a\n", "config.yaml: not a mapping"),
         ("model:\n\tn_layer: 1\n", "config.yaml line 2, column 1"),
-        ("model:\n  n_layer: 1\n  n_layer: 2\n", "config.yaml lines 2 and 3: n_layer stands twice"),
+        (
+            "model:\n  n_layer: 1\n  n_layer: 2\n",
+            "config.yaml line 3, column 3: n_layer is set twice. Remove this line or line 2",
+        ),
         ("model:\n  n_layr: 1\n", "Did you mean model.n_layer"),
     ],
 )

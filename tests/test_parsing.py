@@ -70,7 +70,7 @@ def test_files_that_an_option_or_a_file_names_are_compared(
     err = refusal(call(train.main, *options, *words))
     assert "sub/model.yaml line 1: model.n_layr: no such option" in err
     assert "sub/optimizer.yaml line 3: model.optimizer.lrr: gpt2kit.optim.Muon has no such option" in err
-    assert "ok.yaml line 1: trainer sub/none.yaml: no such config file" in err
+    assert "ok.yaml line 1: trainer sub/none.yaml: neither options nor a config file" in err
     err = refusal(call(train.main, *options, "--model", "sub/model.yaml"))
     assert "sub/model.yaml line 1: model.n_layr: no such option" in err
 
@@ -78,12 +78,15 @@ def test_files_that_an_option_or_a_file_names_are_compared(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model=3"], "--model 3: no such config file"),
+        (["--model=3"], "--model 3: neither options nor a config file"),
         (["--model.optimizer=Moun"], "--model.optimizer Moun: no such class. Did you mean gpt2kit.optim.Muon?"),
         (["--model.optimizer=Muon"], "torch.optim.Muon, gpt2kit.optim.Muon"),
         (["--model.optimizer.lrr=3"], "--model.optimizer.lrr: gpt2kit.optim.Muon has no such option. Did you mean lr?"),
         (["--model.optimizer.lr=x"], "--model.optimizer.lr x: must be a number"),
-        (["--model.n_layer", "x", "--data.batch_size=y"], "--model.n_layer x: must be a whole number\n"),
+        (
+            ["--model.n_layer", "x", "--data.batch_size=y"],
+            "--model.n_layer x: must be a whole number; --data.batch_size y: must be a whole number\n",
+        ),
         (["--trainer.precision=half"], "--trainer.precision half: must be one of auto, 32-true, bf16-mixed"),
         (["--model.lora=1.5"], "--model.lora 1.5: must be a whole number or null"),
         (["--data.reader.min_chars=x"], "--data.reader.min_chars x: must be a whole number"),
@@ -126,17 +129,17 @@ def test_mistakes_of_the_command_line(
         ("find: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
         ('plan: "false"\n', "plan false: must be true or false"),
         ("override: maybe\n", "override maybe: must be true or false"),
-        ("? [a, b]\n: 3\n", "config.yaml line 1: a key must be the name of an option"),
+        ("? [a, b]\n: 3\n", "config.yaml line 1: (a key without a name): no such option"),
         ("a: \0\n", "Is this a config file?"),
         ("model:\n  n_head: four\n", "config.yaml line 2: model.n_head four: must be a whole number"),
         ("model:\n  optimizer: 3\n", "config.yaml line 2: model.optimizer 3: must be a class"),
         (
             "model:\n  optimizer: {class_path: gpt2kit.optim.Muon, lr: 1}\n",
-            "config.yaml line 2: model.optimizer.lr: not beside class_path. Parameters stand under init_args",
+            "config.yaml line 2: model.optimizer.lr: not accepted beside class_path. Move it under init_args",
         ),
         ("[a, b\n", "config.yaml line 2, column 1: "),
         ("- a\n", "config.yaml: not a mapping of options"),
-        ("model: &a\n  optimizer: *a\n", "config.yaml line 1: an alias inside of what it stands for"),
+        ("model: &a\n  optimizer: *a\n", "config.yaml: nested more than 100 levels deep"),
         ("[" * 100_000, "config.yaml: nested more than 100 levels deep"),
         (b"\xff\xfe\x00", "config.yaml: not UTF-8 text"),
         ("print_config: true\nhelp: true\n", "line 1: print_config: no such option"),
@@ -258,7 +261,7 @@ def test_a_section_without_options(
     (inside / "config.yaml").write_text(content)
     (inside / "other.yaml").write_text("")
     err = refusal(call(train.main, "--config=config.yaml", "-c", "other.yaml", *options))
-    assert "has no options under it" in err and "other.yaml: empty" in err
+    assert "neither options nor a config file" in err and "other.yaml: empty" in err
 
 
 def test_nearest() -> None:

@@ -1,337 +1,281 @@
-"""Compares the options that a command line and its config files name with those of the parser, before it parses them.
-All that do not exist are reported at once, each with the nearest one that does."""
+"""Check the options of a command line and of its config files before jsonargparse parses them.
+
+Three steps: collect what is set as entries (label, dotted name, value); compare each name with the parser's options and
+with the parameters of the classes that options name; report all problems at once. Values are left to jsonargparse: if
+it refuses one, the values that do not fit are reported in terms of the user's options.
+"""
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import dataclasses
+import json
 import os
 import pydoc
 import sys
+import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from gpt2kit.cli import config_files, option_types
+from gpt2kit.cli import config_files
 from gpt2kit.errors import UserError, nearest, refuse
 
 SHOWN = 20  # problems in one message
-TEXT = "tag:yaml.org,2002:str"
-Value = yaml.Node | str
-"""A node of a config file, or a text of the command line."""
+LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # values that an option takes by its `nargs`, else one
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
-@dataclass
-class ClassSpec:
-    """A class that an option names, and the parameters that are set for it."""
+class Entry(NamedTuple):
+    """A value that is set. The label is the option as the user wrote it, with its place if that is in a file."""
 
     label: str
-    path: str
-    parameters: Mapping[str, inspect.Parameter]
-    names: set[str] = field(default_factory=set)
+    name: str
+    value: Any
 
-    @property
-    def missing(self) -> list[str]:
-        """The parameters that must be set, and are not."""
-        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        required = [name for name, p in self.parameters.items() if p.default is p.empty and p.kind not in several]
-        return [name for name in required if name not in self.names]
+    def __str__(self) -> str:
+        value = self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False, default=str)
+        return f"{self.label} {' '.join(value.split())[:100]}"
+
+
+class Option(NamedTuple):
+    """An option of a command, or a parameter of a class that an option names."""
+
+    parser: ArgumentParser
+    action: argparse.Action
+    hint: Any
+
+    def fits(self, value: Any) -> bool:
+        """Return whether jsonargparse takes a value."""
+        config = Namespace()  # type: ignore[no-untyped-call]
+        config[self.action.dest] = [value] if self.action.nargs == "+" else value
+        try:
+            self.parser.validate(config, skip_required=True)
+        except (TypeError, ValueError):
+            return False
+        return True
 
 
 class CommandLine:
-    """The arguments of a command. Labels are options as the user wrote them; those of config files have their place.
+    """The arguments of a command, all of whose options exist.
 
-    Args:
-        parser: of all options; it must raise its errors (`exit_on_error=False`).
-        linked: options that another one decides. They may be given only if they agree with it.
+    The parser must raise its errors. Linked options, which another one decides, may be set only if they agree with it.
     """
 
-    def __init__(self, parser: ArgumentParser, linked: Mapping[str, str] | None = None) -> None:
-        self._parser = parser
-        self._linked = dict(linked or {})
+    def __init__(self, parser: ArgumentParser, args: list[str], linked: dict[str, str] | None = None) -> None:
+        self._parser, self._linked = parser, linked or {}
         self._args: list[str] = []  # without linked options
-        self._actions = parser._option_string_actions
-        self._options = {
-            name[2:]: action
-            for name, action in self._actions.items()
-            if name.startswith("--") and not name.endswith(("help", "print_config"))
-        }
-        self._sections = {name.rpartition(".")[0] for name in self._options}
-        self._positional = next((action.dest for action in parser._actions if not action.option_strings), None)
-        self._problems: dict[str, tuple[str, Iterable[str]]] = {}  # with the name that is unknown, and the known ones
-        self._settings: list[tuple[str, Any, Value]] = []  # label, type and value
-        self._specs: list[ClassSpec] = []
-        self._latest: dict[str, ClassSpec | None] = {}  # of each option that names a class
-        self._values: dict[str, tuple[str, Any]] = {}  # of linked options, and of those that decide them
-        self._seen: set[str] = set()
-
-    @property
-    def missing(self) -> list[str]:
-        """The options that must be given, and are not."""
-        return [action.dest for action in self._parser._actions if action.required and action.dest not in self._seen]
-
-    def read(self, args: list[str]) -> None:
-        """Compare arguments and the config files that they name with the parser's options; refuse what is unknown."""
-        groups = [[""]]  # each option with all words that follow it
-        for word in args:
-            if self._is_option(word):
-                groups.append([word])
-            else:
-                groups[-1].append(word)
-        for option, *values in groups:
-            self._argument(option, values)
+        self._sections = {"", *(parser.groups or ())}
+        self._options: dict[str, Option] = {}  # with the parameters of classes
+        self._classes: dict[str, str] = {}  # options that name classes, and the path of the class if it is known
+        self._required: dict[str, list[str]] = {}  # what is still to be set, of the command ("") and of classes
+        self._class_labels: list[tuple[str, list[str]]] = []  # with what is still to be set of each class
+        self._entries: list[tuple[Option, Entry]] = []
+        self._problems: list[str] = []
+        self._add_options(parser, "")
+        latest: dict[str, Entry] = {}
+        for entry in self._collect(args):
+            self._check(entry)
+            latest[entry.name] = entry
         for name, source in self._linked.items():
-            label, value = self._values.get(name, ("", None))
-            _, decided = self._values.get(source, ("", self._options[source].default))
-            if label and repr(value) != repr(decided):  # 0 is not False
-                self._wrong(f"{label} {value}: {source} decides it. Leave it out")
-        problems = []
-        for problem, (name, known) in list(self._problems.items())[:SHOWN]:  # to look for similar names takes a while
-            similar = nearest(name, known) or ". See --help" if name else ""
-            problems.append(problem + similar)
+            default = self._options[source].action.default
+            source_value = latest[source].value if source in latest else default
+            if name in latest and repr(_parse(latest[name].value)) != repr(_parse(source_value)):  # 0 is not False
+                self._problems.append(f"{latest[name]}: {source} decides it. Leave it out")
         if len(self._problems) > SHOWN:
-            problems.append(f"and {len(self._problems) - SHOWN:,} more")
-        refuse(problems)
+            self._problems[SHOWN:] = [f"and {len(self._problems) - SHOWN:,} more"]
+        refuse(self._problems)
+        self.missing = self._required[""]
 
     def parse(self, *more: str) -> Namespace:
-        """Parse what was read, and `more`."""
+        """Parse the arguments, and `more`, which stand for what is missing."""
         try:
             return self._parser.parse_args([*self._args, *more])
         except argparse.ArgumentError as error:
-            raise UserError(self._explained(error)) from error
+            misfits = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
+            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:SHOWN]])
+            refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
+            refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
+            raise UserError(" ".join(str(error).split())) from error
 
-    def _is_option(self, word: str) -> bool:
-        """Whether argparse takes a word for an option, not for a value."""
-        if not word.startswith("-") or word == "-" or self._parser._negative_number_matcher.match(word):
-            return False
-        return word.partition("=")[0] in self._actions or " " not in word
+    def _add_options(self, parser: ArgumentParser, owner: str) -> None:
+        """Add the options of a parser, and the parameters of the classes that they name by default."""
+        self._required[owner] = [action.dest.removeprefix(f"{owner}.") for action in parser._actions if action.required]
+        for action in parser._actions:
+            name, hint = action.dest, getattr(action, "_typehint", action.type)
+            if name.endswith(".help"):  # jsonargparse adds it for each option that names a class
+                self._classes[name.removesuffix(".help")] = ""
+            elif name not in ("help", "print_config"):
+                self._options[name] = Option(parser, action, hint)
+                if isinstance(action.default, (dict, Namespace)) and "class_path" in action.default:
+                    self._add_class(name, action.default["class_path"])
+                for kind in leaves(hint):
+                    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                        self._add_class(name, f"{kind.__module__}.{kind.__qualname__}")
 
-    def _argument(self, word: str, values: list[str]) -> None:
-        """Compare an option of the command line, or an empty word, and all words behind it."""
-        option, equals, value = word.partition("=")
-        if option not in self._actions and word[:2] in self._actions:  # -cFILE
-            option, equals, value = word[:2], "=", word[2:].removeprefix("=")
-        name = option.removeprefix("--")
-        if option == "-c":
-            name = "config"
-        if name not in self._linked:
-            self._args += [word, *values] if word else values
-        if option in self._actions and option.endswith(("help", "-h", "print_config")):
-            return
-        if option and not self._owner(name):
-            self._unknown(option, name, (f"--{known}" for known in self._options))
-            return
-        if equals:
-            values = [value, *values]
-        most = self._most(option, bool(equals))
-        if most and not values:
-            self._wrong(f"{option}: needs a value")
-        for value in values[:most]:
-            self._option(option, name, value, "")
-        for value in values[most:]:
-            self._stray(value, option, most)
+    def _add_class(self, option: str, path: str) -> None:
+        """Add the parameters of a class that an option names."""
+        parser = ArgumentParser(exit_on_error=False)
+        kind: Any = pydoc.locate(path)
+        add = parser.add_class_arguments if isinstance(kind, type) else parser.add_function_arguments
+        callers: set[str | int] = {1}  # the caller of a Callable passes its first parameter
+        skip = callers if typing.get_origin(self._options[option].hint) is Callable else set()
+        add(kind, option, as_group=False, fail_untyped=False, skip=skip)
+        self._classes[option] = path
+        self._add_options(parser, option)
 
-    def _most(self, option: str, glued: bool) -> int:
-        """How many values an option takes at most."""
-        nargs = self._actions[option].nargs if option in self._actions else None
-        if not option or nargs == 0:
-            return 0
-        return sys.maxsize if nargs == "+" and not glued else 1
+    def _collect(self, args: list[str]) -> Iterator[Entry]:
+        """Yield what the arguments set. Report options without a value, and arguments that belong to no option."""
+        actions = self._parser._option_string_actions
+        positional = next((action.dest for action in self._parser._actions if not action.option_strings), "")
+        groups = [[""]]  # each option with the arguments up to the next one
+        for arg in args:
+            number = self._parser._negative_number_matcher.match(arg)
+            if arg[:1] != "-" or arg == "-" or number or (" " in arg and arg.partition("=")[0] not in actions):
+                groups[-1].append(arg)  # as argparse decides
+            else:
+                groups.append([arg])
+        for argument, *values in groups:
+            option, equals, value = argument.partition("=")
+            if option not in actions and argument[:2] in actions:  # -cFILE
+                option, equals, value = argument[:2], "=", argument[2:]
+            action = actions.get(option)
+            name = action.dest if action else (option.removeprefix("--") or option).replace(".init_args.", ".")
+            if name not in self._linked:
+                self._args += [argument, *values] if argument else values
+            if action and name.endswith(("help", "print_config")):
+                continue
+            if equals:
+                values.insert(0, value)
+            if option and not action:  # a parameter of a class, or unknown
+                values = values[:1] or [""]
+            nargs = action.nargs if action else None
+            limit = LIMITS.get(nargs, 1) if option else 0
+            if limit and not values:
+                self._problems.append(f"{option}: needs a value")
+            for value in values[:limit]:
+                yield from self._flatten(option, "" if isinstance(action, ActionConfigFile) else name, value)
+            for value in values[limit:]:
+                advice = f" after {option}, which takes {'one' if limit else 'no'} value" if option else ""
+                if value.partition("=")[0] in self._options:
+                    advice = f". Did you mean --{value}?"
+                if positional:
+                    yield Entry(positional, positional, value)
+                else:
+                    self._problems.append(f"unexpected argument '{value}'{advice}")
 
-    def _stray(self, value: str, option: str, most: int) -> None:
-        """Report an argument that belongs to no option; `option` is the one before it."""
-        if self._positional:
-            self._seen.add(self._positional)
-        elif value.partition("=")[0] in self._options:
-            self._wrong(f"unexpected argument '{value}'. Did you mean --{value}?")
-        elif not option:
-            self._wrong(f"unexpected argument '{value}'")
-        elif most == 0:
-            self._wrong(f"unexpected argument '{value}' after {option}, which takes no value")
+    def _flatten(self, label: str, name: str, value: Any, file: str = "") -> Iterator[Entry]:
+        """Yield an entry for each option in a value. Those of a section or a class may be in a file of their own."""
+        branch = name in self._sections or name in self._classes
+        if branch and isinstance(value, str):
+            path = os.path.normpath(os.path.join(os.path.dirname(file), value))
+            if not name or (os.path.isfile(path) and str not in leaves(self._options[name].hint)):
+                try:
+                    value = config_files.load(path)
+                except UserError as error:
+                    self._problems.append(str(error))
+                    return
+            elif not file and isinstance(collection := _parse(value), (dict, list)):
+                value = collection
+        if branch and isinstance(value, list):
+            for item in value:
+                yield from self._flatten(label, name, item, file)
+        elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
+            for key in sorted(value, key=lambda key: key != "class_path"):  # the class comes before its parameters
+                inner = f"{name}.{key}" if name else key
+                if key == "init_args" and isinstance(value[key], config_files.Mapping):
+                    inner = name
+                place = f"{value.file} line {value.lines[key]}: " if value.file else "--"
+                if "class_path" in value and key not in CLASS_KEYS:
+                    self._problems.append(f"{place}{inner}: not accepted beside class_path. Move it under init_args")
+                yield from self._flatten(place + inner.removesuffix(".class_path"), inner, value[key], value.file)
         else:
-            several = f". Several are written {option}=[a,b]" if f"{option}+" in self._actions else ""
-            self._wrong(f"unexpected argument '{value}' after {option}, which takes one value{several}")
+            yield Entry(label, name, value)
 
-    def _wrong(self, problem: str) -> None:
-        self._problems[problem] = ("", ())
-
-    def _unknown(self, label: str, name: str, known: Iterable[str], what: str = "no such option") -> None:
-        self._problems[f"{label}: {what}"] = (name, known)
-
-    def _owner(self, name: str) -> str:
-        """The option that a name belongs to: itself, or one that names a class whose parameter it is; else nothing."""
-        owner = name
+    def _check(self, entry: Entry) -> None:
+        """Compare the name of an entry with the options; keep its value, or find the class that it names."""
+        label, name, value = entry
+        owner = name.removesuffix(".class_path")
         while owner not in self._options and "." in owner:
             owner = owner.rpartition(".")[0]
-        action = self._options.get(owner)
-        return owner if action and (owner == name or option_types.bases(_hint(action))) else ""
+        for prefix, names in self._required.items():
+            if owner.removeprefix(f"{prefix}.") in names:
+                names.remove(owner.removeprefix(f"{prefix}."))
+        option = self._options.get(owner)
+        is_path = name == f"{owner}.class_path"
+        if option and name == owner:
+            is_path = isinstance(value, str) and str not in leaves(option.hint)
+        if name in self._sections:
+            self._problems.append(f"{entry}: neither options nor a config file. Indent the options, or check the path")
+        elif owner in self._classes and is_path:
+            self._name_class(owner, entry)
+        elif option and name == owner:
+            self._entries.append((option, entry))
+        elif owner not in self._classes:
+            dashes = "--" if label.startswith("-") else ""
+            self._report_unknown(f"{label}: no such option", name, (dashes + option for option in self._options))
+        elif self._classes[owner] and "dict_kwargs" not in name:
+            known = (option.rpartition(".")[2] for option in self._options if option.startswith(f"{owner}."))
+            self._report_unknown(f"{label}: {self._classes[owner]} has no such option", name, known)
 
-    def _option(self, label: str, name: str, value: Value, file: str) -> None:
-        """Compare the value of an option that is known, or belongs to one that is."""
-        owner = self._owner(name)
-        option, parameter = owner.rstrip("+"), name[len(owner) + 1 :].removeprefix("init_args.")
-        hint = _hint(self._options[owner])
-        self._seen.add(option)
-        if option in (*self._linked, *self._linked.values()):
-            self._values[option] = (label, _python(value))
+    def _name_class(self, option: str, entry: Entry) -> None:
+        """Find the class that an option names. If a short name means several, jsonargparse says which."""
+        known, path = classes(self._options[option].hint), str(entry.value)
+        paths = [path] if "." in path else [name for name in known if name.endswith(f".{path}")]
+        self._classes[option] = ""
+        self._options = {name: old for name, old in self._options.items() if not name.startswith(f"{option}.")}
         try:
-            if parameter and parameter != "class_path":
-                self._parameter(label, option, parameter, value, file)
-            elif option == "config" and "--print_config" in self._actions:
-                if isinstance(value, str):  # files that a file names are jsonargparse's matter
-                    self._mapping(config_files.load(value), "", value)
-            elif option in self._sections:
-                self._section(label, option, value, file)
-            elif option_types.bases(hint):
-                self._class(label, option, hint, value, file)
-            else:
-                self._settings.append((label, hint, value))
-        except UserError as error:
-            self._wrong(str(error))
-
-    def _mapping(self, node: yaml.MappingNode, prefix: str, file: str) -> None:
-        for key, value in config_files.pairs(node):
-            name = prefix + key.value
-            if self._owner(name):
-                self._option(_label(name, key, file), name, value, file)
-            else:
-                self._unknown(_label(name, key, file), name, self._options)
-
-    def _section(self, label: str, section: str, value: Value, file: str) -> None:
-        node, place = _resolved(value, file)
-        if isinstance(node, yaml.MappingNode):
-            self._mapping(node, f"{section}.", place)
-        elif isinstance(value, str) or _text(node):
-            self._wrong(f"{label} {_shown(value)}: no such config file. Check the path, or name an option of {section}")
-        else:
-            self._wrong(f"{label} has no options under it. Indent them, or remove the line")
-
-    def _class(self, label: str, option: str, hint: Any, value: Value, file: str) -> None:
-        """Compare what stands for a class or several: names, files, or mappings of `class_path` and `init_args`."""
-        named = str not in option_types.parts(hint)  # else a text is a value by itself
-        node, file = _resolved(value, file) if named else (_node(value), file)
-        if isinstance(node, yaml.SequenceNode):
-            for item in node.value:
-                self._class(label, option, hint, item, file)
-        elif isinstance(node, yaml.MappingNode):
-            self._class_mapping(label, option, hint, node, file)
-        elif named and _text(node):
-            self._name_class(label, option, hint, _text(node))
-        else:
-            self._settings.append((label, hint, value))
-
-    def _class_mapping(self, label: str, option: str, hint: Any, node: yaml.MappingNode, file: str) -> None:
-        entries = {key.value: (key, value) for key, value in config_files.pairs(node)}
-        if "class_path" in entries:
-            self._name_class(label, option, hint, _text(entries["class_path"][1]))
-        for name, (key, value) in entries.items():
-            where = _label(f"{option}.{name}", key, file)
-            if name == "init_args" and isinstance(value, yaml.MappingNode):
-                for key, item in config_files.pairs(value):
-                    self._parameter(_label(f"{option}.{key.value}", key, file), option, key.value, item, file)
-            elif name not in ("class_path", "init_args", "dict_kwargs") and "class_path" in entries:
-                self._wrong(f"{where}: not beside class_path. Parameters stand under init_args")
-            elif "class_path" not in entries:
-                self._parameter(where, option, name, value, file)
-
-    def _name_class(self, label: str, option: str, hint: Any, path: str) -> None:
-        """Remember the class that an option names. If a short name means several, jsonargparse says which."""
-        known = option_types.classes(hint)
-        try:
-            kinds = [pydoc.locate(path)] if "." in path else [k for n, k in known.items() if n.endswith(f".{path}")]
+            paths = [name for name in paths if callable(pydoc.locate(name))]
         except pydoc.ErrorDuringImport as error:
-            raise UserError(f"{label} {path}: {error.value}") from error
-        self._latest[option] = None
-        if not any(map(callable, kinds)):
-            self._unknown(f"{label} {path}", path, known, "no such class")
-        elif len(kinds) == 1:
-            supplied = typing.get_origin(hint) is Callable  # the first parameter, by who calls it
-            spec = self._latest[option] = ClassSpec(label, path, option_types.parameters(kinds[0], supplied))
-            self._specs.append(spec)
-
-    def _parameter(self, label: str, option: str, name: str, value: Value, file: str) -> None:
-        """Compare a parameter of the class that an option names, or has by default."""
-        if option not in self._latest and option in self._options:
-            self._latest[option] = _default_class(self._options[option])
-        spec = self._latest.get(option)
-        if spec is None:
+            self._problems.append(f"{entry}: {error.value}")
             return
-        name, _, deeper = name.partition(".")
-        spec.names.add(name)
-        if name in spec.parameters:
-            hint = spec.parameters[name].annotation
-            if option_types.bases(hint) and isinstance(value, yaml.CollectionNode):
-                self._class(label, f"{option}.{name}", hint, value, file)
-            elif not deeper:
-                self._settings.append((label, hint, value))
-        elif all(parameter.kind is not parameter.VAR_KEYWORD for parameter in spec.parameters.values()):
-            self._unknown(label, name, spec.parameters, f"{spec.path} has no such option")
+        if len(paths) == 1:
+            self._add_class(option, paths[0])
+            self._class_labels.append((f"{entry.label}: {path}", self._required[option]))
+        elif not paths and not self._options[option].fits(entry.value):
+            self._report_unknown(f"{entry}: no such class", path, known)
 
-    def _explained(self, error: argparse.ArgumentError) -> str:
-        """The first value that does not fit, in terms of its option; else what the parser says."""
-        for label, hint, value in self._settings:
-            if not option_types.fits(hint, value):
-                return f"{label} {_shown(value)}: must be {option_types.in_words(hint)}"
-        for spec in self._specs:
-            if spec.missing:
-                return f"{spec.label}: {spec.path} needs {', '.join(spec.missing)}"
-        missing = [f"--{name}: missing, and has no default" for name in self.missing]
-        return "; ".join(missing) or " ".join(str(error).split())
+    def _report_unknown(self, problem: str, name: str, known: Iterable[str]) -> None:
+        similar = nearest(name, known) if len(self._problems) < SHOWN else ""  # to look for one takes a while
+        self._problems.append(problem + (similar or ". See --help"))
 
 
-def _hint(action: argparse.Action) -> Any:
-    return getattr(action, "_typehint", action.type)
+def leaves(hint: Any) -> list[Any]:
+    """Return the types that a type is made of."""
+    inner = typing.get_args(hint)
+    return [leaf for part in inner for leaf in leaves(part)] if inner else [hint]
 
 
-def _label(name: str, key: yaml.Node, file: str) -> str:
-    return f"{file} line {key.start_mark.line + 1}: {name}" if file else f"--{name}"
+def classes(hint: Any) -> dict[str, type]:
+    """Return the classes that an option of this type may name, by the shortest paths that import them."""
+    known: dict[str, type] = {}
+    queue = [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+    for kind in queue:
+        names = kind.__module__.split(".")
+        modules = [".".join(names[:end]) for end in range(1, len(names))]
+        short = (name for name in modules if getattr(sys.modules.get(name), kind.__qualname__, None) is kind)
+        known[f"{next(short, kind.__module__)}.{kind.__qualname__}"] = kind
+        queue += kind.__subclasses__()
+    return known
 
 
-def _resolved(value: Value, file: str) -> tuple[yaml.Node, str]:
-    """A value as a node; of the file that it names, if it does so."""
-    node = _node(value)
-    text = value if isinstance(value, str) else _text(node)
-    path = os.path.normpath(os.path.join(os.path.dirname(file), text))
-    return (config_files.load(path), path) if text and os.path.isfile(path) else (node, file)
+def in_words(hint: Any) -> str:
+    """Describe a type."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(in_words, inner)))
+    return WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")
 
 
-def _node(value: Value) -> yaml.Node:
-    """A value as YAML; text that is none as itself."""
-    if not isinstance(value, str):
-        return value
+def _parse(value: Any) -> Any:
+    """Return the value of YAML text, or what is no YAML text as it is."""
     try:
-        return config_files.compose(value) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
-    except yaml.YAMLError:
-        return yaml.ScalarNode(TEXT, value)
-
-
-def _text(node: yaml.Node) -> str:
-    """The text that a node is; empty if it is something else."""
-    return str(node.value) if isinstance(node, yaml.ScalarNode) and node.tag == TEXT else ""
-
-
-def _python(value: Value) -> Any:
-    try:
-        return yaml.safe_load(value if isinstance(value, str) else yaml.serialize(value))
-    except yaml.YAMLError:
+        return config_files.parse(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError):  # ValueError: a number such as 0x_
         return value
-
-
-def _shown(value: Value) -> str:
-    """A value as the user wrote it, on one line."""
-    if isinstance(value, yaml.ScalarNode):
-        return str(value.value)
-    return " ".join((value if isinstance(value, str) else yaml.serialize(value)).split())[:100]
-
-
-def _default_class(action: argparse.Action) -> ClassSpec | None:
-    """The class that an option names if nothing is said: its default, or the only one there is."""
-    known = list(option_types.classes(_hint(action)))
-    default = action.default.get("class_path") if isinstance(action.default, (dict, Namespace)) else None
-    path = default or (known[0] if len(known) == 1 else "")
-    kind = pydoc.locate(path) if path else None
-    return ClassSpec(f"--{action.dest}", path, option_types.parameters(kind, False)) if kind else None

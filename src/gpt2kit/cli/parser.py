@@ -46,9 +46,7 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """Return the options for `function` that `args` give."""
     parser = parser_of(function)
-    command = CommandLine(parser)
-    command.read(args)
-    return dict(parser.instantiate(command.parse()).as_dict())
+    return dict(parser.instantiate(CommandLine(parser, args).parse()).as_dict())
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:

@@ -54,7 +54,7 @@ class Asked:
         """The weights to begin with."""
         words = first_words(args)
         if words.ckpt_path is None:
-            self._take(_read(parser, args).parse())
+            self._take(CommandLine(parser, args, LINKED).parse())
             if self.config.model.init_from is not None:
                 self._parse_begun(parser, args)
         else:
@@ -88,13 +88,13 @@ class Asked:
         if self.source is None:
             return
         parser.set_defaults(initialize.defaults(self.source, self.config))
-        self._take(_read(parser, args).parse())
+        self._take(CommandLine(parser, args, LINKED).parse())
         self.problems += initialize.settle(self.config, self.source)
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
         wanted, unsaid = None, set[str]()
-        command = _read(parser, args)
+        command = CommandLine(parser, args, LINKED)
         lacking = command.missing  # the run's own config has them
         self._take(command.parse(*(f"--{name}=[]" for name in lacking)))
         if lacking and words.config and not self.planned:
@@ -112,7 +112,7 @@ class Asked:
         folder = lifecycle.run_of(self.resumed)
         config_file = folder / run_folder.CONFIG if folder else None
         own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._take(_read(parser, [*own, *args]).parse())
+        self._take(CommandLine(parser, [*own, *args], LINKED).parse())
         if own:
             settle(self.config, parser.parse_args(own))
         initialize.keep_tokenizer(self.config, self.resumed)
@@ -242,9 +242,3 @@ def same_ids(config: Any, starts: list[dict[str, Any]]) -> None:
         option = {"WandbLogger": "id", "MLFlowLogger": "run_id"}.get(name)
         if option and name in ids and spec.init_args.get(option) is None:
             spec.init_args[option] = ids[name]
-
-
-def _read(parser: LightningArgumentParser, args: list[str]) -> CommandLine:
-    command = CommandLine(parser, LINKED)
-    command.read(args)
-    return command
