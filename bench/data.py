@@ -256,7 +256,7 @@ def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
         (folder / shard_name(number)).write_bytes(raw)
         (folder / f"{number:06d}.doc").write_bytes(b"")
         digest, empty = hashlib.sha256(raw).hexdigest(), hashlib.sha256(b"").hexdigest()
-        made.append(Shard(shard_name(number), 1 << 26, 1, 0, 0, 0, 0, digest, empty))
+        made.append(Shard(shard_name(number), 1 << 26, 0, 0, 0, 0, digest, empty))
     (folder / "index.json").write_text(Index("<u2", 0, True, "", [], [], made).to_json())
     rows = []
     begin = time.perf_counter()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2kit.data.store import INDEX, JOURNAL, SOURCES, VERIFIED, Damaged, Index, damaged, read_index
+from gpt2kit.data.store import INDEX, JOURNAL, VERIFIED, Index, damaged, read_index
+from gpt2kit.errors import DataError
 
 _DAY = 86400
 
@@ -39,7 +40,7 @@ def entries(cache_dir: Path) -> Iterator[Entry]:
             continue
         try:
             index = read_index(folder)
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, DataError):
             index = None
         stats = [path.stat() for path in files]
         found.append(Entry(folder, index, sum(s.st_size for s in stats), max(s.st_mtime for s in stats)))
@@ -52,13 +53,13 @@ def table(found: list[Entry], verify: bool) -> str:
     for entry in found:
         index = entry.index
         if index is None:
-            what = "unfinished: the same command goes on with it"
+            what = "unfinished, or of another version: the command that made it completes it, or builds it again"
         else:
             bad = _reread(entry) if verify else []
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
-            rest = len(index.sources) - 1
-            more = "" if rest < 1 else f" and {rest} more" if rest + 1 < SOURCES else " and many more"
-            what = f"{tokens:,} tokens, {documents:,} documents of {next(iter(index.sources), '?')}{more}"
+            first = index.sources[0].name if index.sources else "?"
+            more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
+            what = f"{tokens:,} tokens, {documents:,} documents of {first}{more}"
             what += f"; DAMAGED: {', '.join(bad)}, made again when next used" if bad else "; sound" if verify else ""
         lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")
     return "\n".join(lines)

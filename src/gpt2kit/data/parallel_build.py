@@ -1,18 +1,19 @@
 """Build a token store in parts, on any number of machines, and merge the parts by renaming their files.
 
-Part i of n is a store of its own, made of a run of whole files of the text, about an n-th of their bytes. So no
-document is in two parts, and the token files of all parts in order are a store of the whole text: its tokens and
-documents are those of a single build, only the sizes of the files differ.
+Part i of n is a store of its own, built from consecutive whole files of the text, about an n-th of their bytes. So no
+document is in two parts, and the shards of all parts in order are a store of the whole text. Its tokens and documents
+are those of a single build; only the sizes of the shards differ.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from gpt2kit import files as durable
 from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus, Progress
-from gpt2kit.data.store import JOURNAL, Damaged, Index, Shard, TokenStore, damaged, read_index, shard_name
+from gpt2kit.data.store import Damaged, Index, TokenStore, damaged, read_index, shard_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.reader import Split
@@ -85,13 +86,12 @@ def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> 
 def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:
     """Make the store of a corpus from its parts, all of which must be finished, and delete what is left of them.
 
-    The parts' indexes stay until that of the store is written. So a merge that was killed is continued by the next one:
+    The parts' indexes stay until the store's index is written. So a merge that was killed is continued by the next one:
     a file that is no longer in its part has been moved already.
     """
-    parts = parts_of(corpus, count)
-    folders = {number: cache_dir / part.key(cache_dir) for number, part in parts.items()}
+    folders = {number: cache_dir / part.key(cache_dir) for number, part in parts_of(corpus, count).items()}
 
-    def join(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+    def join(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         return _join(folders, count, folder, corpus)
 
     store = build.open_with_bar(corpus, cache_dir, what, join)
@@ -101,41 +101,36 @@ def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> To
     return store
 
 
-def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -> tuple[list[str], list[Shard]]:
-    """Move the parts' token files into one folder, numbered in order; return notes for people and the files."""
+def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -> Index:
+    """Move the parts' shards into one folder, numbered in order, and return the index."""
     indexes = _read_indexes(parts, count)
-    report = _report(indexes.values(), corpus)
-    build.refuse_empty([shard for index in indexes.values() for shard in index.shards], corpus, report)
-    if folder.is_dir():
-        build.clear_journal(folder)  # of a single build that was killed: its files are replaced now
-    shards: list[Shard] = []
-    part_of: dict[str, int] = {}
-    for number, index in indexes.items():
-        for shard in index.shards:
-            renamed = replace(shard, name=shard_name(len(shards)))
-            _move(parts[number] / shard.name, folder / renamed.name)
-            _move(parts[number] / shard.documents_name, folder / renamed.documents_name)
-            shards.append(renamed)
-            part_of[renamed.name] = number
-    for path in folder.glob("0*"):
-        if path.with_suffix(".bin").name not in part_of:
-            path.unlink()  # of that single build, which had more files
-    if broken := sorted({part_of[name] for name in damaged(folder, shards)}):
+    report = _merge_reports(indexes.values(), corpus)
+    origins = [(number, shard) for number, index in indexes.items() for shard in index.shards]
+    build.refuse_empty([shard for _, shard in origins], corpus, report)
+    folder.mkdir(exist_ok=True)
+    build.write_journal(folder, [])  # a single build may have been killed here: its files are replaced now
+    shards = [replace(shard, name=shard_name(number)) for number, (_, shard) in enumerate(origins)]
+    for (number, old), new in zip(origins, shards, strict=True):
+        _move(parts[number] / old.name, folder / new.name)
+        _move(parts[number] / old.doc_name, folder / new.doc_name)
+    for path in {*folder.glob("0*")} - {folder / name for shard in shards for name in (shard.name, shard.doc_name)}:
+        path.unlink()  # that single build had more shards
+    lost = damaged(folder, shards)
+    broken = sorted({number for (number, _), shard in zip(origins, shards, strict=True) if shard.name in lost})
+    if broken:
         raise DataError(
             f"--merge {count}: missing or damaged files of part {', '.join(map(str, broken))} in {folder}. Run --part "
             f"{broken[0]}/{count} again"
         )
-    durable.write_text(folder / JOURNAL, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
-    return report.lines(), shards
+    build.write_journal(folder, shards)
+    return corpus.index([source for index in indexes.values() for source in index.sources], report.lines(), shards)
 
 
 def _read_indexes(parts: Mapping[int, Path], count: int) -> dict[int, Index]:
     indexes: dict[int, Index] = {}
     for number, folder in parts.items():
-        try:
+        with contextlib.suppress(FileNotFoundError, Damaged):
             indexes[number] = read_index(folder)
-        except (FileNotFoundError, Damaged):
-            continue
     if missing := [number for number in parts if number not in indexes]:
         raise DataError(
             f"--merge {count}: not finished in {next(iter(parts.values())).parent}: part "
@@ -149,7 +144,6 @@ def _move(source: Path, target: Path) -> None:
     """Rename a file, or copy it to another disk; nothing if an earlier merge has done so."""
     if not source.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.replace(source, target)
     except OSError as error:
@@ -159,14 +153,14 @@ def _move(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _report(indexes: Iterable[Index], corpus: Corpus) -> Report:
-    """What all parts have met together, judged as one reading."""
-    whole = Report(corpus.reader.bad_share)
+def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> Report:
+    """Join what was met in all parts, and judge the bad records as those of one text."""
+    merged = Report(corpus.reader.bad_share)
     for index in indexes:
-        met = json.loads(index.notes[0])
-        whole.records += met["records"]
-        whole.bad += met["bad"]
-        for what, (times, first) in met["met"].items():
-            whole.note(what, first, times)
-    whole.finish()
-    return whole
+        part = json.loads(index.notes[0])
+        merged.records += part["records"]
+        merged.bad += part["bad"]
+        for what, (times, first) in part["met"].items():
+            merged.note(what, first, times)
+    merged.finish()
+    return merged

@@ -149,7 +149,7 @@ class StreamedStore(TokenStore):
             temporary.unlink(missing_ok=True)
         raise self._damaged(shard.name)
 
-    def documents_of(self, shard: Shard) -> bytes:
+    def read_doc(self, shard: Shard) -> bytes:
         """The file beside a token file, from a thread that is some files ahead."""
         number = int(Path(shard.name).stem)
         for ahead in range(number, min(number + _AT_ONCE, len(self.shards))):
@@ -160,10 +160,10 @@ class StreamedStore(TokenStore):
 
     def _fetched_documents(self, shard: Shard) -> bytes:
         for _ in range(2):
-            raw = self._ask(shard.documents_name, lambda source: bytes(self._filesystem.cat_file(source)))
-            if hashlib.sha256(raw).hexdigest() == shard.documents_sha256:
+            raw = self._ask(shard.doc_name, lambda source: bytes(self._filesystem.cat_file(source)))
+            if hashlib.sha256(raw).hexdigest() == shard.doc_sha256:
                 return raw
-        raise self._damaged(shard.documents_name)
+        raise self._damaged(shard.doc_name)
 
     def _ask(self, name: str, get: Callable[[str], _T]) -> _T:
         """What `get` makes of the store's file of this name."""
