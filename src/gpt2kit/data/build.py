@@ -39,6 +39,7 @@ from gpt2kit.data.store import (
     Source,
     TokenStore,
     damaged,
+    parse,
     shard_name,
 )
 from gpt2kit.errors import DataError
@@ -62,28 +63,17 @@ _SLICE = 1 << 16
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text and how it is tokenized: all that decides a store's content.
+    """Text and how it is tokenized: all that decides a store's content."""
 
-    Args:
-        paths: text files and URLs, in the order of their documents in the store.
-        tokenizer: encodes documents.
-        reader: turns files into documents.
-        share: the split to take; all documents if None.
-        append_eos: end each document with the end-of-document token.
-        shard_tokens: approximate tokens per shard, and the most work that a killed build can lose.
-        part: which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). A part may
-            be empty.
-        leading_eos: begin with an end-of-document token, as every store does; of the parts, only the first one does.
-    """
-
-    paths: Sequence[Place]
+    paths: Sequence[Place]  # in the order of their documents in the store
     tokenizer: Tokenizer
     reader: Reader
-    share: Share | None = None
+    share: Share | None = None  # the split to take; None takes all documents
     append_eos: bool = True
-    shard_tokens: int = 1 << 26
+    shard_tokens: int = 1 << 26  # a shard has about as many; also the most work that a killed build can lose
+    # Which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). It may be empty.
     part: str = ""
-    leading_eos: bool = True
+    leading_eos: bool = True  # every store begins with an end-of-document token; of the parts, only the first one does
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -148,7 +138,16 @@ def open_or_build(
         if (store := _open(folder, "it is built again from the text")) is not None:
             return store
         (folder / INDEX).unlink(missing_ok=True)
-        build(corpus, folder, cache_dir, progress, write or encode)
+        before = sources.digests(corpus.paths, cache_dir)
+        try:
+            index = (write or encode)(folder, corpus, progress)
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless something is in it, from which the next build continues
+        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
+            if old != new:
+                raise DataError(f"{path}: was changed while it was being read. Run the same command again")
+        durable.write_text(folder / INDEX, index.to_json())
         return TokenStore(folder)
 
 
@@ -161,20 +160,6 @@ def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, write: Write | Non
             bar.update(done - bar.n)
 
         return open_or_build(corpus, cache_dir, progress, write)
-
-
-def build(corpus: Corpus, folder: Path, cache_dir: Path, progress: Progress, write: Write) -> None:
-    """Build a store, continuing what its folder holds already; `cache_dir` remembers the texts' hashes."""
-    before = sources.digests(corpus.paths, cache_dir)
-    try:
-        index = write(folder, corpus, progress)
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # unless something is in it, from which the next build continues
-    for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
-        if old != new:
-            raise DataError(f"{path}: was changed while it was being read. Run the same command again")
-    durable.write_text(folder / INDEX, index.to_json())
 
 
 def _open(folder: Path, remedy: str = "") -> TokenStore | None:
@@ -200,20 +185,21 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     pieces = describe(corpus.reader.read(corpus.paths, report, corpus.share))
     size = sum(sources.size(path) for path in corpus.paths)
 
-    def encoded(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
-        batches = _report_progress(batched(pieces, BATCH), report, size, progress)
-        return encode_batches(batches, corpus.tokenizer, corpus.dtype)
+    def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
+        for batch in encode_batches(batched(pieces, BATCH), corpus.tokenizer, corpus.dtype):
+            yield batch
+            progress(min(report.bytes, size or report.bytes), size)
 
     for number, record in enumerate(finished):
         own = itertools.islice(pieces, record.pieces)
         if record.name in lost:
-            again = _write_shard(folder, number, encoded(own), corpus)
+            again = _write_shard(folder, number, encode_pieces(own), corpus)
         else:
             again = _skip(folder, record, own)
         if again != record:
             write_journal(folder, [])
             raise DataError(f"{folder / JOURNAL}: does not fit the text, and was deleted. Run the same command again")
-    shards, rest = finished, encoded(pieces)
+    shards, rest = finished, encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
         add_to_journal(folder, shard)
         shards.append(shard)
@@ -353,8 +339,7 @@ def read_journal(folder: Path) -> list[Shard]:
     shards: list[Shard] = []
     for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            shard = Shard(**json.loads(line))
-            shard.check()
+            shard = parse(Shard, json.loads(line))
         except (ValueError, TypeError):  # the last line may be torn
             break
         if shard.name != shard_name(len(shards)):
@@ -375,11 +360,3 @@ def add_to_journal(folder: Path, shard: Shard) -> None:
         journal.write(json.dumps(asdict(shard)) + "\n")
         journal.flush()
         os.fsync(journal.fileno())
-
-
-def _report_progress(
-    batches: Iterator[list[Piece]], report: Report, size: int, progress: Progress
-) -> Iterator[list[Piece]]:
-    for batch in batches:
-        yield batch
-        progress(min(report.bytes, size or report.bytes), size)

@@ -31,19 +31,18 @@ _LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def numbers(part: str) -> tuple[int, int]:
-    """Which part of how many: `3/16`, counted from 1; or `auto`, by the rank that torchrun or srun has given.
+    """Return which part of how many: `3/16`, counted from 1; or `auto`, by the rank that torchrun or srun has set.
 
-    Not by a SLURM array's: there, a part that is made again alone would take itself for all of them.
+    SLURM arrays do not count: if one task of an array runs again alone, the array has one task.
     """
-    launched = next((pair for pair in _LAUNCHED if all(name in os.environ for name in pair)), None)
-    if part == "auto" and launched is None:
+    if part == "auto":
+        for rank, world_size in _LAUNCHED:
+            if rank in os.environ and world_size in os.environ:
+                return int(os.environ[rank]) + 1, int(os.environ[world_size])
         raise UserError("--part auto: not started by torchrun or srun. Say which part, such as 3/16")
-    if part == "auto" and launched:
-        rank, count = (int(os.environ[name]) for name in launched)
-        return rank + 1, count
-    words = part.split("/")
-    if len(words) == 2 and all(word.isdecimal() for word in words) and 1 <= int(words[0]) <= int(words[1]):
-        return int(words[0]), int(words[1])
+    number, _, count = part.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
     raise UserError(f"--part {part}: must be a part and their number, from 1/16 to 16/16, or auto")
 
 
@@ -56,17 +55,18 @@ def parts_of(corpus: Corpus, count: int) -> dict[int, Corpus]:
     sizes = [sources.size(path) for path in corpus.paths]
     if not any(sizes):
         sizes = [1] * len(sizes)
+    # A file is in the part that its middle byte is in.
     middles = np.cumsum(sizes) - np.array(sizes) / 2
-    of = np.minimum(middles * count // sum(sizes), count - 1).astype(int) + 1
+    owners = np.minimum(middles * count // sum(sizes), count - 1).astype(int) + 1
     parts: dict[int, Corpus] = {}
-    for number in np.unique(of).tolist():
-        own = [path for path, part in zip(corpus.paths, of.tolist(), strict=True) if part == number]
+    for number in np.unique(owners).tolist():
+        own = [path for path, owner in zip(corpus.paths, owners.tolist(), strict=True) if owner == number]
         parts[number] = replace(corpus, paths=own, part=f"{number}/{count}", leading_eos=not parts)
     return parts
 
 
 def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_dir: Path) -> list[str]:
-    """Build one part of some splits' stores; a line for each."""
+    """Build one part of the store of each split; return a line for each."""
     lines = []
     for split, corpus in corpora.items():
         if part := parts_of(corpus, count).get(number):
@@ -78,13 +78,13 @@ def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_d
 
 
 def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> list[str]:
-    """Make some splits' stores of their parts; a line for each."""
+    """Merge the parts of each split's store; return a line for each."""
     stores = {split: merge(corpus, count, cache_dir, f"{split} text") for split, corpus in corpora.items()}
     return [f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens" for split, store in stores.items()]
 
 
 def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:
-    """Make the store of a corpus from its parts, all of which must be finished, and delete what is left of them.
+    """Merge the parts of a corpus, all of which must be finished, into its store, and delete what is left of them.
 
     The parts' indexes stay until the store's index is written. So a merge that was killed is continued by the next one:
     a file that is no longer in its part has been moved already.

@@ -23,8 +23,9 @@ import hashlib
 import json
 import mmap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ from gpt2kit.errors import DataError
 
 FORMAT = 4
 INDEX, JOURNAL, VERIFIED = "index.json", "journal.jsonl", "verified.json"
+
+_Record = TypeVar("_Record", "Shard", "Source", "Index")
 
 # A record of a .doc file. The hash is of the document's text from its beginning to the end of this piece, so the last
 # piece has the hash of the whole document, however it was cut. The end-of-document token is not counted.
@@ -47,26 +50,15 @@ class Damaged(DataError):
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished token file and the pieces in it.
-
-    Args:
-        name: of the token file.
-        tokens: in it, end-of-document tokens included.
-        pieces: in it; a build that continues skips as many.
-        documents: that end in it.
-        bytes: of UTF-8 in its pieces.
-        characters: in its pieces.
-        sha256: of the token file.
-        doc_sha256: of the .doc file.
-    """
+    """A finished token file and the pieces of text in it."""
 
     name: str
-    tokens: int
+    tokens: int  # end-of-document tokens included
     pieces: int
-    documents: int
-    bytes: int
+    documents: int  # those that end in it
+    bytes: int  # of its text, as UTF-8
     characters: int
-    sha256: str
+    sha256: str  # of the token file
     doc_sha256: str
 
     @classmethod
@@ -77,10 +69,6 @@ class Shard:
         doc_sha256 = hashlib.sha256(pieces.tobytes()).hexdigest()
         return cls(name, tokens, len(pieces), documents, size, characters, sha256, doc_sha256)
 
-    def check(self) -> None:
-        """Raise ValueError if a count is invalid."""
-        _check_counts(self.tokens, self.pieces, self.documents, self.bytes, self.characters)
-
     @property
     def doc_name(self) -> str:
         """Name of the .doc file."""
@@ -89,44 +77,26 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of the text and how much of the store came from it. Sources follow one another in the store.
+    """A file of the text and what the store has of it. Sources follow one another, so the counts tell where each is."""
 
-    Args:
-        name: path or URL.
-        pieces: from this file.
-        documents: from this file.
-        tokens: of these documents, their end-of-document tokens included.
-    """
-
-    name: str
+    name: str  # path or URL
     pieces: int
     documents: int
-    tokens: int
+    tokens: int  # end-of-document tokens included, but not the store's first token
 
 
 @dataclass(frozen=True)
 class Index:
-    """The content of index.json.
+    """The content of index.json."""
 
-    Args:
-        dtype: of a token, as numpy writes it.
-        eos_id: the end-of-document token, which is also the first token of the store.
-        append_eos: whether each document is followed by it.
-        tokenizer: fingerprint of the tokenizer.
-        sources: the files of the text.
-        notes: what the reader reports: records left out, encodings detected, and so on.
-        shards: the token files.
-        loss_mask: reserved: whether each shard has a .mask file.
-    """
-
-    dtype: str
-    eos_id: int
-    append_eos: bool
-    tokenizer: str
+    dtype: str  # of a token, as numpy writes it
+    eos_id: int  # the end-of-document token, which is also the first token of the store
+    append_eos: bool  # whether each document is followed by it
+    tokenizer: str  # fingerprint of the tokenizer
     sources: list[Source]
-    notes: list[str]
+    notes: list[str]  # what the reader reports: records left out, encodings detected, and so on
     shards: list[Shard]
-    loss_mask: bool = False
+    loss_mask: bool = False  # reserved: whether each shard has a .mask file
 
     def to_json(self) -> str:
         """Return the content of index.json."""
@@ -136,40 +106,35 @@ class Index:
     def from_json(cls, text: str, where: object) -> Index:
         """Parse index.json; `where` names it in error messages."""
         try:
-            fields = json.loads(text)
-            if fields.pop("format") != FORMAT:
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
                 raise ValueError("of another format")
-            fields["sources"] = [Source(**source) for source in fields["sources"]]
-            fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
-            index = cls(**fields)
-            index.check()
+            values["sources"] = [parse(Source, source) for source in values["sources"]]
+            values["shards"] = [parse(Shard, shard) for shard in values["shards"]]
+            index = parse(cls, values)
+            if index.dtype not in ("<u2", "<u4"):
+                raise ValueError(f"dtype {index.dtype!r}")
+            if not all(isinstance(note, str) for note in index.notes):
+                raise ValueError("notes")
+            # A store may be untrusted: no file outside its folder may be named.
+            if any(shard.name != shard_name(number) for number, shard in enumerate(index.shards)):
+                raise ValueError("names of shards")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Damaged(f"{where}: not a sound index ({error})") from None
         if index.loss_mask:  # not Damaged: such a store must not be built again without its mask
             raise DataError(f"{where}: the store has a loss mask, which this version cannot read. Update gpt2kit")
         return index
 
-    def check(self) -> None:
-        """Raise ValueError if a value is invalid. A store may be untrusted, so no file outside it may be named."""
-        if self.dtype not in ("<u2", "<u4"):
-            raise ValueError(f"dtype {self.dtype!r}")
-        if type(self.loss_mask) is not bool:
-            raise ValueError(f"loss_mask {self.loss_mask!r}")
-        if not isinstance(self.notes, list) or not all(isinstance(note, str) for note in self.notes):
-            raise ValueError(f"notes {self.notes!r}")
-        for source in self.sources:
-            if not isinstance(source.name, str):
-                raise ValueError(f"source {source.name!r}")
-            _check_counts(source.pieces, source.documents, source.tokens)
-        for number, shard in enumerate(self.shards):
-            if shard.name != shard_name(number):
-                raise ValueError(f"file {shard.name!r}")
-            shard.check()
 
-
-def _check_counts(*counts: int) -> None:
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"counts {counts}")
+def parse(kind: type[_Record], values: dict[str, Any]) -> _Record:
+    """Make a dataclass from JSON; raise ValueError if a value is negative or does not have the declared type."""
+    record = kind(**values)
+    for field in fields(kind):
+        value = getattr(record, field.name)
+        declared = str(field.type).split("[")[0]  # annotations are strings: "int", "str", "list[str]"
+        if type(value).__name__ != declared or (declared == "int" and value < 0):
+            raise ValueError(f"{field.name} {value!r}")
+    return record
 
 
 def read_index(folder: Path) -> Index:
@@ -196,7 +161,7 @@ class TokenStore:
         if verify:
             for name in damaged(folder, self.shards):
                 raise Damaged(f"{folder / name}: its content does not fit its checksum, so it is damaged")
-        self._maps = [mapped(folder / shard.name, self.dtype) for shard in self.shards]
+        self._maps = [map_tokens(folder / shard.name, self.dtype) for shard in self.shards]
 
     def _use(self, index: Index) -> None:
         self.index = index
@@ -337,7 +302,7 @@ def pack(numbers: NDArray[np.int64]) -> bytes:
     return digits[used].astype(np.uint8).tobytes()
 
 
-def mapped(path: Path, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
+def map_tokens(path: Path, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
     """Map one token file, with read-ahead off: blocks are read in random order."""
     if not path.stat().st_size:
         return np.empty(0, dtype)
