@@ -221,15 +221,18 @@ def test_a_document_of_several_pieces_across_shards_is_one_document(
 def test_a_long_document_is_recognized_wherever_its_pieces_are_cut(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a piece ends depends on the chunks in which the file is read."""
-    (tmp_path / "a.txt").write_text("".join(f"the quick fox {n}\n" for n in range(40)))
-    hashes = set()
-    for size in (100, 130, 1000):
-        monkeypatch.setattr(text, "PIECE", size)
-        store = shards.open_or_build(Corpus([tmp_path / "a.txt"], trained, Reader("file")), tmp_path / f"{size}")
-        hashes.add(np.concatenate([*store.hashes()]).tobytes())
-        assert store.documents == 1 and (store.shards[0].pieces > 1) == (size < 1000)
-    assert len(hashes) == 1
+    """The pieces of a document depend on the text before it; its hash and sizes must not."""
+    monkeypatch.setattr(text, "PIECE", 300)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 300)
+    long = [f"{number} " + "fox " * (60 + 7 * number) for number in range(30)]
+    (tmp_path / "a.txt").write_text("\n".join(long))
+    (tmp_path / "b.txt").write_text("\n".join(f"{'x' * 130}\n{document}" for document in long))
+    a, b = (shards.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "c") for n in "ab")
+    assert a.documents == 30 and b.documents == 60
+    assert np.array_equal(np.concatenate([*a.hashes()]), np.concatenate([*b.hashes()])[1::2])
+    assert np.array_equal(a.lengths()[:, 1:], b.lengths()[1::2, 1:])
+    assert a.shards[0].pieces != b.shards[0].pieces - 30
+    assert store_module.count_shared(a, b) == (30, 1)
 
 
 @pytest.mark.parametrize("document", ["line", "file"])
