@@ -512,6 +512,20 @@ def test_a_journal_that_does_not_fit_the_text_makes_no_store(
     assert build(tmp_path, trained, shard_tokens=60).shards == store.shards
 
 
+def test_a_shard_that_cannot_be_made_as_it_was_is_reported_and_the_next_build_starts_anew(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "BATCH", 40)
+    write(tmp_path)
+    store = build(tmp_path, trained, shard_tokens=60)
+    (store.folder / "index.json").unlink()
+    journal = store.folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(store.shards[2].sha256, "0" * 64))
+    with pytest.raises(DataError, match="does not fit the text, and was deleted"):
+        build(tmp_path, trained, shard_tokens=60)
+    assert build(tmp_path, trained, shard_tokens=60).index == store.index
+
+
 def test_memories_of_hashes_that_are_none_are_forgotten(tmp_path: Path, trained: Tokenizer) -> None:
     write(tmp_path)
     store = build(tmp_path, trained)

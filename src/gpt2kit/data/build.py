@@ -38,7 +38,7 @@ from gpt2kit.data.store import (
     Shard,
     Source,
     TokenStore,
-    damaged,
+    find_damaged,
     parse,
     shard_name,
 )
@@ -179,8 +179,8 @@ def _open(folder: Path, remedy: str = "") -> TokenStore | None:
 
 def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     """Write the shards that an earlier build has not finished, and those that are missing or damaged."""
-    finished = read_journal(folder)
-    lost = damaged(folder, finished)
+    shards = read_journal(folder)
+    to_repair = find_damaged(folder, shards)
     report = Report(whole=not corpus.part)
     pieces = describe(corpus.reader.read(corpus.paths, report, corpus.share))
     size = sum(sources.size(path) for path in corpus.paths)
@@ -190,16 +190,16 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
             yield batch
             progress(min(report.bytes, size or report.bytes), size)
 
-    for number, record in enumerate(finished):
+    for number, record in enumerate(shards):
         own = itertools.islice(pieces, record.pieces)
-        if record.name in lost:
+        if record.name in to_repair:
             again = _write_shard(folder, number, encode_pieces(own), corpus)
         else:
             again = _skip(folder, record, own)
         if again != record:
             write_journal(folder, [])
             raise DataError(f"{folder / JOURNAL}: does not fit the text, and was deleted. Run the same command again")
-    shards, rest = finished, encode_pieces(pieces)
+    rest = encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
         add_to_journal(folder, shard)
         shards.append(shard)
@@ -264,11 +264,11 @@ def _encode_batch(texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype[np
 
 def _skip(folder: Path, shard: Shard, pieces: Iterable[Piece]) -> Shard:
     """Describe a finished shard as it would be if it were written from these pieces of the text."""
-    read = np.fromiter((piece.record(tokens=0) for piece in pieces), PIECE)
-    recorded = np.fromfile(folder / shard.doc_name, PIECE)
-    if len(read) == len(recorded):
-        read["tokens"] = recorded["tokens"]  # all that cannot be seen without encoding
-    return Shard.from_pieces(shard.name, shard.tokens, shard.sha256, read)
+    records = np.fromiter((piece.record(tokens=0) for piece in pieces), PIECE)
+    doc = np.fromfile(folder / shard.doc_name, PIECE)
+    if len(records) == len(doc):
+        records["tokens"] = doc["tokens"]  # all that is unknown without encoding
+    return Shard.from_pieces(shard.name, shard.tokens, shard.sha256, records)
 
 
 def _write_shard(
@@ -291,10 +291,10 @@ def _write_shard(
                 if piece.ends_document:
                     arrays += end
             records.append(np.array([p.record(len(i)) for p, i in zip(pieces, ids, strict=True)], PIECE))
-            written = np.concatenate(arrays)
-            file.write(written.data)
-            hasher.update(written.data)
-            tokens += len(written)
+            chunk = np.concatenate(arrays)
+            file.write(chunk.data)
+            hasher.update(chunk.data)
+            tokens += len(chunk)
             arrays = []
             if tokens >= corpus.shard_tokens:
                 break

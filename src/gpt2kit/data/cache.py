@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2kit.data.store import INDEX, JOURNAL, VERIFIED, Index, damaged, read_index
+from gpt2kit.data.store import INDEX, JOURNAL, VERIFIED, Index, find_damaged, read_index
 from gpt2kit.errors import DataError
 
 _DAY = 86400
@@ -84,4 +84,4 @@ def _reread(entry: Entry) -> list[str]:
     assert entry.index is not None
     with contextlib.suppress(OSError):
         (entry.folder / VERIFIED).unlink()  # so that every file is read
-    return damaged(entry.folder, entry.index.shards)
+    return find_damaged(entry.folder, entry.index.shards)

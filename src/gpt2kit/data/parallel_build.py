@@ -21,13 +21,13 @@ import numpy as np
 from gpt2kit import files as durable
 from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus, Progress
-from gpt2kit.data.store import Damaged, Index, TokenStore, damaged, read_index, shard_name
+from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_index, shard_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.reader import Split
 from gpt2kit.text.sources import Report
 
-_LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def numbers(part: str) -> tuple[int, int]:
@@ -36,7 +36,7 @@ def numbers(part: str) -> tuple[int, int]:
     SLURM arrays do not count: if one task of an array runs again alone, the array has one task.
     """
     if part == "auto":
-        for rank, world_size in _LAUNCHED:
+        for rank, world_size in _LAUNCHER_VARIABLES:
             if rank in os.environ and world_size in os.environ:
                 return int(os.environ[rank]) + 1, int(os.environ[world_size])
         raise UserError("--part auto: not started by torchrun or srun. Say which part, such as 3/16")
@@ -115,8 +115,8 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
         _move(parts[number] / old.doc_name, folder / new.doc_name)
     for path in {*folder.glob("0*")} - {folder / name for shard in shards for name in (shard.name, shard.doc_name)}:
         path.unlink()  # that single build had more shards
-    lost = damaged(folder, shards)
-    broken = sorted({number for (number, _), shard in zip(origins, shards, strict=True) if shard.name in lost})
+    names = find_damaged(folder, shards)
+    broken = sorted({number for (number, _), shard in zip(origins, shards, strict=True) if shard.name in names})
     if broken:
         raise DataError(
             f"--merge {count}: missing or damaged files of part {', '.join(map(str, broken))} in {folder}. Run --part "
@@ -155,12 +155,12 @@ def _move(source: Path, target: Path) -> None:
 
 def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> Report:
     """Join what was met in all parts, and judge the bad records as those of one text."""
-    merged = Report(corpus.reader.bad_share)
+    report = Report(corpus.reader.bad_share)
     for index in indexes:
         part = json.loads(index.notes[0])
-        merged.records += part["records"]
-        merged.bad += part["bad"]
+        report.records += part["records"]
+        report.bad += part["bad"]
         for what, (times, first) in part["met"].items():
-            merged.note(what, first, times)
-    merged.finish()
-    return merged
+            report.note(what, first, times)
+    report.finish()
+    return report

@@ -159,7 +159,7 @@ class TokenStore:
         self.folder = folder
         self._use(read_index(folder))
         if verify:
-            for name in damaged(folder, self.shards):
+            for name in find_damaged(folder, self.shards):
                 raise Damaged(f"{folder / name}: its content does not fit its checksum, so it is damaged")
         self._maps = [map_tokens(folder / shard.name, self.dtype) for shard in self.shards]
 
@@ -279,7 +279,7 @@ def document_tokens(store: TokenStore, number: int, limit: int) -> list[int]:
     return tokens
 
 
-def damaged(folder: Path, shards: list[Shard]) -> list[str]:
+def find_damaged(folder: Path, shards: list[Shard]) -> list[str]:
     """Return the names of shards whose token file or .doc file is missing or does not match its checksum."""
     expected = {folder / shard.name: shard.sha256 for shard in shards}
     expected |= {folder / shard.doc_name: shard.doc_sha256 for shard in shards}
