@@ -208,11 +208,11 @@ def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict
 
 def load_ours(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
     from gpt2kit.data.batches import Rows, TrainBatches
-    from gpt2kit.data.order import Order, count_train
+    from gpt2kit.data.order import BlockOrder, count_train
 
     (folder,) = (path.parent for path in (work / f"{OURS}-1-0").rglob("index.json"))
     store = TokenStore(folder)
-    order = Order(count_train(len(store), BLOCK), batch_size, seed=1)
+    order = BlockOrder(count_train(len(store), BLOCK), batch_size, seed=1)
     return iter(TrainBatches(Rows(store, BLOCK, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
 
 
@@ -247,7 +247,7 @@ LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
 def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     """Batches from files that are not in memory, after the system was told to forget them."""
     from gpt2kit.data.batches import Rows, TrainBatches
-    from gpt2kit.data.order import Order, count_train
+    from gpt2kit.data.order import BlockOrder, count_train
 
     folder.mkdir()
     made = []
@@ -256,7 +256,7 @@ def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
         (folder / shard_name(number)).write_bytes(raw)
         (folder / f"{number:06d}.doc").write_bytes(b"")
         digest, empty = hashlib.sha256(raw).hexdigest(), hashlib.sha256(b"").hexdigest()
-        made.append(Shard(shard_name(number), 1 << 26, 1, 0, 0, 0, 0, digest, empty))
+        made.append(Shard(shard_name(number), 1 << 26, 0, 0, 0, 0, digest, empty))
     (folder / "index.json").write_text(Index("<u2", 0, True, "", [], [], made).to_json())
     rows = []
     begin = time.perf_counter()
@@ -270,7 +270,7 @@ def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     )
     forget(folder)
     store = TokenStore(folder)
-    order = Order(count_train(len(store), BLOCK), 8, seed=1)
+    order = BlockOrder(count_train(len(store), BLOCK), 8, seed=1)
     batches = iter(TrainBatches(Rows(store, BLOCK, BLOCK), order.micro_batches(0, 8, 0, 1)))
     begin = time.perf_counter()
     for _ in range(500):

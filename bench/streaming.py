@@ -27,9 +27,9 @@ from machine import ROOT, finish
 sys.path.insert(0, str(ROOT / "src"))
 
 from gpt2kit.data.batches import Rows, TrainBatches
-from gpt2kit.data.order import WindowOrder, foretold, window_order
+from gpt2kit.data.order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.data.remote import StreamedStore
-from gpt2kit.data.store import INDEX, Index, Shard, documents_file, shard_name
+from gpt2kit.data.store import INDEX, Index, Shard, shard_name
 
 _CHUNK = 1 << 18
 
@@ -102,7 +102,8 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
             step = int(order.steps_per_epoch * share)
             batches = iter(
                 TrainBatches(
-                    Rows(store, given.block_size, 1), foretold(order, store.want, step, given.batch_size, 0, 1)
+                    Rows(store, given.block_size, 1),
+                    prefetching_batches(order, store.prefetch, step, given.batch_size, 0, 1),
                 )
             )
             next(batches)
@@ -132,14 +133,13 @@ def write_store(folder: Path, count: int, tokens: int) -> None:
     """A store of random tokens, in files of the same size."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(1)
-    documents = documents_file([], [])
     made = []
     for number in range(count):
         raw = draw.integers(0, 1 << 16, tokens, dtype=np.uint16).tobytes()
         (folder / shard_name(number)).write_bytes(raw)
-        digests = (hashlib.sha256(raw).hexdigest(), hashlib.sha256(documents).hexdigest())
-        made.append(Shard(shard_name(number), tokens, 1, 0, 0, 0, 0, *digests))
-        (folder / made[-1].documents_name).write_bytes(documents)
+        digests = (hashlib.sha256(raw).hexdigest(), hashlib.sha256(b"").hexdigest())
+        made.append(Shard(shard_name(number), tokens, 0, 0, 0, 0, *digests))
+        (folder / made[-1].doc_name).write_bytes(b"")
     (folder / INDEX).write_text(Index("<u2", 0, True, "random", [], [], made).to_json())
 
 

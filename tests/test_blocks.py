@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2kit.data.order import Order, count_eval, count_train, permute
+from gpt2kit.data.order import BlockOrder, count_eval, count_train, permute
 
 
 def test_the_permutation_reaches_each_position_once() -> None:
@@ -28,7 +28,7 @@ def test_positions_are_permuted_alike_alone_and_together() -> None:
 
 
 def test_an_epoch_visits_each_block_at_most_once_and_the_tail_changes() -> None:
-    order = Order(blocks=103, global_batch=8, seed=1)
+    order = BlockOrder(blocks=103, global_batch=8, seed=1)
     assert order.steps_per_epoch == 12
     epochs = [np.concatenate([order.step(s) for s in range(e * 12, e * 12 + 12)]) for e in range(3)]
     assert all(len(set(seen.tolist())) == 96 for seen in epochs)
@@ -39,7 +39,7 @@ def test_an_epoch_visits_each_block_at_most_once_and_the_tail_changes() -> None:
 @pytest.mark.parametrize(("batch_size", "world_size"), [(8, 1), (4, 2), (2, 4), (1, 2), (4, 1)])
 @pytest.mark.parametrize("first_step", [0, 5, 13])
 def test_ranks_and_micro_batches_share_the_same_step(batch_size: int, world_size: int, first_step: int) -> None:
-    order = Order(blocks=50, global_batch=8, seed=2)
+    order = BlockOrder(blocks=50, global_batch=8, seed=2)
     streams = [order.micro_batches(first_step, batch_size, rank, world_size) for rank in range(world_size)]
     for step in range(first_step, first_step + 9):
         rounds = 8 // (batch_size * world_size)
@@ -48,13 +48,13 @@ def test_ranks_and_micro_batches_share_the_same_step(batch_size: int, world_size
 
 
 def test_without_shuffling_the_text_is_read_in_order() -> None:
-    order = Order(blocks=10, global_batch=3, seed=1, shuffle=False)
+    order = BlockOrder(blocks=10, global_batch=3, seed=1, shuffle=False)
     assert [order.step(s).tolist() for s in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 1, 2]]
 
 
 def test_an_uneven_share_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be shared"):
-        next(Order(blocks=50, global_batch=8, seed=2).micro_batches(0, 3, 0, 1))
+        next(BlockOrder(blocks=50, global_batch=8, seed=2).micro_batches(0, 3, 0, 1))
 
 
 def test_counts() -> None:
@@ -83,7 +83,7 @@ def test_whatever_is_killed_and_on_however_many_ranks_it_goes_on_the_order_is_on
     """Go on at each kill on another number of ranks; every step has the samples of a straight run."""
     if blocks_ < global_batch:
         return
-    order = Order(blocks_, global_batch, seed, shuffle)
+    order = BlockOrder(blocks_, global_batch, seed, shuffle)
     at = 0
     for steps, world_size in kills:
         per_device = global_batch // world_size // 2 or 1
@@ -100,7 +100,7 @@ def test_whatever_is_killed_and_on_however_many_ranks_it_goes_on_the_order_is_on
 
 
 def test_an_order_is_had_at_once_at_any_step() -> None:
-    order = Order(blocks=10**12, global_batch=512, seed=3)
+    order = BlockOrder(blocks=10**12, global_batch=512, seed=3)
     late = order.micro_batches(10**10, 64, 3, 8)
     assert next(late).tolist() == order.step(10**10)[3 * 64 : 4 * 64].tolist()
 

@@ -87,4 +87,4 @@ def test_a_corpus_of_very_many_files_is_not_miscounted(corpus: Path, tmp_path: P
         (tmp_path / f"{number:03d}.txt").write_text(f"text {number}\n")
     trained = tokenizer.load(corpus / "tokenizer")
     build.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader()), tmp_path / "cache")
-    assert cache.table([*cache.entries(tmp_path / "cache")], verify=False).endswith("000.txt and many more")
+    assert cache.table([*cache.entries(tmp_path / "cache")], verify=False).endswith("000.txt and 119 more")

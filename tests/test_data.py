@@ -15,7 +15,7 @@ from gpt2kit.data import build, datamodule
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.data.order import IGNORE, Order
+from gpt2kit.data.order import IGNORE, BlockOrder
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.text.reader import Reader
@@ -42,7 +42,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(
 
 
 def test_training_rows_are_the_ordered_blocks(store: TokenStore) -> None:
-    order = Order(blocks=20, global_batch=4, seed=1)
+    order = BlockOrder(blocks=20, global_batch=4, seed=1)
     batches = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 4, 0, 1)))
     for step in range(12):
         rows = next(batches)
@@ -80,7 +80,7 @@ def module(corpus: Path, **options: object) -> TextDataModule:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_read_the_same_batches_in_the_same_order(store: TokenStore, num_workers: int) -> None:
-    order = Order(blocks=40, global_batch=8, seed=1)
+    order = BlockOrder(blocks=40, global_batch=8, seed=1)
     plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
     worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers))
     for _ in range(30):  # over the ends of six epochs
@@ -171,7 +171,7 @@ def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Pat
 
 
 def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenStore) -> None:
-    order = Order(blocks=40, global_batch=8, seed=1)
+    order = BlockOrder(blocks=40, global_batch=8, seed=1)
     plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
     worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
     next(plain), next(worked)
@@ -185,7 +185,7 @@ def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenSt
 
 
 def test_a_reader_that_dies_is_one_line(store: TokenStore) -> None:
-    order = Order(blocks=40, global_batch=8, seed=1)
+    order = BlockOrder(blocks=40, global_batch=8, seed=1)
     worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
     next(worked)
     for reader in _readers():

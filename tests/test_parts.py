@@ -23,7 +23,7 @@ from gpt2kit.cli import train
 from gpt2kit.data import build, parallel_build, remote
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.data.order import foretold, window_order
+from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
@@ -275,7 +275,7 @@ def test_a_merged_store_is_streamed_in_blocks_of_its_own_files(tmp_path: Path, t
     assert (store.fingerprint, store.files_digest) == (merged.fingerprint, merged.files_digest)
     order = window_order(sizes, 8, 8, 2, 4, seed=1, shuffle=True)
     assert order.blocks == sum((size - 1) // 8 for size in sizes)
-    batches = foretold(order, store.want, 0, 4, 0, 1)
+    batches = prefetching_batches(order, store.prefetch, 0, 4, 0, 1)
     for step in range(order.steps_per_epoch):
         for first in next(batches).tolist():
             number = int(np.searchsorted(merged.starts, first, side="right")) - 1

@@ -24,7 +24,7 @@ from gpt2kit.cli import generate
 from gpt2kit.data import batches
 from gpt2kit.data.batches import Rows, TrainBatches
 from gpt2kit.data.build import Corpus, open_or_build
-from gpt2kit.data.order import Order
+from gpt2kit.data.order import BlockOrder
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import MachineError
 from gpt2kit.generation.options import GenerationOptions
@@ -62,7 +62,7 @@ def test_processes_that_read_ahead_start_without_a_fork_server(
 ) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
     assert batches._way_to_start() == "spawn"
-    order = Order(blocks=40, global_batch=8, seed=1)
+    order = BlockOrder(blocks=40, global_batch=8, seed=1)
     numbers = list(itertools.islice(order.micro_batches(0, 8, 0, 1), 3))
     # To the end: a spawned process of torch's that is ended while it hands over a batch may abort.
     ahead = list(TrainBatches(Rows(store, 16, 16), numbers, num_workers=1))

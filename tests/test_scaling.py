@@ -13,22 +13,22 @@ import yaml
 from conftest import ROOT
 
 from gpt2kit.data import order as blocks
-from gpt2kit.data.order import Order
+from gpt2kit.data.order import BlockOrder
 from gpt2kit.training.module import GPT2Module
 
 
-def orders() -> list[Order]:
+def orders() -> list[BlockOrder]:
     """10 billion tokens in blocks of 1,024, in one permutation, and through windows of files."""
     count = 10_000_000_000 // 1024
     sizes = [1 << 26] * 149
     return [
-        Order(count, 1024 * 8, seed=3),
+        BlockOrder(count, 1024 * 8, seed=3),
         blocks.window_order(sizes, 1024, 1024, 4, 1024 * 8, 3, True),
     ]
 
 
 @pytest.mark.parametrize("order", orders(), ids=["permuted", "windows"])
-def test_1024_ranks_share_out_each_step(order: Order) -> None:
+def test_1024_ranks_share_out_each_step(order: BlockOrder) -> None:
     """Their shares are disjoint, together the step's blocks, and equal; two micro-batches of four on each."""
     steps = [0, 1, order.steps_per_epoch - 1]  # the last one, too, and the first of the next epoch behind it
     for first in steps:
@@ -44,7 +44,7 @@ def test_1024_ranks_share_out_each_step(order: Order) -> None:
 
 
 @pytest.mark.parametrize("order", orders(), ids=["permuted", "windows"])
-def test_the_same_step_on_any_number_of_ranks(order: Order) -> None:
+def test_the_same_step_on_any_number_of_ranks(order: BlockOrder) -> None:
     """Micro-batch j of a step is the same blocks, whichever rank computes it: so its dropout is, too."""
     alone = [next(batches) for batches in [order.micro_batches(7, 8, 0, 1)] for _ in range(1024)]
     for ranks in (2, 64, 1024):
@@ -56,7 +56,7 @@ def test_memory_and_time_of_a_rank_do_not_grow_with_the_ranks() -> None:
     """Per sequence of its own, a rank of 1,024 needs what a rank of 1 needs, at the start and later."""
 
     def cost(ranks: int) -> tuple[float, int]:
-        order = Order(10_000_000_000 // 1024, 8 * ranks, seed=3)
+        order = BlockOrder(10_000_000_000 // 1024, 8 * ranks, seed=3)
         best, peak = float("inf"), 0
         for _ in range(5):
             tracemalloc.start()
@@ -76,7 +76,7 @@ def test_memory_and_time_of_a_rank_do_not_grow_with_the_ranks() -> None:
 
 def test_whole_epochs_of_many_ranks_are_complete() -> None:
     """Three epochs of a small text on 64 ranks: each block at most once an epoch, all but a step's worth seen."""
-    order = Order(1000, 128, seed=1)
+    order = BlockOrder(1000, 128, seed=1)
     every = [order.micro_batches(0, 2, rank, 64) for rank in range(64)]
     for _ in range(3):
         seen = np.concatenate([next(batches) for _ in range(order.steps_per_epoch) for batches in every])

@@ -4,12 +4,12 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, train_tokenizer
+from conftest import ROOT, Outcome, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -193,6 +193,161 @@ def test_lengths_and_hashes_are_those_of_the_documents_wherever_files_are_cut(
     assert np.concatenate([*store.hashes()]).tolist() == hashes
 
 
+@pytest.mark.parametrize("append_eos", [True, False])
+def test_a_document_of_several_pieces_across_shards_is_one_document(
+    append_eos: bool, tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "BATCH", 40)
+    monkeypatch.setattr(text, "PIECE", 30)
+    long = "日本 fox jumps\n" * 40
+    paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for path, content in zip(paths, ("one", long, "two"), strict=True):
+        path.write_text(content, encoding="utf-8")
+    corpus = Corpus(paths, trained, Reader("file"), append_eos=append_eos, shard_tokens=50)
+    store = shards.open_or_build(corpus, tmp_path / "cache")
+    pieces = [np.frombuffer(store.read_doc(shard), store_module.PIECE) for shard in store.shards]
+    assert len(store.shards) > 5 and all(
+        shard.pieces == len(own) for shard, own in zip(store.shards, pieces, strict=True)
+    )
+    assert [bool(flag) for own in pieces for flag in own["ends_document"]].count(True) == 3
+    assert store.lengths()[:, 1:].tolist() == [[len(t.encode()), len(t)] for t in ("one", long, "two")]
+    first, count = 1 + int(store.lengths()[0, 0]) + append_eos, int(store.lengths()[1, 0])
+    assert trained.decode(store[first : first + count].tolist()) == long
+    digest = hashlib.blake2b(long.encode(), digest_size=8).digest()
+    assert int(np.concatenate([*store.hashes()])[1]) == int.from_bytes(digest, "little")
+
+
+def test_a_long_document_is_recognized_wherever_its_pieces_are_cut(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces of a document depend on the text before it; its hash and sizes must not."""
+    monkeypatch.setattr(text, "PIECE", 300)
+    monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 300)
+    long = [f"{number} " + "fox " * (60 + 7 * number) for number in range(30)]
+    (tmp_path / "a.txt").write_text("\n".join(long))
+    (tmp_path / "b.txt").write_text("\n".join(f"{'x' * 130}\n{document}" for document in long))
+    a, b = (shards.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "c") for n in "ab")
+    assert a.documents == 30 and b.documents == 60
+    assert np.array_equal(np.concatenate([*a.hashes()]), np.concatenate([*b.hashes()])[1::2])
+    assert np.array_equal(a.lengths()[:, 1:], b.lengths()[1::2, 1:])
+    assert a.shards[0].pieces != b.shards[0].pieces - 30
+    assert store_module.count_shared(a, b) == (30, 1)
+
+
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_each_source_has_its_pieces_documents_and_tokens(
+    document: str, tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "BATCH", 40)
+    monkeypatch.setattr(text, "PIECE", 30)
+    contents = ["", "one fox\ntwo\n", "\n" * 3, "the quick brown fox " * 20, "last"]
+    paths = [tmp_path / f"{number}.txt" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(content)
+    reader = Reader(document)
+    store = shards.open_or_build(Corpus(paths, trained, reader, shard_tokens=30), tmp_path / "cache")
+    assert len(store.shards) > 3
+    sources = store.index.sources
+    assert [source.name for source in sources] == [str(path) for path in paths]
+    assert sum(source.pieces for source in sources) == sum(shard.pieces for shard in store.shards)
+    assert sum(source.documents for source in sources) == store.documents
+    assert 1 + sum(source.tokens for source in sources) == store.tokens
+    end = 1
+    for path, source in zip(paths, sources, strict=True):
+        start, end = end, end + source.tokens
+        pieces = list(reader.read([path]))
+        expected = [trained.encode(piece).ids for piece in pieces]
+        assert source.pieces == len(pieces)
+        assert source.documents == sum(not isinstance(piece, text.Part) for piece in pieces)
+        tokens = store[start:end]
+        assert tokens[tokens != store.index.eos_id].tolist() == [token for ids in expected for token in ids]
+    (store.folder / "index.json").unlink()
+    (store.folder / "000002.bin").unlink()
+    again = shards.open_or_build(Corpus(paths, trained, reader, shard_tokens=30), tmp_path / "cache")
+    assert again.index == store.index, "the counts do not depend on what had to be encoded"
+
+
+def test_files_that_are_not_reached_count_nothing(tmp_path: Path, trained: Tokenizer) -> None:
+    write(tmp_path, 3)
+    sources = build(tmp_path, trained, Reader(max_documents=2)).index.sources
+    assert [(source.pieces, source.documents) for source in sources] == [(2, 2), (0, 0)]
+
+
+def test_a_store_with_a_loss_mask_is_refused_and_kept(
+    tmp_path: Path, trained: Tokenizer, call: Callable[..., Outcome]
+) -> None:
+    write(tmp_path)
+    path = build(tmp_path, trained).folder / "index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    assert index["loss_mask"] is False
+    path.write_text(json.dumps({**index, "loss_mask": True}))
+    code, _, err = call(lambda _: build(tmp_path, trained))
+    assert code == 3 and "index.json: the store has a loss mask, which this version cannot read. Update gpt2kit" in err
+    assert json.loads(path.read_text())["loss_mask"] is True, "it is not built again without its mask"
+    path.write_text(json.dumps({**index, "loss_mask": 1}))
+    with pytest.raises(Damaged, match="not a sound index"):
+        TokenStore(path.parent)
+
+
+def test_a_store_of_an_old_format_is_built_again(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path)
+    store = build(tmp_path, trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "FORMAT", 3)
+        key = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader(), shard_tokens=1 << 20).key(tmp_path / "cache")
+    assert key != store.folder.name, "it has another folder"
+    # Even in the new format's folder nothing of it is used.
+    content = {path.name: path.read_bytes() for path in store.folder.iterdir() if path.name != "verified.json"}
+    old = {"name": "000000.bin", "tokens": 9, "pieces": 2, "documents": 2, "bytes": 9, "characters": 9}
+    old |= {"open_tokens": 0, "sha256": "0", "documents_sha256": "0"}
+    (store.folder / "journal.jsonl").write_text(json.dumps(old) + "\n")
+    index = {"format": 3, "dtype": "<u2", "eos_id": 0, "append_eos": True, "tokenizer": "", "sources": ["a.txt"]}
+    (store.folder / "index.json").write_text(json.dumps({**index, "notes": [], "shards": [old]}))
+    again = build(tmp_path, trained)
+    assert "not a sound index (of another format); it is built again from the text" in capsys.readouterr().err
+    assert {name: (again.folder / name).read_bytes() for name in content} == content
+
+
+@pytest.mark.parametrize(
+    ("document", "append_eos", "fingerprint", "files_digest"),
+    [
+        ("line", True, "4fe0b13854baccd7", "859d8ec1f190594b"),
+        ("line", False, "de50ad08cd50df3e", "4e92de9a6ba2480b"),
+        ("file", True, "63e4dc74c160adc4", "08a07def3c272844"),
+        ("file", False, "d2958a4ef00f112a", "366a2e744faa5e42"),
+    ],
+)
+def test_a_text_has_the_fingerprint_that_older_checkpoints_recorded(
+    document: str,
+    append_eos: bool,
+    fingerprint: str,
+    files_digest: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What commit ebe9223 (format 3) computed. With `file`, documents have many pieces, in several shards."""
+    monkeypatch.setattr(shards, "BATCH", 400)
+    monkeypatch.setattr(text, "PIECE", 100)
+    old = ROOT / "tests/data/run_547bc70"
+    paths, saved = [old / "train.txt", old / "valid.txt"], tokenizer.load(old / "tokenizer")
+    corpus = Corpus(paths, saved, Reader(document), append_eos=append_eos, shard_tokens=300)
+    store = shards.open_or_build(corpus, tmp_path)
+    assert len(store.shards) == 6
+    assert store.fingerprint.startswith(fingerprint) and store.files_digest.startswith(files_digest)
+
+
+def test_text_that_is_not_unicode_names_the_piece(tmp_path: Path, trained: Tokenizer) -> None:
+    class Broken(Reader):
+        def documents(self, path: object) -> Iterator[str]:
+            yield from ("sound", "half \ud83d")
+
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"piece 1 of the text: surrogates not allowed \('\\ud83d'\)\. Fix the reader"):
+        build(tmp_path, trained, Broken())
+
+
 def test_documents_without_an_end_follow_one_another(tmp_path: Path, trained: Tokenizer) -> None:
     write(tmp_path, 3)
     ended = build(tmp_path, trained)
@@ -208,7 +363,13 @@ def test_documents_without_an_end_follow_one_another(tmp_path: Path, trained: To
 
 @given(st.lists(st.integers(0, 1 << 60)))
 def test_numbers_survive_packing(numbers: list[int]) -> None:
-    assert store_module.unpacked(store_module.packed(numbers)).tolist() == numbers
+    """A digit's highest bit says that more digits follow."""
+    read, shift = [0], 0
+    for digit in store_module.pack(np.array(numbers, np.int64)):
+        read[-1] |= (digit & 127) << shift
+        shift = shift + 7 if digit > 127 else 0
+        read += [] if shift else [0]
+    assert read == [*numbers, 0]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +509,20 @@ def test_a_journal_that_does_not_fit_the_text_makes_no_store(
     with pytest.raises(DataError, match="does not fit the text"):
         build(tmp_path, trained, shard_tokens=60)
     assert build(tmp_path, trained, shard_tokens=60).shards == store.shards
+
+
+def test_a_shard_that_cannot_be_made_as_it_was_is_reported_and_the_next_build_starts_anew(
+    tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "BATCH", 40)
+    write(tmp_path)
+    store = build(tmp_path, trained, shard_tokens=60)
+    (store.folder / "index.json").unlink()
+    journal = store.folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(store.shards[2].sha256, "0" * 64))
+    with pytest.raises(DataError, match="does not fit the text, and was deleted"):
+        build(tmp_path, trained, shard_tokens=60)
+    assert build(tmp_path, trained, shard_tokens=60).index == store.index
 
 
 def test_memories_of_hashes_that_are_none_are_forgotten(tmp_path: Path, trained: Tokenizer) -> None:

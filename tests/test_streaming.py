@@ -25,7 +25,7 @@ from gpt2kit.data import build
 from gpt2kit.data import remote as remote_module
 from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.order import foretold, window_order
+from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.remote import StreamedStore, open_store
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError
@@ -82,7 +82,7 @@ def here(scratch: Path, pattern: str = "*.bin") -> list[Path]:
 
 def settled(store: StreamedStore) -> None:
     """Wait until nothing is being fetched."""
-    for future in list(store._held.values()):
+    for future in list(store._fetches.values()):
         future.exception()
 
 
@@ -225,7 +225,7 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
         lambda self, source, *args: fetched.append(source) or real(self, source, *args),  # type: ignore[func-returns-value]
     )
     order = window_order([s.tokens for s in store.shards], 16, 16, 3, 4, seed=1, shuffle=True)
-    batches = iter(TrainBatches(Rows(store, 16, 1), foretold(order, store.want, 0, 4, 0, 1)))
+    batches = iter(TrainBatches(Rows(store, 16, 1), prefetching_batches(order, store.prefetch, 0, 4, 0, 1)))
     most = 0
     for step in range(order.steps_per_epoch):
         expected = [local[first : first + 17].tolist() for first in order.step(step).tolist()]
@@ -237,7 +237,7 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
     assert len(fetched) <= len(store.shards) + 3, "each file once an epoch, and the beginning of the next epoch"
     fetched.clear()
     del batches
-    store.want([])
+    store.prefetch([])
     for batch, (a, b) in enumerate(zip(EvalBatches(store, 16, 5), EvalBatches(local, 16, 5), strict=True)):
         assert torch.equal(a, b), batch
         settled(store)
@@ -248,10 +248,10 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
 def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, remote: str, tmp_path: Path) -> None:
     store = open_store(remote, text, "text", tmp_path / "s")
     order = window_order([s.tokens for s in store.shards], 16, 16, 2, 4, seed=1, shuffle=True)
-    straight = iter(TrainBatches(Rows(store, 16, 1), foretold(order, store.want, 0, 2, 0, 1)))
+    straight = iter(TrainBatches(Rows(store, 16, 1), prefetching_batches(order, store.prefetch, 0, 2, 0, 1)))
     skipped = [next(straight) for _ in range(100)]
     later = open_store(remote, text, "text", tmp_path / "other")
-    batches = iter(TrainBatches(Rows(later, 16, 1), foretold(order, later.want, 40, 2, 0, 1)))
+    batches = iter(TrainBatches(Rows(later, 16, 1), prefetching_batches(order, later.prefetch, 40, 2, 0, 1)))
     assert all(torch.equal(next(batches), skipped[number]) for number in range(80, 100))
     settled(later)
     assert len(here(tmp_path / "other")) <= 4
@@ -272,10 +272,10 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
     monkeypatch.setattr(type(MEMORY), "get_file", slow)
     assert ranks[0].folder == ranks[1].folder
     for rank in ranks:
-        rank.want([1, 2, 3])
+        rank.prefetch([1, 2, 3])
     tokens = [[rank.shard(n) for n in (1, 2, 3)] for rank in ranks]
     assert len(fetched) == 3
-    ranks[0].want([4])
+    ranks[0].prefetch([4])
     settled(ranks[0])
     assert all(np.array_equal(a, b) for a, b in zip(*tokens, strict=True)), "a deleted file stays readable"
     assert ranks[1].shard(2).tolist() == tokens[1][1].tolist()
@@ -292,7 +292,7 @@ def test_ranks_share_what_is_fetched_and_a_killed_one_leaves_nothing(
 
 def test_a_file_that_another_process_deletes_is_fetched_again(text: Corpus, remote: str, tmp_path: Path) -> None:
     store = open_store(remote, text, "text", tmp_path / "s")
-    store.want([1, 2])
+    store.prefetch([1, 2])
     settled(store)
     other = open_store(remote, text, "text", tmp_path / "s")
     for path in here(tmp_path / "s"):
@@ -304,8 +304,8 @@ def test_many_changes_of_mind_leave_only_what_is_wanted(text: Corpus, remote: st
     store = open_store(remote, text, "text", tmp_path / "s")
     draw = np.random.default_rng(1)
     for _ in range(50):
-        store.want(draw.choice(len(store.shards), 4, replace=False).tolist())
-    store.want([5, 6])
+        store.prefetch(draw.choice(len(store.shards), 4, replace=False).tolist())
+    store.prefetch([5, 6])
     assert [len(store.shard(n)) for n in (5, 6)] == [store.shards[n].tokens for n in (5, 6)]
     until = time.monotonic() + 10
     while {path.name for path in here(tmp_path / "s")} != {"000005.bin", "000006.bin"}:
@@ -330,7 +330,7 @@ def test_a_full_disk_stops_at_once(
         raise OSError(28, os.strerror(28), target)
 
     monkeypatch.setattr(type(MEMORY), "get_file", full)
-    code, _, err = call(lambda _: store.want([1]) or store.shard(1))  # type: ignore[func-returns-value]
+    code, _, err = call(lambda _: store.prefetch([1]) or store.shard(1))  # type: ignore[func-returns-value]
     assert code == 5 and "no space left" in err and len(asked) <= 2
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2kit.data.order import WindowOrder, foretold, window_order
+from gpt2kit.data.order import WindowOrder, prefetching_batches, window_order
 
 BLOCK = 8
 
@@ -68,7 +68,9 @@ def test_ranks_and_micro_batches_share_the_same_step_from_any_step(
     order = window_order([90, 200, 30, 7, 150, 110], BLOCK, BLOCK, 2, 8, seed=2, shuffle=True)
     wanted: list[list[int]] = [[] for _ in range(world_size)]
     streams = [
-        foretold(order, lambda files, rank=rank: wanted[rank].append(files), first_step, batch_size, rank, world_size)
+        prefetching_batches(
+            order, lambda files, rank=rank: wanted[rank].append(files), first_step, batch_size, rank, world_size
+        )
         for rank in range(world_size)
     ]
     for step in range(first_step, first_step + 20):

@@ -1,7 +1,11 @@
-"""Builds token stores: once for each corpus, never stale, never half-written, bit-identical however often it is killed.
+"""Build token stores. A store is never stale or half-written, and is bit-identical however often its build was killed.
 
-A store's folder is named by its content's hash, so changed text or another tokenizer is another store. Each finished
-token file is noted in a journal; a build that was killed goes on behind the last one. `store` opens what is built.
+1. Read the journal: the shards that are finished.
+2. Skip the pieces of text in them; they must be those that the .doc files record.
+3. Encode the rest in order. Close a shard when it is full and append it to the journal.
+4. Write the index.
+
+A store's folder is named after a hash of its content, so other text or another tokenizer makes another store.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ from gpt2kit.data.store import (
     FORMAT,
     INDEX,
     JOURNAL,
-    SOURCES,
+    PIECE,
     Damaged,
     Index,
     Shard,
+    Source,
     TokenStore,
-    damaged,
-    documents_file,
+    find_damaged,
+    parse,
     shard_name,
 )
 from gpt2kit.errors import DataError
@@ -42,16 +47,13 @@ from gpt2kit.text import sources
 from gpt2kit.text.reader import Part, Reader, Share
 from gpt2kit.text.sources import Place, Report
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.sampling import batched
+from gpt2kit.tokenization.sampling import Text, batched
 
+# Called with the bytes of the files that are read, and with the size of all files; compressed ones count as stored.
 Progress = Callable[[int, int], None]
-"""Called with the bytes of the files that are read, and those that they have; compressed ones count as they lie."""
-
 Ids = NDArray[np.unsignedinteger]
-Batch = tuple[list[str], list[Ids]]
-"""Texts and their ids."""
 
-# Characters of a batch: what is read, encoded and written at a time.
+# Characters of a batch: what is read, encoded and written at a time. A shard ends with a batch.
 BATCH = 1 << 20
 # Batches that are encoded, or wait to be, while the caller works on another one.
 AHEAD = 2
@@ -61,37 +63,26 @@ _SLICE = 1 << 16
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text and how it becomes tokens: all that decides a store's content.
+    """Text and how it is tokenized: all that decides a store's content."""
 
-    Args:
-        paths: text files and URLs, in the order in which their documents follow one another.
-        tokenizer: turns documents into ids.
-        reader: turns files into documents.
-        share: only these documents.
-        append_eos: end each document with the end-of-document token.
-        shard_tokens: tokens a file, about; also how much work a killed build can lose.
-        part: which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). A part may
-            be empty.
-        leading_eos: begin with an end-of-document token, as every store does; of the parts, only the first one.
-    """
-
-    paths: Sequence[Place]
+    paths: Sequence[Place]  # in the order of their documents in the store
     tokenizer: Tokenizer
     reader: Reader
-    share: Share | None = None
+    share: Share | None = None  # the split to take; None takes all documents
     append_eos: bool = True
-    shard_tokens: int = 1 << 26
+    shard_tokens: int = 1 << 26  # a shard has about as many; also the most work that a killed build can lose
+    # Which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). It may be empty.
     part: str = ""
-    leading_eos: bool = True
+    leading_eos: bool = True  # every store begins with an end-of-document token; of the parts, only the first one does
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """The smallest that holds every id."""
+        """The smallest type that holds every id."""
         return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << 16 else "<u4")
 
     def key(self, cache_dir: Path) -> str:
-        """A name that changes with the text, the tokenizer, the reader's options, and the formats."""
-        made_of = {
+        """Return a name that changes with the text, the tokenizer, the reader's options and the formats."""
+        content = {
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
             "reader": self.reader.identity(),
@@ -102,39 +93,65 @@ class Corpus:
             "shard_tokens": self.shard_tokens,
             **({"part": [self.part, self.leading_eos]} if self.part else {}),
         }
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+    def index(self, sources: list[Source], notes: list[str], shards: list[Shard]) -> Index:
+        """Return the index of this text's store."""
+        eos_id, fingerprint = tokenizers.eos_id(self.tokenizer), tokenizers.fingerprint(self.tokenizer)
+        return Index(self.dtype.str, eos_id, self.append_eos, fingerprint, sources, notes, shards)
 
 
-Make = Callable[[Path, Corpus, Progress], tuple[list[str], list[Shard]]]
-"""Writes a store's token files into its folder; returns notes for people and the files."""
+# Writes a store's shards into its folder and returns its index.
+Write = Callable[[Path, Corpus, Progress], Index]
+
+
+class Piece(str):
+    """A piece of text with what its .doc record holds, the tokens excepted."""
+
+    hash: int
+    bytes: int
+    ends_document: bool
+
+    def record(self, tokens: int) -> tuple[int, int, int, int, bool]:
+        """Return the PIECE record."""
+        return self.hash, tokens, self.bytes, len(self), self.ends_document
 
 
 def open_or_build(
-    corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None, make: Make | None = None
+    corpus: Corpus, cache_dir: Path, progress: Progress = lambda done, total: None, write: Write | None = None
 ) -> TokenStore:
-    """The store of a corpus; built now if it does not exist, mended if it is damaged.
+    """Open the store of a corpus; build it if it does not exist, repair it if it is damaged.
 
     Args:
-        corpus: the text, and how it becomes tokens.
-        cache_dir: where stores lie, each in a folder named by the content it was made from.
-        progress: told how far the reading is.
-        make: writes the token files; by default from the text.
+        corpus: the text, and how it is tokenized.
+        cache_dir: holds stores, each in a folder named after its content.
+        progress: called while the text is read.
+        write: writes the shards; by default from the text.
     """
     folder = cache_dir / corpus.key(cache_dir)
-    if (found := _opened(folder)) is not None:  # a part may be empty, and an empty store is false
-        return found
+    if (store := _open(folder)) is not None:  # a part may be empty, and an empty store is false
+        return store
     from filelock import FileLock
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # the system drops the lock of a process that dies
-        if (found := _opened(folder, "it is built again from the text")) is not None:
-            return found
+        if (store := _open(folder, "it is built again from the text")) is not None:
+            return store
         (folder / INDEX).unlink(missing_ok=True)
-        build(corpus, folder, cache_dir, progress, make)
+        before = sources.digests(corpus.paths, cache_dir)
+        try:
+            index = (write or encode)(folder, corpus, progress)
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless something is in it, from which the next build continues
+        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
+            if old != new:
+                raise DataError(f"{path}: was changed while it was being read. Run the same command again")
+        durable.write_text(folder / INDEX, index.to_json())
         return TokenStore(folder)
 
 
-def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, make: Make | None = None) -> TokenStore:
+def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, write: Write | None = None) -> TokenStore:
     """Open or build the store of a corpus, with a progress bar if there is a terminal; `what` names the text."""
     with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
 
@@ -142,83 +159,86 @@ def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, make: Make | None 
             bar.total = total or None
             bar.update(done - bar.n)
 
-        return open_or_build(corpus, cache_dir, progress, make)
+        return open_or_build(corpus, cache_dir, progress, write)
 
 
-def build(corpus: Corpus, folder: Path, cache_dir: Path, progress: Progress, make: Make | None = None) -> None:
-    """Make a store, continuing what its folder holds already; `cache_dir` remembers the texts' hashes."""
-    before = sources.digests(corpus.paths, cache_dir)
-    try:
-        notes, shards = (make or encode)(folder, corpus, progress)
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # unless something is in it, from which the next build continues
-    for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
-        if old != new:
-            raise DataError(f"{path}: was changed while it was being read. Run the same command again")
-    durable.write_text(folder / INDEX, _index(corpus, shards, notes).to_json())
-
-
-def _opened(folder: Path, remedy: str = "") -> TokenStore | None:
-    """The store, if it is there and sound; used by now."""
+def _open(folder: Path, remedy: str = "") -> TokenStore | None:
+    """Open the store if it is there and undamaged, and mark it as used."""
     try:
         store = TokenStore(folder)
     except FileNotFoundError:
         return None
     except Damaged as error:
         if remedy:
-            _note(f"{error}; {remedy}")
+            print(f"note   {error}; {remedy}", file=sys.stderr)
         return None
     with contextlib.suppress(OSError):
         os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
     return store
 
 
-def encode(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
-    """Write the token files, those excepted that are there and sound; what was met on the way, too."""
-    recorded, broken = finished_shards(folder)
+def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
+    """Write the shards that an earlier build has not finished, and those that are missing or damaged."""
+    shards = read_journal(folder)
+    to_repair = find_damaged(folder, shards)
     report = Report(whole=not corpus.part)
-    total = sum(sources.size(path) for path in corpus.paths)
-    ends: collections.deque[_End] = collections.deque()
-    pieces = _weighed(corpus.reader.read(corpus.paths, report, corpus.share), ends)
-    shards: list[Shard] = []
+    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.share))
+    size = sum(sources.size(path) for path in corpus.paths)
 
-    def batches(some: Iterator[str]) -> Iterator[Batch]:
-        read = _reported(batched(some, BATCH), report, total, progress)
-        return encode_batches(read, corpus.tokenizer, corpus.dtype)
+    def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
+        for batch in encode_batches(batched(pieces, BATCH), corpus.tokenizer, corpus.dtype):
+            yield batch
+            progress(min(report.bytes, size or report.bytes), size)
 
-    for known in recorded:
-        own = itertools.islice(pieces, known.pieces)
-        if known.name not in broken:
-            collections.deque(own, maxlen=0)  # the reader reads on, to know what it met and where documents end
-            passed = [ends.popleft() for _ in range(len(ends))]
-            if (len(passed), *_sums(passed)) != (known.documents, known.bytes, known.characters):
-                clear_journal(folder)
-                raise DataError(
-                    f"{folder / JOURNAL}: does not fit the text, and was deleted. Run the same command again"
-                )
-        elif _write_shard(folder, shards, batches(own), ends, corpus) != known:
-            raise DataError(f"{folder / known.name}: built again, it is not what it was. Delete {folder}")
-        shards.append(known)
-    rest = batches(pieces)
-    while shard := _write_shard(folder, shards, rest, ends, corpus):
-        shards.append(shard)
+    for number, record in enumerate(shards):
+        own = itertools.islice(pieces, record.pieces)
+        if record.name in to_repair:
+            again = _write_shard(folder, number, encode_pieces(own), corpus)
+        else:
+            again = _skip(folder, record, own)
+        if again != record:
+            write_journal(folder, [])
+            raise DataError(f"{folder / JOURNAL}: does not fit the text, and was deleted. Run the same command again")
+    rest = encode_pieces(pieces)
+    while shard := _write_shard(folder, len(shards), rest, corpus):
         add_to_journal(folder, shard)
-    if corpus.part:
-        return [json.dumps({"records": report.records, "bad": report.bad, "met": report.met})], shards
-    refuse_empty(shards, corpus, report)
-    return report.lines(), shards
+        shards.append(shard)
+    if corpus.part:  # judged by the merge
+        notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.met})]
+    else:
+        refuse_empty(shards, corpus, report)
+        notes = report.lines()
+    return corpus.index(_count_sources(folder, corpus, shards, report), notes, shards)
+
+
+def describe(texts: Iterable[str]) -> Iterator[Piece]:
+    """Yield the reader's texts as pieces, hashed and measured."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for number, text in enumerate(texts):
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            what = f"{error.reason} ({text[error.start]!r})"
+            raise DataError(f"piece {number} of the text: {what}. Fix the reader") from None
+        hasher.update(raw)
+        piece = Piece(text)
+        piece.hash = int.from_bytes(hasher.digest(), "little")
+        piece.bytes = len(raw)
+        piece.ends_document = not isinstance(text, Part)
+        if piece.ends_document:
+            hasher = hashlib.blake2b(digest_size=8)
+        yield piece
 
 
 def encode_batches(
-    batches: Iterable[list[str]], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]
-) -> Iterator[Batch]:
+    batches: Iterable[list[Text]], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]
+) -> Iterator[tuple[list[Text], list[Ids]]]:
     """Yield each batch with the ids of each of its texts, in order; no special token is added to a text.
 
     A thread encodes, on all cores, while the caller reads text and writes ids. It never reads far ahead, so memory does
     not depend on the corpus. Exhaust or close the iterator, and the thread ends.
     """
-    waiting: collections.deque[tuple[list[str], Future[list[Ids]]]] = collections.deque()
+    waiting: collections.deque[tuple[list[Text], Future[list[Ids]]]] = collections.deque()
     pool = ThreadPoolExecutor(1, "encoding")
     try:
         for texts in batches:
@@ -232,7 +252,7 @@ def encode_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_batch(texts: list[str], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]) -> list[Ids]:
+def _encode_batch(texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]) -> list[Ids]:
     """Encode a batch in slices: the library's results take a hundred times the memory of the ids."""
     count = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
     arrays: list[Ids] = []
@@ -242,25 +262,62 @@ def _encode_batch(texts: list[str], tokenizer: Tokenizer, dtype: np.dtype[np.uns
     return arrays
 
 
-def finished_shards(folder: Path) -> tuple[list[Shard], set[str]]:
-    """Return what an earlier build has finished, and the names of those of its files that are missing or damaged."""
-    for left in folder.glob(".*.tmp"):
-        left.unlink()  # of a build that was killed; this one holds the lock
-    recorded = _read_journal(folder)
-    return recorded, set(damaged(folder, recorded))
+def _skip(folder: Path, shard: Shard, pieces: Iterable[Piece]) -> Shard:
+    """Describe a finished shard as it would be if it were written from these pieces of the text."""
+    records = np.fromiter((piece.record(tokens=0) for piece in pieces), PIECE)
+    doc = np.fromfile(folder / shard.doc_name, PIECE)
+    if len(records) == len(doc):
+        records["tokens"] = doc["tokens"]  # all that is unknown without encoding
+    return Shard.from_pieces(shard.name, shard.tokens, shard.sha256, records)
 
 
-def add_to_journal(folder: Path, shard: Shard) -> None:
-    """Record a token file as finished, durably."""
-    with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
-        journal.write(json.dumps(asdict(shard)) + "\n")
-        journal.flush()
-        os.fsync(journal.fileno())
+def _write_shard(
+    folder: Path, number: int, batches: Iterator[tuple[list[Piece], list[Ids]]], corpus: Corpus
+) -> Shard | None:
+    """Write encoded batches into the shard of this number until it is full; return None if no batch is left."""
+    eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
+    end = [eos] if corpus.append_eos else []
+    arrays = [eos] if corpus.leading_eos and number == 0 else []
+    # Even without text, the first part has the token that the store begins with.
+    first = next(batches, ([], []) if corpus.part and arrays else None)
+    if first is None:
+        return None
+    name, tokens, hasher = shard_name(number), 0, hashlib.sha256()
+    records = []
+    with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
+        for pieces, ids in itertools.chain([first], batches):
+            for piece, piece_ids in zip(pieces, ids, strict=True):
+                arrays.append(piece_ids)
+                if piece.ends_document:
+                    arrays += end
+            records.append(np.array([p.record(len(i)) for p, i in zip(pieces, ids, strict=True)], PIECE))
+            chunk = np.concatenate(arrays)
+            file.write(chunk.data)
+            hasher.update(chunk.data)
+            tokens += len(chunk)
+            arrays = []
+            if tokens >= corpus.shard_tokens:
+                break
+    doc = np.concatenate(records)
+    shard = Shard.from_pieces(name, tokens, hasher.hexdigest(), doc)
+    with durable.replacing(folder / shard.doc_name) as temporary:
+        temporary.write_bytes(doc.tobytes())
+    return shard
 
 
-def clear_journal(folder: Path) -> None:
-    """Empty the journal: no token file counts as finished."""
-    durable.write_text(folder / JOURNAL, "")
+def _count_sources(folder: Path, corpus: Corpus, shards: list[Shard], report: Report) -> list[Source]:
+    """Count pieces, documents and tokens of each file of the text."""
+    counts = np.zeros((len(corpus.paths), 3), np.int64)
+    ends = np.cumsum(report.pieces)  # number of the piece that follows each file's last one
+    first = 0
+    for shard in shards:
+        pieces = np.fromfile(folder / shard.doc_name, PIECE)  # (P,)
+        source = np.searchsorted(ends, np.arange(first, first + len(pieces)), side="right")
+        documents = pieces["ends_document"].astype(np.int64)
+        tokens = pieces["tokens"] + documents if corpus.append_eos else pieces["tokens"]
+        np.add.at(counts, source, np.stack([np.ones_like(documents), documents, tokens], axis=1))
+        first += len(pieces)
+    return [Source(str(path), *row) for path, row in zip(corpus.paths, counts.tolist(), strict=True)]
 
 
 def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
@@ -269,133 +326,37 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
         what = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
         share = corpus.share
         split = f" for the {share.high - share.low:.3g} of it that this split takes" if share else ""
-        met = f" ({'; '.join(report.lines())})" if report.met else ""
-        raise DataError(f"{what}: no text in it{split}{met}. Name files that hold text")
+        notes = f" ({'; '.join(report.lines())})" if report.met else ""
+        raise DataError(f"{what}: no text in it{split}{notes}. Name files that hold text")
 
 
-@dataclass(frozen=True)
-class _End:
-    """A whole document's hash and size."""
-
-    hash: int
-    bytes: int
-    characters: int
-
-
-def _sums(ends: list[_End]) -> tuple[int, int]:
-    """Bytes and characters of some documents."""
-    return sum(end.bytes for end in ends), sum(end.characters for end in ends)
-
-
-def _weighed(pieces: Iterable[str], ends: collections.deque[_End]) -> Iterator[str]:
-    """The pieces; before a document's last one comes, what the document amounts to lies in `ends`."""
-    hasher, size, characters = hashlib.blake2b(digest_size=8), 0, 0
-    for number, piece in enumerate(pieces):
-        try:
-            raw = piece.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"piece {number} of the text: {error.reason} ({piece[error.start]!r}). Mend the reader"
-            ) from None
-        hasher.update(raw)
-        size += len(raw)
-        characters += len(piece)
-        if not isinstance(piece, Part):
-            ends.append(_End(int.from_bytes(hasher.digest(), "little"), size, characters))
-            hasher, size, characters = hashlib.blake2b(digest_size=8), 0, 0
-        yield piece
-
-
-def _write_shard(
-    folder: Path,
-    before: list[Shard],
-    batches: Iterator[Batch],
-    ends: collections.deque[_End],
-    corpus: Corpus,
-) -> Shard | None:
-    """Write encoded batches into one token file until it is full; None if nothing is left."""
-    # Even without text, the first part has the token that the store begins with.
-    first = next(batches, ([], []) if corpus.part and corpus.leading_eos and not before else None)
-    if first is None:
-        return None
-    eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
-    name = shard_name(len(before))
-    hasher = hashlib.sha256()
-    tokens = pieces = 0
-    open_tokens = before[-1].open_tokens if before else 0
-    done: list[_End] = []
-    counts: list[int] = []
-    with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
-        for batch in itertools.chain([first], batches):
-            parts = [eos] if corpus.leading_eos and not before and not tokens else []
-            for text, ids in zip(*batch, strict=True):
-                parts.append(ids)
-                open_tokens += len(ids)
-                if not isinstance(text, Part):
-                    if corpus.append_eos:
-                        parts.append(eos)
-                    done.append(end := ends.popleft())
-                    counts += (open_tokens, end.bytes, end.characters)
-                    open_tokens = 0
-            joined = np.concatenate(parts)
-            file.write(joined.data)
-            hasher.update(joined.data)
-            tokens += len(joined)
-            pieces += len(batch[0])
-            if tokens >= corpus.shard_tokens:
-                break
-    documents = documents_file([end.hash for end in done], counts)
-    shard = Shard(
-        name,
-        tokens,
-        pieces,
-        len(done),
-        *_sums(done),
-        open_tokens,
-        hasher.hexdigest(),
-        hashlib.sha256(documents).hexdigest(),
-    )
-    with durable.replacing(folder / shard.documents_name) as temporary:
-        temporary.write_bytes(documents)
-    return shard
-
-
-def _index(corpus: Corpus, shards: list[Shard], notes: list[str]) -> Index:
-    return Index(
-        dtype=corpus.dtype.str,
-        eos_id=tokenizers.eos_id(corpus.tokenizer),
-        append_eos=corpus.append_eos,
-        tokenizer=tokenizers.fingerprint(corpus.tokenizer),
-        sources=[str(path) for path in corpus.paths[:SOURCES]],
-        notes=notes,
-        shards=shards,
-    )
-
-
-def _read_journal(folder: Path) -> list[Shard]:
-    """The token files that an earlier build has finished; a torn last line of the journal does not count."""
-    file = folder / JOURNAL
-    if not file.is_file():
+def read_journal(folder: Path) -> list[Shard]:
+    """Return the shards that an earlier build has finished, and drop what it has left unfinished."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()  # of a build that was killed; this one holds the lock
+    if not (folder / JOURNAL).is_file():
         return []
     shards: list[Shard] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            shard = Shard(**json.loads(line))
-            shard.check()
-        except (ValueError, TypeError):
+            shard = parse(Shard, json.loads(line))
+        except (ValueError, TypeError):  # the last line may be torn
             break
         if shard.name != shard_name(len(shards)):
             break
         shards.append(shard)
-    durable.write_text(file, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
+    write_journal(folder, shards)
     return shards
 
 
-def _note(line: str) -> None:
-    print(f"note   {line}", file=sys.stderr)
+def write_journal(folder: Path, shards: list[Shard]) -> None:
+    """Record exactly these shards as finished."""
+    durable.write_text(folder / JOURNAL, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
 
 
-def _reported(batches: Iterator[list[str]], report: Report, total: int, progress: Progress) -> Iterator[list[str]]:
-    for batch in batches:
-        yield batch
-        progress(min(report.bytes, total or report.bytes), total)
+def add_to_journal(folder: Path, shard: Shard) -> None:
+    """Record one more shard as finished, durably."""
+    with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+        journal.write(json.dumps(asdict(shard)) + "\n")
+        journal.flush()
+        os.fsync(journal.fileno())

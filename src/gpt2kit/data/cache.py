@@ -1,4 +1,4 @@
-"""The token stores on the disk: list, prune and verify them."""
+"""List, prune and verify the token stores in a folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2kit.data.store import INDEX, JOURNAL, SOURCES, VERIFIED, Damaged, Index, damaged, read_index
+from gpt2kit.data.store import INDEX, JOURNAL, VERIFIED, Index, find_damaged, read_index
+from gpt2kit.errors import DataError
 
 _DAY = 86400
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A store on the disk; `index` is None while it is unfinished, or damaged."""
+    """A store on disk; `index` is None if it is unfinished or damaged."""
 
     folder: Path
     index: Index | None
@@ -26,46 +27,46 @@ class Entry:
 
     @property
     def days(self) -> float:
-        """Since it was last opened or written."""
+        """Days since it was last opened or written."""
         return max(time.time() - self.used, 0) / _DAY
 
 
 def entries(cache_dir: Path) -> Iterator[Entry]:
-    """All stores, the one used last first; also those whose building was broken off."""
-    found = []
+    """Yield all stores, the most recently used first, unfinished ones included."""
+    stores = []
     for folder in cache_dir.glob("*/"):
         files = [path for path in folder.iterdir() if path.is_file()]
         if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in files):
             continue
         try:
             index = read_index(folder)
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, DataError):
             index = None
         stats = [path.stat() for path in files]
-        found.append(Entry(folder, index, sum(s.st_size for s in stats), max(s.st_mtime for s in stats)))
-    yield from sorted(found, key=lambda entry: -entry.used)
+        stores.append(Entry(folder, index, sum(s.st_size for s in stats), max(s.st_mtime for s in stats)))
+    yield from sorted(stores, key=lambda entry: -entry.used)
 
 
-def table(found: list[Entry], verify: bool) -> str:
-    """A line for each store."""
+def table(stores: list[Entry], verify: bool) -> str:
+    """Describe each store in one line; with `verify`, read all of its files and compare their checksums."""
     lines = []
-    for entry in found:
+    for entry in stores:
         index = entry.index
         if index is None:
-            what = "unfinished: the same command goes on with it"
+            what = "unfinished, or of another version: the command that made it completes it, or builds it again"
         else:
             bad = _reread(entry) if verify else []
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
-            rest = len(index.sources) - 1
-            more = "" if rest < 1 else f" and {rest} more" if rest + 1 < SOURCES else " and many more"
-            what = f"{tokens:,} tokens, {documents:,} documents of {next(iter(index.sources), '?')}{more}"
+            first = index.sources[0].name if index.sources else "?"
+            more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
+            what = f"{tokens:,} tokens, {documents:,} documents of {first}{more}"
             what += f"; DAMAGED: {', '.join(bad)}, made again when next used" if bad else "; sound" if verify else ""
         lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")
     return "\n".join(lines)
 
 
 def remove(folder: Path) -> bool:
-    """Delete a store, its index first, so that what is left is never taken for a whole one; False if it is in work."""
+    """Delete a store, its index first, so that no part of it counts as complete; return False if it is being built."""
     from filelock import FileLock, Timeout
 
     try:
@@ -82,5 +83,5 @@ def remove(folder: Path) -> bool:
 def _reread(entry: Entry) -> list[str]:
     assert entry.index is not None
     with contextlib.suppress(OSError):
-        (entry.folder / VERIFIED).unlink()  # so that nothing is taken on trust
-    return damaged(entry.folder, entry.index.shards)
+        (entry.folder / VERIFIED).unlink()  # so that every file is read
+    return find_damaged(entry.folder, entry.index.shards)

@@ -187,12 +187,12 @@ class TextDataModule(pl.LightningDataModule):
             found += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return found
 
-    def order(self, global_batch: int) -> blocks.Order:
+    def order(self, global_batch: int) -> blocks.BlockOrder:
         """The order of training blocks for `global_batch` sequences an optimizer step."""
         store = self.store("train")
         if self.window_shards is None:
             count = blocks.count_train(store.tokens, self.block_size, self.stride)
-            order = blocks.Order(count, global_batch, self.seed, self.shuffle)
+            order = blocks.BlockOrder(count, global_batch, self.seed, self.shuffle)
         else:
             sizes = [shard.tokens for shard in store.shards]
             order = blocks.window_order(
@@ -219,7 +219,9 @@ class TextDataModule(pl.LightningDataModule):
         order, store = self.order(self.global_batch(trainer)), self.store("train")
         share = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
         if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
-            return TrainBatches(Rows(store, self.block_size, 1), blocks.foretold(order, store.want, *share))
+            return TrainBatches(
+                Rows(store, self.block_size, 1), blocks.prefetching_batches(order, store.prefetch, *share)
+            )
         return TrainBatches(Rows(store, self.block_size, self.stride), order.micro_batches(*share), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:

@@ -1,18 +1,19 @@
 """Build a token store in parts, on any number of machines, and merge the parts by renaming their files.
 
-Part i of n is a store of its own, made of a run of whole files of the text, about an n-th of their bytes. So no
-document is in two parts, and the token files of all parts in order are a store of the whole text: its tokens and
-documents are those of a single build, only the sizes of the files differ.
+Part i of n is a store of its own, built from consecutive whole files of the text, about an n-th of their bytes. So no
+document is in two parts, and the shards of all parts in order are a store of the whole text. Its tokens and documents
+are those of a single build; only the sizes of the shards differ.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +21,28 @@ import numpy as np
 from gpt2kit import files as durable
 from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus, Progress
-from gpt2kit.data.store import JOURNAL, Damaged, Index, Shard, TokenStore, damaged, read_index, shard_name
+from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_index, shard_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.reader import Split
 from gpt2kit.text.sources import Report
 
-_LAUNCHED = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def numbers(part: str) -> tuple[int, int]:
-    """Which part of how many: `3/16`, counted from 1; or `auto`, by the rank that torchrun or srun has given.
+    """Return which part of how many: `3/16`, counted from 1; or `auto`, by the rank that torchrun or srun has set.
 
-    Not by a SLURM array's: there, a part that is made again alone would take itself for all of them.
+    SLURM arrays do not count: if one task of an array runs again alone, the array has one task.
     """
-    launched = next((pair for pair in _LAUNCHED if all(name in os.environ for name in pair)), None)
-    if part == "auto" and launched is None:
+    if part == "auto":
+        for rank, world_size in _LAUNCHER_VARIABLES:
+            if rank in os.environ and world_size in os.environ:
+                return int(os.environ[rank]) + 1, int(os.environ[world_size])
         raise UserError("--part auto: not started by torchrun or srun. Say which part, such as 3/16")
-    if part == "auto" and launched:
-        rank, count = (int(os.environ[name]) for name in launched)
-        return rank + 1, count
-    words = part.split("/")
-    if len(words) == 2 and all(word.isdecimal() for word in words) and 1 <= int(words[0]) <= int(words[1]):
-        return int(words[0]), int(words[1])
+    number, _, count = part.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
     raise UserError(f"--part {part}: must be a part and their number, from 1/16 to 16/16, or auto")
 
 
@@ -55,17 +55,18 @@ def parts_of(corpus: Corpus, count: int) -> dict[int, Corpus]:
     sizes = [sources.size(path) for path in corpus.paths]
     if not any(sizes):
         sizes = [1] * len(sizes)
+    # A file is in the part that its middle byte is in.
     middles = np.cumsum(sizes) - np.array(sizes) / 2
-    of = np.minimum(middles * count // sum(sizes), count - 1).astype(int) + 1
+    owners = np.minimum(middles * count // sum(sizes), count - 1).astype(int) + 1
     parts: dict[int, Corpus] = {}
-    for number in np.unique(of).tolist():
-        own = [path for path, part in zip(corpus.paths, of.tolist(), strict=True) if part == number]
+    for number in np.unique(owners).tolist():
+        own = [path for path, owner in zip(corpus.paths, owners.tolist(), strict=True) if owner == number]
         parts[number] = replace(corpus, paths=own, part=f"{number}/{count}", leading_eos=not parts)
     return parts
 
 
 def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_dir: Path) -> list[str]:
-    """Build one part of some splits' stores; a line for each."""
+    """Build one part of the store of each split; return a line for each."""
     lines = []
     for split, corpus in corpora.items():
         if part := parts_of(corpus, count).get(number):
@@ -77,21 +78,20 @@ def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_d
 
 
 def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> list[str]:
-    """Make some splits' stores of their parts; a line for each."""
+    """Merge the parts of each split's store; return a line for each."""
     stores = {split: merge(corpus, count, cache_dir, f"{split} text") for split, corpus in corpora.items()}
     return [f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens" for split, store in stores.items()]
 
 
 def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:
-    """Make the store of a corpus from its parts, all of which must be finished, and delete what is left of them.
+    """Merge the parts of a corpus, all of which must be finished, into its store, and delete what is left of them.
 
-    The parts' indexes stay until that of the store is written. So a merge that was killed is continued by the next one:
+    The parts' indexes stay until the store's index is written. So a merge that was killed is continued by the next one:
     a file that is no longer in its part has been moved already.
     """
-    parts = parts_of(corpus, count)
-    folders = {number: cache_dir / part.key(cache_dir) for number, part in parts.items()}
+    folders = {number: cache_dir / part.key(cache_dir) for number, part in parts_of(corpus, count).items()}
 
-    def join(folder: Path, corpus: Corpus, progress: Progress) -> tuple[list[str], list[Shard]]:
+    def join(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         return _join(folders, count, folder, corpus)
 
     store = build.open_with_bar(corpus, cache_dir, what, join)
@@ -101,41 +101,36 @@ def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> To
     return store
 
 
-def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -> tuple[list[str], list[Shard]]:
-    """Move the parts' token files into one folder, numbered in order; return notes for people and the files."""
+def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -> Index:
+    """Move the parts' shards into one folder, numbered in order, and return the index."""
     indexes = _read_indexes(parts, count)
-    report = _report(indexes.values(), corpus)
-    build.refuse_empty([shard for index in indexes.values() for shard in index.shards], corpus, report)
-    if folder.is_dir():
-        build.clear_journal(folder)  # of a single build that was killed: its files are replaced now
-    shards: list[Shard] = []
-    part_of: dict[str, int] = {}
-    for number, index in indexes.items():
-        for shard in index.shards:
-            renamed = replace(shard, name=shard_name(len(shards)))
-            _move(parts[number] / shard.name, folder / renamed.name)
-            _move(parts[number] / shard.documents_name, folder / renamed.documents_name)
-            shards.append(renamed)
-            part_of[renamed.name] = number
-    for path in folder.glob("0*"):
-        if path.with_suffix(".bin").name not in part_of:
-            path.unlink()  # of that single build, which had more files
-    if broken := sorted({part_of[name] for name in damaged(folder, shards)}):
+    report = _merge_reports(indexes.values(), corpus)
+    origins = [(number, shard) for number, index in indexes.items() for shard in index.shards]
+    build.refuse_empty([shard for _, shard in origins], corpus, report)
+    folder.mkdir(exist_ok=True)
+    build.write_journal(folder, [])  # a single build may have been killed here: its files are replaced now
+    shards = [replace(shard, name=shard_name(number)) for number, (_, shard) in enumerate(origins)]
+    for (number, old), new in zip(origins, shards, strict=True):
+        _move(parts[number] / old.name, folder / new.name)
+        _move(parts[number] / old.doc_name, folder / new.doc_name)
+    for path in {*folder.glob("0*")} - {folder / name for shard in shards for name in (shard.name, shard.doc_name)}:
+        path.unlink()  # that single build had more shards
+    names = find_damaged(folder, shards)
+    broken = sorted({number for (number, _), shard in zip(origins, shards, strict=True) if shard.name in names})
+    if broken:
         raise DataError(
             f"--merge {count}: missing or damaged files of part {', '.join(map(str, broken))} in {folder}. Run --part "
             f"{broken[0]}/{count} again"
         )
-    durable.write_text(folder / JOURNAL, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
-    return report.lines(), shards
+    build.write_journal(folder, shards)
+    return corpus.index([source for index in indexes.values() for source in index.sources], report.lines(), shards)
 
 
 def _read_indexes(parts: Mapping[int, Path], count: int) -> dict[int, Index]:
     indexes: dict[int, Index] = {}
     for number, folder in parts.items():
-        try:
+        with contextlib.suppress(FileNotFoundError, Damaged):
             indexes[number] = read_index(folder)
-        except (FileNotFoundError, Damaged):
-            continue
     if missing := [number for number in parts if number not in indexes]:
         raise DataError(
             f"--merge {count}: not finished in {next(iter(parts.values())).parent}: part "
@@ -149,7 +144,6 @@ def _move(source: Path, target: Path) -> None:
     """Rename a file, or copy it to another disk; nothing if an earlier merge has done so."""
     if not source.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.replace(source, target)
     except OSError as error:
@@ -159,14 +153,14 @@ def _move(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _report(indexes: Iterable[Index], corpus: Corpus) -> Report:
-    """What all parts have met together, judged as one reading."""
-    whole = Report(corpus.reader.bad_share)
+def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> Report:
+    """Join what was met in all parts, and judge the bad records as those of one text."""
+    report = Report(corpus.reader.bad_share)
     for index in indexes:
-        met = json.loads(index.notes[0])
-        whole.records += met["records"]
-        whole.bad += met["bad"]
-        for what, (times, first) in met["met"].items():
-            whole.note(what, first, times)
-    whole.finish()
-    return whole
+        part = json.loads(index.notes[0])
+        report.records += part["records"]
+        report.bad += part["bad"]
+        for what, (times, first) in part["met"].items():
+            report.note(what, first, times)
+    report.finish()
+    return report

@@ -1,7 +1,7 @@
-"""Read a token store from a URL that fsspec knows, or from a slow disk, through a bounded window on the local disk.
+"""Read a token store from a URL that fsspec supports, or from a slow disk, through a bounded window on the local disk.
 
-The store there is a copy of a folder that was built locally (`build`). While it is read, only some of its token files
-are on the local disk, under `streamed` of the scratch folder.
+The store there is a copy of a folder that was built locally (`build`). Only a few of its shards are on the local disk
+at a time, in the folder `streamed` of the scratch folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import functools
 import hashlib
 import os
-import queue
 import shutil
 import threading
 import time
@@ -27,34 +26,34 @@ from numpy.typing import NDArray
 
 from gpt2kit import files as durable
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, mapped
+from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, map_tokens
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 
+# What streaming keeps on the local disk is in this folder.
 SCRATCH = Path(".cache/gpt2kit")
-"""What streaming keeps on the local disk lies here."""
 
-_AT_ONCE = 4
-"""Files fetched at the same time: enough to hide a server's latency."""
+# Files fetched at the same time: enough to hide a server's latency.
+_CONCURRENCY = 4
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
-"""Errors of the local machine, which no waiting mends."""
+# Errors of the local machine, which another attempt does not fix.
+_LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 
+# Seconds between the attempts to reach a server.
 _PAUSES = [0.5, 1.0, 2.0, 4.0]
-"""Seconds between the attempts to reach a server."""
 
 _T = TypeVar("_T")
 
 
 class StreamedStore(TokenStore):
-    """A complete store that lies elsewhere, read only.
+    """A complete store at another place, read-only.
 
-    Of its token files those are on the local disk that are wanted now or soon (`want`), or, when it is read in order,
-    the one that is read, that before and that behind it. Each is compared with its checksum. Processes on one machine
-    share them. A file that is deleted while it is mapped stays readable (on Windows it stays on the disk).
+    On the local disk are the shards that `prefetch` named last, or, when the store is read in order, the shard that is
+    read and those before and after it. Each is compared with its checksum. Processes on one machine share them. A
+    shard that is deleted while it is mapped stays readable (on Windows it stays on the disk).
 
     Args:
-        place: the URL or folder of the store. FileNotFoundError if none is there.
+        place: the URL or folder of the store. FileNotFoundError if there is none.
         scratch: a local folder.
     """
 
@@ -62,113 +61,126 @@ class StreamedStore(TokenStore):
         self.place, self._scratch = place, scratch
         with sources.reading(place):
             self._filesystem, self._root = sources.filesystem_of(place)
-        raw = patiently(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
+        raw = retry(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
         self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))
-        self.folder, release = claimed(scratch / "streamed", self.files_digest[:24])
+        self.folder, release = claim_folder(scratch / "streamed", self.files_digest[:24])
         weakref.finalize(self, release)
-        self._threads = Threads(_AT_ONCE)
-        weakref.finalize(self, self._threads.end)
+        self._slots = threading.Semaphore(_CONCURRENCY)
         self._lock = threading.Lock()
-        self._held: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
-        self._wanted: list[int] = []
-        self._documents_ahead: dict[int, Future[bytes]] = {}
+        self._fetches: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
+        self._window: list[int] = []  # the shards that `prefetch` named last
+        self._doc_fetches: dict[int, Future[bytes]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.place, self._scratch)
 
-    def want(self, numbers: Sequence[int]) -> None:
-        """These files are needed now or soon, the most urgent first: fetch them meanwhile, forget all others."""
-        if self._wanted != numbers:
-            self._wanted = list(numbers)
-            self._hold(self._wanted)
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """Fetch these shards in the background, the most urgent first, and delete all others."""
+        if self._window != numbers:
+            self._window = list(numbers)
+            self._keep(self._window)
 
     def shard(self, number: int) -> NDArray[np.unsignedinteger]:
-        """The tokens of one file; waits for it if it is not here."""
-        held = self._held.get(number)
-        if held is None or failed(held):
-            if number in self._wanted:
-                self._hold(self._wanted)
-            else:
-                self._read_on(number)
-        elif number not in self._wanted and number + 1 not in self._held:
-            self._read_on(number)
-        return self._held[number].result()
+        """Return the tokens of one shard; wait until it is fetched."""
+        fetch = self._fetches.get(number)
+        missing = fetch is None or has_failed(fetch)
+        if number in self._window:
+            if missing:
+                self._keep(self._window)
+        elif missing or number + 1 not in self._fetches:
+            # Read in order. A span may cross the end of a shard, so one shard back may be needed again.
+            self._window = []
+            self._keep([n for n in (number, number + 1) if n < len(self.shards)], spare=number - 1)
+        return self._fetches[number].result()
 
-    def _read_on(self, number: int) -> None:
-        """Hold what reading in order needs: spans cross a file's end, so one may go back."""
-        self._wanted = []
-        self._hold([n for n in (number, number + 1) if n < len(self.shards)], [number - 1])
-
-    def _hold(self, wanted: list[int], also: Sequence[int] = ()) -> None:
-        """Begin to fetch what is wanted and not here; forget all but that, and what may stay also."""
+    def _keep(self, numbers: list[int], spare: int = -1) -> None:
+        """Begin to fetch the shards that are missing; delete all others but `spare`."""
         with self._lock:
-            for number in self._held.keys() - {*wanted, *also}:
-                self._held.pop(number).cancel()
-                self._forget(number)
-            for number in wanted:
-                if number not in self._held or failed(self._held[number]):
-                    self._held[number] = self._threads.begin(functools.partial(self._fetched, number))
+            for number in self._fetches.keys() - {*numbers, spare}:
+                self._fetches.pop(number).cancel()
+                self._delete(number)
+            for number in numbers:
+                if number not in self._fetches or has_failed(self._fetches[number]):
+                    self._fetches[number] = self._start(functools.partial(self._fetch_shard, number))
 
-    def _forget(self, number: int) -> None:
-        for path in (self._path(number), self._path(number).with_suffix(".lock")):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    def _start(self, act: Callable[[], _T]) -> Future[_T]:
+        """Run `act` in a thread as soon as a slot is free.
+
+        The threads are daemons and not the standard library's pool, which would delay the end of the program until it
+        has fetched all that it was asked for.
+        """
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            with self._slots:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(act())
+                    except BaseException as error:
+                        future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
 
     def _path(self, number: int) -> Path:
         return self.folder / self.shards[number].name
 
-    def _fetched(self, number: int) -> NDArray[np.unsignedinteger]:
-        """One token file, fetched unless another process has done so, and mapped."""
+    def _delete(self, number: int) -> None:
+        for path in (self._path(number), self._path(number).with_suffix(".lock")):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _fetch_shard(self, number: int) -> NDArray[np.unsignedinteger]:
+        """Fetch one shard, unless another process has done so, and map it."""
         path = self._path(number)
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    self._fetch(number, path)
-                with contextlib.suppress(FileNotFoundError):  # another process has just forgotten it
-                    found = mapped(path, self.dtype)
+                    self._download(number, path)
+                with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
+                    tokens = map_tokens(path, self.dtype)
                     break
         with self._lock:
-            if number not in self._held:  # no longer wanted when it came
-                self._forget(number)
-        return found
+            if number not in self._fetches:  # no longer needed when it came
+                self._delete(number)
+        return tokens
 
-    def _fetch(self, number: int, path: Path) -> None:
-        """Fetch a token file and compare it with its checksum; only then it gets its name."""
+    def _download(self, number: int, path: Path) -> None:
+        """Download a token file; it gets its name after its checksum was compared."""
         shard = self.shards[number]
-        # A file that is forgotten and wanted again may be fetched by two threads at once.
+        # A shard that is deleted and needed again may be fetched by two threads at once.
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             for _ in range(2):
-                self._ask(shard.name, lambda source: self._filesystem.get_file(source, str(temporary)))
-                sized = temporary.stat().st_size == shard.tokens * self.dtype.itemsize
-                if sized and durable.digest(temporary) == shard.sha256:
+                self._request(shard.name, lambda url: self._filesystem.get_file(url, str(temporary)))
+                complete = temporary.stat().st_size == shard.tokens * self.dtype.itemsize
+                if complete and durable.digest(temporary) == shard.sha256:
                     os.replace(temporary, path)
                     return
         finally:
             temporary.unlink(missing_ok=True)
         raise self._damaged(shard.name)
 
-    def documents_of(self, shard: Shard) -> bytes:
-        """The file beside a token file, from a thread that is some files ahead."""
+    def read_doc(self, shard: Shard) -> bytes:
+        """Return the content of a shard's .doc file; those of the next shards are fetched meanwhile."""
         number = int(Path(shard.name).stem)
-        for ahead in range(number, min(number + _AT_ONCE, len(self.shards))):
-            if ahead not in self._documents_ahead:
-                fetch = functools.partial(self._fetched_documents, self.shards[ahead])
-                self._documents_ahead[ahead] = self._threads.begin(fetch)
-        return self._documents_ahead.pop(number).result()
+        for ahead in range(number, min(number + _CONCURRENCY, len(self.shards))):
+            if ahead not in self._doc_fetches:
+                self._doc_fetches[ahead] = self._start(functools.partial(self._fetch_doc, self.shards[ahead]))
+        return self._doc_fetches.pop(number).result()
 
-    def _fetched_documents(self, shard: Shard) -> bytes:
+    def _fetch_doc(self, shard: Shard) -> bytes:
         for _ in range(2):
-            raw = self._ask(shard.documents_name, lambda source: bytes(self._filesystem.cat_file(source)))
-            if hashlib.sha256(raw).hexdigest() == shard.documents_sha256:
+            raw = self._request(shard.doc_name, lambda url: bytes(self._filesystem.cat_file(url)))
+            if hashlib.sha256(raw).hexdigest() == shard.doc_sha256:
                 return raw
-        raise self._damaged(shard.documents_name)
+        raise self._damaged(shard.doc_name)
 
-    def _ask(self, name: str, get: Callable[[str], _T]) -> _T:
-        """What `get` makes of the store's file of this name."""
+    def _request(self, name: str, act: Callable[[str], _T]) -> _T:
+        """Call `act` with the URL of the store's file of this name."""
         try:
-            return patiently(f"{self.place}/{name}", lambda: get(f"{self._root}/{name}"))
+            return retry(f"{self.place}/{name}", lambda: act(f"{self._root}/{name}"))
         except FileNotFoundError:
             raise DataError(
                 f"{self.place}/{name}: is missing, but {INDEX} names it. Copy the store's folder there again"
@@ -185,10 +197,10 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
     """Open the store of a corpus that was copied to a URL.
 
     Args:
-        cache_dir: the URL or folder that holds stores, each in a folder named by the content it was made from.
-        corpus: the text, and how it becomes tokens.
-        what: the text, for people: `train text`.
-        scratch: a local folder for the files in the window, and for the hashes of texts.
+        cache_dir: the URL or folder that holds stores, each in a folder named after its content.
+        corpus: the text, and how it is tokenized.
+        what: names the text in messages: `train text`.
+        scratch: a local folder for the shards in the window, and for the hashes of texts.
     """
     key = corpus.key(scratch)
     place = f"{cache_dir.rstrip('/')}/{key}"
@@ -204,10 +216,10 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
         raise DataError(f"{error}. Copy the store's folder there again") from None
 
 
-def patiently(url: str, act: Callable[[], _T]) -> _T:
-    """Do it, again after a pause if a server or the network has failed; then one line about it.
+def retry(url: str, act: Callable[[], _T]) -> _T:
+    """Call `act`, again after a pause if a server or the network fails, and report the failure in one line.
 
-    FileNotFoundError goes through, as does what is wrong with the local disk.
+    FileNotFoundError and errors of the local disk are raised as they are.
     """
     for pause in [*_PAUSES, None]:
         try:
@@ -217,7 +229,7 @@ def patiently(url: str, act: Callable[[], _T]) -> _T:
         except PermissionError as error:
             raise DataError(f"{url}: may not be read ({error.strerror or error}). Check your credentials") from None
         except Exception as error:  # each kind of server has errors of its own
-            if getattr(error, "errno", None) in _FULL:
+            if getattr(error, "errno", None) in _LOCAL_ERRORS:
                 raise
             if pause is None:
                 why = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
@@ -229,80 +241,45 @@ def patiently(url: str, act: Callable[[], _T]) -> _T:
     raise AssertionError
 
 
-class Threads:
-    """A few threads that do what they are given, in order.
-
-    Not the standard library's pool: the program's end would wait until it has done all that it was given.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._count = count
-        for _ in range(count):
-            threading.Thread(target=_work, args=(self._tasks,), daemon=True).start()
-
-    def begin(self, act: Callable[[], _T]) -> Future[_T]:
-        """Have it done when a thread is free."""
-        future: Future[_T] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(act())
-                except BaseException as error:
-                    future.set_exception(error)
-
-        self._tasks.put(run)
-        return future
-
-    def end(self) -> None:
-        """Let the threads go when they have done what they were given."""
-        for _ in range(self._count):
-            self._tasks.put(None)
-
-
-def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while task := tasks.get():
-        task()
-        del task  # it knows the store, which could not be forgotten while the next task is waited for
-
-
-def failed(future: Future[Any]) -> bool:
-    """Whether it has ended without a result."""
+def has_failed(future: Future[Any]) -> bool:
+    """Return whether a future has ended without a result."""
     return future.done() and (future.cancelled() or future.exception() is not None)
 
 
-def claimed(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
-    """A folder that processes may share, and how to let go of it."""
+def claim_folder(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
+    """Return a folder that processes may share, and a function that releases it."""
     root.mkdir(parents=True, exist_ok=True)
     folder = root / name
     with FileLock(root / ".lock"):
-        _sweep(root)
+        _delete_unused(root)
         folder.mkdir(exist_ok=True)
-        unlock = _locked(folder, shared=True)
+        unlock = _lock_folder(folder, shared=True)
 
     def release() -> None:
         if unlock:
             unlock()
         with contextlib.suppress(Timeout, OSError), FileLock(root / ".lock", timeout=5):
-            _sweep(root)
+            _delete_unused(root)
 
     return folder, release
 
 
-def _sweep(root: Path) -> None:
+def _delete_unused(root: Path) -> None:
     """Delete the folders that no process uses: this one's own at its end, and those of killed ones."""
     for folder in root.glob("*/"):
-        if unlock := _locked(folder, shared=False):
+        if unlock := _lock_folder(folder, shared=False):
             shutil.rmtree(folder, ignore_errors=True)
             unlock()
 
 
-def _locked(folder: Path, shared: bool) -> Callable[[], None] | None:
-    """Lock a folder, and how to unlock it; the system does so when a process dies. None if others have it."""
+def _lock_folder(folder: Path, shared: bool) -> Callable[[], None] | None:
+    """Lock a folder and return the function that unlocks it, or None if another process has a lock on it.
+
+    The system drops the lock of a process that dies.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows: what is left there stays
+    except ImportError:  # Windows: what a killed process leaves stays
         return None
     descriptor = os.open(folder / ".used", os.O_RDWR | os.O_CREAT, 0o666)
     try:

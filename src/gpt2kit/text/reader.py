@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -101,7 +102,7 @@ class Reader:
 
         Args:
             places: what `find_files` has found.
-            report: filled with what was met; its `bytes` grow while this is read.
+            report: filled with what was met; its `bytes` and `pieces` grow while this is read.
             share: gives only these documents; `min_chars` and `max_documents` come before it.
         """
         reader = copy.copy(self)  # so that a report belongs to one reading, and two may go on at once
@@ -109,6 +110,7 @@ class Reader:
         report.bad_share = self.bad_share
         left = self.max_documents
         for place in places:
+            report.pieces.append(0)
             empty = True
             for document in _whole(reader.documents(place), self.min_chars, str(place), report):
                 if left == 0:
@@ -117,8 +119,9 @@ class Reader:
                 empty = False
                 head = next(document)
                 if share is None or share.has(head):
-                    yield head
-                    yield from document
+                    for piece in itertools.chain([head], document):
+                        report.pieces[-1] += 1
+                        yield piece
             if empty:
                 report.note("files without text", str(place))
         report.finish()

@@ -54,6 +54,7 @@ class Report:
         bad: those of them that held no text.
         met: what happened, how often, and where first.
         whole: False: of a part of the text, which is judged with the others.
+        pieces: how many items `Reader.read` has yielded from each file, in the order of the files.
     """
 
     bad_share: float = 0.0
@@ -62,6 +63,7 @@ class Report:
     bad: int = 0
     met: dict[str, tuple[int, str]] = field(default_factory=dict)
     whole: bool = True
+    pieces: list[int] = field(default_factory=list)
 
     def note(self, what: str, where: str, count: int = 1) -> None:
         """Count something that the user should hear of; `what` reads on after a number."""

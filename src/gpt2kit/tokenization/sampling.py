@@ -6,8 +6,11 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
+
+Text = TypeVar("Text", bound=str)
 
 _SLACK = 1.25
 _COUNT_AT_ONCE = 1 << 20
@@ -111,9 +114,9 @@ def _moved_together(raw: bytearray, lengths: np.ndarray, kept: np.ndarray) -> by
     return raw
 
 
-def batched(pieces: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The pieces in lists that have so many characters, or a piece more."""
-    batch: list[str] = []
+def batched(pieces: Iterable[Text], size: int) -> Iterator[list[Text]]:
+    """Group pieces into lists; a list ends with the piece that brings it to `size` characters."""
+    batch: list[Text] = []
     characters = 0
     for piece in pieces:
         batch.append(piece)
