@@ -57,9 +57,9 @@ def test_the_end_is_set_when_the_fall_must_begin_and_stays() -> None:
 @pytest.mark.parametrize("schedule", [WarmupStableDecay(warmup=0.1, decay=0.6), Constant(warmup=5)])
 def test_what_is_called_flat_is_flat(schedule: WarmupStableDecay | Constant) -> None:
     for total in (50, 1000):
-        flat = schedule.flat(total)
-        assert flat is not None and flat > schedule.rise(total)
-        assert {schedule(step, total) for step in range(schedule.rise(total), flat)} == {1.0}
+        flat = schedule.constant_until(total)
+        assert flat is not None and flat > schedule.warmup_steps(total)
+        assert {schedule(step, total) for step in range(schedule.warmup_steps(total), flat)} == {1.0}
     assert Cosine().flat(1000) is None
 
 

@@ -154,7 +154,7 @@ class TrainCLI(LightningCLI):
         seconds = self._max_time = Timer(config["max_time"]).time_remaining() if config["max_time"] else None
         alone = only_time(config)
         self._horizon = TimeHorizon(seconds if alone else None, self.model.schedule)
-        if alone and self.model.schedule.flat(1000) is None:
+        if alone and self.model.schedule.constant_until(1000) is None:
             with self.asked.gathered():
                 raise UserError(needs_steps(type(self.model.schedule).__name__))
         self._precision = choose_precision(config["precision"], config["accelerator"])

@@ -213,7 +213,7 @@ class ExactResume(Checkpoint):
         run = self._run
         if run is None:
             return
-        gpt2_of(trainer).guard.look()
+        gpt2_of(trainer).guard.check()
         saved = checkpoint.checkpoints(run)
         step = trainer.global_step
         missing = lifecycle.missing_space(run, self._bytes(trainer, saved)) if trainer.is_global_zero else ""

@@ -303,7 +303,7 @@ def _like(parameter: Tensor, value: Any) -> Any:
     """What a checkpoint holds for a parameter, sharded as the parameter is; scalars, and what is not sharded, as is."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.shape:
         return value
-    first, end = dtensor.own_rows(parameter)
+    first, end = dtensor.local_rows(parameter)
     return DTensor.from_local(
         value[first:end].to(parameter.device),
         parameter.device_mesh,

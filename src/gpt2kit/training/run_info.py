@@ -107,7 +107,7 @@ def start_facts(trainer: pl.Trainer, chosen: Mapping[str, Choice], args: list[st
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": ["trainer.py", *args],
         "resumed": str(resumed) if resumed else None,
-        "device": {"kind": device.type, "name": hardware.described(device), "count": trainer.world_size},
+        "device": {"kind": device.type, "name": hardware.device_name(device), "count": trainer.world_size},
         "chosen": {name: [choice.value, choice.reason] for name, choice in chosen.items()},
         "system": platform.platform(),
         "versions": {"gpt2kit": __version__, "python": platform.python_version(), **versions},
@@ -132,7 +132,7 @@ def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) ->
         parts["held back by the system"] = round(_HELD * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]
-    room = hardware.room(device)
+    room = hardware.device_memory(device)
     return {
         "parts": {"program": program, **parts},
         "total": program + sum(parts.values()),
