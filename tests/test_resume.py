@@ -54,7 +54,7 @@ def test_nan_stops_before_the_update(
     assert code == 6 and "step 3: the gradient norm is nan" in err and str(newest) in err
     assert checkpoint.step_of(newest) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
-    assert run_folder.status(run)["state"] == "failed"
+    assert run_folder.read_status(run)["state"] == "failed"
 
 
 def test_some_such_updates_may_be_left_out(
@@ -92,7 +92,7 @@ def test_two_runs_cannot_share_a_folder(run: Run, call: Callable[..., Outcome]) 
     try:
         code, _, err = call(cli.main, *run.options, "--ckpt_path", run.folder)
         assert code == 5 and "is training in this folder" in err
-        assert run_folder.status(run.folder)["state"] == "done", "the refused one must not touch it"
+        assert run_folder.read_status(run.folder)["state"] == "done", "the refused one must not touch it"
     finally:
         lock.release()
 

@@ -63,9 +63,6 @@ class Digests:
 
     Hashing a large corpus at each start would be slow, and a modification time alone would miss an edit: unlike the
     change time (ctime), it can be set back. Windows has no change time, so there every file is hashed again.
-
-    Args:
-        cache: the JSON file that keeps them.
     """
 
     def __init__(self, cache: Path) -> None:

@@ -7,7 +7,6 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -130,17 +129,10 @@ def resident_memory() -> int:
         return peak_memory(torch.device("cpu")) or 0
 
 
-class DeviceMemory(NamedTuple):
-    """Bytes of a device's memory."""
-
-    free: int
-    total: int
-
-
-def device_memory(device: torch.device) -> DeviceMemory | None:
-    """Return the device's memory, within the limits of a container. None: unknown."""
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Return the free and total bytes of the device's memory, within the limits of a container. None: unknown."""
     if device.type == "cuda":
-        return DeviceMemory(*torch.cuda.mem_get_info(device))
+        return torch.cuda.mem_get_info(device)
     try:
         sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines()}
         free, total = sizes["MemAvailable"], sizes["MemTotal"]
@@ -158,7 +150,7 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
         except (OSError, ValueError):  # no such file, or no limit: "max"
             continue
         free, total = min(free, max(limit - usage, 0)), min(total, limit)
-    return DeviceMemory(free, total)
+    return free, total
 
 
 def device_name(device: torch.device) -> str:

@@ -14,20 +14,13 @@ class Score:
     """How well a model predicts a text.
 
     The end of each document counts as one byte, one character and one word, since the model predicts its token, too.
-
-    Args:
-        nll: nats over all predicted tokens.
-        tokens: predicted tokens.
-        bytes: UTF-8 bytes and ends of documents.
-        characters: code points and ends of documents; 0 if they were not counted.
-        words: words and ends of documents; 0 if they were not counted.
     """
 
-    nll: float
-    tokens: int
-    bytes: int
-    characters: int = 0
-    words: int = 0
+    nll: float  # nats over all predicted tokens
+    tokens: int  # predicted tokens
+    bytes: int  # of the text in UTF-8
+    characters: int = 0  # code points; 0: not counted
+    words: int = 0  # 0: not counted
 
     @property
     def loss(self) -> float:

@@ -220,7 +220,7 @@ class TrainCLI(LightningCLI):
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
         if trainer.is_global_zero and not self.asked.planned:
             if self.asked.resumed and (run := lifecycle.run_of(self.asked.resumed)):
-                say_other_choices(run_folder.starts(run), found["start"])
+                say_other_choices(run_folder.read_starts(run), found["start"])
             plan.show(plan.opening(found), sys.stderr)
 
     def _facts(self, trainer: pl.Trainer, every: int, folder: str | None, compiling: Choice) -> run_info.Facts:

@@ -32,9 +32,14 @@ class NonFiniteGuard:
     def before_update(self, optimizer: Optimizer, norm: Tensor, step: int, scaled: bool) -> None:
         """Check the norm, or collect it. `step` counts from 1; `scaled`: a loss scaler skips bad updates itself."""
         if scaled:
-            self._count_scaler_skips(norm, step)
+            self._scaler_skips = 0 if torch.isfinite(norm) else self._scaler_skips + 1
+            if self._scaler_skips > self.max_scaler_skips:
+                raise _diverged(step, f"the gradient overflowed fp16 in {self._scaler_skips} consecutive steps")
         elif self.skipped < self.max_skipped and not torch.isfinite(norm):
-            self._skip(optimizer, norm, step)
+            self.skipped += 1
+            count = f"{self.skipped} of at most {self.max_skipped}"
+            print(f"step {step}: the gradient norm is {norm.item()}: update skipped ({count})", file=sys.stderr)
+            optimizer.zero_grad(set_to_none=True)  # an optimizer ignores parameters without a gradient
         else:
             self._unchecked.append((step, norm))
             if self.max_skipped or norm.device.type != "cuda":
@@ -47,17 +52,6 @@ class NonFiniteGuard:
             return
         step, norm = next((step, norm) for step, norm in unchecked if not torch.isfinite(norm))
         raise _diverged(step, f"the gradient norm is {norm.item()}")
-
-    def _skip(self, optimizer: Optimizer, norm: Tensor, step: int) -> None:
-        self.skipped += 1
-        count = f"{self.skipped} of at most {self.max_skipped}"
-        print(f"step {step}: the gradient norm is {norm.item()}: update skipped ({count})", file=sys.stderr)
-        optimizer.zero_grad(set_to_none=True)  # an optimizer ignores parameters without a gradient
-
-    def _count_scaler_skips(self, norm: Tensor, step: int) -> None:
-        self._scaler_skips = 0 if torch.isfinite(norm) else self._scaler_skips + 1
-        if self._scaler_skips > self.max_scaler_skips:
-            raise _diverged(step, f"the gradient overflowed fp16 in {self._scaler_skips} consecutive steps")
 
 
 def _diverged(step: int, reason: str) -> DivergedError:

@@ -203,7 +203,7 @@ def facts(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path | None) -
     return {
         "gpt2kit": __version__,
         "torch": str(torch.__version__),
-        **{name: str(value) for name, value in lifecycle.flat(settings).items()},
+        **{name: str(value) for name, value in lifecycle.flatten(settings).items()},
         "the tokenizer": tokenizers.fingerprint(text.tokenizer)[:12],
         **{f"the {split} text": text.store(split).fingerprint[:12] for split in text.files if text.files[split]},
         "the order of batches": _hash(run_state.identity(text, text.global_batch(trainer))),

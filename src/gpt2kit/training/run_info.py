@@ -132,12 +132,12 @@ def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) ->
         parts["held back by the system"] = round(_HELD * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]
-    room = hardware.device_memory(device)
+    free, machine = hardware.device_memory(device) or (None, None)
     return {
         "parts": {"program": program, **parts},
         "total": program + sum(parts.values()),
-        "free": room.free if room else None,
-        "machine": room.total if room else None,
+        "free": free,
+        "machine": machine,
     }
 
 
@@ -198,5 +198,5 @@ class Record(Callback):
                 ids[type(logger).__name__] = str(logger.version)
         if self._folder is not None:
             run = Path(self._folder)
-            starts = [*run_folder.starts(run), self.facts | {"loggers": ids}]
+            starts = [*run_folder.read_starts(run), self.facts | {"loggers": ids}]
             files.write_text(run / run_folder.START, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
