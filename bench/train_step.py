@@ -123,14 +123,14 @@ def row(
 
 def run(way: str, name: str, block: int | None, batch: int | None, steps: int, folder: Path | None) -> None:
     """In a child: train some steps, print one line of JSON."""
-    from gpt2kit.hardware import measured_peak
+    from gpt2kit.hardware import measure_flops
     from gpt2kit.model.config import flops_per_token
 
     warnings.filterwarnings("ignore")
     layers, heads, width, vocabulary, length, rows = SHAPES[name]
     length, rows = block or length, batch or rows
     shape = {"n_layer": layers, "n_head": heads, "n_embd": width, "vocab_size": vocabulary, "n_positions": length}
-    peak = measured_peak(torch.device(DEVICE), torch.bfloat16)
+    peak = measure_flops(torch.device(DEVICE), torch.bfloat16)
     torch.manual_seed(1)
     if DEVICE == "cuda":
         torch.set_float32_matmul_precision("high")

@@ -157,7 +157,7 @@ def test_the_others_stop_when_a_rank_dies(options: list[str], tmp_path: Path) ->
     assert time.monotonic() - begun < 30
     log = log_of(tmp_path / "work")
     assert "error: another process of this run has gone" in log and "--ckpt_path last" in log
-    status = run_folder.status(last_run(tmp_path / "work"))
+    status = run_folder.read_status(last_run(tmp_path / "work"))
     assert status["state"] == "failed"
 
 

@@ -133,4 +133,4 @@ def test_another_freeze_is_another_run(options: list[str], tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match=r"another model.freeze"):
             train(tmp_path, options, "--trainer.max_steps=4", f"--ckpt_path={run}", other)
         with pytest.raises(CheckpointError, match="other settings"):
-            lifecycle.resumable("last", tmp_path / "lightning_logs", {"data": {}, "model": {"freeze": other}})
+            lifecycle.find_resumable("last", tmp_path / "lightning_logs", {"data": {}, "model": {"freeze": other}})

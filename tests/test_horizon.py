@@ -55,12 +55,12 @@ def test_the_end_is_set_when_the_fall_must_begin_and_stays() -> None:
 
 
 @pytest.mark.parametrize("schedule", [WarmupStableDecay(warmup=0.1, decay=0.6), Constant(warmup=5)])
-def test_what_is_called_flat_is_flat(schedule: WarmupStableDecay | Constant) -> None:
+def test_the_rate_is_constant_until_the_stated_step(schedule: WarmupStableDecay | Constant) -> None:
     for total in (50, 1000):
-        flat = schedule.flat(total)
-        assert flat is not None and flat > schedule.rise(total)
-        assert {schedule(step, total) for step in range(schedule.rise(total), flat)} == {1.0}
-    assert Cosine().flat(1000) is None
+        end = schedule.constant_until(total)
+        assert end is not None and end > schedule.warmup_steps(total)
+        assert {schedule(step, total) for step in range(schedule.warmup_steps(total), end)} == {1.0}
+    assert Cosine().constant_until(1000) is None
 
 
 def test_a_run_by_time_is_the_run_of_so_many_steps(options: list[str], tmp_path: Path, ticking: list[float]) -> None:

@@ -117,6 +117,6 @@ def test_a_signal_to_one_rank_stops_all_of_them_saved(options: list[str], tmp_pa
             time.sleep(0.05)
         os.kill(processes[-1].pid, number)
         assert set(finish(processes, 30)) == {128 + number}, (work / "log.txt").read_text()
-        status = folder.status(run)
+        status = folder.read_status(run)
         assert (status["state"], status["reason"]) == ("stopped", number.name)
         assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == status["step"]

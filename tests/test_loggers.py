@@ -84,6 +84,6 @@ def test_weights_and_biases_offline(options: list[str], inside: Path, monkeypatc
     run = inside / "lightning_logs/version_0"
     assert {"metrics.csv", "config.yaml", "start.json"} <= set(os.listdir(run))
     train.main([*options, "--ckpt_path=last", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1"])
-    ids = [start["loggers"]["WandbLogger"] for start in folder.starts(run)]
+    ids = [start["loggers"]["WandbLogger"] for start in folder.read_starts(run)]
     assert len(ids) == 2 and ids[0] == ids[1] != "None"
     assert len([*(inside / "lightning_logs/wandb").glob(f"offline-run-*-{ids[0]}")]) >= 1

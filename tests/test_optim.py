@@ -12,7 +12,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.optim import muon
 from gpt2kit.optim.adamw import AdamW, parameter_groups
-from gpt2kit.optim.muon import Muon, orthogonal
+from gpt2kit.optim.muon import Muon, orthogonalize
 from gpt2kit.optim.schedules import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 
 
@@ -156,11 +156,11 @@ def test_many_steps_at_once_are_as_exact_as_one_by_one(columns: int) -> None:
     noise = torch.randn(3, 64, columns)
     large = 10 * torch.randn(3, 64, 4) @ torch.randn(4, columns)
     for matrices in (noise, large + noise, large + 0.1 * noise, large + 1e-3 * noise):
-        exact, found = five_steps(matrices, torch.float64), orthogonal(matrices).double()
+        exact, found = five_steps(matrices, torch.float64), orthogonalize(matrices).double()
         rounded = (five_steps(matrices, torch.bfloat16) - exact).norm()
         assert (found - exact).norm() < 1.2 * rounded + 0.01 * exact.norm()
         assert torch.linalg.matrix_norm(found, 2).max() < 1.25
-    assert not orthogonal(torch.zeros(2, 64, columns)).any()
+    assert not orthogonalize(torch.zeros(2, 64, columns)).any()
 
 
 SPECTRA = {
@@ -179,7 +179,7 @@ def test_no_singular_value_explodes(rows: int, spectrum: str) -> None:
     torch.manual_seed(1)
     left = torch.linalg.qr(torch.randn(100, rows, rows))[0] * SPECTRA[spectrum](rows)
     right = torch.linalg.qr(torch.randn(100, 4 * rows, rows))[0].mT
-    assert torch.linalg.matrix_norm(orthogonal(left @ right).float(), 2).max() < 1.25
+    assert torch.linalg.matrix_norm(orthogonalize(left @ right).float(), 2).max() < 1.25
 
 
 @pytest.mark.parametrize("rows", [2, 8, 16])
@@ -210,9 +210,9 @@ def test_ranks_share_the_turning(ranks: int, monkeypatch: pytest.MonkeyPatch) ->
 
     def counted(matrices: Tensor) -> Tensor:
         turned.append(len(matrices))
-        return orthogonal(matrices)
+        return orthogonalize(matrices)
 
-    monkeypatch.setattr(muon, "orthogonal", counted)
+    monkeypatch.setattr(muon, "orthogonalize", counted)
     ended = []
     for receiving in (False, True):
         for rank in range(ranks):

@@ -219,7 +219,7 @@ def test_a_plan_names_all_values_and_files_that_are_wrong(
         (["--trainer.max_time=1h", "--save_every=0"], ["trainer.max_time 1h: must be DD:HH:MM:SS", "save_every 0"]),
         (["--part=1/2"], ["--plan: not with --part"]),
         (["--merge=2"], ["--plan: not with --part"]),
-        (["--model.schedule.warmup=-5"], ["model.schedule warmup -5"]),
+        (["--model.schedule.warmup=-5"], ["model.schedule.warmup -5"]),
         (["--trainer.accelerator=xpu9"], ["invalid accelerator name"]),
     ):
         err = refusal(call(train.main, *options, "--plan", *words))

@@ -18,7 +18,6 @@ from gpt2kit.cli import parser, plot, test
 from gpt2kit.errors import UserError
 from gpt2kit.runs import curves, report
 from gpt2kit.runs import folder as run_folder
-from gpt2kit.runs.folder import Series
 
 pytest.importorskip("matplotlib", reason="optional: pip install matplotlib")
 HEADER = "epoch,grad_norm,hours,lr,step,tokens_per_s,tokens_seen,train_loss,val_bpb,val_loss\n"
@@ -48,8 +47,8 @@ def test_a_picture_of_each_kind(run: Run, call: Callable[..., Outcome], tmp_path
 
 
 def test_what_is_drawn(tmp_path: Path) -> None:
-    one = run_folder.read(log(tmp_path / "one", 400))
-    axes = curves.figure([one], "steps").axes
+    one = run_folder.read_run(log(tmp_path / "one", 400))
+    axes = curves.draw_figure([one], "steps").axes
     assert [ax.get_title(loc="left") for ax in axes] == ["Loss", "Learning rate", "Gradient norm", "Throughput"]
     assert all(ax.get_xlabel() == "optimizer steps" and ax.get_ylabel() for ax in axes)
     _, train, valid = axes[0].get_lines()
@@ -58,8 +57,8 @@ def test_what_is_drawn(tmp_path: Path) -> None:
 
 
 def test_several_runs_are_told_apart(tmp_path: Path) -> None:
-    runs = [run_folder.read(log(tmp_path / name / "version_0", 100)) for name in ("a", "b_$x$")]
-    drawn = curves.figure(runs, "tokens")
+    runs = [run_folder.read_run(log(tmp_path / name / "version_0", 100)) for name in ("a", "b_$x$")]
+    drawn = curves.draw_figure(runs, "tokens")
     words = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert len(set(words)) == 2 and words[0].endswith("a/version_0") and r"b_\$x\$" in words[1]
     lines = drawn.axes[1].get_lines()
@@ -71,11 +70,11 @@ def test_losses_of_several_tokenizers_are_not_drawn_in_one_panel(tmp_path: Path)
     for name in ("a", "b"):
         log(tmp_path / name, 50)
         (tmp_path / name / "start.json").write_text(json.dumps([{"text": {"tokenizer": name}}]))
-    runs = [run_folder.read(tmp_path / name) for name in ("a", "b")]
-    assert curves.figure(runs, "steps").axes[0].get_ylabel() == "bits per byte"
-    page = report.page(runs, "steps")
+    runs = [run_folder.read_run(tmp_path / name) for name in ("a", "b")]
+    assert curves.draw_figure(runs, "steps").axes[0].get_ylabel() == "bits per byte"
+    page = report.render_report(runs, "steps")
     assert page.count('aria-label="Validation, bits per byte"') == 1 and "nats per token" not in page
-    assert report.page(runs[:1], "steps").count('aria-label="Loss, nats per token"') == 1
+    assert report.render_report(runs[:1], "steps").count('aria-label="Loss, nats per token"') == 1
 
 
 def test_a_resumed_run_is_one_line(tmp_path: Path) -> None:
@@ -85,31 +84,31 @@ def test_a_resumed_run_is_one_line(tmp_path: Path) -> None:
         for step in range(15, 31):
             file.write(f"1,0.5,{step / 3600},0.01,{step},1000,{step * 128},{100 + step},,\n")
         file.write("1,0.5,0.0")  # killed while it wrote
-    found = run_folder.read(folder).series["train_loss"]
-    assert found.steps == list(range(1, 31)) and found.values[14:] == [100.0 + step for step in range(15, 31)]
+    found = run_folder.read_run(folder).series["train_loss"]
+    assert [*found] == list(range(1, 31)) and [*found.values()][14:] == [100.0 + step for step in range(15, 31)]
 
 
 def test_against_hours_and_tokens(tmp_path: Path) -> None:
-    found = run_folder.read(log(tmp_path / "run", 100))
-    assert curves.position(found, "tokens")(50) == 50 * 128
-    assert curves.position(found, "hours")(36) == pytest.approx(0.01)
-    assert curves.unit_of([found], "hours") == ("minutes", 1 / 60)
+    found = run_folder.read_run(log(tmp_path / "run", 100))
+    assert curves.x_position(found, "tokens")(50) == 50 * 128
+    assert curves.x_position(found, "hours")(36) == pytest.approx(0.01)
+    assert curves.x_axis([found], "hours") == ("minutes", 1 / 60)
     del found.series["hours"]
     with pytest.raises(UserError, match="no hours"):
-        curves.position(found, "hours")
+        curves.x_position(found, "hours")
 
 
 def test_smoothing_neither_lags_nor_bends() -> None:
     line = [float(n) for n in range(1000)]
-    assert curves.smoothed(line) == pytest.approx(line)
+    assert curves.smooth(line) == pytest.approx(line)
     noisy = [1 + (-1) ** n * 0.5 for n in range(1000)]
-    assert max(abs(value - 1) for value in curves.smoothed(noisy)[20:-20]) < 0.05
+    assert max(abs(value - 1) for value in curves.smooth(noisy)[20:-20]) < 0.05
 
 
 def test_thinning_keeps_the_extremes_and_the_end() -> None:
     values = [0.0] * 100_000
     values[31_415], values[77_777] = 9.0, -9.0
-    places, means, lows, highs = curves.thinned(range(100_000), values, values)
+    places, means, lows, highs = curves.thin(range(100_000), values, values)
     assert len(places) == len(means) <= 1000 and places[-1] == 99_999
     assert max(highs) == 9.0 and min(lows) == -9.0
 
@@ -145,10 +144,10 @@ def test_values_that_are_no_numbers_leave_a_gap(tmp_path: Path) -> None:
     folder = log(tmp_path / "run", 30)
     with (folder / "metrics.csv").open("a") as file:
         file.write("1,nan,1,0.01,31,1000,9999,inf,,\n")
-    found = run_folder.read(folder)
-    assert run_folder.finite(found.series["train_loss"]).steps[-1] == 30
-    assert len(curves.figure([found], "steps").axes) == 4
-    assert run_folder.finite(Series([1], [math.nan])).steps == []
+    found = run_folder.read_run(folder)
+    assert max(found.series["train_loss"]) == 31 and max(found.metric("train_loss")) == 30
+    assert max(found.metric("grad_norm")) == 30 and found.metric("nothing") == {}
+    assert len(curves.draw_figure([found], "steps").axes) == 4
 
 
 class Page(html.parser.HTMLParser):
@@ -179,7 +178,7 @@ def test_a_report_has_all_and_asks_for_nothing(run: Run, tmp_path: Path) -> None
     (folder / "samples.md").write_text(
         f"# Samples\n\n## step 40, epoch 1\n\nPrompt: `{prompt}`\n\n    {prompt} goes on\n"
     )
-    text = report.page([run_folder.read(folder)], "steps")
+    text = report.render_report([run_folder.read_run(folder)], "steps")
     page = Page(text)
     assert "script" not in page.tags and not page.elsewhere and "default-src 'none'" in text
     for word in (
@@ -188,10 +187,10 @@ def test_a_report_has_all_and_asks_for_nothing(run: Run, tmp_path: Path) -> None
         *("torch", "--data.block_size=16"),
     ):
         assert word in page.words or word in text, word
-    fingerprint = run_folder.starts(folder)[0]["text"]["splits"]["train"]["fingerprint"]
+    fingerprint = run_folder.read_starts(folder)[0]["text"]["splits"]["train"]["fingerprint"]
     assert fingerprint in page.words and page.tags.count("svg") == 6
     assert f"<b>{prompt}".replace("<script>", "&lt;script&gt;").replace("</script>", "&lt;/script&gt;") in text
-    both = Page(report.page([run_folder.read(folder), run_folder.read(run.folder)], "tokens"))
+    both = Page(report.render_report([run_folder.read_run(folder), run_folder.read_run(run.folder)], "tokens"))
     assert "2 runs" in both.words and not both.elsewhere
 
 
@@ -200,7 +199,7 @@ def test_a_report_of_a_bare_log(tmp_path: Path) -> None:
     folder = log(tmp_path / "old", 30)
     for name in ("start.json", "status.json", "test.json"):
         (folder / name).write_text('{"results": [')
-    assert "Curves" in report.page([run_folder.read(folder)], "steps")
+    assert "Curves" in report.render_report([run_folder.read_run(folder)], "steps")
 
 
 def test_test_py_leaves_its_figures_in_the_run(run: Run, tmp_path: Path) -> None:
@@ -209,5 +208,5 @@ def test_test_py_leaves_its_figures_in_the_run(run: Run, tmp_path: Path) -> None
     test.test([str(folder)], max_tokens=50)
     assert not (folder / "test.json").exists(), "a quick look is not the run's figure"
     test.test([str(folder)])
-    found = run_folder.read_json(folder / "test.json")
+    found = run_folder.read_json(folder / "test.json", dict)
     assert found["results"][0]["bits_per_byte"] > 0 and found["passages"][0]["boxes"]

@@ -136,8 +136,8 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(Path, "read_text", nothing)
     monkeypatch.delattr(os, "sysconf")
-    assert hardware.peak_memory(cpu) is None and hardware.resident_memory() == 0 and hardware.room(cpu) is None
-    assert hardware.processor()
+    assert hardware.peak_memory(cpu) is None and hardware.resident_memory() == 0 and hardware.device_memory(cpu) is None
+    assert hardware.processor_name()
 
 
 def test_configs_and_pipes_are_utf8_whatever_the_system_takes_for_text(inside: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over(options: list[str], tmp_path: Path)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    assert lifecycle.resumable("last", tmp_path / "lightning_logs", None) == older
+    assert lifecycle.find_resumable("last", tmp_path / "lightning_logs", None) == older
 
 
 def test_lightnings_callbacks_work_from_yaml(options: list[str], tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_time_limit_stops_saved(options: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*options, *more])
     run = tmp_path / "lightning_logs/version_0"
-    assert stop.value.code == 0 and folder.status(run)["reason"] == "max_time"
+    assert stop.value.code == 0 and folder.read_status(run)["reason"] == "max_time"
     assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
 
 

@@ -1,4 +1,4 @@
-"""Durable files: a reader sees the old content or the new, never half of it, whatever is killed and whenever."""
+"""Durable files: whenever a process is killed, a reader sees the old content or the new, never half of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# On POSIX a mapped file can be deleted and renamed, folders can be synced, and a change of content shows in a time that
+# nobody can set back. None of this holds on Windows.
 POSIX = os.name == "posix"
-"""Of the system's files: a mapped one may be deleted and renamed, folders can be synced, and a change of content shows
-in a time that nobody can set back. On Windows none of this holds."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; when the block ends well it is synced to disk and renamed to `path`."""
+    """Yield a temporary path beside `path`; unless the block fails, sync it to disk and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,13 +37,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make what was written to `path` survive a power cut."""
+    """Make the content of `path` survive a power cut."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    """Make a rename inside `folder` survive a power cut, where folders can be opened."""
     if POSIX:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -53,44 +53,40 @@ def sync_folder(folder: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """The file's SHA-256 as hex digits, read in pieces."""
+    """Return the file's SHA-256 as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Digests:
-    """Content hashes that are remembered while a file's size, times and inode stay the same.
+    """SHA-256 digests of files, cached while a file's size, times and inode stay the same.
 
-    Hashing a big corpus at each start would be slow, and a name or a time alone would miss an edit. The change time
-    (ctime) cannot be set back by a copy or an editor, so a remembered hash is as good as a fresh one. Windows has no
-    such time: there all are hashed anew.
+    Hashing a large corpus at each start would be slow, and a modification time alone would miss an edit: unlike the
+    change time (ctime), it can be set back. Windows has no change time, so there every file is hashed again.
     """
 
-    def __init__(self, memory: Path) -> None:
-        self._memory = memory
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-            self._known: dict[str, list[object]] = {
-                name: value for name, value in dict(known).items() if isinstance(value, list) and len(value) == 5
-            }
-        except (OSError, ValueError, TypeError):
-            self._known = {}
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._entries: dict[str, list[object]] = {}  # path to signature and digest
+        with contextlib.suppress(OSError, ValueError, TypeError):  # missing or damaged: hash again
+            entries = dict(json.loads(cache.read_text(encoding="utf-8"))).items()
+            self._entries = {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 5}
 
     def of(self, paths: list[Path]) -> list[str]:
-        """The digest of each file; what was newly hashed is written to the memory file."""
+        """Return the digest of each file, and cache the new ones."""
         signatures = {path: _signature(path) for path in paths}
         names = {path: str(path.resolve()) for path in paths}
-        new = [p for p in signatures if not POSIX or self._known.get(names[p], [])[:-1] != signatures[p]]
-        with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter free
-            for path, found in zip(new, threads.map(digest, new), strict=True):
-                self._known[names[path]] = [*signatures[path], found]
+        new = [p for p in signatures if not POSIX or self._entries.get(names[p], [])[:-1] != signatures[p]]
+        with ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock
+            for path, sha256 in zip(new, threads.map(digest, new), strict=True):
+                self._entries[names[path]] = [*signatures[path], sha256]
         if new:
             try:
-                write_text(self._memory, json.dumps(self._known))
-            except OSError as error:  # someone else's folder: hash again next time
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                write_text(self._cache, json.dumps(self._entries))
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a folder of another user
                     raise
-        return [str(self._known[names[path]][-1]) for path in paths]
+        return [str(self._entries[names[path]][-1]) for path in paths]
 
 
 def _signature(path: Path) -> list[object]:

@@ -1,15 +1,17 @@
-"""What the device can do: its fastest matrix product, its memory, and what this process has used of it."""
+"""What the device can do: its fastest matrix product, its memory, and what this process uses of it."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+# Dense TFLOP/s by the makers' data sheets: 16 bits with 32-bit sums, TF32, float32. Data sheets print twice as much for
+# sparse matrices, and for GeForce cards for 16-bit sums.
 _CARDS: dict[str, tuple[float, float, float]] = {
     "GB200": (2500.0, 1250.0, 80.0),
     "B200": (2250.0, 1125.0, 75.0),
@@ -40,153 +42,134 @@ _CARDS: dict[str, tuple[float, float, float]] = {
     "V100 PCIE": (112.0, 14.0, 14.0),
     "T4": (65.0, 8.1, 8.1),
 }
-"""Dense TFLOP/s of the makers' data sheets: 16 bits with 32-bit sums, TF32, float32. Dense: sheets print twice as much
-for matrices of which half are zeros. On GeForce cards, 16-bit products with 32-bit sums go at half the printed rate."""
-
-_OTHERS = {"ti", "super", "laptop", "d", "mig", "max"}
-"""Words that make another card of a name; it is measured."""
-
+# Cards without bfloat16.
+_NO_BFLOAT16 = ("V100 SXM2", "V100 PCIE", "T4")
+# With one of these words a name means another card, which is measured.
+_VARIANTS = {"ti", "super", "laptop", "d", "mig", "max"}
+# Time limit of a measurement.
 _SECONDS = 0.3
 
 
-class Peak(NamedTuple):
-    """A device's fastest matrix product in FLOP/s, and where the figure comes from."""
-
-    flops: float
-    source: str
-
-
-def peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The most FLOP/s to be had in `dtype`: by the data sheet of a card that is known, else measured."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the peak FLOP/s in `dtype`: from the card's data sheet if it is known, else measured."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        if known := known_peak(name, dtype, torch.get_float32_matmul_precision() != "highest"):
-            return Peak(known, f"{name}'s data sheet")
-    return Peak(measured_peak(device, dtype), "a measured matrix product")
+        uses_tf32 = torch.get_float32_matmul_precision() != "highest"
+        if flops := data_sheet_flops(torch.cuda.get_device_name(device), dtype, uses_tf32):
+            return flops
+    return measure_flops(device, dtype)
 
 
-def known_peak(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
-    """FLOP/s of a card by its name; None for one that is not in the table, or another dtype."""
-    found = max((card for card in _CARDS if _named(card, name)), key=len, default=None)
-    if found is None or dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return None
-    if dtype == torch.bfloat16 and found in ("V100 SXM2", "V100 PCIE", "T4"):
-        return None  # they have none
-    half, tensor, single = _CARDS[found]
-    return (half if dtype != torch.float32 else tensor if tf32 else single) * 1e12
-
-
-def _named(card: str, name: str) -> bool:
-    """Whether all words of a card stand in a device's name as words, and none that makes it another card."""
+def data_sheet_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
+    """Return the FLOP/s of a card by its name; None if the card or the dtype is not in the table."""
     words = set(name.lower().replace("-", " ").split())
-    return set(card.lower().split()) <= words and not words & _OTHERS
+    cards = [card for card in _CARDS if set(card.lower().split()) <= words]
+    if not cards or words & _VARIANTS:
+        return None
+    card = max(cards, key=len)
+    half, tensor_core, single = _CARDS[card]
+    flops = {torch.float16: half, torch.float32: tensor_core if tf32 else single}
+    if card not in _NO_BFLOAT16:
+        flops[torch.bfloat16] = half
+    return flops[dtype] * 1e12 if dtype in flops else None
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square product, the best of those that fit into a third of a second. No random number is drawn."""
+def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of the best square matrix product within a third of a second, without random numbers."""
     end = time.perf_counter() + _SECONDS
-    side, largest = 256, 2048 if device.type == "cpu" else 8192
-    _seconds(_square(side, device, dtype), device)  # the first call sets up threads and kernels
-    seconds = _seconds(_square(side, device, dtype), device)
-    while side < largest and time.perf_counter() + 8 * seconds < end:
-        side *= 2
-        seconds = _seconds(_square(side, device, dtype), device)
-    a = _square(side, device, dtype)
+    size, largest = 256, 2048 if device.type == "cpu" else 8192
+    matrix = _square_matrix(size, device, dtype)
+    _time_product(matrix)  # the first call sets up threads and kernels
+    seconds = _time_product(matrix)
+    while size < largest and time.perf_counter() + 8 * seconds < end:
+        size *= 2
+        matrix = _square_matrix(size, device, dtype)
+        seconds = _time_product(matrix)
     while time.perf_counter() < end:
-        seconds = min(seconds, _seconds(a, device))
-    return 2 * side**3 / seconds
+        seconds = min(seconds, _time_product(matrix))
+    return 2 * size**3 / seconds
 
 
-def _square(side: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return (torch.arange(side * side, device=device) % 7 - 3).view(side, side).to(dtype)
+def _square_matrix(size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return (torch.arange(size * size, device=device) % 7 - 3).view(size, size).to(dtype)
 
 
-def _seconds(a: torch.Tensor, device: torch.device) -> float:
+def _time_product(matrix: torch.Tensor) -> float:
     start = time.perf_counter()
-    torch.mm(a, a)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
+    torch.mm(matrix, matrix)
+    if matrix.device.type == "cuda":
+        torch.cuda.synchronize(matrix.device)
+    elif matrix.device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter() - start
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """What matrix products are computed in under Lightning's name of a precision."""
-    return {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(
-        precision.split("-")[0], torch.float32
-    )
+    """Return the dtype of matrix products under Lightning's name of a precision."""
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    return dtypes.get(precision.split("-")[0], torch.float32)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes that this process has held at most: on a GPU, of its memory; on a CPU, resident. None: not known here."""
+    """Return the most bytes that this process has held: GPU memory, or resident on a CPU. None: unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
         return None
-    import resource
+    import resource  # not on Windows
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(most) * (1 if sys.platform == "darwin" else 1024)
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process holds now (its peak, where the system does not tell)."""
+    """Return the bytes that this process holds now; its peak on systems that do not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
+        return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
         return peak_memory(torch.device("cpu")) or 0
 
 
-class Room(NamedTuple):
-    """Bytes of a device's memory: free now, and in all."""
-
-    free: int
-    total: int
-
-
-def room(device: torch.device) -> Room | None:
-    """The device's memory, within the limits that a container sets. None: not known here."""
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Return the free and total bytes of the device's memory, within the limits of a container. None: unknown."""
     if device.type == "cuda":
-        return Room(*torch.cuda.mem_get_info(device))
+        return torch.cuda.mem_get_info(device)
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        free, total = found["MemAvailable"], found["MemTotal"]
-    except (OSError, ValueError, KeyError, IndexError):
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines()}
+        free, total = sizes["MemAvailable"], sizes["MemTotal"]
+    except (OSError, KeyError):  # not Linux
         try:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free = total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, OSError, ValueError):
             return None
-        free = total
-    for limit, used in (
+    for limit_file, usage_file in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            most = int(Path(limit).read_text(encoding="ascii"))
-            free, total = min(free, max(most - int(Path(used).read_text(encoding="ascii")), 0)), min(total, most)
-        except (OSError, ValueError):
+            limit, usage = int(_read(limit_file)), int(_read(usage_file))
+        except (OSError, ValueError):  # no such file, or no limit: "max"
             continue
-    return Room(free, total)
+        free, total = min(free, max(limit - usage, 0)), min(total, limit)
+    return free, total
 
 
-def described(device: torch.device) -> str:
-    """The device in words."""
+def device_name(device: torch.device) -> str:
+    """Return the device's name for reports."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type == "cpu":
-        return f"{processor()}, {torch.get_num_threads()} threads"
+        return f"{processor_name()}, {torch.get_num_threads()} threads"
     return device.type
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    import platform
-
+def processor_name() -> str:
+    """Return the processor's name as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = _read("/proc/cpuinfo").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")

@@ -1,30 +1,26 @@
-"""From sums of nats to loss, perplexity and bits per byte: always a ratio of sums, never a mean of means."""
+"""Loss, perplexity and bits per byte from sums of nats: always a ratio of sums, never a mean of means."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+# The properties of a Score, which are also their names in tables and JSON.
+FIGURES = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "perplexity_per_word")
+
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text.
+    """How well a model predicts a text.
 
-    Each document's end counts as one byte, one character and one word, for its token is paid for, too.
-
-    Args:
-        nll: nats over all predicted tokens.
-        tokens: predicted tokens.
-        bytes: UTF-8 bytes of the text, and its documents' ends.
-        characters: code points of the text, and its documents' ends; 0 if they were not counted.
-        words: words of the text, and its documents' ends; 0 if they were not counted.
+    The end of each document counts as one byte, one character and one word, since the model predicts its token, too.
     """
 
-    nll: float
-    tokens: int
-    bytes: int
-    characters: int = 0
-    words: int = 0
+    nll: float  # nats over all predicted tokens
+    tokens: int  # predicted tokens
+    bytes: int  # of the text in UTF-8
+    characters: int = 0  # code points; 0: not counted
+    words: int = 0  # 0: not counted
 
     @property
     def loss(self) -> float:
@@ -33,7 +29,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss; comparable only between models with the same tokenizer."""
+        """exp(loss); comparable only between models with the same tokenizer."""
         return _exp(self.loss)
 
     @property
@@ -48,12 +44,8 @@ class Score:
 
     @property
     def perplexity_per_word(self) -> float:
-        """e to the nats per word; comparable between any two models."""
+        """exp(nats per word); comparable between any two models."""
         return _exp(self.nll / self.words) if self.words else math.nan
-
-
-FIGURES = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "perplexity_per_word")
-"""The properties of a Score, by the names that tables and JSON have for them."""
 
 
 def _exp(value: float) -> float:

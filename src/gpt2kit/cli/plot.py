@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2kit import files
 from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.runs import curves, folder
-from gpt2kit.runs import report as run_page
+from gpt2kit.runs import report as report_page
 from gpt2kit.runs.curves import XAxis
 from gpt2kit.runs.folder import Run
 
@@ -29,27 +29,27 @@ def plot(
     """
     if output is not None and output.suffix.lower() not in _FORMATS:
         raise UserError(f"--output {output}: unknown kind of picture. End it in {', '.join(_FORMATS)}")
-    found = [folder.read(run) for run in runs]
+    loaded = [folder.read_run(run) for run in runs]
     if report is not None:
         try:
-            files.write_text(report, run_page.page(found, x))
+            files.write_text(report, report_page.render_report(loaded, x))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of another version, or torn
-            names = f"{folder.START} or {folder.TEST} of {', '.join(str(run.folder) for run in found)}"
+            names = f"{folder.START} or {folder.TEST} of {', '.join(str(run.folder) for run in loaded)}"
             raise DataError(f"{names}: not what this version writes ({error!r}). Move the file away") from error
         print(report)
     if show:
-        _show(found, x)
+        _show(loaded, x)
     elif output is not None or report is None:
-        target = output or (found[0].folder if len(found) == 1 else Path()) / "curves.png"
-        curves.draw(found, x, target)
+        target = output or (loaded[0].folder if len(loaded) == 1 else Path()) / "curves.png"
+        curves.write_figure(loaded, x, target)
         print(target)
 
 
 def _show(runs: Sequence[Run], x: XAxis) -> None:
-    curves.prepare()
+    curves.prepare_matplotlib()
     from matplotlib import pyplot
 
     if pyplot.get_backend().lower() == "agg":
         raise MachineError("--show: no window can be opened here. Leave it out, and look at the file that is written")
-    curves.figure(runs, x, pyplot.figure)
+    curves.draw_figure(runs, x, pyplot.figure)
     pyplot.show()

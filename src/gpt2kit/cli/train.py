@@ -140,7 +140,7 @@ class TrainCLI(LightningCLI):
         self.model.source, self.asked.source = self.asked.source, None
         has_only_time = only_time(options)
         seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
-        if has_only_time and self.model.schedule.flat(1000) is None:
+        if has_only_time and self.model.schedule.constant_until(1000) is None:
             with self.asked.gathered():
                 raise UserError(needs_steps(type(self.model.schedule).__name__))
         self._precision = choose_precision(options["precision"], options["accelerator"])

@@ -105,7 +105,7 @@ class Asked:
             if self.config.model.init_from is not None:
                 unsaid = initialize.unsaid(self.config, parser.get_defaults())
         with self.gathered():
-            self.resumed = lifecycle.resumable(words.ckpt_path, Path(words.root) / lifecycle.LOGS, wanted, unsaid)
+            self.resumed = lifecycle.find_resumable(words.ckpt_path, Path(words.root) / lifecycle.LOGS, wanted, unsaid)
         if self.resumed is None:
             refuse(self.problems if lacking else [])
             return
@@ -117,7 +117,7 @@ class Asked:
             settle(self.config, parser.parse_args(own))
         initialize.keep_tokenizer(self.config, self.resumed)
         if folder:
-            same_ids(self.config, run_folder.starts(folder))
+            same_ids(self.config, run_folder.read_starts(folder))
 
     @property
     def builds_text(self) -> bool:
@@ -215,8 +215,8 @@ def as_list(value: Any) -> list[Any]:
 
 def settle(config: Any, saved: Any) -> None:
     """Of what differs from the run's own config, the optimizer and its schedule stay unless --override is given."""
-    asked = lifecycle.flat(config.clone().as_dict())
-    for name, was in lifecycle.flat(saved.as_dict()).items():
+    asked = lifecycle.flatten(config.clone().as_dict())
+    for name, was in lifecycle.flatten(saved.as_dict()).items():
         now = asked.get(name, was)
         if was == now or name in ("config", "ckpt_path", "override", "plan"):
             continue

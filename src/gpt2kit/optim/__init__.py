@@ -1,6 +1,6 @@
 """Optimizers, learning-rate schedules and the policy for non-finite gradients.
 
-The names here are what a config's `class_path` says.
+Configs name these classes by their paths here.
 """
 
 from gpt2kit.optim.adamw import AdamW

@@ -1,4 +1,4 @@
-"""Parameter groups of a GPT-2, and AdamW with the defaults that suit it."""
+"""Parameter groups of a GPT-2, and AdamW with defaults for training one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups for any torch optimizer: the hidden matrices, which decay, and the rest, which never does.
+    """Split the trained parameters into two groups for any torch optimizer.
 
-    The rest is biases, norms and embeddings (the token embedding is also the output layer, once). `parts` says of each
-    matrix how many it holds side by side: GPT-2 keeps those for queries, keys and values in one.
+    The first holds the hidden matrices, which decay; the second biases, norms and embeddings, which do not. `parts` has
+    one number per matrix: how many it holds side by side. GPT-2 keeps those for queries, keys and values in one.
     """
+    # The output layer shares the token embedding's weight, so it needs no case of its own.
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {name: p for name, p in trained.items() if p.ndim >= 2 and id(p) not in embeddings}
@@ -24,14 +25,14 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, fused, with the defaults that suit a GPT.
+    """torch's fused AdamW with defaults for training a GPT-2.
 
     Args:
         params: parameter groups.
         lr: learning rate.
-        betas: of the running means of the gradient and of its square.
+        betas: decay rates of the running means of the gradient and of its square.
         eps: added to the denominator.
-        weight_decay: of the hidden matrices.
+        weight_decay: weight decay of the hidden matrices.
     """
 
     def __init__(

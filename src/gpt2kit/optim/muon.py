@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalized, many of one shape at a time."""
+"""Muon: momentum with orthogonalized updates, for many matrices of one shape at a time."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from torch.optim import Optimizer
 from gpt2kit import dtensor
 from gpt2kit.optim.adamw import AdamW
 
+# Coefficients of the polynomial a x + b x^3 + c x^5 that brings singular values near 1: steep at 0, so that five steps
+# are enough, and then between 0.7 and 1.2.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-"""Of a quintic with the steepest slope at 0: few steps, singular values of 0.7 to 1.2."""
-_AT_ONCE = {"cpu": 1 << 20, "other": 1 << 26}
-"""Numbers, in matrices of one shape, that are turned at once: on a CPU about what its caches hold."""
+# Elements to orthogonalize at once; on a CPU about what fits into its caches.
+_CPU_BATCH, _GPU_BATCH = 1 << 20, 1 << 26
 
 
 class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
-    Each matrix moves along its momentum with all singular values made about equal (five Newton-Schulz steps in
-    bfloat16, matrices of one shape at once). Updates have AdamW's typical size, 0.2 a step and weight at lr 1, so
-    learning rates are like AdamW's, transfer across widths, and do not depend on whether a layer keeps its matrix
-    transposed (GPT-2's layers do). Queries, keys and values, which GPT-2 keeps in one matrix, are turned apart: so it
-    learns more. Each part moves as under `torch.optim.Muon` (a test says so), in less time (bench/muon.py).
+    Each matrix moves along its momentum with all singular values near 1 (five Newton-Schulz steps in bfloat16). Updates
+    have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's, transfer across
+    widths, and are the same for a transposed weight, which GPT-2's layers have. Queries, keys and values, one matrix in
+    GPT-2, are orthogonalized separately, which lowers the loss. Each part moves as under `torch.optim.Muon`, in less
+    time (bench/muon.py).
 
     Args:
-        params: two groups as `parameter_groups` gives them.
+        params: the two groups of `parameter_groups`.
         lr: learning rate of the hidden matrices.
         adamw_lr: learning rate of embeddings, norms and biases.
-        weight_decay: of the hidden matrices.
-        momentum: of the hidden matrices.
-        betas: of AdamW.
+        weight_decay: weight decay of the hidden matrices.
+        momentum: momentum of the hidden matrices.
+        betas: AdamW's betas, for embeddings, norms and biases.
     """
 
     def __init__(
@@ -52,92 +53,93 @@ class Muon(Optimizer):
         self._adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
         hidden = {**matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([hidden, *self._adamw.param_groups], {})
-        self.ranks = (0, 1)
-        """This process, and how many have the same gradients and share the turning; who starts them says so."""
-        self._share()
+        self.ranks = (0, 1)  # this rank, and how many have the same gradients and orthogonalize in turn
+        self._share_with_adamw()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._share()
+        self._share_with_adamw()
 
-    def _share(self) -> None:
-        """AdamW works on this optimizer's own group and state, so that both save, load and schedule as one."""
+    def _share_with_adamw(self) -> None:
+        """Let AdamW use this optimizer's group and state, so that both save, load and schedule as one."""
         self._adamw.param_groups = self.param_groups[1:]
         self._adamw.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all; `closure` recomputes the loss."""
+        """Update all parameters; `closure` recomputes the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._turn(self.param_groups[0])
+        self._update_matrices(self.param_groups[0])
         self._adamw.step()
         return loss
 
     @torch.no_grad()
-    def _turn(self, group: dict[str, Any]) -> None:
-        """Muon's update of the hidden matrices: many of one shape at a time, by each rank some."""
+    def _update_matrices(self, group: dict[str, Any]) -> None:
         rank, ranks = self.ranks
         parts = group.get("parts") or [1] * len(group["params"])
         matrices = [pair for pair in zip(group["params"], parts, strict=True) if pair[0].grad is not None]
-        batches = alike(matrices, ranks)
-        for first in range(0, len(batches), ranks):
-            turns = [(batch, self._directions(*batch, group)) for batch in batches[first : first + ranks]]
-            if rank < len(turns):
-                turns[rank][1].copy_(orthogonal(turns[rank][1]))
-            for owner, (batch, directions) in enumerate(turns):
+        batches = group_by_shape(matrices, ranks)
+        for first in range(0, len(batches), ranks):  # one batch for each rank
+            updates = [(batch, self._momentum(*batch, group)) for batch in batches[first : first + ranks]]
+            if rank < len(updates):
+                updates[rank][1].copy_(orthogonalize(updates[rank][1]))
+            for owner, (batch, update) in enumerate(updates):
                 if ranks > 1:
-                    dist.broadcast(directions, owner)
-                self._move(*batch, directions, group)
+                    dist.broadcast(update, owner)
+                self._apply(*batch, update, group)
 
-    def _directions(self, matrices: list[Tensor], parts: int, group: dict[str, Any]) -> Tensor:
-        """Where momentum and gradient lead the parts of matrices of one shape, `[matrices * parts, short, long]`."""
-        towards = []
+    def _momentum(self, matrices: list[Tensor], parts: int, group: dict[str, Any]) -> Tensor:
+        """Return the Nesterov momentum of matrices of one shape, `[matrices * parts, short, long]` in bfloat16."""
+        momenta = []
         for matrix in matrices:
             gradient, state = matrix.grad, self.state[matrix]
             assert gradient is not None
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-            whole = cut(dtensor.whole(gradient.lerp(mean, group["momentum"]).bfloat16()), parts)
-            towards.append(whole if whole.shape[1] <= whole.shape[2] else whole.mT)
-        return torch.cat(towards)
+            momentum = dtensor.full_tensor(gradient.lerp(mean, group["momentum"]).bfloat16())  # (rows, parts * columns)
+            momentum = split_qkv(momentum, parts)  # (parts, rows, columns)
+            momenta.append(momentum if momentum.shape[1] <= momentum.shape[2] else momentum.mT)
+        return torch.cat(momenta)
 
-    def _move(self, matrices: list[Tensor], parts: int, updates: Tensor, group: dict[str, Any]) -> None:
-        """Move matrices along the updates of their parts, each rank the rows that it holds."""
+    def _apply(self, matrices: list[Tensor], parts: int, updates: Tensor, group: dict[str, Any]) -> None:
+        """Decay and update matrices of one shape, on each rank the rows that it holds."""
         size = 0.2 * math.sqrt(updates.shape[2])
         for matrix, update in zip(matrices, torch.split(updates, parts), strict=True):
-            whole = update if update.shape[1] == matrix.shape[0] else update.mT
-            first, end = dtensor.own_rows(matrix)
-            own = cut(dtensor.local(matrix), parts)
-            own.mul_(1 - group["lr"] * group["weight_decay"]).add_(whole[:, first:end], alpha=-group["lr"] * size)
+            update = update if update.shape[1] == matrix.shape[0] else update.mT  # (parts, rows, columns)
+            first, end = dtensor.local_rows(matrix)
+            weight = split_qkv(dtensor.local_tensor(matrix), parts)
+            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update[:, first:end], alpha=-group["lr"] * size)
 
 
-def alike(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[tuple[list[Tensor], int]]:
-    """Matrices, and how many parts each holds side by side, in lists for `orthogonal`: those whose parts have one
-    shape, or its transpose, and so many that each of `ranks` processes, which take turns, has some."""
-    found: dict[tuple[int, int, int, torch.device], list[Tensor]] = defaultdict(list)
+def group_by_shape(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[tuple[list[Tensor], int]]:
+    """Group matrices, given with their number of parts, into batches whose parts have one shape or its transpose.
+
+    A batch is small enough for the caches, and for each of `ranks` processes to get one.
+    """
+    groups: dict[tuple[int, int, int, torch.device], list[Tensor]] = defaultdict(list)
     for matrix, parts in matrices:
         short, long = sorted((matrix.shape[0], matrix.shape[1] // parts))
-        found[short, long, parts, matrix.device].append(matrix)
+        groups[short, long, parts, matrix.device].append(matrix)
     batches = []
-    for (short, long, parts, device), same in found.items():
-        most = max(_AT_ONCE.get(device.type, _AT_ONCE["other"]) // (short * long * parts), 2)
-        count = min(most, -(-len(same) // ranks))
-        batches += [(same[first : first + count], parts) for first in range(0, len(same), count)]
+    for (short, long, parts, device), group in groups.items():
+        elements = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
+        size = min(max(elements // (short * long * parts), 2), math.ceil(len(group) / ranks))
+        batches += [(group[first : first + size], parts) for first in range(0, len(group), size)]
     return batches
 
 
-def cut(matrix: Tensor, parts: int) -> Tensor:
-    """`[rows, parts * columns]` seen as `[parts, rows, columns]`."""
+def split_qkv(matrix: Tensor, parts: int) -> Tensor:
+    """View `[rows, parts * columns]` as `[parts, rows, columns]`."""
     return matrix.view(matrix.shape[0], parts, matrix.shape[1] // parts).movedim(1, 0)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """`[count, rows, columns]` (rows <= columns) with singular values of about 1: five steps in bfloat16.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Bring the singular values of `[count, rows, columns]` (rows <= columns) near 1, with five steps in bfloat16.
 
-    A step is x <- (a + b g + c g^2) x with g = x x^T. Of long rows, two are taken at once, which is less to multiply.
+    A step is x <- (a + b g + c g^2) x with g = x x^T. For long rows, two steps at once need fewer multiplications.
     """
     x = matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -150,19 +152,19 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def _two_steps(x: Tensor) -> Tensor:
-    """The second by what the first makes of g, (a + b g + c g^2)^2 g: all of this commutes.
+    """Take two steps at once: after the first, g is (a + b g + c g^2)^2 g, since all of these commute.
 
-    No more than two: rounding makes g's small values negative, each step has them grow twelvefold, and where they are
-    near -1 the next one explodes.
+    Three at once would not be stable: rounding makes small eigenvalues of g negative, each step multiplies them by
+    about twelve, and once they are near -1 the next step diverges.
     """
-    gram = x @ x.mT
+    gram = x @ x.mT  # (count, rows, rows)
     slope = _slope(gram)
     half = torch.baddbmm(gram, slope, gram, beta=_A)
-    after = _slope(torch.baddbmm(half, slope, half, beta=_A))
+    next_slope = _slope(torch.baddbmm(half, slope, half, beta=_A))
     slope.diagonal(dim1=1, dim2=2).add_(_A)
-    return torch.bmm(torch.baddbmm(slope, after, slope, beta=_A), x)
+    return torch.bmm(torch.baddbmm(slope, next_slope, slope, beta=_A), x)
 
 
 def _slope(gram: Tensor) -> Tensor:
-    """b g + c g^2"""
+    """Return b g + c g^2."""
     return torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)

@@ -1,4 +1,4 @@
-"""What is done about a gradient with NaN or Inf: leave the update out, or stop."""
+"""The policy for gradients with NaN or Inf: skip the update, or stop."""
 
 from __future__ import annotations
 
@@ -11,65 +11,53 @@ from torch.optim import Optimizer
 from gpt2kit.errors import DivergedError
 
 
-class Guard:
-    """Looks at the gradient's norm before each update.
+class NonFiniteGuard:
+    """Checks the gradient norm before each update.
 
-    On a GPU a look makes the program wait for the device, so there it only remembers the norms, unless updates may be
-    left out, and looks when the program waits anyway: at log steps, validations, and before anything is saved. What
-    was updated in between is lost then, but nothing of it is ever saved.
+    On a GPU a check makes the program wait for the device. Unless updates may be skipped, norms are only collected
+    there, and checked when the program waits anyway: at log steps, validations, and before anything is saved. So a bad
+    update may be applied, but it is never saved.
 
     Args:
-        allowed: updates that may be left out before the run stops.
-        scaler_allowed: under 16-mixed, updates that the loss scaler may leave out on end.
+        max_skipped: updates that may be skipped before the run stops.
+        max_scaler_skips: consecutive updates that the loss scaler may skip under 16-mixed.
     """
 
-    def __init__(self, allowed: int = 0, scaler_allowed: int = 50) -> None:
-        self.allowed, self.scaler_allowed = allowed, scaler_allowed
-        self.skipped = 0
-        """Updates left out so far; part of the run's state."""
-        self._by_scaler = 0
-        self._unseen: list[tuple[int, Tensor]] = []
+    def __init__(self, max_skipped: int = 0, max_scaler_skips: int = 50) -> None:
+        self.max_skipped, self.max_scaler_skips = max_skipped, max_scaler_skips
+        self.skipped = 0  # updates skipped so far; part of the run's state
+        self._scaler_skips = 0
+        self._unchecked: list[tuple[int, Tensor]] = []  # step and norm
 
     def before_update(self, optimizer: Optimizer, norm: Tensor, step: int, scaled: bool) -> None:
-        """`step`: of the update, from 1; `scaled`: whether a loss scaler watches, too."""
-        self._unseen.append((step, norm))
+        """Check the norm, or collect it. `step` counts from 1; `scaled`: a loss scaler skips bad updates itself."""
         if scaled:
-            self._watch_scaler()
-        elif self.allowed:
-            self._leave_out(optimizer)
-        elif norm.device.type != "cuda":
-            self.look()
+            self._scaler_skips = 0 if torch.isfinite(norm) else self._scaler_skips + 1
+            if self._scaler_skips > self.max_scaler_skips:
+                raise _diverged(step, f"the gradient overflowed fp16 in {self._scaler_skips} consecutive steps")
+        elif self.skipped < self.max_skipped and not torch.isfinite(norm):
+            self.skipped += 1
+            count = f"{self.skipped} of at most {self.max_skipped}"
+            print(f"step {step}: the gradient norm is {norm.item()}: update skipped ({count})", file=sys.stderr)
+            optimizer.zero_grad(set_to_none=True)  # an optimizer ignores parameters without a gradient
+        else:
+            self._unchecked.append((step, norm))
+            if self.max_skipped or norm.device.type != "cuda":
+                self.check()
 
-    def look(self) -> None:
-        """Stop if a norm that was not looked at yet is NaN or Inf."""
-        unseen, self._unseen = self._unseen, []
-        if not unseen or torch.isfinite(torch.stack([norm for _, norm in unseen])).all():
+    def check(self) -> None:
+        """Stop if a norm that is not checked yet is NaN or Inf."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked or torch.isfinite(torch.stack([norm for _, norm in unchecked])).all():
             return
-        step, norm = next((step, norm) for step, norm in unseen if not torch.isfinite(norm))
-        raise _diverged(step, f"the gradient is {norm.item()}")
-
-    def _leave_out(self, optimizer: Optimizer) -> None:
-        step, norm = self._unseen[-1]
-        if torch.isfinite(norm) or self.skipped == self.allowed:
-            self.look()
-            return
-        self._unseen.clear()
-        self.skipped += 1
-        print(f"step {step}: the gradient is {norm.item()}; update {self.skipped} left out", file=sys.stderr)
-        optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
-
-    def _watch_scaler(self) -> None:
-        """The scaler skips such updates by itself, and lowers its scale."""
-        step, norm = self._unseen.pop()
-        self._by_scaler = 0 if torch.isfinite(norm) else self._by_scaler + 1
-        if self._by_scaler > self.scaler_allowed:
-            raise _diverged(step, f"the gradient overflowed fp16 in {self._by_scaler} steps on end")
+        step, norm = next((step, norm) for step, norm in unchecked if not torch.isfinite(norm))
+        raise _diverged(step, f"the gradient norm is {norm.item()}")
 
 
-def _diverged(step: int, what: str) -> DivergedError:
+def _diverged(step: int, reason: str) -> DivergedError:
     return DivergedError(
-        f"step {step}: {what}; nothing of it was saved. Lower the learning rate, clip (trainer.gradient_clip_val 1.0), "
-        "warm up longer, or allow some such steps (model.skip_nonfinite)"
+        f"step {step}: {reason}, so training stopped and this update was not saved. Lower the learning rate, clip "
+        "gradients (trainer.gradient_clip_val 1.0), warm up longer, or skip some such updates (model.skip_nonfinite)"
     )
 
 

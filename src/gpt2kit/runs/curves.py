@@ -1,40 +1,38 @@
-"""A run's curves: loss, learning rate, gradient norm and throughput, of one run or several, against steps, tokens or
-hours. matplotlib is imported where it draws; torch is not needed at all."""
+"""Curves of one or several runs: loss, learning rate, gradient norm and throughput against steps, tokens or hours.
+
+matplotlib is imported where it draws; torch is not needed.
+"""
 
 from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gpt2kit import files
 from gpt2kit.errors import UserError
-from gpt2kit.runs import folder
-from gpt2kit.runs.folder import Run, Series
+from gpt2kit.runs.folder import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 XAxis = Literal["steps", "tokens", "hours"]
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A")
-"""Okabe and Ito's, which people with any kind of colour vision tell apart."""
-
+# Of axes and text; a page replaces it by its own colour.
 INK = "#22272E"
-"""Of axes and words; a page takes its own in its place."""
 
-_LINES = ("-", "--", ":")
-_MOST = 800
-"""Points that a line is drawn with at most."""
-
-_WINDOW = 40
-"""Curves are smoothed over this part of them."""
-
-_CJK = (
+_DASHES = ("-", "--", ":")
+# Points of a line; more cannot be seen.
+_MAX_POINTS = 800
+# Curves are smoothed over one part in this many.
+_SMOOTHING = 40
+_CJK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans SC",
     "Source Han Sans SC",
@@ -44,23 +42,14 @@ _CJK = (
 )
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One of the figure's parts.
-
-    Args:
-        title: what it shows.
-        unit: of the vertical axis.
-        train: the figure that is logged at each log step, drawn smoothed over its own spread.
-        valid: the figure of each validation, drawn with its points.
-        exact: it has no noise to be smoothed away.
-    """
+class Panel(NamedTuple):
+    """A panel of the figure."""
 
     title: str
-    unit: str
-    train: str | None = None
-    valid: str | None = None
-    exact: bool = False
+    unit: str  # of the vertical axis
+    train: str = ""  # a metric of each log step
+    valid: str = ""  # a metric of each validation
+    exact: bool = False  # whether `train` has no noise to smooth
 
 
 PANELS = (
@@ -73,95 +62,88 @@ MEMORY = Panel("Memory", "GB at most", "memory_gb", exact=True)
 BITS = Panel("Validation", "bits per byte", valid="val_bpb")
 
 
-def draw(runs: Sequence[Run], x: XAxis, target: Path) -> None:
-    """Write the figure, whole or not at all."""
+def write_figure(runs: Sequence[Run], x: XAxis, target: Path) -> None:
+    """Write the figure to a file."""
     with files.replacing(target) as temporary:
-        save(figure(runs, x), temporary, target.suffix[1:].lower())
+        save(draw_figure(runs, x), temporary, target.suffix[1:].lower())
 
 
-def save(drawn: Figure, target: Any, kind: str) -> None:
-    """Write a figure into a file."""
+def save(figure: Figure, target: Any, format: str) -> None:
+    """Save a figure to a path or a stream, without the time."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a run's name in a script that no font here has
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        drawn.savefig(target, format=kind, metadata=metadata)
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format)
+        figure.savefig(target, format=format, metadata=metadata)
 
 
-def figure(runs: Sequence[Run], x: XAxis, new: Callable[..., Figure] | None = None) -> Figure:
-    """All panels in one figure."""
-    prepare()
+def draw_figure(runs: Sequence[Run], x: XAxis, new_figure: Callable[..., Figure] | None = None) -> Figure:
+    """Draw all panels in one figure."""
+    prepare_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    drawn = (new or Figure)(
-        figsize=(12, 8), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06)
-    )
-    axes = drawn.subplots(2, 2)
-    for panel, ax in zip(panels(runs), axes.flat, strict=True):
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06)
+    figure = (new_figure or Figure)(figsize=(12, 8), dpi=120, layout=layout)
+    axes = figure.subplots(2, 2)
+    for panel, ax in zip(choose_panels(runs), axes.flat, strict=True):
         draw_panel(ax, runs, panel, x)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    if len(runs) > 1:
-        count = len(runs)
-        drawn.legend(handles[:count], labels[:count], loc="outside upper center", ncols=min(count, 4), frameon=False)
-    return drawn
+    count = len(runs)
+    if count > 1:
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles[:count], labels[:count], loc="outside upper center", ncols=min(count, 4), frameon=False)
+    return figure
 
 
-def panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
-    """The four panels. Losses of several tokenizers are not comparable, so their runs are shown by bits per byte."""
-    vocabularies = {run.starts[-1].get("text", {}).get("tokenizer") for run in runs if run.starts}
-    return (BITS, *PANELS[1:]) if len(vocabularies) > 1 else PANELS
+def choose_panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
+    """Return the four panels. Losses of different tokenizers are not comparable, so bits per byte replace them."""
+    tokenizers = {run.facts("text").get("tokenizer") for run in runs if run.starts}
+    return (BITS, *PANELS[1:]) if len(tokenizers) > 1 else PANELS
 
 
 def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
     """Draw the runs' curves of one panel."""
+    single, both = len(runs) == 1, bool(panel.train and panel.valid)
+    axis_label, scale = x_axis(runs, x)
+    for number, (run, name) in enumerate(zip(runs, run_labels(runs), strict=True)):
+        colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
+        position = x_position(run, x)
+        train, valid = run.metric(panel.train), run.metric(panel.valid)
+        if train:
+            at, values = [position(step) / scale for step in train], [*train.values()]
+            points, means, lows, highs = thin(at, values if panel.exact else smooth(values), values)
+            if single and not panel.exact and len(points) == len(at):
+                ax.plot(at, values, color=colour, alpha=0.3, linewidth=1)
+            elif single and not panel.exact:
+                ax.fill_between(points, lows, highs, color=colour, alpha=0.2, linewidth=0)
+            label = name
+            if single and both:
+                label = "train, smoothed" if len(train) >= 2 * _SMOOTHING else "train"
+            width, alpha = (1.2, 0.55) if valid and not single else (2, 1)
+            marker = "o" if len(points) == 1 else None
+            ax.plot(points, means, dashes, color=colour, label=label, linewidth=width, alpha=alpha, marker=marker)
+        if valid:
+            values = [*valid.values()]
+            points, means, *_ = thin([position(step) / scale for step in valid], values, values)
+            label = "_" if train else name  # one entry of the legend for each run
+            if single:
+                label, colour = "validation", COLOURS[1] if train else colour
+            marker = "o" if len(points) <= 60 else None
+            ax.plot(points, means, dashes, color=colour, label=label, linewidth=2.2, marker=marker, markersize=5)
+    _style_axes(ax, runs, panel, x, axis_label)
+    if not ax.lines:
+        ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", va="center", fontsize=13, color=INK)
+    elif single and both:
+        ax.legend(frameon=False, fontsize=12, labelcolor=INK)
+    elif both:
+        ax.set_title("thin: train, smoothed; bold: validation", loc="right", fontsize=11, color=INK)
+
+
+def _style_axes(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis, axis_label: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    single = len(runs) == 1
-    unit, scale = unit_of(runs, x)
-    names = labels(runs)
-    empty = True
-    for number, run in enumerate(runs):
-        colour, dashes = COLOURS[number % len(COLOURS)], _LINES[number // len(COLOURS) % len(_LINES)]
-        where = position(run, x)
-        train = folder.finite(run.series.get(panel.train or "", Series()))
-        valid = folder.finite(run.series.get(panel.valid or "", Series()))
-        if train.steps:
-            at = [where(step) / scale for step in train.steps]
-            places, means, lows, highs = thinned(
-                at, train.values if panel.exact else smoothed(train.values), train.values
-            )
-            if single and not panel.exact:
-                if len(places) == len(at):
-                    ax.plot(at, train.values, color=colour, alpha=0.3, linewidth=1)
-                else:
-                    ax.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
-            label = (
-                ("train, smoothed" if len(train.steps) >= 2 * _WINDOW else "train")
-                if single and panel.valid
-                else names[number]
-            )
-            light = not single and bool(panel.valid) and bool(valid.steps)
-            ax.plot(
-                places,
-                means,
-                dashes,
-                color=colour,
-                label=label,
-                linewidth=1.2 if light else 2,
-                alpha=0.55 if light else 1,
-                marker="o" if len(places) == 1 else None,
-            )
-        if valid.steps:
-            own = COLOURS[1] if single and train.steps else colour
-            at = [where(step) / scale for step in valid.steps]
-            places, means, *_ = thinned(at, valid.values, valid.values)
-            marks = "o" if len(places) <= 60 else None
-            label = "validation" if single else "_" if train.steps else names[number]
-            ax.plot(places, means, dashes, color=own, label=label, linewidth=2.2, marker=marks, markersize=5)
-        empty = empty and not train.steps and not valid.steps
     ax.set_title(panel.title, loc="left", fontsize=15, fontweight="bold", color=INK)
     ax.set_ylabel(panel.unit, fontsize=13, color=INK)
-    ax.set_xlabel(unit, fontsize=13, color=INK)
+    ax.set_xlabel(axis_label, fontsize=13, color=INK)
     ax.tick_params(labelsize=12, colors=INK)
     ax.grid(alpha=0.3, color=INK, linewidth=0.6)
     ax.set_facecolor("none")
@@ -173,96 +155,81 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.train == "tokens_per_s":
         ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    if panel.train in ("lr", "tokens_per_s", "memory_gb") and not empty:
+    if panel.train in ("lr", "tokens_per_s", "memory_gb") and ax.lines:
         ax.set_ylim(bottom=0)
-    elif panel.train == "grad_norm" and not empty and _spread(runs) > 30:
+    elif panel.train == "grad_norm" and ax.lines and _has_outliers(runs):
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if empty:
-        ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", va="center", fontsize=13, color=INK)
-    elif single and panel.valid and panel.train:
-        ax.legend(frameon=False, fontsize=12, labelcolor=INK)
-    elif not single and panel.valid and panel.train:
-        ax.set_title("thin: train, smoothed; bold: validation", loc="right", fontsize=11, color=INK)
 
 
-def position(run: Run, x: XAxis) -> Callable[[int], float]:
-    """From an optimizer step to the place on the horizontal axis."""
+def _has_outliers(runs: Sequence[Run]) -> bool:
+    """Return whether the largest gradient norm is more than 30 times the median."""
+    norms = sorted(value for run in runs for value in run.metric("grad_norm").values())
+    return norms[0] > 0 and norms[-1] > 30 * norms[len(norms) // 2]
+
+
+def x_position(run: Run, x: XAxis) -> Callable[[int], float]:
+    """Return a function from an optimizer step to its position on the x axis."""
     if x == "steps":
         return float
+    column = "tokens_seen" if x == "tokens" else "hours"
+    steps, values = [*run.metric(column)], [*run.metric(column).values()]
+    if not steps:
+        raise UserError(f"{run.folder}: no {column} in its metrics.csv. Draw against --x steps")
     if x == "tokens":
-        seen = folder.finite(run.series.get("tokens_seen", Series()))
-        if not seen.steps or not seen.steps[-1]:
-            raise UserError(f"{run.folder}: no tokens_seen in its metrics.csv. Draw against --x steps")
-        each = seen.values[-1] / seen.steps[-1]
-        return lambda step: step * each
-    taken = folder.finite(run.series.get("hours", Series()))
-    if not taken.steps:
-        raise UserError(
-            f"{run.folder}: no hours in its metrics.csv, as in runs of older versions. Draw against --x steps"
-        )
-
-    def hours(step: int) -> float:
-        at = bisect.bisect_left(taken.steps, step)
-        return taken.values[min(at, len(taken.values) - 1)]
-
-    return hours
+        return lambda step: step * (values[-1] / max(steps[-1], 1))
+    return lambda step: values[min(bisect.bisect_left(steps, step), len(steps) - 1)]
 
 
-def unit_of(runs: Sequence[Run], x: XAxis) -> tuple[str, float]:
-    """The horizontal axis's name, and what its places are divided by."""
+def x_axis(runs: Sequence[Run], x: XAxis) -> tuple[str, float]:
+    """Return the label of the x axis, and the number to divide positions by."""
     if x == "steps":
         return "optimizer steps", 1.0
     if x == "tokens":
         return "tokens seen", 1.0
-    most = max((max(run.series["hours"].values, default=0.0) for run in runs if "hours" in run.series), default=0.0)
-    return ("hours", 1.0) if most > 2 else ("minutes", 1 / 60)
+    longest = max(max(run.metric("hours").values(), default=0.0) for run in runs)
+    return ("hours", 1.0) if longest > 2 else ("minutes", 1 / 60)
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours, a fortieth of the curve in all; fewer towards both ends, so that the
-    line neither lags nor bends there."""
-    count, reach = len(values), len(values) // (2 * _WINDOW)
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and its neighbours, a fortieth of the curve in all.
+
+    Towards both ends there are fewer neighbours, so that the line neither lags nor bends there.
+    """
+    count, reach = len(values), len(values) // (2 * _SMOOTHING)
     sums = [0.0, *itertools.accumulate(values)]
-    found = []
-    for place in range(count):
-        near = min(reach, place, count - 1 - place)
-        found.append((sums[place + near + 1] - sums[place - near]) / (2 * near + 1))
-    return found
+    means = []
+    for i in range(count):
+        near = min(reach, i, count - 1 - i)
+        means.append((sums[i + near + 1] - sums[i - near]) / (2 * near + 1))
+    return means
 
 
-def thinned(
-    places: Sequence[float], means: Sequence[float], values: Sequence[float]
+def thin(
+    positions: Sequence[float], means: Sequence[float], values: Sequence[float]
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """At most so many points as can be seen: of each stretch its end, the mean there, and the range of values."""
-    each = -(-len(places) // _MOST)
-    starts = range(0, len(places), max(each, 1))
-    ends = [min(start + each, len(places)) - 1 for start in starts]
-    lows = [min(values[start : end + 1]) for start, end in zip(starts, ends, strict=True)]
-    highs = [max(values[start : end + 1]) for start, end in zip(starts, ends, strict=True)]
-    return [places[end] for end in ends], [means[end] for end in ends], lows, highs
+    """Return as few points as can be seen: of each interval its end, the mean there, and the range of values."""
+    size = math.ceil(len(positions) / _MAX_POINTS)
+    intervals = [slice(start, start + size) for start in range(0, len(positions), size)]
+    lows, highs = ([extreme(values[interval]) for interval in intervals] for extreme in (min, max))
+    return [positions[i][-1] for i in intervals], [means[i][-1] for i in intervals], lows, highs
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """The folders' names; their paths where two have one name. What matplotlib would take for a formula is plain."""
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Return the folders' names, or their paths where two have one name, so that matplotlib shows them as they are."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
-    return [" " * name.startswith("_") + name.replace("$", r"\$") for name in names]
+    # matplotlib leaves out labels that begin with _, and takes text between $ for a formula.
+    return [(f" {name}" if name.startswith("_") else name).replace("$", r"\$") for name in names]
 
 
-def _spread(runs: Sequence[Run]) -> float:
-    """The largest gradient norm over the middle one."""
-    values = sorted(value for run in runs for value in folder.finite(run.series.get("grad_norm", Series())).values)
-    return values[-1] / max(values[len(values) // 2], 1e-12) if values and values[0] > 0 else 1.0
-
-
-def prepare() -> None:
-    """Check that matplotlib is there, and let names in Chinese, Japanese and Korean be drawn if a font for them is."""
+def prepare_matplotlib() -> None:
+    """Check that matplotlib is installed, and add fonts for Chinese, Japanese and Korean names."""
     try:
         import matplotlib
         from matplotlib import font_manager
     except ImportError:
         raise UserError("plot.py: needs matplotlib. Run: pip install matplotlib") from None
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", *(name for name in _CJK if name in known)]
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]

@@ -1,121 +1,107 @@
-"""A run's folder as it is read after the run, by the standard library alone: figures, starts, settings, samples."""
+"""Read a run's folder with the standard library alone: metrics, starts, status."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2kit.errors import UserError
 
 METRICS, CONFIG, START = "metrics.csv", "config.yaml", "start.json"
 STATUS, SAMPLES, TEST = "status.json", "samples.md", "test.json"
+# The heading of a section of samples.md.
 SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
-"""The head of a section of samples.md."""
 
-
-@dataclass
-class Series:
-    """A figure over the run: optimizer steps, ascending, and its value at each."""
-
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+# A metric over the run: its value at each optimizer step, ascending.
+Series = dict[int, float]
+Content = TypeVar("Content", list[Any], dict[str, Any])
 
 
 @dataclass
 class Run:
-    """What a run has left.
-
-    Args:
-        folder: that it lies in.
-        series: each column of metrics.csv, by name.
-        starts: facts of the first start and of each resume.
-    """
+    """What a run's folder holds."""
 
     folder: Path
-    series: dict[str, Series]
-    starts: list[dict[str, Any]]
+    series: dict[str, Series]  # the columns of metrics.csv
+    starts: list[dict[str, Any]]  # of start.json: facts of the first start and of each resume
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
 
+    def metric(self, name: str) -> Series:
+        """Return a metric without NaN and Inf; empty if it was not logged."""
+        return {step: value for step, value in self.series.get(name, {}).items() if math.isfinite(value)}
 
-def read(folder: str | Path) -> Run:
-    """The run in a folder."""
+    def facts(self, part: str) -> dict[str, Any]:
+        """Return a part of what start.json says of the newest start."""
+        return (self.starts[-1].get(part) or {}) if self.starts else {}
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read the run in a folder."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder (looked from {Path.cwd()}). Check the path")
-    return Run(path, metrics(path), starts(path))
+    return Run(path, read_metrics(path), read_starts(path))
 
 
-def metrics(folder: Path) -> dict[str, Series]:
-    """Each column of metrics.csv but `step`. A step that was logged twice, before and after a resume, counts as it was
-    logged last; so a resumed run is one line."""
+def read_metrics(folder: Path) -> dict[str, Series]:
+    """Read the columns of metrics.csv but `step`.
+
+    Of a step that was logged twice, before and after a resume, the last entry counts, so a resumed run is one line.
+    """
     path = folder / METRICS
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
-            names = next(rows, [])
-            if "step" not in names:
+            rows = csv.DictReader(file)
+            series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
+            if "step" not in series:
                 raise UserError(f"{path}: no column `step`, so not a log of trainer.py. Name a run folder")
-            place = names.index("step")
-            columns: list[dict[int, float]] = [{} for _ in names]
             for row in rows:
-                if len(row) != len(names):  # the last row of a run that was killed while writing it
+                if None in row or None in row.values():  # the last row of a run that was killed while writing it
                     continue
-                try:
-                    step = int(float(row[place]))
-                    for column, cell in zip(columns, row, strict=True):
+                with contextlib.suppress(ValueError, OverflowError):
+                    step = int(float(row.pop("step")))
+                    for name, cell in row.items():
                         if cell:
-                            column[step] = float(cell)
-                except (ValueError, OverflowError):
-                    continue
+                            series[name][step] = float(cell)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, so there is nothing to draw. Name a run folder that has it") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file, so not a log of trainer.py. Name a run folder") from None
-    return {
-        name: Series(steps, [found[step] for step in steps])
-        for name, found in zip(names, columns, strict=True)
-        if name != "step" and found and (steps := sorted(found))
-    }
+    return {name: dict(sorted(values.items())) for name, values in series.items() if values}
 
 
-def starts(folder: Path) -> list[dict[str, Any]]:
-    """The facts of each start; none of a run that was made before they were kept."""
-    found = read_json(folder / START)
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Read the facts of each start; empty for a run without start.json."""
+    return read_json(folder / START, list)
 
 
-def status(folder: Path) -> dict[str, Any]:
-    """How the run stood last; empty if it never said."""
-    found = read_json(folder / STATUS)
-    return found if isinstance(found, dict) else {}
+def read_status(folder: Path) -> dict[str, Any]:
+    """Read the run's last status; empty if there is none."""
+    return read_json(folder / STATUS, dict)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, or None if it is not there, or damaged."""
+def read_json(path: Path, kind: type[Content]) -> Content:
+    """Read a list or dict from a JSON file; an empty one if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return kind()
+    return content if isinstance(content, kind) else kind()
 
 
 def read_text(path: Path) -> str:
-    """A text file, or nothing if it is not there."""
+    """Read a text file; empty if it is missing."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def finite(series: Series) -> Series:
-    """Without what is no number."""
-    kept = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if math.isfinite(value)]
-    return Series([step for step, _ in kept], [value for _, value in kept])

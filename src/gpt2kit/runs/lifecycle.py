@@ -1,5 +1,4 @@
-"""A run's folder: who holds it, what state it is in, its log cut back to where a resumed run goes on, and which run
-`--ckpt_path last` means."""
+"""A run's folder during training: its lock, its status, its log after a resume, and the run that `last` means."""
 
 from __future__ import annotations
 
@@ -22,33 +21,33 @@ from gpt2kit.errors import CheckpointError, MachineError
 from gpt2kit.runs import folder as run_folder
 
 LOGS = "lightning_logs"
-_FREE_TO_CHANGE = {
-    "data": {"batch_size", "global_batch", "cache_dir", "seed", "num_workers"},
-    "model": {"optimizer", "schedule", "attention"},
+# Settings that may change from one start of a run to the next; all others of `data` and `model` tell runs apart.
+_CHANGEABLE = {
+    *("data.batch_size", "data.global_batch", "data.cache_dir", "data.seed", "data.num_workers"),
+    *("model.optimizer", "model.schedule", "model.attention"),
 }
-"""Settings in which two starts of one run may differ; all others of `data` and `model` tell runs apart."""
 
 
 def run_of(file: Path) -> Path | None:
-    """The run folder that a checkpoint lies in; None for one that was taken elsewhere."""
+    """Return the run folder of a checkpoint; None if the file is elsewhere."""
     return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
 def claim(run: Path) -> FileLock:
-    """Keep every other process out of the folder until this one ends, however it ends."""
+    """Lock the folder against other processes until this one ends, however it ends."""
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        holder = run_folder.status(run)
-        who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
-        raise MachineError(f"{run}: {who} is training in this folder. Wait for it to end, or stop it") from None
+        status = run_folder.read_status(run)
+        holder = f"process {status.get('pid')} on {status.get('host')}" if status else "another process"
+        raise MachineError(f"{run}: {holder} is training in this folder. Wait for it to end, or stop it") from None
     return lock
 
 
 def write_status(run: Path, state: str, step: int, reason: str = "") -> None:
-    """Say in status.json, valid at every moment, how the run stands."""
+    """Replace status.json, which is valid at every moment."""
     newest = next(iter(checkpoint.checkpoints(run)), None)
     status = {
         "state": state,
@@ -61,120 +60,118 @@ def write_status(run: Path, state: str, step: int, reason: str = "") -> None:
     files.write_text(run / run_folder.STATUS, json.dumps(status, indent=1) + "\n")
 
 
-def clean(run: Path) -> None:
-    """Remove what a killed save has left: temporary files, and checksums without their checkpoint."""
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed save leaves: temporary files, and checksums without their checkpoint."""
     folder = run / "checkpoints"
-    for orphan in [*folder.glob(".*.tmp"), *run.glob(".*.tmp")]:
-        if orphan.is_file():
-            orphan.unlink(missing_ok=True)
-    for sidecar in folder.glob("*.ckpt.sha256"):
-        if not sidecar.with_suffix("").exists():
-            sidecar.unlink(missing_ok=True)
+    checksums = [path for path in folder.glob("*.ckpt.sha256") if not path.with_suffix("").exists()]
+    for path in [*folder.glob(".*.tmp"), *run.glob(".*.tmp"), *checksums]:
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def set_aside(run: Path, step: int) -> None:
-    """Rename checkpoints after `step`, damaged or of a way not taken: the resumed run saves these steps itself."""
+    """Rename the checkpoints after `step`, which the resumed run trains and saves again."""
     for path in checkpoint.checkpoints(run):
         if checkpoint.step_of(path) > step:
             aside = path.with_name(f"{path.name}.aside")
             path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
-            print(f"resume: {path.name} is set aside as {aside.name}", file=sys.stderr)
+            print(f"resume: {path.name} is renamed to {aside.name}", file=sys.stderr)
 
 
-def cut_back(run: Path, step: int) -> None:
-    """Drop the rows of metrics.csv after `step`: the resumed run will write them again."""
+def truncate_metrics(run: Path, step: int) -> None:
+    """Drop the rows of metrics.csv after `step`, which the resumed run writes again."""
     path = run / run_folder.METRICS
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        names = list(reader.fieldnames or [])
-        kept = [row for row in reader if _number(row.get("step")) <= step and None not in row.values()]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        writer = csv.DictWriter(text, rows.fieldnames or [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in rows if _is_complete_until(row, step))
     files.write_text(path, text.getvalue())
 
 
-def missing_space(run: Path, needed: int) -> str:
-    """Empty if the disk has room for a checkpoint of `needed` bytes, else the complaint."""
+def _is_complete_until(row: Mapping[str, str | None], step: int) -> bool:
+    """Return whether a row is of a step up to `step`; one that was being written when the run was killed is not."""
+    try:
+        return None not in row.values() and float(row.get("step") or "nan") <= step
+    except ValueError:
+        return False
+
+
+def space_problem(run: Path, size: int) -> str:
+    """Return what is wrong if the disk has no space for a checkpoint of `size` bytes, else nothing."""
     free = shutil.disk_usage(run).free
-    if free >= needed:
+    if free >= size:
         return ""
-    return f"{run}: {free / 1e6:,.0f} MB free, a checkpoint needs {needed / 1e6:,.0f} MB"
+    return f"{run}: {free / 1e6:,.0f} MB free, a checkpoint needs {size / 1e6:,.0f} MB"
 
 
-def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None, unsaid: Collection[str] = ()) -> Path:
-    """The checkpoint to go on from: a file, the newest sound one of a run folder, or, for `last`, that of the newest
-    run whose data and model settings are `wanted` (None: of the newest run; but for those that are `unsaid`)."""
-    if ckpt_path != "last":
-        given = Path(ckpt_path)
-        if given.is_file() or (given.suffix == ".ckpt" and given.is_dir()):
-            checkpoint.refuse_weights_only(given)
-            return given
-        if not given.is_dir():
-            raise CheckpointError(
-                f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path"
-            )
-        folders = [given]
+def find_resumable(
+    ckpt_path: str, logs: Path, settings: Mapping[str, Any] | None, ignored: Collection[str] = ()
+) -> Path:
+    """Return the checkpoint to resume from: a file, or the newest valid one of a run folder.
+
+    `last` is the newest run in `logs` that has the same data and model settings, apart from those in `ignored`. With
+    settings None it is the newest run.
+    """
+    path = Path(ckpt_path)
+    if ckpt_path == "last":
+        runs, where = sorted(logs.glob("version_*"), key=lambda run: (_version(run), run.name), reverse=True), logs
+    elif path.is_dir() and path.suffix != ".ckpt":
+        runs, where, settings = [path], path, None
     else:
-        folders = sorted(runs.glob("version_*"), key=lambda run: (_version(run), run.name), reverse=True)
+        file = checkpoint.find(path)
+        checkpoint.refuse_weights_only(file)
+        return file
     differences = ""
-    for folder in folders:
-        newest = checkpoint.newest_sound(folder)
+    for run in runs:
+        newest = checkpoint.newest_sound(run)
         if newest is None:
             continue
-        other = [] if wanted is None or ckpt_path != "last" else _differences(folder, wanted, unsaid)
-        if not other:
+        changes = [] if settings is None else _differences(run, settings, ignored)
+        if not changes:
             return newest
-        differences = differences or f"; the newest, {folder.name}, has other settings: {'; '.join(other[:4])}"
-    where = folders[0] if len(folders) == 1 else runs
+        differences = differences or f"; the newest run, {run.name}, has other settings: {'; '.join(changes[:4])}"
     raise CheckpointError(
-        f"--ckpt_path {ckpt_path}: no sound checkpoint under {where} to go on from{differences}. "
-        "Name a run folder, or leave --ckpt_path out to start anew"
+        f"--ckpt_path {ckpt_path}: no valid checkpoint to resume from in {where}{differences}. Name a run folder, or "
+        "leave out --ckpt_path to start a new run"
     )
 
 
-def flat(settings: object, name: str = "") -> dict[str, Any]:
-    """Nested settings as `{"model.n_layer": 4}`."""
+def flatten(settings: object, name: str = "") -> dict[str, Any]:
+    """Return nested settings as `{"model.n_layer": 4}`."""
     if not isinstance(settings, Mapping):
         return {name: settings}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{name}.{key}" if name else str(key))
-    return found
+        flat |= flatten(value, f"{name}.{key}" if name else str(key))
+    return flat
 
 
-def _differences(run: Path, wanted: Mapping[str, Any], unsaid: Collection[str]) -> list[str]:
-    """In what a run's own config is another run than `wanted`."""
+def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str]) -> list[str]:
+    """Return the settings in which a run's own config tells it apart from `settings`."""
     import yaml
 
     try:
-        theirs = yaml.safe_load((run / run_folder.CONFIG).read_text(encoding="utf-8"))
+        config = yaml.safe_load((run / run_folder.CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
-        return ["it has no config.yaml"]
-    if not isinstance(theirs, dict):
-        return ["its config.yaml is damaged"]
-    found = []
-    for part, free in _FREE_TO_CHANGE.items():
-        one, other = (
-            flat({name: value for name, value in dict(of.get(part) or {}).items() if name not in free})
-            for of in (theirs, wanted)
-        )
-        keys = [k for k in sorted(set(one) | set(other)) if f"{part}.{k}" not in unsaid]
-        found += [f"{part}.{k} {one.get(k)}, now {other.get(k)}" for k in keys if one.get(k) != other.get(k)]
-    return found
+        config = None
+    if not isinstance(config, dict):
+        return ["it has no valid config.yaml"]
+    before, now = _identity(config), _identity(settings)
+    changes = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and name not in ignored]
+    return [f"{name} {before.get(name)}, now {now.get(name)}" for name in changes]
+
+
+def _identity(settings: Any) -> dict[str, Any]:
+    """Return the settings of `data` and `model` that tell runs apart."""
+    flat = flatten({part: settings.get(part) or {} for part in ("data", "model")})
+    return {name: value for name, value in flat.items() if ".".join(name.split(".")[:2]) not in _CHANGEABLE}
 
 
 def _version(run: Path) -> int:
     number = run.name.removeprefix("version_")
     return int(number) if number.isdigit() else -1
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")

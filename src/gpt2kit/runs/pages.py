@@ -1,4 +1,4 @@
-"""Pages from templates: one file, no script, nothing fetched; text is escaped, and nothing in it is hidden."""
+"""HTML pages from templates: one file without scripts or external resources; text is escaped and nothing is hidden."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
-_DEEPEST = 10.0
-"""Nats from which on the colour stays the deepest."""
-_DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# Control characters and marks of direction, which may hide text, are shown by their code points.
+_HIDDEN = (*range(32), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = {**{code: f"U+{code:04X}" for code in _HIDDEN}, ord("\n"): "↵\n", ord("\t"): "→\t"}
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
-    """Fill a template; in one for HTML everything is escaped. A name that it lacks is an error."""
+    """Fill in a template. In HTML all values are escaped; a name without a value is an error."""
     import jinja2  # here, so that --help need not wait for it
 
     environment = jinja2.Environment(
@@ -25,43 +25,27 @@ def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["visible"] = visible
-    environment.globals["key"] = [(nats, depth(nats)) for nats in (0, 1, 2, 4, 6, 8, 10)]
+    environment.globals["key"] = [(nats, opacity(nats)) for nats in (0, 1, 2, 4, 6, 8, 10)]
     return environment.get_template(template).render(values)
 
 
 def passage(
-    number: int, why: str, bits: float, boxes: Iterable[tuple[str, Sequence[float]]], more: int
+    number: int, why: str, bits_per_byte: float, boxes: Iterable[tuple[str, Sequence[float]]], more: int
 ) -> dict[str, Any]:
-    """A passage of a text as the template shows it.
-
-    Args:
-        number: of the document, from 0.
-        why: it is shown.
-        bits: per byte, of the whole document.
-        boxes: pieces of the text, each with the nats of its tokens.
-        more: tokens that are not shown.
-    """
-    return {"number": number + 1, "why": why, "bits": bits, "boxes": [_box(*box) for box in boxes], "more": more}
-
-
-def _box(text: str, nats: Sequence[float]) -> dict[str, str]:
-    figures = " + ".join(f"{one:.2f}" for one in nats)
-    tokens = f", {len(nats)} tokens" if len(nats) > 1 else ""
-    return {"text": visible(text) or "·", "depth": depth(sum(nats) / len(nats)), "title": f"{figures} nats{tokens}"}
+    """Return a passage for the template tokens.html; `boxes` are pieces of text with the nats of their tokens."""
+    shown = []
+    for text, nats in boxes:
+        tokens = f", {len(nats)} tokens" if len(nats) > 1 else ""
+        title = " + ".join(f"{token:.2f}" for token in nats) + f" nats{tokens}"
+        shown.append({"text": visible(text) or "·", "opacity": opacity(sum(nats) / len(nats)), "title": title})
+    return {"number": number + 1, "why": why, "bits_per_byte": bits_per_byte, "boxes": shown, "more": more}
 
 
 def visible(text: str) -> str:
-    """Show line ends and tabs by a sign; controls and marks of direction, which may hide text, as numbers."""
-    return "".join(map(_visible, text))
+    """Mark line ends and tabs, and show characters that may hide text by their code points."""
+    return text.translate(_VISIBLE)
 
 
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return {"\n": "↵\n", "\t": "→\t"}[character]
-    hidden = ord(character) < 32 or 0x7F <= ord(character) < 0xA0 or character in _DIRECTIONS
-    return f"U+{ord(character):04X}" if hidden else character
-
-
-def depth(nats: float) -> str:
-    """The colour's opacity: 0 for what was certain, 0.85 from _DEEPEST nats on."""
-    return f"{0.85 * min(max(nats, 0.0) / _DEEPEST, 1.0):.2f}"
+def opacity(nats: float) -> str:
+    """Return the opacity of a token's colour: 0 for a certain token, 0.85 from 10 nats on."""
+    return f"{0.85 * min(max(nats, 0.0) / 10, 1.0):.2f}"

@@ -1,4 +1,4 @@
-"""The report of runs as one page: no script, nothing fetched, light or dark as the reader's system is."""
+"""The report of one or several runs as one HTML page: facts, curves, samples, test results, settings."""
 
 from __future__ import annotations
 
@@ -12,227 +12,196 @@ from typing import Any
 
 from gpt2kit.runs import curves, folder, pages
 from gpt2kit.runs.curves import INK, Panel, XAxis
-from gpt2kit.runs.folder import Run, Series
+from gpt2kit.runs.folder import Run
 
-_TESTED = (
-    ("bits_per_byte", "bits per byte"),
-    ("loss", "loss, nats per token"),
-    ("perplexity", "perplexity per token"),
-    ("bits_per_character", "bits per character"),
-    ("perplexity_per_word", "perplexity per word"),
-)
+# The figures of test.json, with their names in the table.
+_TEST_FIGURES = {
+    "bits_per_byte": "bits per byte",
+    "loss": "loss, nats per token",
+    "perplexity": "perplexity per token",
+    "bits_per_character": "bits per character",
+    "perplexity_per_word": "perplexity per word",
+}
 
 
-def page(runs: Sequence[Run], x: XAxis) -> str:
-    """The whole page."""
-    colours = itertools.cycle(curves.COLOURS)
+def render_report(runs: Sequence[Run], x: XAxis) -> str:
+    """Return the page."""
+    panels = list(curves.choose_panels(runs))
+    if curves.BITS not in panels and any("val_bpb" in run.series for run in runs):
+        panels.insert(1, curves.BITS)
+    if any("memory_gb" in run.series for run in runs):
+        panels.append(curves.MEMORY)
     return pages.render(
         "report.html",
         title=", ".join(run.name for run in runs),
-        runs=[_facts(run) for run in runs],
-        legend=list(zip(colours, curves.labels(runs), strict=False)) if len(runs) > 1 else [],
-        drawings=_drawings(runs, x),
+        runs=[_describe(run) for run in runs],
+        legend=list(zip(itertools.cycle(curves.COLOURS), curves.run_labels(runs), strict=False)),
+        drawings=[_draw_svg(runs, panel, x) for panel in panels],
     )
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """What the template shows of a run."""
+def _describe(run: Run) -> dict[str, Any]:
+    """Return what the template shows of a run."""
     return {
         "name": run.name,
         "state": _state(run),
         "cards": list(_cards(run)),
         "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
-        "test": _test(folder.read_json(run.folder / folder.TEST)),
-        "text": _text(_of(run, "text")),
-        "settings": _settings(run),
+        "test": _test_results(folder.read_json(run.folder / folder.TEST, dict)),
+        "text": _text_table(run.facts("text")),
+        "settings": list(_settings(run)),
         "config": folder.read_text(run.folder / folder.CONFIG),
-        "again": _again(run),
+        "reproduction": _reproduction(run),
     }
 
 
 def _state(run: Run) -> str:
-    status = folder.status(run.folder)
-    began = str((run.starts[0].get("start") or {}).get("time", "")) if run.starts else ""
+    parts = []
+    status = folder.read_status(run.folder)
+    if "state" in status:
+        parts.append(f"{status['state']} at step {status.get('step', '?')}")
+    if run.starts:
+        time = str((run.starts[0].get("start") or {}).get("time", ""))
+        parts += [f"started {time[:16].replace('T', ' ')}"] if time else []
     resumes = len(run.starts) - 1
-    told = [
-        f"{status['state']} at step {status.get('step', '?')}" if "state" in status else "",
-        f"begun {began[:16].replace('T', ' ')}" if began else "",
-        f"resumed {resumes} times" if resumes > 1 else "resumed once" if resumes == 1 else "",
-    ]
-    return "; ".join(part for part in told if part)
+    if resumes > 0:
+        parts.append("resumed once" if resumes == 1 else f"resumed {resumes} times")
+    return "; ".join(parts)
 
 
 def _cards(run: Run) -> Iterator[tuple[str, str]]:
-    """The run in a few figures, each with its name."""
+    """Yield the run's main figures, each with its name."""
 
-    def last(name: str) -> float | None:
-        found = folder.finite(run.series.get(name, Series()))
-        return found.values[-1] if found.values else None
+    def last(metric: str) -> float | None:
+        return next(reversed(run.metric(metric).values()), None)
 
-    def middle(name: str) -> float | None:
-        found = sorted(folder.finite(run.series.get(name, Series())).values)
-        return found[len(found) // 2] if found else None
+    def median(metric: str) -> float | None:
+        values = sorted(run.metric(metric).values())
+        return values[len(values) // 2] if values else None
 
-    validated = folder.finite(run.series.get("val_bpb", Series()))
-    bits = [
-        value
-        for step, value in zip(validated.steps, validated.values, strict=True)
-        if step  # before the first step the weights are those of another run
-    ]
-    model = _of(run, "model")
-    figures = [
+    # At step 0 the weights are those that the run started with.
+    bits = [value for step, value in run.metric("val_bpb").items() if step]
+    for name, value, form in (
         ("best validation, bits per byte", min(bits, default=None), "{:.4f}"),
         ("last validation loss", last("val_loss"), "{:.4f}"),
-        ("parameters", model.get("parameters"), "{:,}"),
+        ("parameters", run.facts("model").get("parameters"), "{:,}"),
         ("tokens seen", last("tokens_seen"), "{:,.0f}"),
         ("epochs", last("epoch"), "{:.2f}"),
         ("hours", last("hours"), "{:.2f}"),
-        ("tokens per second, median", middle("tokens_per_s"), "{:,.0f}"),
-        ("MFU, median", middle("mfu"), "{:.0%}"),
+        ("tokens per second, median", median("tokens_per_s"), "{:,.0f}"),
+        ("MFU, median", median("mfu"), "{:.0%}"),
         ("memory, GB", last("memory_gb"), "{:.2f}"),
-    ]
-    for name, value, form in figures:
+    ):
         if isinstance(value, int | float):
             yield form.format(value), name
 
 
-def _drawings(runs: Sequence[Run], x: XAxis) -> list[str]:
-    known = [*curves.panels(runs)]
-    if curves.BITS not in known and any("val_bpb" in run.series for run in runs):
-        known.insert(1, curves.BITS)
-    if any("memory_gb" in run.series for run in runs):
-        known.append(curves.MEMORY)
-    return [_svg(runs, panel, x) for panel in known]
-
-
-def _svg(runs: Sequence[Run], panel: Panel, x: XAxis) -> str:
-    """A panel as a drawing that takes the page's colour of words."""
-    curves.prepare()
+def _draw_svg(runs: Sequence[Run], panel: Panel, x: XAxis) -> str:
+    """Return a panel as SVG in the page's text colour."""
+    curves.prepare_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(5.6, 3.7), layout="constrained", facecolor="none")
-    curves.draw_panel(drawn.subplots(), runs, panel, x)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": panel.title}):
-        curves.save(drawn, text, "svg")
-    found = text.getvalue()
-    found = found[found.index("<svg") :].replace(INK.lower(), "currentColor").replace(INK, "currentColor")
-    found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
-    return found.replace("<svg", f'<svg role="img" aria-label="{panel.title}, {panel.unit}"', 1)
+    figure = Figure(figsize=(5.6, 3.7), layout="constrained", facecolor="none")
+    curves.draw_panel(figure.subplots(), runs, panel, x)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": panel.title}):  # the same page for the same run
+        curves.save(figure, file, "svg")
+    svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    svg = svg.replace(INK.lower(), "currentColor").replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{panel.title}, {panel.unit}"', 1)
 
 
 def _samples(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The sections of samples.md, the newest first: a title, and texts as the prompt and what follows it."""
-    heads = [*folder.SECTION.finditer(text)]
-    ends = [*(head.start() for head in heads), len(text)][1:]
+    """Return the sections of samples.md, newest first: a title, and texts as the prompt and its continuation."""
+    starts = [match.start() for match in folder.SECTION.finditer(text)]
     sections = []
-    for head, end in reversed([*zip(heads, ends, strict=True)]):
-        title, _, rest = text[head.start() : end].partition("\n")
+    for start, end in itertools.pairwise([*starts, len(text)]):
+        title, _, blocks = text[start:end].partition("\n")
         prompt, texts = "", []
-        for block in re.split(r"\n(?=[^ \n])", rest):
+        for block in re.split(r"\n(?=[^ \n])", blocks):
             first, _, body = block.strip("\n").partition("\n")
-            if found := re.fullmatch(r"Prompt: (`+) ?(.*?) ?\1", first):
-                prompt = found[2].replace("↵", "\n")
+            if match := re.fullmatch(r"Prompt: (`+) ?(.*?) ?\1", first):
+                prompt = match[2].replace("↵", "\n")
             elif first.startswith("No prompt"):
                 prompt = ""
             lines = [line[4:] for line in body.strip("\n").split("\n") if line.startswith("    ") or not line.strip()]
+            sample = "\n".join(lines)
             if any(lines):
-                whole = "\n".join(lines)
-                marked = prompt if whole.startswith(prompt) else ""
-                texts.append((marked, whole[len(marked) :]))
+                shown = prompt if sample.startswith(prompt) else ""
+                texts.append((shown, sample.removeprefix(shown)))
         sections.append((title.removeprefix("## "), texts))
-    return sections
+    return sections[::-1]
 
 
-def _test(found: Any) -> dict[str, Any] | None:
-    """What test.py has left in the folder."""
-    rows = found.get("results") if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+def _test_results(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what test.py has left in the folder."""
+    if not results.get("results"):
         return None
-    row, text = rows[0], found.get("text") or {}
-    size = f"{_number(text.get('documents'), '{:,}')} documents, {_number(text.get('bytes'), '{:,}')} bytes"
-    files = ", ".join(map(str, text.get("files") or []))
+    row, text = results["results"][0], results.get("text") or {}
     intervals = row.get("interval_95") or {}
+    files = ", ".join(map(str, text.get("files") or []))
+    size = f"{_format(text.get('documents'), '{:,}')} documents, {_format(text.get('bytes'), '{:,}')} bytes"
     cells = [["figure", "", "95 % interval"]]
-    for name, words in _TESTED:
-        span = intervals.get(name)
-        between = " to ".join(_number(end, "{:,.4f}") for end in span) if isinstance(span, list) else ""
-        cells.append([words, _number(row.get(name), "{:,.4f}"), between])
-    passages = found.get("passages")
+    for name, label in _TEST_FIGURES.items():
+        interval = " to ".join(_format(end, "{:,.4f}") for end in intervals.get(name) or [])
+        cells.append([label, _format(row.get(name), "{:,.4f}"), interval])
     return {
         "about": f"{files}: {size}; checkpoint {row.get('file', '')}",
         "cells": cells,
-        "notes": found.get("notes") or [],
-        "passages": [_passage(one) for one in passages] if isinstance(passages, list) else [],
+        "notes": results.get("notes") or [],
+        "passages": [pages.passage(**passage) for passage in results.get("passages") or []],
     }
 
 
-def _passage(one: Mapping[str, Any]) -> dict[str, Any]:
-    boxes = [(str(text), [float(nat) for nat in nats]) for text, nats in one["boxes"]]
-    return pages.passage(one["number"], one["why"], one["bits_per_byte"], boxes, one["more"])
-
-
-def _text(text: Mapping[str, Any]) -> dict[str, Any] | None:
-    splits = text.get("splits")
-    if not isinstance(splits, dict):
+def _text_table(text: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not text.get("splits"):
         return None
     cells = [["", "documents", "bytes", "tokens", "bytes per token", "repeated", "files"]]
-    for split, of in splits.items():
-        ratio = of["bytes"] / of["tokens"] if of.get("tokens") else math.nan
-        counts = [f"{of[name]:,}" for name in ("documents", "bytes", "tokens")]
-        files = of.get("files") or []
-        named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        cells.append([split, *counts, f"{ratio:.2f}", f"{of.get('duplicates', 0):,}", named])
+    for name, split in text["splits"].items():
+        counts = [f"{split[count]:,}" for count in ("documents", "bytes", "tokens")]
+        ratio = split["bytes"] / split["tokens"] if split.get("tokens") else math.nan
+        files = split.get("files") or []
+        names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        cells.append([name, *counts, f"{ratio:.2f}", f"{split.get('duplicates', 0):,}", names])
     return {"cells": cells, "notes": text.get("notes") or []}
 
 
-def _settings(run: Run) -> list[list[str]]:
-    start = _of(run, "start")
-    shape, model, planned = _of(run, "model").get("shape") or {}, _of(run, "model"), _of(run, "run")
-    cells: list[list[str]] = []
-    if shape:
-        cells.append(
-            [
-                "model",
-                f"{shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} wide, context "
-                f"{shape['n_positions']}, vocabulary {shape['vocab_size']:,}; {model['parameters']:,} parameters",
-            ]
+def _settings(run: Run) -> Iterator[tuple[str, str]]:
+    start, model, plan = run.facts("start"), run.facts("model"), run.facts("run")
+    if shape := model.get("shape"):
+        yield (
+            "model",
+            f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}, context "
+            f"{shape['n_positions']}, vocabulary {shape['vocab_size']:,}; {model['parameters']:,} parameters",
         )
-    if planned:
-        rates = " and ".join(dict.fromkeys(f"{rate:g}" for rate in planned["learning_rates"]))
-        cells.append(["optimizer", f"{planned['optimizer']}, learning rate {rates}, {planned['schedule_name']}"])
-        count = f"{planned['steps']:,}" if planned["steps"] else "as many as fit into the time,"
-        cells.append(["steps", f"{count} of {planned['global_batch']} x {planned['block_size']} tokens"])
-    for name, choice in (start.get("chosen") or {}).items():
-        cells.append([name, f"{choice[0]} ({choice[1]})"])
+    if plan:
+        rates = " and ".join(dict.fromkeys(f"{rate:g}" for rate in plan["learning_rates"]))
+        steps = f"{plan['steps']:,}" if plan["steps"] else "as many as fit into the time,"
+        yield "optimizer", f"{plan['optimizer']}, learning rate {rates}, {plan['schedule_name']}"
+        yield "steps", f"{steps} of {plan['global_batch']} x {plan['block_size']} tokens"
+    for name, (value, reason) in (start.get("chosen") or {}).items():
+        yield name, f"{value} ({reason})"
     if start:
         device = start["device"]
-        cells.append(["machine", f"{device['count']} x {device['kind']}: {device['name']}; {start['system']}"])
-    return cells
+        yield "machine", f"{device['count']} x {device['kind']}: {device['name']}; {start['system']}"
 
 
-def _again(run: Run) -> dict[str, Any] | None:
-    """How to do it again: commands, versions, what identifies the text."""
+def _reproduction(run: Run) -> dict[str, Any] | None:
+    """Return the commands of all starts, the versions and the fingerprints of text and tokenizer."""
     if not run.starts:
         return None
-    last = _of(run, "start")
-    text = _of(run, "text")
-    commands = [one.get("start", {}).get("command") for one in run.starts]
-    lines = [f"python {shlex.join(map(str, words))}" for words in commands if words]
-    versions = last.get("versions") or {}
-    cells = [["versions", ", ".join(f"{name} {version}" for name, version in versions.items())]]
-    for split, of in (text.get("splits") or {}).items():
-        cells.append([f"{split} text", str(of.get("fingerprint"))])
-    cells.append(["tokenizer", str(text.get("tokenizer"))])
-    return {"commands": "\n".join(lines), "cells": cells}
+    text, versions = run.facts("text"), run.facts("start").get("versions") or {}
+    commands = [start.get("start", {}).get("command") for start in run.starts]
+    return {
+        "commands": "\n".join(f"python {shlex.join(map(str, command))}" for command in commands if command),
+        "cells": [
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            *((f"{name} text", split.get("fingerprint")) for name, split in (text.get("splits") or {}).items()),
+            ("tokenizer", text.get("tokenizer")),
+        ],
+    }
 
 
-def _of(run: Run, part: str) -> dict[str, Any]:
-    """A part of the newest start's facts."""
-    found = run.starts[-1].get(part) if run.starts else None
-    return found if isinstance(found, dict) else {}
-
-
-def _number(value: Any, form: str) -> str:
+def _format(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, int | float) else ""

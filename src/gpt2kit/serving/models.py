@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
-from gpt2kit.runs.folder import Series
 
 PATIENCE = 600
 """Seconds that a request waits for its model to be loaded."""
@@ -162,11 +160,11 @@ def describe(opened: checkpoint.Opened) -> dict[str, str]:
 def last_validation(file: Path, step: object) -> float | None:
     """The validation's, at the checkpoint's step, or the last one before it."""
     try:
-        bits = folder.metrics(file.parent.parent).get("val_bpb", Series())
+        bits = folder.read_metrics(file.parent.parent).get("val_bpb", {})
     except (OSError, UserError):
         return None
-    at = bisect.bisect_right(bits.steps, step) if isinstance(step, int) else 0
-    return bits.values[at - 1] if at else None
+    steps = [logged for logged in bits if isinstance(step, int) and logged <= step]
+    return bits[steps[-1]] if steps else None
 
 
 def presets(settings: Any) -> list[str]:

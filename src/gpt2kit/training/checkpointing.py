@@ -102,7 +102,7 @@ class ExactResume(Checkpoint):
         self._run = Path(folder) if self.every is not None and folder is not None else None
         if self._run is not None and trainer.is_global_zero:
             self._lock = lifecycle.claim(self._run)
-            lifecycle.clean(self._run)
+            lifecycle.remove_leftovers(self._run)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After Lightning has installed its own handlers, and restored the optimizer."""
@@ -184,7 +184,7 @@ class ExactResume(Checkpoint):
             progress[part].update(ready=micro, started=micro, processed=micro, completed=micro)
         if self._run is not None and trainer.is_global_zero:
             lifecycle.set_aside(self._run, facts["step"])
-            lifecycle.cut_back(self._run, facts["step"])
+            lifecycle.truncate_metrics(self._run, facts["step"])
 
     def _between_steps(self, trainer: pl.Trainer) -> None:
         """Save if it is time, and leave if somebody has asked to."""
@@ -213,10 +213,10 @@ class ExactResume(Checkpoint):
         run = self._run
         if run is None:
             return
-        gpt2_of(trainer).guard.look()
+        gpt2_of(trainer).guard.check()
         saved = checkpoint.checkpoints(run)
         step = trainer.global_step
-        missing = lifecycle.missing_space(run, self._bytes(trainer, saved)) if trainer.is_global_zero else ""
+        missing = lifecycle.space_problem(run, self._bytes(trainer, saved)) if trainer.is_global_zero else ""
         present, missing = trainer.strategy.broadcast((any(checkpoint.step_of(p) == step for p in saved), missing))
         if present:
             return

@@ -149,7 +149,7 @@ def facts(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path | None) -
     return {
         "gpt2kit": __version__,
         "torch": str(torch.__version__),
-        **{name: str(value) for name, value in lifecycle.flat(settings).items()},
+        **{name: str(value) for name, value in lifecycle.flatten(settings).items()},
         "the tokenizer": tokenizers.fingerprint(text.tokenizer)[:12],
         **{f"the {split} text": text.store(split).fingerprint[:12] for split in text.files if text.files[split]},
         "the order of batches": _hash(run_state.identity(text, text.global_batch(trainer))),
@@ -249,7 +249,7 @@ def _like(parameter: Tensor, value: Any) -> Any:
     """What a checkpoint holds for a parameter, sharded as the parameter is; scalars, and what is not sharded, as is."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.shape:
         return value
-    first, end = dtensor.own_rows(parameter)
+    first, end = dtensor.local_rows(parameter)
     return DTensor.from_local(
         value[first:end].to(parameter.device),
         parameter.device_mesh,

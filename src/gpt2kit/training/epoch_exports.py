@@ -111,7 +111,7 @@ def whole_state(trainer: pl.Trainer) -> dict[str, Tensor]:
     """The module's state on the CPU; of rank 0, empty on the others. All ranks must ask: they may hold shares."""
     found = {}
     for name, tensor in gpt2_of(trainer).state_dict().items():
-        whole = dtensor.whole(tensor)
+        whole = dtensor.full_tensor(tensor)
         if trainer.is_global_zero:
             found[name] = whole.detach().cpu()
     return found

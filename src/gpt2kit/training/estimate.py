@@ -107,12 +107,12 @@ def measure(
     if run["validation_every"]:
         validations = math.ceil(left / run["validation_every"])
     speed = run["global_batch"] * run["block_size"] / step
-    peak = hardware.peak(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
+    peak = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
     return {
         "steps": max(len(watch.steps) - 1, 1),
         "step": step,
         "tokens_per_s": speed,
-        "mfu": speed * flops_per_token(gpt2.shape, gpt2.model) / peak.flops / trainer.world_size,
+        "mfu": speed * flops_per_token(gpt2.shape, gpt2.model) / peak / trainer.world_size,
         "memory": used,
         "validation": validation,
         "validations": validations,

@@ -23,7 +23,7 @@ from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
 from gpt2kit.model.finetuning import Frozen, adapt
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
-from gpt2kit.optim.nonfinite import Guard, unfuse
+from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
 from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class GPT2Module(pl.LightningModule):
         self._freeze, self._freeze_steps = freeze, freeze_steps
         self._recompute = gradient_checkpointing
         self.is_built = False
-        self.guard = Guard(skip_nonfinite, max_scaler_skips)
+        self.guard = NonFiniteGuard(skip_nonfinite, max_scaler_skips)
         self.fresh_groups: list[dict[str, Any]] = []
         """The optimizer's settings as the config says them, whatever a checkpoint brings."""
         self.about_steps = 0
@@ -198,17 +198,17 @@ class GPT2Module(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        norm = dtensor.whole(norm)
+        norm = dtensor.full_tensor(norm)
         self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
         if self._is_log_step():
-            self.guard.look()
+            self.guard.check()
             self.add_metrics({"grad_norm": norm})
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._write_metrics()
 
     def on_validation_start(self) -> None:
-        self.guard.look()
+        self.guard.check()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         nll, tokens = self.model.nll(batch)
@@ -279,7 +279,7 @@ class GPT2Module(pl.LightningModule):
         """Of the learning rate. While the end is open (-1), it rises, as in about so many steps, and stays."""
         if (total := self.trainer.max_steps) > 0:
             return self.schedule(step, total)
-        return min((step + 1) / (self.schedule.rise(self.about_steps) + 1), 1.0)
+        return min((step + 1) / (self.schedule.warmup_steps(self.about_steps) + 1), 1.0)
 
     def setup(self, stage: str) -> None:
         if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
@@ -295,7 +295,9 @@ class GPT2Module(pl.LightningModule):
             self.load_initial_weights(text.tokenizer)
         adapt(self.model, self.lora, embedding=self.new_vocabulary)
         if self.device_mesh is not None:
-            dtensor.cut(self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"])
+            dtensor.shard_model(
+                self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"]
+            )
 
     def on_fit_start(self) -> None:
         self.model.use_attention(self.attention)

@@ -30,9 +30,9 @@ class Measures(Callback):
     epoch, hours, hours_left.
 
     tokens_per_s is over the time since the last log step, validations not counted. mfu is the share of the device's
-    fastest matrix product that the model's own work needs (`flops.flops_per_token`, `hardware.peak`). memory_gb is
-    the most so far, of the first device, in 10^9 bytes. hours is what the run has taken, validations included, pauses
-    between a stop and its resume not; hours_left goes on at the pace of this start.
+    fastest matrix product that the model's own work needs (`config.flops_per_token`, `hardware.peak_flops`). memory_gb
+    is the most so far, of the first device, in 10^9 bytes. hours is what the run has taken, validations included,
+    pauses between a stop and its resume not; hours_left goes on at the pace of this start.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Measures(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         dtype = hardware.compute_dtype(str(trainer.precision))
-        first = _peak(trainer.strategy.root_device, dtype).flops if trainer.is_global_zero else 0.0
+        first = _peak(trainer.strategy.root_device, dtype) if trainer.is_global_zero else 0.0
         self._peak = trainer.strategy.broadcast(first) * trainer.world_size
         self._flops = flops_per_token(gpt2_of(trainer).shape, gpt2_of(trainer).model)
         self._since, self._steps, self._pace = time.perf_counter(), 0, Pace(trainer.global_step)
@@ -232,9 +232,9 @@ class Smoothed:
 
 
 @lru_cache
-def _peak(device: torch.device, dtype: torch.dtype) -> hardware.Peak:
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
     """Measured once in a process."""
-    return hardware.peak(device, dtype)
+    return hardware.peak_flops(device, dtype)
 
 
 def _lr_of_last_step(trainer: pl.Trainer) -> float:

@@ -107,7 +107,7 @@ def start_facts(trainer: pl.Trainer, chosen: Mapping[str, Choice], args: list[st
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": ["trainer.py", *args],
         "resumed": str(resumed) if resumed else None,
-        "device": {"kind": device.type, "name": hardware.described(device), "count": trainer.world_size},
+        "device": {"kind": device.type, "name": hardware.device_name(device), "count": trainer.world_size},
         "chosen": {name: [choice.value, choice.reason] for name, choice in chosen.items()},
         "system": platform.platform(),
         "versions": {"gpt2kit": __version__, "python": platform.python_version(), **versions},
@@ -132,12 +132,12 @@ def memory_facts(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) ->
         parts["held back by the system"] = round(_HELD * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]
-    room = hardware.room(device)
+    free, machine = hardware.device_memory(device) or (None, None)
     return {
         "parts": {"program": program, **parts},
         "total": program + sum(parts.values()),
-        "free": room.free if room else None,
-        "machine": room.total if room else None,
+        "free": free,
+        "machine": machine,
     }
 
 
@@ -198,5 +198,5 @@ class Record(Callback):
                 ids[type(logger).__name__] = str(logger.version)
         if self._folder is not None:
             run = Path(self._folder)
-            starts = [*run_folder.starts(run), self.facts | {"loggers": ids}]
+            starts = [*run_folder.read_starts(run), self.facts | {"loggers": ids}]
             files.write_text(run / run_folder.START, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")

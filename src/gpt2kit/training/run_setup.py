@@ -57,7 +57,7 @@ class RunSetup(Callback):
         facts = self.record.facts
         facts["start"]["begun"] = gpt2_of(trainer).start_notes
         if self.resumed and (run := lifecycle.run_of(self.resumed)):
-            report_other_choices(run_folder.starts(run), facts["start"])
+            report_other_choices(run_folder.read_starts(run), facts["start"])
         plan.show(plan.opening(facts), sys.stderr)
 
     def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> Facts:

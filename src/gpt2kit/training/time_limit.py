@@ -90,5 +90,5 @@ def planned_end(schedule: Schedule, end: int | None, step: int, total: int, ever
     """
     if end is not None:
         return total if total < min(end * (1 - _LATE), end - 1) else end
-    flat = schedule.flat(total)
+    flat = schedule.constant_until(total)
     return total if flat is not None and flat < step + every else None
