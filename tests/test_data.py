@@ -141,9 +141,12 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
 def test_a_tokenizer_is_made_on_first_use_and_kept(corpus: Path, tmp_path: Path) -> None:
     spec = TokenizerSpec(kind="char")
     first = module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
+    assert not (tmp_path / "tokenizers").exists(), "a constructor trains nothing"
+    first.prepare_data()
     (folder,) = (path for path in (tmp_path / "tokenizers").iterdir() if path.is_dir())
     made = (folder / "tokenizer.json").stat()
     again = module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
+    again.prepare_data()
     assert tokenizer.to_json(first.tokenizer) == tokenizer.to_json(again.tokenizer)
     assert (folder / "tokenizer.json").stat().st_mtime_ns == made.st_mtime_ns
     text = "the quick brown fox"
@@ -165,9 +168,9 @@ def test_a_tokenizer_learns_nothing_from_the_share_that_is_kept_out(tmp_path: Pa
 
 def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bytebpe needs"):
-        module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path))
+        module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path)).prepare_data()
     with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder here, and HF_HUB_OFFLINE"):
-        module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path))
+        module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path)).prepare_data()
 
 
 def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenStore) -> None:
