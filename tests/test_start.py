@@ -178,13 +178,19 @@ def test_sizes_that_are_not_the_weights_are_refused(run: Run, bare: list[str], c
     assert code == 2 and "model.freeze_steps -1: must not be negative" in err
 
 
-def test_random_weights_are_never_taken_for_those_that_were_asked_for() -> None:
-    from types import SimpleNamespace
-
-    gpt2 = GPT2Module(n_layer=1, n_head=1, n_embd=8, vocab_size=64, n_positions=8, init_from="somewhere")
-    gpt2._trainer = SimpleNamespace(ckpt_path=None)  # type: ignore[assignment]
-    with pytest.raises(UserError, match="not loaded yet"):
-        gpt2.on_fit_start()
+def test_a_trainer_of_lightnings_own_loads_initial_weights(run: Run, corpus: Path, tmp_path: Path) -> None:
+    """Without trainer.py: random weights are never taken for those that were asked for."""
+    source = checkpoint.open(run.folder)
+    sizes = {name: source.shape[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    gpt2 = GPT2Module(**sizes, init_from=str(run.folder), compile="off")
+    text = TextDataModule(
+        [str(corpus / "train.txt")], tokenizer=str(corpus / "tokenizer"), block_size=16, cache_dir=str(tmp_path)
+    )
+    trainer = pl.Trainer(max_steps=0, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(gpt2, text)
+    assert gpt2.start is not None and gpt2.start["from"] == str(run.folder)
+    for name, tensor in gpt2.model.state_dict().items():
+        assert torch.equal(tensor, source.state[name]), name
 
 
 def test_the_self_checks_see_what_is_wrong(run: Run) -> None:

@@ -138,6 +138,8 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options = dict(self.config_init.trainer)
         self.model.source, self.asked.source = self.asked.source, None
+        if self.asked.resumed is not None:
+            self.model.init_from = None  # a resumed run has its weights, and its initial ones may be gone
         has_only_time = only_time(options)
         seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
         if has_only_time and self.model.schedule.constant_until(1000) is None:
@@ -183,8 +185,6 @@ class TrainCLI(LightningCLI):
         """Return what the run would be, after a few steps of it with a trainer of their own."""
         trainer, data, gpt2 = self.trainer, self.datamodule, self.model
         resumed = self.asked.resumed
-        if resumed is not None:
-            gpt2.init_from = None  # the run has begun; its weights do not matter here
         with self.asked.gathered():
             gpt2.take_vocabulary(data.vocab_size, data.document_start)
             gpt2.build()
