@@ -107,12 +107,15 @@ def test_the_same_facts_open_each_run_and_stay_in_its_folder(
     _, _, err = call(train.main, *options, *more)
     heads = [line.split()[0] for line in err.splitlines()[:8]]
     assert heads == ["text", "model", "run", "device", "auto", "auto", "auto", "folder"]
-    assert "precision: 32-true (as asked)" in err and "attention: plain (on a CPU matrix products" in err
+    assert "precision: 32-true (as requested)" in err and "attention: plain (on a CPU matrix products" in err
     call(train.main, *options, "--trainer.max_steps=3", *more[1:], "--ckpt_path=last")
     starts = folder.starts(tmp_path / "lightning_logs/version_0")
     assert [bool(one["start"]["resumed"]) for one in starts] == [False, True]
     first = starts[0]
-    assert first["start"]["command"][1:] == [*options, *more] and first["start"]["chosen"]["precision"][1] == "as asked"
+    assert (
+        first["start"]["command"][1:] == [*options, *more]
+        and first["start"]["chosen"]["precision"][1] == "as requested"
+    )
     assert first["text"]["splits"]["train"]["documents"] == 300 and first["model"]["shape"]["n_layer"] == 2
     json.dumps(starts)
 

@@ -176,16 +176,16 @@ def test_a_damaged_newest_checkpoint_is_saved_anew(options: list[str], tmp_path:
     newest.write_bytes(content[:-200])
     (run / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")
     train(tmp_path, options, *SHORT, "--ckpt_path=last")
-    assert newest.read_bytes() != content[:-200] and checkpoint.newest_sound(run) == newest
+    assert newest.read_bytes() != content[:-200] and checkpoint.newest_valid(run) == newest
     assert newest.with_name(newest.name + ".aside").read_bytes() == content[:-200]
 
 
 def test_a_dangling_link_is_passed_over(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(tmp_path, options, *SHORT)
     (run / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")
-    found = checkpoint.newest_sound(run)
+    found = checkpoint.newest_valid(run)
     assert found is not None and checkpoint.step_of(found) == 4
-    assert "passed over" in capsys.readouterr().err
+    assert "skipped: " in capsys.readouterr().err
 
 
 def test_changed_settings_are_said_and_the_optimizers_stay(

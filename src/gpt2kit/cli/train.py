@@ -27,15 +27,15 @@ from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.model.backends import (
     Choice,
+    allow_tf32,
     choose_compile,
     choose_precision,
     compile_failure,
-    multiply_fast,
     refuse_missing_compiler,
-    usual_rate,
+    typical_flops_per_second,
 )
 from gpt2kit.model.config import flops_per_token
-from gpt2kit.model.finetuning import adapt
+from gpt2kit.model.finetuning import add_lora
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
@@ -146,7 +146,7 @@ class TrainCLI(LightningCLI):
         if self.asked.source is not None:
             with self.asked.gathered():
                 gpt2, source, tokenizer = self.model, self.asked.source, self.datamodule.tokenizer
-                gpt2.start, self.begun = initialize.begin(
+                gpt2.start, self.begun = initialize.load_initial_weights(
                     gpt2.model, source, tokenizer, gpt2.init_from, gpt2.new_vocabulary
                 )
             self.asked.source = None
@@ -183,7 +183,7 @@ class TrainCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:  # a strategy or an accelerator that there is not
             raise UserError(f"trainer: {first_line(error)}") from error
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
-        multiply_fast(trainer.strategy.root_device, self._precision.value)
+        allow_tf32(trainer.strategy.root_device, self._precision.value)
         if not config["fast_dev_run"]:
             self._limit(trainer, config)
         return trainer
@@ -214,7 +214,9 @@ class TrainCLI(LightningCLI):
         flops = each * steps if steps > 0 else math.inf
         compiling = choose_compile(self.model.wants_compile, device, str(trainer.precision), flops, seconds)
         if steps < 0 and seconds:
-            self._horizon.guess(max(round(seconds * usual_rate(device, str(trainer.precision)) / each), 1))
+            self._horizon.guess(
+                max(round(seconds * typical_flops_per_second(device, str(trainer.precision)) / each), 1)
+            )
         self.model.compiled = compiling.value
         folder = trainer.log_dir  # asks all ranks
         self._record.facts = found = self._facts(trainer, every, folder, compiling)
@@ -238,7 +240,7 @@ class TrainCLI(LightningCLI):
         """What the run would be, after some steps of it on a trainer of their own."""
         trainer, data, gpt2 = self.trainer, self.datamodule, self.model
         found = self._record.facts
-        adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
+        add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
         done = checkpoint.step_of(self.asked.resumed) if self.asked.resumed else 0
         found["run"] |= {"done": done, "max_time": self._max_time}
         found["memory"] = run_info.memory_facts(trainer, data, gpt2)

@@ -19,7 +19,7 @@ from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import MachineError, UserError, refuse
-from gpt2kit.model.backends import ASKED
+from gpt2kit.model.backends import REQUESTED
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
@@ -51,7 +51,7 @@ class Asked:
         self.problems: list[str] = []
         self.resumed: Path | None = None
         """The checkpoint to go on with."""
-        self.source: checkpoint.Opened | None = None
+        self.source: checkpoint.LoadedCheckpoint | None = None
         """The weights to begin with."""
         words = first_words(args)
         if words.ckpt_path is None:
@@ -88,9 +88,9 @@ class Asked:
             self.source = initialize.open_source(self.config.model.init_from)
         if self.source is None:
             return
-        parser.set_defaults(initialize.defaults(self.source, self.config))
+        parser.set_defaults(initialize.source_defaults(self.source, self.config))
         self._take(_read(parser, args).parse())
-        self.problems += initialize.settle(self.config, self.source)
+        self.problems += initialize.apply_defaults(self.config, self.source)
 
     def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
         """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
@@ -104,7 +104,7 @@ class Asked:
             words.root = self.config.trainer.default_root_dir or "."
             wanted = yaml.safe_load(parser.dump(self.config, skip_validation=True))
             if self.config.model.init_from is not None:
-                unsaid = initialize.unsaid(self.config, parser.get_defaults())
+                unsaid = initialize.options_at_default(self.config, parser.get_defaults())
         with self.gathered():
             self.resumed = lifecycle.resumable(words.ckpt_path, Path(words.root) / lifecycle.LOGS, wanted, unsaid)
         if self.resumed is None:
@@ -116,7 +116,7 @@ class Asked:
         self._take(_read(parser, [*own, *args]).parse())
         if own:
             settle(self.config, parser.parse_args(own))
-        initialize.keep_tokenizer(self.config, self.resumed)
+        initialize.restore_tokenizer(self.config, self.resumed)
         if folder:
             same_ids(self.config, run_folder.starts(folder))
 
@@ -135,7 +135,7 @@ class Asked:
         config, trainer = self.config, self.config.trainer
         problems = config_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
         shape = shape_problems(config.model.as_dict())
-        problems += data_problems(config.data.as_dict()) + shape + initialize.problems(config.model)
+        problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
         if config.model.freeze and not shape and (self.source or config.model.init_from is None):
             problems += initialize.freeze_problems(config.model)
@@ -250,7 +250,7 @@ def say_other_choices(before: list[dict[str, Any]], now: run_info.Facts) -> None
     known = before[-1].get("start", {}) if before else {}
     for name, was in known.get("chosen", {}).items():
         value, reason = now["chosen"].get(name, was)
-        if value != was[0] and reason != ASKED:  # what is asked for is said with the other settings
+        if value != was[0] and reason != REQUESTED:  # what is asked for is said with the other settings
             told = f"resume: {name} was {was[0]}, now {value} ({reason}); equal but for rounding from here on"
             print(told, file=sys.stderr)
 

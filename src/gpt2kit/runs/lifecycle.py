@@ -112,7 +112,7 @@ def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None, unsa
     if ckpt_path != "last":
         given = Path(ckpt_path)
         if given.is_file() or (given.suffix == ".ckpt" and given.is_dir()):
-            checkpoint.refuse_weights_only(given)
+            checkpoint.check_resumable(given)
             return given
         if not given.is_dir():
             raise CheckpointError(
@@ -123,7 +123,7 @@ def resumable(ckpt_path: str, runs: Path, wanted: Mapping[str, Any] | None, unsa
         folders = sorted(runs.glob("version_*"), key=lambda run: (_version(run), run.name), reverse=True)
     differences = ""
     for folder in folders:
-        newest = checkpoint.newest_sound(folder)
+        newest = checkpoint.newest_valid(folder)
         if newest is None:
             continue
         other = [] if wanted is None or ckpt_path != "last" else _differences(folder, wanted, unsaid)

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import dtensor
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.metrics import Score
-from gpt2kit.model.backends import Attention, Choice, Compile
-from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
-from gpt2kit.model.finetuning import Frozen, adapt
+from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
+from gpt2kit.model.config import SHAPE_FIELDS, Activation, Shape, shape_problems
+from gpt2kit.model.finetuning import FrozenParameters, add_lora
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import Guard, unfuse
@@ -101,7 +101,7 @@ class GPT2Module(pl.LightningModule):
         super().__init__()
         values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
         drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
-        self.shape: Shape = dict(zip(SHAPE, (*values, *drops, vocab_size, n_positions), strict=True))
+        self.shape: Shape = dict(zip(SHAPE_FIELDS, (*values, *drops, vocab_size, n_positions), strict=True))
         """All that makes the model; stored in every checkpoint."""
         refuse(shape_problems(self.shape))
         self.attention = attention
@@ -116,7 +116,7 @@ class GPT2Module(pl.LightningModule):
         self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
         self.start: dict[str, Any] | None = None
         """What the run began with, as plain types; part of its state. None: random weights."""
-        self.frozen = Frozen(self.model, freeze, freeze_steps)
+        self.frozen = FrozenParameters(self.model, freeze, freeze_steps)
         if gradient_checkpointing:
             self.model.recompute_activations()
         self.guard = Guard(skip_nonfinite, max_scaler_skips)
@@ -147,7 +147,7 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
-        self.frozen.hold(self.trainer.global_step)
+        self.frozen.drop_gradients(self.trainer.global_step)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if gradient_clip_val and gradient_clip_algorithm == "value":
@@ -242,18 +242,19 @@ class GPT2Module(pl.LightningModule):
 
         LoRA comes in; under FSDP the weights are cut.
         """
-        adapt(self.model, self.lora, embedding=self.new_vocabulary)
+        add_lora(self.model, self.lora, train_embedding=self.new_vocabulary)
         if self.device_mesh is not None:
             dtensor.cut(self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
             raise UserError(
-                f"model.init_from {self.init_from}: not loaded yet. Call gpt2kit.checkpoint.initialize.begin before fit"
+                f"model.init_from {self.init_from}: not loaded yet. Call "
+                "gpt2kit.checkpoint.initialize.load_initial_weights before fit"
             )
         self.model.use_attention(self.attention)
         self.model.compile_for_training(self.compiled)
 
     def choose_attention(self, device: torch.device) -> Choice:
         """How attention is computed in training on a device."""
-        return self.model.choose_attention(self.attention, device)
+        return choose_attention(self.attention, device, self.shape)

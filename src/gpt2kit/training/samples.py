@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpt2kit import files
 from gpt2kit.checkpoint import validation
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, generation_problems
@@ -86,7 +86,7 @@ class TextSamples(Callback):
 
     def write(self, gpt2: GPT2Module, tokenizer: Any) -> list[list[str]]:
         """The texts of each prompt, the prompt at the beginning of each."""
-        opened = Opened(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
+        opened = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(opened, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -109,7 +109,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT2Module by GPT-2's own names. None is copied but those that LoRA adds to."""
-    return validation.of_model(finetuning.merged(state))
+    return validation.model_state(finetuning.merge_lora(state))
 
 
 def told(prompts: Sequence[str], texts: Sequence[Sequence[str]], step: int, epoch: float, bits: float | None) -> str:
