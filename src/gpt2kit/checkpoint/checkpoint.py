@@ -1,8 +1,8 @@
 """Write, find, verify and open checkpoints.
 
 A checkpoint is Lightning's file with one more entry, `gpt2kit`, of plain numbers and strings: the model's shape, the
-tokenizer as JSON, the identity of the data, the position. So a single file is enough to test or generate. Beside
-`NAME.ckpt` is `NAME.ckpt.sha256`. Opening a file trusts nothing in it: it is read with `weights_only=True`, nothing
+tokenizer as JSON, the identity of the data, the position. So a single file is enough to test or generate. Its
+checksum is in `NAME.ckpt.sha256`. Opening a file trusts nothing in it: it is read with `weights_only=True`, nothing
 that it names is imported, and its shape is compared with its tensors before a model is built.
 """
 
@@ -38,23 +38,14 @@ _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 @dataclass
 class LoadedCheckpoint:
-    """The content of a checkpoint.
+    """The content of a checkpoint."""
 
-    Args:
-        path: the file, or the Hugging Face folder.
-        shape: the options of the model, see `model.config.SHAPE_FIELDS`.
-        state: the model's tensors, on the CPU, in float32.
-        tokenizer: the one that the model was trained with.
-        metadata: the entry `gpt2kit`; for a Hugging Face folder, only that it has no test text.
-        document_start: see `GPT2`.
-    """
-
-    path: Path
+    path: Path  # the file, or the Hugging Face folder
     shape: Shape
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # on the CPU, in float32
     tokenizer: Tokenizer
-    metadata: dict[str, Any]
-    document_start: int | None = None
+    metadata: dict[str, Any]  # the entry `gpt2kit`; for a Hugging Face folder, only that it has no test text
+    document_start: int | None = None  # the token that begins a document, if tokens see only their own document
 
     @functools.cached_property
     def model(self) -> GPT2:

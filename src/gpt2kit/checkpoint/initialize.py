@@ -26,6 +26,7 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in the model's options of initial weights and fine-tuning."""
     init_from, freeze, steps, lora = (options[name] for name in ("init_from", "freeze", "freeze_steps", "lora"))
+    can_replace = init_from or not options["new_vocabulary"]
     problems = Problems()
     problems.check(steps is None or steps >= 0, f"model.freeze_steps {steps}: must not be negative")
     is_frozen = freeze not in (None, "", (), [])  # 0 is the first layer
@@ -33,8 +34,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems.check(lora is None or lora >= 1, f"model.lora {lora}: must be at least 1")
     problems.check(init_from or not lora, "model.lora: needs model.init_from, the weights to fine-tune")
     problems.check(not (lora and freeze), "model.freeze: model.lora freezes all weights. Leave out one of the two")
-    needs_source = bool(options["new_vocabulary"])
-    problems.check(init_from or not needs_source, "model.new_vocabulary: needs model.init_from, the weights to adapt")
+    problems.check(can_replace, "model.new_vocabulary: needs model.init_from, the weights to adapt")
     return problems.messages
 
 
@@ -71,7 +71,7 @@ def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = cache_tokenizer(source.tokenizer, config.data.cache_dir)
     return [
-        f"model.{name} {config.model[name]}: the weights of model.init_from have {source.shape[name]}. Leave it out"
+        f"model.{name} {config.model[name]}: the weights of model.init_from have {source.shape[name]}. Omit it"
         for name in ARCHITECTURE_FIELDS
         if config.model[name] != source.shape[name] and name != "initializer_range"
     ]

@@ -74,7 +74,7 @@ def choose_attention(requested: Attention, device: torch.device, shape: Shape) -
 def choose_compile(
     requested: Compile, device: torch.device, precision: str, flops: float, seconds: float | None
 ) -> Choice:
-    """Choose whether to compile a run of so many FLOPs in total, which may have a time limit in seconds."""
+    """Choose what to compile, from the FLOPs of the whole run and its time limit in seconds, if it has one."""
     if requested != "auto":
         return Choice(requested, REQUESTED)
     if device.type not in ("cpu", "cuda"):

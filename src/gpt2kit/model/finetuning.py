@@ -1,7 +1,7 @@
 """Training a part of a model: frozen parameters, and LoRA.
 
-LoRA trains small matrices beside the hidden ones instead of these; the `peft` package adds them. Only a run in progress
-has them: opening its checkpoint merges them, so evaluation, generation, export and `model.init_from` see a plain GPT-2.
+LoRA trains small matrices next to the hidden ones instead of these; the `peft` package adds them. Only a training run
+has them: opening its checkpoint merges them, so evaluation, generation, export and `init_from` see a plain GPT-2.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _pattern(part: str) -> str:
 
 
 def add_lora(model: nn.Module, rank: int | None, train_embedding: bool) -> None:
-    """Add two matrices of `rank` beside each hidden matrix, which change nothing at first, and freeze the rest.
+    """Add two matrices of `rank` to each hidden matrix, which change nothing at first, and freeze the rest.
 
     `train_embedding` excepts the token embedding. Without a rank, or if they are there already, this does nothing.
     """

@@ -19,15 +19,10 @@ from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
 
 @dataclass(frozen=True)
 class VocabularyMapping:
-    """The old ids that each new id is made of: one for the same token, several that spell it, or none.
+    """The old ids that each new id is made of: one for the same token, several that spell it, or none."""
 
-    Args:
-        old_ids: for each new id.
-        text_ids: the old ids of text; a new token that none of them spell starts as the mean of all.
-    """
-
-    old_ids: list[list[int]]
-    text_ids: list[int]
+    old_ids: list[list[int]]  # for each new id
+    text_ids: list[int]  # the old ids of text; a new token that none of them spell starts as the mean of all
 
     def counts(self) -> dict[str, int]:
         """Return the new tokens that are copied, means, or without old tokens; and the old tokens `of` all means."""
@@ -52,9 +47,10 @@ def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
     by_bytes: dict[bytes, int] = {}
     for i in sorted(text_ids, key=lambda i: str(old.id_to_token(i)).startswith("<0x")):  # a letter before its byte
         by_bytes.setdefault(old_bytes[i], i)
+    unknown = getattr(old.model, "unk_token", None)
+    not_text = old_added | ({old.token_to_id(unknown)} if unknown else set())
     new_bytes, new_added = token_bytes(new), added_ids(new)
     old_ids: list[list[int]] = [[] for _ in new_bytes]
-    other: list[int] = []  # new ids without an old token of the same bytes
     for i, piece in enumerate(new_bytes):
         if i in new_added:
             same = old.token_to_id(str(new.id_to_token(i)))
@@ -64,17 +60,12 @@ def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
         elif piece in by_bytes:
             old_ids[i] = [by_bytes[piece]]
         elif piece:
-            other.append(i)
-    texts = [new_bytes[i].decode("utf-8", errors="replace") for i in other]
-    encodings = old.encode_batch(texts, add_special_tokens=False) if texts else []
-    unknown = getattr(old.model, "unk_token", None)
-    not_text = old_added | ({old.token_to_id(unknown)} if unknown else set())
-    for i, text, encoding in zip(other, texts, encodings, strict=True):
-        ids = [old_id for old_id in encoding.ids if old_id not in not_text]
-        if b"".join(old_bytes[old_id] for old_id in ids) != new_bytes[i]:
-            # Part of a character; or a tokenizer that changes text, such as to lower case: better than nothing.
-            ids = _longest_tokens(new_bytes[i], by_bytes) or (ids if "\N{REPLACEMENT CHARACTER}" not in text else [])
-        old_ids[i] = ids
+            text = piece.decode("utf-8", errors="replace")
+            ids = [j for j in old.encode(text, add_special_tokens=False).ids if j not in not_text]
+            if b"".join(old_bytes[j] for j in ids) != piece:
+                # Part of a character; or a tokenizer that changes text, such as to lower case: better than nothing.
+                ids = _longest_tokens(piece, by_bytes) or (ids if "\N{REPLACEMENT CHARACTER}" not in text else [])
+            old_ids[i] = ids
     return VocabularyMapping(old_ids, text_ids)
 
 
