@@ -71,7 +71,7 @@ def test_freeze_is_looked_at_before_a_model_is_made(
 ) -> None:
     wrong = ["--model.freeze=[0-99,wt]", "--save_every=0"]
     code, _, err = call(train.main, *options, *wrong, "--plan")
-    assert code == 2 and "model.freeze 0-99: there are layers 0 to 1. Nearest: 0-1" in err
+    assert code == 2 and "model.freeze 0-99: the model has layers 0 to 1. Nearest: 0-1" in err
     assert "did you mean wte?" in err and "save_every 0" in err
     weights = []
     for freeze in ([], ["--model.freeze=[0]"]):

@@ -143,7 +143,7 @@ def open(path: str | Path) -> LoadedCheckpoint:
     except DataError as error:
         raise CheckpointError(str(error)) from None
     validation.check_tokenizer(file, shape, tokenizer)
-    start = metadata.get("document_start")
+    start = metadata.get("document_start")  # an id, or None: tokens see other documents
     if start is not None and not (type(start) is int and 0 <= start < shape["vocab_size"]):
         raise CheckpointError(f"{file}: document_start {start!r} is invalid: the file is damaged. Use another one")
     # `raw` maps its tensors from the file, which training may delete while the web demo serves it: copy them.
