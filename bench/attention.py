@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2kit.model.attention import plain_attention
-from gpt2kit.model.cpu_layers import COMPILED
+from gpt2kit.model.cpu_layers import COMPILE_OPTIONS
 
 Way = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +75,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
     dtype = torch.float32 if given.float32 else torch.bfloat16
     MODULE.train()
-    options = COMPILED if DEVICE == "cpu" else None  # as the module compiles itself
+    options = COMPILE_OPTIONS if DEVICE == "cpu" else None  # as the module compiles itself
     rows: list[dict[str, object]] = []
     for block in given.blocks:
         for size in given.head_sizes:

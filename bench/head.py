@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from machine import finish, timed
 
-from gpt2kit.model.loss import chunked_nll, whole_nll
+from gpt2kit.model.loss import chunked_nll, full_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WAYS = ("nothing", "chunked", "chunked, compiled", "whole", "whole, compiled")
@@ -65,7 +65,7 @@ def run(way: str, size: str, turns: int) -> None:
     if way == "nothing":
         print(json.dumps(memory_now()))
         return
-    head = chunked_nll if way.startswith("chunked") else whole_nll
+    head = chunked_nll if way.startswith("chunked") else full_nll
     head = torch.compile(head, dynamic=False) if way.endswith("compiled") else head
     seconds: list[float] = []
     for turn in range(turns + 2):
@@ -83,7 +83,7 @@ def error(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, voc
     """Distance of the hidden states' gradient from that of float64, over its length, on some positions."""
     some = min(hidden.shape[1], 64)
     exact = hidden.detach()[:, :some].double().requires_grad_()
-    (whole_nll(exact, weight.detach().double(), targets[:, :some], vocabulary) / hidden.shape[1]).backward()
+    (full_nll(exact, weight.detach().double(), targets[:, :some], vocabulary) / hidden.shape[1]).backward()
     assert exact.grad is not None and hidden.grad is not None
     return float((hidden.grad[:, :some].double() - exact.grad).norm() / exact.grad.norm())
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser
 from gpt2kit.model import vocabulary_transfer
 from gpt2kit.model.gpt2 import GPT2
@@ -35,7 +35,7 @@ def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8)
     old = opened.model.transformer.wpe.weight.detach()
     size, width = old.shape
     ways = {
-        "stretched": vocabulary_transfer.positions(old, 2 * size),
+        "stretched": vocabulary_transfer.resize_positions(old, 2 * size),
         "last repeated": old[torch.arange(2 * size).clamp(max=size - 1)],
         "all repeated": old[torch.arange(2 * size) % size],
         "random": torch.cat([old, 0.02 * torch.randn(size, width)]),
@@ -54,7 +54,7 @@ def main(ckpt_path: str, train: str, valid: str, steps: int = 40, rows: int = 8)
         print(f"{name:<14} before {before}  after {steps} steps {halves(gpt2, tested)}", flush=True)
 
 
-def tokens(opened: Opened, folder: str, count: int) -> Tensor:
+def tokens(opened: LoadedCheckpoint, folder: str, count: int) -> Tensor:
     """Windows of twice the context out of the first `count` tokens."""
     ids: list[int] = []
     for path in sorted(Path(folder).glob("*")):

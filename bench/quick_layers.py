@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import NewGELUActivation
 
-from gpt2kit.model.cpu_layers import COMPILED, dropout, gelu
+from gpt2kit.model.cpu_layers import COMPILE_OPTIONS, dropout, gelu
 
 
 def torchs_dropout(x: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ LAYERS: dict[str, tuple[tuple[int, ...], dict[str, Callable[[Tensor], Tensor]]]]
         {
             "torch's": torchs_dropout,
             "torch's, compiled": compiled(torchs_dropout),
-            "torch's, compiled, fallback_random": compiled(torchs_dropout, options=COMPILED),
+            "torch's, compiled, fallback_random": compiled(torchs_dropout, options=COMPILE_OPTIONS),
             "ours": our_dropout,
-            "ours, compiled": compiled(our_dropout, options=COMPILED),
+            "ours, compiled": compiled(our_dropout, options=COMPILE_OPTIONS),
         },
     ),
     "GELU": (

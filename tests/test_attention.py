@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gpt2kit.model.attention import bands, plain_attention
+from gpt2kit.model.attention import plain_attention, split_queries
 
 
 @pytest.mark.parametrize("length", [1, 7, 255, 256, 300, 700])
@@ -31,7 +31,7 @@ def test_it_is_causal_attention(length: int, before: int) -> None:
 
 def test_bands_cover_all_queries_once() -> None:
     for length in (1, 255, 256, 257, 512, 513, 2047):
-        cut = bands(length)
+        cut = split_queries(length)
         assert [n for start, end in cut for n in range(start, end)] == list(range(length))
 
 

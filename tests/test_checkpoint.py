@@ -23,7 +23,7 @@ def test_one_file_is_enough(run: Run, tmp_path: Path) -> None:
     opened = checkpoint.open(tmp_path / "alone.ckpt")
     assert opened.tokenizer.get_vocab_size() == 320
     assert opened.model.shape["n_embd"] == 32 and not opened.model.training
-    assert opened.facts["tokens_seen"] == 40 * 8 * 16
+    assert opened.metadata["tokens_seen"] == 40 * 8 * 16
 
 
 def test_it_holds_only_plain_types(run: Run) -> None:

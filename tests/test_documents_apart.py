@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train
-from gpt2kit.model.attention import documents_apart
+from gpt2kit.model.attention import separate_documents
 from gpt2kit.model.backends import Attention
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.module import GPT2Module
@@ -30,7 +30,7 @@ def small(attention: Attention, start: int | None = START) -> GPT2:
 
 def logits(gpt2: GPT2, inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        apart = documents_apart(inputs, START) if gpt2.document_start is not None else {}
+        apart = separate_documents(inputs, START) if gpt2.document_start is not None else {}
         found: Tensor = gpt2(input_ids=inputs, use_cache=False, **apart).logits
     return found
 
@@ -69,7 +69,7 @@ def test_it_trains_is_kept_in_the_checkpoint_and_is_part_of_a_runs_identity(
     words = [*options, "--data.mask_documents=true", f"--trainer.default_root_dir={inside}"]
     assert call(train.main, *words, "--trainer.max_steps=6")[0] == 0
     opened = checkpoint.open(inside / "lightning_logs/version_0")
-    assert opened.model.document_start == opened.facts["document_start"] == 0
+    assert opened.model.document_start == opened.metadata["document_start"] == 0
     code, _, err = call(
         train.main,
         "--ckpt_path=lightning_logs/version_0",

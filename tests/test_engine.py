@@ -49,10 +49,10 @@ def test_tf32_is_for_mixed_precision_on_a_gpu(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     torch.set_float32_matmul_precision("highest")
-    backends.multiply_fast(device, precision)
+    backends.allow_tf32(device, precision)
     assert torch.get_float32_matmul_precision() == wanted
     torch.set_float32_matmul_precision("medium")  # somebody's own wish
-    backends.multiply_fast(device, precision)
+    backends.allow_tf32(device, precision)
     assert torch.get_float32_matmul_precision() == "medium"
 
 

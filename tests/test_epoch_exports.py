@@ -62,7 +62,7 @@ def test_a_folder_an_epoch_and_no_trace(short: list[str], tmp_path: Path, near: 
     assert equal(weights(plain), weights(run)), "the training does not notice"
     assert same(exported(run, 3), weights(run)) and not same(exported(run, 2), weights(run))
     card = (run / FOLDER / "epoch_3/README.md").read_text()
-    bits = checkpoint.open(checkpoint.checkpoints(run)[0]).facts["val_bpb"]
+    bits = checkpoint.open(checkpoint.checkpoints(run)[0]).metadata["val_bpb"]
     assert f"| bits per byte of the validation text | {bits:.4f} |" in card and "# epoch_3" in card
     opened = checkpoint.open(run / FOLDER / "epoch_3")  # any script takes it, and export.py writes the same
     huggingface.export(str(checkpoint.checkpoints(run)[0]), str(tmp_path / "epoch_3"))

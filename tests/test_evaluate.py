@@ -21,7 +21,7 @@ from conftest import ROOT, SENTENCE, Outcome, Run, train_tokenizer
 from numpy.typing import NDArray
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser, test
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
@@ -43,16 +43,18 @@ TEXTS = {
 
 
 @pytest.fixture(scope="module")
-def opened(run: Run) -> Opened:
+def opened(run: Run) -> LoadedCheckpoint:
     return checkpoint.open(run.folder)
 
 
 @pytest.fixture(scope="module")
-def store(opened: Opened, corpus: Path) -> TokenStore:
+def store(opened: LoadedCheckpoint, corpus: Path) -> TokenStore:
     return open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache")
 
 
-def reference(opened: Opened, store: TokenStore, stride: int, start: int | None = None) -> NDArray[np.float64]:
+def reference(
+    opened: LoadedCheckpoint, store: TokenStore, stride: int, start: int | None = None
+) -> NDArray[np.float64]:
     """Nats of each token after the first, one window at a time, in double precision, by the model alone."""
     model = copy.deepcopy(opened.model).double().eval()
     tokens = torch.from_numpy(store[0 : len(store)].astype("int64"))
@@ -89,7 +91,7 @@ def by_document(store: TokenStore, nats: NDArray[np.float64]) -> list[float]:
 @pytest.mark.parametrize("stride", [16, 5, 1])
 @pytest.mark.parametrize("name", TEXTS)
 def test_it_is_the_sum_over_all_windows_in_double_precision(
-    name: str, stride: int, append_eos: bool, opened: Opened, tmp_path: Path
+    name: str, stride: int, append_eos: bool, opened: LoadedCheckpoint, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text(TEXTS[name])
     corpus = Corpus([tmp_path / "a.txt"], opened.tokenizer, Reader(), append_eos=append_eos)
@@ -101,7 +103,7 @@ def test_it_is_the_sum_over_all_windows_in_double_precision(
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_the_loss_is_that_of_the_reference_to_a_millionth(opened: Opened, store: TokenStore) -> None:
+def test_the_loss_is_that_of_the_reference_to_a_millionth(opened: LoadedCheckpoint, store: TokenStore) -> None:
     found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).sum() / (len(store) - 1)
     assert found == pytest.approx(reference(opened, store, CONTEXT).mean(), abs=1e-6)
     exact = scoring.prepare(copy.deepcopy(opened.model), "cpu", "64-true")
@@ -110,7 +112,7 @@ def test_the_loss_is_that_of_the_reference_to_a_millionth(opened: Opened, store:
 
 
 @pytest.mark.parametrize("stride", [16, 4])
-def test_documents_apart_are_each_by_itself(stride: int, opened: Opened, store: TokenStore) -> None:
+def test_documents_apart_are_each_by_itself(stride: int, opened: LoadedCheckpoint, store: TokenStore) -> None:
     gpt2 = copy.deepcopy(opened.model)
     gpt2.document_start = store.index.eos_id
     wanted = by_document(store, reference(opened, store, stride, store.index.eos_id))
@@ -118,7 +120,7 @@ def test_documents_apart_are_each_by_itself(stride: int, opened: Opened, store: 
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_it_is_the_loss_of_transformers(opened: Opened, store: TokenStore) -> None:
+def test_it_is_the_loss_of_transformers(opened: LoadedCheckpoint, store: TokenStore) -> None:
     """The library's own loss, for the same windows: it shifts and averages by itself."""
     total = 0.0
     for first in range(0, len(store) - 1, CONTEXT):
@@ -132,7 +134,7 @@ def test_it_is_the_loss_of_transformers(opened: Opened, store: TokenStore) -> No
 
 
 @pytest.mark.parametrize("stride", [16, 7])
-def test_batches_and_ranks_change_nothing(opened: Opened, store: TokenStore, stride: int) -> None:
+def test_batches_and_ranks_change_nothing(opened: LoadedCheckpoint, store: TokenStore, stride: int) -> None:
     windows = Windows(len(store), CONTEXT, stride)
     whole = scoring.score(opened.model, store, windows, 4)
     for batch_size in (1, 7, 1000):
@@ -141,7 +143,7 @@ def test_batches_and_ranks_change_nothing(opened: Opened, store: TokenStore, str
     assert sorted(itertools.chain(*shares), key=lambda batch: batch.start) == list(windows.batches(4))
 
 
-def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: Opened, store: TokenStore) -> None:
+def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: LoadedCheckpoint, store: TokenStore) -> None:
     windows = Windows(len(store), CONTEXT, 5)
     starts = scoring.boundaries(store)
     nll = scoring.score(opened.model, store, windows)
@@ -152,7 +154,7 @@ def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: Opened, stor
 
 
 def test_logits_are_made_of_a_few_positions_at_a_time(
-    opened: Opened, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+    opened: LoadedCheckpoint, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpt2kit.model import gpt2
 

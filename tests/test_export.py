@@ -223,7 +223,7 @@ def test_near_ties_may_part_and_others_not() -> None:
 
 def test_the_card_says_what_is_known_and_no_paths(run: Run, folder: Path, tmp_path: Path) -> None:
     card = (folder / "README.md").read_text()
-    facts = checkpoint.open(run.folder).facts
+    facts = checkpoint.open(run.folder).metadata
     assert card.startswith("---\n# license: ") and "\nlicense:" not in card
     assert f"| tokens seen in training | {40 * 8 * 16:,} |" in card
     assert f"| training text | {facts['train_tokens']:,} tokens |" in card
@@ -233,7 +233,7 @@ def test_the_card_says_what_is_known_and_no_paths(run: Run, folder: Path, tmp_pa
     opened = checkpoint.open(run.folder)
     count = sum(p.numel() for p in GPT2Module(**{**opened.model.shape, "vocab_size": 320}).parameters())
     assert f"| parameters | {count:,}, as float32 |" in card
-    opened.facts.update(start={"from": "hf://owner/name"}, tokens_seen="many", val_bpb=None, document_start=0)
+    opened.metadata.update(start={"from": "hf://owner/name"}, tokens_seen="many", val_bpb=None, document_start=0)
     card = huggingface.model_card(opened, "mine", "float16")
     assert "base_model: owner/name\n" in card and "weights of | owner/name |" in card and "many" not in card
     assert "document alone | yes" in card and "bits per byte of the" not in card

@@ -48,7 +48,7 @@ def test_batch_sizes_are_tried_until_the_text_is_too_short(
         return {"trial": {"tokens_per_s": min(size, 8) * 100.0, "memory": 1e6}}, ""
 
     monkeypatch.setattr(tuning, "_tried", child)
-    tuning.batch_size(options)
+    tuning.find_batch_size(options)
     assert [words[-1] for words in tried] == [f"--data.batch_size={2**i}" for i in range(6)]
     assert "data.batch_size 8 is as fast as it gets" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from test_train import equal, train, weights
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.model.finetuning import frozen
+from gpt2kit.model.finetuning import find_parameters
 from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.runs import lifecycle
@@ -34,16 +34,15 @@ DEEP = {**SMALL, "n_layer": 12}
     ],
 )
 def test_words_name_parts(words: list[str | int], meant: list[str]) -> None:
-    model = GPT2Module(**DEEP).model
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in GPT2Module(**DEEP).model.named_parameters()]
     expected = [name for name in names if name.removeprefix("transformer.").startswith(tuple(meant))] if meant else []
-    assert frozen(model, words) == expected
+    assert find_parameters(names, words) == expected
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("12", "there are layers 0 to 11. Nearest: 11"),
+        ("12", "the model has layers 0 to 11. Nearest: 11"),
         (99, "Nearest: 11"),
         ("3-1", "Nearest: 1-3"),
         ("0-99", "Nearest: 0-11"),
@@ -53,17 +52,17 @@ def test_words_name_parts(words: list[str | int], meant: list[str]) -> None:
         ("wt", "did you mean wte?"),
         ("embedding", "did you mean embeddings?"),
         ("h.12", "no such part"),
-        ("", "no such part. There are layers 0 to 11"),
+        ("", "no such part. Use a layer from 0 to 11"),
     ],
 )
 def test_what_is_no_part_is_refused_with_the_nearest(word: str | int, said: str) -> None:
-    model = GPT2Module(**DEEP).model
+    names = [name for name, _ in GPT2Module(**DEEP).model.named_parameters()]
     with pytest.raises(UserError, match=re.escape(said)):
-        frozen(model, [word])
-    with pytest.raises(UserError, match=r"no such part.*; model\.freeze 0-99: there are"):
-        frozen(model, ["nothing", "0-99"])
-    with pytest.raises(UserError, match="nothing is left to train"):
-        frozen(model, ["body", "wte"])
+        find_parameters(names, word)
+    with pytest.raises(UserError, match=r"no such part.*; model\.freeze 0-99: the model has layers"):
+        find_parameters(names, ["nothing", "0-99"])
+    with pytest.raises(UserError, match="no parameter is left to train"):
+        find_parameters(names, ["body", "wte"])
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, Outcome, Run
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import generate, parser
 from gpt2kit.errors import UserError
 from gpt2kit.generation import generator, verse
@@ -31,7 +31,7 @@ Call = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def opened(run: Run) -> Opened:
+def opened(run: Run) -> LoadedCheckpoint:
     return checkpoint.open(run.folder)
 
 
@@ -50,12 +50,12 @@ def whole(writer: Generator, prompts: list[str], options: GenerationOptions) -> 
     return chunks
 
 
-def streamed(opened: Opened, ids: list[int]) -> list[str]:
+def streamed(opened: LoadedCheckpoint, ids: list[int]) -> list[str]:
     stream = TextStream(opened.tokenizer)
     return [*map(stream.push, ids), stream.flush()]
 
 
-def test_only_whole_characters_are_given_out(opened: Opened) -> None:
+def test_only_whole_characters_are_given_out(opened: LoadedCheckpoint) -> None:
     text = "é日本🙂 abc"
     ids = opened.tokenizer.encode(text).ids
     chunks = streamed(opened, ids)
@@ -63,7 +63,7 @@ def test_only_whole_characters_are_given_out(opened: Opened) -> None:
     assert "".join(streamed(opened, ids[:-5])).endswith("\N{REPLACEMENT CHARACTER}")
 
 
-def test_a_character_cut_off_by_the_end_is_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_cut_off_by_the_end_is_left_out(opened: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Generator(opened)
     ids = iter(writer.encode("ab🙂"))
     monkeypatch.setattr(generator.Decoder, "step", forced(ids))
@@ -82,7 +82,7 @@ def forced(ids: object) -> Callable[[object], object]:
     return step
 
 
-def test_the_same_text_alone_and_in_any_batch(opened: Opened) -> None:
+def test_the_same_text_alone_and_in_any_batch(opened: LoadedCheckpoint) -> None:
     options = GenerationOptions(temperature=1.0, top_p=1.0, seed=5, num_samples=3, max_new_tokens=40)
     given = ["the", "the quick brown fox jumps over the lazy", "", "good morning"]
     one = whole(Generator(opened), given, options)
@@ -93,7 +93,7 @@ def test_the_same_text_alone_and_in_any_batch(opened: Opened) -> None:
         assert [bool(part.end) for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
-def test_stops_bans_and_line_breaks(opened: Opened) -> None:
+def test_stops_bans_and_line_breaks(opened: LoadedCheckpoint) -> None:
     writer = Generator(opened)
     greedy = GenerationOptions(temperature=0, max_new_tokens=40)
     plain = "".join(p.text for p in whole(writer, ["the"], greedy)[0, 0])
@@ -105,7 +105,7 @@ def test_stops_bans_and_line_breaks(opened: Opened) -> None:
     assert not any(word in text for word in ("fox", "the", "\n"))
 
 
-def test_verse_by_a_model_that_has_never_seen_any(opened: Opened) -> None:
+def test_verse_by_a_model_that_has_never_seen_any(opened: LoadedCheckpoint) -> None:
     form = verse.VerseForm(4, 5, rhyme=("abcde",))
     options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], banned_words=["q", "mn"])
     options = replace(options, temperature=1.5, top_p=1.0, no_repeat_ngram_size=1, repetition_penalty=1.2)
@@ -116,7 +116,7 @@ def test_verse_by_a_model_that_has_never_seen_any(opened: Opened) -> None:
         assert [c if not verse.is_letter(c) else "\0" for c in text] == list(form.template)
 
 
-def test_what_the_user_should_know_is_said_once(opened: Opened) -> None:
+def test_what_the_user_should_know_is_said_once(opened: LoadedCheckpoint) -> None:
     told: list[str] = []
     writer = Generator(opened, note=told.append)
     whole(writer, ["the", "a"], GenerationOptions(max_new_tokens=60))
@@ -127,7 +127,7 @@ def test_what_the_user_should_know_is_said_once(opened: Opened) -> None:
         writer.prompt_ids("a\udcff")
 
 
-def test_a_prompt_that_the_tokenizer_changes_is_said(opened: Opened) -> None:
+def test_a_prompt_that_the_tokenizer_changes_is_said(opened: LoadedCheckpoint) -> None:
     from tokenizers import normalizers
 
     told: list[str] = []

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from gpt2kit.checkpoint import checkpoint, huggingface
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
-from gpt2kit.model.config import padded
+from gpt2kit.model.config import padded_vocab_size
 from gpt2kit.tokenization import tokenizer
 
 
@@ -85,7 +85,7 @@ def test_a_vocabulary_that_fills_no_rows_of_64(corpus: Path, tmp_path: Path) -> 
         ours = opened.model(ids).logits
         theirs = model(ids, labels=ids)
         nll = opened.model.token_nll(ids)
-    assert ours.shape[-1] == padded(333) == 384
+    assert ours.shape[-1] == padded_vocab_size(333) == 384
     torch.testing.assert_close(ours[..., :333], theirs.logits, rtol=0, atol=0)
     assert nll.mean().item() == pytest.approx(theirs.loss.item(), rel=1e-6), "rows that are no tokens take nothing"
 
@@ -126,7 +126,7 @@ def test_another_end_of_text_token_is_used(how: str, folder: Path) -> None:
     assert found.decode(found.encode("[END] <|endoftext|>").ids) == "[END] <|endoftext|>"
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     edited(folder / "config.json", eos_token_id=None)
-    with pytest.raises(CheckpointError, match="name no token that ends a text"):
+    with pytest.raises(CheckpointError, match="has no end-of-text token"):
         checkpoint.open(folder)
 
 
@@ -170,7 +170,7 @@ WPE = "transformer.wpe.weight"
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle bomb": (with_bin(lambda state: {**state, "x": Bomb()}), "not a readable file of tensors"),
     "a bomb alone": (with_bin(lambda state: Bomb()), "not a readable file of tensors"),
-    "a list of tensors": (with_bin(lambda state: list(state.values())), "not tensors by their names"),
+    "a list of tensors": (with_bin(lambda state: list(state.values())), "not a dictionary of tensors"),
     "repeated places": (
         with_bin(lambda state: {**state, WPE: torch.zeros(1).expand(16, 32)}),
         f"tensor model.{WPE} is",
@@ -178,25 +178,25 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a sparse tensor": (with_bin(lambda state: {**state, WPE: state[WPE].to_sparse()}), "model"),
     "a number for a tensor": (with_bin(lambda state: {**state, WPE: 3}), f"tensor model.{WPE} is int"),
     "missing tensor": (with_state(lambda state: state.pop(WPE)), f"tensor model.{WPE} is missing"),
-    "surplus tensor": (with_state(lambda state: state.update(x=torch.zeros(1))), "x is not of this model"),
-    "wrong shape": (with_state(lambda state: state.update({WPE: torch.zeros(3, 3)})), "asks for floats (16, 32)"),
+    "surplus tensor": (with_state(lambda state: state.update(x=torch.zeros(1))), "x is not part of the model"),
+    "wrong shape": (with_state(lambda state: state.update({WPE: torch.zeros(3, 3)})), "requires floats (16, 32)"),
     "wrong dtype": (with_state(lambda state: state.update({WPE: torch.zeros(16, 32).long()})), "torch.int64"),
-    "nan": (with_state(lambda state: state[WPE].fill_(torch.nan)), "holds NaN or Inf"),
+    "nan": (with_state(lambda state: state[WPE].fill_(torch.nan)), "contains NaN or Inf"),
     "untied": (
         with_state(lambda state: state.update({"lm_head.weight": torch.ones(320, 32)})),
-        "its output embedding is not its input embedding",
+        "the output embedding differs from the input embedding",
     ),
     "untied by config": (with_config(tie_word_embeddings=False), "tie_word_embeddings is False"),
     "truncated": (truncated, "not a readable file of tensors"),
     "text for tensors": (writing("model.safetensors", b"hello"), "not a readable file of tensors"),
     "a header of absurd size": (writing("model.safetensors", b"\xff" * 7 + b"\x7f{}"), "not a readable file"),
-    "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "has neither"),
-    "absurd size": (with_config(n_embd=1 << 40), "n_embd 1099511627776 cannot be"),
-    "absurd vocabulary": (with_config(vocab_size=1 << 24), "asks for floats (16777216, 32)"),
-    "size beyond its tensors": (with_config(n_embd=1 << 16, n_head=1), "asks for floats"),
-    "text as size": (with_config(n_layer="2"), "n_layer '2' cannot be"),
+    "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "contains neither"),
+    "absurd size": (with_config(n_embd=1 << 40), "n_embd 1099511627776 is invalid"),
+    "absurd vocabulary": (with_config(vocab_size=1 << 24), "requires floats (16777216, 32)"),
+    "size beyond its tensors": (with_config(n_embd=1 << 16, n_head=1), "requires floats"),
+    "text as size": (with_config(n_layer="2"), "n_layer '2' is invalid"),
     "another architecture": (with_config(model_type="llama", architectures=["LlamaForCausalLM"]), "of type 'llama'"),
-    "another head": (with_config(architectures=["GPT2ForSequenceClassification"]), "not a GPT-2 that writes text"),
+    "another head": (with_config(architectures=["GPT2ForSequenceClassification"]), "not a GPT-2 language model"),
     "code of its own": (
         with_config(auto_map={"AutoModel": "canary.Model", "AutoConfig": "canary.Config"}, model_type="canary"),
         "of type 'canary'",
@@ -207,7 +207,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a JSON list": (writing("config.json", b"[]"), "not a JSON object"),
     "deep JSON": (writing("config.json", b"[" * 100_000), "not a readable JSON file"),
     "binary config": (writing("config.json", b"\xff\xfe"), "not a readable JSON file"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "contains no tokenizer.json"),
     "a broken tokenizer": (writing("tokenizer.json", b"{}"), "not a tokenizer"),
     "a text for a tokenizer": (writing("tokenizer.json", b"hello"), "not a readable JSON file"),
 }
@@ -232,7 +232,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, corpus: Path) -> 
     from conftest import train_tokenizer
 
     train_tokenizer([str(corpus / "train.txt")], folder, vocab_size=330)
-    with pytest.raises(CheckpointError, match="330 tokens, its model 320"):
+    with pytest.raises(CheckpointError, match="330 tokens, the model 320"):
         checkpoint.open(folder)
 
 
@@ -249,7 +249,7 @@ def test_the_hub(whole: Path, call: Callable[..., Outcome], inside: Path, monkey
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     for name in ("hf://owner/name", "owner/name"):
         code, _, err = call(main, "--ckpt_path", name)
-        assert code == 4 and "no such folder here, and the hub does not give it (ConnectionError: no network)" in err
+        assert code == 4 and "no such folder, and not available from the hub (ConnectionError: no network)" in err
         assert err.count("\n") == 1
     (inside / "runs").mkdir()
     for name in ("runs/version_1", "version_1", "a/b/c"):
@@ -259,4 +259,4 @@ def test_the_hub(whole: Path, call: Callable[..., Outcome], inside: Path, monkey
     assert all("*" not in pattern and ".py" not in pattern for pattern in asked[0][1])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(whole))
     assert checkpoint.open("hf://owner/name").model.shape["n_embd"] == 32
-    assert huggingface.folder_of(str(whole)) == whole
+    assert huggingface.find_folder(str(whole)) == whole

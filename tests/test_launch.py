@@ -87,7 +87,7 @@ def test_wrong_launches_by_the_command_line(
     code, _, err = call(train.main, *options, "--data.global_batch=20")
     assert code == 2 and "Nearest: data.global_batch 16 or 24, or data.batch_size 10" in err
     code, _, err = call(train.main, *options, "--data.global_batch=16", "--trainer.accumulate_grad_batches=2")
-    assert code == 2 and "Give one of them" in err
+    assert code == 2 and "Leave out one of the two" in err
     code, _, err = call(train.main, *options, "--trainer.accelerator=gpu")
     assert (code, err.count("\n")) == (2 if torch.cuda.is_available() else 5, 1) or torch.cuda.is_available()
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", **TORCHRUN}.items():

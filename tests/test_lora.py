@@ -15,7 +15,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError
 from gpt2kit.export import huggingface
-from gpt2kit.model.finetuning import merged
+from gpt2kit.model.finetuning import merge_lora
 from gpt2kit.training.module import GPT2Module
 
 
@@ -37,7 +37,7 @@ def test_what_is_opened_is_what_was_trained() -> None:
         assert parameter.requires_grad == ("lora_" in name)
         if "lora_" in name:
             torch.nn.init.normal_(parameter)
-    state = merged({f"model.{name}": tensor for name, tensor in gpt2.model.state_dict().items()})
+    state = merge_lora({f"model.{name}": tensor for name, tensor in gpt2.model.state_dict().items()})
     opened = GPT2Module(**SMALL).eval()
     opened.load_state_dict(state, strict=True)
     torch.testing.assert_close(opened.model.nll(batch)[0], gpt2.model.nll(batch)[0])
@@ -102,9 +102,9 @@ def test_mistakes(
     code, _, err = call(cli.main, *words, "--model.lora=0", "--model.freeze=body")
     assert code == 2 and "model.lora 0: must be at least 1" in err
     code, _, err = call(cli.main, *words, "--model.freeze=body")
-    assert code == 2 and "all is frozen with model.lora" in err
+    assert code == 2 and "model.lora freezes all weights" in err
     code, _, err = call(cli.main, *words, "--model.init_from=null")
-    assert code == 2 and "it needs model.init_from" in err
+    assert code == 2 and "model.lora: needs model.init_from" in err
     monkeypatch.setitem(sys.modules, "peft", None)
     code, _, err = call(cli.main, *words, "--trainer.max_steps=1")
     assert code == 2 and "pip install 'peft>=0.18'" in err

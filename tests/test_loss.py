@@ -35,7 +35,7 @@ def graded(head: Head, dtype: torch.dtype, autocast: bool = False) -> tuple[Tens
 
 
 @pytest.mark.parametrize("chunk", [64, 64 * 5, 1 << 24])
-@pytest.mark.parametrize("head", [loss.whole_nll, loss.chunked_nll])
+@pytest.mark.parametrize("head", [loss.full_nll, loss.chunked_nll])
 def test_loss_and_gradients_are_exact(head: Head, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK", chunk)
     wanted = graded(reference, torch.float64)

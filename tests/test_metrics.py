@@ -13,7 +13,7 @@ from gpt2kit.evaluation import statistics
 from gpt2kit.evaluation.statistics import Sums, over_documents
 from gpt2kit.metrics import Score
 from gpt2kit.model.config import flops_per_token
-from gpt2kit.model.finetuning import adapt
+from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training.module import GPT2Module
 
 
@@ -135,7 +135,7 @@ def test_what_is_frozen_does_not_count(options: dict[str, Any]) -> None:
     if "lora" in options:
         pytest.importorskip("peft", reason="optional: pip install 'peft>=0.18'")
     gpt2 = GPT2Module(n_layer=3, n_head=2, n_embd=32, n_inner=100, vocab_size=192, n_positions=24, **options)
-    adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)
+    add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)
     gpt2.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         logits = gpt2.model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False).logits

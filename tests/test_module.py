@@ -14,7 +14,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.generation.decoder import Decoder, TokenSequence
 from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.backends import Compile, choose_attention, choose_compile, choose_precision
-from gpt2kit.model.config import padded, parameter_count, shape_problems, tensor_sizes
+from gpt2kit.model.config import padded_vocab_size, parameter_count, shape_problems, tensor_sizes
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.optim.adamw import AdamW, parameter_groups
@@ -41,7 +41,7 @@ def test_the_loss_is_that_of_transformers(gpt2: GPT2Module) -> None:
 
 def test_rows_beyond_the_vocabulary_are_no_tokens(gpt2: GPT2Module) -> None:
     """The embedding has 64 rows for 40 tokens; a model that knows nothing pays log(40), and draws below 40."""
-    assert gpt2.model.lm_head.weight.shape[0] == 64 == padded(40) and padded(64) == 64
+    assert gpt2.model.lm_head.weight.shape[0] == 64 == padded_vocab_size(40) and padded_vocab_size(64) == 64
     torch.nn.init.zeros_(gpt2.model.lm_head.weight)
     nll, tokens = gpt2.model.nll(torch.randint(0, 40, (2, 17)))
     assert (nll / tokens).item() == pytest.approx(math.log(40), rel=1e-6)
@@ -116,7 +116,7 @@ def test_the_model_files_have_the_sizes_they_name(name: str, millions: float) ->
         module = GPT2Module(**options, vocab_size=50257, n_positions=1024)
     count = sum(p.numel() for p in module.parameters())
     if millions < 100:  # ours are counted without the vocabulary
-        count -= padded(50257) * options["n_embd"]
+        count -= padded_vocab_size(50257) * options["n_embd"]
     assert count / 1e6 == pytest.approx(millions, abs=0.5 if millions > 100 else 0.05)
 
 
@@ -173,7 +173,7 @@ def test_attention_is_chosen_by_device_block_and_dropout() -> None:
     assert choose_attention("auto", cpu, thin).value == "sdpa"
     assert choose_attention("auto", cpu, {**thin, "attn_pdrop": 0.1}).value == "plain"
     assert choose_attention("auto", torch.device("meta"), SHAPE).value == "sdpa"
-    assert choose_attention("sdpa", cpu, SHAPE) == ("sdpa", "as asked")
+    assert choose_attention("sdpa", cpu, SHAPE) == ("sdpa", "as requested")
 
 
 def test_compiling_must_be_repaid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_compiling_must_be_repaid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_compile("auto", cpu, "32-true", 1e12, None).value == "off"
     assert choose_compile("auto", cpu, "32-true", 1e16, None).value == "blocks"
     assert choose_compile("auto", cpu, "32-true", 1e16, 30.0).value == "off"
-    assert choose_compile("model", cpu, "32-true", 1.0, None) == ("model", "as asked")
+    assert choose_compile("model", cpu, "32-true", 1.0, None) == ("model", "as requested")
     assert choose_compile("auto", torch.device("meta"), "32-true", 1e16, None).value == "off"
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "C++ compiler" in choose_compile("auto", cpu, "32-true", 1e16, None).reason
@@ -192,7 +192,7 @@ def test_precision_is_chosen_by_the_processor(monkeypatch: pytest.MonkeyPatch) -
     assert choose_precision("auto", "cpu").value == "bf16-mixed"
     monkeypatch.setattr("gpt2kit.model.backends.cpu_has_fast_bf16", lambda: False)
     assert choose_precision("auto", "cpu").value == "32-true"
-    assert choose_precision("64-true", "cpu") == ("64-true", "as asked")
+    assert choose_precision("64-true", "cpu") == ("64-true", "as requested")
 
 
 def test_every_problem_of_a_shape_is_named_at_once() -> None:

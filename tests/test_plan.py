@@ -59,11 +59,13 @@ def test_weights_and_callbacks_are_problems_among_others(
             "StochasticWeightAveraging: needs",
             "temperature -1",
         ),
-        "TextSamples: cannot write while weights lie in shares",
+        "TextSamples: does not work with sharded weights",
     ):
         assert err.count(problem) == 1, problem
     code, _, err = call(train.main, *options, *wrong[:4], "--trainer.strategy=fsdp", "--data.tokenizer=./none")
-    assert code == 2 and "TextSamples: cannot write" in err and "temperature -1" in err and "needs Lightning" in err
+    assert (
+        code == 2 and "TextSamples: does not work" in err and "temperature -1" in err and "waits for Lightning" in err
+    )
 
 
 def test_freeze_is_looked_at_before_a_model_is_made(
@@ -71,7 +73,7 @@ def test_freeze_is_looked_at_before_a_model_is_made(
 ) -> None:
     wrong = ["--model.freeze=[0-99,wt]", "--save_every=0"]
     code, _, err = call(train.main, *options, *wrong, "--plan")
-    assert code == 2 and "model.freeze 0-99: there are layers 0 to 1. Nearest: 0-1" in err
+    assert code == 2 and "model.freeze 0-99: the model has layers 0 to 1. Nearest: 0-1" in err
     assert "did you mean wte?" in err and "save_every 0" in err
 
 
@@ -102,12 +104,15 @@ def test_the_same_facts_open_each_run_and_stay_in_its_folder(
     _, _, err = call(train.main, *options, *more)
     heads = [line.split()[0] for line in err.splitlines()[:8]]
     assert heads == ["text", "model", "run", "device", "auto", "auto", "auto", "folder"]
-    assert "precision: 32-true (as asked)" in err and "attention: plain (on a CPU matrix products" in err
+    assert "precision: 32-true (as requested)" in err and "attention: plain (on a CPU matrix products" in err
     call(train.main, *options, "--trainer.max_steps=3", *more[1:], "--ckpt_path=last")
     starts = folder.read_starts(tmp_path / "lightning_logs/version_0")
     assert [bool(one["start"]["resumed"]) for one in starts] == [False, True]
     first = starts[0]
-    assert first["start"]["command"][1:] == [*options, *more] and first["start"]["chosen"]["precision"][1] == "as asked"
+    assert (
+        first["start"]["command"][1:] == [*options, *more]
+        and first["start"]["chosen"]["precision"][1] == "as requested"
+    )
     assert first["text"]["splits"]["train"]["documents"] == 300 and first["model"]["shape"]["n_layer"] == 2
     json.dumps(starts)
 

@@ -183,7 +183,7 @@ def test_a_report_has_all_and_asks_for_nothing(run: Run, tmp_path: Path) -> None
     assert "script" not in page.tags and not page.elsewhere and "default-src 'none'" in text
     for word in (
         *("validation, bits per byte", "parameters", "Loss", "Samples", "goes on", "Test", "95 % interval"),
-        *("Token by token", "300", "Settings and machine", "Muon", "as asked", "n_layer: 2", "python trainer.py"),
+        *("Token by token", "300", "Settings and machine", "Muon", "as requested", "n_layer: 2", "python trainer.py"),
         *("torch", "--data.block_size=16"),
     ):
         assert word in page.words or word in text, word

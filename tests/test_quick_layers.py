@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.model.cpu_layers import COMPILED, GELU, Dropout, dropout, gelu
+from gpt2kit.model.cpu_layers import COMPILE_OPTIONS, GELU, Dropout, dropout, gelu
 from gpt2kit.training.module import GPT2Module
 
 
@@ -67,7 +67,7 @@ def test_compiled_it_draws_the_same() -> None:
         y = function(x)
         return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
-    eager, compiled = both(two), both(torch.compile(two, dynamic=False, options=COMPILED))
+    eager, compiled = both(two), both(torch.compile(two, dynamic=False, options=COMPILE_OPTIONS))
     for one, other in zip(eager, compiled, strict=True):
         torch.testing.assert_close(one, other)
     assert 0.3 < (eager[1] == 0).double().mean() < 0.8

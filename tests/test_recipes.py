@@ -121,7 +121,7 @@ def test_a_recipe_runs(recipe: Path, corpus: Path, run: Run, inside: Path, near:
     folder = inside / "lightning_logs/version_0"
     newest = checkpoint.checkpoints(folder)[0]
     assert checkpoint.step_of(newest) == 3 and "val_loss=" in newest.name, "it validates"
-    facts = checkpoint.open(folder).facts
+    facts = checkpoint.open(folder).metadata
     wanted = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert facts["settings"]["model"]["optimizer"]["class_path"].startswith("gpt2kit.optim.")
     for name, reader in wanted["data"].get("reader", {}).get("init_args", {}).items():
@@ -154,7 +154,7 @@ def test_both_finetuned_models_begin_with_the_base(corpus: Path, run: Run, insid
         words = made(recipe, corpus, run)
         train.main(["--config", str(ROOT / f"configs/recipe/{recipe}.yaml"), *words, "--trainer.max_steps=1"])
     same, moved, word = (checkpoint.open(inside / f"lightning_logs/version_{n}") for n in range(3))
-    assert same.facts["start"]["vocabulary"] is None and moved.facts["start"]["vocabulary"]["copied"] > 200
+    assert same.metadata["start"]["vocabulary"] is None and moved.metadata["start"]["vocabulary"]["copied"] > 200
     assert tokenizers.fingerprint(same.tokenizer) == tokenizers.fingerprint(base.tokenizer)
     assert tokenizers.fingerprint(moved.tokenizer) == tokenizers.fingerprint(word.tokenizer)
     assert moved.model.shape["n_embd"] == base.model.shape["n_embd"]

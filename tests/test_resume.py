@@ -176,16 +176,16 @@ def test_a_damaged_newest_checkpoint_is_saved_anew(options: list[str], tmp_path:
     newest.write_bytes(content[:-200])
     (run / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")
     train(tmp_path, options, *SHORT, "--ckpt_path=last")
-    assert newest.read_bytes() != content[:-200] and checkpoint.newest_sound(run) == newest
+    assert newest.read_bytes() != content[:-200] and checkpoint.newest_valid(run) == newest
     assert newest.with_name(newest.name + ".aside").read_bytes() == content[:-200]
 
 
 def test_a_dangling_link_is_passed_over(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(tmp_path, options, *SHORT)
     (run / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")
-    found = checkpoint.newest_sound(run)
+    found = checkpoint.newest_valid(run)
     assert found is not None and checkpoint.step_of(found) == 4
-    assert "passed over" in capsys.readouterr().err
+    assert "skipped: " in capsys.readouterr().err
 
 
 def test_changed_settings_are_said_and_the_optimizers_stay(
@@ -196,7 +196,7 @@ def test_changed_settings_are_said_and_the_optimizers_stay(
     words = [*options, f"--trainer.default_root_dir={tmp_path}", "--model.optimizer.lr=0.5", "--ckpt_path=last"]
     code, _, err = call(cli.main, *words, "--trainer.max_steps=6")
     assert code == 0
-    assert "model.optimizer.init_args.lr stays 0.005 (asked for 0.5; --override takes it)" in err
+    assert "model.optimizer.init_args.lr stays 0.005 (not 0.5; --override changes it)" in err
     assert "trainer.max_steps was 4, now 6" in err
     assert rows(run)[-2]["lr"] == pytest.approx(0.005)
     code, _, err = call(cli.main, *words, "--trainer.max_steps=8", "--override")

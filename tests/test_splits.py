@@ -142,9 +142,9 @@ def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
     from gpt2kit.checkpoint import checkpoint
     from gpt2kit.errors import CheckpointError
 
-    opened = SimpleNamespace(path="x.ckpt", facts={"test_files": ["a"], "test_share": share})
-    with pytest.raises(CheckpointError, match=r"x\.ckpt: what it says of its test_share"):
-        checkpoint.test_text(opened)  # type: ignore[arg-type]
+    opened = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": share})
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: its test_share is invalid"):
+        checkpoint.read_test_text(opened)  # type: ignore[arg-type]
 
 
 def test_shares_that_cannot_be(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:

@@ -35,11 +35,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_vocabulary_stays_as_it_is(kind: str, made: dict[str, Tokenizer]) -> None:
-    how = vocabulary_transfer.spelling(made[kind], made[kind])
+    how = vocabulary_transfer.map_vocabulary(made[kind], made[kind])
     assert how.is_identity
     rows = torch.randn(384, 8)
     size = tokenizer.size(made[kind])
-    moved = vocabulary_transfer.moved(rows, how, 384)
+    moved = vocabulary_transfer.remap_embedding(rows, how, 384)
     assert torch.equal(moved[:size], rows[:size]) and not moved[size:].any()
 
 
@@ -47,10 +47,10 @@ def test_the_same_vocabulary_stays_as_it_is(kind: str, made: dict[str, Tokenizer
 @pytest.mark.parametrize("old", ["bytebpe", "char", "bytefallback", "unigram", "english", "words"])
 def test_the_old_pieces_make_the_bytes_of_the_new_one(new: str, old: str, made: dict[str, Tokenizer]) -> None:
     """Of a vocabulary that has all bytes, every piece is spelled, to the byte; no special token is in any mean."""
-    how = vocabulary_transfer.spelling(made[new], made[old])
+    how = vocabulary_transfer.map_vocabulary(made[new], made[old])
     ours, theirs = token_bytes(made[new]), token_bytes(made[old])
     special = {tokenizer.eos_id(made[old])}
-    for piece, ids in enumerate(how.old):
+    for piece, ids in enumerate(how.old_ids):
         if piece == tokenizer.eos_id(made[new]):
             assert set(ids) == special
         elif made[new].id_to_token(piece) != "[UNK]":
@@ -59,12 +59,12 @@ def test_the_old_pieces_make_the_bytes_of_the_new_one(new: str, old: str, made: 
 
 def test_a_new_row_is_the_mean_of_the_old_ones(made: dict[str, Tokenizer]) -> None:
     old, new = made["english"], made["char"]
-    how = vocabulary_transfer.spelling(new, old)
+    how = vocabulary_transfer.map_vocabulary(new, old)
     rows = torch.randn(tokenizer.size(old), 16)
-    moved = vocabulary_transfer.moved(rows, how, 384)
+    moved = vocabulary_transfer.remap_embedding(rows, how, 384)
     spring = new.token_to_id("春")
     spelled = old.encode("春").ids
-    assert len(spelled) == 3 and how.old[spring] == spelled
+    assert len(spelled) == 3 and how.old_ids[spring] == spelled
     torch.testing.assert_close(moved[spring], rows[spelled].mean(0))
     letter = new.token_to_id("q")
     assert torch.equal(moved[letter], rows[old.token_to_id("q")])
@@ -75,12 +75,12 @@ def test_a_new_row_is_the_mean_of_the_old_ones(made: dict[str, Tokenizer]) -> No
 
 
 def test_a_special_token_that_is_new_begins_as_the_mean_of_all_pieces(made: dict[str, Tokenizer]) -> None:
-    how = vocabulary_transfer.spelling(made["more"], made["english"])
+    how = vocabulary_transfer.map_vocabulary(made["more"], made["english"])
     rows = torch.randn(tokenizer.size(made["english"]), 4)
     separator = made["more"].token_to_id("<sep>")
-    assert how.old[separator] == [] and how.counts()["unspelled"] == 1
+    assert how.old_ids[separator] == [] and how.counts()["unspelled"] == 1
     others = [i for i in range(len(rows)) if i != tokenizer.eos_id(made["english"])]
-    torch.testing.assert_close(vocabulary_transfer.moved(rows, how, 384)[separator], rows[others].mean(0))
+    torch.testing.assert_close(vocabulary_transfer.remap_embedding(rows, how, 384)[separator], rows[others].mean(0))
 
 
 def test_wordpiece_marks_and_special_tokens_are_in_no_mean(made: dict[str, Tokenizer]) -> None:
@@ -94,11 +94,11 @@ def test_wordpiece_marks_and_special_tokens_are_in_no_mean(made: dict[str, Token
     }
     old = Tokenizer.from_str(json.dumps(raw))
     assert old.encode("春").ids[0] == old.token_to_id(EOS)
-    how = vocabulary_transfer.spelling(made["char"], old)
-    assert how.old[made["char"].token_to_id("春")] == [old.token_to_id("春")]
+    how = vocabulary_transfer.map_vocabulary(made["char"], old)
+    assert how.old_ids[made["char"].token_to_id("春")] == [old.token_to_id("春")]
     marks = {old.token_to_id(EOS), old.token_to_id("[UNK]")}
     end = tokenizer.eos_id(made["char"])
-    assert all(not marks & set(ids) for piece, ids in enumerate(how.old) if piece != end)
+    assert all(not marks & set(ids) for piece, ids in enumerate(how.old_ids) if piece != end)
 
 
 def test_a_tokenizer_that_lowers_letters_still_gives_what_it_can(made: dict[str, Tokenizer], tmp_path: Path) -> None:
@@ -111,14 +111,14 @@ def test_a_tokenizer_that_lowers_letters_still_gives_what_it_can(made: dict[str,
     train_tokenizer([str(tmp_path / "b.txt")], tmp_path / "upper", vocab_size=265)
     upper = tokenizer.load(tmp_path / "upper")
     piece = next(i for i, text in enumerate(token_bytes(upper)) if text == b"THE")
-    assert vocabulary_transfer.spelling(upper, lower).old[piece] == lower.encode("the").ids
+    assert vocabulary_transfer.map_vocabulary(upper, lower).old_ids[piece] == lower.encode("the").ids
 
 
 def test_positions_are_cropped_or_stretched() -> None:
     rows = torch.randn(4, 3)
-    assert torch.equal(vocabulary_transfer.positions(rows, 4), rows) and torch.equal(
-        vocabulary_transfer.positions(rows, 2), rows[:2]
+    assert torch.equal(vocabulary_transfer.resize_positions(rows, 4), rows) and torch.equal(
+        vocabulary_transfer.resize_positions(rows, 2), rows[:2]
     )
-    longer = vocabulary_transfer.positions(rows, 10)
+    longer = vocabulary_transfer.resize_positions(rows, 10)
     torch.testing.assert_close(longer[::3], rows)
     torch.testing.assert_close(longer[1], rows[0] * 2 / 3 + rows[1] / 3)

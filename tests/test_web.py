@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_loaded_is_said_and_the_others_serve(run: Run, tm
     (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
     found = Service(find_models([str(tmp_path / "broken.ckpt"), str(run.folder)]))
     found.load().join()
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         found.model("broken")
     assert "".join(chunk.text for chunk in found.generate("version_0", "the", GenerationOptions(max_new_tokens=5)))
     with pytest.raises(UserError, match="Choose one of"):

@@ -1,9 +1,9 @@
-"""Checkpoints: the one place that writes, finds, verifies and opens them.
+"""Write, find, verify and open checkpoints.
 
-A checkpoint is Lightning's own file with one more entry, `gpt2kit`, of plain numbers and strings: the model's shape,
-the tokenizer as JSON, the identity of the data, the position. With it a single file is enough to test or generate.
-Beside `NAME.ckpt` lies `NAME.ckpt.sha256`. Files are opened with `weights_only=True`; nothing that a file names is
-imported, and no size that it claims is believed before the tensors bear it out.
+A checkpoint is Lightning's file with one more entry, `gpt2kit`, of plain numbers and strings: the model's shape, the
+tokenizer as JSON, the identity of the data, the position. So a single file is enough to test or generate. Its
+checksum is in `NAME.ckpt.sha256`. Opening a file trusts nothing in it: it is read with `weights_only=True`, nothing
+that it names is imported, and its shape is compared with its tensors before a model is built.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import math
 import re
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gpt2kit import __version__
-from gpt2kit import files as durable
+from gpt2kit import __version__, files
 from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
@@ -39,196 +37,164 @@ _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 
 @dataclass
-class Opened:
-    """The content of a checkpoint.
+class LoadedCheckpoint:
+    """The content of a checkpoint."""
 
-    Args:
-        path: the file, or the Hugging Face folder.
-        shape: the options of the model, see `model.config.SHAPE`.
-        state: its tensors, on the CPU.
-        tokenizer: the one it was trained with.
-        facts: what the run recorded; of a Hugging Face folder, only that there is no test text.
-        document_start: see `GPT2`.
-    """
-
-    path: Path
+    path: Path  # the file, or the Hugging Face folder
     shape: Shape
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # on the CPU, in float32
     tokenizer: Tokenizer
-    facts: dict[str, Any]
-    document_start: int | None = None
+    metadata: dict[str, Any]  # the entry `gpt2kit`; for a Hugging Face folder, only that it has no test text
+    document_start: int | None = None  # the token that begins a document, if tokens see only their own document
 
     @functools.cached_property
     def model(self) -> GPT2:
         """The model over these tensors, in eval mode."""
-        from gpt2kit.model.gpt2 import GPT2  # transformers takes seconds to import, and generation does without
+        from gpt2kit.model.gpt2 import GPT2  # here, because transformers imports slowly and generation does without
 
         return GPT2.from_state(self.shape, self.state, self.document_start)
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:
-    """Write beside the target, sync, rename: a file under its final name is whole, and its checksum is there first."""
-    with durable.replacing(target) as temporary:
+    """Write to a temporary file, sync and rename it. So a file with its final name is complete and has its checksum."""
+    with files.replacing(target) as temporary:
         torch.save(checkpoint, temporary)
-        durable.write_text(_sidecar(target), durable.digest(temporary) + "\n")
+        files.write_text(_checksum_file(target), files.digest(temporary) + "\n")
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
-    """The name says what the file is, so that best and newest are found without opening any."""
-    scored = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
-    return f"epoch={epoch}-step={step}{scored}.ckpt"
+    """Return a name that tells the best and the newest checkpoint without opening any."""
+    score = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
+    return f"epoch={epoch}-step={step}{score}.ckpt"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, newest first, by the step in their names."""
-    found = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    """Return the checkpoints of a run folder, newest first, by the step in their names."""
+    paths = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done when the file was written."""
+    """Return the optimizer step in a checkpoint's name; -1 for other names."""
     match = _NAME.fullmatch(path.name)
     return int(match[2]) if match else -1
 
 
 def best_of(paths: list[Path], k: int = 1) -> list[Path]:
-    """The k with the lowest validation losses in their names, best first; without any such name, the newest."""
+    """Return the k checkpoints with the lowest validation loss in their names, best first; else the first path."""
     scored = [(float(match[3]), -step_of(p), p) for p in paths if (match := _NAME.fullmatch(p.name)) and match[3]]
     return [path for _, _, path in sorted(scored)[:k]] or paths[:1]
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file that `path` means: itself, or the best of a run folder."""
-    given = Path(path)
-    if given.is_file() or (given.suffix == ".ckpt" and given.is_dir()):
-        return given
-    if not given.exists():
-        raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
-    best = best_of(checkpoints(given))
+    """Return the checkpoint file at a path, or the best checkpoint of the run folder there."""
+    path = Path(path)
+    if path.is_file() or (path.suffix == ".ckpt" and path.is_dir()):
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
+    best = best_of(checkpoints(path))
     if not best:
         raise CheckpointError(
-            f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0, or a Hugging "
-            "Face folder, which has a config.json"
+            f"{path}: contains no checkpoint. Give a run folder such as lightning_logs/version_0, or a Hugging Face "
+            "folder, which has a config.json"
         )
     return best[0]
 
 
-def newest_sound(run: Path) -> Path | None:
-    """The newest checkpoint of a run that verifies and can be gone on from; each one passed over is said."""
-    for candidate in checkpoints(run):
+def newest_valid(run: Path) -> Path | None:
+    """Return the newest checkpoint of a run that verifies and can be resumed; report those that are skipped."""
+    for path in checkpoints(run):
         try:
-            refuse_weights_only(candidate)
+            check_resumable(path)
         except CheckpointError as error:
-            print(f"passed over: {error}", file=sys.stderr)
+            print(f"skipped: {error}", file=sys.stderr)
         else:
-            return candidate
+            return path
     return None
 
 
-def refuse_weights_only(file: Path) -> None:
-    """Raise unless the file is a sound checkpoint with all that a run needs to go on."""
+def check_resumable(file: Path) -> None:
+    """Raise unless the file is a valid checkpoint with all that resuming needs."""
     raw = read(file)
     if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
-        raise CheckpointError(
-            f"{file}: not a checkpoint that a run can go on from. Give one that trainer.py has written"
-        )
+        raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one written by trainer.py")
 
 
-def open(path: str | Path) -> Opened:
-    """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it."""
-    if folder := huggingface.folder_of(str(path)):
-        return Opened(folder, *huggingface.read(folder), {"test_files": [], "test_share": None})
+def open(path: str | Path) -> LoadedCheckpoint:
+    """Open a checkpoint file, the best one of a run folder, or a Hugging Face model, trusting nothing in it."""
+    if folder := huggingface.find_folder(str(path)):
+        return LoadedCheckpoint(folder, *huggingface.read(folder), {"test_files": [], "test_share": None})
     file = find(path)
     raw = read(file)
-    facts = raw.get(KEY)
-    state = raw.get("state_dict")
-    if not isinstance(facts, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
-    if type(facts.get("format")) is not int or facts["format"] != FORMAT:
+    metadata, state = raw.get(KEY), raw.get("state_dict")
+    if not isinstance(metadata, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
+    version = metadata.get("format")
+    if type(version) is not int or version != FORMAT:
         raise CheckpointError(
-            f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
+            f"{file}: has format {version}, but gpt2kit {__version__} reads format {FORMAT}. Update gpt2kit"
         )
-    shape = validation.shape_of(file, facts.get("shape"))
-    state = finetuning.merged(state)
-    validation.check(file, shape, state)
+    shape = validation.check_shape(file, metadata.get("shape"))
+    state = finetuning.merge_lora(state)
+    validation.check_tensors(file, shape, state)
     try:
-        tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
+        tokenizer = tokenizers.from_json(str(metadata.get("tokenizer")), str(file))
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    if tokenizers.size(tokenizer) > shape["vocab_size"]:
-        raise CheckpointError(
-            f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
-            f"its model {shape['vocab_size']}. Train it again"
-        )
-    # The tensors of `raw` are mapped from the file, which training may delete while a demo serves it.
-    state = {name: tensor.clone() for name, tensor in validation.of_model(state).items()}
-    return Opened(file, shape, state, tokenizer, facts, _document_start(file, facts, shape))
+    validation.check_tokenizer(file, shape, tokenizer)
+    start = metadata.get("document_start")  # an id, or None: tokens see other documents
+    if start is not None and not (type(start) is int and 0 <= start < shape["vocab_size"]):
+        raise CheckpointError(f"{file}: document_start {start!r} is invalid: the file is damaged. Use another one")
+    # `raw` maps its tensors from the file, which training may delete while the web demo serves it: copy them.
+    state = {name: tensor.clone() for name, tensor in validation.model_state(state).items()}
+    return LoadedCheckpoint(file, shape, state, tokenizer, metadata, start)
 
 
-def test_text(opened: Opened) -> tuple[list[str], Share | None]:
-    """The run's own test text: its files, and the share of their documents that was kept out of training."""
-    files = opened.facts.get("test_files")
-    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
-    return files, share_of(opened, "test_share")
+def read_test_text(checkpoint: LoadedCheckpoint) -> tuple[list[str], Share | None]:
+    """Return the run's test text: its files, and the share of their documents that was kept out of training."""
+    names = checkpoint.metadata.get("test_files")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
+    return names, read_share(checkpoint, "test_share")
 
 
-def share_of(opened: Opened, name: str) -> Share | None:
-    """A share of documents that the checkpoint tells of."""
-    share = opened.facts.get(name)
+def read_share(checkpoint: LoadedCheckpoint, name: str) -> Share | None:
+    """Return a share of the documents that the metadata contains, such as `train_share`."""
+    share = checkpoint.metadata.get(name)
     if share is None:
         return None
-    sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
-    if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
-        raise CheckpointError(f"{opened.path}: what it says of its {name} cannot be. Give text with --files")
+    is_valid = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
+    if not (is_valid and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
+        raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
     return Share(**share)
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The file's content, with `weights_only=True` and its checksum compared."""
+    """Return the content of a file after comparing its checksum; `weights_only=True` runs no code from it."""
     if file.is_dir():
         raise CheckpointError(
             f"{file}: a sharded checkpoint, which gpt2kit no longer reads. Resume the run once with commit 547bc70 and "
             "without trainer.strategy fsdp; its next checkpoint is an ordinary file"
         )
-    if not _checksum_fits(file):
-        raise CheckpointError(
-            f"{file}: its content does not fit its checksum, so it is damaged. Use another checkpoint"
-        )
-    if not zipfile.is_zipfile(file):
-        raise CheckpointError(f"{file}: not a checkpoint file, or a truncated one. Use another one")
+    checksum = _checksum_file(file)
+    if checksum.is_file() and checksum.read_bytes().strip() != files.digest(file).encode():
+        raise CheckpointError(f"{file}: does not match its checksum, so it is damaged. Use another checkpoint")
     try:
-        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=durable.POSIX)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=files.POSIX)
+    except Exception as error:  # torch raises many kinds for truncated files and other formats
         reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
+        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
     return raw
-
-
-def _sidecar(file: Path) -> Path:
-    return file.with_name(file.name + ".sha256")
-
-
-def size(file: Path) -> int:
-    """Bytes that a checkpoint takes."""
-    return file.stat().st_size
 
 
 def remove(file: Path) -> None:
     """Delete a checkpoint and its checksum."""
     file.unlink(missing_ok=True)
-    _sidecar(file).unlink(missing_ok=True)
+    _checksum_file(file).unlink(missing_ok=True)
 
 
-def _checksum_fits(file: Path) -> bool:
-    sidecar = _sidecar(file)
-    return not sidecar.is_file() or sidecar.read_bytes().strip() == durable.digest(file).encode()
-
-
-def _document_start(file: Path, facts: dict[str, Any], shape: dict[str, Any]) -> int | None:
-    found = facts.get("document_start")
-    if found is not None and not (type(found) is int and 0 <= found < shape["vocab_size"]):
-        raise CheckpointError(f"{file}: document_start {found!r} cannot be. The file is damaged or not from gpt2kit")
-    return found
+def _checksum_file(file: Path) -> Path:
+    return file.with_name(file.name + ".sha256")

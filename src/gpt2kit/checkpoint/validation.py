@@ -1,4 +1,4 @@
-"""A model's shape and tensors out of a file that may come from anyone: looked at before anything is made of them."""
+"""Checks of a model's shape, tensors and tokenizer from an untrusted file, before anything is built from them."""
 
 from __future__ import annotations
 
@@ -6,37 +6,34 @@ from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 import torch
+from tokenizers import Tokenizer
 
 from gpt2kit.errors import CheckpointError
-from gpt2kit.model.config import SHAPE, Activation, shape_problems, tensor_sizes
+from gpt2kit.model.config import SHAPE_FIELDS, Activation, Shape, shape_problems, tensor_sizes
+from gpt2kit.tokenization import tokenizer as tokenizers
 
 EMBEDDING = "model.transformer.wte.weight"
 HEAD = "model.lm_head.weight"
 _LIMITS = {"n_layer": 1 << 10, "n_head": 1 << 10, "n_embd": 1 << 17, "vocab_size": 1 << 25, "n_positions": 1 << 22}
 
 
-def shape_of(file: Path, raw: object) -> dict[str, Any]:
-    """The shape out of a file, each value checked for type and range."""
+def check_shape(file: Path, raw: object) -> Shape:
+    """Return the shape of a file after checking the type and range of each value."""
     if not isinstance(raw, dict):
-        raise CheckpointError(
-            f"{file}: says nothing of its model's shape. Give a checkpoint that trainer.py has written"
-        )
+        raise CheckpointError(f"{file}: contains no model shape. Use a checkpoint written by trainer.py")
     for name, value in raw.items():
-        if not _plausible(name, value):
-            raise CheckpointError(f"{file}: model.{name} {value!r} cannot be. The file is damaged or not from gpt2kit")
-    floats = ("initializer_range", "layer_norm_epsilon")
+        if not _is_valid(name, value):
+            raise CheckpointError(f"{file}: model.{name} {value!r} is invalid: the file is damaged. Use another one")
+    if names := sorted(set(raw) ^ set(SHAPE_FIELDS), key=str):
+        raise CheckpointError(f"{file}: the model shape lacks, or has unknown, {names}. Use another checkpoint")
+    floats = ("initializer_range", "layer_norm_epsilon")  # transformers refuses integers for these
     shape = {name: float(value) if name in floats else value for name, value in raw.items()}
-    expected = set(SHAPE)
-    if set(shape) != expected:
-        raise CheckpointError(
-            f"{file}: its model's shape names {sorted(set(shape) ^ expected)}. It is not from this gpt2kit"
-        )
     if problems := shape_problems(shape):
         raise CheckpointError(f"{file}: {'; '.join(problems)}")
     return shape
 
 
-def _plausible(name: object, value: object) -> bool:
+def _is_valid(name: object, value: object) -> bool:
     if name in _LIMITS:
         return type(value) is int and 1 <= value <= _LIMITS[str(name)]
     if name == "n_inner":
@@ -46,37 +43,31 @@ def _plausible(name: object, value: object) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
 
 
-def check(file: Path, shape: dict[str, Any], state: dict[str, Any]) -> None:
-    """The tensors are those of a model of this shape, no fewer, no more, and finite; nothing is allocated for it.
+def check_tensors(file: Path, shape: Shape, state: dict[str, Any]) -> None:
+    """Raise unless the tensors are exactly those of a model of this shape, and finite; allocate nothing for it.
 
-    Input and output embedding must be the same: the model has one for both, so of two that differ one would be lost,
-    and the figures of such a model say nothing of the one that was trained.
+    The output embedding must equal the input embedding: the model has one tensor for both and would lose one of them.
     """
-    wanted = {f"model.{name}": size for name, size in tensor_sizes(shape).items()}
-    for name in sorted(set(wanted) ^ set(state), key=str):
-        raise CheckpointError(f"{file}: tensor {name} is {'missing' if name in wanted else 'not of this model'}")
-    for name, size in wanted.items():
+    sizes = {f"model.{name}": size for name, size in tensor_sizes(shape).items()}
+    for name in sorted(set(sizes) ^ set(state), key=str):
+        difference = "is missing" if name in sizes else "is not part of the model"
+        raise CheckpointError(f"{file}: tensor {name} {difference}. Use another checkpoint")
+    for name, size in sizes.items():
         tensor = state[name]
-        if not solid(tensor) or tuple(tensor.shape) != size:
-            found = (
-                f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise CheckpointError(f"{file}: tensor {name} is {found}, the model's shape asks for floats {size}")
+        if not is_float_tensor(tensor) or tuple(tensor.shape) != size:
+            is_tensor = isinstance(tensor, torch.Tensor)
+            actual = f"{tensor.dtype} {tuple(tensor.shape)}" if is_tensor else type(tensor).__name__
+            raise CheckpointError(f"{file}: tensor {name} is {actual}, but the model's shape requires floats {size}")
         if not torch.isfinite(tensor.float()).all():
-            raise CheckpointError(f"{file}: tensor {name} holds NaN or Inf. Use an earlier checkpoint")
+            raise CheckpointError(f"{file}: tensor {name} contains NaN or Inf. Use an earlier checkpoint")
     if not torch.equal(state[EMBEDDING], state[HEAD]):
         raise CheckpointError(
-            f"{file}: its output embedding is not its input embedding, as GPT-2's is. Train it with the two tied"
+            f"{file}: the output embedding differs from the input embedding. Train the model with tied embeddings"
         )
 
 
-def of_model(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the tensors by the model's own names, in float32; a checkpoint has those of the LightningModule."""
-    return {name.removeprefix("model."): tensor.float() for name, tensor in state.items()}
-
-
-def solid(tensor: object) -> TypeGuard[torch.Tensor]:
-    """Whether it is a tensor with a float for each of its places; one may also repeat a few, or hold none."""
+def is_float_tensor(tensor: object) -> TypeGuard[torch.Tensor]:
+    """Return whether this is a float tensor on the CPU with memory for each element: not sparse, not expanded."""
     return (
         isinstance(tensor, torch.Tensor)
         and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -84,3 +75,18 @@ def solid(tensor: object) -> TypeGuard[torch.Tensor]:
         and tensor.device.type == "cpu"
         and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
     )
+
+
+def check_tokenizer(file: Path, shape: Shape, tokenizer: Tokenizer) -> None:
+    """Raise if the tokenizer has ids that the model does not know."""
+    size = tokenizers.size(tokenizer)
+    if size > shape["vocab_size"]:
+        raise CheckpointError(
+            f"{file}: the tokenizer has {size} tokens, the model {shape['vocab_size']}: they do not belong together. "
+            "Use another checkpoint"
+        )
+
+
+def model_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a checkpoint in float32, by the model's names instead of the LightningModule's."""
+    return {name.removeprefix("model."): tensor.float() for name, tensor in state.items()}

@@ -1,5 +1,4 @@
-"""`trainer.py`: a LightningCLI without sub-commands. It wires data, model and trainer, and turns the user's units
-(epochs, steps, tokens) into optimizer steps once the data is known; nothing else."""
+"""Implements `trainer.py`: a LightningCLI that builds model, data and trainer and runs what the options ask for."""
 
 from __future__ import annotations
 
@@ -20,17 +19,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.cli.train_options import Asked, add_options, as_list, first_words, without_find
+from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_find
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
-from gpt2kit.model.backends import (
-    choose_precision,
-    compile_failure,
-    multiply_fast,
-    refuse_missing_compiler,
-)
-from gpt2kit.model.finetuning import adapt
+from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
+from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
 from gpt2kit.training.baseline import Baseline
 from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
@@ -38,17 +32,17 @@ from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Bar, Measures
 from gpt2kit.training.run_setup import RunSetup
-from gpt2kit.training.time_limit import TimeHorizon
-from gpt2kit.training.trainer import make_trainer, needs_steps, only_time
+from gpt2kit.training.time_limit import TimeLimit
+from gpt2kit.training.trainer import has_only_time, make_trainer, open_end_problem
 
 
-class DurableConfig(SaveConfigCallback):
+class AtomicConfig(SaveConfigCallback):
     """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
 
     folder: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.folder = trainer.log_dir  # asks all ranks, so not in save_config, which only one enters
+        self.folder = trainer.log_dir  # a collective call, and save_config runs on one rank only
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -58,7 +52,7 @@ class DurableConfig(SaveConfigCallback):
 
 
 class TrainCLI(LightningCLI):
-    """LightningCLI with this project's callbacks, loggers, limits and links."""
+    """LightningCLI with gpt2kit's options, callbacks, loggers and limits."""
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(
@@ -66,7 +60,7 @@ class TrainCLI(LightningCLI):
             TextDataModule,
             trainer_class=make_trainer,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
-            save_config_callback=DurableConfig,
+            save_config_callback=AtomicConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={
                 "exit_on_error": False,
@@ -80,12 +74,12 @@ class TrainCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.asked = Asked(parser, args)
-        self.config = self.asked.config
+        self.options = TrainOptions(parser, args)
+        self.config = self.options.config
         self.args = list(args)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=int, default=1, help="decides initial weights, order and dropout")
+        parser.add_argument("--seed_everything", type=int, default=1, help="Random seed of weights, order and dropout.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_options(parser)
@@ -96,106 +90,109 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
 
     def before_instantiate_classes(self) -> None:
-        wrong = self.asked.wrong_values()
-        if self.asked.planned:
-            options = self.config.data.as_dict()
-            files = plan.problems_of_files(options, self.config.model.init_from is not None)
-            if wrong and not files and not data_problems(options):  # else the text is read when all is made
-                files = plan.problems_of_text(self._text(), self.config.data.batch_size)
-            wrong += files
-        self.asked.refuse_wrong(wrong)
+        problems = self.options.value_problems()
+        if self.options.is_plan:
+            data = self.config.data.as_dict()
+            file_problems = plan.file_problems(data, self.config.model.init_from is not None)
+            if problems and not file_problems and not data_problems(data):  # else the text is read later
+                file_problems = plan.text_problems(self._datamodule(), self.config.data.batch_size)
+            problems += file_problems
+        self.options.refuse(problems)
 
-    def _text(self) -> TextDataModule:
-        made = self.parser.instantiate_classes(Namespace(data=self.config.data))  # type: ignore[no-untyped-call]
-        text: TextDataModule = made.data
-        return text
+    def _datamodule(self) -> TextDataModule:
+        data: TextDataModule = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
+        return data
 
     def build_text(self) -> list[str]:
-        """Build what --part or --merge asks for, of the data's options alone; a line for each split."""
-        if self.config.merge is not None and (self.config.merge < 1 or self.config.part is not None):
-            raise UserError(f"--merge {self.config.merge}: must be at least 1, and without --part")
+        """Build what --part or --merge asks for; return a line for each split."""
+        part, merge = self.config.part, self.config.merge
+        if merge is not None and (merge < 1 or part is not None):
+            raise UserError(f"--merge {merge}: must be at least 1, and without --part")
         if self.config.data.streaming:
             raise UserError(
                 "data.streaming true: --part and --merge build a store on a local disk. Add --data.streaming false "
                 "--data.cache_dir FOLDER, then copy the store to the URL (docs/scaling.md)"
             )
-        text = self._text()
-        if self.config.part is not None:
-            return parallel_build.build_each(text.corpora(), *parallel_build.numbers(self.config.part), text.cache_dir)
-        return parallel_build.merge_each(text.corpora(), self.config.merge, text.cache_dir)
+        data = self._datamodule()
+        if part is not None:
+            return parallel_build.build_each(data.corpora(), *parallel_build.numbers(part), data.cache_dir)
+        return parallel_build.merge_each(data.corpora(), merge, data.cache_dir)
 
     def instantiate_classes(self) -> None:
-        if self.asked.builds_text:
+        if self.options.builds_text:
             return
         try:
             super().instantiate_classes()
         except UserError as error:
-            told = str(error)
-            if rest := [problem for problem in self.asked.problems if problem not in told]:
-                raise UserError("; ".join([*rest, told])) from error
+            message = str(error)
+            if others := [problem for problem in self.options.problems if problem not in message]:
+                raise UserError("; ".join([*others, message])) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options = dict(self.config_init.trainer)
-        self.model.source, self.asked.source = self.asked.source, None
-        if self.asked.resumed is not None:
+        self.model.source, self.options.source = self.options.source, None
+        if self.options.resumed is not None:
             self.model.init_from = None  # a resumed run has its weights, and its initial ones may be gone
-        has_only_time = only_time(options)
         seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
-        if has_only_time and self.model.schedule.constant_until(1000) is None:
-            with self.asked.gathered():
-                raise UserError(needs_steps(type(self.model.schedule).__name__))
+        only_time = has_only_time(options)
+        if only_time and (problem := open_end_problem(self.model.schedule)):
+            with self.options.collect():
+                raise UserError(problem)
         self._precision = choose_precision(options["precision"], options["accelerator"])
-        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        horizon = TimeHorizon(seconds if has_only_time else None, self.model.schedule)
-        record = run_info.Record(settings)
-        self.run_setup = RunSetup(options, seconds, horizon, self._precision, self.args, self.asked.resumed, record)
-        save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
-        stop_after = None if has_only_time else seconds
-        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.asked.override, settings)
-        own: list[Callback] = [Ranks(settings, self.asked.resumed), Measures(), horizon, saver, Baseline(), record]
-        callbacks: list[Callback] = as_list(options["callbacks"])
-        if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            own.append(Bar())
-        kwargs["callbacks"] = [self.run_setup, *callbacks, *own]
         kwargs["precision"] = self._precision.value
+        kwargs["callbacks"] = self._callbacks(options, seconds, only_time)
         kwargs["enable_checkpointing"] = None  # ExactResume saves
         kwargs["plugins"] = [*as_list(options["plugins"]), DurableIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ExactResume saves first, then requeues
         if options["logger"] is not False:
-            kwargs["logger"] = loggers.of_run(
-                options["default_root_dir"] or ".", as_list(options["logger"]), self.asked.resumed
-            )
+            root = options["default_root_dir"] or "."
+            kwargs["logger"] = loggers.make_loggers(root, as_list(options["logger"]), self.options.resumed)
         kwargs["devices"], kwargs["num_nodes"] = distributed.sizes(options["devices"], options["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # no such strategy or accelerator
             raise UserError(f"trainer: {first_line(error)}") from error
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
-        multiply_fast(trainer.strategy.root_device, self._precision.value)
-        if not options["fast_dev_run"] and self.datamodule.wanted_batch is not None:
-            with self.asked.gathered():
+        allow_tf32(trainer.strategy.root_device, self._precision.value)
+        data = self.datamodule
+        if data.wanted_batch is not None and not options["fast_dev_run"]:
+            with self.options.collect():
                 trainer.accumulate_grad_batches = distributed.accumulation(
-                    self.datamodule.wanted_batch, self.datamodule.batch_size, trainer.world_size
+                    data.wanted_batch, data.batch_size, trainer.world_size
                 )
         return trainer
 
+    def _callbacks(self, options: dict[str, Any], seconds: float | None, only_time: bool) -> list[Callback]:
+        """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        resumed = self.options.resumed
+        record = run_info.RunInfoCallback(settings)
+        limit = TimeLimit(seconds if only_time else None, self.model.schedule)
+        self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, record)
+        save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
+        stop_after = None if only_time else seconds
+        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override, settings)
+        own: list[Callback] = [Ranks(settings, resumed), Measures(), limit, saver, Baseline(), record]
+        others: list[Callback] = as_list(options["callbacks"])
+        if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in others):
+            own.append(Bar())
+        return [self.run_setup, *others, *own]
+
     def planned_facts(self) -> run_info.Facts:
         """Return what the run would be, after a few steps of it with a trainer of their own."""
-        trainer, data, gpt2 = self.trainer, self.datamodule, self.model
-        resumed = self.asked.resumed
-        with self.asked.gathered():
+        trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
+        with self.options.collect():
             gpt2.take_vocabulary(data.vocab_size, data.document_start)
             gpt2.build()
-            if gpt2.init_from is not None and gpt2.source is not None:
+            if gpt2.source is not None:
                 gpt2.load_initial_weights(data.tokenizer)
-        refuse([*self.asked.problems, *plan.problems_of_text(data, data.global_batch(trainer))])
+        refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
         facts = self.run_setup.apply(trainer, data, gpt2)
         facts["start"]["begun"] = gpt2.start_notes
-        adapt(gpt2.model, gpt2.lora, embedding=gpt2.new_vocabulary)  # memory is that of what will be trained
-        done = checkpoint.step_of(resumed) if resumed else 0
-        facts["run"] |= {"done": done, "max_time": self.run_setup.seconds}
+        add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # its memory is counted, too
+        facts["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         facts["memory"] = run_info.memory_facts(trainer, data, gpt2)
         facts["files"] = run_info.file_facts(facts["folder"], gpt2, self.config.save_top_k + KEEP)
         limit = self.config_init.trainer["limit_val_batches"]
@@ -203,47 +200,44 @@ class TrainCLI(LightningCLI):
         return facts
 
     def _trial_options(self) -> dict[str, Any]:
-        """Of a trainer that trains like the run's, and leaves nothing behind."""
+        """Return the options of a trainer that trains like the run's and writes nothing."""
         options = {**dict(self.config_init.trainer), **estimate.OPTIONS, "precision": self._precision.value}
         return options | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
 
-    def find_rate(self) -> None:
-        """Look for a learning rate."""
-        refuse(
-            [*self.asked.problems, *plan.problems_of_text(self.datamodule, self.datamodule.global_batch(self.trainer))]
-        )
-        tuning.rate(self._trial_options(), self.datamodule, self.model)
+    def find_learning_rate(self) -> None:
+        """Print how the loss falls at rising learning rates."""
+        data = self.datamodule
+        refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(self.trainer))])
+        tuning.find_learning_rate(self._trial_options(), data, self.model)
 
 
 def main(args: list[str]) -> None:
-    """Parse, build and train. Rank 0 reports errors; another rank's own error names its rank."""
-    for talkative in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our figures are reduced over the ranks already
+    """Run trainer.py. Rank 0 reports errors; an error of another rank names its rank."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
-    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.13
-    words = first_words(args)
-    if words.ckpt_path is not None and (words.verify_resume or words.find):
-        raise UserError("--verify_resume and --find: train runs of their own from the start. Leave --ckpt_path out")
-    if words.verify_resume:
-        verify_resume.verify_resume([arg for arg in args if arg != "--verify_resume"])
-        return
-    if words.find == "batch_size":
-        tuning.batch_size(without_find(args))
-        return
-    if words.find == "lr":
-        TrainCLI([*without_find(args), "--plan"]).find_rate()
-        return
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
+    early = parse_early(args)
+    if early.ckpt_path is not None and (early.verify_resume or early.find):
+        raise UserError("--verify_resume and --find: start runs of their own. Leave out --ckpt_path")
     try:
-        _train(args)
+        if early.verify_resume:
+            verify_resume.verify_resume([arg for arg in args if arg != "--verify_resume"])
+        elif early.find == "batch_size":
+            tuning.find_batch_size(without_find(args))
+        elif early.find == "lr":
+            TrainCLI([*without_find(args), "--plan"]).find_learning_rate()
+        else:
+            _train(args)
     except UserError as error:
         if not (rank := distributed.launched_rank()):
             raise
         print(f"rank {rank}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        if known := distributed.explained(error) or compile_failure(error):
-            raise known from error
+        if explained := distributed.explained(error) or compile_failure(error):
+            raise explained from error
         raise
 
 
@@ -251,16 +245,15 @@ def _train(args: list[str]) -> None:
     cli = None
     try:
         cli = TrainCLI(args)
-        if cli.asked.builds_text:
+        if cli.options.builds_text:
             print("\n".join(cli.build_text()))
-            return
-        if cli.asked.planned:
-            found = cli.planned_facts()
+        elif cli.options.is_plan:
+            facts = cli.planned_facts()
             if cli.trainer.is_global_zero:
-                plan.show(plan.whole(found), sys.stdout)
-            return
-        resumed = cli.asked.resumed
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
+                plan.show(plan.whole(facts), sys.stdout)
+        else:
+            resumed = cli.options.resumed
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, which Lightning answers with 0 or 1
@@ -272,13 +265,13 @@ def _train(args: list[str]) -> None:
         raise
     except UserError as error:
         if "--plan" in args:
-            raise UserError(str(error)) from error  # whatever is wrong, a plan ends with 2
+            raise UserError(str(error)) from error  # a plan exits with 2, whatever is invalid
         if isinstance(error, DivergedError):
-            raise DivergedError(f"{error}; {_last_good(cli)}") from error
+            raise DivergedError(f"{error}; {_last_checkpoint(cli)}") from error
         raise
 
 
-def _last_good(cli: TrainCLI | None) -> str:
-    folder = cli.trainer.log_dir if cli else None
-    newest = next(iter(checkpoint.checkpoints(Path(folder))), None) if folder else None
+def _last_checkpoint(cli: TrainCLI | None) -> str:
+    run = cli.trainer.log_dir if cli else None
+    newest = next(iter(checkpoint.checkpoints(Path(run))), None) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

@@ -1,5 +1,7 @@
-"""What a command line asks for, with its config files, the run to go on with and the weights to begin with; and all
-that is wrong with it, before anything is made of it."""
+"""Resolve the options of trainer.py: config files, the settings of a resumed run, and the defaults of `init_from`.
+
+Everything that is invalid is reported before anything is built.
+"""
 
 from __future__ import annotations
 
@@ -23,219 +25,237 @@ from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import distributed
-from gpt2kit.training.trainer import callback_problems, config_problems
+from gpt2kit.training.trainer import callback_problems, trainer_problems
 
+# Options that others decide. They may be given only if they agree.
 LINKED = {
     "data.seed": "seed_everything",
     "model.n_positions": "data.block_size",
     "model.vocab_size": "data.tokenizer",
     "model.document_start": "data.mask_documents",
 }
-"""Options of a class that others decide."""
 
 
-class Asked:
-    """What the words of a command line ask for.
+class TrainOptions:
+    """The resolved options of a command line.
 
     Args:
-        parser: of all options.
-        args: the words.
+        parser: knows all options.
+        args: the command line.
     """
 
     config: Any
+    """The options, as the run's config.yaml will hold them."""
 
     def __init__(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self.planned = False
-        """Whether the run is only to be planned: then what is wrong is gathered, and told together."""
+        self.is_plan = False
+        """Whether --plan is given: problems are then collected, and reported together."""
         self.problems: list[str] = []
         self.resumed: Path | None = None
-        """The checkpoint to go on with."""
-        self.source: checkpoint.Opened | None = None
-        """The weights to begin with."""
-        words = first_words(args)
-        if words.ckpt_path is None:
-            self._take(CommandLine(parser, args, LINKED).parse())
-            if self.config.model.init_from is not None:
-                self._parse_begun(parser, args)
+        """The checkpoint to resume from."""
+        self.source: checkpoint.LoadedCheckpoint | None = None
+        """The checkpoint of `model.init_from`."""
+        early = parse_early(args)
+        if early.ckpt_path is None:
+            self._parse_new_run(parser, args)
         else:
-            self._parse_resumed(parser, args, words)
-        self.problems += first_problems(self.config, words)
+            self._parse_resumed_run(parser, args, early)
+        self.problems += early_problems(self.config, early)
         if not 0 <= self.config.seed_everything < 2**32:
             self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
             self.config.seed_everything = 0
         self.override, self.config.override = self.config.override, False
         self.config.plan = False
-        self.config.ckpt_path = None  # so that the config which is saved with the run starts a new run
-
-    def _take(self, config: Any) -> None:
-        self.config = config
-        self.planned = config.plan is True
-
-    @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """In a plan, keep what is wrong, to be told with all else that is."""
-        try:
-            yield
-        except UserError as error:
-            if not self.planned:
-                raise
-            self.problems.append(str(error))
-
-    def _parse_begun(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Open the weights to begin with: they decide what options are by default. A plan goes on without them."""
-        with self.gathered():
-            self.source = initialize.open_source(self.config.model.init_from)
-        if self.source is None:
-            return
-        parser.set_defaults(initialize.defaults(self.source, self.config))
-        self._take(CommandLine(parser, args, LINKED).parse())
-        self.problems += initialize.settle(self.config, self.source)
-
-    def _parse_resumed(self, parser: LightningArgumentParser, args: list[str], words: argparse.Namespace) -> None:
-        """Find the run to go on with; its own config comes before the user's words, and each difference is said."""
-        wanted, unsaid = None, set[str]()
-        command = CommandLine(parser, args, LINKED)
-        lacking = command.missing  # the run's own config has them
-        self._take(command.parse(*(f"--{name}=[]" for name in lacking)))
-        if lacking and words.config and not self.planned:
-            command.parse()  # refuses: a config file says what run is meant, so it must say all
-        if not lacking:
-            words.root = self.config.trainer.default_root_dir or "."
-            wanted = yaml.safe_load(parser.dump(self.config, skip_validation=True))
-            if self.config.model.init_from is not None:
-                unsaid = initialize.unsaid(self.config, parser.get_defaults())
-        with self.gathered():
-            self.resumed = lifecycle.find_resumable(words.ckpt_path, Path(words.root) / lifecycle.LOGS, wanted, unsaid)
-        if self.resumed is None:
-            refuse(self.problems if lacking else [])
-            return
-        folder = lifecycle.run_of(self.resumed)
-        config_file = folder / run_folder.CONFIG if folder else None
-        own = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._take(CommandLine(parser, [*own, *args], LINKED).parse())
-        if own:
-            settle(self.config, parser.parse_args(own))
-        initialize.keep_tokenizer(self.config, self.resumed)
-        if folder:
-            same_ids(self.config, run_folder.read_starts(folder))
+        self.config.ckpt_path = None  # the saved config starts a new run
 
     @property
     def builds_text(self) -> bool:
-        """Whether the text is to be tokenized, and nothing trained."""
+        """Whether text is tokenized and nothing is trained."""
         return self.config.part is not None or self.config.merge is not None
 
-    def refuse_wrong(self, problems: list[str]) -> None:
-        """Refuse all that is wrong: what was found before, and these problems of values."""
-        if problems or not self.planned:
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Under --plan, keep an error among the problems instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            if not self.is_plan:
+                raise
+            self.problems.append(str(error))
+
+    def refuse(self, problems: list[str]) -> None:
+        """Raise one error with the problems so far and these. A plan without new ones goes on, to look for more."""
+        if problems or not self.is_plan:
             refuse(list(dict.fromkeys([*self.problems, *problems])))
 
-    def wrong_values(self) -> list[str]:
-        """What is wrong with the options' values, before anything is made of them."""
+    def value_problems(self) -> list[str]:
+        """List the options whose values are invalid."""
         config, trainer = self.config, self.config.trainer
-        problems = config_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
+        problems = trainer_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
         shape = shape_problems(config.model.as_dict())
-        problems += data_problems(config.data.as_dict()) + shape + initialize.problems(config.model)
+        problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
         if config.model.freeze and not shape and (self.source or config.model.init_from is None):
             problems += initialize.freeze_problems(config.model)
-        if self.planned and trainer.fast_dev_run:
-            problems.append("--plan: tries some steps by itself. Leave trainer.fast_dev_run out")
-        if self.planned and self.builds_text:
-            problems.append("--plan: not with --part or --merge, which train nothing either")
+        if self.is_plan and trainer.fast_dev_run:
+            problems.append("--plan: runs a few steps anyway. Leave out trainer.fast_dev_run")
+        if self.is_plan and self.builds_text:
+            problems.append("--plan: not with --part or --merge, which train nothing. Leave out one of the two")
         try:
             if not self.builds_text:
                 distributed.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
         except MachineError as error:
-            if not self.planned and not problems:
+            if not self.is_plan and not problems:
                 raise
-            problems += [str(error)] if self.planned else []
+            problems += [str(error)] if self.is_plan else []
         return problems
+
+    def _set_config(self, config: Any) -> None:
+        self.config = config
+        self.is_plan = config.plan is True
+
+    def _parse_new_run(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self._set_config(CommandLine(parser, args, LINKED).parse())
+        if self.config.model.init_from is None:
+            return
+        with self.collect():
+            self.source = initialize.open_source(self.config.model.init_from)
+        if self.source is not None:
+            parser.set_defaults(initialize.source_defaults(self.source, self.config))
+            self._set_config(CommandLine(parser, args, LINKED).parse())
+            self.problems += initialize.apply_defaults(self.config, self.source)
+
+    def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
+        """Find the run to resume. Its own config comes before the arguments, and each difference is printed."""
+        settings, at_default = None, set[str]()
+        command = CommandLine(parser, args, LINKED)
+        missing = command.missing  # the run's own config has them
+        self._set_config(command.parse(*(f"--{name}=[]" for name in missing)))
+        if missing and early.config and not self.is_plan:
+            command.parse()  # raises: a config file says which run is meant, so it must be complete
+        if not missing:
+            early.root = self.config.trainer.default_root_dir or "."
+            settings = yaml.safe_load(parser.dump(self.config, skip_validation=True))
+            if self.config.model.init_from is not None:
+                at_default = initialize.options_at_default(self.config, parser.get_defaults())
+        with self.collect():
+            runs = Path(early.root) / lifecycle.LOGS
+            self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default)
+        if self.resumed is None:
+            refuse(self.problems if missing else [])
+            return
+        run = lifecycle.run_of(self.resumed)
+        config_file = run / run_folder.CONFIG if run else None
+        saved_args = ["--config", str(config_file)] if config_file and config_file.is_file() else []
+        self._set_config(CommandLine(parser, [*saved_args, *args], LINKED).parse())
+        if saved_args:
+            merge_saved_config(self.config, parser.parse_args(saved_args))
+        initialize.restore_tokenizer(self.config, self.resumed)
+        if run:
+            reuse_logger_ids(self.config, run_folder.read_starts(run))
+
+
+# The options of trainer.py that belong to no class: name, type, default, help.
+OPTIONS: list[tuple[str, Any, Any, str]] = [
+    (
+        "ckpt_path",
+        str | None,
+        None,
+        "Resume a run exactly where it stopped: `last`, a run folder (its newest valid checkpoint) or a .ckpt file.",
+    ),
+    ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
+    ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),
+    ("override", bool, False, "When resuming, take optimizer and schedule from the config and the command line."),
+    (
+        "verify_resume",
+        bool,
+        False,
+        "Check that a killed and resumed run ends like an uninterrupted one.",
+    ),
+    (
+        "find",
+        Literal["batch_size", "lr"] | None,
+        None,
+        "Try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) and print them.",
+    ),
+    ("plan", bool, False, "Print what this run would be, and everything that is invalid. Nothing is trained."),
+    (
+        "part",
+        str | None,
+        None,
+        "Tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train nothing. "
+        "Other machines tokenize the other parts; --merge 16 joins them.",
+    ),
+    ("merge", int | None, None, "Join this many parts that --part has built, and train nothing."),
+]
 
 
 def add_options(parser: LightningArgumentParser) -> None:
-    """Those of trainer.py that belong to no class."""
-    resume = "go on exactly where a run stopped: `last`, a run folder (its newest sound checkpoint) or a .ckpt file"
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help=resume)
-    every = "optimizer steps between checkpoints; there is also one after each validation"
-    parser.add_argument("--save_every", type=int, default=1000, help=every)
-    best = "checkpoints with the lowest validation loss to keep, besides the two newest"
-    parser.add_argument("--save_top_k", type=int, default=1, help=best)
-    override = "on resume, take optimizer and schedule from the config and command line, not from the checkpoint"
-    parser.add_argument("--override", action="store_true", help=override)
-    verify = "try on these very settings whether a killed and resumed run ends like a straight one; train nothing else"
-    parser.add_argument("--verify_resume", action="store_true", help=verify)
-    find_help = (
-        "try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) on these very "
-        "settings, and print them; train nothing else"
-    )
-    parser.add_argument("--find", type=Literal["batch_size", "lr"] | None, default=None, help=find_help)
-    planned = "show what this run would be, and what is wrong with it; train nothing"
-    parser.add_argument("--plan", action="store_true", help=planned)
-    part = (
-        "tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train "
-        "nothing; other machines make the others, then --merge 16 joins them"
-    )
-    parser.add_argument("--part", type=str | None, default=None, help=part)
-    merge = "join so many parts that --part has made, and train nothing"
-    parser.add_argument("--merge", type=int | None, default=None, help=merge)
+    """Add the options of trainer.py that belong to no class."""
+    for name, kind, default, text in OPTIONS:
+        if kind is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        else:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
-def first_words(args: list[str]) -> argparse.Namespace:
-    """The few options that are looked at before the real parsing, which also refuses one without its value."""
-    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    words.add_argument("--ckpt_path", nargs="?")
-    words.add_argument("--trainer.default_root_dir", dest="root", nargs="?", default=".")
-    words.add_argument("--verify_resume", nargs="?", const=True, default=False)
-    words.add_argument("--find", nargs="?")
-    words.add_argument("-c", "--config", nargs="?", action="append", default=[])
-    found = words.parse_known_args(args)[0]
-    found.verify_resume = found.verify_resume is True
-    return found
+def parse_early(args: list[str]) -> argparse.Namespace:
+    """Parse the few options that decide how the others are parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path", nargs="?")
+    parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?", default=".")
+    parser.add_argument("--verify_resume", nargs="?", const=True, default=False)
+    parser.add_argument("--find", nargs="?")
+    parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
+    early = parser.parse_known_args(args)[0]
+    early.verify_resume = early.verify_resume is True
+    return early
 
 
-def first_problems(config: Any, words: argparse.Namespace) -> list[str]:
-    """What is looked at before config files are: they must not say it, since nobody would hear it."""
+def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
+    """List options that a config file sets although they are read before config files are."""
     flags = [name for name in ("plan", "override", "verify_resume") if not isinstance(config[name], bool)]
-    unheard = [name for name in ("ckpt_path", "find", "verify_resume") if config[name] and not getattr(words, name)]
+    ignored = [name for name in ("ckpt_path", "find", "verify_resume") if config[name] and not getattr(early, name)]
     return [f"{name} {config[name]}: must be true or false" for name in flags] + [
-        f"{name}: not in a config file; on the command line, as --{name}" for name in unheard if name not in flags
+        f"{name}: not in a config file; on the command line, as --{name}" for name in ignored if name not in flags
     ]
 
 
 def without_find(args: list[str]) -> list[str]:
-    """The words of a run, without the one that asks for a search."""
+    """Return the arguments without --find and its value."""
     at = args.index("--find") if "--find" in args else len(args)
     return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--find=")]
 
 
 def as_list(value: Any) -> list[Any]:
-    """An option that is none, one or many."""
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    """Return an option that is nothing, one value or several as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def settle(config: Any, saved: Any) -> None:
-    """Of what differs from the run's own config, the optimizer and its schedule stay unless --override is given."""
-    asked = lifecycle.flatten(config.clone().as_dict())
-    for name, was in lifecycle.flatten(saved.as_dict()).items():
-        now = asked.get(name, was)
-        if was == now or name in ("config", "ckpt_path", "override", "plan"):
+def merge_saved_config(config: Any, saved: Any) -> None:
+    """Print where the options differ from the saved ones; without --override, keep the optimizer and the schedule."""
+    values = lifecycle.flatten(config.clone().as_dict())
+    for name, old in lifecycle.flatten(saved.as_dict()).items():
+        new = values.get(name, old)
+        if old == new or name in ("config", "ckpt_path", "override", "plan"):
             continue
-        begun = name in ("model.init_from", "model.new_vocabulary")
-        stays = name.startswith(("model.optimizer", "model.schedule")) and not config.override
-        rank_zero_only(print)(
-            f"resume: {name} stays {was} (asked for {now}{'' if begun else '; --override takes it'})"
-            if stays or begun
-            else f"resume: {name} was {was}, now {now}",
-            file=sys.stderr,
-        )
-    for name in ("init_from", "new_vocabulary"):  # what the run began with is over
-        config.model[name] = saved.model[name]
+        is_initial = name in ("model.init_from", "model.new_vocabulary")
+        is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override
+        line = f"resume: {name} was {old}, now {new}"
+        if is_initial:
+            line = f"resume: {name} stays {old} (not {new}: the run has already started)"
+        elif is_kept:
+            line = f"resume: {name} stays {old} (not {new}; --override changes it)"
+        rank_zero_only(print)(line, file=sys.stderr)
+    config.model.init_from, config.model.new_vocabulary = saved.model.init_from, saved.model.new_vocabulary
     if not config.override:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule
 
 
-def same_ids(config: Any, starts: list[dict[str, Any]]) -> None:
-    """Go on in the runs that W&B and MLflow know this one by."""
+def reuse_logger_ids(config: Any, starts: list[dict[str, Any]]) -> None:
+    """Continue the runs of W&B and MLflow that belong to this one."""
     ids = starts[-1].get("loggers", {}) if starts else {}
     for spec in as_list(config.trainer.logger):
         name = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]

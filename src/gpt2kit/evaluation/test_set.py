@@ -47,7 +47,7 @@ class Subject:
     test_text: tuple[list[str], Share | None]
     train_share: Share | None
     fingerprint: object
-    loaded: checkpoint.Opened | None = None
+    loaded: checkpoint.LoadedCheckpoint | None = None
 
     def model(self) -> GPT2:
         """Its model, opened again if several are tested, so that one lies in memory at a time."""
@@ -85,7 +85,7 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
     found = []
     for name in names:
         opened = checkpoint.open(name)
-        facts = opened.facts
+        facts = opened.metadata
         append_eos, reader, identity = facts.get("append_eos", True), facts.get("reader"), facts.get("data")
         if type(append_eos) is not bool or not isinstance(reader, dict | None):
             raise CheckpointError(f"{opened.path}: what it says of its text cannot be. The file is damaged")
@@ -97,8 +97,8 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
                 int(opened.shape["n_positions"]),
                 _reader(opened, reader) if reader is not None and with_reader else None,
                 append_eos,
-                checkpoint.test_text(opened),
-                checkpoint.share_of(opened, "train_share"),
+                checkpoint.read_test_text(opened),
+                checkpoint.read_share(opened, "train_share"),
                 identity.get("text") if isinstance(identity, dict) else None,
                 opened if len(names) == 1 else None,
             )
@@ -106,7 +106,7 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
     return found
 
 
-def _reader(opened: checkpoint.Opened, identity: dict[str, object]) -> Reader:
+def _reader(opened: checkpoint.LoadedCheckpoint, identity: dict[str, object]) -> Reader:
     try:
         return reader_from(identity)
     except UserError as error:

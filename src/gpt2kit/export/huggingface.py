@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from gpt2kit import __version__, files
-from gpt2kit.checkpoint import checkpoint, huggingface, initialize
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint import checkpoint, huggingface
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line, refuse
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
@@ -135,7 +135,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
+def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
     """All files of the export. The padded rows of the embedding are left out."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
@@ -160,7 +160,7 @@ def write(opened: Opened, folder: Path, name: str, dtype: Dtype, gguf: bool = Fa
         gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
 
 
-def rounded(opened: Opened, dtype: Dtype) -> dict[str, torch.Tensor]:
+def rounded(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
     """The tensors by Hugging Face's names in `dtype`, input and output embedding one tensor without padded rows."""
     kind = getattr(torch, dtype)
     state = {name: tensor.to(kind) for name, tensor in opened.state.items()}
@@ -172,7 +172,7 @@ def rounded(opened: Opened, dtype: Dtype) -> dict[str, torch.Tensor]:
     return state
 
 
-def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
+def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Proof:
     """Load the folder in a fresh process, and compare logits, a greedy continuation and the tokenizer with ours."""
     gpt2, shape = opened.model, opened.shape
     length = min(_LENGTH, shape["n_positions"])
@@ -183,16 +183,16 @@ def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
     ids = continued(same, ids, length)
     text = opened.tokenizer.decode(ids[:prompt], skip_special_tokens=False)
     theirs = reloaded(folder, ids, prompt, text)
-    with torch.no_grad():
-        ours = initialize.logits(same, torch.tensor(ids))
-        shift = float((ours - initialize.logits(gpt2, torch.tensor(ids))).abs().max())
+    ours = compute_logits(same, ids)
+    shift = float((ours - compute_logits(gpt2, ids)).abs().max())
     if theirs["lacking"] or not theirs["tied"] or theirs["logits"].shape != ours.shape:
         raise CheckpointError(
             f"the exported model is not complete: {theirs['lacking']}, tied {theirs['tied']}, "
             f"logits {tuple(theirs['logits'].shape)} for {tuple(ours.shape)}. Nothing was written"
         )
     found = [theirs["logits"], *([theirs["gguf"]] if theirs["gguf"] is not None else [])]
-    largest, allowed = max(float((ours - each).abs().max()) for each in found), initialize.rounding(ours)
+    largest = max(float((ours - each).abs().max()) for each in found)
+    allowed = 1e-4 * max(1.0, float(ours.abs().max()))  # what another order of float32 sums may change
     agreed = agreement(ids, theirs["greedy"], ours, allowed, prompt)
     if not largest <= allowed or agreed < 0:
         raise CheckpointError(
@@ -207,11 +207,17 @@ def check(opened: Opened, folder: Path, dtype: Dtype) -> Proof:
 
 
 @torch.no_grad()
+def compute_logits(gpt2: GPT2, ids: list[int]) -> torch.Tensor:
+    """Return the logits after each of the ids, `[len(ids), vocab_size]` in float32."""
+    logits: torch.Tensor = gpt2(input_ids=torch.tensor(ids)[None], use_cache=False).logits[0]
+    return logits[:, : gpt2.shape["vocab_size"]].float()
+
+
 def continued(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
     """`ids` continued to `length` by the likeliest token, again and again, ends of documents included."""
     ids = list(ids)
     while len(ids) < length:
-        ids.append(int(initialize.logits(gpt2, torch.tensor(ids))[-1].argmax()))
+        ids.append(int(compute_logits(gpt2, ids)[-1].argmax()))
     return ids
 
 

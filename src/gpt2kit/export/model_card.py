@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.huggingface import HUB
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs.pages import render
 from gpt2kit.tokenization.tokenizer import eos_id, fingerprint
 
 
-def model_card(opened: Opened, name: str, dtype: str) -> str:
+def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
     """Markdown with the header that the hub reads; the licence and the text's origin are left to the user."""
-    facts = opened.facts
+    facts = opened.metadata
     start = facts.get("start") if isinstance(facts.get("start"), dict) else None
     base = str(start["from"]) if start and str(start.get("from")).startswith(HUB) else ""
     return render(
@@ -28,8 +28,8 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
     )
 
 
-def _rows(opened: Opened, start: dict[str, Any] | None, dtype: str) -> list[tuple[str, str | None]]:
-    facts, shape = opened.facts, opened.shape
+def _rows(opened: LoadedCheckpoint, start: dict[str, Any] | None, dtype: str) -> list[tuple[str, str | None]]:
+    facts, shape = opened.metadata, opened.shape
     seen, text = _number(facts, "tokens_seen"), _number(facts, "train_tokens")
     bits = _number(facts, "val_bpb")
     began = " ".join(str(start.get("from")).removeprefix(HUB).rstrip("/").split()).split("/")[-2:] if start else []

@@ -10,7 +10,7 @@ from itertools import count
 import torch
 from tokenizers import Tokenizer
 
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import UserError
 from gpt2kit.generation.constraints import BannedWords, Constraint
 from gpt2kit.generation.decoder import Decoder, SampledToken, TokenSequence
@@ -53,7 +53,7 @@ class Generator:
     """
 
     def __init__(
-        self, checkpoint: Opened, precision: Precision = "auto", note: Callable[[str], None] | None = None
+        self, checkpoint: LoadedCheckpoint, precision: Precision = "auto", note: Callable[[str], None] | None = None
     ) -> None:
         self.tokenizer = checkpoint.tokenizer
         self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision))

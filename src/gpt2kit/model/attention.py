@@ -1,8 +1,8 @@
 """Attention as plain matrix products, a band of queries at a time: the fastest way on a CPU.
 
-`torch`'s fused kernel for CPUs spends its time in the backward pass; matrix products do not. A band of queries sees
-only the keys up to its end, so that most products above the diagonal are left out. Measured by bench/attention.py; the
-figures are in docs/benchmarks.md.
+torch's fused kernel for CPUs spends its time in the backward pass; matrix products do not. A band of queries is
+multiplied only with the keys up to its end, which leaves out most products above the diagonal. bench/attention.py
+measures it; docs/benchmarks.md has the results.
 """
 
 from __future__ import annotations
@@ -13,74 +13,72 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.model.cpu_layers import dropout as drop
+from gpt2kit.model.cpu_layers import dropout as apply_dropout
 
-HIDDEN = -3e4
-"""Added to the score of a key that a query does not see: finite in every dtype, so that a query that sees nothing
-(padding) does not become NaN. Numbers to add, made once for all layers, take less time than a mask to fill by."""
+# Added to the score of a masked key: finite in every dtype, so that a query that sees nothing (padding) does not become
+# NaN. Adding one tensor, which all layers share, takes less time than filling by a mask.
+MASKED = -3e4
 
 
-def use(model: Any, name: str) -> None:
-    """Let a Hugging Face model compute attention by `name`: `sdpa` or `plain`, which is ours."""
+def use_attention(model: Any, name: str) -> None:
+    """Set how a Hugging Face model computes attention: `sdpa`, or `plain` for `plain_attention`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    def bias(*args: Any, **kwargs: Any) -> Tensor:
-        seen = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
-        seen = seen[:1] if not seen.stride(0) else seen  # the same for each row, if nothing is padded
-        return torch.where(seen, 0.0, HIDDEN)
+    def additive_mask(*args: Any, **kwargs: Any) -> Tensor:
+        mask = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})  # (rows, 1, T, keys)
+        mask = mask if mask.stride(0) else mask[:1]  # without padding all rows are views of one
+        return torch.where(mask, 0.0, MASKED)
 
     AttentionInterface.register("plain", plain_attention)
-    AttentionMaskInterface.register("plain", bias)
+    AttentionMaskInterface.register("plain", additive_mask)
     model.set_attn_implementation(name)
 
 
 def plain_attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: Tensor,  # (rows, heads, T, head_size)
+    key: Tensor,  # (rows, heads, keys, head_size); keys beyond T come before the queries (a cache)
+    value: Tensor,  # like key
+    attention_mask: Tensor | None,  # (1 or rows, 1, T, keys): true for a visible key, or numbers to add to the scores
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention: queries `[rows, heads, T, head_size]` over as many keys or more, to `[rows, T, heads, ...]`.
+    """Compute causal attention by the interface of transformers; return `[rows, T, heads, head_size]`.
 
-    Keys beyond the queries' number come before them (a cache). `attention_mask` `[1 or rows, 1, T, keys]`: True where a
-    query sees a key, or numbers to add to the scores; None: each query sees all keys up to its own.
+    Without a mask each query sees all keys up to its own.
     """
     length, keys = query.shape[2], key.shape[2]
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is None:
-        attention_mask = torch.full((1, 1, length, keys), HIDDEN, device=query.device).triu(keys - length + 1)
-    parts = []
-    for start, end in bands(length):
-        seen = keys - length + end
-        scores = query[:, :, start:end] @ key[:, :, :seen].transpose(-1, -2)
-        mask = attention_mask[:, :, start:end, :seen]
-        scores = scores.masked_fill(~mask, HIDDEN) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
-        weights = drop(F.softmax(scores, dim=-1).to(value.dtype), dropout, module.training)
-        parts.append(weights @ value[:, :, :seen])
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return whole.transpose(1, 2), None
+        attention_mask = torch.full((1, 1, length, keys), MASKED, device=query.device).triu(keys - length + 1)
+    bands = []
+    for start, end in split_queries(length):
+        visible = keys - length + end
+        scores = query[:, :, start:end] @ key[:, :, :visible].transpose(-1, -2)  # (rows, heads, band, visible)
+        mask = attention_mask[:, :, start:end, :visible]
+        scores = scores.masked_fill(~mask, MASKED) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+        weights = apply_dropout(F.softmax(scores, dim=-1).to(value.dtype), dropout, module.training)
+        bands.append(weights @ value[:, :, :visible])  # (rows, heads, band, head_size)
+    attended = bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)
+    return attended.transpose(1, 2), None
 
 
-def bands(length: int) -> list[tuple[int, int]]:
-    """Where the bands of queries begin and end: one for short rows, at most four (more save little and cost calls)."""
+def split_queries(length: int) -> list[tuple[int, int]]:
+    """Return the begin and end of each band: 1 for short rows, at most 4 (more save little and cost calls)."""
     count = 1 if length < 256 else 2 if length <= 512 else 4
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
-def documents_apart(inputs: Tensor, start: int) -> dict[str, Tensor]:
-    """Positions that begin anew at each token `start`, and a mask `[rows, 1, T, T]`, True where a token sees another.
+def separate_documents(inputs: Tensor, start: int) -> dict[str, Tensor]:
+    """Return the mask and the positions with which the documents of `inputs`, `[rows, T]`, do not see each other.
 
-    A document is the `start` before it and all up to the next one; so its tokens see what they would see if it stood
-    alone behind `start`.
+    A document is a token `start` and everything up to the next one. Its positions count from that token.
     """
-    starts = inputs == start
-    place = torch.arange(inputs.shape[1], device=inputs.device)
-    begun = (starts * place).cummax(dim=1).values
-    document = starts.cumsum(dim=1)
-    seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
-    return {"attention_mask": seen, "position_ids": place - begun}
+    is_start = inputs == start
+    index = torch.arange(inputs.shape[1], device=inputs.device)
+    document_begin = (is_start * index).cummax(dim=1).values  # (rows, T), the place of the last `start`
+    document = is_start.cumsum(dim=1)  # (rows, T), the number of the document
+    mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (rows, 1, T, T)
+    return {"attention_mask": mask, "position_ids": index - document_begin}

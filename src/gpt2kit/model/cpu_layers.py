@@ -1,8 +1,7 @@
-"""Layers that have no matrices and yet took as long as those that do: dropout and GPT-2's GELU, quick on a CPU.
+"""Faster dropout and GELU for CPUs, where torch's take as long as the matrix products.
 
-torch draws one number of its serial generator for each element that may be dropped; here one draw of 64 bits decides on
-four. The library writes GELU as nine operations; here it is one, and compiled it takes the cheaper of two equal
-formulas. Measured by bench/quick_layers.py; the figures are in docs/benchmarks.md.
+torch draws one number of a serial generator per element for dropout; here one draw of 64 bits decides on four. The
+library computes GELU in nine operations; here it is one. bench/quick_layers.py measures both.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEVELS = 1 << 16
-"""A share of elements is rounded to so many parts; what is left is scaled by just that share."""
+# Options of torch.compile on a CPU: draw random numbers as without it. The compiler's own generator is slow.
+COMPILE_OPTIONS: dict[str, Any] = {"fallback_random": True}
 
-COMPILED: dict[str, Any] = {"fallback_random": True}
-"""Option for torch.compile on a CPU: draw as without it (what the compiler writes in its place is slow)."""
+# 16 of the 64 bits of a draw decide on an element, so a probability is rounded to a multiple of 1 / 65,536.
+_LEVELS = 1 << 16
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Set each element to 0 with the probability `p`, at least 0 and below 1, and scale the others by 1 / (1 - p).
+    """Set each element to 0 with probability `p` (0 <= p < 1) and scale the others by 1 / (1 - p).
 
-    On other devices than a CPU it is torch's.
+    On other devices this is torch's dropout.
     """
     if not training or not p:
         return x
@@ -32,8 +31,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return F.dropout(x, p)
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2
-    return torch.where(kept, x * (_LEVELS / (_LEVELS - dropped)), 0.0)
+    keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2
+    return torch.where(keep, x * (_LEVELS / (_LEVELS - dropped)), 0.0)
 
 
 class Dropout(nn.Dropout):
@@ -44,12 +43,10 @@ class Dropout(nn.Dropout):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GPT-2's (`gelu_new`): x (1 + tanh u) / 2, with u = sqrt(2 / pi) (x + 0.044715 x^3), in x's dtype.
-
-    (1 + tanh u) / 2 is sigmoid(2 u), and a compiler's exp takes a third of the time of its tanh.
-    """
+    """Compute GPT-2's GELU (`gelu_new`): x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), in x's dtype."""
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
+    # (1 + tanh u) / 2 = sigmoid(2 u), and a compiled exp takes a third of the time of a compiled tanh.
     wide = x if x.dtype == torch.float64 else x.float()
     return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide * wide * wide))).to(x.dtype)
 
@@ -61,8 +58,8 @@ class GELU(nn.Module):
         return gelu(input)
 
 
-def quicken(model: nn.Module) -> None:
-    """Put these layers in the place of torch's and the library's, everywhere in a model."""
+def replace_layers(model: nn.Module) -> None:
+    """Replace torch's dropout and the library's GELU by these, everywhere in a model."""
     from transformers.activations import NewGELUActivation
 
     for part in list(model.modules()):

@@ -1,7 +1,7 @@
 """Training a part of a model: frozen parameters, and LoRA.
 
-LoRA trains small matrices beside the hidden ones instead of these; the `peft` package adds them. Only a run in progress
-has them: opening its checkpoint merges them, so evaluation, generation, export and `model.init_from` see a plain GPT-2.
+LoRA trains small matrices next to the hidden ones instead of these; the `peft` package adds them. Only a training run
+has them: opening its checkpoint merges them, so evaluation, generation, export and `init_from` see a plain GPT-2.
 """
 
 from __future__ import annotations
@@ -16,136 +16,135 @@ from torch import nn
 
 from gpt2kit.errors import UserError, refuse
 
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+# What the product of the two LoRA matrices is multiplied by.
+LORA_SCALE = 2.0
+
+# Names for several parts. The body is all but the token embedding, which is also the output layer.
 _GROUPS = {"embeddings": r"(wte|wpe)\.", "layers": r"h\.", "body": r"(?!wte\.)"}
-"""Words for more than one part. The body is all but the token embedding, which is also the output layer."""
+_LAYER_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+_BASE = ".base_layer."
 
 
-class Frozen:
-    """Parameters that are not trained, for good or for some steps: which at a step depends on nothing but the step.
+class FrozenParameters:
+    """Parameters that are not trained, for the whole run or for its first steps.
 
-    Those that are frozen for good get no gradient and are not in the optimizer. The others are, but lose their
-    gradient before each of those steps; without one an optimizer leaves a parameter alone and makes no state for it.
-    Their `requires_grad` stays as it is: compiled and distributed models rely on it.
+    Frozen for the whole run, they get no gradient and are not in the optimizer. For some steps, they keep
+    `requires_grad`, which compiled and distributed models rely on, and lose their gradient before each update; without
+    a gradient an optimizer neither changes a parameter nor creates state for it.
 
     Args:
-        model: the bare model.
-        words: what is frozen, see `frozen`.
-        steps: optimizer steps that it holds for; None: all.
+        model: the model, before it is compiled or sharded.
+        parts: what is frozen, see `find_parameters`.
+        steps: the number of optimizer steps. Default: all.
     """
 
-    def __init__(self, model: nn.Module, words: Sequence[int | str] | int | str, steps: int | None = None) -> None:
-        self.names = frozen(model, [words] if isinstance(words, (int, str)) else words)
+    def __init__(self, model: nn.Module, parts: Sequence[int | str] | int | str, steps: int | None = None) -> None:
+        self.names = find_parameters([name for name, _ in model.named_parameters()], parts)
         self.steps = steps
         self._model = model
         if steps is None:
             for name in self.names:
                 model.get_parameter(name).requires_grad_(False)
 
-    def hold(self, step: int) -> None:
-        """Take the gradients of what is frozen at optimizer step `step`, counted from 0."""
+    def drop_gradients(self, step: int) -> None:
+        """Drop the gradients of what is frozen at optimizer step `step`, counted from 0."""
         if self.steps is not None and step < self.steps:
             for name in self.names:
-                self._model.get_parameter(name).grad = None  # looked up now: FSDP puts others in their place
+                self._model.get_parameter(name).grad = None  # looked up by name, because FSDP replaces parameters
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on; plain types."""
+        """Return what must be the same when a run is resumed, as plain types."""
         return {"parameters": self.names, "steps": self.steps}
 
 
-def frozen(model: nn.Module, words: Sequence[int | str]) -> list[str]:
-    """The names of the parameters that `words` mean; everything wrong with the words in one UserError.
+def find_parameters(names: Sequence[str], parts: Sequence[int | str] | int | str) -> list[str]:
+    """Return the names of the parameters that belong to parts of the model; report all unknown parts at once.
 
-    A number is a layer, `0-3` are four; `embeddings`, `layers` and `body` are groups; anything else is a name of
-    GPT-2's parts or the beginning of one: `wte`, `wpe`, `ln_f`, `h.0.attn`.
+    A part is a layer (`3`), a range of layers (`0-3`), a group (`embeddings`, `layers`, `body`), or a name of GPT-2's
+    modules or its beginning (`wte`, `wpe`, `ln_f`, `h.0.attn`).
     """
-    names = {name.removeprefix("transformer."): name for name, _ in model.named_parameters()}
-    refuse([problem for word in words if (problem := _problem(str(word), names))])
-    found: set[str] = set()
-    for word in words:
-        pattern = re.compile(_pattern(str(word)))
-        found |= {whole for name, whole in names.items() if pattern.match(name)}
-    if len(found) == len(names):
-        raise UserError("model.freeze: nothing is left to train. Freeze less")
-    return [name for name in names.values() if name in found]
+    part_names = [str(parts)] if isinstance(parts, int | str) else [str(part) for part in parts]
+    short_names = {name.removeprefix("transformer."): name for name in names}
+    refuse([problem for part in part_names if (problem := _part_problem(part, short_names))])
+    pattern = re.compile("|".join(map(_pattern, part_names)) or "(?!)")  # without parts it matches nothing
+    frozen = [name for short_name, name in short_names.items() if pattern.match(short_name)]
+    if len(frozen) == len(names):
+        raise UserError("model.freeze: no parameter is left to train. Freeze fewer parts")
+    return frozen
 
 
-def _problem(word: str, names: Collection[str]) -> str | None:
-    """What is wrong with a word, with the nearest one that means something."""
-    last = len({name.split(".")[1] for name in names if name.startswith("h.")}) - 1
-    if layers := _RANGE.fullmatch(word):
+def _part_problem(part: str, names: Collection[str]) -> str | None:
+    last = max((int(name.split(".")[1]) for name in names if name.startswith("h.")), default=-1)
+    if layers := _LAYER_RANGE.fullmatch(part):
         begin, end = int(layers[1]), int(layers[2] or layers[1])
         if begin <= end <= last:
             return None
-        near = sorted({min(begin, last), min(end, last)})
-        return f"model.freeze {word}: there are layers 0 to {last}. Nearest: {'-'.join(map(str, near))}"
-    if any(re.match(_pattern(word), name) for name in names):
+        nearest = sorted({min(begin, last), min(end, last)})
+        return f"model.freeze {part}: the model has layers 0 to {last}. Nearest: {'-'.join(map(str, nearest))}"
+    if any(re.match(_pattern(part), name) for name in names):
         return None
-    parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
-    near_words = difflib.get_close_matches(word, sorted({*_GROUPS, *parts}), n=1)
-    meant = f" (did you mean {near_words[0]}?)" if near_words else ""
+    modules = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+    similar = difflib.get_close_matches(part, sorted({*_GROUPS, *modules}), n=1)
+    suggestion = f" (did you mean {similar[0]}?)" if similar else ""
     return (
-        f"model.freeze {word}: no such part{meant}. There are layers 0 to {last}, {', '.join(_GROUPS)}, and names such "
-        "as wte, wpe, ln_f, h.0.attn"
+        f"model.freeze {part}: the model has no such part{suggestion}. Use a layer from 0 to {last}, "
+        f"{', '.join(_GROUPS)}, or a name such as wte, wpe, ln_f, h.0.attn"
     )
 
 
-def _pattern(word: str) -> str:
-    """A regular expression for the names that a word means."""
-    if word in _GROUPS:
-        return _GROUPS[word]
-    if layers := _RANGE.fullmatch(word):
-        first, last = int(layers[1]), int(layers[2] or layers[1])
-        return rf"h\.({'|'.join(map(str, range(first, last + 1)))})\."
-    return rf"{re.escape(word)}(\.|$)"
+def _pattern(part: str) -> str:
+    """Return a regular expression for the names of a part's parameters."""
+    if part in _GROUPS:
+        return _GROUPS[part]
+    if layers := _LAYER_RANGE.fullmatch(part):
+        numbers = range(int(layers[1]), int(layers[2] or layers[1]) + 1)
+        return rf"h\.({'|'.join(map(str, numbers))})\."
+    return rf"{re.escape(part)}(\.|$)"
 
 
-SCALE = 2.0
-"""What the product of the two small matrices is multiplied by."""
-_BASE = ".base_layer."
+def add_lora(model: nn.Module, rank: int | None, train_embedding: bool) -> None:
+    """Add two matrices of `rank` to each hidden matrix, which change nothing at first, and freeze the rest.
 
-
-def adapt(model: nn.Module, rank: int | None, embedding: bool) -> None:
-    """Put two matrices of `rank` beside each hidden one, and freeze all else; but for the token embedding, if wanted.
-
-    They begin as no change at all. With no rank, or done already, nothing happens.
+    `train_embedding` excepts the token embedding. Without a rank, or if they are there already, this does nothing.
     """
     if not rank or any("lora_" in name for name, _ in model.named_parameters()):
         return
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("model.lora: needs the package peft: pip install 'peft>=0.18'") from None
-    parts = ["c_attn", "c_proj", "c_fc"]
-    config = LoraConfig(r=rank, lora_alpha=round(SCALE * rank), target_modules=parts, fan_in_fan_out=True)
+        raise UserError("model.lora: needs the package peft. Install it: pip install 'peft>=0.18'") from None
+    modules = ["c_attn", "c_proj", "c_fc"]
+    config = LoraConfig(r=rank, lora_alpha=round(LORA_SCALE * rank), target_modules=modules, fan_in_fan_out=True)
     inject_adapter_in_model(config, model)
-    if embedding:
+    if train_embedding:
         model.get_parameter("transformer.wte.weight").requires_grad_(True)
 
 
-def merged(state: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a plain GPT-2: W + scale (B A)^T for each hidden matrix, which GPT-2 keeps as [in, out].
+def merge_lora(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a plain GPT-2: W + scale (B A)^T for each hidden matrix.
 
-    What does not fit together is left under its odd name, for whoever compares names.
+    Matrices that do not fit together keep their names, which the comparison with the model's names then refuses.
     """
-    found = dict(state)
+    plain = dict(state)
     for name, base in state.items():
         if not isinstance(name, str) or _BASE not in name:
             continue
-        stem, part = name.split(_BASE, 1)
-        if part != "weight":
-            found[f"{stem}.{part}"] = found.pop(name)
+        layer, kind = name.split(_BASE, 1)
+        if kind != "weight":
+            plain[f"{layer}.{kind}"] = plain.pop(name)
             continue
-        names = [f"{stem}.lora_{letter}.default.weight" for letter in "AB"]
-        a, b = (state.get(small) for small in names)
-        if _fit(base, a, b):
-            found[f"{stem}.weight"] = found.pop(name) + SCALE * (found.pop(names[1]) @ found.pop(names[0])).T
-    return found
+        name_a, name_b = (f"{layer}.lora_{letter}.default.weight" for letter in "AB")
+        a: Any = state.get(name_a)
+        b: Any = state.get(name_b)
+        if _can_merge(base, a, b):
+            del plain[name], plain[name_a], plain[name_b]
+            plain[f"{layer}.weight"] = base + LORA_SCALE * (b @ a).T
+    return plain
 
 
-def _fit(base: object, a: object, b: object) -> bool:
-    """Whether they are the matrices [in, out], [rank, in] and [out, rank]."""
-    if not all(isinstance(one, torch.Tensor) and one.ndim == 2 and one.is_floating_point() for one in (base, a, b)):
+def _can_merge(base: Any, a: Any, b: Any) -> bool:
+    """Return whether these are float matrices [in, out], [rank, in] and [out, rank] of one dtype."""
+    if not all(isinstance(m, torch.Tensor) and m.ndim == 2 and m.is_floating_point() for m in (base, a, b)):
         return False
-    wide, first, second = (tuple(one.shape) for one in (base, a, b) if isinstance(one, torch.Tensor))
-    return (first[1], second[0]) == wide and first[0] == second[1] and a.dtype == b.dtype == base.dtype  # type: ignore[attr-defined]
+    fits = base.shape == (a.shape[1], b.shape[0]) and a.shape[0] == b.shape[1]
+    return bool(fits and a.dtype == b.dtype == base.dtype)

@@ -62,7 +62,7 @@ class InferenceGPT2:
     """GPT-2 over tensors that it does not copy, unless `device` or `dtype` differ from theirs.
 
     Args:
-        shape: the options of the model, see `model.config.SHAPE`.
+        shape: the options of the model, see `model.config.SHAPE_FIELDS`.
         state: its tensors, by Hugging Face's names.
         device: where to compute.
         dtype: of weights and arithmetic.

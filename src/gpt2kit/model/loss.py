@@ -1,4 +1,4 @@
-"""The head: from hidden states to the sum of nats, with as few logits in memory as the device likes."""
+"""The output layer and the cross-entropy: from hidden states to a sum of nats, with few logits in memory."""
 
 from __future__ import annotations
 
@@ -11,71 +11,73 @@ from torch.nn import functional as F
 
 from gpt2kit.data.order import IGNORE
 
+# Logits that `chunked_nll` computes at a time.
 CHUNK = 1 << 24
-"""Logits that `chunked_nll` holds at once."""
-_SUMMED = 4096
-"""Positions whose products float16 can sum up without an overflow, which no loss scale would mend."""
+
+# Positions whose gradients float16 can sum up without an overflow, which no loss scale could prevent.
+_FLOAT16_POSITIONS = 4096
 
 
-def whole_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
-    """Sum of nats of `targets` `[rows, T]` after `hidden` `[rows, T, n_embd]`, by all logits at once.
+def full_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
+    """Return the sum of nats of `targets` `[rows, T]` after `hidden` `[rows, T, n_embd]`, from all logits at once.
 
-    `weight` `[padded size, n_embd]` is the token embedding; rows from `size` on are no tokens. What a compiler fuses:
-    then float32 logits are never written.
+    `weight` `[padded size, n_embd]` is the token embedding; rows from `size` on are padding. A compiler fuses this so
+    that float32 logits are never written to memory.
     """
-    logits = F.linear(hidden, weight)[..., :size].flatten(0, 1)
-    return F.cross_entropy(wide(logits), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    logits = F.linear(hidden, weight)[..., :size].flatten(0, 1)  # (rows * T, size)
+    return F.cross_entropy(widen(logits), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def chunked_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
-    """The same, some positions at a time; their gradients are taken at once, so no logits are kept."""
-    nll: Tensor = _Chunked.apply(hidden.flatten(0, 1), weight, targets.flatten(), size)  # type: ignore[no-untyped-call]
+    """Return the same, a chunk of positions at a time, each with its gradient, so that no logits are kept."""
+    nll: Tensor = _ChunkedNLL.apply(hidden.flatten(0, 1), weight, targets.flatten(), size)  # type: ignore[no-untyped-call]
     return nll
 
 
-class _Chunked(torch.autograd.Function):
+class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
         table = weight.to(dtype)
-        nll = torch.zeros((), dtype=exact, device=hidden.device)
+        nll = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
-        rows = max(CHUNK // len(weight), 1)
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        positions = max(CHUNK // len(weight), 1)
         if dtype == torch.float16:
-            rows = min(rows, _SUMMED)
+            positions = min(positions, _FLOAT16_POSITIONS)
         with torch.autocast(kind, enabled=False):
-            for start in range(0, len(hidden), rows):
-                states, wanted = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
-                counted = wanted != IGNORE
-                wanted = wanted.clamp(min=0)
-                logits = (states @ table.T).to(exact)
+            for start in range(0, len(hidden), positions):
+                states = hidden[start : start + positions].to(dtype)  # (positions, n_embd)
+                tokens = targets[start : start + positions, None]  # (positions, 1)
+                counts = tokens != IGNORE
+                tokens = tokens.clamp(min=0)
+                logits = (states @ table.T).to(wide)  # (positions, padded size)
                 logits[:, size:] = -torch.inf
                 logits -= logits.logsumexp(1, keepdim=True)
-                nll -= logits.gather(1, wanted).mul(counted).sum()
+                nll -= logits.gather(1, tokens).mul(counts).sum()
                 if grad_hidden is None and grad_weight is None:
                     continue
-                slope = logits.exp_()
-                slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=exact))
-                slope = slope.mul_(counted).to(dtype)
+                grad_logits = logits.exp_()  # softmax minus the one-hot target
+                grad_logits.scatter_add_(1, tokens, torch.full_like(tokens, -1, dtype=wide))
+                grad_logits = grad_logits.mul_(counts).to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[start : start + rows] = slope @ table
+                    grad_hidden[start : start + positions] = grad_logits @ table
                 if grad_weight is not None:
-                    grad_weight += slope.T @ states
+                    grad_weight += grad_logits.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.kinds = hidden.dtype, weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        taken = zip(ctx.saved_tensors, ctx.kinds, strict=True)
-        hidden, weight = (None if grad is None else (grad * grads[0]).to(kind) for grad, kind in taken)
+        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        hidden, weight = (None if grad is None else (grad * grads[0]).to(dtype) for grad, dtype in saved)
         return hidden, weight, None, None
 
 
-def wide(logits: Tensor) -> Tensor:
-    """Logits in a type that a sum over the vocabulary can be taken in."""
+def widen(logits: Tensor) -> Tensor:
+    """Return logits in a dtype in which a sum over the vocabulary is accurate: float32 or float64."""
     return logits if logits.dtype == torch.float64 else logits.float()

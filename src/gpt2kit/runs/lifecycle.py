@@ -124,11 +124,11 @@ def find_resumable(
         runs, where, settings = [path], path, None
     else:
         file = checkpoint.find(path)
-        checkpoint.refuse_weights_only(file)
+        checkpoint.check_resumable(file)
         return file
     differences = ""
     for run in runs:
-        newest = checkpoint.newest_sound(run)
+        newest = checkpoint.newest_valid(run)
         if newest is None:
             continue
         changes = [] if settings is None else _differences(run, settings, ignored)

@@ -68,7 +68,7 @@ class Service:
                 opened = checkpoint.open(model.path)
                 model.facts = describe(opened)
                 model.generator = Generator(opened, self._precision, note=lambda text: None)
-                model.presets = presets(opened.facts.get("settings")) or openings(model.generator)
+                model.presets = presets(opened.metadata.get("settings")) or openings(model.generator)
             except Exception as error:  # whatever it is, the other models are to be served
                 model.failure = str(error)
             finally:
@@ -139,9 +139,9 @@ def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
     return [Model(name, file) for name, file in names.items()]
 
 
-def describe(opened: checkpoint.Opened) -> dict[str, str]:
+def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
     """A model's size, corpus and bits per byte, as far as the checkpoint and its run's log say."""
-    facts = opened.facts
+    facts = opened.metadata
     settings = facts.get("settings")
     data = settings.get("data") if isinstance(settings, dict) else None
     files = data.get("train_files") if isinstance(data, dict) else None

@@ -244,7 +244,7 @@ class ExactResume(Checkpoint):
     def _bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
         """About what the next checkpoint takes: as much as the last one, or weights and two moments in float32."""
         weights = sum(p.numel() for p in trainer.lightning_module.parameters())
-        return round(1.1 * next((checkpoint.size(path) for path in saved if path.exists()), 12 * weights))
+        return round(1.1 * next((path.stat().st_size for path in saved if path.exists()), 12 * weights))
 
     def _tell(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:

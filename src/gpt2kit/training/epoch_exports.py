@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from gpt2kit import dtensor
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import UserError, first_line
 from gpt2kit.export import huggingface
 from gpt2kit.model.config import Dtype
@@ -95,7 +95,7 @@ class EpochExports(Callback):
             with isolate_rng():
                 facts = run_state.describe(gpt2, text, step, text.global_batch(trainer), {})
                 facts["val_bpb"] = self._validated[1] if self._validated[0] == step else None
-                opened = Opened(target, gpt2.shape, plain_state(state), text.tokenizer, facts)
+                opened = LoadedCheckpoint(target, gpt2.shape, plain_state(state), text.tokenizer, facts)
                 with huggingface.replacing_folder(target) as folder:
                     huggingface.write(opened, folder, target.name, self.dtype)
                     huggingface.check(opened, folder, self.dtype)

@@ -150,7 +150,7 @@ def of_step(
         dtype = hardware.compute_dtype(precision)
         _convert(shadow, device, dtype if precision.endswith("-true") else torch.float32)
         shadow.train()
-        attention.use(shadow.model, gpt2.choose_attention(device).value)
+        attention.use_attention(shadow.model, gpt2.choose_attention(device).value)
         optimizer = shadow.optimizer(parameter_groups(shadow.model))
         rows = torch.zeros(batch[0], batch[1] + 1, dtype=torch.long, device=device)
         kinds = _Kinds(shadow.model)

@@ -92,7 +92,7 @@ class _KeepingWriter(ExperimentWriter):
         files.write_text(path, text.getvalue())
 
 
-def of_run(root: str, wanted: list[Any], resumed: Path | None) -> list[Logger]:
+def make_loggers(root: str, wanted: list[Any], resumed: Path | None) -> list[Logger]:
     """TensorBoard and CSV in one folder, a new one, or that of the run that is resumed; then the user's own.
 
     One of theirs that has a folder for the run (TensorBoard, CSV) takes the place of ours.

@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import dtensor
 from gpt2kit.checkpoint import initialize
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
-from gpt2kit.model.config import SHAPE, Activation, Shape, shape_problems
-from gpt2kit.model.finetuning import Frozen, adapt
+from gpt2kit.model.config import SHAPE_FIELDS, Activation, Shape, shape_problems
+from gpt2kit.model.finetuning import FrozenParameters, add_lora
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
@@ -77,7 +77,7 @@ class GPT2Module(pl.LightningModule):
     """
 
     model: GPT2
-    frozen: Frozen
+    frozen: FrozenParameters
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class GPT2Module(pl.LightningModule):
         super().__init__()
         values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
         drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
-        self.shape: Shape = dict(zip(SHAPE, (*values, *drops, vocab_size, n_positions), strict=True))
+        self.shape: Shape = dict(zip(SHAPE_FIELDS, (*values, *drops, vocab_size, n_positions), strict=True))
         """All that makes the model; stored in every checkpoint."""
         refuse(shape_problems(self.shape))
         self.attention = attention
@@ -122,7 +122,7 @@ class GPT2Module(pl.LightningModule):
         """What is compiled once training starts; who knows how long the run will be may decide for auto."""
         self.document_start = document_start
         self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
-        self.source: Opened | None = None
+        self.source: LoadedCheckpoint | None = None
         """The checkpoint of `init_from`, if it is open already."""
         self.start: dict[str, Any] | None = None
         """The initial weights, as plain types; part of the run's state. None: random weights."""
@@ -159,7 +159,7 @@ class GPT2Module(pl.LightningModule):
         with torch.device("cpu"):
             self.model = GPT2(self.shape, self.document_start)
         torch.set_default_dtype(default)
-        self.frozen = Frozen(self.model, self._freeze, self._freeze_steps)
+        self.frozen = FrozenParameters(self.model, self._freeze, self._freeze_steps)
         if self._recompute:
             self.model.recompute_activations()
         self.is_built = True
@@ -168,7 +168,7 @@ class GPT2Module(pl.LightningModule):
         """Load the weights of `init_from`, fitted to the context and the tokenizer."""
         assert self.init_from is not None
         source = self.source or initialize.open_source(self.init_from)
-        self.start, self.start_notes = initialize.begin(
+        self.start, self.start_notes = initialize.load_initial_weights(
             self.model, source, tokenizer, self.init_from, self.new_vocabulary
         )
         self.source = None  # frees its memory
@@ -191,7 +191,7 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
-        self.frozen.hold(self.trainer.global_step)
+        self.frozen.drop_gradients(self.trainer.global_step)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if gradient_clip_val and gradient_clip_algorithm == "value":
@@ -293,7 +293,7 @@ class GPT2Module(pl.LightningModule):
             self.build()
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
             self.load_initial_weights(text.tokenizer)
-        adapt(self.model, self.lora, embedding=self.new_vocabulary)
+        add_lora(self.model, self.lora, train_embedding=self.new_vocabulary)
         if self.device_mesh is not None:
             dtensor.shard_model(
                 self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"]

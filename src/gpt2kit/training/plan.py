@@ -180,7 +180,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds)"
 
 
-def problems_of_files(options: Mapping[str, Any], begun: bool) -> list[str]:
+def file_problems(options: Mapping[str, Any], begun: bool) -> list[str]:
     """What is wrong with the text files and the tokenizer that the data module's options name; a run that is begun with
     weights may have its tokenizer from them."""
     found: list[str] = []
@@ -193,7 +193,7 @@ def problems_of_files(options: Mapping[str, Any], begun: bool) -> list[str]:
     return found
 
 
-def problems_of_text(data: TextDataModule, global_batch: int) -> list[str]:
+def text_problems(data: TextDataModule, global_batch: int) -> list[str]:
     """What is wrong with the text itself: each split is read."""
     splits: tuple[Split, ...] = get_args(Split)
     found = [problem for split in splits if data.files[split] for problem in _told(data.store, split)]

@@ -171,7 +171,7 @@ def compared(facts: Facts, settings: Mapping[str, Any]) -> dict[str, bool | int 
     }
 
 
-class Record(Callback):
+class RunInfoCallback(Callback):
     """Keeps the facts of this start in the run's folder, and its settings with each logger.
 
     Args:

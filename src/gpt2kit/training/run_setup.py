@@ -13,16 +13,16 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.model.backends import ASKED, Choice, choose_compile, usual_rate
+from gpt2kit.model.backends import REQUESTED, Choice, choose_compile, typical_flops_per_second
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import plan, run_info
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.run_info import Facts, Record
+from gpt2kit.training.run_info import Facts, RunInfoCallback
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
-from gpt2kit.training.time_limit import TimeHorizon
-from gpt2kit.training.trainer import interval_steps, only_time, set_max_steps, total_steps
+from gpt2kit.training.time_limit import TimeLimit
+from gpt2kit.training.trainer import has_only_time, interval_steps, set_max_steps, total_steps
 
 
 @dataclass
@@ -32,7 +32,7 @@ class RunSetup(Callback):
     Args:
         options: the trainer's options as the user gave them.
         seconds: the time limit, if there is one.
-        horizon: sets the last step of a run that has nothing but a time.
+        time_limit: sets the last step of a run that has nothing but a time.
         precision: what is used, and why.
         arguments: the command line.
         resumed: the checkpoint from which the run resumes.
@@ -41,11 +41,11 @@ class RunSetup(Callback):
 
     options: Mapping[str, Any]
     seconds: float | None
-    horizon: TimeHorizon
+    time_limit: TimeLimit
     precision: Choice
     arguments: list[str]
     resumed: Path | None
-    record: Record
+    record: RunInfoCallback
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self.options["fast_dev_run"]:
@@ -66,7 +66,7 @@ class RunSetup(Callback):
         order = data.order(data.global_batch(trainer))
         tokens_per_step = order.global_batch * data.block_size
         steps = -1
-        if not only_time(self.options):
+        if not has_only_time(self.options):
             epochs, steps_limit, tokens = (self.options[name] for name in ("max_epochs", "max_steps", "max_tokens"))
             steps = total_steps(epochs, steps_limit, tokens, order.steps_per_epoch, tokens_per_step)
         set_max_steps(trainer, steps)
@@ -78,7 +78,9 @@ class RunSetup(Callback):
         compiled = choose_compile(gpt2.wants_compile, device, precision, flops, self.seconds)
         gpt2.compiled = compiled.value  # type: ignore[assignment]
         if steps < 0 and self.seconds:
-            self.horizon.guess(max(round(self.seconds * usual_rate(device, precision) / flops_per_step), 1))
+            self.time_limit.guess(
+                max(round(self.seconds * typical_flops_per_second(device, precision) / flops_per_step), 1)
+            )
         choices = {"precision": self.precision, "attention": gpt2.choose_attention(device), "compile": compiled}
         return {
             "text": run_info.text_facts(data),
@@ -93,7 +95,7 @@ def report_other_choices(before: list[dict[str, Any]], now: Facts) -> None:
     """Print what `auto`, or another machine, has changed since the last start."""
     last = before[-1].get("start", {}) if before else {}
     for name, (old, _) in last.get("chosen", {}).items():
-        value, reason = now["chosen"].get(name, (old, ASKED))
-        if value != old and reason != ASKED:  # what the user asked for is reported with the other settings
+        value, reason = now["chosen"].get(name, (old, REQUESTED))
+        if value != old and reason != REQUESTED:  # what the user asked for is reported with the other settings
             line = f"resume: {name} was {old}, now {value} ({reason}); the same results up to rounding"
             print(line, file=sys.stderr)

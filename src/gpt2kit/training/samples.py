@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpt2kit import files
 from gpt2kit.checkpoint import validation
-from gpt2kit.checkpoint.checkpoint import Opened
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, generation_problems
@@ -28,7 +28,7 @@ from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
 
 _HEAD = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
-IN_SHARES = "trainer.callbacks TextSamples: cannot write while weights lie in shares. Leave it out"
+SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Leave it out"
 _SHOWN = 60
 
 
@@ -71,7 +71,7 @@ class TextSamples(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDP):
-            raise UserError(IN_SHARES)
+            raise UserError(SHARDED_PROBLEM)
         self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # asks all ranks
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,7 +86,7 @@ class TextSamples(Callback):
 
     def write(self, gpt2: GPT2Module, tokenizer: Any) -> list[list[str]]:
         """The texts of each prompt, the prompt at the beginning of each."""
-        opened = Opened(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
+        opened = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(opened, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -109,7 +109,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT2Module by GPT-2's own names. None is copied but those that LoRA adds to."""
-    return validation.of_model(finetuning.merged(state))
+    return validation.model_state(finetuning.merge_lora(state))
 
 
 def told(prompts: Sequence[str], texts: Sequence[Sequence[str]], step: int, epoch: float, bits: float | None) -> str:

@@ -27,7 +27,7 @@ _LATE = 0.01
 """An end that would come so much too late, as a share of the steps, is set anew."""
 
 
-class TimeHorizon(Callback):
+class TimeLimit(Callback):
     """Looks at each log step how many steps still fit into the time, and sets the end when the schedule needs it.
 
     Args:
@@ -45,6 +45,10 @@ class TimeHorizon(Callback):
     def guess(self, about: int) -> None:
         """About how many steps may fit, before the pace is known."""
         self._about = about
+
+    @property
+    def state_key(self) -> str:
+        return "TimeHorizon"  # its first name, which is in checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._before + self._pace.seconds(), "about": self._about, "end": self.end}

@@ -1,4 +1,4 @@
-"""Builds the Lightning Trainer, and turns epochs, tokens and time into optimizer steps; refuses what cannot work."""
+"""Builds the Lightning Trainer, turns epochs, tokens and time into optimizer steps, and checks the trainer's options."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from gpt2kit.errors import problems_of
+from gpt2kit.errors import Problems
 from gpt2kit.model.backends import Precision
+from gpt2kit.optim.schedules import Schedule
 from gpt2kit.training import samples
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.samples import TextSamples
 
+# Names of `trainer.strategy` for which Lightning has something else (FSDP1) or something that takes more memory.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDP,
-    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # else DDP holds each gradient twice
+    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # without it DDP holds each gradient twice
 }
-"""What `trainer.strategy` means here, where Lightning means something else by it (FSDP1), or something larger."""
+_NEED_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
 
 
 def make_trainer(
@@ -39,37 +41,32 @@ def make_trainer(
     val_check_interval: int | float = 1.0,
     **kwargs: Any,
 ) -> pl.Trainer:
-    """A Lightning Trainer that sees one endless epoch, which is what makes a resume exact.
+    """Return a Lightning Trainer that sees one endless epoch, which is what makes a resume exact.
 
     Args:
-        precision: auto: bf16-mixed where the device computes it fast, 16-mixed on older GPUs, else 32-true.
-        max_epochs: stop after so many passes over the text. Of several limits the first one reached holds; with none
-            of them, one epoch.
-        max_steps: stop after so many optimizer steps.
-        max_tokens: stop after so many tokens.
-        max_time: stop, saved, after DD:HH:MM:SS. With another limit, each start of the run takes so long at most, and
-            the schedule's end is that of the other. Alone: the run takes so long in all, and its schedule ends with it.
-        val_check_interval: a whole number: optimizer steps between validations; a fraction: epochs between them. The
-            last step is always validated.
-        **kwargs: Lightning's own.
+        precision: Precision of the arithmetic. auto: bf16-mixed where the device computes it fast, 16-mixed on older
+            GPUs, else 32-true.
+        max_epochs: Number of passes over the training text. If several limits are set, the first one reached ends
+            training. Default: 1 if no limit is set.
+        max_steps: Number of optimizer steps.
+        max_tokens: Number of training tokens.
+        max_time: Time limit as DD:HH:MM:SS. With another limit, each start of the run stops and saves after it, and the
+            schedule ends with the other limit. Alone, it is the time of the whole run, and the schedule ends with it.
+        val_check_interval: Steps between validations if it is a whole number, epochs if it is a fraction. The last
+            step is always validated.
+        **kwargs: Lightning's own options.
     """
-    fast = kwargs.get("fast_dev_run")
-    endless: dict[str, Any] = (
-        {} if fast else {"max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
-    )
-    kwargs.update(endless)
+    if not kwargs.get("fast_dev_run"):
+        kwargs |= {"max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
     if kwargs["strategy"] in STRATEGIES:
         kwargs["strategy"] = STRATEGIES[kwargs["strategy"]]()
     return pl.Trainer(precision=precision if precision != "auto" else None, **kwargs)
 
 
-_NEEDS_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
-
-
 def total_steps(
     max_epochs: int | None, max_steps: int | None, max_tokens: int | None, steps_per_epoch: int, tokens_per_step: int
 ) -> int:
-    """Optimizer steps of the run: the limit that is reached first; without any, one epoch."""
+    """Return the number of optimizer steps: the limit that is reached first; without any, one epoch."""
     limits = [
         max_epochs * steps_per_epoch if max_epochs is not None and max_epochs >= 0 else None,
         max_steps if max_steps is not None and max_steps >= 0 else None,
@@ -83,81 +80,93 @@ def set_max_steps(trainer: pl.Trainer, steps: int) -> None:
     trainer.fit_loop.epoch_loop.max_steps = steps
 
 
-def only_time(trainer: Mapping[str, Any]) -> bool:
-    """Whether `max_time` is the only limit."""
-    limits = (trainer[name] for name in ("max_epochs", "max_steps", "max_tokens"))
-    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and all(n is None or n < 0 for n in limits)
-
-
-def needs_steps(schedule: str) -> str:
-    """What is said of a schedule that cannot do with a time alone."""
-    return (
-        f"trainer.max_time alone: the rate of model.schedule {schedule} falls from the first step on, so the last one "
-        "must be known. Give trainer.max_epochs or max_steps, too, or take WarmupStableDecay"
-    )
-
-
 def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
-    """Optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
+    """Return the optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
     return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
 
 
-def config_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, global_batch: int | None) -> list[str]:
-    """Everything wrong with the trainer's options, in the user's words."""
+def has_only_time(trainer: Mapping[str, Any]) -> bool:
+    """Return whether `max_time` is the only limit."""
+    limits = [trainer[name] for name in ("max_epochs", "max_steps", "max_tokens")]
+    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and all(n is None or n < 0 for n in limits)
+
+
+def open_end_problem(schedule: Schedule) -> str:
+    """Return why a schedule needs a number of steps, not a time alone; empty if it does not."""
+    if schedule.constant_until(1000) is not None:
+        return ""
+    return (
+        f"trainer.max_time alone: the learning rate of model.schedule {type(schedule).__name__} depends on the last "
+        "step from the start. Add trainer.max_epochs or max_steps, or use WarmupStableDecay"
+    )
+
+
+def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, global_batch: int | None) -> list[str]:
+    """List what is invalid in the trainer's options."""
+    problems = Problems()
+    problems.check(save_every >= 1, f"save_every {save_every}: must be at least 1")
+    problems.check(save_top_k >= 1, f"save_top_k {save_top_k}: must be at least 1")
+    for name in ("log_every_n_steps", "accumulate_grad_batches"):
+        value = trainer[name]
+        problems.check(value is None or value >= 1, f"trainer.{name} {value}: must be at least 1")
+    interval, seconds = trainer["val_check_interval"], trainer["max_time"]
+    problems.check(interval > 0, f"trainer.val_check_interval {interval}: must be above 0")
+    problems.check(
+        not seconds or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", seconds),
+        f"trainer.max_time {seconds}: must be DD:HH:MM:SS, such as 00:01:30:00",
+    )
+    problems.check(
+        0 not in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
+        "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained",
+    )
+    problems.check(
+        global_batch is None or trainer["accumulate_grad_batches"] in (None, 1),
+        "data.global_batch: decides trainer.accumulate_grad_batches. Leave out one of the two",
+    )
+    precision, is_half = trainer["precision"], trainer["precision"] in ("16-mixed", "16-true")
     on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    rules = {
-        f"save_every {save_every}: must be at least 1": save_every < 1,
-        f"save_top_k {save_top_k}: must be at least 1": save_top_k < 1,
-        f"trainer.max_time {trainer['max_time']}: must be DD:HH:MM:SS, such as 00:01:30:00": trainer["max_time"]
-        and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer["max_time"]),
-        "trainer.val_check_interval: must be above 0": trainer["val_check_interval"] <= 0,
-        "trainer.log_every_n_steps: must be at least 1": trainer["log_every_n_steps"] < 1,
-        "data.global_batch: decides trainer.accumulate_grad_batches. Give one of them": global_batch is not None
-        and trainer["accumulate_grad_batches"] not in (None, 1),
-        "trainer.accumulate_grad_batches: must be at least 1": (trainer["accumulate_grad_batches"] or 1) < 1,
-        f"trainer.precision {trainer['precision']}: a thousand times slower on a CPU. Use auto": on_cpu
-        and trainer["precision"] in ("16-mixed", "16-true"),
-        f"trainer.precision {trainer['precision']}: not with trainer.strategy fsdp, whose scaled gradients nobody has "
-        "tried. Use bf16-mixed or 32-true": trainer["strategy"] == "fsdp"
-        and trainer["precision"] in ("16-mixed", "16-true"),
-        "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained": 0
-        in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
-        "trainer.limit_train_batches: would end the one endless epoch. Use max_steps": trainer["limit_train_batches"]
-        is not None,
-        "trainer.overfit_batches: would end the one endless epoch. Use a small text": trainer["overfit_batches"] != 0,
-        "trainer.reload_dataloaders_every_n_epochs: there is one endless epoch. Leave it out": trainer[
-            "reload_dataloaders_every_n_epochs"
-        ]
-        != 0,
-        "trainer.check_val_every_n_epoch: use val_check_interval, a fraction means epochs": trainer[
-            "check_val_every_n_epoch"
-        ]
-        not in (None, 1),
-    }
-    return problems_of(rules)
+    problems.check(
+        not (is_half and on_cpu), f"trainer.precision {precision}: a thousand times slower on a CPU. Use auto"
+    )
+    problems.check(
+        not (is_half and trainer["strategy"] == "fsdp"),
+        f"trainer.precision {precision}: loss scaling is not tested with trainer.strategy fsdp. Use bf16-mixed or "
+        "32-true",
+    )
+    # Training is one endless epoch for Lightning, so its options for epochs would have no effect or end the run.
+    problems.check(trainer["limit_train_batches"] is None, "trainer.limit_train_batches: use trainer.max_steps instead")
+    problems.check(trainer["overfit_batches"] == 0, "trainer.overfit_batches: use a small training text instead")
+    problems.check(
+        trainer["reload_dataloaders_every_n_epochs"] == 0,
+        "trainer.reload_dataloaders_every_n_epochs: has no effect here. Leave it out",
+    )
+    problems.check(
+        trainer["check_val_every_n_epoch"] in (None, 1),
+        "trainer.check_val_every_n_epoch: use trainer.val_check_interval, where a fraction means epochs",
+    )
+    return problems.messages
 
 
 def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:
-    """What is wrong with `trainer.callbacks`, by their class paths: Lightning's epochs do not pass here, and callbacks
-    that wait for them would do nothing, silently; samples cannot be written while weights lie in shares."""
-    shared = strategy == "fsdp" or issubclass(_class(strategy), FSDP)
-    found = []
+    """List callbacks in `trainer.callbacks` that would do nothing, silently, or cannot work with the strategy."""
+    is_sharded = strategy == "fsdp" or issubclass(_class_of(strategy), FSDP)
+    problems = []
     for spec in callbacks:
-        kind = _class(spec)
-        if issubclass(kind, _NEEDS_EPOCHS):
-            found.append(
-                f"trainer.callbacks {kind.__name__}: needs Lightning's epochs, and there is one endless epoch. Leave "
-                "it out (for time, use trainer.max_time)"
+        kind = _class_of(spec)
+        if issubclass(kind, _NEED_EPOCHS):
+            problems.append(
+                f"trainer.callbacks {kind.__name__}: waits for Lightning's epochs, and training is one endless epoch. "
+                "Leave it out (for a time limit, use trainer.max_time)"
             )
-        if issubclass(kind, TextSamples) and shared:
-            found.append(samples.IN_SHARES)
+        if issubclass(kind, TextSamples) and is_sharded:
+            problems.append(samples.SHARDED_PROBLEM)
         if kind is TextSamples:
-            found += samples.option_problems(spec.init_args.as_dict())
-    return found
+            problems += samples.option_problems(spec.init_args.as_dict())
+    return problems
 
 
-def _class(spec: Any) -> type:
-    """The class that a config names."""
+def _class_of(spec: Any) -> type:
+    """Return the class that a config names."""
     path = getattr(spec, "class_path", None)
     kind = pkgutil.resolve_name(path) if path else object
     return kind if isinstance(kind, type) else object

@@ -31,7 +31,7 @@ _CHILD = "import json, sys; from gpt2kit.cli import train; found = train.TrainCL
 _CHILD += "print(json.dumps({'trial': found['trial'], 'memory': found['memory']['total']}))"
 
 
-def batch_size(args: list[str]) -> None:
+def find_batch_size(args: list[str]) -> None:
     """Try batches of 1, 2, 4, ... sequences, each in a process of its own, until one does not fit; print a table."""
     print(f"{'data.batch_size':>16}{'tokens/s':>12}{'memory, MB':>12}")
     rows: list[tuple[int, float]] = []
@@ -99,7 +99,7 @@ def factor(step: int, _: int = STEPS) -> float:
     return float(LOW * (HIGH / LOW) ** (min(step, STEPS - 1) / (STEPS - 1)))
 
 
-def rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module) -> None:
+def find_learning_rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module) -> None:
     """Train some steps at rising rates; print the losses, and where they fall and lie best. Changes the weights."""
     watch = Rising()
     gpt2.schedule = factor  # type: ignore[assignment]
