@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import ROOT, Outcome, Run, train_tokenizer
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from test_train import equal, rows, train, weights
 
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli import train as cli
+from gpt2kit.data import TextDataModule
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.vocabulary_transfer import map_vocabulary, resize_positions
 from gpt2kit.tokenization import tokenizer

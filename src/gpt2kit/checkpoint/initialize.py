@@ -101,14 +101,10 @@ def restore_tokenizer(config: Any, resumed: Path) -> None:
             config.data.tokenizer = cache_tokenizer(own, config.data.cache_dir)
 
 
-def load_initial_weights(
-    model: GPT2, source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool = False
-) -> tuple[dict[str, Any], list[str]]:
-    """Load the source's weights into `model`, adapted to its context and to `tokenizer`.
-
-    Returns:
-        What the run starts from, as plain types for its checkpoints; and lines that describe it.
-    """
+def map_source_vocabulary(
+    source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool
+) -> VocabularyMapping:
+    """Return how the source's tokens spell those of `tokenizer`; raise if they differ and `new_vocabulary` is not set."""
     mapping = map_vocabulary(tokenizer, source.tokenizer)
     size, source_size = tokenizers.size(tokenizer), tokenizers.size(source.tokenizer)
     if tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(source.tokenizer):
@@ -119,6 +115,18 @@ def load_initial_weights(
             f"{source_size:,}). Leave out data.tokenizer to use the model's own, or adapt the model to this one with "
             "--model.new_vocabulary true"
         )
+    return mapping
+
+
+def load_initial_weights(
+    model: GPT2, source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Load the source's weights into `model`, adapted to its context and to `tokenizer`.
+
+    Returns:
+        What the run starts from, as plain types for its checkpoints; and lines that describe it.
+    """
+    mapping = map_source_vocabulary(source, tokenizer, init_from, new_vocabulary)
     positions = source.state["transformer.wpe.weight"]
     old_context, context = len(positions), int(model.shape["n_positions"])
     embedding = remap_embedding(source.state["transformer.wte.weight"], mapping, len(model.transformer.wte.weight))
@@ -133,7 +141,7 @@ def load_initial_weights(
     if counts:
         old_tokens = counts["of"] / max(counts["spelled"], 1)
         lines.append(
-            f"new vocabulary of {size:,} tokens: {counts['copied']:,} are copied, {counts['spelled']:,} start as the "
+            f"new vocabulary of {tokenizers.size(tokenizer):,} tokens: {counts['copied']:,} are copied, {counts['spelled']:,} start as the "
             f"mean of {old_tokens:.1f} old tokens, {counts['unspelled']:,} as the mean of all"
         )
     start = {

@@ -281,6 +281,12 @@ class GPT2Module(pl.LightningModule):
             return self.schedule(step, total)
         return min((step + 1) / (self.schedule.warmup_steps(self.about_steps) + 1), 1.0)
 
+    def prepare_data(self) -> None:
+        """Refuse a vocabulary that does not fit the initial weights, before the run has a folder."""
+        if self.source is not None and self.init_from is not None:
+            tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            initialize.map_source_vocabulary(self.source, tokenizer, self.init_from, self.new_vocabulary)
+
     def setup(self, stage: str) -> None:
         if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             self.take_vocabulary(text.vocab_size, text.document_start)

@@ -1,4 +1,4 @@
-"""Builds the Lightning Trainer, turns epochs, tokens and time into optimizer steps, and checks the trainer's options."""
+"""Builds the Lightning Trainer, turns epochs, tokens and time into optimizer steps, and checks its options."""
 
 from __future__ import annotations
 
