@@ -14,6 +14,7 @@ import pytest
 from conftest import SENTENCE, Outcome, Run, train_tokenizer
 
 from gpt2kit.cli import parser, test, train
+from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import Place
 
@@ -85,7 +86,7 @@ def commands(
     kept = [word for word in options if not word.startswith("--data.cache_dir")]
     return {
         "train_tokenizer": (
-            lambda args: parser.run(train_tokenizer, args),
+            lambda args: parser.run(command.train_tokenizer, args),
             ["--files", name, "--output_dir", "out"],
         ),
         "trainer": (train.main, [*kept, f"--data.train_files={name}", "--data.cache_dir=cache"]),
@@ -232,7 +233,7 @@ def test_a_tokenizer_of_fewer_tokens_than_there_are_bytes(call: Callable[..., Ou
     """Row 21."""
     (inside / "a.txt").write_text(SOUND)
     words = ["--files", "a.txt", "--output_dir", "out", "--vocab_size", "256"]
-    found = call(lambda args: parser.run(train_tokenizer, args), *words)
+    found = call(lambda args: parser.run(command.train_tokenizer, args), *words)
     refused(found, 2, "--vocab_size 256", inside, {inside / "a.txt"})
 
 

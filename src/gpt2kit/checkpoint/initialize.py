@@ -104,7 +104,7 @@ def restore_tokenizer(config: Any, resumed: Path) -> None:
 def map_source_vocabulary(
     source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool
 ) -> VocabularyMapping:
-    """Return how the source's tokens spell those of `tokenizer`; raise if they differ and `new_vocabulary` is not set."""
+    """Return how the source's tokens spell those of `tokenizer`; they may differ only with `new_vocabulary`."""
     mapping = map_vocabulary(tokenizer, source.tokenizer)
     size, source_size = tokenizers.size(tokenizer), tokenizers.size(source.tokenizer)
     if tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(source.tokenizer):
@@ -140,8 +140,9 @@ def load_initial_weights(
     counts = None if mapping.is_identity else mapping.counts()
     if counts:
         old_tokens = counts["of"] / max(counts["spelled"], 1)
+        size = tokenizers.size(tokenizer)
         lines.append(
-            f"new vocabulary of {tokenizers.size(tokenizer):,} tokens: {counts['copied']:,} are copied, {counts['spelled']:,} start as the "
+            f"new vocabulary of {size:,} tokens: {counts['copied']:,} are copied, {counts['spelled']:,} start as the "
             f"mean of {old_tokens:.1f} old tokens, {counts['unspelled']:,} as the mean of all"
         )
     start = {
