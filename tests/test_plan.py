@@ -56,7 +56,7 @@ def test_weights_and_callbacks_are_problems_among_others(
             "model.init_from: none: no such checkpoint",
             "save_every 0",
             "nowhere.txt",
-            "StochasticWeightAveraging: needs",
+            "StochasticWeightAveraging: waits for Lightning",
             "temperature -1",
         ),
         "TextSamples: does not work with sharded weights",

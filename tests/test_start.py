@@ -188,7 +188,11 @@ def test_a_trainer_of_lightnings_own_loads_initial_weights(run: Run, corpus: Pat
     sizes = {name: source.shape[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
     gpt2 = GPT2Module(**sizes, init_from=str(run.folder), compile="off")
     text = TextDataModule(
-        [str(corpus / "train.txt")], tokenizer=str(corpus / "tokenizer"), block_size=16, cache_dir=str(tmp_path)
+        [str(corpus / "train.txt")],
+        [str(corpus / "valid.txt")],
+        tokenizer=str(corpus / "tokenizer"),
+        block_size=16,
+        cache_dir=str(tmp_path),
     )
     trainer = pl.Trainer(max_steps=0, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(gpt2, text)
