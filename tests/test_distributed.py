@@ -194,12 +194,14 @@ def test_ranks_that_differ_are_told_so_before_the_first_step(options: list[str],
     assert "model.dropout is 0.2, on rank 0 0.1" in log_of(work)
 
 
-def test_text_that_cannot_be_built_is_told_once(options: list[str], tmp_path: Path) -> None:
+def test_text_that_cannot_be_built_names_the_ranks(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     words = [word for word in options if "train_files" not in word] + [f"--data.train_files={tmp_path / 'empty.txt'}"]
     processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt")
-    assert finish(processes) == [3, 3], log_of(tmp_path)
-    assert log_of(tmp_path).count("error: ") == 1
+    assert finish(processes)[0] == 3, log_of(tmp_path)
+    first, second = sorted(log_of(tmp_path).splitlines())
+    assert first.startswith("error: ") and "no text in it" in first
+    assert second.startswith("rank 1: error: another process of this run has gone")
 
 
 def test_a_mistake_in_the_command_line_names_the_ranks(options: list[str], tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def _machine(error: Exception) -> MachineError | None:
         return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
     if is_lost_connection(error):
         reason = str(error).split(". ")[0]
-        return MachineError(f"another process of this run has gone ({reason}). Go on with --ckpt_path last")
+        return MachineError(
+            f"another process of this run has gone ({reason}). See its error; resume with --ckpt_path last"
+        )
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -18,11 +18,12 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli.parser import is_lost_connection
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_find
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
-from gpt2kit.errors import DivergedError, UserError, first_line, refuse
+from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
@@ -134,6 +135,7 @@ class TrainCLI(LightningCLI):
         self.model.source, self.options.source = self.options.source, None
         if self.options.resumed is not None:
             self.model.init_from = None  # a resumed run has its weights, and its initial ones may be gone
+        self._check_vocabulary()
         seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
         only_time = has_only_time(options)
         if only_time and (problem := open_end_problem(self.model.schedule)):
@@ -163,6 +165,19 @@ class TrainCLI(LightningCLI):
                     data.wanted_batch, data.batch_size, trainer.world_size
                 )
         return trainer
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a tokenizer that does not fit the initial weights, before the run has a folder."""
+        source, init_from, spec = self.model.source, self.model.init_from, self.config.data.tokenizer
+        if source is None or init_from is None or self.model.new_vocabulary:
+            return
+        with self.options.collect():
+            if not isinstance(spec, str) and spec.vocab is None:
+                raise UserError(
+                    f"data.tokenizer: trains another vocabulary than model.init_from {init_from} has. Leave it out, "
+                    "or adapt the model to it with --model.new_vocabulary true"
+                )
+            initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
 
     def _callbacks(self, options: dict[str, Any], seconds: float | None, only_time: bool) -> list[Callback]:
         """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""
@@ -230,15 +245,17 @@ def main(args: list[str]) -> None:
             TrainCLI([*without_find(args), "--plan"]).find_learning_rate()
         else:
             _train(args)
-    except UserError as error:
-        if not (rank := distributed.launched_rank()):
-            raise
-        print(f"rank {rank}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_code) from None
     except Exception as error:
-        if explained := distributed.explained(error) or compile_failure(error):
-            raise explained from error
-        raise
+        known = error if isinstance(error, UserError) else distributed.explained(error) or compile_failure(error)
+        rank = distributed.launched_rank()
+        if rank and known is None and is_lost_connection(error):
+            known = MachineError("another process of this run has gone. See its error; resume with --ckpt_path last")
+        if known is None or (known is error and not rank):
+            raise
+        if not rank:
+            raise known from error
+        print(f"rank {rank}: error: {' '.join(str(known).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(known.exit_code) from None
 
 
 def _train(args: list[str]) -> None:

@@ -36,44 +36,44 @@ def log_every(trainer: pl.Trainer) -> int:
 
 
 class GPT2Module(pl.LightningModule):
-    """GPT-2 of any size, from scratch or from weights.
+    """GPT-2 of any size, trained from scratch or from pretrained weights.
 
     Args:
-        n_layer: transformer blocks.
-        n_head: attention heads; divides `n_embd`.
-        n_embd: width of the residual stream.
-        n_inner: width of the feed-forward layer; default 4 x `n_embd`.
-        activation_function: of the feed-forward layer; GPT-2's own is gelu_new.
-        dropout: in embeddings, attention and residual branches. A text read ten times or more wants 0.1 to 0.2,
-            one read once or twice 0.
-        embd_pdrop: dropout after the embeddings; default `dropout`.
-        attn_pdrop: dropout on attention weights; default `dropout`.
-        resid_pdrop: dropout on each residual branch; default `dropout`.
-        initializer_range: standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
-        layer_norm_epsilon: added to the variance in layer norms.
-        init_from: begin with the weights of a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide
-            n_layer, n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, where they are not
-            given, data.block_size and data.tokenizer. A run that is resumed does not read it again.
-        new_vocabulary: move init_from to data.tokenizer, another vocabulary than its own; each new piece begins as the
-            mean of the old pieces that spell it.
-        freeze: parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
+        n_layer: Number of transformer blocks.
+        n_head: Number of attention heads; divides n_embd.
+        n_embd: Width of the residual stream.
+        n_inner: Width of the feed-forward layer. Default: 4 x n_embd.
+        activation_function: Activation of the feed-forward layer; gelu_new is GPT-2's.
+        dropout: Dropout of embeddings, attention and residual branches. Use 0.1 to 0.2 for text that is read ten times
+            or more, 0 for text that is read once or twice.
+        embd_pdrop: Dropout after the embeddings. Default: dropout.
+        attn_pdrop: Dropout of attention weights. Default: dropout.
+        resid_pdrop: Dropout of each residual branch. Default: dropout.
+        initializer_range: Standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
+        layer_norm_epsilon: Added to the variance in layer norms.
+        init_from: Initial weights: a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
+            n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
+            data.tokenizer. A resumed run does not read it again.
+        new_vocabulary: Adapt init_from to data.tokenizer if that is another vocabulary. Each new token starts as the
+            mean of the old tokens that spell it.
+        freeze: Parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
             token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
-        freeze_steps: optimizer steps for which `freeze` holds. Default: all.
-        lora: train small matrices of this rank beside the hidden ones instead of all weights (needs the package peft);
-            with new_vocabulary, the token embedding, too. Whatever opens a checkpoint of the run adds them up.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        freeze_steps: Optimizer steps for which freeze holds. Default: all.
+        lora: Rank of small matrices that are trained beside the hidden ones, instead of all weights (needs the package
+            peft). With new_vocabulary the token embedding is trained, too. Checkpoints are merged when they are opened.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
-        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks where the run
-            is long enough to repay it.
-        optimizer: any torch optimizer; it gets the hidden matrices, which decay, and the rest, which does not.
-        schedule: the learning rate's factor at each optimizer step.
-        skip_nonfinite: leave out so many updates whose gradient is NaN or Inf before stopping (exit code 6).
-        max_scaler_skips: under 16-mixed, stop when the loss scaler has skipped more than so many steps on end.
-        document_start: the token that begins a document, if no token is to see another document. In training it comes
-            from `data.mask_documents`.
-        vocab_size: number of tokens; the embedding has the next multiple of 64 rows. In training it comes from the
+        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
+            long enough to repay it.
+        optimizer: Any torch optimizer. It gets two groups: hidden matrices, which decay, and the rest, which does not.
+        schedule: Factor of the learning rate at each optimizer step.
+        skip_nonfinite: Updates with a NaN or Inf gradient to skip before training stops (exit code 6).
+        max_scaler_skips: With 16-mixed, stop after more than this many consecutive steps skipped by the loss scaler.
+        document_start: Token that begins a document, if no token is to see another document. In training it comes from
+            data.mask_documents.
+        vocab_size: Number of tokens; the embedding has the next multiple of 64 rows. In training it comes from the
             tokenizer, and the network is built in `configure_model`; if it is given, the network is built at once.
-        n_positions: the context in tokens; comes from `data.block_size`.
+        n_positions: Context in tokens. In training it comes from data.block_size.
     """
 
     model: GPT2
@@ -149,6 +149,8 @@ class GPT2Module(pl.LightningModule):
         if own not in (None, vocab_size):
             raise UserError(f"model.vocab_size {own}: the tokenizer has {vocab_size} tokens. Leave it out")
         self.shape["vocab_size"], self.document_start = vocab_size, document_start
+        if self.is_built:
+            self.model.document_start = document_start
 
     def build(self) -> None:
         """Build the network with random weights, on the CPU and in float32 whatever the trainer's precision."""
@@ -156,9 +158,11 @@ class GPT2Module(pl.LightningModule):
 
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
-        with torch.device("cpu"):
-            self.model = GPT2(self.shape, self.document_start)
-        torch.set_default_dtype(default)
+        try:
+            with torch.device("cpu"):
+                self.model = GPT2(self.shape, self.document_start)
+        finally:
+            torch.set_default_dtype(default)
         self.frozen = FrozenParameters(self.model, self._freeze, self._freeze_steps)
         if self._recompute:
             self.model.recompute_activations()
@@ -280,12 +284,6 @@ class GPT2Module(pl.LightningModule):
         if (total := self.trainer.max_steps) > 0:
             return self.schedule(step, total)
         return min((step + 1) / (self.schedule.warmup_steps(self.about_steps) + 1), 1.0)
-
-    def prepare_data(self) -> None:
-        """Refuse a vocabulary that does not fit the initial weights, before the run has a folder."""
-        if self.source is not None and self.init_from is not None:
-            tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-            initialize.map_source_vocabulary(self.source, tokenizer, self.init_from, self.new_vocabulary)
 
     def setup(self, stage: str) -> None:
         if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
