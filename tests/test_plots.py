@@ -16,6 +16,7 @@ from conftest import ROOT, Outcome, Run
 
 from gpt2kit.cli import parser, plot, test
 from gpt2kit.errors import UserError
+from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.runs import curves, report
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs.folder import Series
@@ -206,7 +207,7 @@ def test_a_report_of_a_bare_log(tmp_path: Path) -> None:
 def test_test_py_leaves_its_figures_in_the_run(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("test.json"))
-    test.test([str(folder)], max_tokens=50)
+    test.test([str(folder)], options=EvaluationOptions(max_tokens=50))
     assert not (folder / "test.json").exists(), "a quick look is not the run's figure"
     test.test([str(folder)])
     found = run_folder.read_json(folder / "test.json")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from gpt2kit import files as durable
 from gpt2kit.data import build
 from gpt2kit.data.store import TokenStore
-from gpt2kit.errors import DataError, UserError, problems_of, refuse
+from gpt2kit.errors import DataError, Problems, UserError, refuse
 from gpt2kit.evaluation import heatmap, report, scoring, test_set
 from gpt2kit.evaluation.heatmap import Passage
 from gpt2kit.evaluation.memorization import Copies, compare, describe
-from gpt2kit.evaluation.options import Options
+from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
 from gpt2kit.evaluation.report import Result
 from gpt2kit.evaluation.scoring import Ranks, Windows
 from gpt2kit.evaluation.statistics import Sums
@@ -38,7 +38,7 @@ Pages = dict[str, list[Passage]]
 
 
 def evaluate(
-    options: Options,
+    options: EvaluationOptions,
     ckpt_path: list[str],
     files: list[str] | None,
     reader: Reader | None,
@@ -48,7 +48,7 @@ def evaluate(
     """Evaluate checkpoints on text, print or write the figures, and keep them in the run's folder."""
     refuse(_problems(options, json))
     if options.train_files:
-        find_files(options.train_files)  # a wrong name is better told now
+        find_files(list(options.train_files))  # a wrong name is better told now
     with scoring.ranks() as group, _only_first(group):
         if config:
             print("note   --config is not needed: a checkpoint holds its model, tokenizer and reader", file=sys.stderr)
@@ -62,24 +62,17 @@ def evaluate(
             _tell(results, pages, told, options, json)
 
 
-def _problems(options: Options, json: str | None) -> list[str]:
-    rules = {
-        f"--batch_size {options.batch_size}: must be at least 1": options.batch_size < 1,
-        f"--seed {options.seed}: must be from 0 to 2^63 - 1": not 0 <= options.seed < 1 << 63,
-        f"--json {json}, --html {options.html}: one file for both": json is not None
-        and options.html is not None
-        and Path(json) == options.html,
-        f"--stride {options.stride}: must be at least 1": options.stride is not None and options.stride < 1,
-        f"--max_tokens {options.max_tokens}: must be at least 1": options.max_tokens is not None
-        and options.max_tokens < 1,
-        "--copies: needs the text that the model was trained on. Give it as --train_files": options.copies
-        and not options.train_files,
-        "--train_files: is for --copies. Name that, too, or leave it out": bool(options.train_files)
-        and not options.copies,
-    }
+def _problems(options: EvaluationOptions, json: str | None) -> list[str]:
+    problems = Problems(evaluation_problems(options))
     outputs = {"--html": options.html, "--json": None if json in (None, "-") else Path(str(json))}
-    found = [f"{name} {path}: {why}" for name, path in outputs.items() if path and (why := _unwritable(path))]
-    return problems_of(rules) + found
+    problems.check(
+        options.html is None or options.html != outputs["--json"],
+        f"--json {json}, --html {options.html}: one file for both",
+    )
+    for name, path in outputs.items():
+        why = _unwritable(path) if path else ""
+        problems.check(not why, f"{name} {path}: {why}")
+    return problems.messages
 
 
 def _unwritable(path: Path) -> str:
@@ -92,7 +85,7 @@ def _unwritable(path: Path) -> str:
     return "" if os.access(above, os.W_OK) else f"nothing can be written to {above}"
 
 
-def _too_long(options: Options, them: list[Subject]) -> list[str]:
+def _too_long(options: EvaluationOptions, them: list[Subject]) -> list[str]:
     stride = options.stride or 1
     return [
         f"--stride {stride}: more than the context of {one.name}, {one.context}" for one in them if stride > one.context
@@ -117,7 +110,7 @@ def _only_first(group: Ranks) -> Iterator[None]:
 
 
 def _tested(
-    them: list[Subject], text: Text, options: Options, group: Ranks
+    them: list[Subject], text: Text, options: EvaluationOptions, group: Ranks
 ) -> tuple[list[Result], Pages, dict[str, Any]]:
     """What each subject makes of the text, the passages for the page, and what the text is."""
     documents, tokens, partial = test_set.limited(text.stores, options.max_tokens)
@@ -176,15 +169,19 @@ def _result(one: Subject, gpt2: GPT2, sums: Sums, windows: Windows, trip: RoundT
     )
 
 
-def _copies(gpt2: GPT2, one: Subject, store: TokenStore, text: Text, options: Options) -> Copies:
+def _copies(gpt2: GPT2, one: Subject, store: TokenStore, text: Text, options: EvaluationOptions) -> Copies:
     """The training text is read as the test text is; shares of it that it was not trained on are left out."""
     corpus = text.corpora[0]
-    training = test_set.corpus_of(one, find_files(options.train_files), one.reader or corpus.reader, one.train_share)
+    training = test_set.corpus_of(
+        one, find_files(list(options.train_files)), one.reader or corpus.reader, one.train_share
+    )
     found = build.open_with_bar(training, options.cache_dir, "training text")
     return compare(gpt2, one.tokenizer, found, store, options.seed, one.fingerprint)
 
 
-def _told(text: Text, sums: Sums, reading: Reading, partial: str, options: Options, group: Ranks) -> dict[str, Any]:
+def _told(
+    text: Text, sums: Sums, reading: Reading, partial: str, options: EvaluationOptions, group: Ranks
+) -> dict[str, Any]:
     """What the text is, and how it was read; ends of documents are not among its bytes, characters and words."""
     end = 1 if text.stores[0].ends else 0
     cut = len(sums.nll) == 1 and int(sums.tokens[0]) < int(text.stores[0].lengths()[0, 0]) + end
@@ -206,7 +203,9 @@ def _told(text: Text, sums: Sums, reading: Reading, partial: str, options: Optio
     }
 
 
-def _tell(results: list[Result], pages: Pages, text: dict[str, Any], options: Options, json: str | None) -> None:
+def _tell(
+    results: list[Result], pages: Pages, text: dict[str, Any], options: EvaluationOptions, json: str | None
+) -> None:
     rows = report.figures(results, options.seed)
     notes = report.notes(rows, text)
     for note in notes:
@@ -234,7 +233,7 @@ def _keep(
     passages: list[Passage],
     text: dict[str, Any],
     notes: list[str],
-    options: Options,
+    options: EvaluationOptions,
 ) -> None:
     """Leave the figures of a run's checkpoint in the run's folder, for plot.py's report; not those of a quick look."""
     run = lifecycle.run_of(file)
