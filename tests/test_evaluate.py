@@ -20,6 +20,7 @@ import torch
 from conftest import ROOT, SENTENCE, Outcome, Run, train_tokenizer
 from numpy.typing import NDArray
 
+from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import Opened
 from gpt2kit.cli import parser, test
@@ -474,3 +475,15 @@ def test_one_whole_document_is_counted_as_such(run: Run, call: Callable[..., Out
     code, out, _ = call(lambda args: parser.run(test.test, args), *words)
     text = json.loads(out)["text"]
     assert code == 0 and (text["documents"], text["bytes"], text["words"]) == (1, 19, 4)
+
+
+def test_each_checkpoint_is_hashed_once(
+    run: Run, call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    digest = files.digest
+    monkeypatch.setattr(files, "digest", lambda path: hashed.append(path) or digest(path))  # type: ignore[func-returns-value]
+    names = checkpoint.checkpoints(run.folder)[:2]
+    code, _, err = call(main, "--ckpt_path", *names, "--max_tokens", 100)
+    assert code == 0, err
+    assert sorted(path for path in hashed if path.suffix == ".ckpt") == sorted(names)

@@ -38,6 +38,25 @@ FORMAT = 1
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint holds besides its tensors.
+
+    Args:
+        path: the file, or the Hugging Face folder.
+        shape: the options of the model, see `model.config.SHAPE`.
+        tokenizer: the one it was trained with.
+        facts: what the run recorded; of a Hugging Face folder, only that there is no test text.
+        document_start: see `GPT2`.
+    """
+
+    path: Path
+    shape: Shape
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+    document_start: int | None = None
+
+
 @dataclass
 class Opened:
     """The content of a checkpoint.
@@ -134,23 +153,46 @@ def refuse_weights_only(file: Path) -> None:
         )
 
 
-def open(path: str | Path) -> Opened:
-    """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it."""
+def peek(path: str | Path) -> CheckpointInfo:
+    """Verify a checkpoint and return what it holds besides its tensors.
+
+    The checksum and the tensors' names, shapes and values are checked as `open` does, but no weight is copied, and no
+    model is built.
+    """
+    return _read_checked(path, verify=True)[0]
+
+
+def open(path: str | Path, verify: bool = True) -> Opened:
+    """Open a checkpoint file, a run's best one, or a Hugging Face model, trusting nothing in it.
+
+    Args:
+        path: what `find` takes, or a Hugging Face folder or name.
+        verify: compare the checksum; not needed for the path of a `CheckpointInfo`.
+    """
+    info, state = _read_checked(path, verify)
+    if info.path.is_file():
+        # The tensors are mapped from the file, which training may delete while a demo serves it.
+        state = {name: tensor.clone() for name, tensor in state.items()}
+    return Opened(info.path, info.shape, state, info.tokenizer, info.facts, info.document_start)
+
+
+def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Return the metadata and the tensors of a checkpoint; those of a .ckpt file are mapped from it."""
     if folder := huggingface.folder_of(str(path)):
-        return Opened(folder, *huggingface.read(folder), {"test_files": [], "test_share": None})
+        shape, state, tokenizer = huggingface.read(folder)
+        return CheckpointInfo(folder, shape, tokenizer, {"test_files": [], "test_share": None}), state
     file = find(path)
-    raw = read(file)
-    facts = raw.get(KEY)
-    state = raw.get("state_dict")
-    if not isinstance(facts, dict) or not isinstance(state, dict):
+    raw = read(file, verify)
+    facts, tensors = raw.get(KEY), raw.get("state_dict")
+    if not isinstance(facts, dict) or not isinstance(tensors, dict):
         raise CheckpointError(f"{file}: not a checkpoint of gpt2kit. Give one that trainer.py has written")
     if type(facts.get("format")) is not int or facts["format"] != FORMAT:
         raise CheckpointError(
             f"{file}: has format {facts.get('format')}, this gpt2kit {__version__} reads {FORMAT}. Update it"
         )
     shape = validation.shape_of(file, facts.get("shape"))
-    state = finetuning.merged(state)
-    validation.check(file, shape, state)
+    tensors = finetuning.merged(tensors)
+    validation.check(file, shape, tensors)
     try:
         tokenizer = tokenizers.from_json(str(facts.get("tokenizer")), str(file))
     except DataError as error:
@@ -160,38 +202,37 @@ def open(path: str | Path) -> Opened:
             f"{file}: its tokenizer has {tokenizers.size(tokenizer)} tokens, "
             f"its model {shape['vocab_size']}. Train it again"
         )
-    # The tensors of `raw` are mapped from the file, which training may delete while a demo serves it.
-    state = {name: tensor.clone() for name, tensor in validation.of_model(state).items()}
-    return Opened(file, shape, state, tokenizer, facts, _document_start(file, facts, shape))
+    info = CheckpointInfo(file, shape, tokenizer, facts, _document_start(file, facts, shape))
+    return info, validation.of_model(tensors)
 
 
-def test_text(opened: Opened) -> tuple[list[str], Share | None]:
-    """The run's own test text: its files, and the share of their documents that was kept out of training."""
-    files = opened.facts.get("test_files")
+def test_text(info: CheckpointInfo) -> tuple[list[str], Share | None]:
+    """Return the run's own test files, and the split of their documents that was kept out of training."""
+    files = info.facts.get("test_files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise CheckpointError(f"{opened.path}: what it says of its test text cannot be. Give some with --files")
-    return files, share_of(opened, "test_share")
+        raise CheckpointError(f"{info.path}: what it says of its test text cannot be. Give some with --files")
+    return files, share_of(info, "test_share")
 
 
-def share_of(opened: Opened, name: str) -> Share | None:
-    """A share of documents that the checkpoint tells of."""
-    share = opened.facts.get(name)
+def share_of(info: CheckpointInfo, name: str) -> Share | None:
+    """Return a split of the documents that the checkpoint records."""
+    share = info.facts.get(name)
     if share is None:
         return None
     sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
     if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
-        raise CheckpointError(f"{opened.path}: what it says of its {name} cannot be. Give text with --files")
+        raise CheckpointError(f"{info.path}: what it says of its {name} cannot be. Give text with --files")
     return Share(**share)
 
 
-def read(file: Path) -> dict[str, Any]:
-    """The file's content, with `weights_only=True` and its checksum compared."""
+def read(file: Path, verify: bool = True) -> dict[str, Any]:
+    """Return the file's content, read with `weights_only=True`; `verify`: compare its checksum first."""
     if file.is_dir():
         raise CheckpointError(
             f"{file}: a sharded checkpoint, which gpt2kit no longer reads. Resume the run once with commit 547bc70 and "
             "without trainer.strategy fsdp; its next checkpoint is an ordinary file"
         )
-    if not _checksum_fits(file):
+    if verify and not _checksum_fits(file):
         raise CheckpointError(
             f"{file}: its content does not fit its checksum, so it is damaged. Use another checkpoint"
         )

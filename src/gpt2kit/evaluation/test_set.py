@@ -23,7 +23,7 @@ from gpt2kit.text.sources import Place, find_files
 
 @dataclass
 class Subject:
-    """A checkpoint, without its weights unless it is the only one.
+    """A checkpoint, without its weights.
 
     Args:
         name: as the user gave it.
@@ -35,7 +35,6 @@ class Subject:
         test_text: the files and the share of them that it names for tests.
         train_share: the share of its training files that it was trained on; None: all of them.
         fingerprint: of the text that it was trained on, if it says.
-        loaded: the whole of it, if it is the only one.
     """
 
     name: str
@@ -47,11 +46,10 @@ class Subject:
     test_text: tuple[list[str], Share | None]
     train_share: Share | None
     fingerprint: object
-    loaded: checkpoint.Opened | None = None
 
     def model(self) -> GPT2:
-        """Its model, opened again if several are tested, so that one lies in memory at a time."""
-        return (self.loaded or checkpoint.open(self.name)).model
+        """Load its model; nobody else keeps it, so one is in memory at a time."""
+        return checkpoint.open(self.file, verify=False).model
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
     """
     found = []
     for name in names:
-        opened = checkpoint.open(name)
+        opened = checkpoint.peek(name)
         facts = opened.facts
         append_eos, reader, identity = facts.get("append_eos", True), facts.get("reader"), facts.get("data")
         if type(append_eos) is not bool or not isinstance(reader, dict | None):
@@ -100,13 +98,12 @@ def open_all(names: list[str], with_reader: bool) -> list[Subject]:
                 checkpoint.test_text(opened),
                 checkpoint.share_of(opened, "train_share"),
                 identity.get("text") if isinstance(identity, dict) else None,
-                opened if len(names) == 1 else None,
             )
         )
     return found
 
 
-def _reader(opened: checkpoint.Opened, identity: dict[str, object]) -> Reader:
+def _reader(opened: checkpoint.CheckpointInfo, identity: dict[str, object]) -> Reader:
     try:
         return reader_from(identity)
     except UserError as error:
