@@ -113,7 +113,8 @@ def _tested(
     them: list[Subject], text: Text, options: EvaluationOptions, group: Ranks
 ) -> tuple[list[Result], Pages, dict[str, Any]]:
     """What each subject makes of the text, the passages for the page, and what the text is."""
-    documents, tokens, partial = test_set.limited(text.stores, options.max_tokens)
+    documents, total = test_set.limit_documents(text.stores, options.max_tokens), text.stores[0].documents
+    partial = f"the first {documents:,} of {total:,} documents" if documents < total else ""
     reading = Reading()
     if group.rank == 0:
         first = text.corpora[0]
@@ -124,15 +125,16 @@ def _tested(
     shown: list[tuple[int, str]] = []
     for number, (one, store) in enumerate(zip(them, text.stores, strict=True)):
         gpt2 = scoring.prepare(one.model(), group.device(), options.precision)
-        if tokens[number] < 2:
+        tokens = int(scoring.boundaries(store)[documents])
+        if tokens < 2:
             raise DataError(
                 f"{text.files[0]}: the tokenizer of {one.name} makes no token of this text. Take another one"
             )
-        windows = Windows(tokens[number], one.context, options.stride or one.context)
+        windows = Windows(tokens, one.context, options.stride or one.context)
         nll = scoring.score(gpt2, store, windows, options.batch_size, options.precision, group)[:documents]
         if group.rank:
             continue
-        sums = _sums(nll, store, windows, reading)
+        sums = _sums(nll, store, reading)
         result = _result(one, gpt2, sums, windows, reading.trips[number])
         results.append(result)
         shown = shown or heatmap.chosen(sums, one.name if len(them) > 1 else "")
@@ -144,13 +146,10 @@ def _tested(
     return results, pages, _told(text, results[0].sums, reading, partial, options, group) if results else {}
 
 
-def _sums(nll: NDArray[np.float64], store: TokenStore, windows: Windows, reading: Reading) -> Sums:
-    """Nats and sizes of the tested documents, each with its end; of one that is cut, in proportion to its tokens."""
+def _sums(nll: NDArray[np.float64], store: TokenStore, reading: Reading) -> Sums:
+    """Return nats and sizes of the tested documents, each with its end."""
     end = 1 if store.ends else 0
     sizes = np.concatenate([store.lengths()[: len(nll)], reading.words[:, None]], 1) + end
-    predicted = windows.tokens - 1
-    if len(nll) == 1 and predicted < sizes[0, 0]:
-        sizes = np.round(sizes * (predicted / sizes[0, 0])).astype(np.int64)
     return Sums(nll, *sizes.T)
 
 
@@ -183,9 +182,7 @@ def _told(
     text: Text, sums: Sums, reading: Reading, partial: str, options: EvaluationOptions, group: Ranks
 ) -> dict[str, Any]:
     """What the text is, and how it was read; ends of documents are not among its bytes, characters and words."""
-    end = 1 if text.stores[0].ends else 0
-    cut = len(sums.nll) == 1 and int(sums.tokens[0]) < int(text.stores[0].lengths()[0, 0]) + end
-    ends = len(sums.nll) if text.stores[0].ends and not cut else 0
+    ends = len(sums.nll) if text.stores[0].ends else 0
     return {
         "files": text.files,
         "share": text.share.high - text.share.low if text.share else 1.0,

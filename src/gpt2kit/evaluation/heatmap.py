@@ -89,7 +89,6 @@ def passage(
 ) -> Passage:
     """A document's tokens, its end among them, with the nats that the test has counted for them."""
     start, end = boundaries(store)[number : number + 2].tolist()
-    end = min(end, windows.tokens)
     stop = min(end, start + MOST)
     if stop <= start:  # a tokenizer that loses text may leave nothing of a document
         return Passage(number, why, 0.0, [], 0)

@@ -143,24 +143,19 @@ def corpus_of(subject: Subject, paths: Sequence[Place], reader: Reader, share: S
     return Corpus(paths, subject.tokenizer, reader, share, subject.append_eos)
 
 
-def limited(stores: list[TokenStore], max_tokens: int | None) -> tuple[int, list[int], str]:
-    """The documents to test on, the tokens that each store has of them (with its first one), and what is left out.
-
-    Whole documents, the same ones for each store, that have at most so many tokens; if the first one has more, its
-    beginning, unless there are several stores: their beginnings would not be the same text.
-    """
-    whole = stores[0].documents
+def limit_documents(stores: list[TokenStore], max_tokens: int | None) -> int:
+    """Return how many whole documents, the same ones for each store, have at most `max_tokens` tokens together."""
     if max_tokens is None:
-        return whole, [len(store) for store in stores], ""
-    ends = [boundaries(store)[1:] for store in stores]
-    count = min(int(np.searchsorted(end - 1, max_tokens, side="right")) for end in ends)
-    if count:
-        left_out = f"the first {count:,} of {whole:,} documents" if count < whole else ""
-        return count, [int(end[count - 1]) for end in ends], left_out
-    if len(stores) > 1:
-        raise UserError(f"--max_tokens {max_tokens}: the first document has more, and only whole ones can be compared")
-    told = f"the first {max_tokens:,} tokens of the first of {whole:,} documents, its bytes and the like in proportion"
-    return 1, [max_tokens + 1], told
+        return stores[0].documents
+    ends = [boundaries(store)[1:] - 1 for store in stores]  # tokens up to each document's end
+    count = min(int(np.searchsorted(end, max_tokens, side="right")) for end in ends)
+    if not count:
+        size = max(int(end[0]) for end in ends)
+        raise UserError(
+            f"--max_tokens {max_tokens}: the first document has {size:,} tokens, and only whole documents are tested. "
+            f"Use --max_tokens {size}, or shorter documents such as --reader.document line"
+        )
+    return count
 
 
 def _own_text(subjects: list[Subject]) -> tuple[list[str], Share | None]:
