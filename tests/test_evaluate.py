@@ -27,7 +27,8 @@ from gpt2kit.cli import parser, test
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.scoring import Windows
+from gpt2kit.evaluation.ranks import Ranks
+from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
 
 CONTEXT = 16
@@ -98,15 +99,15 @@ def test_it_is_the_sum_over_all_windows_in_double_precision(
     windows = Windows(len(store), CONTEXT, stride)
     wanted = by_document(store, reference(opened, store, stride))
     for batch_size in (1, 3, 1000):
-        found = scoring.score(opened.model, store, windows, batch_size)
+        found = Scorer(opened.model, store, windows).score(batch_size)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_the_loss_is_that_of_the_reference_to_a_millionth(opened: Opened, store: TokenStore) -> None:
-    found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).sum() / (len(store) - 1)
+    found = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).score().sum() / (len(store) - 1)
     assert found == pytest.approx(reference(opened, store, CONTEXT).mean(), abs=1e-6)
     exact = scoring.prepare(copy.deepcopy(opened.model), "cpu", "64-true")
-    found = scoring.score(exact, store, Windows(len(store), CONTEXT, CONTEXT), precision="64-true").sum()
+    found = Scorer(exact, store, Windows(len(store), CONTEXT, CONTEXT), "64-true").score().sum()
     assert found == pytest.approx(reference(opened, store, CONTEXT).sum(), rel=1e-13)
 
 
@@ -115,7 +116,7 @@ def test_documents_apart_are_each_by_itself(stride: int, opened: Opened, store: 
     gpt2 = copy.deepcopy(opened.model)
     gpt2.document_start = store.index.eos_id
     wanted = by_document(store, reference(opened, store, stride, store.index.eos_id))
-    found = scoring.score(gpt2, store, Windows(len(store), CONTEXT, stride))
+    found = Scorer(gpt2, store, Windows(len(store), CONTEXT, stride)).score()
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -128,27 +129,28 @@ def test_it_is_the_loss_of_transformers(opened: Opened, store: TokenStore) -> No
         with torch.inference_mode():
             shifted = model(window[:, :-1], labels=window[:, :-1], shift_labels=window[:, 1:])
         total += shifted.loss.item() * (window.shape[1] - 1)
-    found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    found = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).score()
     assert found.sum() == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("stride", [16, 7])
 def test_batches_and_ranks_change_nothing(opened: Opened, store: TokenStore, stride: int) -> None:
     windows = Windows(len(store), CONTEXT, stride)
-    whole = scoring.score(opened.model, store, windows, 4)
+    scorer = Scorer(opened.model, store, windows)
+    whole = scorer.score(4)
     for batch_size in (1, 7, 1000):
-        np.testing.assert_allclose(scoring.score(opened.model, store, windows, batch_size), whole, rtol=1e-6)
-    shares = [list(scoring.Ranks(rank, 3).share(windows.batches(4))) for rank in range(3)]
+        np.testing.assert_allclose(scorer.score(batch_size), whole, rtol=1e-6)
+    shares = [list(Ranks(rank, 3).select(windows.batches(4))) for rank in range(3)]
     assert sorted(itertools.chain(*shares), key=lambda batch: batch.start) == list(windows.batches(4))
 
 
 def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: Opened, store: TokenStore) -> None:
     windows = Windows(len(store), CONTEXT, 5)
-    starts = scoring.boundaries(store)
-    nll = scoring.score(opened.model, store, windows)
+    scorer = Scorer(opened.model, store, windows)
+    nll = scorer.score()
     for number in (0, 7, len(nll) - 1):
-        span = starts[number : number + 2].tolist()
-        nats = scoring.token_nats(opened.model, store, windows, *span, "32-true")
+        span = scorer.boundaries[number : number + 2].tolist()
+        nats = scorer.token_nats(*span)
         assert len(nats) == span[1] - span[0] and nats.sum() == pytest.approx(nll[number], rel=1e-6)
 
 
@@ -157,9 +159,10 @@ def test_logits_are_made_of_a_few_positions_at_a_time(
 ) -> None:
     from gpt2kit.model import gpt2
 
-    whole = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    scorer = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    whole = scorer.score()
     monkeypatch.setattr(gpt2, "LOGITS", 320 * 7)
-    np.testing.assert_allclose(scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)), whole)
+    np.testing.assert_allclose(scorer.score(), whole)
 
 
 def uniform(run: Run, path: Path) -> Path:
@@ -457,7 +460,7 @@ def test_one_owner_of_figures() -> None:
     [
         (["--seed", "-1"], 2, "--seed -1: must be from 0"),
         (["--json", "."], 2, "--json .: is a folder"),
-        (["--html", "a.txt/x.html"], 2, "a.txt is no folder"),
+        (["--html", "a.txt/x.html"], 2, "a.txt is not a folder"),
         (["--json", "x", "--html", "x"], 2, "one file for both"),
         (["--copies", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
     ],

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from gpt2kit.evaluation.options import EvaluationOptions
+import os
+import sys
+from pathlib import Path
+
+from gpt2kit.errors import Problems, refuse
+from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
+from gpt2kit.files import write_text
 from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import find_files
 
 
 def test(
@@ -24,6 +31,46 @@ def test(
         json: Write every figure with all digits to this file; -: to standard output, instead of the table.
         config: Accepted but not needed: a checkpoint holds its settings.
     """
+    json_path = None if json in (None, "-") else Path(str(json))
+    problems = Problems(evaluation_problems(options))
+    problems.check(json_path is None or json_path != options.html, f"--json {json}, --html {json}: one file for both")
+    for name, path in {"html": options.html, "json": json_path}.items():
+        reason = "" if path is None else why_not_writable(path)
+        problems.check(not reason, f"--{name} {path}: {reason}")
+    refuse(problems.messages)
+    if options.train_files:
+        find_files(list(options.train_files))  # report a wrong name before the test, not after it
     from gpt2kit.evaluation.evaluate import evaluate  # here, so that --help does not import torch
+    from gpt2kit.evaluation.ranks import join_ranks
+    from gpt2kit.evaluation.report import Report
+    from gpt2kit.evaluation.test_set import open_candidates, open_test_set
 
-    evaluate(options, ckpt_path, files, reader, json, config)
+    with join_ranks() as ranks:
+        if config:
+            print("note   --config is not needed: a checkpoint holds its model, tokenizer and reader", file=sys.stderr)
+        candidates = open_candidates(ckpt_path, reader is not None, options.stride)
+        test_set = open_test_set(candidates, files, reader, options)
+        for note in test_set.stores[0].notes:
+            print(f"note   test text: {note}", file=sys.stderr)
+        results, stats = evaluate(candidates, test_set, options, ranks)
+        if ranks.rank:
+            return
+        report = Report(results, test_set, stats, options, ranks)
+        for note in report.notes:
+            print(f"note   {note}", file=sys.stderr)
+        print(report.to_json() if json == "-" else report.to_text() + "\n", end="")
+        if json_path:
+            write_text(json_path, report.to_json())
+        report.keep_in_runs()
+        if options.html:
+            write_text(options.html, report.to_page())
+
+
+def why_not_writable(path: Path) -> str:
+    """Return why a file cannot be written, before hours of testing; empty if it can."""
+    if path.is_dir():
+        return "is a folder. Name a file"
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        return f"{parent} is not a folder"
+    return "" if os.access(parent, os.W_OK) else f"{parent} is not writable"
