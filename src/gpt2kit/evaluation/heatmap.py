@@ -21,35 +21,25 @@ MAX_TOKENS = 1000
 # A shorter document is hard by chance.
 _MIN_BYTES = 32
 
+# Some characters, and the nats of their tokens.
 Box = tuple[str, list[float]]
-"""Some characters, and the nats of their tokens."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A document, or the beginning of a long one.
+    """A document, or the beginning of a long one."""
 
-    Args:
-        number: of the document in the text, from 0.
-        why: it is on the page.
-        bits_per_byte: of the whole document.
-        boxes: its text.
-        more: tokens that are left out.
-    """
-
-    number: int
-    why: str
-    bits_per_byte: float
+    number: int  # of the document in the text, from 0
+    why: str  # it is on the page
+    bits_per_byte: float  # of the whole document
     boxes: list[Box]
-    more: int
+    more: int  # tokens that are left out
 
 
 def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple[int, str]]:
     """Return which documents the page has, and why: the first ones, and those with the most bits per byte.
 
-    Args:
-        scores: of all documents.
-        checkpoint: the one that finds them hard, if others are on the page, too.
+    `checkpoint` is the one that finds them hard, if the page has several.
     """
     is_long = scores.bytes >= _MIN_BYTES
     bits = np.divide(scores.nll, scores.bytes * math.log(2), out=np.zeros(len(scores)), where=is_long)

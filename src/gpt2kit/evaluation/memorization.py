@@ -35,43 +35,28 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BITS = 22
 
 Tokens = NDArray[np.int64]
-Prefix = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class MatchStats:
-    """The longest matches of some texts.
-
-    Args:
-        texts: how many.
-        tokens: in them.
-        shares: by span length, the fraction of the spans that appear in the training text; None if no text is as long.
-        mean: tokens of the longest match, on average over all tokens.
-        longest: the longest matches, no two of them overlapping: tokens, and the text.
-    """
+    """The longest matches of some texts."""
 
     texts: int
     tokens: int
-    shares: dict[int, float | None]
-    mean: float
-    longest: list[tuple[int, str]]
+    shares: dict[int, float | None]  # by length, the fraction of spans in the training text; None if no text is as long
+    mean: float  # tokens of the longest match, on average over all tokens
+    longest: list[tuple[int, str]]  # tokens and text of the longest matches, no two of them overlapping
 
 
 @dataclass(frozen=True)
 class Memorization:
-    """What of the training text appears in generated text, and, for comparison, in held-out text.
-
-    Args:
-        generated: by the model.
-        held_out: text that it was not trained on.
-        training_tokens: of the training text.
-        same_text: whether it is, token for token, the one that the checkpoint was trained on; None: unknown.
-    """
+    """What of the training text appears in generated text, and, for comparison, in text that was held out."""
 
     generated: MatchStats
     held_out: MatchStats
     training_tokens: int
-    same_text: bool | None
+    same_text: bool | None  # whether the checkpoint was trained on this text, token for token; None: unknown
 
 
 def measure_memorization(
@@ -212,7 +197,7 @@ def _search(training: TokenStore, tokens: Tokens, lengths: Tokens, chunk: int) -
     return np.array([bool(span) and span not in left for span in spans])
 
 
-def _remove_present(missing: dict[bytes, np.uint64], text: Tokens, length: int, hashes: NDArray[np.uint64]) -> None:
+def _remove_present(missing: dict[bytes, np.uint64], text: Tokens, length: int, hashes: Hashes) -> None:
     """Remove the spans that are in a text; `hashes` are those of all its spans. Equal hashes are compared by token."""
     is_likely = np.zeros(1 << _BITS, bool)
     shift = np.uint64(64 - _BITS)
@@ -225,7 +210,7 @@ def _remove_present(missing: dict[bytes, np.uint64], text: Tokens, length: int, 
         places = np.delete(places, first)  # others matter only if two spans have the same hash by chance
 
 
-def prefix_sums(tokens: Tokens) -> Prefix:
+def prefix_sums(tokens: Tokens) -> tuple[Hashes, Hashes]:
     """Return sums of mixed tokens times powers of the base, and the powers."""
     mixed = tokens.astype(np.uint64) + np.uint64(1)
     mixed = (mixed ^ (mixed >> np.uint64(15))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -236,7 +221,7 @@ def prefix_sums(tokens: Tokens) -> Prefix:
     return np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed * powers, dtype=np.uint64)]), powers
 
 
-def hash_spans(prefix: Prefix, length: int) -> NDArray[np.uint64]:
+def hash_spans(prefix: tuple[Hashes, Hashes], length: int) -> Hashes:
     """Return the hashes of all spans of `length` tokens: their sums, divided by the power of their first token."""
     sums, powers = prefix
     count = len(powers) - length + 1

@@ -63,8 +63,12 @@ class Report:
     def to_text(self) -> str:
         """Return the figures as tables."""
         table = describe_one(self.rows[0], self.text) if len(self.rows) == 1 else compare(self.rows, self.text)
-        parts = [(result.candidate.name, result.memorization) for result in self.results]
-        return "\n\n".join([table, *(f"{name}\n{memorization.describe(found)}" for name, found in parts if found)])
+        parts = [
+            f"{result.candidate.name}\n{memorization.describe(result.memorization)}"
+            for result in self.results
+            if result.memorization
+        ]
+        return "\n\n".join([table, *parts])
 
     def to_json(self, rows: Sequence[Row] | None = None, **more: Any) -> str:
         """Return every figure with all digits as JSON; an infinite one is null."""

@@ -25,17 +25,11 @@ DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64"
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows in which a text is scored.
+    """The windows in which a text is scored."""
 
-    Args:
-        tokens: of the text, with the one before its first.
-        context: the most tokens that the model sees.
-        stride: tokens from one window's start to the next one's; the context for windows that do not overlap.
-    """
-
-    tokens: int
-    context: int
-    stride: int
+    tokens: int  # of the text, with the one before its first
+    context: int  # the most tokens that the model sees
+    stride: int  # from one window's start to the next one's; the context for windows that do not overlap
 
     @property
     def least_context(self) -> int:
@@ -76,15 +70,9 @@ class Windows:
 
 
 class Scorer:
-    """A model that predicts the tokens of a store.
+    """A model, see `prepare`, that predicts the tokens of a store in windows.
 
     Batches are computed in the given precision, sums are taken in double precision.
-
-    Args:
-        gpt2: the model, see `prepare`.
-        store: the text.
-        windows: how it is cut.
-        precision: of the arithmetic.
     """
 
     def __init__(self, gpt2: GPT2, store: TokenStore, windows: Windows, precision: Precision = "32-true") -> None:

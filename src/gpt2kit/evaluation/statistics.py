@@ -20,18 +20,10 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class DocumentScores:
-    """A Score's parts for each document of a text, `[documents]` each; every figure of test.py is computed from them.
+    """A Score's parts for each document of a text, `[documents]` each; all figures are computed from them."""
 
-    Args:
-        nll: nats.
-        tokens: this and the others count each document's end, as a Score does.
-        bytes: of the UTF-8 text.
-        characters: of the text.
-        words: of the text.
-    """
-
-    nll: NDArray[np.float64]
-    tokens: NDArray[np.int64]
+    nll: NDArray[np.float64]  # nats
+    tokens: NDArray[np.int64]  # this and the others count each document's end, as a Score does
     bytes: NDArray[np.int64]
     characters: NDArray[np.int64]
     words: NDArray[np.int64]

@@ -23,23 +23,14 @@ from gpt2kit.text.sources import Place, find_files
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint to test, without its weights.
+    """A checkpoint to test, without its weights."""
 
-    Args:
-        name: as the user gave it.
-        info: its metadata and tokenizer.
-        reader: how its training text was read; None if it does not say, or if the user gives another.
-        append_eos: whether it was trained to predict where documents end.
-        test_text: its own test files, and the split of their documents that was kept out of training.
-        train_split: the documents of its training files that it was trained on; None: all.
-    """
-
-    name: str
+    name: str  # as the user gave it
     info: CheckpointInfo
-    reader: Reader | None
-    append_eos: bool
-    test_text: tuple[list[str], Share | None]
-    train_split: Share | None
+    reader: Reader | None  # of its training text; None if it does not say, or if the user gives another
+    append_eos: bool  # whether it was trained to predict where documents end
+    test_text: tuple[list[str], Share | None]  # its own test files, and the split of them kept out of training
+    train_split: Share | None  # of its training files; None: all documents
 
     @property
     def context(self) -> int:
@@ -63,23 +54,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TestSet:
-    """The documents that all candidates are tested on.
+    """The documents that all candidates are tested on."""
 
-    Args:
-        files: as the user or a checkpoint gave them.
-        split: of their documents; None: all.
-        corpora: the text as each candidate reads it.
-        stores: its tokens, for each candidate.
-        hash: of the documents, whatever the tokenizer.
-        documents: how many are tested, from the first one on.
-    """
-
-    files: list[str]
-    split: Share | None
-    corpora: list[Corpus]
-    stores: list[TokenStore]
-    hash: str
-    documents: int
+    files: list[str]  # as the user or a checkpoint gave them
+    split: Share | None  # of their documents; None: all
+    corpora: list[Corpus]  # the text as each candidate reads it
+    stores: list[TokenStore]  # its tokens, for each candidate
+    hash: str  # of the documents, whatever the tokenizer
+    documents: int  # how many are tested, from the first one on
 
     @property
     def partial(self) -> str:
@@ -91,10 +73,7 @@ class TestSet:
 def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) -> list[Candidate]:
     """Verify all checkpoints before an hour of testing begins, and return them without their weights.
 
-    Args:
-        paths: of the checkpoints.
-        has_reader: whether the user names how to read the text, so that the checkpoints' own readers do not matter.
-        stride: of the windows; must not be larger than a context.
+    If the user names a reader, the checkpoints' own do not matter. The stride must not be larger than a context.
     """
     candidates = [_open_candidate(path, has_reader) for path in paths]
     problems = Problems()
@@ -129,11 +108,7 @@ def open_test_set(
 ) -> TestSet:
     """Tokenize the text for each candidate; raise unless all of them see the same documents.
 
-    Args:
-        candidates: the checkpoints.
-        files: the user's; default: those of the first checkpoint that names any.
-        reader: the user's; default: each checkpoint's own, or the first one of another checkpoint.
-        options: of the test.
+    Default files: those of the first checkpoint that names any. Default reader: each checkpoint's own, else another's.
     """
     names, split = (files, None) if files else _own_test_text(candidates)
     paths = find_files(names)

@@ -30,13 +30,10 @@ _LETTER = re.compile(rf"[^\s{_SPACELESS}]")
 class RoundTripCheck:
     """Whether a tokenizer decodes the documents that it has encoded to themselves."""
 
-    documents: int = 0
-    """Documents that were checked, and their bytes."""
+    documents: int = 0  # that were checked
     bytes: int = 0
-    changed: int = 0
-    """Documents that were decoded to another text."""
-    example: str = ""
-    """Where the first of them differs."""
+    changed: int = 0  # documents that were decoded to another text
+    example: str = ""  # where the first of them differs
 
     @property
     def is_lossless(self) -> bool:
@@ -46,17 +43,11 @@ class RoundTripCheck:
 
 @dataclass
 class TextStats:
-    """What one pass over the documents of a text counts.
+    """What one pass over the documents of a text counts."""
 
-    Args:
-        words: of each document.
-        spaceless: words that are one character of a script without spaces.
-        round_trips: one check for each tokenizer.
-    """
-
-    words: array.array[int] = field(default_factory=lambda: array.array("q"))
-    spaceless: int = 0
-    round_trips: list[RoundTripCheck] = field(default_factory=list)
+    words: array.array[int] = field(default_factory=lambda: array.array("q"))  # of each document
+    spaceless: int = 0  # words that are one character of a script without spaces
+    round_trips: list[RoundTripCheck] = field(default_factory=list)  # of each tokenizer
 
     @property
     def word_unit(self) -> str:
@@ -75,11 +66,7 @@ def measure_text(
 ) -> TextStats:
     """Count the words of the first documents; check each tokenizer on those within the first bytes.
 
-    Args:
-        pieces: what a reader yields: a long document as several `Part`s and a last `str`.
-        tokenizers: those to check; each piece is encoded by itself, as for a token store.
-        documents: how many to read.
-        checked_bytes: where the checks end, maybe within a document.
+    A reader yields a long document as several `Part`s and a last `str`; each is encoded by itself, as for a store.
     """
     stats = TextStats(round_trips=[RoundTripCheck() for _ in tokenizers])
     checked = 0
