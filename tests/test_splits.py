@@ -143,7 +143,7 @@ def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
     from gpt2kit.errors import CheckpointError
 
     opened = SimpleNamespace(path="x.ckpt", facts={"test_files": ["a"], "test_share": share})
-    with pytest.raises(CheckpointError, match=r"x\.ckpt: what it says of its test_share"):
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: test_share is invalid"):
         checkpoint.test_text(opened)  # type: ignore[arg-type]
 
 

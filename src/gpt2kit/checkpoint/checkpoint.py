@@ -2,7 +2,7 @@
 
 A checkpoint is Lightning's own file with one more entry, `gpt2kit`, of plain numbers and strings: the model's shape,
 the tokenizer as JSON, the identity of the data, the position. With it a single file is enough to test or generate.
-Beside `NAME.ckpt` lies `NAME.ckpt.sha256`. Files are opened with `weights_only=True`; nothing that a file names is
+`NAME.ckpt.sha256` is next to `NAME.ckpt`. Files are opened with `weights_only=True`; nothing that a file names is
 imported, and no size that it claims is believed before the tensors bear it out.
 """
 
@@ -93,47 +93,47 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
-    """The name says what the file is, so that best and newest are found without opening any."""
+    """Return a name that says what the file is, so that best and newest are found without opening any."""
     scored = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
     return f"epoch={epoch}-step={step}{scored}.ckpt"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, newest first, by the step in their names."""
-    found = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    """Return the run's checkpoints, newest first, by the step in their names."""
+    paths = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done when the file was written."""
+    """Return the optimizer steps done when the file was written."""
     match = _NAME.fullmatch(path.name)
     return int(match[2]) if match else -1
 
 
 def best_of(paths: list[Path], k: int = 1) -> list[Path]:
-    """The k with the lowest validation losses in their names, best first; without any such name, the newest."""
+    """Return the k with the lowest validation losses in their names, best first; without any such name, the newest."""
     scored = [(float(match[3]), -step_of(p), p) for p in paths if (match := _NAME.fullmatch(p.name)) and match[3]]
     return [path for _, _, path in sorted(scored)[:k]] or paths[:1]
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file that `path` means: itself, or the best of a run folder."""
-    given = Path(path)
-    if given.is_file() or (given.suffix == ".ckpt" and given.is_dir()):
-        return given
-    if not given.exists():
-        raise CheckpointError(f"{given}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
-    best = best_of(checkpoints(given))
+    """Return the checkpoint file that `path` means: itself, or the best of a run folder."""
+    path = Path(path)
+    if path.is_file() or (path.suffix == ".ckpt" and path.is_dir()):
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
+    best = best_of(checkpoints(path))
     if not best:
         raise CheckpointError(
-            f"{given}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0, or a Hugging "
+            f"{path}: no checkpoint in this folder. Give a run folder such as lightning_logs/version_0, or a Hugging "
             "Face folder, which has a config.json"
         )
     return best[0]
 
 
 def newest_sound(run: Path) -> Path | None:
-    """The newest checkpoint of a run that verifies and can be gone on from; each one passed over is said."""
+    """Return the newest valid checkpoint that a run can resume from; print each one that is passed over."""
     for candidate in checkpoints(run):
         try:
             refuse_weights_only(candidate)
@@ -145,11 +145,11 @@ def newest_sound(run: Path) -> Path | None:
 
 
 def refuse_weights_only(file: Path) -> None:
-    """Raise unless the file is a sound checkpoint with all that a run needs to go on."""
+    """Raise unless the file is a valid checkpoint with all that a run needs to resume."""
     raw = read(file)
     if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
         raise CheckpointError(
-            f"{file}: not a checkpoint that a run can go on from. Give one that trainer.py has written"
+            f"{file}: not a checkpoint that a run can resume from. Give one that trainer.py has written"
         )
 
 
@@ -169,7 +169,8 @@ def open(path: str | Path, verify: bool = True) -> Opened:
         path: what `find` takes, or a Hugging Face folder or name.
         verify: compare the checksum; not needed for the path of a `CheckpointInfo`.
     """
-    info, state = _read_checked(path, verify)
+    info, tensors = _read_checked(path, verify)
+    state = validation.of_model(tensors)
     if info.path.is_file():
         # The tensors are mapped from the file, which training may delete while a demo serves it.
         state = {name: tensor.clone() for name, tensor in state.items()}
@@ -203,14 +204,14 @@ def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[
             f"its model {shape['vocab_size']}. Train it again"
         )
     info = CheckpointInfo(file, shape, tokenizer, facts, _document_start(file, facts, shape))
-    return info, validation.of_model(tensors)
+    return info, tensors
 
 
 def test_text(info: CheckpointInfo) -> tuple[list[str], Share | None]:
     """Return the run's own test files, and the split of their documents that was kept out of training."""
     files = info.facts.get("test_files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise CheckpointError(f"{info.path}: what it says of its test text cannot be. Give some with --files")
+        raise CheckpointError(f"{info.path}: test_files is invalid. Name text with --files")
     return files, share_of(info, "test_share")
 
 
@@ -219,9 +220,9 @@ def share_of(info: CheckpointInfo, name: str) -> Share | None:
     share = info.facts.get(name)
     if share is None:
         return None
-    sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
-    if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
-        raise CheckpointError(f"{info.path}: what it says of its {name} cannot be. Give text with --files")
+    is_share = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
+    if not (is_share and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
+        raise CheckpointError(f"{info.path}: {name} is invalid. Name text with --files")
     return Share(**share)
 
 
@@ -240,7 +241,7 @@ def read(file: Path, verify: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not a checkpoint file, or a truncated one. Use another one")
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True, mmap=durable.POSIX)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+    except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
         reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
     if not isinstance(raw, dict):
@@ -253,7 +254,7 @@ def _sidecar(file: Path) -> Path:
 
 
 def size(file: Path) -> int:
-    """Bytes that a checkpoint takes."""
+    """Return the bytes that a checkpoint takes."""
     return file.stat().st_size
 
 
@@ -269,7 +270,7 @@ def _checksum_fits(file: Path) -> bool:
 
 
 def _document_start(file: Path, facts: dict[str, Any], shape: dict[str, Any]) -> int | None:
-    found = facts.get("document_start")
-    if found is not None and not (type(found) is int and 0 <= found < shape["vocab_size"]):
-        raise CheckpointError(f"{file}: document_start {found!r} cannot be. The file is damaged or not from gpt2kit")
-    return found
+    token = facts.get("document_start")
+    if token is not None and not (type(token) is int and 0 <= token < shape["vocab_size"]):
+        raise CheckpointError(f"{file}: document_start {token!r} is invalid. The file is damaged or not from gpt2kit")
+    return token

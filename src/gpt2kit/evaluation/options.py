@@ -49,6 +49,7 @@ def evaluation_problems(options: EvaluationOptions) -> list[str]:
         "--copies: needs the text that the model was trained on. Give it as --train_files",
     )
     problems.check(
-        options.copies or not options.train_files, "--train_files: is for --copies. Add --copies, or leave it out"
+        options.copies or not options.train_files,
+        "--train_files: is for --copies. Add --copies, or remove --train_files",
     )
     return problems.messages

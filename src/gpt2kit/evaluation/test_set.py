@@ -129,9 +129,7 @@ def open_test_set(
 def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], Share | None]:
     first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
-        raise UserError(
-            f"{candidates[0].name}: the run has no test_files and no test_share. Name text files with --files"
-        )
+        raise UserError(f"{candidates[0].name}: has no test text of its own. Name text files with --files")
     if any("://" in name for name in first.test_text[0]):
         raise UserError(
             f"{first.name}: its test text is {first.test_text[0]}. If you trust that address, give it as --files"

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, as far as the checkpoint knows, and how to use it."""
+"""The README.md of an exported model: what the checkpoint records of it, and how to use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2kit.tokenization.tokenizer import eos_id, fingerprint
 
 
 def model_card(opened: Opened, name: str, dtype: str) -> str:
-    """Markdown with the header that the hub reads; the licence and the text's origin are left to the user."""
+    """Return Markdown with the header that the hub reads; licence and origin of the text are left to the user."""
     facts = opened.facts
     start = facts.get("start") if isinstance(facts.get("start"), dict) else None
     base = str(start["from"]) if start and str(start.get("from")).startswith(HUB) else ""
@@ -22,7 +22,7 @@ def model_card(opened: Opened, name: str, dtype: str) -> str:
         Path(__file__).parent / "templates",
         base=" ".join(base.removeprefix(HUB).split()),
         name=name,
-        rows=[(what, value) for what, value in _rows(opened, start, dtype) if value is not None],
+        rows=[(label, value) for label, value in _rows(opened, start, dtype) if value is not None],
         end=eos_id(opened.tokenizer),
         context=f"{opened.shape['n_positions']:,}",
     )
@@ -47,5 +47,5 @@ def _rows(opened: Opened, start: dict[str, Any] | None, dtype: str) -> list[tupl
 
 
 def _number(facts: dict[str, Any], name: str) -> float | None:
-    found = facts.get(name)
-    return found if type(found) in (int, float) else None
+    value = facts.get(name)
+    return value if type(value) in (int, float) else None
