@@ -20,14 +20,13 @@ import torch
 import yaml
 
 from gpt2kit.cli import parser
-from gpt2kit.data import datamodule
-from gpt2kit.data.build import Corpus
+from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.ranks import Ranks
 from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.trainers import Options, train_bytebpe
+from gpt2kit.tokenization.trainers import TokenizerSpec, train_bytebpe
 from gpt2kit.training.module import GPT2Module
 
 MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"
@@ -90,8 +89,8 @@ def _store(folder: Path, tokens: int) -> TokenStore:
     random = np.random.default_rng(1)
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))
-    tokenizer = train_bytebpe([], Options(vocab_size=257))
-    return datamodule.build_store(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
+    tokenizer = train_bytebpe([], TokenizerSpec(vocab_size=257))
+    return open_or_build(Corpus([folder / "text.txt"], tokenizer, Reader()), folder)
 
 
 if __name__ == "__main__":
