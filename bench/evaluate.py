@@ -2,7 +2,7 @@
 
 Both see the same blocks of random tokens, in float32 on one device, in turns; the best of some rounds counts. The
 forward pass is that of a training step (`GPT2.nll` in training mode, with what the backward pass would need),
-without the backward pass. Testing is all of `scoring.score`: reading, the model, sums by document.
+without the backward pass. Testing is all of `Scorer.score`: reading, the model, sums by document.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 import yaml
 
 from gpt2kit.cli import parser
-from gpt2kit.data import datamodule
-from gpt2kit.data.build import Corpus
+from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.scoring import Windows
+from gpt2kit.evaluation.ranks import Ranks
+from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.trainers import Options, train_bytebpe
+from gpt2kit.tokenization.trainers import TokenizerSpec, train_bytebpe
 from gpt2kit.training.module import GPT2Module
 
 MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"
@@ -55,7 +55,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         store = _store(Path(folder), batches * batch_size * context)
         gpt2 = GPT2Module(**sizes, vocab_size=vocab_size, n_positions=context).model
-        device = scoring.Ranks().device()
+        device = Ranks().device()
         scoring.prepare(gpt2, device, "32-true")
         windows = Windows(len(store), context, context)
         rows = [
@@ -64,7 +64,7 @@ def measure(
         ]
         tested, forward = [], []
         for _ in range(rounds + 1):  # the first one warms up
-            tested.append(_timed(lambda: scoring.score(gpt2.eval(), store, windows, batch_size), device))
+            tested.append(_timed(lambda: Scorer(gpt2.eval(), store, windows).score(batch_size), device))
             gpt2.train()
             forward.append(_timed(lambda: [gpt2.nll(batch) for batch in rows], device))
     tokens = len(store) - 1
@@ -89,8 +89,8 @@ def _store(folder: Path, tokens: int) -> TokenStore:
     random = np.random.default_rng(1)
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))
-    tokenizer = train_bytebpe([], Options(vocab_size=257))
-    return datamodule.build_store(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
+    tokenizer = train_bytebpe([], TokenizerSpec(vocab_size=257))
+    return open_or_build(Corpus([folder / "text.txt"], tokenizer, Reader()), folder)
 
 
 if __name__ == "__main__":

@@ -39,3 +39,11 @@ def test_ways_are_told_by_their_names_and_steps_and_not_run_again(tmp_path: Path
     assert [(row["way"], row["steps"], row["seeds"]) for row in rows] == [("AdamW", 3, 1), ("longer", 4, 1)]
     runs = list((tmp_path / "sweep").glob("*/lightning_logs/version_*"))
     assert len(runs) == 2 and len({(run / "metrics.csv").read_text() for run in runs}) == 2
+
+
+def test_the_evaluation_benchmark_runs() -> None:
+    sizes = ["--vocab_size", "257", "--context", "16", "--batch_size", "2", "--batches", "2", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "evaluate.py"), *sizes], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["test_tokens_per_s"] > 0

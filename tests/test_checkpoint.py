@@ -150,3 +150,22 @@ def test_a_flipped_bit_is_found(run: Run, tmp_path: Path) -> None:
     shutil.copy(f"{source}.sha256", tmp_path)
     with pytest.raises(CheckpointError, match="checksum"):
         checkpoint.open(tmp_path / source.name)
+
+
+def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
+    info, opened = checkpoint.peek(run.folder), checkpoint.open(run.folder)
+    assert (info.path, info.shape, info.facts) == (opened.path, opened.shape, opened.facts)
+    assert info.tokenizer.to_str() == opened.tokenizer.to_str()
+    copy = Path(shutil.copy(info.path, tmp_path / "copy.ckpt"))
+    (tmp_path / "copy.ckpt.sha256").write_text("0" * 64)
+    with pytest.raises(CheckpointError, match="does not fit its checksum"):
+        checkpoint.peek(copy)
+    assert checkpoint.open(copy, verify=False).shape == info.shape
+
+
+def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
+    torch.save(raw, tmp_path / "nan.ckpt")
+    with pytest.raises(CheckpointError, match="holds NaN or Inf"):
+        checkpoint.peek(tmp_path / "nan.ckpt")

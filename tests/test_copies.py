@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,29 +41,32 @@ def brute(training: list[int], text: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_longest_matches_are_those_of_brute_force(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memorization, "_CHUNK", chunk)
+def test_the_longest_matches_are_those_of_brute_force(seed: int, chunk: int) -> None:
     random = np.random.default_rng(seed)
     training = random.integers(0, 2 + 3 * seed, 90).tolist()
     texts = [random.integers(0, 2 + 3 * seed, size).tolist() for size in (20, 1, 0, 13)]
     texts.append([*training[30:61], 9999])
-    found = memorization.matches(Tokens(training), [np.array(text, np.int64) for text in texts])  # type: ignore[arg-type]
-    assert [one.tolist() for one in found] == [brute(training, text) for text in texts]
+    store: Any = Tokens(training)
+    matches = memorization.find_matches(store, [np.array(text, np.int64) for text in texts], chunk)
+    assert [lengths.tolist() for lengths in matches] == [brute(training, text) for text in texts]
 
 
-def test_hashes_that_meet_by_chance_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        memorization, "_hashes", lambda prefix, length: np.zeros(len(prefix[1]) - length + 1, np.uint64)
-    )
-    training = [1, 2, 3, 4, 1, 3, 5]
-    found = memorization.matches(Tokens(training), [np.array([1, 3, 5, 2])])  # type: ignore[arg-type]
-    assert found[0].tolist() == brute(training, [1, 3, 5, 2]) == [3, 2, 1, 1]
+def test_spans_with_the_same_hash_are_compared_by_token() -> None:
+    """A Thue-Morse sequence and its complement have the same polynomial hash modulo 2^64, whatever the base."""
+    sequence = np.array([number.bit_count() % 2 for number in range(2048)])
+    hashes = [memorization.hash_spans(memorization.prefix_sums(tokens), 2048) for tokens in (sequence, 1 - sequence)]
+    assert hashes[0] == hashes[1]
+    for training, longest in (([*(1 - sequence), 2], 1024), ([*(1 - sequence), 2, *sequence], 2048)):
+        store: Any = Tokens(training)
+        (lengths,) = memorization.find_matches(store, [sequence])
+        assert lengths[0] == longest
 
 
 def test_a_text_longer_than_the_training_text() -> None:
-    found = memorization.matches(Tokens([1, 2]), [np.array([1, 2, 1, 2, 3])])  # type: ignore[arg-type]
-    assert found[0].tolist() == [2, 1, 2, 1, 0]
-    assert memorization.matches(Tokens([1]), []) == []
+    store: Any = Tokens([1, 2])
+    (lengths,) = memorization.find_matches(store, [np.array([1, 2, 1, 2, 3])])
+    assert lengths.tolist() == [2, 1, 2, 1, 0]
+    assert memorization.find_matches(store, []) == []
 
 
 def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:
@@ -91,12 +95,12 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
 def test_what_is_written_and_drawn(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
     store = open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache")
-    written = memorization.write(opened.model, store.index.eos_id, 16, 1)
-    assert sum(map(len, written)) >= memorization._TOKENS
-    assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in written)
-    drawn = memorization.draw(store, 16, 100, 1)
+    generated = memorization.generate_texts(opened.model, store.index.eos_id, 16, 1)
+    assert sum(map(len, generated)) >= memorization.TOKENS
+    assert all(0 < len(text) <= 16 and store.index.eos_id not in text for text in generated)
+    drawn = memorization.draw_texts(store, 16, 100, 1)
     assert sum(map(len, drawn)) == 100 and all(0 < len(text) <= 16 for text in drawn)
-    assert sum(map(len, memorization.draw(store, 10**6, 10**6, 1))) == store.tokens - 1 - store.documents
-    spans = memorization.measure([np.arange(6)], [np.array([4, 3, 2, 1, 0, 2])], opened.tokenizer)
+    assert sum(map(len, memorization.draw_texts(store, 10**6, 10**6, 1))) == store.tokens - 1 - store.documents
+    spans = memorization.summarize([np.arange(6)], [np.array([4, 3, 2, 1, 0, 2])], opened.tokenizer)
     assert spans.shares == {4: 1 / 3, 8: None, 16: None, 32: None} and spans.mean == 2.0
     assert [size for size, _ in spans.longest] == [4, 2]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from test_train import equal, train, weights
 
 from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import export
 from gpt2kit.errors import UserError
 from gpt2kit.export import huggingface, reload_check
 from gpt2kit.training.epoch_exports import FOLDER, EpochExports
@@ -65,7 +66,7 @@ def test_a_folder_an_epoch_and_no_trace(short: list[str], tmp_path: Path, near: 
     bits = checkpoint.open(checkpoint.checkpoints(run)[0]).metadata["val_bpb"]
     assert f"| bits per byte of the validation text | {bits:.4f} |" in card and "# epoch_3" in card
     opened = checkpoint.open(run / FOLDER / "epoch_3")  # any script takes it, and export.py writes the same
-    huggingface.export(str(checkpoint.checkpoints(run)[0]), str(tmp_path / "epoch_3"))
+    export.export(str(checkpoint.checkpoints(run)[0]), tmp_path / "epoch_3")
     for name in huggingface.FILES:
         assert (tmp_path / "epoch_3" / name).read_bytes() == (run / FOLDER / "epoch_3" / name).read_bytes(), name
     assert opened.model.shape["n_embd"] == 32
@@ -127,7 +128,7 @@ def test_what_does_not_prove_to_be_the_model_gets_no_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(huggingface, "agreement", lambda *_: -1)
+    monkeypatch.setattr(huggingface, "count_agreeing", lambda *_: -1)
     run = train(tmp_path, short, "--trainer.max_epochs=1", WITH)
     assert exports(run) == [] and "another one than the checkpoint's" in capsys.readouterr().err
 

@@ -20,13 +20,15 @@ import torch
 from conftest import ROOT, SENTENCE, Outcome, Run, train_tokenizer
 from numpy.typing import NDArray
 
+from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser, test
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.scoring import Windows
+from gpt2kit.evaluation.ranks import Ranks
+from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
 
 CONTEXT = 16
@@ -99,15 +101,15 @@ def test_it_is_the_sum_over_all_windows_in_double_precision(
     windows = Windows(len(store), CONTEXT, stride)
     wanted = by_document(store, reference(opened, store, stride))
     for batch_size in (1, 3, 1000):
-        found = scoring.score(opened.model, store, windows, batch_size)
+        found = Scorer(opened.model, store, windows).score(batch_size)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_the_loss_is_that_of_the_reference_to_a_millionth(opened: LoadedCheckpoint, store: TokenStore) -> None:
-    found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).sum() / (len(store) - 1)
+    found = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).score().sum() / (len(store) - 1)
     assert found == pytest.approx(reference(opened, store, CONTEXT).mean(), abs=1e-6)
     exact = scoring.prepare(copy.deepcopy(opened.model), "cpu", "64-true")
-    found = scoring.score(exact, store, Windows(len(store), CONTEXT, CONTEXT), precision="64-true").sum()
+    found = Scorer(exact, store, Windows(len(store), CONTEXT, CONTEXT), "64-true").score().sum()
     assert found == pytest.approx(reference(opened, store, CONTEXT).sum(), rel=1e-13)
 
 
@@ -116,7 +118,7 @@ def test_documents_apart_are_each_by_itself(stride: int, opened: LoadedCheckpoin
     gpt2 = copy.deepcopy(opened.model)
     gpt2.document_start = store.index.eos_id
     wanted = by_document(store, reference(opened, store, stride, store.index.eos_id))
-    found = scoring.score(gpt2, store, Windows(len(store), CONTEXT, stride))
+    found = Scorer(gpt2, store, Windows(len(store), CONTEXT, stride)).score()
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -129,27 +131,28 @@ def test_it_is_the_loss_of_transformers(opened: LoadedCheckpoint, store: TokenSt
         with torch.inference_mode():
             shifted = model(window[:, :-1], labels=window[:, :-1], shift_labels=window[:, 1:])
         total += shifted.loss.item() * (window.shape[1] - 1)
-    found = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    found = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)).score()
     assert found.sum() == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("stride", [16, 7])
 def test_batches_and_ranks_change_nothing(opened: LoadedCheckpoint, store: TokenStore, stride: int) -> None:
     windows = Windows(len(store), CONTEXT, stride)
-    whole = scoring.score(opened.model, store, windows, 4)
+    scorer = Scorer(opened.model, store, windows)
+    whole = scorer.score(4)
     for batch_size in (1, 7, 1000):
-        np.testing.assert_allclose(scoring.score(opened.model, store, windows, batch_size), whole, rtol=1e-6)
-    shares = [list(scoring.Ranks(rank, 3).share(windows.batches(4))) for rank in range(3)]
+        np.testing.assert_allclose(scorer.score(batch_size), whole, rtol=1e-6)
+    shares = [list(Ranks(rank, 3).select(windows.batches(4))) for rank in range(3)]
     assert sorted(itertools.chain(*shares), key=lambda batch: batch.start) == list(windows.batches(4))
 
 
 def test_a_token_costs_on_the_page_what_it_costs_in_the_sum(opened: LoadedCheckpoint, store: TokenStore) -> None:
     windows = Windows(len(store), CONTEXT, 5)
-    starts = scoring.boundaries(store)
-    nll = scoring.score(opened.model, store, windows)
+    scorer = Scorer(opened.model, store, windows)
+    nll = scorer.score()
     for number in (0, 7, len(nll) - 1):
-        span = starts[number : number + 2].tolist()
-        nats = scoring.token_nats(opened.model, store, windows, *span, "32-true")
+        span = scorer.boundaries[number : number + 2].tolist()
+        nats = scorer.token_nats(*span)
         assert len(nats) == span[1] - span[0] and nats.sum() == pytest.approx(nll[number], rel=1e-6)
 
 
@@ -158,9 +161,10 @@ def test_logits_are_made_of_a_few_positions_at_a_time(
 ) -> None:
     from gpt2kit.model import gpt2
 
-    whole = scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    scorer = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
+    whole = scorer.score()
     monkeypatch.setattr(gpt2, "LOGITS", 320 * 7)
-    np.testing.assert_allclose(scoring.score(opened.model, store, Windows(len(store), CONTEXT, CONTEXT)), whole)
+    np.testing.assert_allclose(scorer.score(), whole)
 
 
 def uniform(run: Run, path: Path) -> Path:
@@ -264,12 +268,12 @@ def test_a_quick_look_says_that_it_is_one(run: Run, call: Callable[..., Outcome]
     assert alone["text"]["words"] == part["text"]["words"]
     assert look("--max_tokens", 10**9)[0]["results"] == whole["results"]
     (inside / "long.txt").write_text(LOREM)
-    cut, err = look("--files", "long.txt", "--max_tokens", 20)
-    full, err_full = look("--files", "long.txt")
-    assert "the first 20 tokens of the first of 1 documents" in err and "one document: no interval" in err_full
-    assert cut["results"][0]["tokens"] == 20 and not cut["results"][0]["interval_95"]
-    share = 20 / full["results"][0]["tokens"]
-    assert cut["text"]["bytes"] == pytest.approx(full["text"]["bytes"] * share, abs=1)
+    full, err = look("--files", "long.txt")
+    assert "one document: no interval" in err and not full["results"][0]["interval_95"]
+    tokens = full["results"][0]["tokens"]
+    code, _, err = call(main, "--ckpt_path", run.folder, "--files", "long.txt", "--max_tokens", tokens - 1)
+    assert code == 2 and f"the first document has {tokens} tokens" in err and f"Use --max_tokens {tokens}," in err
+    assert look("--files", "long.txt", "--max_tokens", tokens)[0]["results"] == full["results"]
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +314,8 @@ def test_comparing_across_tokenizers(
     assert text["text"]["partial"] and all(row["tokens"] <= 300 for row in text["results"])
     assert len({row["round_trip"]["documents"] for row in text["results"]}) == 1
     code, _, err = call(main, *words, "--max_tokens", 3)
-    assert code == 2 and "only whole ones can be compared" in err
+    tokens = max(row["tokens"] for row in found["results"]) // 40  # all documents have the same length in characters
+    assert code == 2 and f"the first document has {tokens} tokens" in err and f"Use --max_tokens {tokens}," in err
 
 
 def test_a_tokenizer_that_loses_text_is_not_compared(
@@ -457,7 +462,7 @@ def test_one_owner_of_figures() -> None:
     [
         (["--seed", "-1"], 2, "--seed -1: must be from 0"),
         (["--json", "."], 2, "--json .: is a folder"),
-        (["--html", "a.txt/x.html"], 2, "a.txt is no folder"),
+        (["--html", "a.txt/x.html"], 2, "a.txt is not a folder"),
         (["--json", "x", "--html", "x"], 2, "one file for both"),
         (["--copies", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
     ],
@@ -476,3 +481,15 @@ def test_one_whole_document_is_counted_as_such(run: Run, call: Callable[..., Out
     code, out, _ = call(lambda args: parser.run(test.test, args), *words)
     text = json.loads(out)["text"]
     assert code == 0 and (text["documents"], text["bytes"], text["words"]) == (1, 19, 4)
+
+
+def test_each_checkpoint_is_hashed_once(
+    run: Run, call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    digest = files.digest
+    monkeypatch.setattr(files, "digest", lambda path: hashed.append(path) or digest(path))  # type: ignore[func-returns-value]
+    names = checkpoint.checkpoints(run.folder)[:2]
+    code, _, err = call(main, "--ckpt_path", *names, "--max_tokens", 100)
+    assert code == 0, err
+    assert sorted(path for path in hashed if path.suffix == ".ckpt") == sorted(names)

@@ -33,7 +33,7 @@ def main(args: list[str]) -> None:
 @pytest.fixture(scope="module")
 def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("export") / "model"
-    huggingface.export(str(run.folder), str(target))
+    export.export(str(run.folder), target)
     return target
 
 
@@ -89,7 +89,7 @@ def test_there_and_back_is_bit_equal(run: Run, folder: Path, options: list[str],
             torch.equal(tensor[rows], other[rows]) if "wte" in name or "lm_head" in name else torch.equal(tensor, other)
         )
     assert tokenizer.to_json(one.tokenizer) == tokenizer.to_json(two.tokenizer)
-    huggingface.export(str(again), str(tmp_path / "again"))
+    export.export(str(again), tmp_path / "again")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -215,10 +215,10 @@ def test_a_folder_that_is_not_the_checkpoint_gets_no_name(
 
 def test_near_ties_may_part_and_others_not() -> None:
     logits = torch.tensor([[0.0, 1.0, 1.0 + 1e-6], [0.0, 1.0, 3.0]])
-    assert huggingface.agreement([0, 2, 2], [0, 2, 2], logits, 1e-5, 1) == 2
-    assert huggingface.agreement([0, 2, 2], [0, 1, 0], logits, 1e-5, 1) == 0
-    assert huggingface.agreement([0, 2, 2], [0, 2, 1], logits, 1e-5, 1) == -1
-    assert huggingface.agreement([0, 2, 2], [0, 2], logits, 1e-5, 1) == -1
+    assert huggingface.count_agreeing([0, 2, 2], [0, 2, 2], logits, 1e-5, 1) == 2
+    assert huggingface.count_agreeing([0, 2, 2], [0, 1, 0], logits, 1e-5, 1) == 0
+    assert huggingface.count_agreeing([0, 2, 2], [0, 2, 1], logits, 1e-5, 1) == -1
+    assert huggingface.count_agreeing([0, 2, 2], [0, 2], logits, 1e-5, 1) == -1
 
 
 def test_the_card_says_what_is_known_and_no_paths(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_folder_that_transformers_cannot_load(run: Run, tmp_path: Path, monkey
     """In the fresh process, too, the reason is one line."""
     spoiled(no_tokenizer, monkeypatch)
     with pytest.raises(CheckpointError, match=r"transformers does not load the exported folder: .*Nothing was written"):
-        huggingface.export(str(run.folder), str(tmp_path / "model"))
+        export.export(str(run.folder), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
@@ -279,11 +279,11 @@ def test_gguf(run: Run, tmp_path: Path, near: None, call: Callable[..., Outcome]
 def test_gguf_that_is_another_model_gets_no_name(
     run: Run, tmp_path: Path, near: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_file, "_TRANSPOSED", ("c_attn.weight", "c_fc.weight"))  # c_proj, square in attention
+    monkeypatch.setattr(gguf_file, "TRANSPOSED", ("c_attn.weight", "c_fc.weight"))  # c_proj, square in attention
     for layer in ("transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"):
         assert checkpoint.open(run.folder).model.get_parameter(f"{layer}.weight").any()
     with pytest.raises(Exception, match=r"logits differ|mismatch|does not load"):
-        huggingface.export(str(run.folder), str(tmp_path / "model"), gguf=True)
+        export.export(str(run.folder), tmp_path / "model", gguf=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -294,7 +294,7 @@ def test_gguf_only_where_llama_cpp_gives_the_same_tokens(
     train_tokenizer([str(corpus / "train.txt")], tmp_path, kind=kind, vocab_size=300, **more)  # type: ignore[arg-type]
     shape = GPT2Module(n_layer=1, n_head=1, n_embd=8, vocab_size=300, n_positions=8).shape
     (problem,) = gguf_file.problems(shape, tokenizer.load(tmp_path))
-    assert problem.startswith("--gguf: llama.cpp cuts text only as byte-level BPE does")
+    assert problem.startswith("--gguf: llama.cpp splits text only as byte-level BPE does")
     good = tokenizer.load(corpus / "tokenizer")
     assert not gguf_file.problems(shape, good)
     assert "not relu" in gguf_file.problems({**shape, "activation_function": "relu"}, good)[0]
@@ -303,7 +303,7 @@ def test_gguf_only_where_llama_cpp_gives_the_same_tokens(
 def test_gguf_without_its_package(
     run: Run, tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_file, "_PACKAGES", ("not_there",))
+    monkeypatch.setattr(gguf_file, "PACKAGES", ("not_there",))
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / "model", "--gguf")
     assert code == 2 and "pip install 'gguf>=0.17' 'accelerate>=1'" in err and not list(tmp_path.iterdir())
 
@@ -334,7 +334,7 @@ def test_the_hub(
 
     monkeypatch.setattr(Hub, "upload_folder", refuse)
     code, _, err = call(main, *words, "--force")
-    assert code == 5 and "the hub does not take it (no network)" in err and err.count("\n") == 1
+    assert code == 5 and "the upload failed (no network)" in err and err.count("\n") == 1
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 

@@ -68,7 +68,7 @@ def test_an_exported_model_has_the_same_figures(
     code, out, _ = call(main, "--ckpt_path", whole, "--files", corpus / "test.txt", "--json", "-")
     assert code == 0 and json.loads(out)["results"][0]["nll"] == one["nll"]
     code, _, err = call(main, "--ckpt_path", whole)
-    assert code == 2 and "Give some text with --files" in err
+    assert code == 2 and "Name text files with --files" in err
 
 
 def test_a_vocabulary_that_fills_no_rows_of_64(corpus: Path, tmp_path: Path) -> None:

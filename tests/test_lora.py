@@ -14,7 +14,6 @@ from test_train import equal, rows, train, weights
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError
-from gpt2kit.export import huggingface
 from gpt2kit.model.finetuning import merge_lora
 from gpt2kit.training.module import GPT2Module
 
@@ -60,7 +59,7 @@ def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str],
     assert torch.linalg.matrix_rank(moved, tol=1e-4) == 4
     last = [row["val_bpb"] for row in rows(straight) if "val_bpb" in row]
     assert last[0] == pytest.approx(rows(run.folder)[-1]["val_bpb"], rel=1e-6) and last[-1] != last[0]
-    huggingface.export(str(straight), str(tmp_path / "model"))
+    export.export(str(straight), tmp_path / "model")
     again = train(
         tmp_path / "again", words, f"--model.init_from={straight}", "--model.lora=null", "--trainer.max_steps=1"
     )

@@ -10,18 +10,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2kit.evaluation import statistics
-from gpt2kit.evaluation.statistics import Sums, over_documents
+from gpt2kit.evaluation.statistics import DocumentScores, compare_documents
 from gpt2kit.metrics import Score
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training.module import GPT2Module
 
 
-def sums_of(documents: int, seed: int = 0, harder: float = 0.0) -> Sums:
+def scores_of(documents: int, seed: int = 0, harder: float = 0.0) -> DocumentScores:
     random = np.random.default_rng(seed)
     tokens = random.integers(5, 100, documents)
     nll = tokens * (2.0 + harder + random.normal(0, 0.3, documents))
-    return Sums(nll, tokens, tokens * 4, tokens * 3, tokens // 2)
+    return DocumentScores(nll, tokens, tokens * 4, tokens * 3, tokens // 2)
 
 
 def test_figures_are_ratios_of_sums() -> None:
@@ -45,36 +45,39 @@ def test_extremes() -> None:
 
 
 def test_the_weighted_mean_over_documents_is_the_texts_own_figure() -> None:
-    sums = sums_of(50)
-    spread, total = over_documents(sums), sums.total()
+    scores = scores_of(50)
+    spread, total = compare_documents(scores), scores.total()
     assert spread["loss"].mean == pytest.approx(total.loss)
     assert spread["bits_per_byte"].mean == pytest.approx(total.bits_per_byte)
     assert spread["perplexity"].mean > total.perplexity, "exp is convex"
-    each = np.repeat(sums.nll / sums.tokens, sums.tokens)  # each token tells its document's loss
+    each = np.repeat(scores.nll / scores.tokens, scores.tokens)  # each token tells its document's loss
     assert spread["loss"].sd == pytest.approx(each.std())
-    one = over_documents(Sums(*(np.array([v]) for v in (3.0, 2, 4, 4, 1))))
+    one = compare_documents(DocumentScores(*(np.array([v]) for v in (3.0, 2, 4, 4, 1))))
     assert one["loss"].sd == 0 and one["loss"].mean == 1.5
 
 
 def test_a_document_of_no_tokens_weighs_nothing() -> None:
-    sums = Sums(np.array([2.0, 0.0]), *(np.array([2, 0]) for _ in range(4)))
-    assert over_documents(sums)["loss"].mean == 1.0 and over_documents(sums)["loss"].sd == 0.0
+    scores = DocumentScores(np.array([2.0, 0.0]), *(np.array([2, 0]) for _ in range(4)))
+    assert compare_documents(scores)["loss"].mean == 1.0 and compare_documents(scores)["loss"].sd == 0.0
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Texts drawn from one source: 95 % of the intervals hold the source's own figure."""
-    truth = sums_of(200_000, seed=1).total().loss
-    found = [statistics.intervals(sums_of(200, seed=seed), 0)["loss"] for seed in range(2, 202)]
+    truth = scores_of(200_000, seed=1).total().loss
+    found = [statistics.bootstrap(scores_of(200, seed=seed), 0)["loss"] for seed in range(2, 202)]
     inside = sum(low <= truth <= high for low, high in found)
     assert 180 <= inside <= 198, inside
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:
-    sums = sums_of(40)
-    assert statistics.intervals(sums, 1) == statistics.intervals(sums, 1) != statistics.intervals(sums, 2)
-    assert statistics.intervals(sums_of(1), 1) == {} and statistics.difference(sums_of(1), sums_of(1), get, 1) is None
-    low, high = statistics.intervals(sums, 1)["bits_per_byte"]
-    assert low < sums.total().bits_per_byte < high
+    scores = scores_of(40)
+    assert statistics.bootstrap(scores, 1) == statistics.bootstrap(scores, 1) != statistics.bootstrap(scores, 2)
+    assert (
+        statistics.bootstrap(scores_of(1), 1) == {}
+        and statistics.bootstrap_difference(scores_of(1), scores_of(1), get, 1) is None
+    )
+    low, high = statistics.bootstrap(scores, 1)["bits_per_byte"]
+    assert low < scores.total().bits_per_byte < high
 
 
 def get(score: Score) -> float:
@@ -83,22 +86,21 @@ def get(score: Score) -> float:
 
 def test_paired_documents_tell_small_differences() -> None:
     """Two models that differ by 2 % on each document: their own intervals overlap, the paired one leaves out 0."""
-    one = sums_of(100)
+    one = scores_of(100)
     other = replace(one, nll=one.nll * 1.02)
-    mine, theirs = (statistics.intervals(sums, 1)["bits_per_byte"] for sums in (one, other))
+    mine, theirs = (statistics.bootstrap(scores, 1)["bits_per_byte"] for scores in (one, other))
     assert mine[1] > theirs[0]
-    low, high = statistics.difference(other, one, get, 1) or (0, 0)
+    low, high = statistics.bootstrap_difference(other, one, get, 1) or (0, 0)
     assert 0 < low <= get(other.total()) - get(one.total()) <= high
-    assert statistics.difference(one, one, get, 1) == (0.0, 0.0)
+    assert statistics.bootstrap_difference(one, one, get, 1) == (0.0, 0.0)
 
 
-def test_many_documents_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    sums = sums_of(2000)
-    whole = statistics.intervals(sums, 1)["loss"]
-    monkeypatch.setattr(statistics, "_POOLED", 300)
-    pooled = statistics.intervals(sums, 1)["loss"]
-    assert pooled[1] - pooled[0] == pytest.approx(whole[1] - whole[0], rel=0.25)
-    assert statistics.resampled(np.ones((2000, 1)), 1).mean() == pytest.approx(2000, rel=0.01)
+def test_many_documents_are_drawn_in_groups() -> None:
+    table = scores_of(2000).table()
+    alone, grouped = (statistics.resample(table, 1, max_groups=count) for count in (2000, 300))
+    widths = [np.ptp(np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])) for sums in (alone, grouped)]  # of the loss
+    assert widths[1] == pytest.approx(widths[0], rel=0.25)
+    assert statistics.resample(np.ones((2000, 1)), 1, max_groups=300).mean() == pytest.approx(2000, rel=0.01)
 
 
 def test_flops_per_token_are_those_that_torch_counts() -> None:

@@ -16,6 +16,7 @@ from conftest import ROOT, Outcome, Run
 
 from gpt2kit.cli import parser, plot, test
 from gpt2kit.errors import UserError
+from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.runs import curves, report
 from gpt2kit.runs import folder as run_folder
 
@@ -194,6 +195,29 @@ def test_a_report_has_all_and_asks_for_nothing(run: Run, tmp_path: Path) -> None
     assert "2 runs" in both.words and not both.elsewhere
 
 
+def test_hidden_characters_are_shown_in_a_report(tmp_path: Path) -> None:
+    folder, mark = log(tmp_path / "run", 10), "a\u202eb\x07c"
+    (folder / "config.yaml").write_text(f"data:\n  tokenizer: {mark} config\n")
+    (folder / "samples.md").write_text(f"# Samples\n\n## step 10\n\nPrompt: `{mark} prompt`\n\n    {mark} sample\n")
+    result = {"results": [{"bits_per_byte": 1.0}], "notes": [f"{mark} test"]}
+    (folder / "test.json").write_text(json.dumps(result))
+    (folder / "start.json").write_text(json.dumps([{"text": {"splits": {}, "notes": [f"{mark} text"]}}]))
+    text = report.page([run_folder.read(folder)], "steps")
+    assert "\u202e" not in text and "\x07" not in text
+    for word in ("config", "sample", "test", "text"):
+        assert f"a<U+202E>b<U+0007>c {word}" in Page(text).words
+    assert "data:\n  tokenizer:" in Page(text).words, "line ends stay"
+
+
+def test_a_damaged_test_file_is_reported_in_one_line(run: Run, tmp_path: Path, call: Callable[..., Outcome]) -> None:
+    folder = log(tmp_path / "run", 10)
+    passage = {"number": 0, "why": "at the beginning", "bits_per_byte": 1.0, "boxes": [["the", []]], "more": 0}
+    (folder / "test.json").write_text(json.dumps({"results": [{"bits_per_byte": 1.0}], "passages": [passage]}))
+    code, _, err = call(lambda args: parser.run(plot.plot, args), folder, "--report", tmp_path / "report.html")
+    assert code == 3 and "test.json" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_report_of_a_bare_log(tmp_path: Path) -> None:
     """Of a run that was made before starts were kept, and whose other files are damaged."""
     folder = log(tmp_path / "old", 30)
@@ -205,7 +229,7 @@ def test_a_report_of_a_bare_log(tmp_path: Path) -> None:
 def test_test_py_leaves_its_figures_in_the_run(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("test.json"))
-    test.test([str(folder)], max_tokens=50)
+    test.test([str(folder)], options=EvaluationOptions(max_tokens=50))
     assert not (folder / "test.json").exists(), "a quick look is not the run's figure"
     test.test([str(folder)])
     found = run_folder.read_json(folder / "test.json", dict)

@@ -17,8 +17,7 @@ from conftest import Outcome, Run
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train as cli
 from gpt2kit.data.build import Corpus, open_or_build
-from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.scoring import Windows
+from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.metrics import Score
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.text.reader import Reader
@@ -83,7 +82,7 @@ def test_validation_while_training_and_test_py_agree(run: Run, corpus: Path) -> 
     text = Corpus([corpus / "valid.txt"], opened.tokenizer, Reader())
     store = open_or_build(text, corpus / "cache")
     windows = Windows(len(store), 16, 16)
-    nll = scoring.score(opened.model, store, windows, batch_size=5)
+    nll = Scorer(opened.model, store, windows).score(batch_size=5)
     score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)
     last = rows(run.folder)[-1]
     assert score.loss == pytest.approx(last["val_loss"], rel=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import math
 import socket
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def test_limits_hold_for_everyone(served: Service) -> None:
 
 
 def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
     def main(args: list[str]) -> None:
         parser.run(web_demo.serve, args)
@@ -85,10 +86,10 @@ def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatc
         other.listen()
         port = other.getsockname()[1]
         code, _, err = call(main, "--ckpt_path", run.folder, "--port", port)
-    assert code == 5 and f"--port {port}:" in err and "Take --port" in err
+    assert code == 5 and f"--port {port}:" in err and "Use --port" in err
     code, _, err = call(main, "--ckpt_path", run.folder, "--port", 0, "--auth", "me", "--at_once", 0)
     assert code == 2 and err.count(";") == 2
-    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = call(main, "--ckpt_path", run.folder)
     assert code == 2 and "pip install" in err
 

@@ -36,6 +36,17 @@ FORMAT = 1
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The content of a checkpoint without its tensors; see `LoadedCheckpoint`."""
+
+    path: Path
+    shape: Shape
+    tokenizer: Tokenizer
+    metadata: dict[str, Any]
+    document_start: int | None = None
+
+
 @dataclass
 class LoadedCheckpoint:
     """The content of a checkpoint."""
@@ -121,12 +132,35 @@ def check_resumable(file: Path) -> None:
         raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one written by trainer.py")
 
 
-def open(path: str | Path) -> LoadedCheckpoint:
-    """Open a checkpoint file, the best one of a run folder, or a Hugging Face model, trusting nothing in it."""
+def peek(path: str | Path) -> CheckpointInfo:
+    """Verify a checkpoint and return its content without the tensors.
+
+    The checksum and the tensors' names, sizes and values are checked as by `open`; no weight is copied.
+    """
+    return _read_checked(path, verify=True)[0]
+
+
+def open(path: str | Path, verify: bool = True) -> LoadedCheckpoint:
+    """Open a checkpoint file, the best one of a run folder, or a Hugging Face model, trusting nothing in it.
+
+    Args:
+        path: what `find` takes, or a Hugging Face folder or name.
+        verify: compare the checksum; not needed for the path of a `CheckpointInfo`.
+    """
+    info, tensors = _read_checked(path, verify)
+    if info.path.is_file():
+        # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    return LoadedCheckpoint(info.path, info.shape, tensors, info.tokenizer, info.metadata, info.document_start)
+
+
+def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Return the content of a checkpoint; the tensors of a file are mapped from it."""
     if folder := huggingface.find_folder(str(path)):
-        return LoadedCheckpoint(folder, *huggingface.read(folder), {"test_files": [], "test_share": None})
+        shape, tensors, tokenizer = huggingface.read(folder)
+        return CheckpointInfo(folder, shape, tokenizer, {"test_files": [], "test_share": None}), tensors
     file = find(path)
-    raw = read(file)
+    raw = read(file, verify)
     metadata, state = raw.get(KEY), raw.get("state_dict")
     if not isinstance(metadata, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
@@ -146,12 +180,10 @@ def open(path: str | Path) -> LoadedCheckpoint:
     start = metadata.get("document_start")  # an id, or None: tokens see other documents
     if start is not None and not (type(start) is int and 0 <= start < shape["vocab_size"]):
         raise CheckpointError(f"{file}: document_start {start!r} is invalid: the file is damaged. Use another one")
-    # `raw` maps its tensors from the file, which training may delete while the web demo serves it: copy them.
-    state = {name: tensor.clone() for name, tensor in validation.model_state(state).items()}
-    return LoadedCheckpoint(file, shape, state, tokenizer, metadata, start)
+    return CheckpointInfo(file, shape, tokenizer, metadata, start), validation.model_state(state)
 
 
-def read_test_text(checkpoint: LoadedCheckpoint) -> tuple[list[str], Share | None]:
+def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], Share | None]:
     """Return the run's test text: its files, and the share of their documents that was kept out of training."""
     names = checkpoint.metadata.get("test_files")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -159,7 +191,7 @@ def read_test_text(checkpoint: LoadedCheckpoint) -> tuple[list[str], Share | Non
     return names, read_share(checkpoint, "test_share")
 
 
-def read_share(checkpoint: LoadedCheckpoint, name: str) -> Share | None:
+def read_share(checkpoint: CheckpointInfo, name: str) -> Share | None:
     """Return a share of the documents that the metadata contains, such as `train_share`."""
     share = checkpoint.metadata.get(name)
     if share is None:
@@ -170,7 +202,7 @@ def read_share(checkpoint: LoadedCheckpoint, name: str) -> Share | None:
     return Share(**share)
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path, verify: bool = True) -> dict[str, Any]:
     """Return the content of a file after comparing its checksum; `weights_only=True` runs no code from it."""
     if file.is_dir():
         raise CheckpointError(
@@ -178,7 +210,7 @@ def read(file: Path) -> dict[str, Any]:
             "without trainer.strategy fsdp; its next checkpoint is an ordinary file"
         )
     checksum = _checksum_file(file)
-    if checksum.is_file() and checksum.read_bytes().strip() != files.digest(file).encode():
+    if verify and checksum.is_file() and checksum.read_bytes().strip() != files.digest(file).encode():
         raise CheckpointError(f"{file}: does not match its checksum, so it is damaged. Use another checkpoint")
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True, mmap=files.POSIX)

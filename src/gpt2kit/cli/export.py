@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from gpt2kit.errors import refuse
 from gpt2kit.model.config import Dtype
 
 
 def export(
     ckpt_path: str,
-    output_dir: str,
+    output_dir: Path,
     dtype: Dtype = "float32",
     force: bool = False,
     gguf: bool = False,
@@ -16,13 +19,31 @@ def export(
     """Write a checkpoint as a Hugging Face folder, which AutoModelForCausalLM, AutoTokenizer and pipeline load.
 
     Args:
-        ckpt_path: a .ckpt file, a run folder (its best checkpoint is taken), a Hugging Face folder or hf://OWNER/NAME.
-        output_dir: the folder to write; gets its name when the model in it has proved to be the checkpoint's.
-        dtype: what the weights are rounded to.
-        force: replace a folder that was exported before.
-        gguf: also write model.gguf, for llama.cpp (byte-level BPE tokenizers only).
-        push_to_hub: OWNER/NAME on the hub, to send the folder to; a new repository there is private.
+        ckpt_path: A .ckpt file, a run folder (its best checkpoint), a Hugging Face folder or hf://OWNER/NAME.
+        output_dir: The folder to write. It appears only after a fresh process has loaded it and its model agrees with
+            the checkpoint.
+        dtype: Data type of the weights.
+        force: Replace a folder that was exported before.
+        gguf: Also write model.gguf, for llama.cpp (byte-level BPE tokenizers only).
+        push_to_hub: OWNER/NAME on the hub to upload the folder to. A new repository is private.
     """
-    from gpt2kit.export import huggingface  # here, so that --help need not wait for torch
+    from gpt2kit.checkpoint import checkpoint  # here, so that --help does not import torch
+    from gpt2kit.export import gguf as gguf_file
+    from gpt2kit.export import huggingface
 
-    huggingface.export(ckpt_path, output_dir, dtype, force, gguf, push_to_hub)
+    huggingface.refuse_other_files(output_dir, force)
+    opened = checkpoint.open(ckpt_path)
+    if gguf:
+        refuse(gguf_file.problems(opened.shape, opened.tokenizer))
+    with huggingface.replacing_folder(output_dir) as folder:
+        huggingface.write(opened, folder, output_dir.name, dtype, gguf)
+        agreement = huggingface.check(opened, folder, dtype)
+    size = sum(path.stat().st_size for path in output_dir.iterdir())
+    print(f"{output_dir}: {opened.path} as {dtype}, {size / 1e6:,.1f} MB; transformers loads it")
+    print(f"largest difference of logits {agreement.largest:.2g} (rounding may make {agreement.allowed:.2g})")
+    if dtype != "float32":
+        print(f"rounding to {dtype} moves logits by up to {agreement.rounding:.2g}")
+    print(f"a greedy continuation is the same for {agreement.tokens} tokens")
+    if push_to_hub is not None:
+        huggingface.push(output_dir, push_to_hub)
+        print(f"sent to {push_to_hub} on the hub")

@@ -33,7 +33,7 @@ def plot(
     if report is not None:
         try:
             files.write_text(report, report_page.render_report(loaded, x))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of another version, or torn
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of another version
             names = f"{folder.START} or {folder.TEST} of {', '.join(str(run.folder) for run in loaded)}"
             raise DataError(f"{names}: not what this version writes ({error!r}). Move the file away") from error
         print(report)

@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
-from gpt2kit.evaluation.options import Options, Precision
+from gpt2kit.errors import Problems, refuse
+from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
+from gpt2kit.files import write_text
 from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import find_files
 
 
 def test(
     ckpt_path: list[str],
     files: list[str] | None = None,
-    stride: int | None = None,
-    max_tokens: int | None = None,
-    precision: Precision = "32-true",
-    batch_size: int = 16,
-    json: str | None = None,
-    html: Path | None = None,
-    copies: bool = False,
-    train_files: list[str] | None = None,
     reader: Reader | None = None,
-    seed: int = 1,
+    options: EvaluationOptions = EvaluationOptions(),
+    json: str | None = None,
     config: list[str] | None = None,
-    cache_dir: Path = Path(".cache/gpt2kit"),
 ) -> None:
     """Print loss, perplexity and bits per byte of a checkpoint on text, or compare several.
 
     Args:
-        ckpt_path: a run folder (its best checkpoint), a .ckpt file, a Hugging Face GPT-2 folder, or hf://OWNER/NAME;
-            nothing else is needed. Several are compared on the same documents, also when their tokenizers differ.
-        files: text files, folders, patterns or URLs; default: the run's own test files or share.
-        stride: tokens from one window of text to the next. Default: the context, so that windows do not overlap and a
-            token may have little before it; less gives each token more context, and takes as much longer.
-        max_tokens: a quick look: only the first documents that have so many tokens together.
-        precision: 32-true computes in float32; bf16-mixed and others are faster and less exact.
-        batch_size: windows in one forward pass; changes the speed, not the figures.
-        json: write every figure with every digit to this file; - for stdout, instead of the table.
-        html: write a page with the first and the hardest documents, each token coloured by its nats.
-        copies: let the model write, and tell how much of it stands word for word in the train_files.
-        train_files: the text that the model was trained on, for `copies`.
-        reader: how to read the text; default: as the run did.
-        seed: of the intervals' and the copies' draws.
-        config: not needed any more, since a checkpoint holds its settings; accepted and not read.
-        cache_dir: where tokenized text is kept; safe to delete.
+        ckpt_path: Run folders (their best checkpoint), .ckpt files, Hugging Face GPT-2 folders, or hf://OWNER/NAME.
+            Several are compared on the same documents, even if their tokenizers differ.
+        files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
+        reader: How files become documents. Default: as in training.
+        json: Write every figure with all digits to this file; -: to standard output, instead of the table.
+        config: Accepted but not needed: a checkpoint holds its settings.
     """
-    from gpt2kit.evaluation.evaluate import evaluate  # here, so that --help need not wait for torch
+    json_path = None if json in (None, "-") else Path(str(json))
+    problems = Problems(evaluation_problems(options))
+    problems.check(json_path is None or json_path != options.html, f"--json {json}, --html {json}: one file for both")
+    for name, path in {"html": options.html, "json": json_path}.items():
+        reason = "" if path is None else why_not_writable(path)
+        problems.check(not reason, f"--{name} {path}: {reason}")
+    refuse(problems.messages)
+    if options.train_files:
+        find_files(list(options.train_files))  # report a wrong name before the test, not after it
+    from gpt2kit.evaluation.evaluate import evaluate  # here, so that --help does not import torch
+    from gpt2kit.evaluation.ranks import join_ranks
+    from gpt2kit.evaluation.report import Report
+    from gpt2kit.evaluation.test_set import open_candidates, open_test_set
 
-    options = Options(stride, max_tokens, precision, batch_size, seed, html, train_files or [], copies, cache_dir)
-    evaluate(options, ckpt_path, files, reader, json, config)
+    with join_ranks() as ranks:
+        if config:
+            print("note   --config is not needed: a checkpoint holds its model, tokenizer and reader", file=sys.stderr)
+        candidates = open_candidates(ckpt_path, reader is not None, options.stride)
+        test_set = open_test_set(candidates, files, reader, options)
+        for note in test_set.stores[0].notes:
+            print(f"note   test text: {note}", file=sys.stderr)
+        results, stats = evaluate(candidates, test_set, options, ranks)
+        if ranks.rank:
+            return
+        report = Report(results, test_set, stats, options, ranks)
+        for note in report.notes:
+            print(f"note   {note}", file=sys.stderr)
+        print(report.to_json() if json == "-" else report.to_text() + "\n", end="")
+        if json_path:
+            write_text(json_path, report.to_json())
+        report.keep_in_runs()
+        if options.html:
+            write_text(options.html, report.to_page())
+
+
+def why_not_writable(path: Path) -> str:
+    """Return why a file cannot be written, before hours of testing; empty if it can."""
+    if path.is_dir():
+        return "is a folder. Name a file"
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        return f"{parent} is not a folder"
+    return "" if os.access(parent, os.W_OK) else f"{parent} is not writable"

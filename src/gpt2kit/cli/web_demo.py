@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
+from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.generation.options import Precision
 
 
@@ -16,13 +20,34 @@ def serve(
     """Generate text with trained models on a page in the browser.
 
     Args:
-        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders; may be given several times.
-        host: the address to listen at; 127.0.0.1: this machine only; 0.0.0.0: the whole network.
-        port: the port to listen at.
+        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders. May be given several times.
+        host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
+        port: Port to listen on.
         auth: NAME:PASSWORD that the page asks for.
-        at_once: requests that are written at the same time; the others wait in a queue.
-        precision: 32, bf16, 16; auto: 32 on a CPU, 16 bits on a GPU.
+        at_once: Requests that are generated at the same time; others wait in a queue.
+        precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
-    from gpt2kit.serving import app  # here, so that --help need not wait for torch
+    name, colon, password = (auth or "").partition(":")
+    problems = Problems()
+    problems.check(not auth or (name and colon and password), "--auth: must be NAME:PASSWORD")
+    problems.check(0 < port < 65536, f"--port {port}: must be from 1 to 65535")
+    problems.check(at_once >= 1, f"--at_once {at_once}: must be at least 1")
+    refuse(problems.messages)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
+    from gpt2kit.serving import app  # here, so that --help does not import torch
+    from gpt2kit.serving.models import Service, find_models
 
-    app.serve(ckpt_path, host, port, auth, at_once, precision)
+    models = find_models(ckpt_path)
+    app.check_port(host, port)
+    service = Service(models, precision)
+    application = app.app(service, host, (name, password) if auth else None, at_once)
+    service.load()
+    import uvicorn
+
+    address = f"[{host}]" if ":" in host else host
+    count = "1 model" if len(models) == 1 else f"{len(models)} models"
+    print(f"http://{address}:{port}  {count}; Ctrl-C ends it", file=sys.stderr)
+    if not app.is_loopback(host) and not auth:
+        print(f"note: anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password", file=sys.stderr)
+    uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -1,107 +1,82 @@
-"""A page that shows some documents with each token coloured by its nats: one file, no script, nothing fetched."""
+"""A page of documents with each token coloured by its nats: one file, no script, nothing fetched."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from gpt2kit.data.store import TokenStore
-from gpt2kit.evaluation.options import Precision
-from gpt2kit.evaluation.scoring import Windows, boundaries, token_nats
-from gpt2kit.evaluation.statistics import Sums
-from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.evaluation.scoring import Scorer
+from gpt2kit.evaluation.statistics import DocumentScores
+from gpt2kit.generation.text_stream import TextStream
 from gpt2kit.runs import pages
 
+# Documents on the page: the first ones of the text, and the hardest ones.
 FIRST, HARDEST = 3, 10
-"""Documents that are shown: those at the text's beginning, and the hardest."""
+# Tokens of a document on the page, at most.
+MAX_TOKENS = 1000
+# A shorter document is hard by chance.
+_MIN_BYTES = 32
 
-MOST = 1000
-"""Tokens of a document that are shown at most."""
-
-_LEAST = 32
-"""Bytes of a document that may be called hard; a shorter one is hard by chance."""
-
-_HELD = 16
-"""Tokens that one character may have at most."""
+# Some characters, and the nats of their tokens.
+Box = tuple[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A document, or the beginning of a long one.
+    """A document, or the beginning of a long one."""
 
-    Args:
-        number: of the document in the text, from 0.
-        why: it is shown.
-        bits_per_byte: of the whole document.
-        boxes: pieces of its text, each with the nats of its tokens.
-        more: tokens of it that are not shown.
+    number: int  # of the document in the text, from 0
+    why: str  # it is on the page
+    bits_per_byte: float  # of the whole document
+    boxes: list[Box]
+    more: int  # tokens that are left out
+
+
+def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple[int, str]]:
+    """Return which documents the page has, and why: the first ones, and those with the most bits per byte.
+
+    `checkpoint` is the one that finds them hard, if the page has several.
     """
-
-    number: int
-    why: str
-    bits_per_byte: float
-    boxes: list[tuple[str, list[float]]]
-    more: int
-
-
-def chosen(sums: Sums, of: str = "") -> list[tuple[int, str]]:
-    """The documents to show, and why: the first ones, and those with the most bits per byte, hardest first.
-
-    `of` names the checkpoint that finds them hard, if others are shown beside it.
-    """
-    bits = np.divide(sums.nll, sums.bytes * np.log(2), out=np.zeros(len(sums.nll)), where=sums.bytes >= _LEAST)
-    hardest = [int(n) for n in np.argsort(-bits, kind="stable")[:HARDEST] if bits[n] > 0]
-    first = range(min(FIRST, len(bits)))
-    return [(n, "at the beginning") for n in first] + [
-        (n, f"among the hardest{of and f' for {of}'}") for n in hardest if n not in first
-    ]
+    is_long = scores.bytes >= _MIN_BYTES
+    bits = np.divide(scores.nll, scores.bytes * math.log(2), out=np.zeros(len(scores)), where=is_long)
+    hardest = [int(number) for number in np.argsort(-bits, kind="stable")[:HARDEST] if bits[number] > 0]
+    first = range(min(FIRST, len(scores)))
+    why = f"among the hardest for {checkpoint}" if checkpoint else "among the hardest"
+    return [(number, "at the beginning") for number in first] + [(n, why) for n in hardest if n not in first]
 
 
-def boxes(tokenizer: Tokenizer, ids: list[int], nats: list[float]) -> list[tuple[str, list[float]]]:
-    """The text of tokens in whole characters, each piece with the nats of its tokens."""
-    found: list[tuple[str, list[float]]] = []
-    before: list[int] = []
-    held: list[int] = []
-    known = ""
-    for at, token in enumerate(ids):
-        held.append(token)
-        text = tokenizer.decode(before + held, skip_special_tokens=False)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(held) >= _HELD or at == len(ids) - 1:
-            found.append((text[len(known) :], nats[at + 1 - len(held) : at + 1]))
-            before, held = held, []
-            known = tokenizer.decode(before, skip_special_tokens=False)
-    return found
-
-
-def passage(
-    gpt2: GPT2,
-    tokenizer: Tokenizer,
-    store: TokenStore,
-    windows: Windows,
-    sums: Sums,
-    precision: Precision,
-    number: int,
-    why: str,
-) -> Passage:
-    """A document's tokens, its end among them, with the nats that the test has counted for them."""
-    start, end = boundaries(store)[number : number + 2].tolist()
-    end = min(end, windows.tokens)
-    stop = min(end, start + MOST)
-    if stop <= start:  # a tokenizer that loses text may leave nothing of a document
+def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: DocumentScores, number: int, why: str) -> Passage:
+    """Return a document's tokens, its end among them, with the nats that the test has counted for them."""
+    start, end = scorer.boundaries[number : number + 2].tolist()
+    stop = min(end, start + MAX_TOKENS)
+    if stop <= start:  # a tokenizer that loses text may leave no token of a document
         return Passage(number, why, 0.0, [], 0)
-    nats = token_nats(gpt2, store, windows, start, stop, precision)
-    bits = float(sums.nll[number] / math.log(2) / sums.bytes[number])
-    return Passage(number, why, bits, boxes(tokenizer, store[start:stop].tolist(), nats.tolist()), end - stop)
+    nats = scorer.token_nats(start, stop).tolist()
+    bits = float(scores.nll[number] / math.log(2) / scores.bytes[number])
+    return Passage(number, why, bits, make_boxes(tokenizer, scorer.store[start:stop].tolist(), nats), end - stop)
 
 
-def page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
-    """The whole page: for each checkpoint its name, its figures, and its passages."""
-    shown = [
+def make_boxes(tokenizer: Tokenizer, ids: Sequence[int], nats: Sequence[float]) -> list[Box]:
+    """Return the text of tokens in whole characters, with the nats of each one's tokens."""
+    stream = TextStream(tokenizer)
+    boxes: list[Box] = []
+    held: list[float] = []
+    for token, value in zip(ids, nats, strict=True):
+        held.append(value)
+        if text := stream.push(token):
+            boxes.append((text, held))
+            held = []
+    return [*boxes, (stream.flush(), held)] if held else boxes
+
+
+def render_page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
+    """Return the page: for each checkpoint its name, its figures and its passages."""
+    sections = [
         (name, figures, [pages.passage(p.number, p.why, p.bits_per_byte, p.boxes, p.more) for p in passages])
         for name, figures, passages in checkpoints
     ]
-    return pages.render("heatmap.html", title="Nats per token", checkpoints=shown)
+    return pages.render("heatmap.html", title="Nats per token", checkpoints=sections)

@@ -1,121 +1,107 @@
-"""How much of what a model writes stands word for word in the text that it learnt from, and how much of other text.
+"""How much of the text that a model generates appears word for word in its training text, and how much of other text.
 
-The measure is the longest match (`matches`): for each token of a text, the most tokens from it on that stand, in this
+The measure is the longest match: for each token of a text, the most tokens beginning with it that appear, in this
 order, somewhere in the training text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation.scoring import boundaries
+from gpt2kit.generation.decoder import Decoder, TokenSequence
+from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.inference import InferenceGPT2
 
+# Lengths in tokens of the spans that are counted.
 SPANS = (4, 8, 16, 32)
-"""Lengths in tokens of which the shares are told."""
+# Tokens that are generated, and as many of the held-out text.
+TOKENS = 8192
+# Tokens of one text at most, and texts that are generated at a time.
+_MAX_LENGTH, _ROWS = 256, 32
+# Matches that are listed.
+_LISTED = 5
+# Hashes are polynomials in this base modulo 2^64; it is odd, so it has an inverse.
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+# Bits of a hash that rule out most places in a text; a table of 2^22 bytes is looked up faster than hashes are sorted.
+_BITS = 22
 
-_TOKENS = 8192
-"""Tokens that are written, and as many of the held-out text."""
-
-_LONGEST = 256
-"""Tokens of one written text at most."""
-
-_ROWS = 32
-_SHOWN = 5
+Tokens = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """The longest matches of some texts.
-
-    Args:
-        texts: how many.
-        tokens: in them.
-        shares: of spans of so many tokens, the share that stands in the training text; None if no text is as long.
-        mean: tokens of the longest match, on average over all tokens.
-        longest: the longest matches, no two of them overlapping: tokens, and the text.
-    """
+class MatchStats:
+    """The longest matches of some texts."""
 
     texts: int
     tokens: int
-    shares: dict[int, float | None]
-    mean: float
-    longest: list[tuple[int, str]]
+    shares: dict[int, float | None]  # by length, the fraction of spans in the training text; None if no text is as long
+    mean: float  # tokens of the longest match, on average over all tokens
+    longest: list[tuple[int, str]]  # tokens and text of the longest matches, no two of them overlapping
 
 
 @dataclass(frozen=True)
-class Copies:
-    """What is copied from the training text: by the model, and, to compare, by text that it has not seen."""
+class Memorization:
+    """What of the training text appears in generated text, and, for comparison, in text that was held out."""
 
-    generated: Measure
-    held_out: Measure
+    generated: MatchStats
+    held_out: MatchStats
     training_tokens: int
-    same_text: bool | None
-    """Whether the training text is, token for token, the one that the checkpoint was trained on; None: unknown."""
+    same_text: bool | None  # whether the checkpoint was trained on this text, token for token; None: unknown
 
 
-def compare(
+def measure_memorization(
     gpt2: GPT2, tokenizer: Tokenizer, training: TokenStore, held_out: TokenStore, seed: int, fingerprint: object
-) -> Copies:
-    """Let the model write, draw held-out documents, and look for both in the training text."""
-    length = min(_LONGEST, int(gpt2.shape["n_positions"]))
-    written = write(gpt2, training.index.eos_id, length, seed)
-    drawn = draw(held_out, length, sum(map(len, written)), seed)
-    found = matches(training, written + drawn)
-    return Copies(
-        measure(written, found[: len(written)], tokenizer),
-        measure(drawn, found[len(written) :], tokenizer),
+) -> Memorization:
+    """Generate text, draw held-out documents, and search the training text for both."""
+    length = min(_MAX_LENGTH, int(gpt2.shape["n_positions"]))
+    generated = generate_texts(gpt2, training.index.eos_id, length, seed)
+    drawn = draw_texts(held_out, length, sum(map(len, generated)), seed)
+    matches = find_matches(training, generated + drawn)
+    return Memorization(
+        summarize(generated, matches[: len(generated)], tokenizer),
+        summarize(drawn, matches[len(generated) :], tokenizer),
         len(training),
         training.has_fingerprint(fingerprint) if isinstance(fingerprint, str) else None,
     )
 
 
-@torch.inference_mode()
-def write(gpt2: GPT2, eos: int, length: int, seed: int) -> list[Tokens]:
-    """Texts as the model has them: from a document's start, drawn as likely as it says, to the end or `length`."""
-    generator = torch.Generator(gpt2.device).manual_seed(seed)
+def generate_texts(gpt2: GPT2, eos: int, length: int, seed: int) -> list[Tokens]:
+    """Sample documents from the model's own probabilities, each up to its end or `length` tokens."""
+    model = InferenceGPT2(gpt2.shape, gpt2.state_dict(), gpt2.device, gpt2.dtype)
+    options = SamplingOptions(temperature=1.0, top_p=1.0, seed=seed)
     texts: list[Tokens] = []
-    tokens = rounds = 0
-    with tqdm(desc="writing", total=_TOKENS, unit="token", leave=False, delay=1, disable=None) as bar:
-        while tokens < _TOKENS and rounds < _TOKENS // _ROWS:
-            rows = _written(gpt2, eos, length, generator)
-            ends = [int(np.argmax(row == eos)) if (row == eos).any() else length for row in rows]
-            texts += [row[:end] for row, end in zip(rows, ends, strict=True) if end]
-            tokens, rounds = sum(map(len, texts)), rounds + 1
-            bar.update(sum(ends))
+    missing = TOKENS
+    with tqdm(desc="generating", total=TOKENS, unit="token", leave=False, delay=1, disable=None) as bar:
+        for first in range(0, TOKENS, _ROWS):  # a model may generate empty documents only
+            sequences = [TokenSequence([eos], sample) for sample in range(first, first + _ROWS)]
+            decoder = Decoder(model, sequences, options, eos)
+            for _ in range(length):
+                if decoder.active:
+                    decoder.step()
+            new = [np.array(sequence.new, np.int64) for sequence in sequences if sequence.new]
+            texts += new
+            missing -= sum(map(len, new))
+            bar.update(sum(map(len, new)))
+            if missing <= 0:
+                break
     return texts
 
 
-def _written(gpt2: GPT2, eos: int, length: int, generator: torch.Generator) -> Tokens:
-    """`[_ROWS, length]` tokens; what comes after a row's first end of document means nothing."""
-    new = torch.full((_ROWS, 1), eos, device=gpt2.device)
-    past, written, ended = None, [], torch.zeros(_ROWS, dtype=torch.bool, device=gpt2.device)
-    for _ in range(length):
-        found = gpt2(input_ids=new, past_key_values=past, use_cache=True)
-        past = found.past_key_values
-        probabilities = found.logits[:, -1, : gpt2.shape["vocab_size"]].float().softmax(-1)
-        new = torch.multinomial(probabilities, 1, generator=generator)
-        written.append(new)
-        ended |= new[:, 0] == eos
-        if ended.all():
-            break
-    rows = torch.cat(written, 1).cpu().numpy()
-    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])), constant_values=eos)
-
-
-def draw(store: TokenStore, length: int, tokens: int, seed: int) -> list[Tokens]:
-    """The beginnings of documents, in a random order, until there are so many tokens or no more documents."""
-    starts = boundaries(store)
-    lengths = store.lengths()[:, 0]
+def draw_texts(store: TokenStore, length: int, tokens: int, seed: int) -> list[Tokens]:
+    """Return the beginnings of documents in a random order, until there are as many tokens or no more documents."""
+    starts, lengths = boundaries(store), store.lengths()[:, 0]
     texts: list[Tokens] = []
-    for number in np.random.default_rng(seed).permutation(len(lengths)):
+    for number in np.random.default_rng(seed).permutation(len(lengths)).tolist():
         if tokens <= 0:
             break
         start = int(starts[number])
@@ -125,143 +111,107 @@ def draw(store: TokenStore, length: int, tokens: int, seed: int) -> list[Tokens]
     return texts
 
 
-def measure(texts: list[Tokens], found: list[Tokens], tokenizer: Tokenizer) -> Measure:
-    """Figures of the longest matches `found` of each token of the texts."""
+def summarize(texts: list[Tokens], matches: list[Tokens], tokenizer: Tokenizer) -> MatchStats:
+    """Return the figures of texts whose tokens have these longest matches."""
     shares: dict[int, float | None] = {}
     for span in SPANS:
         spans = sum(max(len(text) - span + 1, 0) for text in texts)
-        shares[span] = sum(int((some >= span).sum()) for some in found) / spans if spans else None
-    tokens = sum(map(len, texts))
-    order = sorted(
-        ((int(some[at]), number, at) for number, some in enumerate(found) for at in range(len(some))),
-        key=lambda match: (-match[0], match[1:]),
+        shares[span] = sum(int((lengths >= span).sum()) for lengths in matches) / spans if spans else None
+    tokens, total = sum(map(len, texts)), sum(int(lengths.sum()) for lengths in matches)
+    longest = [
+        (size, str(tokenizer.decode(texts[number][start : start + size].tolist(), skip_special_tokens=False)))
+        for size, number, start in _select_longest(matches)
+    ]
+    return MatchStats(len(texts), tokens, shares, total / max(tokens, 1), longest)
+
+
+def _select_longest(matches: list[Tokens]) -> list[tuple[int, int, int]]:
+    """Return the length, text and first token of the longest matches, no two of them overlapping."""
+    places = (
+        (-size, number, start) for number, sizes in enumerate(matches) for start, size in enumerate(sizes.tolist())
     )
-    longest: list[tuple[int, str]] = []
-    taken: dict[int, list[tuple[int, int]]] = {}
-    for size, number, at in order:
-        if len(longest) == _SHOWN or not size:
+    selected: list[tuple[int, int, int]] = []
+    for negative, number, start in sorted(places):
+        size = -negative
+        if len(selected) == _LISTED or not size:
             break
-        if all(at >= end or at + size <= start for start, end in taken.get(number, [])):
-            taken.setdefault(number, []).append((at, at + size))
-            longest.append((size, tokenizer.decode(texts[number][at : at + size].tolist(), skip_special_tokens=False)))
-    return Measure(len(texts), tokens, shares, sum(int(some.sum()) for some in found) / max(tokens, 1), longest)
+        taken = [(begin, begin + length) for length, text, begin in selected if text == number]
+        if all(start >= end or start + size <= begin for begin, end in taken):
+            selected.append((size, number, start))
+    return selected
 
 
-def describe(copies: Copies) -> str:
-    """The figures for people."""
-    lines = [f"{'copied from the training text':<34}{'generated':>10}{'held out':>10}"]
+def describe(result: Memorization) -> str:
+    """Return the figures as a table, and the longest matches."""
+    columns = {"generated": result.generated, "held out": result.held_out}
+    table = {"copied from the training text": [*columns]}
     for span in SPANS:
-        shares = (_share(one.shares[span]) for one in (copies.generated, copies.held_out))
-        lines.append(f"{f'spans of {span} tokens':<34}" + "".join(f"{share:>10}" for share in shares))
-    pairs = (copies.generated, copies.held_out)
-    lines.append(f"{'longest match, tokens, mean':<34}" + "".join(f"{one.mean:>10.2f}" for one in pairs))
-    most = (max((size for size, _ in one.longest), default=0) for one in pairs)
-    lines.append(f"{'longest match, tokens':<34}" + "".join(f"{size:>10}" for size in most))
-    lines.append(f"{'tokens looked at':<34}" + "".join(f"{one.tokens:>10,}" for one in pairs))
-    for name, one in (("generated", copies.generated), ("held out", copies.held_out)):
-        lines += [f"  {name}, {size} tokens: {text[:120]!r}" for size, text in one.longest]
+        fractions = [stats.shares[span] for stats in columns.values()]
+        table[f"spans of {span} tokens"] = ["none" if f is None else f"{f:.2%}" for f in fractions]
+    table["longest match, tokens, mean"] = [f"{stats.mean:.2f}" for stats in columns.values()]
+    table["longest match, tokens"] = [str(stats.longest[0][0] if stats.longest else 0) for stats in columns.values()]
+    table["tokens looked at"] = [f"{stats.tokens:,}" for stats in columns.values()]
+    lines = [f"{name:<34}{generated:>10}{held_out:>10}" for name, (generated, held_out) in table.items()]
+    for name, stats in columns.items():
+        lines += [f"  {name}, {size} tokens: {text[:120]!r}" for size, text in stats.longest]
     return "\n".join(lines)
 
 
-def _share(share: float | None) -> str:
-    return "none" if share is None else f"{share:.2%}"
+def find_matches(training: TokenStore, texts: Sequence[Tokens], chunk: int = 1 << 20) -> list[Tokens]:
+    """Return, for each token of each text, the length of the longest match that begins with it.
 
-
-Tokens = NDArray[np.int64]
-
-_CHUNK = 1 << 20
-"""Tokens of the store that are looked through at a time."""
-
-_BITS = 22
-"""Of a hash, those that tell most of what cannot match."""
-
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-
-
-def matches(training: TokenStore, texts: list[Tokens]) -> list[Tokens]:
-    """For each token of each text, the length of the longest match from it on.
-
-    If a span stands in the training text, so does each of its beginnings: so the length is found bit by bit, the
-    highest first, each by one pass for all lengths that are asked for.
+    If a span appears in the training text, so does each of its beginnings. So the lengths are found bit by bit, the
+    highest first: one pass over the training text for each bit, for all tokens together, `chunk` tokens at a time.
     """
     ends = np.cumsum([len(text) for text in texts])
     if not len(ends) or not ends[-1]:
         return [np.zeros(0, np.int64) for _ in texts]
     tokens = np.concatenate(texts)
     room = np.repeat(ends, [len(text) for text in texts]) - np.arange(len(tokens))  # up to the end of its text
-    found = np.zeros(len(tokens), np.int64)
+    lengths = np.zeros(len(tokens), np.int64)
     step = 1 << (int(room.max()).bit_length() - 1)
-    with tqdm(desc="looking for copies", total=step.bit_length(), leave=False, delay=1, disable=None) as bar:
+    with tqdm(desc="searching", total=step.bit_length(), leave=False, delay=1, disable=None) as bar:
         while step:
-            asked = found + step
-            asked[asked > room] = 0
-            found = np.where(_present(training, tokens, asked), asked, found)
+            longer = np.where(lengths + step <= room, lengths + step, 0)
+            lengths = np.where(_search(training, tokens, longer, chunk), longer, lengths)
             step //= 2
             bar.update()
-    return np.split(found, ends[:-1])
+    return np.split(lengths, ends[:-1])
 
 
-def _present(training: TokenStore, tokens: Tokens, asked: Tokens) -> NDArray[np.bool_]:
-    """Whether the span of `asked` tokens from each token on stands in the training text (of 0 tokens: no)."""
-    found = np.zeros(len(tokens), bool)
-    wanted = [_Spans(tokens, np.flatnonzero(asked == n), n) for n in np.unique(asked[asked > 0]).tolist()]
-    longest = int(asked.max())
-    for start in range(0, len(training), _CHUNK):
-        chunk = training[start : start + _CHUNK + longest - 1].astype(np.int64)
-        prefix = _prefix(chunk)
-        for spans in wanted:
-            if len(chunk) >= spans.length and not spans.known.all():
-                spans.look(chunk, _hashes(prefix, spans.length))
-    for spans in wanted:
-        found[spans.at] = spans.known[spans.same]
-    return found
+def _search(training: TokenStore, tokens: Tokens, lengths: Tokens, chunk: int) -> NDArray[np.bool_]:
+    """Return whether the span of `lengths` tokens from each token on is in the training text (of 0 tokens: no)."""
+    spans = [tokens[start : start + length].tobytes() for start, length in enumerate(lengths.tolist())]
+    prefix = prefix_sums(tokens)
+    missing: dict[int, dict[bytes, np.uint64]] = {}  # by length, each distinct span and its hash
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        hashes = hash_spans(prefix, length)
+        missing[length] = {spans[start]: hashes[start] for start in np.flatnonzero(lengths == length).tolist()}
+    for start in range(0, len(training), chunk):
+        text = training[start : start + chunk + int(lengths.max()) - 1].astype(np.int64)
+        prefix = prefix_sums(text)
+        for length, wanted in missing.items():
+            if wanted and len(text) >= length:
+                _remove_present(wanted, text, length, hash_spans(prefix, length))
+    left = set[bytes]().union(*missing.values())
+    return np.array([bool(span) and span not in left for span in spans])
 
 
-class _Spans:
-    """Spans of one length that are looked for, each different one once.
-
-    Args:
-        tokens: that they are cut from.
-        at: where each begins.
-        length: of them all.
-    """
-
-    def __init__(self, tokens: Tokens, at: Tokens, length: int) -> None:
-        self.at, self.length = at, length
-        cut = tokens[at[:, None] + np.arange(length)]
-        self.spans, first, self.same = np.unique(cut, axis=0, return_index=True, return_inverse=True)
-        hashes = _hashes(_prefix(tokens), length)[at[first]]
-        self._order = np.argsort(hashes)
-        self._hashes = hashes[self._order]
-        self.known = np.zeros(len(self.spans), bool)
-        """Which of the spans have been found."""
-
-    def look(self, chunk: Tokens, there: NDArray[np.uint64]) -> None:
-        """Find spans in a chunk, `there` being the hashes of all of its own: those alike are compared by token."""
-        shift = np.uint64(64 - _BITS)
-        likely = np.zeros(1 << _BITS, bool)
-        likely[self._hashes[~self.known[self._order]] >> shift] = True
-        places = np.flatnonzero(likely[there >> shift])
-        first = np.searchsorted(self._hashes, there[places])
-        behind = np.searchsorted(self._hashes, there[places], side="right")
-        for more in range(int((behind - first).max(initial=0))):  # one turn, unless spans have the same hash by chance
-            right = first + more < behind
-            self._compare(chunk, places[right], self._order[(first + more)[right]])
-
-    def _compare(self, chunk: Tokens, places: Tokens, numbers: Tokens) -> None:
-        offsets = np.arange(self.length)
-        while len(places):
-            span, one = np.unique(numbers, return_index=True)  # one place of each; more if it was a chance hit
-            equal = (chunk[places[one][:, None] + offsets] == self.spans[span]).all(1)
-            self.known[span[equal]] = True
-            left = np.ones(len(places), bool)
-            left[one] = False
-            left &= ~self.known[numbers]
-            places, numbers = places[left], numbers[left]
+def _remove_present(missing: dict[bytes, np.uint64], text: Tokens, length: int, hashes: Hashes) -> None:
+    """Remove the spans that are in a text; `hashes` are those of all its spans. Equal hashes are compared by token."""
+    is_likely = np.zeros(1 << _BITS, bool)
+    shift = np.uint64(64 - _BITS)
+    is_likely[np.array([*missing.values()]) >> shift] = True
+    places = np.flatnonzero(is_likely[hashes >> shift])
+    while missing and len(places := places[np.isin(hashes[places], [*missing.values()])]):
+        _, first = np.unique(hashes[places], return_index=True)
+        for place in places[first].tolist():
+            missing.pop(text[place : place + length].tobytes(), None)
+        places = np.delete(places, first)  # others matter only if two spans have the same hash by chance
 
 
-def _prefix(tokens: Tokens) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Sums of mixed tokens times powers of the base, and the powers, modulo 2^64."""
+def prefix_sums(tokens: Tokens) -> tuple[Hashes, Hashes]:
+    """Return sums of mixed tokens times powers of the base, and the powers."""
     mixed = tokens.astype(np.uint64) + np.uint64(1)
     mixed = (mixed ^ (mixed >> np.uint64(15))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(29)
@@ -271,13 +221,9 @@ def _prefix(tokens: Tokens) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed * powers, dtype=np.uint64)]), powers
 
 
-def _hashes(prefix: tuple[NDArray[np.uint64], NDArray[np.uint64]], length: int) -> NDArray[np.uint64]:
-    """The hashes of all spans of `length` tokens: their sums, with the power of their first token divided out."""
+def hash_spans(prefix: tuple[Hashes, Hashes], length: int) -> Hashes:
+    """Return the hashes of all spans of `length` tokens: their sums, divided by the power of their first token."""
     sums, powers = prefix
     count = len(powers) - length + 1
-    return (sums[length:] - sums[:count]) * _inverse(count)
-
-
-def _inverse(count: int) -> NDArray[np.uint64]:
-    """The inverses of the first powers of the base, modulo 2^64, which an odd base has."""
-    return np.cumprod(np.full(count, np.uint64(pow(int(_BASE), -1, 1 << 64))), dtype=np.uint64)
+    inverse = np.cumprod(np.full(count, np.uint64(pow(int(_BASE), -1, 1 << 64))), dtype=np.uint64)
+    return (sums[length:] - sums[:count]) * inverse

@@ -1,210 +1,261 @@
-"""What test.py tells: every figure of every checkpoint as plain data, and tables of them for people."""
+"""Everything that test.py reports: figures as plain data, tables for people, JSON, a page, and the run's own copy."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from gpt2kit import __version__
-from gpt2kit.evaluation import statistics
-from gpt2kit.evaluation.memorization import Copies
-from gpt2kit.evaluation.statistics import Sums, over_documents
-from gpt2kit.evaluation.text_stats import RoundTrip
+from gpt2kit import __version__, files
+from gpt2kit.evaluation import heatmap, memorization, statistics
+from gpt2kit.evaluation.heatmap import Passage
+from gpt2kit.evaluation.memorization import Memorization
+from gpt2kit.evaluation.options import EvaluationOptions
+from gpt2kit.evaluation.ranks import Ranks
+from gpt2kit.evaluation.scoring import Windows
+from gpt2kit.evaluation.statistics import DocumentScores
+from gpt2kit.evaluation.test_set import Candidate, TestSet
+from gpt2kit.evaluation.text_stats import RoundTripCheck, TextStats
 from gpt2kit.metrics import FIGURES, Score
+from gpt2kit.model.config import parameter_count
+from gpt2kit.runs import folder, lifecycle
 
-_ROUGH = 30
-"""Documents below which a bootstrap's interval is too narrow more often than it says."""
+# With fewer documents, a bootstrap's interval is too narrow more often than it says.
+_FEW_DOCUMENTS = 30
+
+Row = dict[str, Any]
 
 
 @dataclass
 class Result:
-    """What one checkpoint made of the text.
+    """What is measured of one candidate."""
 
-    Args:
-        name: of the checkpoint, as the user gave it.
-        file: that was opened.
-        sums: of each document.
-        context: tokens that a prediction is made from: at least (once the text has so many) and at most.
-        stride: tokens from one window to the next.
-        vocabulary: tokens that the model tells apart.
-        parameters: of the model.
-        trip: whether its tokenizer gives the text back.
-        ends: whether it was made to say where documents end.
-        apart: whether no token sees another document.
-        copies: what it copies from the training text, if that was asked for.
-    """
-
-    name: str
-    file: str
-    sums: Sums
-    context: tuple[int, int]
-    stride: int
-    vocabulary: int
-    parameters: int
-    trip: RoundTrip
-    ends: bool
-    apart: bool
-    copies: Copies | None = None
+    candidate: Candidate
+    scores: DocumentScores
+    windows: Windows
+    round_trip: RoundTripCheck
+    passages: list[Passage] = field(default_factory=list)
+    memorization: Memorization | None = None
     score: Score = field(init=False)
 
     def __post_init__(self) -> None:
-        self.score = self.sums.total()
+        self.score = self.scores.total()
 
 
-def ranked(results: list[Result]) -> list[Result]:
-    """The best bits per byte first; those that lose text last, for their figures are of another text."""
-    return sorted(results, key=lambda result: (not result.trip.lossless, result.score.bits_per_byte))
+class Report:
+    """The report of a test: one row of figures per candidate, the best one first, and what they were tested on."""
+
+    def __init__(
+        self, results: Sequence[Result], test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
+    ) -> None:
+        # The fewest bits per byte first; last those whose tokenizer loses text, for their figures are of another text.
+        self.results = sorted(results, key=lambda r: (not r.round_trip.is_lossless, r.score.bits_per_byte))
+        self.rows = [_compute_row(result, self.results, options.seed) for result in self.results]
+        self.text = _describe_text(self.results[0].scores, test_set, stats, options, ranks)
+        self.notes = _collect_notes(self.rows, self.text)
+        self._options = options
+
+    def to_text(self) -> str:
+        """Return the figures as tables."""
+        table = describe_one(self.rows[0], self.text) if len(self.rows) == 1 else compare(self.rows, self.text)
+        parts = [
+            f"{result.candidate.name}\n{memorization.describe(result.memorization)}"
+            for result in self.results
+            if result.memorization
+        ]
+        return "\n\n".join([table, *parts])
+
+    def to_json(self, rows: Sequence[Row] | None = None, **more: Any) -> str:
+        """Return every figure with all digits as JSON; an infinite one is null."""
+        versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+        content = {
+            "versions": versions | {"gpt2kit": __version__, "python": platform.python_version()},
+            "settings": asdict(self._options),
+            "text": self.text,
+            "notes": self.notes,
+            "results": self.rows if rows is None else rows,
+            **more,
+        }
+        return json.dumps(_replace_infinite(content), ensure_ascii=False, indent=1, default=str) + "\n"
+
+    def to_page(self) -> str:
+        """Return a page with the passages of each candidate."""
+        rows = zip(self.rows, self.results, strict=True)
+        return heatmap.render_page((row["checkpoint"], describe_one(row, self.text), r.passages) for row, r in rows)
+
+    def keep_in_runs(self) -> None:
+        """Write the figures of each run's checkpoint into the run's folder, for plot.py; not those of a part."""
+        for row, result in zip(self.rows, self.results, strict=True):
+            run = lifecycle.run_of(result.candidate.info.path)
+            if self.text["partial"] or run is None or not (run / folder.METRICS).is_file():
+                continue
+            passages = [asdict(passage) for passage in result.passages]
+            with contextlib.suppress(OSError):  # someone else's run
+                files.write_text(run / folder.TEST, self.to_json([row], passages=passages))
 
 
-def figures(results: list[Result], seed: int) -> list[dict[str, Any]]:
-    """All figures with every digit, the best checkpoint first."""
-    order = ranked(results)
-    best = order[0] if order[0].trip.lossless else None
-    found = []
-    for result in order:
-        score = result.score
-        row: dict[str, Any] = {"checkpoint": result.name, "file": result.file}
-        row |= {name: getattr(score, name) for name in FIGURES}
-        row |= {"tokens": score.tokens, "nll": score.nll}
-        row |= {"interval_95": statistics.intervals(result.sums, seed)}
-        row |= {"over_documents": {name: asdict(spread) for name, spread in over_documents(result.sums).items()}}
-        row |= {"context": list(result.context), "stride": result.stride}
-        row |= {"vocabulary": result.vocabulary, "parameters": result.parameters, "predicts_ends": result.ends}
-        row["documents_apart"] = result.apart
-        row |= {"round_trip": asdict(result.trip), "comparable": result.trip.lossless}
-        if best and result.trip.lossless and len(results) > 1:
-            row["difference"] = {
-                "to": best.name,
-                "bits_per_byte": score.bits_per_byte - best.score.bits_per_byte,
-                "interval_95": statistics.difference(result.sums, best.sums, lambda s: s.bits_per_byte, seed),
-            }
-        if result.copies:
-            row["copies"] = asdict(result.copies)
-        found.append(row)
-    return found
-
-
-def of_one(row: dict[str, Any], text: dict[str, Any]) -> str:
-    """The figures of one checkpoint, one a line, each with what it is."""
-    within = {
-        name: f"95 % interval {_shown(low)} to {_shown(high)}" for name, (low, high) in row["interval_95"].items()
+def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
+    """Return all figures of a candidate; `results` are those of all candidates, the best one first."""
+    info, score, windows, check = result.candidate.info, result.score, result.windows, result.round_trip
+    row: Row = {
+        "checkpoint": result.candidate.name,
+        "file": str(info.path),
+        **{name: getattr(score, name) for name in FIGURES},
+        "tokens": score.tokens,
+        "nll": score.nll,
+        "interval_95": statistics.bootstrap(result.scores, seed),
+        "over_documents": {name: asdict(s) for name, s in statistics.compare_documents(result.scores).items()},
+        "context": [windows.least_context, windows.context],
+        "stride": windows.stride,
+        "vocabulary": int(info.shape["vocab_size"]),
+        "parameters": parameter_count(info.shape),
+        "predicts_ends": result.candidate.append_eos,
+        "documents_apart": info.document_start is not None,
+        "round_trip": asdict(check),
+        "comparable": check.is_lossless,
     }
-    loss, bits, perplexity = (row["over_documents"][name] for name in ("loss", "bits_per_byte", "perplexity"))
+    if check.is_lossless and len(results) > 1:
+        best = results[0]
+        row["difference"] = {
+            "to": best.candidate.name,
+            "bits_per_byte": score.bits_per_byte - best.score.bits_per_byte,
+            "interval_95": statistics.bootstrap_difference(
+                result.scores, best.scores, lambda score: score.bits_per_byte, seed
+            ),
+        }
+    if result.memorization:
+        row["copies"] = asdict(result.memorization)
+    return row
+
+
+def _describe_text(
+    scores: DocumentScores, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
+) -> Row:
+    """Return what the text is, and how it was read; ends of documents are not among its bytes, characters and words."""
+    ends = len(scores) if test_set.stores[0].ends else 0
+    return {
+        "files": test_set.files,
+        "share": test_set.split.high - test_set.split.low if test_set.split else 1.0,
+        "reader": test_set.corpora[0].reader.identity(),
+        "hash": test_set.hash,
+        "documents": len(scores),
+        "bytes": int(scores.bytes.sum()) - ends,
+        "characters": int(scores.characters.sum()) - ends,
+        "words": int(scores.words.sum()) - ends,
+        "word_unit": stats.word_unit,
+        "partial": test_set.partial,
+        "precision": options.precision,
+        "device": ranks.device(),
+        "ranks": ranks.world_size,
+    }
+
+
+def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
+    """Return what a reader of the figures must know."""
+    notes = [f"partial: {text['partial']}"] if text["partial"] else []
+    if text["documents"] == 1:
+        notes.append("one document: no interval, which needs several")
+    elif text["documents"] < _FEW_DOCUMENTS:
+        notes.append(f"{text['documents']} documents: intervals are rough")
+    for row in rows:
+        name, check = row["checkpoint"], row["round_trip"]
+        if not row["comparable"]:
+            notes.append(
+                f"{name}: its tokenizer loses text: {check['changed']:,} of {check['documents']:,} texts come back "
+                f"changed, such as {check['example']}. Its bits per byte are not comparable"
+            )
+        if row.get("copies", {}).get("same_text") is False:
+            notes.append(f"{name}: --train_files are not the text that it was trained on, token for token")
+    if any(row["predicts_ends"] for row in rows):
+        notes += [
+            f"{row['checkpoint']}: does not predict where documents end, as the others do; it saves those bits"
+            for row in rows
+            if not row["predicts_ends"]
+        ]
+    return notes
+
+
+def describe_one(row: Row, text: Row) -> str:
+    """Return the figures of one checkpoint, one per line."""
+    intervals = {
+        name: f"95 % interval {_format(low)} to {_format(high)}" for name, (low, high) in row["interval_95"].items()
+    }
+    check, spread = row["round_trip"], row["over_documents"]
+    comparable = "comparable between tokenizers"
+    if not row["comparable"]:
+        lost = f"{check['changed']:,} of {check['documents']:,} documents"
+        comparable = f"NOT comparable: the tokenizer loses text ({lost})"
+    over_documents = (
+        f"{label} {_format(spread[name]['mean'])} ± {_format(spread[name]['sd'])}"
+        for name, label in (("loss", "loss"), ("bits_per_byte", "bits per byte"), ("perplexity", "perplexity"))
+    )
     lines: list[tuple[str, str, list[str | None]]] = [
-        ("loss", _shown(row["loss"]), ["nats per token", within.get("loss")]),
-        ("perplexity", _shown(row["perplexity"]), ["per token", within.get("perplexity")]),
-        ("bits per byte", _shown(row["bits_per_byte"]), [_comparable(row), within.get("bits_per_byte")]),
-        ("bits per character", _shown(row["bits_per_character"]), [within.get("bits_per_character")]),
-        ("perplexity per word", _shown(row["perplexity_per_word"]), [f"word: {text['word_unit']}"]),
+        ("loss", _format(row["loss"]), ["nats per token", intervals.get("loss")]),
+        ("perplexity", _format(row["perplexity"]), ["per token", intervals.get("perplexity")]),
+        ("bits per byte", _format(row["bits_per_byte"]), [comparable, intervals.get("bits_per_byte")]),
+        ("bits per character", _format(row["bits_per_character"]), [intervals.get("bits_per_character")]),
+        ("perplexity per word", _format(row["perplexity_per_word"]), [f"word: {text['word_unit']}"]),
         ("tokens", f"{row['tokens']:,}", [f"{row['vocabulary']:,} in the vocabulary"]),
         ("bytes", f"{text['bytes']:,}", [f"{text['characters']:,} characters, {text['words']:,} words"]),
         ("documents", f"{text['documents']:,}", []),
-        (
-            "over documents",
-            "",
-            [f"loss {_spread(loss)}, bits per byte {_spread(bits)}, perplexity {_spread(perplexity)}"],
-        ),
-        ("context", _context(row), ["tokens" + (" of the same document" if row["documents_apart"] else "")]),
+        ("over documents", "", [", ".join(over_documents)]),
+        ("context", _format_context(row), ["tokens of the same document" if row["documents_apart"] else "tokens"]),
         ("precision", text["precision"], []),
     ]
     return "\n".join(
-        f"{name:<21}{value:<13} {'; '.join(one for one in more if one)}".rstrip() for name, value, more in lines
+        f"{name:<21}{value:<13} {'; '.join(note for note in notes if note)}".rstrip() for name, value, notes in lines
     )
 
 
-def of_many(rows: list[dict[str, Any]], text: dict[str, Any]) -> str:
-    """One line a checkpoint, the best first; then what the text is."""
+def compare(rows: Sequence[Row], text: Row) -> str:
+    """Return a table with one line per checkpoint, the best first; then what the text is."""
     head = ["bits/byte", "95 % interval", "more than the best", "loss", "perplexity", "tokens", "context", "checkpoint"]
-    table = [head, *map(_row, rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    table = [head, *map(_format_row, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
     counts = f"{text['documents']:,} documents, {text['bytes']:,} bytes, {text['characters']:,} characters"
     return "\n".join([*lines, "", f"{counts}; precision {text['precision']}"])
 
 
-def notes(rows: list[dict[str, Any]], text: dict[str, Any]) -> list[str]:
-    """What a reader of the figures must know."""
-    found = []
-    if text["partial"]:
-        found.append(f"partial: {text['partial']}")
-    if text["documents"] == 1:
-        found.append("one document: no interval, which needs several")
-    elif text["documents"] < _ROUGH:
-        found.append(f"{text['documents']} documents: intervals are rough")
-    for row in rows:
-        trip = row["round_trip"]
-        if not row["comparable"]:
-            found.append(
-                f"{row['checkpoint']}: its tokenizer loses text: {trip['changed']:,} of {trip['documents']:,} texts "
-                f"come back changed, such as {trip['example']}. Its bits per byte are not comparable"
-            )
-        if row.get("copies", {}).get("same_text") is False:
-            found.append(f"{row['checkpoint']}: --train_files are not the text that it was trained on, token for token")
-    if len(rows) > 1:
-        found += [
-            f"{row['checkpoint']}: does not predict where documents end, as the others do; it saves those bits"
-            for row in rows
-            if not row["predicts_ends"] and any(other["predicts_ends"] for other in rows)
-        ]
-    return found
-
-
-def as_json(
-    rows: list[dict[str, Any]], text: dict[str, Any], notes: list[str], settings: dict[str, Any], **more: Any
-) -> str:
-    """All of it as JSON; a number that is none (infinite) is null."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-    versions |= {"gpt2kit": __version__, "python": platform.python_version()}
-    whole = {"versions": versions, "settings": settings, "text": text, "notes": notes, "results": rows} | more
-    return json.dumps(_finite(whole), ensure_ascii=False, indent=1, default=str) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _row(row: dict[str, Any]) -> list[str]:
-    low_high = row["interval_95"].get("bits_per_byte")
-    difference = row.get("difference")
-    more = "not comparable: loses text" if not row["comparable"] else "alone" if not difference else "best"
-    if difference and difference["to"] != row["checkpoint"]:
-        within = difference["interval_95"]
-        more = f"{difference['bits_per_byte']:+.4f}" + (f" ({within[0]:+.4f} to {within[1]:+.4f})" if within else "")
+def _format_row(row: Row) -> list[str]:
+    interval, difference = row["interval_95"].get("bits_per_byte"), row.get("difference", {})
+    if not row["comparable"]:
+        more = "not comparable: loses text"
+    elif difference["to"] == row["checkpoint"]:
+        more = "best"
+    else:
+        more = f"{difference['bits_per_byte']:+.4f}"
+        if difference["interval_95"]:
+            more += " ({:+.4f} to {:+.4f})".format(*difference["interval_95"])
     return [
-        _shown(row["bits_per_byte"]) + ("" if row["comparable"] else " *"),
-        f"{_shown(low_high[0])} to {_shown(low_high[1])}" if low_high else "none",
+        _format(row["bits_per_byte"]) + ("" if row["comparable"] else " *"),
+        " to ".join(map(_format, interval)) if interval else "none",
         more,
-        _shown(row["loss"]),
-        _shown(row["perplexity"]),
+        _format(row["loss"]),
+        _format(row["perplexity"]),
         f"{row['tokens']:,}",
-        _context(row),
+        _format_context(row),
         row["checkpoint"],
     ]
 
 
-def _comparable(row: dict[str, Any]) -> str:
-    trip = row["round_trip"]
-    if row["comparable"]:
-        return "comparable between tokenizers"
-    return f"NOT comparable: the tokenizer loses text ({trip['changed']:,} of {trip['documents']:,} documents)"
-
-
-def _context(row: dict[str, Any]) -> str:
+def _format_context(row: Row) -> str:
     low, high = row["context"]
     return f"{low:,}-{high:,}"
 
 
-def _spread(spread: dict[str, float]) -> str:
-    return f"{_shown(spread['mean'])} ± {_shown(spread['sd'])}"
-
-
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.3e}"
+
+
+def _replace_infinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace_infinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_infinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Statistics over documents: the sums behind every figure, their spread, and 95 % bootstrap intervals."""
+"""Statistics over documents: the sums behind every figure, how documents differ, and 95 % bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -11,117 +11,105 @@ from numpy.typing import NDArray
 
 from gpt2kit.metrics import FIGURES, Score
 
+RESAMPLES = 1000
+# Of more documents, groups of neighbours are drawn: the same interval in bounded time.
+MAX_GROUPS = 1 << 14
+
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True)
-class Sums:
-    """A Score's parts for each document of a text; every figure of test.py is made of these.
+class DocumentScores:
+    """A Score's parts for each document of a text, `[documents]` each; all figures are computed from them."""
 
-    Args:
-        nll: `[documents]`, nats.
-        tokens: `[documents]`; this and the others count each document's end as a Score does.
-        bytes: `[documents]`.
-        characters: `[documents]`.
-        words: `[documents]`.
-    """
-
-    nll: NDArray[np.float64]
-    tokens: NDArray[np.int64]
+    nll: NDArray[np.float64]  # nats
+    tokens: NDArray[np.int64]  # this and the others count each document's end, as a Score does
     bytes: NDArray[np.int64]
     characters: NDArray[np.int64]
     words: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.nll)
+
     def table(self) -> NDArray[np.float64]:
-        """All of them, `[documents, 5]`, in the order of a Score's parts."""
+        """Return all of them, `[documents, 5]`, in the order of a Score's parts."""
         return np.stack([self.nll, self.tokens, self.bytes, self.characters, self.words], 1).astype(np.float64)
 
     def total(self) -> Score:
-        """The score of the whole text."""
-        return score_of(self.table().sum(0))
+        """Return the score of the whole text."""
+        return make_score(self.table().sum(0))
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation of a figure over documents, each weighted by what the figure is counted by."""
+class WeightedStats:
+    """Weighted mean and standard deviation of a figure over documents."""
 
     mean: float
     sd: float
 
 
-def score_of(row: NDArray[np.float64]) -> Score:
-    """A Score out of its parts."""
-    nll, *counts = row.tolist()
-    return Score(nll, *(round(count) for count in counts))
+def make_score(parts: NDArray[np.float64]) -> Score:
+    """Return a Score from its parts, `[5]`."""
+    nll, *counts = parts.tolist()
+    return Score(nll, *map(round, counts))
 
 
-def over_documents(sums: Sums) -> dict[str, Spread]:
-    """How a text's documents differ: weighted so, the mean of loss and of bits per byte is that of the whole text.
+def compare_documents(scores: DocumentScores) -> dict[str, WeightedStats]:
+    """Return how the documents of a text differ, each weighted by its tokens or bytes.
 
-    Perplexities are weighted by tokens; their mean is at least the text's perplexity, and hard documents rule it.
+    Weighted so, the means of loss and of bits per byte are those of the whole text. The mean of the perplexities is at
+    least the text's perplexity, and hard documents dominate it.
     """
-    loss, bits = _ratio(sums.nll, sums.tokens), _ratio(sums.nll / math.log(2), sums.bytes)
+    loss, bits = _divide(scores.nll, scores.tokens), _divide(scores.nll / math.log(2), scores.bytes)
     with np.errstate(over="ignore"):
         perplexity = np.exp(loss)
     return {
-        "loss": _spread(loss, sums.tokens),
-        "perplexity": _spread(perplexity, sums.tokens),
-        "bits_per_byte": _spread(bits, sums.bytes),
+        "loss": _average(loss, scores.tokens),
+        "perplexity": _average(perplexity, scores.tokens),
+        "bits_per_byte": _average(bits, scores.bytes),
     }
 
 
-def _spread(values: NDArray[np.float64], weights: NDArray[np.int64]) -> Spread:
+def _average(values: NDArray[np.float64], weights: NDArray[np.int64]) -> WeightedStats:
     with np.errstate(invalid="ignore", over="ignore"):
         mean = np.average(values, weights=weights)
         sd = np.sqrt(np.average((values - mean) ** 2, weights=weights))
-    return Spread(float(mean), float(sd))
+    return WeightedStats(float(mean), float(sd))
 
 
-def _ratio(a: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+def _divide(a: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
 
 
-RESAMPLES = 1000
-_POOLED = 1 << 14
-"""Of more documents, neighbours are drawn together: the same interval, in bounded time."""
-
-_DRAWN = 1 << 21
-"""Documents drawn by one call."""
-
-Interval = tuple[float, float]
-
-
-def intervals(sums: Sums, seed: int) -> dict[str, Interval]:
-    """The 95 % interval of each figure; none of a single document, which says nothing of others."""
-    if len(sums.nll) < 2:
+def bootstrap(scores: DocumentScores, seed: int) -> dict[str, Interval]:
+    """Return the 95 % interval of each figure; none for a single document, which says nothing about others."""
+    if len(scores) < 2:
         return {}
-    drawn = [score_of(row) for row in resampled(sums.table(), seed)]
-    return {name: _middle([getattr(score, name) for score in drawn]) for name in FIGURES}
+    samples = [make_score(parts) for parts in resample(scores.table(), seed)]
+    return {name: _interval([getattr(score, name) for score in samples]) for name in FIGURES}
 
 
-def difference(a: Sums, b: Sums, figure: Callable[[Score], float], seed: int) -> Interval | None:
-    """The 95 % interval of figure(a) - figure(b) on the same documents: paired, so what both find hard cancels out."""
-    if len(a.nll) < 2:
+def bootstrap_difference(
+    a: DocumentScores, b: DocumentScores, figure: Callable[[Score], float], seed: int
+) -> Interval | None:
+    """Return the 95 % interval of figure(a) - figure(b), paired: what is hard for both models cancels out."""
+    if len(a) < 2:
         return None
-    pairs = zip(resampled(a.table(), seed), resampled(b.table(), seed), strict=True)
-    return _middle([figure(score_of(one)) - figure(score_of(other)) for one, other in pairs])
+    pairs = zip(resample(a.table(), seed), resample(b.table(), seed), strict=True)
+    return _interval([figure(make_score(parts_a)) - figure(make_score(parts_b)) for parts_a, parts_b in pairs])
 
 
-def resampled(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Sums over as many documents as there are, drawn with replacement, `[RESAMPLES, columns]`.
+def resample(table: NDArray[np.float64], seed: int, max_groups: int = MAX_GROUPS) -> NDArray[np.float64]:
+    """Return sums over as many documents as there are, drawn with replacement, `[RESAMPLES, columns]`.
 
     Which ones are drawn depends on the seed and the number of documents only, so two models get the same draws.
     """
-    if len(table) > _POOLED:
-        table = np.add.reduceat(table, np.linspace(0, len(table), _POOLED, endpoint=False).astype(np.int64))
-    random = np.random.default_rng(seed)
-    found = np.empty((RESAMPLES, table.shape[1]))
-    step = max(_DRAWN // len(table), 1)
-    for first in range(0, RESAMPLES, step):
-        drawn = random.integers(len(table), size=(min(step, RESAMPLES - first), len(table)))
-        for column in range(table.shape[1]):
-            found[first : first + len(drawn), column] = table[:, column][drawn].sum(1)
-    return found
+    if len(table) > max_groups:
+        table = np.add.reduceat(table, np.linspace(0, len(table), max_groups, endpoint=False).astype(np.int64))
+    random, count = np.random.default_rng(seed), len(table)
+    return np.stack([table[random.integers(count, size=count)].sum(0) for _ in range(RESAMPLES)])
 
 
-def _middle(values: list[float]) -> Interval:
+def _interval(values: list[float]) -> Interval:
     low, high = np.quantile(values, [0.025, 0.975], method="closest_observation")
     return float(low), float(high)

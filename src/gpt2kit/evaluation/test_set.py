@@ -1,4 +1,4 @@
-"""The checkpoints of one test, and the text that all of them are tested on."""
+"""What test.py compares: the candidates (checkpoints), and the documents that all of them are tested on."""
 
 from __future__ import annotations
 
@@ -6,189 +6,161 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.checkpoint import CheckpointInfo
 from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
-from gpt2kit.errors import CheckpointError, DataError, UserError
+from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refuse
+from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.reader import Reader, Share, reader_from
 from gpt2kit.text.sources import Place, find_files
 
 
-@dataclass
-class Subject:
-    """A checkpoint, without its weights unless it is the only one.
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint to test, without its weights."""
 
-    Args:
-        name: as the user gave it.
-        file: that it is in.
-        tokenizer: its own.
-        context: tokens that it sees at most.
-        reader: that its text was read by; None if it does not say.
-        append_eos: whether its documents were ended by a token.
-        test_text: the files and the share of them that it names for tests.
-        train_share: the share of its training files that it was trained on; None: all of them.
-        fingerprint: of the text that it was trained on, if it says.
-        loaded: the whole of it, if it is the only one.
-    """
+    name: str  # as the user gave it
+    info: CheckpointInfo
+    reader: Reader | None  # of its training text; None if it does not say, or if the user gives another
+    append_eos: bool  # whether it was trained to predict where documents end
+    test_text: tuple[list[str], Share | None]  # its own test files, and the split of them kept out of training
+    train_split: Share | None  # of its training files; None: all documents
 
-    name: str
-    file: Path
-    tokenizer: Tokenizer
-    context: int
-    reader: Reader | None
-    append_eos: bool
-    test_text: tuple[list[str], Share | None]
-    train_share: Share | None
-    fingerprint: object
-    loaded: checkpoint.LoadedCheckpoint | None = None
+    @property
+    def context(self) -> int:
+        """The most tokens that the model sees."""
+        return int(self.info.shape["n_positions"])
 
-    def model(self) -> GPT2:
-        """Its model, opened again if several are tested, so that one lies in memory at a time."""
-        return (self.loaded or checkpoint.open(self.name)).model
+    @property
+    def text_fingerprint(self) -> object:
+        """Identity of the text that it was trained on, if it says."""
+        data = self.info.metadata.get("data")
+        return data.get("text") if isinstance(data, dict) else None
+
+    def load_model(self) -> GPT2:
+        """Load the weights. The candidate does not keep them, so one model is in memory at a time."""
+        return checkpoint.open(self.info.path, verify=False).model
+
+    def corpus(self, paths: Sequence[Place], reader: Reader, split: Share | None) -> Corpus:
+        """Return a text as this checkpoint reads it, or by `reader` if it has none of its own."""
+        return Corpus(paths, self.info.tokenizer, self.reader or reader, split, self.append_eos)
 
 
 @dataclass(frozen=True)
-class Text:
-    """What is tested on.
+class TestSet:
+    """The documents that all candidates are tested on."""
 
-    Args:
-        files: as the user or the checkpoint gave them.
-        share: of their documents.
-        paths: of the files.
-        corpora: the same text as each subject reads it.
-        stores: the tokens of it, each subject's.
-        hash: of its documents, whatever the tokenizer.
+    files: list[str]  # as the user or a checkpoint gave them
+    split: Share | None  # of their documents; None: all
+    corpora: list[Corpus]  # the text as each candidate reads it
+    stores: list[TokenStore]  # its tokens, for each candidate
+    hash: str  # of the documents, whatever the tokenizer
+    documents: int  # how many are tested, from the first one on
+
+    @property
+    def partial(self) -> str:
+        """What is tested if it is not everything."""
+        total = self.stores[0].documents
+        return f"the first {self.documents:,} of {total:,} documents" if self.documents < total else ""
+
+
+def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) -> list[Candidate]:
+    """Verify all checkpoints before an hour of testing begins, and return them without their weights.
+
+    If the user names a reader, the checkpoints' own do not matter. The stride must not be larger than a context.
     """
-
-    files: list[str]
-    share: Share | None
-    paths: Sequence[Place]
-    corpora: list[Corpus]
-    stores: list[TokenStore]
-    hash: str
-
-
-def open_all(names: list[str], with_reader: bool) -> list[Subject]:
-    """All checkpoints, each looked at now, so that a bad one is found before an hour of testing.
-
-    Args:
-        names: paths of checkpoints.
-        with_reader: take the readers that they were trained with; not wanted if the user gives another.
-    """
-    found = []
-    for name in names:
-        opened = checkpoint.open(name)
-        facts = opened.metadata
-        append_eos, reader, identity = facts.get("append_eos", True), facts.get("reader"), facts.get("data")
-        if type(append_eos) is not bool or not isinstance(reader, dict | None):
-            raise CheckpointError(f"{opened.path}: what it says of its text cannot be. The file is damaged")
-        found.append(
-            Subject(
-                name,
-                opened.path,
-                opened.tokenizer,
-                int(opened.shape["n_positions"]),
-                _reader(opened, reader) if reader is not None and with_reader else None,
-                append_eos,
-                checkpoint.read_test_text(opened),
-                checkpoint.read_share(opened, "train_share"),
-                identity.get("text") if isinstance(identity, dict) else None,
-                opened if len(names) == 1 else None,
-            )
+    candidates = [_open_candidate(path, has_reader) for path in paths]
+    problems = Problems()
+    for candidate in candidates:
+        problems.check(
+            stride is None or stride <= candidate.context,
+            f"--stride {stride}: more than the context of {candidate.name}, {candidate.context}",
         )
-    return found
+    refuse(problems.messages)
+    return candidates
 
 
-def _reader(opened: checkpoint.LoadedCheckpoint, identity: dict[str, object]) -> Reader:
-    try:
-        return reader_from(identity)
-    except UserError as error:
-        why = str(error).split(". ")[0]
-        raise CheckpointError(
-            f"{opened.path}: {why}. Name how to read the text, such as --reader.document line"
-        ) from None
+def _open_candidate(path: str, has_reader: bool) -> Candidate:
+    info = checkpoint.peek(path)
+    append_eos, identity = info.metadata.get("append_eos", True), info.metadata.get("reader")
+    if type(append_eos) is not bool or not isinstance(identity, dict | None):
+        raise CheckpointError(f"{info.path}: append_eos or reader is invalid. The file is damaged")
+    reader = None
+    if identity is not None and not has_reader:
+        try:
+            reader = reader_from(identity)
+        except UserError as error:
+            reason = str(error).split(". ")[0]
+            advice = "Name how to read the text, such as --reader.document line"
+            raise CheckpointError(f"{info.path}: {reason}. {advice}") from None
+    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_share(info, "train_share")
+    return Candidate(path, info, reader, append_eos, test_text, train_split)
 
 
-def text_of(subjects: list[Subject], files: list[str] | None, reader: Reader | None, cache_dir: Path) -> Text:
-    """The text to test on, tokenized for each subject; refused if they do not see the same documents in it.
+def open_test_set(
+    candidates: Sequence[Candidate], files: list[str] | None, reader: Reader | None, options: EvaluationOptions
+) -> TestSet:
+    """Tokenize the text for each candidate; raise unless all of them see the same documents.
 
-    Args:
-        subjects: the checkpoints.
-        files: the user's; else those that the first checkpoint names which names any.
-        reader: the user's; else each checkpoint's own. One that has none takes the first one's that has.
-        cache_dir: where tokenized text is kept.
+    Default files: those of the first checkpoint that names any. Default reader: each checkpoint's own, else another's.
     """
-    names, share = (files, None) if files else _own_text(subjects)
+    names, split = (files, None) if files else _own_test_text(candidates)
     paths = find_files(names)
-    known = reader or next((one.reader for one in subjects if one.reader), None) or Reader()
-    corpora = [corpus_of(one, paths, one.reader or known, share) for one in subjects]
-    stores = [open_with_bar(corpus, cache_dir, "test text") for corpus in corpora]
-    hashes = [_hash(store) for store in stores]
-    for one, other, store in zip(subjects, hashes, stores, strict=True):
-        if other != hashes[0]:
+    default = reader or next((candidate.reader for candidate in candidates if candidate.reader), None) or Reader()
+    corpora = [candidate.corpus(paths, default, split) for candidate in candidates]
+    stores = [open_with_bar(corpus, options.cache_dir, "test text") for corpus in corpora]
+    hashes = [_hash_documents(store) for store in stores]
+    for candidate, own, store in zip(candidates, hashes, stores, strict=True):
+        if own != hashes[0]:
             raise DataError(
-                f"{subjects[0].name} and {one.name}: they do not see the same documents in this text, "
+                f"{candidates[0].name} and {candidate.name}: they do not see the same documents in this text, "
                 f"{stores[0].documents:,} and {store.documents:,}, so they cannot be compared. Name one reader for "
                 "all, such as --reader.document line, or test them one by one"
             )
-    return Text(names, share, paths, corpora, stores, hashes[0])
+    return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
 
 
-def corpus_of(subject: Subject, paths: Sequence[Place], reader: Reader, share: Share | None) -> Corpus:
-    """Text as a checkpoint reads it."""
-    return Corpus(paths, subject.tokenizer, reader, share, subject.append_eos)
-
-
-def limited(stores: list[TokenStore], max_tokens: int | None) -> tuple[int, list[int], str]:
-    """The documents to test on, the tokens that each store has of them (with its first one), and what is left out.
-
-    Whole documents, the same ones for each store, that have at most so many tokens; if the first one has more, its
-    beginning, unless there are several stores: their beginnings would not be the same text.
-    """
-    whole = stores[0].documents
-    if max_tokens is None:
-        return whole, [len(store) for store in stores], ""
-    ends = [boundaries(store)[1:] for store in stores]
-    count = min(int(np.searchsorted(end - 1, max_tokens, side="right")) for end in ends)
-    if count:
-        left_out = f"the first {count:,} of {whole:,} documents" if count < whole else ""
-        return count, [int(end[count - 1]) for end in ends], left_out
-    if len(stores) > 1:
-        raise UserError(f"--max_tokens {max_tokens}: the first document has more, and only whole ones can be compared")
-    told = f"the first {max_tokens:,} tokens of the first of {whole:,} documents, its bytes and the like in proportion"
-    return 1, [max_tokens + 1], told
-
-
-def _own_text(subjects: list[Subject]) -> tuple[list[str], Share | None]:
-    """The test text of the first checkpoint that names any; a word on each other one that names another."""
-    first = next((one for one in subjects if one.test_text[0]), None)
+def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], Share | None]:
+    first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
-        raise UserError(
-            f"{subjects[0].name}: the run names no test_files and no test_share. Give some text with --files"
-        )
+        raise UserError(f"{candidates[0].name}: has no test text of its own. Name text files with --files")
     if any("://" in name for name in first.test_text[0]):
         raise UserError(
             f"{first.name}: its test text is {first.test_text[0]}. If you trust that address, give it as --files"
         )
-    for one in subjects:
-        if one.test_text != first.test_text:
+    for candidate in candidates:
+        if candidate.test_text != first.test_text:
             print(
-                f"note   {one.name}: tested on the text of {first.name}, which is not its own test text. If it was "
-                "trained on it, its figures say nothing",
+                f"note   {candidate.name}: tested on the text of {first.name}, which is not its own test text. If it "
+                "was trained on it, its figures say nothing",
                 file=sys.stderr,
             )
     return first.test_text
 
 
-def _hash(store: TokenStore) -> str:
-    found = hashlib.sha256()
+def _hash_documents(store: TokenStore) -> str:
+    digest = hashlib.sha256()
     for hashes in store.hashes():
-        found.update(hashes.tobytes())
-    return found.hexdigest()
+        digest.update(hashes.tobytes())
+    return digest.hexdigest()
+
+
+def _count_documents(stores: Sequence[TokenStore], max_tokens: int | None) -> int:
+    """Return how many whole documents, the same ones for each store, have at most `max_tokens` tokens together."""
+    if max_tokens is None:
+        return stores[0].documents
+    ends = [boundaries(store)[1:] - 1 for store in stores]  # tokens up to each document's end
+    count = min(int(np.searchsorted(end, max_tokens, side="right")) for end in ends)
+    if not count:
+        size = max(int(end[0]) for end in ends)
+        raise UserError(
+            f"--max_tokens {max_tokens}: the first document has {size:,} tokens, and only whole documents are tested. "
+            f"Use --max_tokens {size}, or shorter documents such as --reader.document line"
+        )
+    return count

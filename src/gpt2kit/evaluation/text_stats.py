@@ -1,5 +1,4 @@
-"""What tests must know of a text besides its tokens: how many words each document has, and whether tokenizers give it
-back as it was."""
+"""What the tokens of a text do not tell: the words of each document, and whether tokenizers decode it to itself."""
 
 from __future__ import annotations
 
@@ -8,15 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gpt2kit.text.reader import Part
 from gpt2kit.tokenization.report import parted
 
-CHECKED = 16_000_000
-"""Bytes of text that are encoded and decoded to see whether they come back."""
+# Bytes of text that are encoded and decoded again.
+CHECKED_BYTES = 16_000_000
 
 # Thai, Lao, Tibetan, Burmese, Khmer, Tai scripts, kana and bopomofo, Han, and their wide punctuation: no spaces.
 _SPACELESS = (
@@ -24,103 +21,93 @@ _SPACELESS = (
     "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f\U0001b000-\U0001b16f"
     "\U00020000-\U0003ffff"
 )
-_ANY = re.compile(f"[{_SPACELESS}]")
+_CHARACTER = re.compile(f"[{_SPACELESS}]")
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-_OTHER = re.compile(rf"[^\s{_SPACELESS}]")
+_LETTER = re.compile(rf"[^\s{_SPACELESS}]")
 
 
 @dataclass
-class RoundTrip:
-    """Whether a tokenizer gives documents back as they were."""
+class RoundTripCheck:
+    """Whether a tokenizer decodes the documents that it has encoded to themselves."""
 
-    documents: int = 0
-    """Documents that were tried, and their bytes."""
+    documents: int = 0  # that were checked
     bytes: int = 0
-    changed: int = 0
-    """Those of them that do not come back."""
-    example: str = ""
-    """Where the first of them parts."""
+    changed: int = 0  # documents that were decoded to another text
+    example: str = ""  # where the first of them differs
 
     @property
-    def lossless(self) -> bool:
+    def is_lossless(self) -> bool:
+        """Whether all documents were decoded to themselves."""
         return not self.changed
 
 
 @dataclass
-class Reading:
-    """What one pass over a text's documents has found."""
+class TextStats:
+    """What one pass over the documents of a text counts."""
 
-    counts: array.array[int] = field(default_factory=lambda: array.array("q"))
-    spaceless: int = 0
-    """Words that are one character of a script without spaces."""
-    trips: list[RoundTrip] = field(default_factory=list)
-    """One for each tokenizer."""
+    words: array.array[int] = field(default_factory=lambda: array.array("q"))  # of each document
+    spaceless: int = 0  # words that are one character of a script without spaces
+    round_trips: list[RoundTripCheck] = field(default_factory=list)  # of each tokenizer
 
     @property
-    def words(self) -> NDArray[np.int64]:
-        """Words of each document."""
-        return np.array(self.counts, np.int64)
-
-    @property
-    def unit(self) -> str:
-        """What counted as a word."""
-        total = sum(self.counts)
+    def word_unit(self) -> str:
+        """What is counted as a word."""
+        total = sum(self.words)
         if not self.spaceless:
             return "what stands between spaces"
         if self.spaceless == total:
             return "each character, for its script has no spaces"
-        share = self.spaceless / total
-        return (
-            f"each character of scripts without spaces ({share:.0%} of the words), and else what stands between spaces"
-        )
+        fraction = f"{self.spaceless / total:.0%} of the words"
+        return f"each character of scripts without spaces ({fraction}), and else what stands between spaces"
 
 
-def read(pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int) -> Reading:
-    """Count the words of the first `documents` documents; try each tokenizer on those within the first CHECKED bytes.
+def measure_text(
+    pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int, checked_bytes: int = CHECKED_BYTES
+) -> TextStats:
+    """Count the words of the first documents; check each tokenizer on those within the first bytes.
 
-    Args:
-        pieces: what a reader gives: a long document as several `Part`s and a last `str`.
-        tokenizers: those to try; each piece is encoded by itself, as for a token store.
-        documents: how many to read.
+    A reader yields a long document as several `Part`s and a last `str`; each is encoded by itself, as for a store.
     """
-    found = Reading(trips=[RoundTrip() for _ in tokenizers])
-    words, joined, changed = 0, "", [""] * len(tokenizers)
-    while len(found.counts) < documents and (piece := next(pieces, None)) is not None:
-        count, spaceless = count_words(piece)
-        if joined and piece and _OTHER.match(joined) and _OTHER.match(piece):
-            count -= 1  # the piece goes on with the word that the one before it has ended in
-        words += count
-        found.spaceless += spaceless
-        joined = piece[-1:]
-        size = len(piece.encode())
-        for number, (tokenizer, trip) in enumerate(zip(tokenizers, found.trips, strict=True)):
-            if trip.bytes >= CHECKED:
-                continue
-            trip.bytes += size
-            changed[number] = changed[number] or difference(tokenizer, piece)
-            if not isinstance(piece, Part):
-                trip.documents += 1
-                trip.changed += bool(changed[number])
-                trip.example = trip.example or changed[number]
-                changed[number] = ""
-        if not isinstance(piece, Part):
-            found.counts.append(words)
-            words, joined = 0, ""
-    for trip, left in zip(found.trips, changed, strict=True):
-        if left:  # CHECKED bytes ended within a document
-            trip.documents, trip.changed, trip.example = trip.documents + 1, trip.changed + 1, trip.example or left
-    return found
+    stats = TextStats(round_trips=[RoundTripCheck() for _ in tokenizers])
+    checked = 0
+    while len(stats.words) < documents and (first := next(pieces, None)) is not None:
+        words, last, is_checked, differences = 0, "", checked < checked_bytes, [""] * len(tokenizers)
+        for piece in _document(first, pieces):
+            count, spaceless = count_words(piece)
+            is_continued = last and piece and _LETTER.match(last) and _LETTER.match(piece)
+            words += count - 1 if is_continued else count  # a word that two pieces share counts once
+            stats.spaceless += spaceless
+            last = piece[-1:]
+            if checked < checked_bytes:
+                checked += len(piece.encode())
+                pairs = zip(differences, tokenizers, strict=True)
+                differences = [difference or find_difference(tokenizer, piece) for difference, tokenizer in pairs]
+        stats.words.append(words)
+        for check, difference in zip(stats.round_trips, differences, strict=True):
+            check.documents += is_checked
+            check.changed += bool(difference)
+            check.example = check.example or difference
+    for check in stats.round_trips:
+        check.bytes = checked
+    return stats
+
+
+def _document(piece: str, pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the pieces of the document that begins with `piece`."""
+    yield piece
+    while isinstance(piece, Part):
+        yield (piece := next(pieces))
 
 
 def count_words(text: str) -> tuple[int, int]:
-    """Words, and those of them that are one character of a script without spaces."""
-    if text.isascii() or not _ANY.search(text):
+    """Return the number of words, and of those that are one character of a script without spaces."""
+    if text.isascii() or not _CHARACTER.search(text):
         return len(text.split()), 0
-    return len(_WORD.findall(text)), len(_ANY.findall(text))
+    return len(_WORD.findall(text)), len(_CHARACTER.findall(text))
 
 
-def difference(tokenizer: Tokenizer, text: str) -> str:
-    """Where a text and what comes back of it part, with a little around it; empty if they are the same."""
+def find_difference(tokenizer: Tokenizer, text: str) -> str:
+    """Return where a text and its decoded tokens differ, with a little around it; empty if they are the same."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    back = tokenizer.decode(ids, skip_special_tokens=False)
-    return "" if back == text else parted(text, back)
+    decoded = tokenizer.decode(ids, skip_special_tokens=False)
+    return "" if decoded == text else parted(text, decoded)

@@ -1,7 +1,7 @@
-"""A model as a GGUF file for llama.cpp and what is built on it.
+"""A model as a GGUF file for llama.cpp and programs built on it.
 
-llama.cpp knows GPT-2's network and its byte-level tokenizer. Other kinds of tokenizer and other activations have no
-form there that gives the same text, so they are refused.
+llama.cpp has GPT-2's network and its byte-level tokenizer. With another kind of tokenizer or another activation it
+would generate other text, so these are refused.
 """
 
 from __future__ import annotations
@@ -15,48 +15,57 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gpt2kit.errors import problems_of, refuse
+from gpt2kit.errors import Problems, refuse
 from gpt2kit.model.config import Shape
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 NAME = "model.gguf"
-_PACKAGES = ("gguf", "accelerate")
-"""What writes the file, and what transformers wants to read it with."""
-
-_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-"""GPT-2's layers keep these as [in, out]; GGUF, like nn.Linear, as [out, in]."""
+# The first writes the file, and transformers reads it with the second.
+PACKAGES = ("gguf", "accelerate")
+# GPT-2's layers keep these as [in, out]; GGUF, like nn.Linear, as [out, in].
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
-    """Why this model cannot be a GGUF file; empty if it can."""
+    """List why this model has no GGUF file that gives the same text."""
     raw = json.loads(tokenizers.to_json(tokenizer))
-    cut = raw["pre_tokenizer"] or {}
-    byte_level = (
-        raw["model"]["type"] == "BPE"
-        and not raw["model"].get("byte_fallback")
-        and not raw["model"].get("ignore_merges")
+    model, splitter = raw["model"], raw["pre_tokenizer"] or {}
+    is_byte_level = (
+        model["type"] == "BPE"
+        and not model.get("byte_fallback")
+        and not model.get("ignore_merges")
         and raw["normalizer"] is None
-        and cut.get("type") == "ByteLevel"
-        and cut.get("use_regex", True)
-        and not cut.get("add_prefix_space")
+        and splitter.get("type") == "ByteLevel"
+        and splitter.get("use_regex", True)
+        and not splitter.get("add_prefix_space")
     )
-    found = all(token["special"] for token in raw["added_tokens"])
     activation = shape["activation_function"]
-    rules = {
-        "needs two packages: pip install 'gguf>=0.17' 'accelerate>=1'": not all(
-            importlib.util.find_spec(package) for package in _PACKAGES
-        ),
-        "llama.cpp cuts text only as byte-level BPE does (--kind bytebpe), without a normalizer": not byte_level,
-        "llama.cpp would not find the special tokens in a text that parse_special finds": not found,
-        f"llama.cpp's GPT-2 has gelu_new, not {activation}": activation != "gelu_new",
-    }
-    return [f"--gguf: {problem}" for problem in problems_of(rules)]
+    reasons = Problems()
+    reasons.check(
+        all(importlib.util.find_spec(package) for package in PACKAGES),
+        "--gguf: needs two packages: pip install 'gguf>=0.17' 'accelerate>=1'",
+    )
+    reasons.check(
+        is_byte_level,
+        "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bytebpe), without a normalizer",
+    )
+    reasons.check(
+        all(token["special"] for token in raw["added_tokens"]),
+        "--gguf: llama.cpp would not find the special tokens in a text that parse_special finds",
+    )
+    reasons.check(activation == "gelu_new", f"--gguf: llama.cpp's GPT-2 has gelu_new, not {activation}")
+    return reasons.messages
 
 
 def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokenizer, name: str) -> None:
-    """The file; `state` by Hugging Face's names, without padded rows. Vectors and positions stay float32.
+    """Write the file, or raise if `problems` has any. Vectors and positions stay float32.
 
-    Raises UserError where the model cannot be one.
+    Args:
+        path: of the file.
+        shape: of the model.
+        state: its tensors by Hugging Face's names, without padded rows.
+        tokenizer: its tokenizer.
+        name: for people.
     """
     refuse(problems(shape, tokenizer))
     import gguf
@@ -65,14 +74,14 @@ def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokeniz
     names = gguf.get_tensor_name_map(kind, shape["n_layer"])
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
     _describe(writer, shape, tokenizer, name, state["transformer.wte.weight"].dtype)
-    for own, tensor in state.items():
-        if own == "lm_head.weight":  # tied: readers take the input embedding
+    for key, tensor in state.items():
+        if key == "lm_head.weight":  # tied: readers take the input embedding
             continue
-        found_name = names.get_name(own, try_suffixes=(".weight", ".bias"))
-        assert found_name is not None, own
-        values = tensor.T.contiguous() if own.endswith(_TRANSPOSED) else tensor
-        plain = tensor.ndim < 2 or own == "transformer.wpe.weight"
-        _add(writer, found_name, values.float() if plain else values)
+        gguf_key = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert gguf_key is not None, key
+        values = tensor.T.contiguous() if key.endswith(TRANSPOSED) else tensor
+        is_float32 = tensor.ndim < 2 or key == "transformer.wpe.weight"
+        _add(writer, gguf_key, values.float() if is_float32 else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,7 +1,6 @@
-"""The body of export.py: a checkpoint as a Hugging Face folder that is proved before it gets its name.
+"""A checkpoint as a Hugging Face folder: written, loaded by transformers in a fresh process, and compared.
 
-Whatever form a checkpoint has, `checkpoint.open` gives its full weights; here they are written, read by transformers
-in a fresh process, and compared.
+Whatever form the checkpoint has, `checkpoint.open` returns its full weights.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Any
 import torch
 
 from gpt2kit import __version__, files
-from gpt2kit.checkpoint import checkpoint, huggingface
+from gpt2kit.checkpoint import huggingface
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
-from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line, refuse
+from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
 from gpt2kit.export.model_card import model_card
@@ -31,58 +30,31 @@ from gpt2kit.model.config import Dtype
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
 
+# The key in config.json that says which version of gpt2kit has written a folder.
 MARK = "gpt2kit"
-"""The key in config.json that says with which version of ours a folder was written."""
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
+# --force replaces only a folder that holds nothing but these.
 OURS = {*FILES, gguf_file.NAME}
-"""What an exported folder may hold; --force replaces a folder with these, and none with others."""
+# Tokens that are compared, half of them a greedy continuation.
 _LENGTH = 64
-"""Tokens that the check looks at, half of them a greedy continuation."""
 
 
 @dataclass(frozen=True)
-class Proof:
-    """How an exported folder compares with the checkpoint. All are differences of logits.
+class Agreement:
+    """How an exported folder agrees with the checkpoint.
 
     Args:
-        largest: to ours with the same rounded weights.
-        allowed: what float32 sums in another order may make.
-        rounding: what the rounding of the weights to 16 bits makes; 0 for float32.
-        continued: tokens of the greedy continuation that are the same.
+        largest: difference of logits between the two, with the same rounded weights.
+        allowed: difference that the order of float32 sums may make.
+        rounding: difference that rounding the weights to 16 bits makes; 0 for float32.
+        tokens: of a greedy continuation that are the same.
     """
 
     largest: float
     allowed: float
     rounding: float
-    continued: int
-
-
-def export(
-    ckpt_path: str,
-    output_dir: str,
-    dtype: Dtype = "float32",
-    force: bool = False,
-    gguf: bool = False,
-    push_to_hub: str | None = None,
-) -> None:
-    """Export a checkpoint, compare the folder with it in a fresh process, and print how they agree."""
-    target = Path(output_dir)
-    refuse_other_files(target, force)
-    opened = checkpoint.open(ckpt_path)
-    if gguf:
-        refuse(gguf_file.problems(opened.shape, opened.tokenizer))
-    with replacing_folder(target) as folder:
-        write(opened, folder, target.name, dtype, gguf)
-        proof = check(opened, folder, dtype)
-    size = sum(path.stat().st_size for path in target.iterdir())
-    print(f"{target}: {opened.path} as {dtype}, {size / 1e6:,.1f} MB; transformers loads it")
-    print(f"largest difference of logits {proof.largest:.2g} (rounding may make {proof.allowed:.2g})")
-    if dtype != "float32":
-        print(f"the weights' rounding to {dtype} moves logits by up to {proof.rounding:.2g}")
-    print(f"a greedy continuation is the same for {proof.continued} tokens")
-    if push_to_hub is not None:
-        push(target, push_to_hub)
+    tokens: int
 
 
 def refuse_other_files(target: Path, force: bool) -> None:
@@ -90,26 +62,26 @@ def refuse_other_files(target: Path, force: bool) -> None:
     if target.is_file():
         raise UserError(f"--output_dir {target}: a file. Name a folder")
     present = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if strange := [name for name in present if name not in OURS]:
-        raise UserError(f"--output_dir {target}: holds other files ({', '.join(strange[:3])}). Name another folder")
-    if present and not (force and exported(target)):
-        if force:
-            raise UserError(f"--output_dir {target}: was not written by export.py. Name another folder")
-        raise UserError(f"--output_dir {target}: is there already. Name another folder, or replace it with --force")
+    if others := [name for name in present if name not in OURS]:
+        raise UserError(f"--output_dir {target}: holds other files ({', '.join(others[:3])}). Name another folder")
+    if present and not force:
+        raise UserError(f"--output_dir {target}: already exists. Name another folder, or replace it with --force")
+    if present and not is_exported(target):
+        raise UserError(f"--output_dir {target}: was not written by export.py. Name another folder")
 
 
-def exported(folder: Path) -> bool:
-    """Whether export.py has written a folder, and may replace it: plain files, and a config.json that says so."""
+def is_exported(folder: Path) -> bool:
+    """Return whether export.py has written a folder: plain files, and a config.json that says so."""
     try:
-        marked = MARK in json.loads((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
+        is_marked = MARK in json.loads((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
-    return marked and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+    return is_marked and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`; when the block ends well it is synced and takes the name."""
+    """Yield a temporary folder beside `target`; if the block succeeds it is synced and renamed to `target`."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
@@ -136,7 +108,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 
 def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
-    """All files of the export. The padded rows of the embedding are left out."""
+    """Write all files of the export, without the padded rows of the embedding."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -161,7 +133,7 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
 
 
 def rounded(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
-    """The tensors by Hugging Face's names in `dtype`, input and output embedding one tensor without padded rows."""
+    """Return the tensors in `dtype`, input and output embedding one tensor without padded rows."""
     kind = getattr(torch, dtype)
     state = {name: tensor.to(kind) for name, tensor in opened.state.items()}
     embedding = state["transformer.wte.weight"][: opened.shape["vocab_size"]].clone()
@@ -172,38 +144,37 @@ def rounded(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
     return state
 
 
-def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Proof:
-    """Load the folder in a fresh process, and compare logits, a greedy continuation and the tokenizer with ours."""
-    gpt2, shape = opened.model, opened.shape
+def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
+    """Load the folder in a fresh process; compare logits, a greedy continuation and the tokenizer with gpt2kit's."""
+    shape = opened.shape
     length = min(_LENGTH, shape["n_positions"])
     prompt = max(length // 2, 1)
-    ids = torch.linspace(0, shape["vocab_size"] - 1, prompt).long().tolist()
     weights = {name: tensor.to(getattr(torch, dtype)).float() for name, tensor in opened.state.items()}
-    same = GPT2.from_state(shape, weights)  # the weights as they are in the folder
-    ids = continued(same, ids, length)
+    gpt2 = GPT2.from_state(shape, weights)  # the weights as they are in the folder
+    ids = continue_greedily(gpt2, torch.linspace(0, shape["vocab_size"] - 1, prompt).long().tolist(), length)
     text = opened.tokenizer.decode(ids[:prompt], skip_special_tokens=False)
-    theirs = reloaded(folder, ids, prompt, text)
-    ours = compute_logits(same, ids)
-    shift = float((ours - compute_logits(gpt2, ids)).abs().max())
-    if theirs["lacking"] or not theirs["tied"] or theirs["logits"].shape != ours.shape:
+    answer = reloaded(folder, ids, prompt, text)
+    logits = compute_logits(gpt2, ids)
+    shift = float((logits - compute_logits(opened.model, ids)).abs().max())
+    if answer["lacking"] or not answer["tied"] or answer["logits"].shape != logits.shape:
         raise CheckpointError(
-            f"the exported model is not complete: {theirs['lacking']}, tied {theirs['tied']}, "
-            f"logits {tuple(theirs['logits'].shape)} for {tuple(ours.shape)}. Nothing was written"
+            f"the exported model is not complete: {answer['lacking']}, tied {answer['tied']}, "
+            f"logits {tuple(answer['logits'].shape)} for {tuple(logits.shape)}. Nothing was written"
         )
-    found = [theirs["logits"], *([theirs["gguf"]] if theirs["gguf"] is not None else [])]
-    largest = max(float((ours - each).abs().max()) for each in found)
-    allowed = 1e-4 * max(1.0, float(ours.abs().max()))  # what another order of float32 sums may change
-    agreed = agreement(ids, theirs["greedy"], ours, allowed, prompt)
-    if not largest <= allowed or agreed < 0:
+    reloads = [answer[name] for name in ("logits", "gguf") if answer[name] is not None]
+    largest = max(float((logits - each).abs().max()) for each in reloads)
+    allowed = 1e-4 * max(1.0, float(logits.abs().max()))  # what another order of float32 sums may change
+    tokens = count_agreeing(ids, answer["greedy"], logits, allowed, prompt)
+    if not largest <= allowed or tokens < 0:
         raise CheckpointError(
             f"the exported model is another one than the checkpoint's: logits differ by {largest:g} (rounding may make "
-            f"{allowed:g}), and greedy text is the same for {max(agreed, 0)} tokens. Nothing was written"
+            f"{allowed:g}), and greedy text is the same for {max(tokens, 0)} tokens. Nothing was written"
         )
-    if theirs["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
+    if answer["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
         raise CheckpointError(
             "transformers' tokenizer gives other ids than the checkpoint's own. Nothing was written; please report it"
         )
-    return Proof(largest, allowed, shift, agreed)
+    return Agreement(largest, allowed, shift, tokens)
 
 
 @torch.no_grad()
@@ -213,33 +184,33 @@ def compute_logits(gpt2: GPT2, ids: list[int]) -> torch.Tensor:
     return logits[:, : gpt2.shape["vocab_size"]].float()
 
 
-def continued(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
-    """`ids` continued to `length` by the likeliest token, again and again, ends of documents included."""
+def continue_greedily(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
+    """Continue `ids` to `length` with the most likely token each time, ends of documents included."""
     ids = list(ids)
     while len(ids) < length:
         ids.append(int(compute_logits(gpt2, ids)[-1].argmax()))
     return ids
 
 
-def agreement(ours: list[int], theirs: list[int], logits: torch.Tensor, allowed: float, prompt: int) -> int:
-    """Tokens of two continuations that agree; -1 if they part where it was not a near tie."""
-    for place in range(prompt, len(ours)):
-        if place >= len(theirs):
+def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, allowed: float, prompt: int) -> int:
+    """Return how many tokens of two continuations agree; -1 if they differ where there is no near tie."""
+    for place in range(prompt, len(ids)):
+        if place >= len(other_ids):
             return -1
-        if ours[place] != theirs[place]:
-            gap = float(logits[place - 1, ours[place]] - logits[place - 1, theirs[place]])
+        if ids[place] != other_ids[place]:
+            gap = float(logits[place - 1, ids[place]] - logits[place - 1, other_ids[place]])
             return place - prompt if gap <= 2 * allowed else -1
-    return len(ours) - prompt
+    return len(ids) - prompt
 
 
 def reloaded(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
-    """What transformers makes of the folder, in a process that knows nothing of gpt2kit."""
+    """Return what transformers computes with the folder, in a process that imports nothing of gpt2kit."""
     with tempfile.TemporaryDirectory(prefix="gpt2kit-export-") as scratch:
-        asked, answer = Path(scratch) / "asked.json", Path(scratch) / "answer.pt"
-        words = {"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text}
-        asked.write_text(json.dumps(words), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-P", str(Path(reload_check.__file__)), str(asked), str(answer)],
+        question, answer = Path(scratch) / "question.json", Path(scratch) / "answer.pt"
+        content = {"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text}
+        question.write_text(json.dumps(content), encoding="utf-8")
+        process = subprocess.run(
+            [sys.executable, "-P", str(Path(reload_check.__file__)), str(question), str(answer)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             cwd=scratch,
             capture_output=True,
@@ -247,30 +218,29 @@ def reloaded(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, 
             errors="replace",
             check=False,
         )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        if process.returncode:
+            reason = process.stderr.strip().splitlines()[-1:] or ["no message"]
             raise CheckpointError(f"transformers does not load the exported folder: {reason[0]}. Nothing was written")
         return dict(torch.load(answer, weights_only=True))
 
 
 def push(folder: Path, name: str) -> None:
-    """Send the folder to the hub, with the hub's own client and the login that it knows."""
+    """Upload the folder to the hub, with the hub's own client and the login that it knows."""
     from huggingface_hub import HfApi
 
     try:
         hub = HfApi()
         hub.create_repo(name, private=True, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by gpt2kit")
-    except Exception as error:  # whatever the network and the hub say
+    except Exception as error:  # the client raises many kinds
         reason = first_line(error)
         raise MachineError(
-            f"--push_to_hub {name}: the hub does not take it ({reason}). {folder} is complete: log in (hf auth login) "
-            f"and send it with: hf upload {name} {folder}"
+            f"--push_to_hub {name}: the upload failed ({reason}). {folder} is complete: log in (hf auth login) "
+            f"and run: hf upload {name} {folder}"
         ) from None
-    print(f"sent to {name} on the hub")
 
 
 def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -13,7 +13,7 @@ from gpt2kit.tokenization.tokenizer import eos_id, fingerprint
 
 
 def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
-    """Markdown with the header that the hub reads; the licence and the text's origin are left to the user."""
+    """Return Markdown with the header that the hub reads; licence and origin of the text are left to the user."""
     facts = opened.metadata
     start = facts.get("start") if isinstance(facts.get("start"), dict) else None
     base = str(start["from"]) if start and str(start.get("from")).startswith(HUB) else ""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Control characters and marks of direction, which may hide text, are shown by their code points.
-_HIDDEN = (*range(32), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_VISIBLE = {**{code: f"U+{code:04X}" for code in _HIDDEN}, ord("\n"): "↵\n", ord("\t"): "→\t"}
+# Controls but the line end and the tab, other line ends, and direction marks, which make text look like other text.
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
-    """Fill in a template. In HTML all values are escaped; a name without a value is an error."""
+    """Fill in a template. In HTML all values are escaped and hidden ones shown; a name without a value is an error."""
     import jinja2  # here, so that --help need not wait for it
 
+    is_html = template.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
-        autoescape=template.endswith(".html"),
+        autoescape=is_html,
+        finalize=lambda value: mark_hidden(value) if is_html and type(value) is str else value,  # not what is markup
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -42,8 +44,13 @@ def passage(
 
 
 def visible(text: str) -> str:
-    """Mark line ends and tabs, and show characters that may hide text by their code points."""
-    return text.translate(_VISIBLE)
+    """Show line ends and tabs by signs, and hidden characters by their code points."""
+    return mark_hidden(text).replace("\n", "↵\n").replace("\t", "→\t")
+
+
+def mark_hidden(text: str) -> str:
+    """Show characters that are invisible, or that hide others, by their code points, such as <U+202E>."""
+    return _HIDDEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
 
 
 def opacity(nats: float) -> str:

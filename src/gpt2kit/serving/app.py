@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
-import sys
 from typing import Any
 
-from gpt2kit.errors import MachineError, UserError, problems_of, refuse
-from gpt2kit.generation.options import Precision
+from gpt2kit.errors import MachineError
 from gpt2kit.serving import page
-from gpt2kit.serving.models import Service, find_models
+from gpt2kit.serving.models import Service
 
+# Bytes of a request's body, at most.
 _LARGEST_BODY = 1 << 18
+# Gradio's ways to files and other servers, which this page does not use.
 _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/upload", "/file", "/proxy")
-"""Gradio's ways to files and other servers, which this page does not use."""
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'none'; object-src 'none'; base-uri 'self'; "
@@ -28,63 +26,31 @@ _HEADERS = {
 }
 
 
-def serve(
-    ckpt_path: list[str],
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    auth: str | None = None,
-    at_once: int = 2,
-    precision: Precision = "auto",
-) -> None:
-    """Load the models and serve the page until it is interrupted."""
-    pair = tuple(auth.split(":", 1)) if auth else None
-    broken = {
-        "--auth: give NAME:PASSWORD": pair is not None and (len(pair) < 2 or not all(pair)),
-        f"--port {port}: must be from 1 to 65535": not 0 < port < 65536,
-        f"--at_once {at_once}: must be at least 1": at_once < 1,
-    }
-    refuse(problems_of(broken))
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
-    models = find_models(ckpt_path)
-    check_port(host, port)
-    service = Service(models, precision)
-    application = app(service, host, pair if pair is None else (pair[0], pair[1]), at_once)
-    service.load()
-    import uvicorn
-
-    shown = host if ":" not in host else f"[{host}]"
-    print(f"http://{shown}:{port}  {len(models)} model{'s'[: len(models) != 1]}; Ctrl-C ends it", file=sys.stderr)
-    if not is_loopback(host) and not auth:
-        print(f"note: anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password", file=sys.stderr)
-    uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
-
-
 def check_port(host: str, port: int) -> None:
     """Raise if the port is taken, and name the next one that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
-    def free(candidate: int) -> OSError | None:
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            if os.name == "posix":  # elsewhere this would let it take a port that another program listens at
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def try_port(candidate: int) -> OSError | None:
+        with socket.socket(family, socket.SOCK_STREAM) as server:
+            if os.name == "posix":  # on Windows this would take a port that another program listens on
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                tried.bind((host, candidate))
+                server.bind((host, candidate))
             except OSError as error:
                 return error
         return None
 
-    failure = free(port)
+    failure = try_port(port)
     if failure is None:
         return
-    others = (other for other in range(port + 1, min(port + 1000, 65536)) if free(other) is None)
+    others = (other for other in range(port + 1, min(port + 1000, 65536)) if try_port(other) is None)
     other = next(others, None)
-    advice = f"Take --port {other}" if other else "Check --host"
-    raise MachineError(f"--host {host} --port {port}: cannot be had ({failure.strerror}). {advice}")
+    advice = f"Use --port {other}" if other else "Check --host"
+    raise MachineError(f"--host {host} --port {port}: not available ({failure.strerror}). {advice}")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether only this machine can reach a host."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 

@@ -11,6 +11,7 @@ from gpt2kit.errors import UserError, refuse
 from gpt2kit.generation.decoder import SampledToken
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
+from gpt2kit.runs import pages
 from gpt2kit.serving.models import PATIENCE, Model, Service
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def visible(generator: Generator, token: int) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         return raw.hex(" ").upper()
-    return "".join("⏎" if c == "\n" else c if c.isprintable() or c == " " else f"U+{ord(c):04X}" for c in text)
+    return pages.mark_hidden(text).replace("\n", "⏎").replace("\t", "→")
 
 
 def facts(model: Model) -> str:
