@@ -42,7 +42,7 @@ def test_ways_are_told_by_their_names_and_steps_and_not_run_again(tmp_path: Path
 
 
 def test_the_evaluation_benchmark_runs() -> None:
-    sizes = "--vocab_size 257 --context 16 --batch_size 2 --batches 2 --rounds 1".split()
+    sizes = ["--vocab_size", "257", "--context", "16", "--batch_size", "2", "--batches", "2", "--rounds", "1"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench" / "evaluate.py"), *sizes], capture_output=True, text=True, check=True
     )
