@@ -12,6 +12,7 @@ from test_module import SMALL
 from test_train import equal, rows, train, weights
 
 from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import export
 from gpt2kit.cli import train as cli
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.finetuning import merge_lora

@@ -190,9 +190,9 @@ def _search(training: TokenStore, tokens: Tokens, lengths: Tokens, chunk: int) -
     for start in range(0, len(training), chunk):
         text = training[start : start + chunk + int(lengths.max()) - 1].astype(np.int64)
         prefix = prefix_sums(text)
-        for length, wanted in missing.items():
-            if wanted and len(text) >= length:
-                _remove_present(wanted, text, length, hash_spans(prefix, length))
+        for length, group in missing.items():
+            if group and len(text) >= length:
+                _remove_present(group, text, length, hash_spans(prefix, length))
     left = set[bytes]().union(*missing.values())
     return np.array([bool(span) and span not in left for span in spans])
 
