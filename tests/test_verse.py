@@ -74,7 +74,7 @@ def test_wordpiece_can_count_characters_too(seed: int) -> None:
     check(written(made("wordpiece"), form, seed), form)
     with pytest.raises(UserError, match="no token for"):
         verse_of(made("wordpiece"), VerseForm(4, 5))
-    with pytest.raises(UserError, match="can write too few"):
+    with pytest.raises(UserError, match="has too few"):
         verse_of(made("wordpiece"), VerseForm(4, 5, ends=("，", "。"), rhyme=("龘靐",)))
 
 

@@ -1,8 +1,8 @@
-"""Verse: which tokens keep a poem's form, so many lines of so many letters, whatever the model would rather say.
+"""Verse: a constraint on tokens that holds a poem to its form, N lines of M letters.
 
-A form is a row of places: letters to choose and marks that are given. A token fits if its characters fit the next
-places; a token that ends within a character fits if some letter that may stand there goes on like that. So a poem can
-neither leave its form nor come to a place where nothing fits.
+A form is a row of places: free letters and fixed marks. A token fits if its characters fit the next places; a token
+that ends inside a character fits if some allowed letter continues that way. So a poem can neither leave its form nor
+reach a place where no token fits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit.errors import UserError
+from gpt2kit.errors import Problems, UserError
 
 LINE_ENDS = ("，", "。\n")
-_MOST = 1_000_000
+# Letters of a poem, at most.
+_MOST_LETTERS = 1_000_000
 Mask = NDArray[np.bool_]
 
 
@@ -31,11 +32,10 @@ class VerseForm:
     """A poem's form.
 
     Args:
-        lines: how many.
-        length: letters in each: characters that Unicode calls letters, so Han characters count one each.
-        ends: what stands after the first line, the second, and so on, over again; the last one's line breaks are left
-            out at the poem's end.
-        rhyme: groups of letters that rhyme. The second line, the fourth, and so on end in different letters of one.
+        lines: the number of lines.
+        length: letters per line. A letter is what Unicode calls one, so a Han character is one letter.
+        ends: text after the first line, the second, and so on, repeated. The poem's last line breaks are dropped.
+        rhyme: groups of letters that rhyme. The second line, the fourth, and so on end in different ones of a group.
     """
 
     lines: int
@@ -45,41 +45,42 @@ class VerseForm:
 
     @property
     def rhymes(self) -> int:
-        """How many lines rhyme."""
+        """The number of lines that rhyme."""
         return self.lines // 2 if self.rhyme else 0
 
     @property
     def template(self) -> str:
-        """The whole poem with U+0000 for each letter to be chosen."""
+        """The poem with U+0000 for each free letter."""
         lines = ("\0" * self.length + self.ends[i % len(self.ends)] for i in range(self.lines))
         return "".join(lines).rstrip("\n")
 
 
 def form_problems(form: VerseForm) -> list[str]:
-    """Everything that is wrong with a form."""
-    found = []
-    if form.lines < 1:
-        found.append(f"--lines {form.lines}: must be at least 1")
-    if form.length < 1:
-        found.append(f"--chars_per_line {form.length}: must be at least 1")
-    if form.lines * form.length > _MOST:
-        found.append(f"--lines {form.lines} of {form.length} letters: more than {_MOST:,} together. Give fewer")
-    if not all(form.ends):
-        found.append("--line_ends: one is empty. Give a mark or a line break for each")
-    if any(is_letter(letter) or letter == "\0" for end in form.ends for letter in end):
-        found.append("--line_ends: a letter in it. Give marks, spaces or line breaks")
-    if form.rhyme and max(len(letters(group)) for group in form.rhyme) < form.rhymes:
-        found.append(f"--rhyme: no group has {form.rhymes} different letters, as {form.lines} lines need. Give more")
-    return found
+    """List what is invalid in a form, in terms of generate.py's options."""
+    problems = Problems()
+    problems.check(form.lines >= 1, f"--lines {form.lines}: must be at least 1")
+    problems.check(form.length >= 1, f"--chars_per_line {form.length}: must be at least 1")
+    problems.check(
+        form.lines * form.length <= _MOST_LETTERS,
+        f"--lines {form.lines} of {form.length} letters: more than {_MOST_LETTERS:,} together. Use fewer",
+    )
+    problems.check(all(form.ends), "--line_ends: one is empty. Give a mark or a line break for each")
+    has_letter = any(is_letter(letter) or letter == "\0" for end in form.ends for letter in end)
+    problems.check(not has_letter, "--line_ends: contains a letter. Give marks, spaces or line breaks")
+    problems.check(
+        not form.rhyme or max(len(letters(group)) for group in form.rhyme) >= form.rhymes,
+        f"--rhyme: no group has the {form.rhymes} different letters that {form.lines} lines need. Give more",
+    )
+    return problems.messages
 
 
 def is_letter(character: str) -> bool:
-    """Whether a line may have it."""
+    """Return whether a character counts as a letter of a line."""
     return unicodedata.category(character)[0] == "L"
 
 
 def letters(group: str) -> set[str]:
-    """The different letters of a group, whatever stands between them."""
+    """Return the letters of a group, without what separates them."""
     return set(filter(is_letter, group))
 
 
@@ -88,10 +89,10 @@ class VerseConstraint:
 
     Args:
         form: the form.
-        tokens: what each id adds to the text (`tokenizer.token_bytes`).
-        added: special tokens; none of them is part of a poem.
+        tokens: the bytes that each id adds to the text (`tokenizer.token_bytes`).
+        added: special tokens; none of them may be part of a poem.
         eos: the id that ends a document, and the poem.
-        encode: text to ids, to write the given marks as the tokenizer does.
+        encode: text to ids, to spell the fixed marks as the tokenizer does.
     """
 
     def __init__(
@@ -107,18 +108,20 @@ class VerseConstraint:
         self._starts = [0, *itertools.accumulate(lengths)]
         whole = {read[0] for token in self._tokens if (read := _whole(token)) and not read[1]}
         if not self._all_bytes and not any(len(text) == 1 and is_letter(text) for text in whole):
-            raise UserError("--lines: this tokenizer has no token of one letter, so no line can be counted out")
-        lacking = set() if self._all_bytes else set(self._template) - whole - {"\0"}
-        if lacking:
-            raise UserError(f"--line_ends: this tokenizer has no token for {sorted(lacking)}. Give others")
+            raise UserError(
+                "--lines: this tokenizer has no token of a single letter, so it cannot count lines. Use another one"
+            )
+        missing = set() if self._all_bytes else set(self._template) - whole - {"\0"}
+        if missing:
+            raise UserError(f"--line_ends: this tokenizer has no token for {sorted(missing)}. Give others")
         self._groups = [letters(group) & whole if not self._all_bytes else letters(group) for group in form.rhyme]
         self._groups = [group for group in self._groups if len(group) >= form.rhymes]
         if form.rhymes and not self._groups:
-            raise UserError("--rhyme: this tokenizer can write too few of the letters. Give more")
+            raise UserError("--rhyme: this tokenizer has too few of the letters. Give more")
         self._pieces = functools.lru_cache(1 << 12)(self._read)
 
     def beginning(self, prompt: str) -> str:
-        """The prompt, if it is the beginning of such a poem and is to be counted in; else nothing."""
+        """Return the prompt if it is the beginning of such a poem, else an empty text."""
         if len(prompt) >= len(self._template):
             return ""
         places = self._template[: len(prompt)]
@@ -129,60 +132,60 @@ class VerseConstraint:
         return prompt if not self.form.rhymes or self._endings(ends) is not None else ""
 
     def after(self, prompt: str) -> Callable[[Sequence[int]], Mask]:
-        """The constraint on what follows a prompt."""
-        begun = self.beginning(prompt).encode()
+        """Return the constraint on what follows a prompt."""
+        start = self.beginning(prompt).encode()
 
         def allowed(new: Sequence[int]) -> Mask:
-            return self._allowed(begun + b"".join(self._tokens[i] for i in new))
+            return self._allowed(start + b"".join(self._tokens[i] for i in new))
 
         return allowed
 
     def line(self, text: str, i: int) -> str:
-        """The letters of line i (from 0), as far as they are written."""
+        """Return the letters of line i (from 0) that the text has."""
         return text[self._starts[i] : self._starts[i] + self.form.length]
 
-    def _allowed(self, written: bytes) -> Mask:
-        found = np.zeros(len(self._tokens), dtype=bool)
-        text, begun = _split(written)
+    def _allowed(self, poem: bytes) -> Mask:
+        """Return which tokens may follow; `poem` may end inside a character."""
+        mask = np.zeros(len(self._tokens), dtype=bool)
+        text, rest = _split(poem)
         if len(text) >= len(self._template):
-            found[self._eos] = True
-            return found
-        if self._template[len(text)] != "\0":
-            found[self._given(self._template[len(text) :].split("\0")[0].encode()[len(begun) :], begun)] = True
-            return found
-        i = bisect.bisect_right(self._starts, len(text)) - 1
-        self._letters(found, text, begun, i, self.form.length - (len(text) - self._starts[i]))
-        return found
+            mask[self._eos] = True
+        elif self._template[len(text)] != "\0":
+            marks = self._template[len(text) :].split("\0")[0].encode()
+            mask[self._mark_tokens(marks[len(rest) :], rest)] = True
+        else:
+            i = bisect.bisect_right(self._starts, len(text)) - 1
+            mask[self._letter_tokens(text, rest, i, self.form.length - (len(text) - self._starts[i]))] = True
+        return mask
 
-    def _given(self, rest: bytes, begun: bytes) -> list[int]:
-        """The ids that write a mark: as the tokenizer cuts it, or, within a character, all that fit."""
-        if not begun:
-            first = self._encode(rest.decode())[:1]
-            if first and self._tokens[first[0]] and rest.startswith(self._tokens[first[0]]):
+    def _mark_tokens(self, marks: bytes, rest: bytes) -> list[int]:
+        """Return the ids that spell fixed marks: the tokenizer's own, or, inside a character, all that fit."""
+        if not rest:
+            first = self._encode(marks.decode())[:1]
+            if first and self._tokens[first[0]] and marks.startswith(self._tokens[first[0]]):
                 return first
-        return [i for i, token in enumerate(self._tokens) if token and rest.startswith(token)]
+        return [i for i, token in enumerate(self._tokens) if token and marks.startswith(token)]
 
-    def _letters(self, found: Mask, text: str, begun: bytes, i: int, left: int) -> None:
-        """Mark the tokens that go on in line i, of which `left` letters are missing, one of them maybe begun."""
-        pieces = self._pieces(begun)
-        line = self.line(text, i)
-        last, forbidden = self._last(text, i, line, left)
+    def _letter_tokens(self, text: str, rest: bytes, i: int, left: int) -> NDArray[np.int64]:
+        """Return the ids that continue line i, which lacks `left` letters, the first perhaps begun by `rest`."""
+        pieces = self._pieces(rest)
+        last, forbidden = self._last(text, i, self.line(text, i), left)
         size = pieces.count + pieces.open
         fits = size <= left
         for at in np.flatnonzero(size == left) if last is not None or forbidden else ():
-            more, rest = pieces.text[at], pieces.rest[at]
-            same = forbidden.get(more if rest else more[:-1], set())
-            if not rest:
-                fits[at] = more[-1] not in same and (last is None or more[-1] in last)
+            more, opened = pieces.text[at], pieces.rest[at]
+            repeats = forbidden.get(more if opened else more[:-1], set())
+            if not opened:
+                fits[at] = more[-1] not in repeats and (last is None or more[-1] in last)
             elif last is None:  # the line's last letter is begun here: some letter must be left to end it
-                fits[at] = _beginnings()[rest] > sum(c.encode().startswith(rest) for c in same)
+                fits[at] = _beginnings()[opened] > sum(c.encode().startswith(opened) for c in repeats)
             else:
-                fits[at] = any(c.encode().startswith(rest) for c in last - same)
-        found[pieces.ids[fits]] = True
+                fits[at] = any(c.encode().startswith(opened) for c in last - repeats)
+        return pieces.ids[fits]
 
     def _last(self, text: str, i: int, line: str, left: int) -> tuple[set[str] | None, dict[str, set[str]]]:
-        """The letters in which line i may end (None: any), and, by what is yet to be written before, those in which it
-        must not, so as not to repeat an earlier line."""
+        """Return the letters in which line i may end (None: any), and those that would repeat an earlier line, by the
+        letters that come before them."""
         forbidden: dict[str, set[str]] = {}
         for j in range(i):
             earlier = self.line(text, j)
@@ -194,12 +197,12 @@ class VerseConstraint:
         return last, {} if any(last <= same for same in forbidden.values()) else forbidden
 
     def _endings(self, used: list[str]) -> set[str] | None:
-        """The letters that rhyme with those used, without them; None if they do not rhyme among themselves."""
+        """Return the letters that rhyme with those used, without them; None if these do not rhyme with each other."""
         fitting = [group for group in self._groups if len(set(used)) == len(used) and set(used) <= group]
         return set().union(*fitting) - set(used) if fitting else None
 
     def _read(self, begun: bytes) -> _Pieces:
-        """What each token adds after the first bytes of a letter: only tokens that are letters and nothing else."""
+        """Return the tokens that consist of letters, after the first bytes of a letter."""
         ids, texts, rests = [], [], []
         for i, token in enumerate(self._tokens):
             if not token or (0x80 <= token[0] < 0xC0) != bool(begun):
@@ -219,7 +222,7 @@ class VerseConstraint:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """The tokens that may stand in a line: the letters each completes, the bytes of one more that it begins."""
+    """Tokens of letters: the letters that each completes, and the first bytes of one more that it begins."""
 
     ids: NDArray[np.int64]
     text: list[str]
@@ -229,7 +232,7 @@ class _Pieces:
 
 
 def _whole(token: bytes) -> tuple[str, bytes] | None:
-    """The characters and the first bytes of one more; None for what is no such text."""
+    """Return the characters, and the first bytes of one more; None for bytes that are not such text."""
     for cut in range(4):
         if cut > len(token):
             break
@@ -241,18 +244,18 @@ def _whole(token: bytes) -> tuple[str, bytes] | None:
     return None
 
 
-def _split(written: bytes) -> tuple[str, bytes]:
-    found = _whole(written)
-    assert found is not None, "only what is text so far was allowed"
-    return found
+def _split(poem: bytes) -> tuple[str, bytes]:
+    parts = _whole(poem)
+    assert parts is not None, "every token that was allowed continues a text"
+    return parts
 
 
 @functools.lru_cache(1)
 def _beginnings() -> Counter[bytes]:
-    """The first bytes of letters, each with the number of letters that begin so."""
-    found: Counter[bytes] = Counter()
+    """Return the first bytes of letters, with the number of letters that begin with them."""
+    counts: Counter[bytes] = Counter()
     for code in range(0x80, sys.maxunicode + 1):
         if not 0xD800 <= code < 0xE000 and is_letter(chr(code)):
             whole = chr(code).encode()
-            found.update(whole[:cut] for cut in range(1, len(whole)))
-    return found
+            counts.update(whole[:cut] for cut in range(1, len(whole)))
+    return counts
