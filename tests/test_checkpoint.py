@@ -154,7 +154,7 @@ def test_a_flipped_bit_is_found(run: Run, tmp_path: Path) -> None:
 
 def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
     info, opened = checkpoint.peek(run.folder), checkpoint.open(run.folder)
-    assert (info.path, info.shape, info.facts) == (opened.path, opened.shape, opened.facts)
+    assert (info.path, info.shape, info.metadata) == (opened.path, opened.shape, opened.metadata)
     assert info.tokenizer.to_str() == opened.tokenizer.to_str()
     copy = Path(shutil.copy(info.path, tmp_path / "copy.ckpt"))
     (tmp_path / "copy.ckpt.sha256").write_text("0" * 64)
@@ -167,5 +167,5 @@ def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, t
     raw = checkpoint.read(checkpoint.find(run.folder))
     raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
     torch.save(raw, tmp_path / "nan.ckpt")
-    with pytest.raises(CheckpointError, match="holds NaN or Inf"):
+    with pytest.raises(CheckpointError, match="contains NaN or Inf"):
         checkpoint.peek(tmp_path / "nan.ckpt")

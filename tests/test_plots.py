@@ -202,7 +202,7 @@ def test_hidden_characters_are_shown_in_a_report(tmp_path: Path) -> None:
     result = {"results": [{"bits_per_byte": 1.0}], "notes": [f"{mark} test"]}
     (folder / "test.json").write_text(json.dumps(result))
     (folder / "start.json").write_text(json.dumps([{"text": {"splits": {}, "notes": [f"{mark} text"]}}]))
-    text = report.page([run_folder.read(folder)], "steps")
+    text = report.render_report([run_folder.read_run(folder)], "steps")
     assert "\u202e" not in text and "\x07" not in text
     for word in ("config", "sample", "test", "text"):
         assert f"a<U+202E>b<U+0007>c {word}" in Page(text).words

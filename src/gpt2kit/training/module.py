@@ -291,12 +291,11 @@ class GPT2Module(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Build the network, load initial weights, add LoRA, shard: after `setup`, before a checkpoint is loaded."""
-        text = self.trainer.datamodule  # type: ignore[attr-defined]
         if not self.is_built:
-            torch.manual_seed(text.seed)
+            torch.manual_seed(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
             self.build()
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
-            self.load_initial_weights(text.tokenizer)
+            self.load_initial_weights(self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
         add_lora(self.model, self.lora, train_embedding=self.new_vocabulary)
         if self.device_mesh is not None:
             dtensor.shard_model(
