@@ -158,7 +158,7 @@ def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
     assert info.tokenizer.to_str() == opened.tokenizer.to_str()
     copy = Path(shutil.copy(info.path, tmp_path / "copy.ckpt"))
     (tmp_path / "copy.ckpt.sha256").write_text("0" * 64)
-    with pytest.raises(CheckpointError, match="does not fit its checksum"):
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
         checkpoint.peek(copy)
     assert checkpoint.open(copy, verify=False).shape == info.shape
 

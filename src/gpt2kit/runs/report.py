@@ -155,7 +155,7 @@ def _test_results(results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _text_table(text: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not text.get("splits"):
+    if text.get("splits") is None:
         return None
     cells = [["", "documents", "bytes", "tokens", "bytes per token", "repeated", "files"]]
     for name, split in text["splits"].items():
