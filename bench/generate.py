@@ -1,7 +1,8 @@
-"""The speed of writing: this toolkit's loop, transformers' `generate`, and a loop that reads everything again.
+"""The speed of generation: gpt2kit's loop, transformers' `generate`, and a loop that reads everything again.
 
     python bench/generate.py --ckpt_path lightning_logs/version_0
     python bench/generate.py --shape 12 12 768 1024 50257 --repeats 3
+    python bench/generate.py --ckpt_path lightning_logs/version_0 --cold 5     # starts generate.py, too
 
 All write from the same weights, on the same machine, in one process, in turn; a figure is the median of the turns.
 `no cache` is how many small scripts do it: for each token the newest tokens, as many as the context holds, go through
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
 
 import torch
 from machine import finish
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="texts at a time")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cold", type=int, default=0, help="also start generate.py this many times")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -77,7 +81,22 @@ def main() -> None:
                     "times no cache": round(slowest / total, 2),
                 }
             )
+    if given.cold:
+        seconds = statistics.median(cold_start(given.ckpt_path) for _ in range(given.cold))
+        print(f"generate.py: first character after {seconds:.2f} s, median of {given.cold} starts")
     finish(rows, given.output)
+
+
+def cold_start(ckpt_path: str) -> float:
+    """Return the seconds from the start of generate.py to the first character that it generates."""
+    command = [sys.executable, str(ROOT / "generate.py"), "--ckpt_path", ckpt_path, "--max_new_tokens", "20"]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    seconds = time.perf_counter() - begin
+    process.communicate()
+    return seconds
 
 
 def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
