@@ -19,11 +19,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from machine import finish
+from machine import ROOT, finish
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.generation import decoder
