@@ -9,7 +9,7 @@ from conftest import train_tokenizer
 
 from gpt2kit.evaluation import text_stats
 from gpt2kit.evaluation.text_stats import count_words, read
-from gpt2kit.text.reader import Part
+from gpt2kit.text.reader import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer
 
 
@@ -34,7 +34,7 @@ def test_words(text: str, words: int, spaceless: int) -> None:
 @pytest.mark.parametrize("text", ["one two three", "江南 ab江", "  a  "])
 def test_a_word_that_two_pieces_share_counts_once(text: str) -> None:
     for cut in range(len(text) + 1):
-        found = read(iter([Part(text[:cut]), text[cut:], "next one"]), [], 9)
+        found = read(iter([UnfinishedPiece(text[:cut]), text[cut:], "next one"]), [], 9)
         assert found.words.tolist() == [count_words(text)[0], 2], cut
 
 
@@ -53,11 +53,11 @@ def wordpiece(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tokeniz
 
 def test_round_trips(corpus: Path, wordpiece: tokenizer.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     both = [tokenizer.load(corpus / "tokenizer"), wordpiece]
-    whole, lossy = read(iter(["the fox", "the  fox", Part("the fo"), "x  é"]), both, 9).trips
+    whole, lossy = read(iter(["the fox", "the  fox", UnfinishedPiece("the fo"), "x  é"]), both, 9).trips
     assert whole.lossless and whole.documents == 3 and whole.bytes == 7 + 8 + 11
     assert not lossy.lossless and lossy.changed == 2 and lossy.documents == 3 and "'the  fox' as" in lossy.example
     assert read(iter(["a", "b", "c"]), both, 2).trips[0].documents == 2
     monkeypatch.setattr(text_stats, "CHECKED", 8)
     assert read(iter(["the fox", "the fox", "the  fox"]), both, 9).trips[1].lossless, "beyond what is tried"
-    trip = read(iter([Part("the  fox"), Part("the fox"), "x", "y"]), both, 9).trips[1]
+    trip = read(iter([UnfinishedPiece("the  fox"), UnfinishedPiece("the fox"), "x", "y"]), both, 9).trips[1]
     assert trip.changed == 1 == trip.documents, "a document that is tried in part"

@@ -27,7 +27,7 @@ from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
-from gpt2kit.text.reader import Share
+from gpt2kit.text.reader import HashRange
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def open(path: str | Path) -> Opened:
     return Opened(file, shape, state, tokenizer, facts, _document_start(file, facts, shape))
 
 
-def test_text(opened: Opened) -> tuple[list[str], Share | None]:
+def test_text(opened: Opened) -> tuple[list[str], HashRange | None]:
     """The run's own test text: its files, and the share of their documents that was kept out of training."""
     files = opened.facts.get("test_files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
@@ -173,7 +173,7 @@ def test_text(opened: Opened) -> tuple[list[str], Share | None]:
     return files, share_of(opened, "test_share")
 
 
-def share_of(opened: Opened, name: str) -> Share | None:
+def share_of(opened: Opened, name: str) -> HashRange | None:
     """A share of documents that the checkpoint tells of."""
     share = opened.facts.get(name)
     if share is None:
@@ -181,7 +181,7 @@ def share_of(opened: Opened, name: str) -> Share | None:
     sound = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
     if not (sound and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
         raise CheckpointError(f"{opened.path}: what it says of its {name} cannot be. Give text with --files")
-    return Share(**share)
+    return HashRange(**share)
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _tested(
     reading = Reading()
     if group.rank == 0:
         first = text.corpora[0]
-        pieces = first.reader.read(first.paths, share=first.share)
+        pieces = first.reader.read(first.paths, hash_range=first.share)
         reading = read(pieces, [one.tokenizer for one in them], documents)
     results: list[Result] = []
     pages: Pages = {}

@@ -17,8 +17,8 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, UserError
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.text.reader import Reader, Share, reader_from
-from gpt2kit.text.sources import Place, find_files
+from gpt2kit.text.reader import HashRange, Reader, reader_from
+from gpt2kit.text.sources import PathOrURL, find_files
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Subject:
     context: int
     reader: Reader | None
     append_eos: bool
-    test_text: tuple[list[str], Share | None]
-    train_share: Share | None
+    test_text: tuple[list[str], HashRange | None]
+    train_share: HashRange | None
     fingerprint: object
     loaded: checkpoint.Opened | None = None
 
@@ -68,8 +68,8 @@ class Text:
     """
 
     files: list[str]
-    share: Share | None
-    paths: Sequence[Place]
+    share: HashRange | None
+    paths: Sequence[PathOrURL]
     corpora: list[Corpus]
     stores: list[TokenStore]
     hash: str
@@ -141,7 +141,7 @@ def text_of(subjects: list[Subject], files: list[str] | None, reader: Reader | N
     return Text(names, share, paths, corpora, stores, hashes[0])
 
 
-def corpus_of(subject: Subject, paths: Sequence[Place], reader: Reader, share: Share | None) -> Corpus:
+def corpus_of(subject: Subject, paths: Sequence[PathOrURL], reader: Reader, share: HashRange | None) -> Corpus:
     """Text as a checkpoint reads it."""
     return Corpus(paths, subject.tokenizer, reader, share, subject.append_eos)
 
@@ -166,7 +166,7 @@ def limited(stores: list[TokenStore], max_tokens: int | None) -> tuple[int, list
     return 1, [max_tokens + 1], told
 
 
-def _own_text(subjects: list[Subject]) -> tuple[list[str], Share | None]:
+def _own_text(subjects: list[Subject]) -> tuple[list[str], HashRange | None]:
     """The test text of the first checkpoint that names any; a word on each other one that names another."""
     first = next((one for one in subjects if one.test_text[0]), None)
     if first is None:

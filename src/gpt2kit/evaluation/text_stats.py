@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gpt2kit.text.reader import Part
-from gpt2kit.tokenization.report import parted
+from gpt2kit.text.reader import UnfinishedPiece
+from gpt2kit.tokenization.report import first_difference
 
 CHECKED = 16_000_000
 """Bytes of text that are encoded and decoded to see whether they come back."""
@@ -79,7 +79,7 @@ def read(pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int)
     """Count the words of the first `documents` documents; try each tokenizer on those within the first CHECKED bytes.
 
     Args:
-        pieces: what a reader gives: a long document as several `Part`s and a last `str`.
+        pieces: what a reader gives: a long document as several `UnfinishedPiece`s and a last `str`.
         tokenizers: those to try; each piece is encoded by itself, as for a token store.
         documents: how many to read.
     """
@@ -98,12 +98,12 @@ def read(pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int)
                 continue
             trip.bytes += size
             changed[number] = changed[number] or difference(tokenizer, piece)
-            if not isinstance(piece, Part):
+            if not isinstance(piece, UnfinishedPiece):
                 trip.documents += 1
                 trip.changed += bool(changed[number])
                 trip.example = trip.example or changed[number]
                 changed[number] = ""
-        if not isinstance(piece, Part):
+        if not isinstance(piece, UnfinishedPiece):
             found.counts.append(words)
             words, joined = 0, ""
     for trip, left in zip(found.trips, changed, strict=True):
@@ -123,4 +123,4 @@ def difference(tokenizer: Tokenizer, text: str) -> str:
     """Where a text and what comes back of it part, with a little around it; empty if they are the same."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
-    return "" if back == text else parted(text, back)
+    return "" if back == text else first_difference(text, back)
