@@ -151,5 +151,5 @@ def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
 
 def test_shares_that_cannot_be(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
     code, _, err = call(train.main, *options, "--data.valid_share=0.1", "--data.test_share=1")
-    assert code == 2 and "data.valid_share 0.1: data.valid_files are given, too" in err and "data.test_share 1" in err
+    assert code == 2 and "data.valid_share 0.1: data.valid_files are set, too" in err and "data.test_share 1" in err
     assert ReadReport().lines() == []

@@ -190,7 +190,7 @@ def split_problems(options: dict[str, Any]) -> list[str]:
         problems.check(0 <= share < 1, f"{option} {share}: must be from 0 to below 1")
         problems.check(
             not (share and options[f"{split}_files"]),
-            f"{option} {share}: data.{split}_files is set, too. Leave one out",
+            f"{option} {share}: data.{split}_files are set, too. Leave one out",
         )
     total = options["valid_share"] + options["test_share"]
     problems.check(
@@ -202,23 +202,19 @@ def split_problems(options: dict[str, Any]) -> list[str]:
 
 def _problems(reader: Reader) -> list[str]:
     """List what is invalid in a reader's options, which may also come from a checkpoint."""
-    problems = Problems()
-    for name in ("document", "field", "encoding"):
-        value = getattr(reader, name)
-        problems.check(isinstance(value, str), f"reader.{name} {value!r}: must be text")
-    problems.check(reader.document != "", "reader.document: must not be empty")
-    mode, share, least, most = reader.on_bad_text, reader.bad_share, reader.min_chars, reader.max_documents
-    problems.check(mode in get_args(OnBadText), f"reader.on_bad_text {mode!r}: must be stop or replace")
-    problems.check(
-        isinstance(share, int | float) and 0 <= share < 1, f"reader.bad_share {share!r}: must be from 0 to below 1"
-    )
-    problems.check(type(least) is int and least >= 0, f"reader.min_chars {least!r}: must be a whole number, at least 0")
-    problems.check(
-        most is None or (type(most) is int and most >= 1),
-        f"reader.max_documents {most!r}: must be a whole number, at least 1",
-    )
-    is_text = isinstance(reader.encoding, str)
-    return problems.messages + (encodings.encoding_problems(reader.encoding) if is_text else [])
+    share, least, most = reader.bad_share, reader.min_chars, reader.max_documents
+    rules = [
+        ("document", isinstance(reader.document, str) and reader.document, "must be text, and not empty"),
+        ("field", isinstance(reader.field, str), "must be text"),
+        ("on_bad_text", reader.on_bad_text in get_args(OnBadText), "must be stop or replace"),
+        ("bad_share", isinstance(share, int | float) and 0 <= share < 1, "must be from 0 to below 1"),
+        ("min_chars", type(least) is int and least >= 0, "must be a whole number, at least 0"),
+        ("max_documents", most is None or (type(most) is int and most >= 1), "must be a whole number, at least 1"),
+    ]
+    problems = Problems(encodings.encoding_problems(str(reader.encoding)))
+    for name, is_valid, rule in rules:
+        problems.check(is_valid, f"reader.{name} {getattr(reader, name)!r}: {rule}")
+    return problems.messages
 
 
 def _separator(document: str, auto: str) -> str:

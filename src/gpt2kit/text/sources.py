@@ -39,25 +39,15 @@ _VERSION_WORDS = "size etag md5 crc mtime modified updated created version commi
 
 @dataclass
 class ReadReport:
-    """What happened while text was read, for the user and for the progress bar.
+    """What happened while text was read, for the user and for the progress bar."""
 
-    Args:
-        bad_share: the fraction of the records that may be bad; with 0 the first bad record raises.
-        is_part: the text is a part of a larger one, and bad records are judged when all parts are read.
-        bytes: bytes read so far, before decompression.
-        records: records of structured files (JSON, CSV, Parquet), good or bad.
-        bad: bad records: those without usable text.
-        notes: what happened, how often, and where first.
-        pieces: how many items `Reader.read` has yielded from each file, in the order of the files.
-    """
-
-    bad_share: float = 0.0
-    is_part: bool = False
-    bytes: int = 0
-    records: int = 0
-    bad: int = 0
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
-    pieces: list[int] = field(default_factory=list)
+    bad_share: float = 0.0  # the fraction of the records that may be bad; with 0 the first bad record raises
+    is_part: bool = False  # of a larger text, whose bad records are judged together
+    bytes: int = 0  # read so far, before decompression
+    records: int = 0  # of structured files (JSON, CSV, Parquet), good or bad
+    bad: int = 0  # records without usable text
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # what happened: how often, and where first
+    pieces: list[int] = field(default_factory=list)  # that `Reader.read` has yielded from each file
 
     def note(self, what: str, where: str, count: int = 1) -> None:
         """Count something that the user should know; `what` follows a number."""
@@ -148,9 +138,17 @@ def remote_identity(url: str) -> str:
 
 
 def read_chunks(path: PathOrURL, report: ReadReport) -> Iterator[bytes]:
-    """Yield the file's bytes, decompressed, about CHUNK at once."""
+    """Yield the file's bytes, decompressed, CHUNK at once: the reader's pieces must not depend on a server's."""
+    rest = b""
     with translate_errors(path), _open(path, report) as file:
-        yield from _decompress(path, file)
+        for data in _decompress(path, file):
+            rest += data
+            end = len(rest) // CHUNK * CHUNK
+            for start in range(0, end, CHUNK):
+                yield rest[start : start + CHUNK]
+            rest = rest[end:]
+    if rest:
+        yield rest
 
 
 @contextlib.contextmanager
@@ -297,11 +295,9 @@ def _decompress_zstd(path: PathOrURL, file: Any) -> Iterator[bytes]:
     while data := rest or file.read(4096):  # little at a time: 4 KiB can hold 100 MB of zeros
         frame = frame or zstandard.ZstdDecompressor().decompressobj()
         try:
-            chunk = frame.decompress(data)
+            yield frame.decompress(data)
         except zstandard.ZstdError as error:
             raise OSError(str(error)) from None
-        if chunk:
-            yield chunk
         rest = frame.unused_data
         if frame.eof:
             frame = None

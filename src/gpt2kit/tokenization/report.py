@@ -27,34 +27,21 @@ _NEAR = 1.1
 
 @dataclass
 class TokenizerReport:
-    """How a tokenizer encodes a text.
+    """How a tokenizer encodes a text. Ends of documents do not count."""
 
-    Args:
-        size: tokens in the vocabulary.
-        documents, bytes, characters, tokens: of the text, without ends of documents.
-        used: tokens of the vocabulary that the text contains.
-        partial: tokens of the text that are a part of a character, which the vocabulary lacks.
-        unknown: tokens of the text that mean something lost.
-        failures: documents that decode to another text.
-        difference: where the first of them differs.
-        is_lossless: also _PROBE decodes to itself.
-        longest: the longest tokens of the vocabulary.
-        examples: beginnings of documents, split into tokens.
-    """
-
-    size: int
+    size: int  # tokens in the vocabulary
     documents: int = 0
     bytes: int = 0
     characters: int = 0
     tokens: int = 0
-    used: int = 0
-    partial: int = 0
-    unknown: int = 0
-    failures: int = 0
-    difference: str = ""
-    is_lossless: bool = True
-    longest: list[str] = field(default_factory=list)
-    examples: list[list[str]] = field(default_factory=list)
+    used: int = 0  # tokens of the vocabulary that the text contains
+    partial: int = 0  # tokens of the text that are a part of a character, which the vocabulary lacks
+    unknown: int = 0  # tokens of the text that mean something lost
+    failures: int = 0  # documents that decode to another text
+    difference: str = ""  # where the first of them differs
+    is_lossless: bool = True  # _PROBE decodes to itself, too
+    longest: list[str] = field(default_factory=list)  # tokens of the vocabulary
+    examples: list[list[str]] = field(default_factory=list)  # beginnings of documents, split into tokens
 
     @property
     def bytes_per_token(self) -> float:
@@ -130,32 +117,28 @@ def describe(report: TokenizerReport, name: object) -> str:
     if report.unknown:
         lines["unknown"] = f"{_percent(report.unknown, report.tokens)} of the text's tokens"
     title = f"report on {name}, by {report.documents:,} documents, {format_bytes(report.bytes)}"
-    examples = [
-        f"  {'tokens':<24}{'|'.join(pieces)}".replace("\n", "\\n").replace("\t", "\\t") for pieces in report.examples
-    ]
-    return "\n".join([title, *(f"  {label:<24}{line}" for label, line in lines.items()), *examples])
+    examples = ["|".join(pieces).replace("\n", "\\n").replace("\t", "\\t") for pieces in report.examples]
+    labelled = [*lines.items(), *(("tokens", example) for example in examples)]
+    return "\n".join([title, *(f"  {label:<24}{line}" for label, line in labelled)])
 
 
 def table(reports: dict[str, TokenizerReport]) -> str:
     """Return a Markdown table with one line per tokenizer."""
-    rows = []
-    for name, report in reports.items():
-        row = {
-            "tokenizer": name,
-            "tokens": f"{report.size:,}",
-            "bytes/token": f"{report.bytes_per_token:.2f}",
-            "chars/token": f"{report.characters_per_token:.2f}",
-            "bytes, not chars": _percent(report.partial, report.tokens),
-            "changed texts": _percent(report.failures, report.documents),
-            "used": _percent(report.used, report.size),
-            "embedding": f"{report.embedding:.1%}",
-        }
-        rows.append(row)
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-    header = [column.ljust(width) for column, width in widths.items()]
-    line = ["-" * width for width in widths.values()]
-    body = [[row[column].ljust(width) for column, width in widths.items()] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, line, *body])
+    columns: dict[str, list[str]] = {
+        "tokenizer": list(reports),
+        "tokens": [f"{report.size:,}" for report in reports.values()],
+        "bytes/token": [f"{report.bytes_per_token:.2f}" for report in reports.values()],
+        "chars/token": [f"{report.characters_per_token:.2f}" for report in reports.values()],
+        "bytes, not chars": [_percent(report.partial, report.tokens) for report in reports.values()],
+        "changed texts": [_percent(report.failures, report.documents) for report in reports.values()],
+        "used": [_percent(report.used, report.size) for report in reports.values()],
+        "embedding": [f"{report.embedding:.1%}" for report in reports.values()],
+    }
+    padded = []
+    for name, cells in columns.items():
+        width = max(map(len, [name, *cells]))
+        padded.append([f" {name:<{width}} ", "-" * (width + 2), *(f" {cell:<{width}} " for cell in cells)])
+    return "\n".join(f"|{'|'.join(row)}|" for row in zip(*padded, strict=True))
 
 
 def suggest(reports: dict[str, TokenizerReport]) -> str:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization.trainers import EOS
+from gpt2kit.tokenization.trainers import EOS, read_utf8
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -37,11 +37,7 @@ def load(folder: str | Path) -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer. Train one with train_tokenizer.py --output_dir {folder}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a tokenizer (not UTF-8). Name a tokenizer's folder") from None
-    return from_json(text, str(path))
+    return from_json(read_utf8(path, str(path)), str(path))
 
 
 def to_json(tokenizer: Tokenizer) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,8 @@ EOS = "<|endoftext|>"
 UNKNOWN = "[UNK]"
 # Default vocab_size of the kinds that do not take all tokens of the text.
 VOCAB_SIZE = 8192
-NORMALIZERS: dict[str, Callable[[], Any]] = {
-    "nfc": normalizers.NFC,
-    "nfkc": normalizers.NFKC,
-    "lowercase": normalizers.Lowercase,
-}
 
+_NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 _SENTENCEPIECE = ("bytefallback", "unigram")
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Characters without a space after which pair encoders get the text split: merging in a word of a million letters takes
@@ -139,9 +135,7 @@ def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     tokens = _frequent(count_characters(_normalize(documents, spec)), spec)
     ids = {token: i for i, token in enumerate([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens])}
     tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True))
-    tokenizer.normalizer = _normalizer(spec)
-    _set_byte_decoder(tokenizer, spec)
-    return tokenizer
+    return _add_byte_fallback(tokenizer, spec)
 
 
 def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
@@ -150,8 +144,8 @@ def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     for document in documents:
         counts.update(document.split(" "))
     del counts[""]
-    ordered = sorted(counts, key=lambda word: (-counts[word], word))
-    return build_words(_frequent({word: counts[word] for word in ordered}, spec), spec)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return build_words(_frequent(dict(ordered), spec), spec)
 
 
 def build_words(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
@@ -287,24 +281,27 @@ def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) ->
         # Text that looks like the token of a byte must not become that token.
         byte_names = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>|unk>)"), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([byte_names, split])
-    tokenizer.normalizer = _normalizer(spec)
-    _set_byte_decoder(tokenizer, spec)
-    return tokenizer
+    return _add_byte_fallback(tokenizer, spec)
 
 
 def read_vocabulary(path: str) -> list[str]:
     """Return the tokens of a vocab.txt, one per line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"--vocab {path}: not UTF-8 (byte {error.start}). Save the file as UTF-8") from None
+    if not Path(path).is_file():
+        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
+    lines = read_utf8(Path(path), f"--vocab {path}").split("\n")
     if lines[-1] == "":
         del lines[-1]
     if not lines:
         raise DataError(f"--vocab {path}: empty. Give one token per line")
     return [line.rstrip("\r") for line in lines]
+
+
+def read_utf8(path: Path, where: str) -> str:
+    """Return the text of a file; `where` names it in the error."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another") from None
 
 
 def read_tokenizer_json(name: str) -> str:
@@ -314,10 +311,7 @@ def read_tokenizer_json(name: str) -> str:
         return _convert_folder(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"--vocab {name}: not a tokenizer.json. Name its folder") from None
+        return read_utf8(path, f"--vocab {name}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise DataError(f"--vocab {name}: no such folder or file. Check the path")
     return _download(name)
@@ -392,14 +386,16 @@ def _build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Toke
     return tokenizer
 
 
-def _set_byte_decoder(tokenizer: Tokenizer, spec: TokenizerSpec) -> None:
-    """Set the decoder of a byte fallback, and add the special tokens."""
+def _add_byte_fallback(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
+    """Set the normalizer and the decoder, and add the special tokens."""
+    tokenizer.normalizer = _normalizer(spec)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
+    return tokenizer
 
 
 def _normalizer(spec: TokenizerSpec) -> Any:
-    return NORMALIZERS[spec.normalizer]() if spec.normalizer != "none" else None
+    return _NORMALIZERS[spec.normalizer]() if spec.normalizer != "none" else None
 
 
 def _normalize(documents: Iterable[str], spec: TokenizerSpec) -> Iterable[str]:
