@@ -72,7 +72,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
         try:
             text = decoder.decode(chunk, not following)
         except UnicodeDecodeError as error:
-            # error.object begins with the bytes that the decoder has kept from the last chunk: len(state[0]).
+            # error.object begins with the decoder's rest of the last chunk, state[0].
             before = normalize_newlines(carry + error.object[: error.start].decode(codec))
             error_line, error_byte = line + before.count("\n"), offset - len(state[0]) + error.start
             where = f"{path} line {error_line}, byte {error_byte}"

@@ -263,5 +263,5 @@ def _rows_per_batch(metadata: Any) -> int:
 
 
 def _shorten(names: Iterable[object]) -> str:
-    shown = list(map(str, names))
-    return ", ".join([*shown[:8], "..."] if len(shown) > 8 else shown)
+    texts = list(map(str, names))
+    return ", ".join([*texts[:8], "..."] if len(texts) > 8 else texts)

@@ -34,7 +34,7 @@ COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
 
 # Words in the names that fsspec's file systems give to the size, version and time of a file.
-_VERSION_WORDS = "size etag md5 crc mtime modified updated created version commit oid".split()  # noqa: SIM905
+_VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", "created", "version", "commit", "oid")
 
 
 @dataclass

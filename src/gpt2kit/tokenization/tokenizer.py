@@ -1,4 +1,4 @@
-"""Save, load and identify tokenizers. A tokenizer is kept as one JSON string, also inside a checkpoint."""
+"""Save, load and identify tokenizers. A tokenizer is stored as one JSON string, also inside a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json`, and the small file beside it that `transformers` needs."""
+    """Write `tokenizer.json`, and the small file next to it that `transformers` needs."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": EOS,

@@ -366,12 +366,12 @@ def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
 
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
     """Return every pair of pieces that makes a piece, the best piece first, as SentencePiece merges."""
-    known = set(pieces)
+    vocabulary = set(pieces)
     return [
         (piece[:at], piece[at:])
         for piece in pieces
         for at in range(len(piece) - 1, 0, -1)
-        if piece[:at] in known and piece[at:] in known
+        if piece[:at] in vocabulary and piece[at:] in vocabulary
     ]
 
 
