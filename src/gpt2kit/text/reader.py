@@ -117,8 +117,11 @@ class Reader:
             count_before = count
             pieces = iter(reader.documents(path))
             for first in pieces:
-                start = _read_start(first, pieces, self.min_chars)
-                if sum(map(len, start)) < self.min_chars:
+                start, length = [first], len(first)
+                while length < self.min_chars and isinstance(start[-1], UnfinishedPiece):
+                    start.append(next(pieces))
+                    length += len(start[-1])
+                if length < self.min_chars:
                     report.note(f"documents left out, shorter than reader.min_chars {self.min_chars}", str(path))
                     continue
                 if count == self.max_documents:
@@ -225,14 +228,6 @@ def _separator(document: str, auto: str) -> str:
 def _margin(separator: str) -> str:
     """Return the characters to strip from documents: several blank lines separate paragraphs as one does."""
     return "\n" if separator == "\n\n" else ""
-
-
-def _read_start(first: str, pieces: Iterator[str], min_chars: int) -> list[str]:
-    """Return pieces of a document up to `min_chars` characters, or all of a shorter one."""
-    start = [first]
-    while isinstance(start[-1], UnfinishedPiece) and sum(map(len, start)) < min_chars:
-        start.append(next(pieces))
-    return start
 
 
 def _read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:
