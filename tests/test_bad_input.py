@@ -16,7 +16,7 @@ from conftest import SENTENCE, Outcome, Run, train_tokenizer
 from gpt2kit.cli import parser, test, train
 from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import Place
+from gpt2kit.text.sources import PathOrURL
 
 SOUND = "".join(SENTENCE.format(n) for n in range(60))
 FRENCH = "Le garçon a mangé une pâtisserie à l'hôtel près de la forêt. Où êtes-vous né ?\n"
@@ -53,24 +53,24 @@ TEXTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         content('{"text": "é"}\n'.encode("latin-1")),
         "FILE line 1, byte 10: not UTF-8",
     ),
-    "7 UTF-16 without its mark": ("a.txt", content(SOUND.encode("utf-16-le")), "FILE: holds NUL bytes"),
+    "7 UTF-16 without its mark": ("a.txt", content(SOUND.encode("utf-16-le")), "FILE: contains NUL bytes"),
     "7 UTF-16 cut off": ("a.txt", content(SOUND.encode("utf-16")[:-1]), "FILE line 60, byte "),
-    "9 NULs at the start": ("a.txt", content(b"one\0two\n"), "FILE: holds NUL bytes"),
+    "9 NULs at the start": ("a.txt", content(b"one\0two\n"), "FILE: contains NUL bytes"),
     "9 NULs later on": ("a.txt", content(SOUND.encode() * 400 + b"\0\n"), "FILE line 24001: a NUL character"),
-    "9 an image": ("a.txt", content(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 9), "FILE: holds NUL bytes"),
+    "9 an image": ("a.txt", content(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 9), "FILE: contains NUL bytes"),
     "9 gzip named .txt": ("a.txt", content(gzip.compress(SOUND.encode())), "FILE: gzip data, not text. Name it .gz"),
     "9 bzip2 named .txt": ("a.txt", content(bz2.compress(SOUND.encode())), "FILE: bzip2 data, not text"),
     "9 a zip named .txt": ("a.txt", a_zip, "FILE: a zip archive, not text. Unpack it"),
     "9 text named .gz": ("a.txt.gz", content(SOUND), "FILE: damaged compressed data"),
-    "9 gzip cut off": ("a.txt.gz", content(gzip.compress(SOUND.encode())[:-9]), "FILE: ends in the middle"),
+    "9 gzip cut off": ("a.txt.gz", content(gzip.compress(SOUND.encode())[:-9]), "FILE: the compressed data ends early"),
     "9 text named .parquet": ("a.parquet", content(SOUND), "FILE: not a readable Parquet file"),
     "13 half a surrogate pair": ("a.jsonl", content('"sound"\n"\\ud83d"\n'), "FILE line 2: half a surrogate pair"),
     "14 a pipe": ("a.txt", os.mkfifo, "FILE: not a regular file"),
     "14 a device": ("/dev/null", lambda path: None, "FILE: not a regular file"),
     "18 blank lines only": ("a.txt", content("\n\r\n\n"), "FILE: no text in it"),
     "18 empty records only": ("a.jsonl", content('""\n{"text": ""}\n'), "FILE: no text in it"),
-    "a link in a circle": ("a.txt", a_loop, "FILE: a symbolic link that leads nowhere or in a circle"),
-    "a link to nothing": ("a.txt", a_link_to_nothing, "FILE: a symbolic link that leads nowhere"),
+    "a link in a circle": ("a.txt", a_loop, "FILE: a broken or circular symbolic link"),
+    "a link to nothing": ("a.txt", a_link_to_nothing, "FILE: a broken or circular symbolic link"),
     "a broken record": ("a.jsonl", content('"sound"\n{"text": \n'), "FILE line 2: not JSON"),
     "a record without its field": ("a.jsonl", content('{"t": "x"}\n'), "FILE line 1: no field 'text' (it has t"),
     "JSON Lines named .json": ("a.json", content('{"text": "x"}\n{"text": "y"}\n'), "FILE: not a JSON list"),
@@ -129,7 +129,7 @@ def test_text_that_may_not_be_read(
     (inside / "a.txt").chmod(0)
     before = set(inside.rglob("*"))
     main, words = commands(corpus, options, run, "a.txt")[which]
-    refused(call(main, *words), 3, "a.txt: may not be read (mode 0, owner", inside, before)
+    refused(call(main, *words), 3, "a.txt: no permission to read it (mode 0, owner", inside, before)
 
 
 @pytest.mark.parametrize("which", ["train_tokenizer", "trainer", "test"])
@@ -147,7 +147,7 @@ def test_text_that_vanishes(
     before = set(inside.rglob("*"))
     real = Reader.documents
 
-    def vanishing(self: Reader, path: Place) -> Iterator[str]:
+    def vanishing(self: Reader, path: PathOrURL) -> Iterator[str]:
         for number, document in enumerate(real(self, path)):
             if number == 9:
                 (inside / "b.txt").unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def test_text_that_vanishes(
 
     monkeypatch.setattr(Reader, "documents", vanishing)
     main, words = commands(corpus, options, run, "*.txt")[which]
-    refused(call(main, *words), 3, "b.txt: has vanished", inside, before)
+    refused(call(main, *words), 3, "b.txt: not found, or deleted while in use", inside, before)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gpt2kit.errors import DataError
-from gpt2kit.text.encodings import _is_utf8, check_encoding, decoded
-from gpt2kit.text.sources import Report
+from gpt2kit.text.encodings import decode as decode_chunks
+from gpt2kit.text.encodings import encoding_problems, is_utf8
+from gpt2kit.text.sources import ReadReport
 
 CHINESE = "我们都是中国人，今天天气很好。他说：“明天要下雨。”你好吗？这本书是我在北京买的，价格很便宜。\n" * 5
 TRADITIONAL = "我們都是中國人，今天天氣很好。他說明天要下雨。你好嗎？這本書是我在臺北買的，價格很便宜。\n" * 5
@@ -30,10 +31,10 @@ ENCODED = [
 
 
 def decode(
-    raw: bytes, encoding: str = "auto", replace: bool = False, size: int = 1 << 20, report: Report | None = None
+    raw: bytes, encoding: str = "auto", replace: bool = False, size: int = 1 << 20, report: ReadReport | None = None
 ) -> str:
     pieces = (raw[start : start + size] for start in range(0, len(raw), size))
-    return "".join(decoded(pieces, Path("a.txt"), encoding, replace, report or Report()))
+    return "".join(decode_chunks(pieces, Path("a.txt"), encoding, replace, report or ReadReport()))
 
 
 @pytest.mark.parametrize(("text", "encoding"), ENCODED)
@@ -46,7 +47,7 @@ def test_an_encoding_that_is_asked_for(text: str, encoding: str) -> None:
 @pytest.mark.parametrize(("text", "encoding"), ENCODED[:-1])
 def test_an_encoding_beyond_doubt_is_found(text: str, encoding: str) -> None:
     pytest.importorskip("charset_normalizer")
-    report = Report()
+    report = ReadReport()
     assert decode(text.encode(encoding), report=report) == text
     assert "as detected (first: a.txt)" in report.lines()[0]
 
@@ -60,9 +61,9 @@ def test_western_encodings_differ_in_too_little_to_be_guessed() -> None:
 
 def test_utf8_with_some_damage_is_utf8() -> None:
     damaged = b"\xb5\xb5\xb5"
-    assert _is_utf8(b"") and _is_utf8(b"ascii only")
-    assert _is_utf8(CHINESE.encode() + damaged) and _is_utf8(b"mostly ascii " * 50 + "é日本".encode() + damaged)
-    assert not any(_is_utf8(text.encode(encoding)) for text, encoding in ENCODED)
+    assert is_utf8(b"") and is_utf8(b"ascii only")
+    assert is_utf8(CHINESE.encode() + damaged) and is_utf8(b"mostly ascii " * 50 + "é日本".encode() + damaged)
+    assert not any(is_utf8(text.encode(encoding)) for text, encoding in ENCODED)
 
 
 def test_a_damaged_utf8_text_is_not_taken_for_another_encoding() -> None:
@@ -94,7 +95,7 @@ def test_undecodable_bytes_are_named_or_replaced_and_counted(encoding: str, text
     if size > 5:
         with pytest.raises(DataError, match=f"line 2, byte {len(sound)}: not {encoding.upper()}"):
             decode(raw, encoding, size=size)
-    report = Report()
+    report = ReadReport()
     found = decode(raw, encoding, replace=True, size=max(size, 2), report=report)
     expected = text.replace("\r\n", "\n")
     assert found.startswith(expected + "�ab�\n" + expected[:-1]) and found.endswith("�")
@@ -102,9 +103,9 @@ def test_undecodable_bytes_are_named_or_replaced_and_counted(encoding: str, text
 
 
 def test_replacing_is_not_slow_where_all_is_wrong() -> None:
-    report = Report()
+    report = ReadReport()
     assert decode(b"\xff" * 300_000, "utf-8", replace=True, report=report) == "�" * 300_000
-    assert report.met["undecodable bytes replaced"][0] == 300_000
+    assert report.notes["undecodable bytes replaced"][0] == 300_000
 
 
 def test_a_nul_beyond_the_head_stops_or_is_counted() -> None:
@@ -112,11 +113,11 @@ def test_a_nul_beyond_the_head_stops_or_is_counted() -> None:
         yield from (b"one\n", b"two\n\0\n")
 
     with pytest.raises(DataError, match="line 3: a NUL"):
-        list(decoded(pieces(), Path("a.txt"), "auto", False, Report()))
-    assert "".join(decoded(pieces(), Path("a.txt"), "auto", True, Report())) == "one\ntwo\n�\n"
+        list(decode_chunks(pieces(), Path("a.txt"), "auto", False, ReadReport()))
+    assert "".join(decode_chunks(pieces(), Path("a.txt"), "auto", True, ReadReport())) == "one\ntwo\n�\n"
 
 
 def test_encodings_by_name() -> None:
-    assert not check_encoding("auto") and not check_encoding("Shift_JIS") and not check_encoding("GB2312")
-    assert "Did you mean gb18030?" in check_encoding("gb18031")[0]
-    assert check_encoding("rot13") and check_encoding("os.path")
+    assert not encoding_problems("auto") and not encoding_problems("Shift_JIS") and not encoding_problems("GB2312")
+    assert "Did you mean gb18030?" in encoding_problems("gb18031")[0]
+    assert encoding_problems("rot13") and encoding_problems("os.path")

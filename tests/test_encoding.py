@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build
 from gpt2kit.data.build import encode_batches
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import Part
+from gpt2kit.text.reader import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer
 
 WORDS = np.dtype("<u2")
-BATCHES = [TEXT, MEAN, [], [Part("a piece"), " of a document"], *([text] for text in MEAN), TEXT[::-1]]
+BATCHES = [TEXT, MEAN, [], [UnfinishedPiece("a piece"), " of a document"], *([text] for text in MEAN), TEXT[::-1]]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from serving import Server, serving
 
 from gpt2kit.cli import parser
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import shares
+from gpt2kit.text.reader import split_ranges
 from gpt2kit.text.sources import find_files
 
 sys.path.insert(0, str(ROOT / "data"))
@@ -154,8 +154,8 @@ def test_poems(poems: Server, call: Callable[..., Outcome], inside: Path) -> Non
     assert splits["train"][0] == {"author": "李白", "title": "其0", "text": "秦川雄帝宅0，\n函谷壯皇居。"}
     texts = {name: {one["text"] for one in some} for name, some in splits.items()}
     assert all(texts.values()) and sum(map(len, texts.values())) == 800, "equal poems are in the same split"
-    expected = shares(0.01, 0.01, seed=1)
-    assert all(expected[name].has(text) for name, some in texts.items() for text in some)
+    expected = split_ranges(0.01, 0.01, seed=1)
+    assert all(expected[name].contains(text) for name, some in texts.items() for text in some)
     before = (folder / "train.jsonl.gz").read_bytes()
     (folder / "train.jsonl.gz").unlink()
     assert call(main, "poems")[0] == 0 and (folder / "train.jsonl.gz").read_bytes() == before

@@ -27,7 +27,7 @@ from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Reader, Share
+from gpt2kit.text.reader import HashRange, Reader
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.training import run_state
 
@@ -41,7 +41,7 @@ def trained(corpus: Path) -> Tokenizer:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches and pieces so small that all borders are met."""
     monkeypatch.setattr(build, "BATCH", 60)
-    monkeypatch.setattr(reader, "PIECE", 25)
+    monkeypatch.setattr(reader, "PIECE_LENGTH", 25)
 
 
 def write(folder: Path, seed: int, count: int = 7) -> list[Path]:
@@ -79,9 +79,9 @@ def in_parts(corpus: Corpus, count: int, cache_dir: Path) -> TokenStore:
 
 
 @pytest.mark.parametrize("append_eos", [True, False])
-@pytest.mark.parametrize("share", [None, Share(0.2, 0.7, 1)])
+@pytest.mark.parametrize("share", [None, HashRange(0.2, 0.7, 1)])
 def test_a_merged_store_has_the_tokens_and_documents_of_a_single_build(
-    append_eos: bool, share: Share | None, tmp_path: Path, trained: Tokenizer
+    append_eos: bool, share: HashRange | None, tmp_path: Path, trained: Tokenizer
 ) -> None:
     for seed in range(2):
         paths = write(tmp_path / f"text{seed}", seed)

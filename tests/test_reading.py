@@ -8,7 +8,7 @@ import pytest
 from conftest import train_tokenizer
 
 from gpt2kit.evaluation.text_stats import count_words, measure_text
-from gpt2kit.text.reader import Part
+from gpt2kit.text.reader import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer
 
 
@@ -33,7 +33,7 @@ def test_words(text: str, words: int, spaceless: int) -> None:
 @pytest.mark.parametrize("text", ["one two three", "江南 ab江", "  a  "])
 def test_a_word_that_two_pieces_share_counts_once(text: str) -> None:
     for cut in range(len(text) + 1):
-        stats = measure_text(iter([Part(text[:cut]), text[cut:], "next one"]), [], 9)
+        stats = measure_text(iter([UnfinishedPiece(text[:cut]), text[cut:], "next one"]), [], 9)
         assert stats.words.tolist() == [count_words(text)[0], 2], cut
 
 
@@ -52,11 +52,13 @@ def wordpiece(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tokeniz
 
 def test_round_trips(corpus: Path, wordpiece: tokenizer.Tokenizer) -> None:
     both = [tokenizer.load(corpus / "tokenizer"), wordpiece]
-    whole, lossy = measure_text(iter(["the fox", "the  fox", Part("the fo"), "x  é"]), both, 9).round_trips
+    whole, lossy = measure_text(iter(["the fox", "the  fox", UnfinishedPiece("the fo"), "x  é"]), both, 9).round_trips
     assert whole.is_lossless and whole.documents == 3 and whole.bytes == 7 + 8 + 11
     assert not lossy.is_lossless and lossy.changed == 2 and lossy.documents == 3 and "'the  fox' as" in lossy.example
     assert measure_text(iter(["a", "b", "c"]), both, 2).round_trips[0].documents == 2
     stats = measure_text(iter(["the fox", "the fox", "the  fox"]), both, 9, checked_bytes=8)
     assert stats.round_trips[1].is_lossless and stats.round_trips[1].documents == 2, "the third is not checked"
-    stats = measure_text(iter([Part("the  fox"), Part("the fox"), "x", "y"]), both, 9, checked_bytes=8)
+    stats = measure_text(
+        iter([UnfinishedPiece("the  fox"), UnfinishedPiece("the fox"), "x", "y"]), both, 9, checked_bytes=8
+    )
     assert stats.round_trips[1].changed == 1 == stats.round_trips[1].documents, "a document that is checked in part"

@@ -45,11 +45,11 @@ def test_one_item_stays_however_long() -> None:
     ("text", "share"), [("plain words " * 99, 0), ("白日依山盡" * 99, 1), ("สวัสดี" * 99, 1), ("word 白" * 99, 3 / 8)]
 )
 def test_scripts_without_spaces_are_seen(text: str, share: float) -> None:
-    assert Sample(1 << 20).fill([text]).unspaced == pytest.approx(share, abs=0.02)
-    assert Sample(1 << 20).fill([]).unspaced == 0
+    assert Sample(1 << 20).fill([text]).unspaced_fraction == pytest.approx(share, abs=0.02)
+    assert Sample(1 << 20).fill([]).unspaced_fraction == 0
 
 
 def test_characters_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2kit.tokenization.sampling._COUNT_AT_ONCE", 3)
+    monkeypatch.setattr("gpt2kit.tokenization.sampling._COUNT_BATCH", 3)
     counts = count_characters(["ab", "b", "🙂b\U0010ffff", "", "a"])
     assert list(counts.items()) == [("b", 3), ("a", 2), ("🙂", 1), ("\U0010ffff", 1)]

@@ -73,7 +73,7 @@ def test_a_long_document_in_pieces_is_one_document(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.txt").write_text("word " * 100)
-    monkeypatch.setattr(text, "PIECE", 50)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 50)
     store = build(tmp_path, trained)
     assert store.documents == 1 and store.bytes == 500
     assert (store[0 : len(store)] == tokenizer.eos_id(trained)).sum() == 2
@@ -176,7 +176,7 @@ def test_lengths_and_hashes_are_those_of_the_documents_wherever_files_are_cut(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "BATCH", 40)
-    monkeypatch.setattr(text, "PIECE", 30)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 30)
     lines = ["one", "the quick brown fox " * 40, "日本 " * 100, "two", "x" * 200]
     (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     store = build(tmp_path, trained, shard_tokens=25)
@@ -198,7 +198,7 @@ def test_a_document_of_several_pieces_across_shards_is_one_document(
     append_eos: bool, tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "BATCH", 40)
-    monkeypatch.setattr(text, "PIECE", 30)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 30)
     long = "日本 fox jumps\n" * 40
     paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
     for path, content in zip(paths, ("one", long, "two"), strict=True):
@@ -221,7 +221,7 @@ def test_a_long_document_is_recognized_wherever_its_pieces_are_cut(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pieces of a document depend on the text before it; its hash and sizes must not."""
-    monkeypatch.setattr(text, "PIECE", 300)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 300)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 300)
     long = [f"{number} " + "fox " * (60 + 7 * number) for number in range(30)]
     (tmp_path / "a.txt").write_text("\n".join(long))
@@ -239,7 +239,7 @@ def test_each_source_has_its_pieces_documents_and_tokens(
     document: str, tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "BATCH", 40)
-    monkeypatch.setattr(text, "PIECE", 30)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 30)
     contents = ["", "one fox\ntwo\n", "\n" * 3, "the quick brown fox " * 20, "last"]
     paths = [tmp_path / f"{number}.txt" for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
@@ -258,7 +258,7 @@ def test_each_source_has_its_pieces_documents_and_tokens(
         pieces = list(reader.read([path]))
         expected = [trained.encode(piece).ids for piece in pieces]
         assert source.pieces == len(pieces)
-        assert source.documents == sum(not isinstance(piece, text.Part) for piece in pieces)
+        assert source.documents == sum(not isinstance(piece, text.UnfinishedPiece) for piece in pieces)
         tokens = store[start:end]
         assert tokens[tokens != store.index.eos_id].tolist() == [token for ids in expected for token in ids]
     (store.folder / "index.json").unlink()
@@ -329,7 +329,7 @@ def test_a_text_has_the_fingerprint_that_older_checkpoints_recorded(
 ) -> None:
     """What commit ebe9223 (format 3) computed. With `file`, documents have many pieces, in several shards."""
     monkeypatch.setattr(shards, "BATCH", 400)
-    monkeypatch.setattr(text, "PIECE", 100)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 100)
     old = ROOT / "tests/data/run_547bc70"
     paths, saved = [old / "train.txt", old / "valid.txt"], tokenizer.load(old / "tokenizer")
     corpus = Corpus(paths, saved, Reader(document), append_eos=append_eos, shard_tokens=300)
@@ -448,7 +448,7 @@ def test_a_text_that_changes_while_it_is_read_makes_no_store(
             path.write_text("other") if change == "edited" else path.unlink()
 
     monkeypatch.setattr(Reader, "documents", changing)
-    with pytest.raises(DataError, match=r"b\.txt: (was changed while|has vanished)"):
+    with pytest.raises(DataError, match=r"b\.txt: (was changed while|not found)"):
         build(tmp_path, trained)
     assert not list(tmp_path.rglob("index.json"))
 

@@ -17,8 +17,8 @@ from gpt2kit.data import build, store
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import TokenStore
 from gpt2kit.text import reader
-from gpt2kit.text.reader import HEAD, Part, Reader, Share, shares
-from gpt2kit.text.sources import Report
+from gpt2kit.text.reader import HEAD_LENGTH, HashRange, Reader, UnfinishedPiece, split_ranges
+from gpt2kit.text.sources import ReadReport
 from gpt2kit.tokenization import tokenizer
 
 LINES = [f"document {number}" for number in range(2000)]
@@ -26,7 +26,9 @@ LINES = [f"document {number}" for number in range(2000)]
 
 def split(path: Path, lines: list[str], seed: int = 1, valid: float = 0.1, test: float = 0.2) -> dict[str, list[str]]:
     path.write_text("\n".join(lines), encoding="utf-8")
-    return {name: list(Reader().read([path], share=share)) for name, share in shares(valid, test, seed).items()}
+    return {
+        name: list(Reader().read([path], hash_range=share)) for name, share in split_ranges(valid, test, seed).items()
+    }
 
 
 def test_every_document_is_in_one_split_whatever_the_order(tmp_path: Path) -> None:
@@ -47,20 +49,20 @@ def test_a_split_does_not_change_with_the_other(tmp_path: Path) -> None:
 
 def test_long_documents_fall_together_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pieces of a document depend on what stands before it; its split must not."""
-    monkeypatch.setattr("gpt2kit.text.reader.HEAD", 100)
-    monkeypatch.setattr(reader, "PIECE", 300)
+    monkeypatch.setattr("gpt2kit.text.reader.HEAD_LENGTH", 100)
+    monkeypatch.setattr(reader, "PIECE_LENGTH", 300)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 300)
     long = [f"{number} " + "word " * random.Random(number).randrange(50, 400) for number in range(60)]
     kept = {name: set(documents) for name, documents in split(tmp_path / "a.txt", long[:0] + long).items()}
-    assert any(len(d) > 300 for d in long) and HEAD < 1 << 17
+    assert any(len(d) > 300 for d in long) and HEAD_LENGTH < 1 << 17
     for before in (7, 150):
         path = tmp_path / "b.txt"
         path.write_text("\n".join("x" * before + "\n" + document for document in long))
-        for name, share in shares(0.1, 0.2, 1).items():
+        for name, share in split_ranges(0.1, 0.2, 1).items():
             joined, document = [], ""
-            for piece in Reader().read([path], share=share):
+            for piece in Reader().read([path], hash_range=share):
                 document += piece
-                if not isinstance(piece, Part):
+                if not isinstance(piece, UnfinishedPiece):
                     joined.append(document)
                     document = ""
             whole = {d for d in long if any(d.startswith(k) or k.startswith(d) for k in kept[name])}
@@ -73,7 +75,7 @@ def test_a_share_is_part_of_the_key_and_of_the_documents_hashes(tmp_path: Path, 
     path.write_text("\n".join(LINES))
     stores = {
         name: build.open_or_build(Corpus([path], trained, Reader(), share), tmp_path / "cache")
-        for name, share in {"all": None, **shares(0.1, 0.2, 1)}.items()
+        for name, share in {"all": None, **split_ranges(0.1, 0.2, 1)}.items()
     }
     assert len({store.folder for store in stores.values()}) == 4
     assert stores["all"].documents == sum(stores[name].documents for name in ("train", "valid", "test"))
@@ -124,7 +126,7 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
         assert code == 0, err
         return dict(json.loads(out)["text"])
 
-    expected = list(Reader().read([inside / "all.txt"], share=Share(0.0, 0.2, 7)))
+    expected = list(Reader().read([inside / "all.txt"], hash_range=HashRange(0.0, 0.2, 7)))
     assert test()["documents"] == len(expected) > 50
     assert test()["bytes"] == sum(len(document.encode()) for document in expected)
     assert test("--files", "all.txt")["documents"] == 400
@@ -149,5 +151,5 @@ def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
 
 def test_shares_that_cannot_be(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
     code, _, err = call(train.main, *options, "--data.valid_share=0.1", "--data.test_share=1")
-    assert code == 2 and "data.valid_share 0.1: data.valid_files are given, too" in err and "data.test_share 1" in err
-    assert Report().lines() == []
+    assert code == 2 and "data.valid_share 0.1: data.valid_files are set, too" in err and "data.test_share 1" in err
+    assert ReadReport().lines() == []

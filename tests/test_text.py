@@ -10,8 +10,8 @@ from conftest import ROOT
 
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader as text
-from gpt2kit.text.reader import Part, Reader
-from gpt2kit.text.sources import Place, Report, find_files
+from gpt2kit.text.reader import Reader, UnfinishedPiece
+from gpt2kit.text.sources import PathOrURL, ReadReport, find_files
 
 
 def read(path: Path, content: bytes, document: str = "line") -> list[str]:
@@ -42,13 +42,13 @@ def test_pieces_of_any_size_give_the_same_text(tmp_path: Path, monkeypatch: pyte
     content = "ab\r\ncdé日\n\n\r\nlast line is rather long 日本語".encode()
     whole = {kind: read(tmp_path / "t.txt", content, kind) for kind in ("line", "paragraph", "file", "|")}
     for size in range(1, 30):
-        monkeypatch.setattr(text, "PIECE", size)
+        monkeypatch.setattr(text, "PIECE_LENGTH", size)
         monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
         for kind, documents in whole.items():
             joined, open_document = [], ""
             for piece in read(tmp_path / "t.txt", content, kind):
                 open_document += piece
-                if not isinstance(piece, Part):
+                if not isinstance(piece, UnfinishedPiece):
                     joined.append(open_document)
                     open_document = ""
             assert not open_document and joined == documents, (size, kind)
@@ -89,7 +89,7 @@ def test_a_reader_is_known_by_its_options_but_never_imported_by_name() -> None:
 
 def test_short_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one\ntwelve\nx\neleven\n")
-    report = Report()
+    report = ReadReport()
     assert list(Reader(min_chars=4).read([tmp_path / "t.txt"], report)) == ["twelve", "eleven"]
     assert report.lines() == [
         f"2 documents left out, shorter than reader.min_chars 4 (first: {tmp_path / 't.txt'})",
@@ -97,7 +97,7 @@ def test_short_documents_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_short_ends_in_pieces_are_not_short_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "PIECE", 4)
+    monkeypatch.setattr(text, "PIECE_LENGTH", 4)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 4)
     (tmp_path / "t.txt").write_text("abcdefghijkl\nabc\nabcdefghijklmnop\n")
     assert "".join(Reader(min_chars=11).read([tmp_path / "t.txt"])) == "abcdefghijklabcdefghijklmnop"
@@ -107,7 +107,7 @@ def test_two_readings_at_once_have_reports_of_their_own(tmp_path: Path) -> None:
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path in paths:
         path.write_text("x\nlong\n")
-    reader, reports = Reader(min_chars=2), [Report(), Report()]
+    reader, reports = Reader(min_chars=2), [ReadReport(), ReadReport()]
     for pair in zip(*(reader.read(paths, report) for report in reports), strict=True):
         assert pair == ("long", "long")
     assert [report.bytes for report in reports] == [14, 14] and reports[0].lines() == reports[1].lines()
@@ -125,7 +125,7 @@ def test_the_number_of_documents_counts_over_all_files(tmp_path: Path) -> None:
 def test_a_file_without_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n \n")
     (tmp_path / "b.txt").write_text("")
-    report = Report()
+    report = ReadReport()
     assert list(Reader().read(find_files([str(tmp_path)]), report)) == [" "]
     assert report.lines() == [f"1 files without text (first: {tmp_path / 'b.txt'})"]
 
@@ -133,7 +133,7 @@ def test_a_file_without_text_is_told(tmp_path: Path) -> None:
 class Shouting(Reader):
     """A plug-in that overrides nothing else."""
 
-    def documents(self, path: Place) -> Iterator[str]:
+    def documents(self, path: PathOrURL) -> Iterator[str]:
         yield from Path(path).read_text().upper().split(",")
 
 

@@ -177,9 +177,9 @@ def test_vocab_size_is_an_upper_bound(folder: Path, tmp_path: Path, kind: str, m
 def test_ids_are_those_of_sentencepiece(model_type: str) -> None:
     import sentencepiece
 
-    model = trainers.sentencepiece_model(model_type, TEXT, TokenizerSpec(vocab_size=480))
+    model = trainers.train_sentencepiece_model(model_type, TEXT, TokenizerSpec(vocab_size=480))
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ours = trainers.from_sentencepiece(model_type, model, TokenizerSpec(vocab_size=480))
+    ours = trainers.convert_sentencepiece(model_type, model, TokenizerSpec(vocab_size=480))
     ours.encode_special_tokens = True
 
     def same(text: str) -> bool:
@@ -353,7 +353,7 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
         ("--compare nine", 2, "--compare nine: not a size"),
         ("--compare char:9", 2, "char needs at least 257"),
         ("--max_token_length 1", 2, "must be at least 2"),
-        ("--kind char --max_token_length 9", 2, "char has no such limit"),
+        ("--kind char --max_token_length 9", 2, "char has no such option"),
         ("--report none", 3, "none: no such tokenizer"),
         ("--kind words --normalizer nfc", 2, "--normalizer nfc: words"),
     ],

@@ -17,7 +17,7 @@ def test_the_figures_are_those_of_the_text() -> None:
     found = trainers.train_char(["abc é"], TokenizerSpec())
     report = tokenizer_report.measure(found, ["abc", "é日", "a\N{REPLACEMENT CHARACTER}b cab"])
     assert (report.documents, report.bytes, report.characters) == (3, 17, 12)
-    assert report.tokens == 3 + 1 + 3 + 1 + 3 + 5 and report.parts == 6  # 日 and U+FFFD are three bytes each
+    assert report.tokens == 3 + 1 + 3 + 1 + 3 + 5 and report.partial == 6  # 日 and U+FFFD are three bytes each
     assert report.size == 1 + 256 + 5 and report.used == 5 + 3 + 3 - 0
     assert (report.failures, report.unknown) == (0, 0)
     rows = -(-262 // 64) * 64 * 768
@@ -33,12 +33,15 @@ def test_what_does_not_come_back_is_shown() -> None:
     report = tokenizer_report.measure(found, ["the  fox", "the fox", "Z"])
     assert (report.failures, report.unknown) == (2, 1)
     told = tokenizer_report.describe(report, "x")
-    assert "2 of 3 documents come back changed, such as 'the  fox' as 'the fox'" in told and "unknown" in told
+    assert (
+        "2 of 3 documents change when encoded and decoded, such as 'the  fox' as 'the fox'" in told
+        and "unknown" in told
+    )
 
 
 def test_a_text_is_shown_cut_into_its_tokens() -> None:
     found = trainers.train_bytebpe(["the the the"], TokenizerSpec(vocab_size=260))
-    pieces = tokenizer_report.cut(found, "the 白 the")
+    pieces = tokenizer_report.split_into_tokens(found, "the 白 the")
     assert "".join(pieces) == "the 白 the" and "白" in pieces
     assert "|白|" in tokenizer_report.describe(tokenizer_report.measure(found, ["the 白 the"]), "x")
 
@@ -67,11 +70,11 @@ def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, ca
 
 
 def test_the_suggestion_is_small_lossless_and_near_the_best() -> None:
-    def report(size: int, tokens: int, failures: int = 0) -> tokenizer_report.Report:
-        return tokenizer_report.Report(size, 9, 1000, 1000, tokens, failures=failures)
+    def report(size: int, tokens: int, failures: int = 0) -> tokenizer_report.TokenizerReport:
+        return tokenizer_report.TokenizerReport(size, 9, 1000, 1000, tokens, failures=failures)
 
     found = {"big": report(9000, 100), "near": report(4000, 109), "far": report(2000, 130), "lossy": report(100, 90, 1)}
-    found["unsafe"] = tokenizer_report.Report(90, 9, 1000, 1000, 100, lossless=False)
+    found["unsafe"] = tokenizer_report.TokenizerReport(90, 9, 1000, 1000, 100, is_lossless=False)
     assert "suggestion: near" in tokenizer_report.suggest(found)
     assert "suggestion: none" in tokenizer_report.suggest({"lossy": found["lossy"]})
 

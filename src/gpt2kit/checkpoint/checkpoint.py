@@ -25,7 +25,7 @@ from gpt2kit.checkpoint import huggingface, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
-from gpt2kit.text.reader import Share
+from gpt2kit.text.reader import HashRange
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[
     return CheckpointInfo(file, shape, tokenizer, metadata, start), validation.model_state(state)
 
 
-def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], Share | None]:
+def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | None]:
     """Return the run's test text: its files, and the share of their documents that was kept out of training."""
     names = checkpoint.metadata.get("test_files")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -191,7 +191,7 @@ def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], Share | None]
     return names, read_share(checkpoint, "test_share")
 
 
-def read_share(checkpoint: CheckpointInfo, name: str) -> Share | None:
+def read_share(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
     """Return a share of the documents that the metadata contains, such as `train_share`."""
     share = checkpoint.metadata.get(name)
     if share is None:
@@ -199,7 +199,7 @@ def read_share(checkpoint: CheckpointInfo, name: str) -> Share | None:
     is_valid = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
     if not (is_valid and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
         raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
-    return Share(**share)
+    return HashRange(**share)
 
 
 def read(file: Path, verify: bool = True) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
     train_texts, held_out = Sample(spec.sample or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
     for number, document in enumerate(documents):
         (held_out if number % 10 == 9 else train_texts).offer(document)
-    sizes = (training.sample_size(candidate.kind, train_texts.unspaced) for candidate in specs.values())
+    sizes = (training.sample_size(candidate.kind, train_texts.unspaced_fraction) for candidate in specs.values())
     train_texts.shrink(spec.sample or min(sizes))
     held_out.shrink(REPORT_BYTES)
     measured_on = held_out if len(held_out) else train_texts
@@ -123,8 +123,12 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
         tokenizer = load(name) if candidate.kind == "existing" else TRAINERS[candidate.kind](train_texts, candidate)
         tokenizer.encode_special_tokens = True
         measured[name] = reports.measure(tokenizer, measured_on)
-    where = f"measured on {reports.amount(len(held_out))} of held-out text" if len(held_out) else "measured on it, too"
-    trained_on = f"each trained on the same {reports.amount(len(train_texts))} and {where}"
+    where = (
+        f"measured on {reports.format_bytes(len(held_out))} of held-out text"
+        if len(held_out)
+        else "measured on it, too"
+    )
+    trained_on = f"each trained on the same {reports.format_bytes(len(train_texts))} and {where}"
     return f"{reports.table(measured)}\n{trained_on}\n{reports.suggest(measured)}"
 
 

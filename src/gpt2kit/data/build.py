@@ -44,10 +44,10 @@ from gpt2kit.data.store import (
 )
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import Part, Reader, Share
-from gpt2kit.text.sources import Place, Report
+from gpt2kit.text.reader import HashRange, Reader, UnfinishedPiece
+from gpt2kit.text.sources import PathOrURL, ReadReport
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.sampling import Text, batched
+from gpt2kit.tokenization.sampling import StrT, batched
 
 # Called with the bytes of the files that are read, and with the size of all files; compressed ones count as stored.
 Progress = Callable[[int, int], None]
@@ -65,10 +65,10 @@ _SLICE = 1 << 16
 class Corpus:
     """Text and how it is tokenized: all that decides a store's content."""
 
-    paths: Sequence[Place]  # in the order of their documents in the store
+    paths: Sequence[PathOrURL]  # in the order of their documents in the store
     tokenizer: Tokenizer
     reader: Reader
-    share: Share | None = None  # the split to take; None takes all documents
+    share: HashRange | None = None  # the split to take; None takes all documents
     append_eos: bool = True
     shard_tokens: int = 1 << 26  # a shard has about as many; also the most work that a killed build can lose
     # Which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). It may be empty.
@@ -181,7 +181,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     """Write the shards that an earlier build has not finished, and those that are missing or damaged."""
     shards = read_journal(folder)
     to_repair = find_damaged(folder, shards)
-    report = Report(whole=not corpus.part)
+    report = ReadReport(is_part=bool(corpus.part))
     pieces = describe(corpus.reader.read(corpus.paths, report, corpus.share))
     size = sum(sources.size(path) for path in corpus.paths)
 
@@ -204,7 +204,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         add_to_journal(folder, shard)
         shards.append(shard)
     if corpus.part:  # judged by the merge
-        notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.met})]
+        notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.notes})]
     else:
         refuse_empty(shards, corpus, report)
         notes = report.lines()
@@ -224,21 +224,21 @@ def describe(texts: Iterable[str]) -> Iterator[Piece]:
         piece = Piece(text)
         piece.hash = int.from_bytes(hasher.digest(), "little")
         piece.bytes = len(raw)
-        piece.ends_document = not isinstance(text, Part)
+        piece.ends_document = not isinstance(text, UnfinishedPiece)
         if piece.ends_document:
             hasher = hashlib.blake2b(digest_size=8)
         yield piece
 
 
 def encode_batches(
-    batches: Iterable[list[Text]], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]
-) -> Iterator[tuple[list[Text], list[Ids]]]:
+    batches: Iterable[list[StrT]], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]
+) -> Iterator[tuple[list[StrT], list[Ids]]]:
     """Yield each batch with the ids of each of its texts, in order; no special token is added to a text.
 
     A thread encodes, on all cores, while the caller reads text and writes ids. It never reads far ahead, so memory does
     not depend on the corpus. Exhaust or close the iterator, and the thread ends.
     """
-    waiting: collections.deque[tuple[list[Text], Future[list[Ids]]]] = collections.deque()
+    waiting: collections.deque[tuple[list[StrT], Future[list[Ids]]]] = collections.deque()
     pool = ThreadPoolExecutor(1, "encoding")
     try:
         for texts in batches:
@@ -305,7 +305,7 @@ def _write_shard(
     return shard
 
 
-def _count_sources(folder: Path, corpus: Corpus, shards: list[Shard], report: Report) -> list[Source]:
+def _count_sources(folder: Path, corpus: Corpus, shards: list[Shard], report: ReadReport) -> list[Source]:
     """Count pieces, documents and tokens of each file of the text."""
     counts = np.zeros((len(corpus.paths), 3), np.int64)
     ends = np.cumsum(report.pieces)  # number of the piece that follows each file's last one
@@ -320,13 +320,13 @@ def _count_sources(folder: Path, corpus: Corpus, shards: list[Shard], report: Re
     return [Source(str(path), *row) for path, row in zip(corpus.paths, counts.tolist(), strict=True)]
 
 
-def refuse_empty(shards: list[Shard], corpus: Corpus, report: Report) -> None:
+def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> None:
     """Raise if there was no text."""
     if not any(shard.documents for shard in shards):
         what = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
         share = corpus.share
         split = f" for the {share.high - share.low:.3g} of it that this split takes" if share else ""
-        notes = f" ({'; '.join(report.lines())})" if report.met else ""
+        notes = f" ({'; '.join(report.lines())})" if report.notes else ""
         raise DataError(f"{what}: no text in it{split}{notes}. Name files that hold text")
 
 

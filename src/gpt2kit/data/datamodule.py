@@ -22,7 +22,7 @@ from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
 from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
-from gpt2kit.text.reader import Reader, Split, shares, split_problems
+from gpt2kit.text.reader import Reader, Split, split_problems, split_ranges
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.train import resolve
@@ -98,7 +98,7 @@ class TextDataModule(pl.LightningDataModule):
             "valid": _as_list(valid_files),
             "test": _as_list(test_files),
         }
-        self.shares = shares(valid_share, test_share, seed)
+        self.shares = split_ranges(valid_share, test_share, seed)
         for split in self.shares:
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)

@@ -25,7 +25,7 @@ from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_in
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.reader import Split
-from gpt2kit.text.sources import Report
+from gpt2kit.text.sources import ReadReport
 
 _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
@@ -153,14 +153,14 @@ def _move(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> Report:
+def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> ReadReport:
     """Join what was met in all parts, and judge the bad records as those of one text."""
-    report = Report(corpus.reader.bad_share)
+    report = ReadReport(corpus.reader.bad_share)
     for index in indexes:
         part = json.loads(index.notes[0])
         report.records += part["records"]
         report.bad += part["bad"]
         for what, (times, first) in part["met"].items():
             report.note(what, first, times)
-    report.finish()
+    report.check_bad_share()
     return report

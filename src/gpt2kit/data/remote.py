@@ -59,7 +59,7 @@ class StreamedStore(TokenStore):
 
     def __init__(self, place: str, scratch: Path = SCRATCH) -> None:
         self.place, self._scratch = place, scratch
-        with sources.reading(place):
+        with sources.translate_errors(place):
             self._filesystem, self._root = sources.filesystem_of(place)
         raw = retry(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
         self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))

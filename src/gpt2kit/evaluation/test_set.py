@@ -17,8 +17,8 @@ from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refu
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.text.reader import Reader, Share, reader_from
-from gpt2kit.text.sources import Place, find_files
+from gpt2kit.text.reader import HashRange, Reader, reader_from
+from gpt2kit.text.sources import PathOrURL, find_files
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Candidate:
     info: CheckpointInfo
     reader: Reader | None  # of its training text; None if it does not say, or if the user gives another
     append_eos: bool  # whether it was trained to predict where documents end
-    test_text: tuple[list[str], Share | None]  # its own test files, and the split of them kept out of training
-    train_split: Share | None  # of its training files; None: all documents
+    test_text: tuple[list[str], HashRange | None]  # its own test files, and the split of them kept out of training
+    train_split: HashRange | None  # of its training files; None: all documents
 
     @property
     def context(self) -> int:
@@ -47,7 +47,7 @@ class Candidate:
         """Load the weights. The candidate does not keep them, so one model is in memory at a time."""
         return checkpoint.open(self.info.path, verify=False).model
 
-    def corpus(self, paths: Sequence[Place], reader: Reader, split: Share | None) -> Corpus:
+    def corpus(self, paths: Sequence[PathOrURL], reader: Reader, split: HashRange | None) -> Corpus:
         """Return a text as this checkpoint reads it, or by `reader` if it has none of its own."""
         return Corpus(paths, self.info.tokenizer, self.reader or reader, split, self.append_eos)
 
@@ -57,7 +57,7 @@ class TestSet:
     """The documents that all candidates are tested on."""
 
     files: list[str]  # as the user or a checkpoint gave them
-    split: Share | None  # of their documents; None: all
+    split: HashRange | None  # of their documents; None: all
     corpora: list[Corpus]  # the text as each candidate reads it
     stores: list[TokenStore]  # its tokens, for each candidate
     hash: str  # of the documents, whatever the tokenizer
@@ -126,7 +126,7 @@ def open_test_set(
     return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
 
 
-def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], Share | None]:
+def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], HashRange | None]:
     first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
         raise UserError(f"{candidates[0].name}: has no test text of its own. Name text files with --files")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
-from gpt2kit.text.reader import Part
-from gpt2kit.tokenization.report import parted
+from gpt2kit.text.reader import UnfinishedPiece
+from gpt2kit.tokenization.report import first_difference
 
 # Bytes of text that are encoded and decoded again.
 CHECKED_BYTES = 16_000_000
@@ -66,7 +66,7 @@ def measure_text(
 ) -> TextStats:
     """Count the words of the first documents; check each tokenizer on those within the first bytes.
 
-    A reader yields a long document as several `Part`s and a last `str`; each is encoded by itself, as for a store.
+    A reader yields a long document in pieces; each is encoded by itself, as for a store.
     """
     stats = TextStats(round_trips=[RoundTripCheck() for _ in tokenizers])
     checked = 0
@@ -95,7 +95,7 @@ def measure_text(
 def _document(piece: str, pieces: Iterator[str]) -> Iterator[str]:
     """Yield the pieces of the document that begins with `piece`."""
     yield piece
-    while isinstance(piece, Part):
+    while isinstance(piece, UnfinishedPiece):
         yield (piece := next(pieces))
 
 
@@ -110,4 +110,4 @@ def find_difference(tokenizer: Tokenizer, text: str) -> str:
     """Return where a text and its decoded tokens differ, with a little around it; empty if they are the same."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     decoded = tokenizer.decode(ids, skip_special_tokens=False)
-    return "" if decoded == text else parted(text, decoded)
+    return "" if decoded == text else first_difference(text, decoded)

@@ -1,6 +1,6 @@
-"""Records of structured files: JSON Lines, JSON lists, CSV, Parquet, data sets of the hub.
+"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, data sets of the Hugging Face hub.
 
-Each record's text is held whole; a file is read some records at a time.
+A record is held whole; a file is read some records at a time.
 """
 
 from __future__ import annotations
@@ -8,277 +8,260 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from gpt2kit.errors import DataError
-from gpt2kit.text.encodings import unix
-from gpt2kit.text.sources import Place, Report, missing, seekable
+from gpt2kit.text.encodings import normalize_newlines
+from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
 
-# Characters in a CSV cell. Without a limit, a stray quotation mark would take the rest of the file as one cell.
-CELL = 1 << 26
+# Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make one cell of the rest of the file.
+MAX_CELL = 1 << 26
+
+# Where a record is, and its value: a string, any other JSON value, or the BadRecord that was read instead.
+Record = tuple[str, object]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
-class _BadRecord(ValueError):
+class BadRecord(ValueError):
     """A record without usable text: the reason, and a detail."""
 
 
-def json_lines(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[str]:
-    """The records of a file with a JSON value per line; blank lines do not count."""
-    for number, line in enumerate(_lines(text), 1):
-        if line.isspace():
-            continue
-        where = f"{place} line {number}"
+def extract_texts(records: Iterable[Record], field: str, replace: bool, report: ReadReport) -> Iterator[str]:
+    """Yield the text of each record, or its field's, with LF line ends. Bad records are counted, or raise."""
+    for where, value in records:
         report.records += 1
         try:
-            record = _text_of(_parse(line), name)
-        except _BadRecord as error:
-            report.bad_record(where, *error.args)
+            text = _text_of(value, field)
+            text.encode()
+        except UnicodeEncodeError:
+            if not replace:
+                report.reject_record(where, "half a surrogate pair", "not a character")
+                continue
+            report.note("records with half a surrogate pair, replaced", where)
+            text = _SURROGATE.sub("�", text)
+        except BadRecord as error:
+            report.reject_record(where, *error.args)
             continue
-        yield from _clean(record, where, replace, report)
+        if text:
+            yield normalize_newlines(text)
+        else:
+            report.note("records without text", where)
 
 
-def json_list(text: Iterator[str], place: Place, name: str, replace: bool, report: Report) -> Iterator[str]:
-    """The records of a file that is one JSON list, read item by item; broken JSON always stops."""
+def read_json_lines(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
+    """Yield the records of a file with a JSON value per line; blank lines do not count."""
+    for number, line in enumerate(_lines(text), 1):
+        if not line.isspace():
+            yield f"{path} line {number}", _parse(line)
+
+
+def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
+    """Yield the items of a file that is one JSON list. Broken JSON always raises."""
     stream = _JsonStream(text)
     if stream.peek() != "[":
-        raise DataError(f"{place}: not a JSON list. Name it .jsonl if each line is a record")
-    stream.at += 1
+        raise DataError(f"{path}: not a JSON list. Name it .jsonl if each line is a record")
+    stream.position += 1
     number, following = 0, stream.peek()
     while following != "]":
         number += 1
-        where = f"{place} item {number}"
-        report.records += 1
         try:
-            value = stream.value()
+            value = stream.read_value()
             following = stream.peek()
             if following not in (",", "]"):
                 raise ValueError(f"{following!r} after it" if following else "the list does not end")
         except ValueError as error:
-            raise DataError(
-                f"{place} line {stream.line_number()}, item {number}: not JSON ({error}). Mend the file"
-            ) from None
-        stream.at += 1
-        try:
-            record = _text_of(value, name)
-        except _BadRecord as error:
-            report.bad_record(where, *error.args)
-            continue
-        yield from _clean(record, where, replace, report)
+            line = stream.line_number()
+            raise DataError(f"{path} line {line}, item {number}: not JSON ({error}). Fix the file") from None
+        stream.position += 1
+        yield f"{path} item {number}", value
 
 
 class _JsonStream:
-    """JSON values, one after another, in a text of any length. What was read is dropped."""
+    """Reads JSON values, one after another, from a text of any length, and keeps no more of it than it needs."""
 
-    # Near the end of the text in hand, a number, a word or an escape may be cut off.
-    _CUT = 16
+    # A number, a word or an escape that ends this close to the end of the text may continue in the next chunk.
+    _MARGIN = 16
 
-    def __init__(self, pieces: Iterator[str]) -> None:
-        self._pieces = pieces
-        self._text, self._lines = "", 1
-        self.at = 0
+    def __init__(self, chunks: Iterator[str]) -> None:
+        self._chunks = chunks
+        self._text, self._first_line = "", 1
+        self.position = 0
 
     def line_number(self) -> int:
-        """The line of the next character, from 1."""
-        return self._lines + self._text.count("\n", 0, self.at)
+        """Return the line of the next character, from 1."""
+        return self._first_line + self._text.count("\n", 0, self.position)
 
     def peek(self) -> str:
         """Skip spaces and return the next character; nothing at the end of the text."""
         while True:
-            self.at = _SPACE.match(self._text, self.at).end()  # type: ignore[union-attr]
-            if self.at < len(self._text):
-                return self._text[self.at]
-            if not self._read():
+            self.position = _SPACE.match(self._text, self.position).end()  # type: ignore[union-attr]
+            if self.position < len(self._text):
+                return self._text[self.position]
+            if not self._read_more():
                 return ""
 
-    def value(self) -> object:
-        """Read the next value. Raise ValueError, and stop at its place, if it is broken."""
+    def read_value(self) -> object:
+        """Return the next value. If it is broken, stop at the broken character and raise ValueError."""
         self.peek()
         while True:
-            broken = None
-            settled = len(self._text) - self._CUT
+            message = ""
+            margin = len(self._text) - self._MARGIN
             try:
-                value, end = _DECODER.raw_decode(self._text, self.at)
-                incomplete = end > settled
+                value, end = _DECODER.raw_decode(self._text, self.position)
+                is_incomplete = end > margin
             except json.JSONDecodeError as error:
-                broken, end = error.msg, error.pos
-                incomplete = end > settled or broken.startswith("Unterminated string")
+                message, end = error.msg, error.pos
+                is_incomplete = end > margin or message.startswith("Unterminated string")
             except RecursionError:
                 raise ValueError("nested too deep") from None
-            if incomplete and self._read():
+            if is_incomplete and self._read_more():
                 continue
-            self.at = end
-            if broken:
-                raise ValueError(broken)
+            self.position = end
+            if message:
+                raise ValueError(message)
             return value
 
-    def _read(self) -> bool:
-        """Take in as much text as is in hand, so that a long value is parsed only a few times; False at the end."""
-        text = [self._text[self.at :]]
-        size, more = 0, False
-        for piece in self._pieces:
-            text.append(piece)
-            size, more = size + len(piece), True
-            if size >= len(text[0]):
+    def _read_more(self) -> bool:
+        """Read at least as much text as there is, so that a long value is parsed few times; False at the end."""
+        rest = self._text[self.position :]
+        chunks, size = [], 0
+        for chunk in self._chunks:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= len(rest):
                 break
-        if more:
-            self._lines = self.line_number()
-            self._text, self.at = "".join(text), 0
-        return more
+        if not chunks:
+            return False
+        self._first_line = self.line_number()
+        self._text, self.position = rest + "".join(chunks), 0
+        return True
 
 
-def csv_rows(
-    text: Iterator[str], place: Place, name: str, delimiter: str, replace: bool, report: Report
-) -> Iterator[str]:
-    """One column of a file with a header; rows with other cells than the header has are bad."""
-    csv.field_size_limit(CELL)
+def read_csv(text: Iterator[str], path: PathOrURL, field: str, delimiter: str) -> Iterator[Record]:
+    """Yield one column of a file with a header. A row with another number of cells than the header is bad."""
+    csv.field_size_limit(MAX_CELL)
     rows = csv.reader(_lines(text), delimiter=delimiter, strict=True)
-    column, width = -1, 0
+    header: list[str] = []
     while True:
-        where = f"{place} line {rows.line_num + 1}"
-        problem: tuple[str, str] | None = None
+        where = f"{path} line {rows.line_num + 1}"
         try:
-            row = next(rows, None)
-        except csv.Error as error:
-            row, problem = [], ("not CSV", str(error))
-        if row is None:
+            row = next(rows)
+        except StopIteration:
             return
-        if column < 0 and row:
-            if name not in row:
-                raise DataError(f"{place}: no column {name!r} (it has {_some(row)}). Set reader.field")
-            column, width = row.index(name), len(row)
+        except csv.Error as error:
+            yield where, BadRecord("not CSV", str(error))
             continue
-        if row and len(row) != width:
-            problem = ("not as many cells as the header", f"{len(row)} instead of {width}")
-        if problem or row:
-            report.records += 1
-        if problem:
-            report.bad_record(where, *problem)
-        elif row:
-            yield from _clean(row[column], where, replace, report)
+        if not row:
+            continue
+        if not header:
+            header = row
+            _check_column(field, header, path)
+        elif len(row) != len(header):
+            yield where, BadRecord("not as many cells as the header", f"{len(row)} instead of {len(header)}")
+        else:
+            yield where, row[header.index(field)]
 
 
-def parquet_rows(place: Place, name: str, replace: bool, report: Report) -> Iterator[str]:
-    """One column of a Parquet file, a few rows at once."""
+def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport) -> Iterator[Record]:
+    """Yield one column of a Parquet file."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError:
-        raise missing(place, "Parquet", "pyarrow") from None
-    with seekable(place, report) as file:
+        raise missing_package(path, "Parquet", "pyarrow") from None
+    with open_seekable(path, report) as file:
         try:
             table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            kinds = {column.name: column.type for column in table.schema_arrow}
-            if name not in kinds:
-                raise DataError(f"{place}: no column {name!r} (it has {_some(list(kinds))}). Set reader.field")
-            kind = kinds[name]
+            types = {column.name: column.type for column in table.schema_arrow}
+            _check_column(field, list(types), path)
+            kind = types[field]
             kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
             if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise DataError(f"{place}: column {name!r} is {kind}, not text. Set reader.field")
+                raise DataError(f"{path}: column {field!r} is {kind}, not text. Set reader.field")
             number = 0
-            for batch in table.iter_batches(_rows_at_once(table.metadata), columns=[name]):
-                # As bytes, since Parquet does not make sure that its strings are UTF-8.
+            for batch in table.iter_batches(_rows_per_batch(table.metadata), columns=[field]):
+                # As bytes, because Parquet does not ensure that its strings are UTF-8.
                 for value in batch.column(0).cast(kind).cast(arrow.large_binary()):
                     number += 1
-                    where = f"{place} row {number}"
-                    report.records += 1
-                    raw = value.as_py()
-                    if raw is None:
-                        report.bad_record(where, "null instead of text")
-                        continue
+                    where, raw = f"{path} row {number}", value.as_py()
                     try:
-                        text = raw.decode()
+                        text = None if raw is None else raw.decode()
                     except UnicodeDecodeError:
                         if not replace:
-                            raise DataError(f"{where}: not UTF-8. Mend it, or set reader.on_bad_text replace") from None
+                            raise DataError(f"{where}: not UTF-8. Fix it, or set reader.on_bad_text replace") from None
                         report.note("undecodable records, their bad bytes replaced", where)
                         text = raw.decode("utf-8", "replace")
-                    yield from _clean(text, where, replace, report)
+                    yield where, text
         except arrow.ArrowException as error:
-            raise DataError(f"{place}: not a readable Parquet file ({error}). Fetch or write it again") from None
+            raise DataError(f"{path}: not a readable Parquet file ({error}). Download or write it again") from None
 
 
-def hub_rows(url: str, name: str, replace: bool, report: Report) -> Iterator[str]:
-    """The rows of a data set of the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
+def read_hub_dataset(url: str) -> Iterator[Record]:
+    """Yield the rows of a data set of the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise missing(url, "hf://datasets", "datasets") from None
+        raise missing_package(url, "hf://datasets", "datasets") from None
     parts = urlsplit(url)
-    asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    options: dict[str, Any] = {"split": "train", **asked, "streaming": True}
+    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    options: dict[str, Any] = {"split": "train", **query, "streaming": True}
     rows = load_dataset(parts.path.lstrip("/"), options.pop("config", None), **options)
     for number, row in enumerate(rows, 1):
-        report.records += 1
-        where = f"{url} row {number}"
-        try:
-            record = _text_of(row, name)
-        except _BadRecord as error:
-            report.bad_record(where, *error.args)
-            continue
-        yield from _clean(record, where, replace, report)
+        yield f"{url} row {number}", row
 
 
-def _lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The lines of a text with their ends, each held whole."""
-    held: list[str] = []
-    for piece in pieces:
-        first, *others = piece.split("\n")
-        held.append(first)
-        for line in others:
-            yield "".join(held) + "\n"
-            held = [line]
-    if last := "".join(held):
-        yield last
+def _lines(chunks: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of a text with their ends."""
+    line: list[str] = []  # a line may be much longer than a chunk: joined once
+    for chunk in chunks:
+        first, *others = chunk.split("\n")
+        line.append(first)
+        for other in others:
+            yield "".join(line) + "\n"
+            line = [other]
+    if any(line):
+        yield "".join(line)
 
 
 def _parse(line: str) -> object:
     try:
         return json.loads(line)
     except RecursionError:
-        raise _BadRecord("not JSON", "nested too deep") from None
+        return BadRecord("not JSON", "nested too deep")
     except ValueError as error:
-        raise _BadRecord("not JSON", str(error)) from None
+        return BadRecord("not JSON", str(error))
 
 
-def _text_of(value: object, name: str) -> str:
-    """The text of a parsed record: itself, or its field of that name."""
+def _text_of(value: object, field: str) -> str:
+    """Return the text of a record: itself, or its field."""
+    if isinstance(value, BadRecord):
+        raise value
     if isinstance(value, dict):
-        if name not in value:
-            raise _BadRecord(f"no field {name!r}", f"it has {_some(list(value))}; see reader.field")
-        value = value[name]
+        if field not in value:
+            raise BadRecord(f"no field {field!r}", f"it has {_shorten(value)}; see reader.field")
+        value = value[field]
     if isinstance(value, str):
         return value
-    raise _BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text")
+    raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text")
 
 
-def _clean(text: str, where: str, replace: bool, report: Report) -> Iterator[str]:
-    """The text with LF line ends, unless it is nothing or cannot be encoded."""
-    if not text:
-        report.note("records without text", where)
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        if not replace:
-            report.bad_record(where, "half a surrogate pair, which is no character")
-            return
-        report.note("records with half a surrogate pair, replaced", where)
-        text = _SURROGATE.sub("�", text)
-    yield unix(text)
+def _check_column(field: str, columns: list[str], path: PathOrURL) -> None:
+    if field not in columns:
+        raise DataError(f"{path}: no column {field!r} (it has {_shorten(columns)}). Set reader.field")
 
 
-def _rows_at_once(metadata: Any) -> int:
-    """Rows that are about 4 MiB together."""
+def _rows_per_batch(metadata: Any) -> int:
+    """Return a number of rows that are about 4 MiB together."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
-    return int(min(max((1 << 22) / max(largest, 1), 1), 4096))
+    row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+    return int(min(max((1 << 22) / max(row_bytes, 1), 1), 4096))
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+def _shorten(names: Iterable[object]) -> str:
+    texts = list(map(str, names))
+    return ", ".join([*texts[:8], "..."] if len(texts) > 8 else texts)

@@ -1,4 +1,4 @@
-"""How well a tokenizer fits a text: figures, examples, and a table of several with a suggestion."""
+"""Report how well a tokenizer fits a text: figures, examples, and a table of several with a suggestion."""
 
 from __future__ import annotations
 
@@ -12,39 +12,36 @@ from tokenizers import Tokenizer
 
 from gpt2kit.tokenization.sampling import batched
 
+# Characters encoded at once.
 _BATCH = 1 << 18
+# Characters of a document that an example shows.
+_EXAMPLE_LENGTH = 90
+# Parameters of the `small` GPT-2 (12 layers, width 768) besides its token embedding: 12 d^2 + 13 d per layer, the last
+# layer norm, the positions.
 _SMALL = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 1024 * 768
-"""Parameters of the `small` GPT-2 (12 layers, 768 wide) besides its token embedding."""
-
+# What a lossless tokenizer must reproduce: spaces, line ends, an unassigned character, an emoji, a special token.
 _PROBE = "  a  b\n\n\t\u0378 \U0001fae8 <|endoftext|> "
+# Tokenizers with at most this many times the fewest tokens are as good as the best.
 _NEAR = 1.1
-_SHOWN = 90
 
 
 @dataclass
-class Report:
-    """What `measure` found. Bytes are those of the UTF-8 text; ends of documents are not counted."""
+class TokenizerReport:
+    """How a tokenizer encodes a text. Ends of documents do not count."""
 
-    size: int
-    """Tokens in the vocabulary."""
+    size: int  # tokens in the vocabulary
     documents: int = 0
     bytes: int = 0
     characters: int = 0
     tokens: int = 0
-    used: int = 0
-    """Tokens of the vocabulary that the text needs."""
-    parts: int = 0
-    """Tokens of the text that are but a part of a character: what the vocabulary lacks, written as bytes."""
-    unknown: int = 0
-    """Tokens of the text that stand for something lost."""
-    failures: int = 0
-    """Documents that do not come back as they were."""
-    failure: str = ""
-    """The first of them, around the place."""
-    lossless: bool = True
-    """Also texts that are not in the sample come back: runs of spaces, line ends, unassigned characters."""
-    longest: list[str] = field(default_factory=list)
-    examples: list[list[str]] = field(default_factory=list)
+    used: int = 0  # tokens of the vocabulary that the text contains
+    partial: int = 0  # tokens of the text that are a part of a character, which the vocabulary lacks
+    unknown: int = 0  # tokens of the text that mean something lost
+    failures: int = 0  # documents that decode to another text
+    difference: str = ""  # where the first of them differs
+    is_lossless: bool = True  # _PROBE decodes to itself, too
+    longest: list[str] = field(default_factory=list)  # tokens of the vocabulary
+    examples: list[list[str]] = field(default_factory=list)  # beginnings of documents, split into tokens
 
     @property
     def bytes_per_token(self) -> float:
@@ -56,37 +53,38 @@ class Report:
 
     @property
     def embedding(self) -> float:
-        """The share of a `small` GPT-2's parameters that the token embedding takes, its rows a multiple of 64."""
-        rows = -(-self.size // 64) * 64 * 768
-        return rows / (rows + _SMALL)
+        """The fraction of a `small` GPT-2's parameters in the token embedding, whose rows are a multiple of 64."""
+        parameters = -(-self.size // 64) * 64 * 768
+        return parameters / (parameters + _SMALL)
 
 
-def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
+def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
     """Encode documents, decode them again, and count."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    report = Report(len(vocabulary))
+    report = TokenizerReport(len(vocabulary))
     probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-    report.lossless = tokenizer.decode(probe, skip_special_tokens=False) == _PROBE
+    report.is_lossless = tokenizer.decode(probe, skip_special_tokens=False) == _PROBE
     counts: NDArray[np.int64] = np.zeros(max(vocabulary.values()) + 1, np.int64)
     for batch in batched(documents, _BATCH):
-        encoded = [found.ids for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
         decoded = tokenizer.decode_batch(encoded, skip_special_tokens=False)
-        for text, ids, back in zip(batch, encoded, decoded, strict=True):
+        counts += np.bincount(np.fromiter(itertools.chain.from_iterable(encoded), np.int64), minlength=len(counts))
+        for text, decoded_text in zip(batch, decoded, strict=True):
             report.documents += 1
             report.bytes += len(text.encode())
             report.characters += len(text)
-            report.tokens += len(ids)
             if len(report.examples) < 3 and len(text) >= 8:
-                report.examples.append(cut(tokenizer, text[:_SHOWN]))
-            if back != text:
+                report.examples.append(split_into_tokens(tokenizer, text[:_EXAMPLE_LENGTH]))
+            if decoded_text != text:
                 report.failures += 1
-                report.failure = report.failure or parted(text, back)
-        counts += np.bincount(np.fromiter(itertools.chain.from_iterable(encoded), np.int64), minlength=len(counts))
+                report.difference = report.difference or first_difference(text, decoded_text)
+    report.tokens = int(counts.sum())
     report.used = int((counts > 0).sum())
     ids = list(vocabulary.values())
     texts = dict(zip(ids, tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False), strict=True))
-    own = {i for token, i in vocabulary.items() if "\N{REPLACEMENT CHARACTER}" in token}
-    report.parts = sum(int(counts[i]) for i in ids if "\N{REPLACEMENT CHARACTER}" in texts[i] and i not in own)
+    # Part of a character decodes to U+FFFD; a token may also contain U+FFFD itself.
+    partial = [i for token, i in vocabulary.items() if "�" in texts[i] and "�" not in token]
+    report.partial = int(counts[partial].sum())
     unknown = vocabulary.get(getattr(tokenizer.model, "unk_token", None) or "")
     report.unknown = 0 if unknown is None else int(counts[unknown])
     names = {*tokenizer.get_added_tokens_decoder(), unknown, vocabulary.get("<unk>")}
@@ -94,88 +92,81 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> Report:
     return report
 
 
-def cut(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The text's tokens as pieces of it; bytes of a character that was cut stand together."""
-    pieces, at = [], 0
+def split_into_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return the text of each token; tokens of one character together."""
+    pieces, start = [], 0
     for _, end in tokenizer.encode(text, add_special_tokens=False).offsets:
-        if end > at:
-            pieces.append(text[at:end])
-            at = end
+        if end > start:
+            pieces.append(text[start:end])
+            start = end
     return pieces
 
 
-def describe(report: Report, name: object) -> str:
-    """The report for people."""
-    lines = [
-        f"report on {name}, by {report.documents:,} documents, {amount(report.bytes)}",
-        f"  bytes per token         {report.bytes_per_token:.2f}",
-        f"  characters per token    {report.characters_per_token:.2f}",
-        f"  byte fallback           {_share(report.parts, report.tokens)} of the tokens are parts of a character",
-        f"  round trip              {report.failures:,} of {report.documents:,} documents come back changed"
-        + (f", such as {report.failure}" if report.failures else ""),
-        f"  vocabulary              {report.used:,} of {report.size:,} used here ({_share(report.used, report.size)})",
-        f"  embedding               {report.embedding:.1%} of a small GPT-2's parameters (12 layers, 768 wide)",
-        f"  longest tokens          {' '.join(repr(token[:24]) for token in report.longest)}",
-    ]
+def describe(report: TokenizerReport, name: object) -> str:
+    """Return the report as text."""
+    changed = f"{report.failures:,} of {report.documents:,} documents change when encoded and decoded"
+    lines = {
+        "bytes per token": f"{report.bytes_per_token:.2f}",
+        "characters per token": f"{report.characters_per_token:.2f}",
+        "byte fallback": f"{_percent(report.partial, report.tokens)} of the tokens are parts of a character",
+        "round trip": changed + (f", such as {report.difference}" if report.failures else ""),
+        "vocabulary": f"{report.used:,} of {report.size:,} used here ({_percent(report.used, report.size)})",
+        "embedding": f"{report.embedding:.1%} of a small GPT-2's parameters (12 layers, width 768)",
+        "longest tokens": " ".join(repr(token[:24]) for token in report.longest),
+    }
     if report.unknown:
-        lines.insert(5, f"  unknown                 {_share(report.unknown, report.tokens)} of the text's tokens")
-    lines += [f"  cut                     {'|'.join(_plain(piece) for piece in pieces)}" for pieces in report.examples]
-    return "\n".join(lines)
+        lines["unknown"] = f"{_percent(report.unknown, report.tokens)} of the text's tokens"
+    title = f"report on {name}, by {report.documents:,} documents, {format_bytes(report.bytes)}"
+    examples = ["|".join(pieces).replace("\n", "\\n").replace("\t", "\\t") for pieces in report.examples]
+    labelled = [*lines.items(), *(("tokens", example) for example in examples)]
+    return "\n".join([title, *(f"  {label:<24}{line}" for label, line in labelled)])
 
 
-def table(reports: dict[str, Report]) -> str:
-    """One line a tokenizer, as a Markdown table."""
-    rows = [
-        ["tokenizer", "tokens", "bytes/token", "chars/token", "bytes, not chars", "changed texts", "used", "embedding"]
-    ]
-    for name, report in reports.items():
-        rows.append(
-            [
-                name,
-                f"{report.size:,}",
-                f"{report.bytes_per_token:.2f}",
-                f"{report.characters_per_token:.2f}",
-                _share(report.parts, report.tokens),
-                _share(report.failures, report.documents),
-                _share(report.used, report.size),
-                f"{report.embedding:.1%}",
-            ]
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+def table(reports: dict[str, TokenizerReport]) -> str:
+    """Return a Markdown table with one line per tokenizer."""
+    columns: dict[str, list[str]] = {
+        "tokenizer": list(reports),
+        "tokens": [f"{report.size:,}" for report in reports.values()],
+        "bytes/token": [f"{report.bytes_per_token:.2f}" for report in reports.values()],
+        "chars/token": [f"{report.characters_per_token:.2f}" for report in reports.values()],
+        "bytes, not chars": [_percent(report.partial, report.tokens) for report in reports.values()],
+        "changed texts": [_percent(report.failures, report.documents) for report in reports.values()],
+        "used": [_percent(report.used, report.size) for report in reports.values()],
+        "embedding": [f"{report.embedding:.1%}" for report in reports.values()],
+    }
+    padded = []
+    for name, cells in columns.items():
+        width = max(map(len, [name, *cells]))
+        padded.append([f" {name:<{width}} ", "-" * (width + 2), *(f" {cell:<{width}} " for cell in cells)])
+    return "\n".join(f"|{'|'.join(row)}|" for row in zip(*padded, strict=True))
 
 
-def suggest(reports: dict[str, Report]) -> str:
-    """The smallest vocabulary among the lossless ones whose texts are at most a tenth longer than the shortest."""
-    lossless = {name: report for name, report in reports.items() if report.lossless and not report.failures}
+def suggest(reports: dict[str, TokenizerReport]) -> str:
+    """Suggest the smallest vocabulary of the lossless tokenizers with at most 10 % more tokens than the fewest."""
+    lossless = {name: report for name, report in reports.items() if report.is_lossless and not report.failures}
     if not lossless:
-        return "suggestion: none; every one of these loses text. Try bytebpe"
+        return "suggestion: none; each of these loses text. Try bytebpe"
     best = max(report.bytes_per_token for report in lossless.values())
     near = [name for name, report in lossless.items() if report.bytes_per_token * _NEAR >= best]
-    chosen = min(near, key=lambda name: (lossless[name].size, name))
+    smallest = min(near, key=lambda name: (lossless[name].size, name))
     return (
-        f"suggestion: {chosen}, the smallest vocabulary of those that lose nothing and need at most 10 % more tokens "
+        f"suggestion: {smallest}, the smallest vocabulary of those that lose nothing and need at most 10 % more tokens "
         "than the best"
     )
 
 
-def amount(size: int) -> str:
-    """Bytes for people."""
+def format_bytes(size: int) -> str:
+    """Return a size in MB or kB."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
-def parted(text: str, back: str) -> str:
-    """Where two texts part, with a little around it."""
-    at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
-    return f"{text[max(at - 8, 0) : at + 8]!r} as {back[max(at - 8, 0) : at + 8]!r}"
+def first_difference(text: str, other: str) -> str:
+    """Describe where two texts differ first, with a little context."""
+    pairs = enumerate(zip(text, other, strict=False))
+    start = next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
+    context = slice(max(start - 8, 0), start + 8)
+    return f"{text[context]!r} as {other[context]!r}"
 
 
-def _plain(piece: str) -> str:
-    return piece.replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / max(whole, 1):.2%}"
+def _percent(part: int, total: int) -> str:
+    return f"{part / max(total, 1):.2%}"

@@ -1,5 +1,4 @@
-"""Streams of documents: an even draw from one of unknown length, within a budget of bytes; batches; counts of
-characters."""
+"""Streams of documents: an even sample within a budget of bytes, batches, and counts of characters."""
 
 from __future__ import annotations
 
@@ -10,36 +9,33 @@ from typing import TypeVar
 
 import numpy as np
 
-Text = TypeVar("Text", bound=str)
+StrT = TypeVar("StrT", bound=str)
 
+# By how much a sample may exceed its budget before it is reduced.
 _SLACK = 1.25
-_COUNT_AT_ONCE = 1 << 20
-"""Characters counted by one call."""
-
+# Characters counted at once.
+_COUNT_BATCH = 1 << 20
 # Scripts written without spaces: Thai, Lao, Tibetan, Myanmar; Khmer; kana; Han and its extensions.
-_UNSPACED = [
-    (0x0E00, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
-    (0x3400, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x3FFFF),
-]
+_UNSPACED = [(0x0E00, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF)]
+_UNSPACED += [(0xF900, 0xFAFF), (0x20000, 0x3FFFF)]
 
 
 class Sample:
-    """At most `budget` bytes of whole items, drawn evenly: each item of the stream is as likely as any other.
+    """At most `budget` bytes of whole items, sampled evenly: each item of the stream is equally likely.
 
-    Every item gets a random key from the seed; those with the smallest keys stay, in the order of the stream. So the
-    draw depends on the stream and the seed alone, and the memory on the budget alone.
+    Every item gets a random key from the seed. Those with the smallest keys are kept, in the order of the stream. So
+    the sample depends on the stream and the seed alone, and the memory on the budget alone.
+
+    Args:
+        budget: bytes of UTF-8 to keep.
+        seed: of the random keys.
     """
 
     def __init__(self, budget: int, seed: int = 0) -> None:
         self.budget = budget
-        self.seen = 0
-        """Bytes of UTF-8 that were offered."""
+        self.seen = 0  # bytes that were offered
         self._random = random.Random(seed)
-        self._limit = 1.0
+        self._largest_key = 1.0
         self._raw = bytearray()
         self._keys, self._lengths = array("d"), array("q")
 
@@ -50,18 +46,18 @@ class Sample:
         return self
 
     def watch(self, items: Iterable[str]) -> Iterator[str]:
-        """Hand a stream on, offering every item of it."""
+        """Yield the items of a stream, and offer each of them."""
         for item in items:
             self.offer(item)
             yield item
         self.shrink(self.budget)
 
     def offer(self, item: str) -> None:
-        """Draw, or do not draw, one more item. (The budget may be passed by a quarter until `shrink`.)"""
+        """Keep or drop one more item. Until `shrink` the sample may exceed its budget by a quarter."""
         raw = item.encode()
         self.seen += len(raw)
         key = self._random.random()
-        if key < self._limit:
+        if key < self._largest_key:
             self._keys.append(key)
             self._lengths.append(len(raw))
             self._raw += raw
@@ -75,48 +71,49 @@ class Sample:
             return
         keys, lengths = np.array(self._keys), np.array(self._lengths)
         order = np.argsort(keys, kind="stable")
-        stay = max(int(np.searchsorted(np.cumsum(lengths[order]), self.budget, side="right")), 1)
-        self._limit = float(keys[order[stay]]) if stay < len(order) else self._limit
-        kept = np.zeros(len(keys), bool)
-        kept[order[:stay]] = True
-        self._raw = _moved_together(self._raw, lengths, kept)
-        self._keys, self._lengths = array("d", keys[kept]), array("q", lengths[kept])
+        count = max(int(np.searchsorted(np.cumsum(lengths[order]), self.budget, side="right")), 1)
+        if count < len(order):
+            self._largest_key = float(keys[order[count]])
+        is_kept = np.zeros(len(keys), bool)
+        is_kept[order[:count]] = True
+        _compact(self._raw, lengths, is_kept)
+        self._keys, self._lengths = array("d", keys[is_kept]), array("q", lengths[is_kept])
 
     def __len__(self) -> int:
-        """Bytes that were kept."""
+        """Return the bytes of the sample."""
         return len(self._raw)
 
     def __iter__(self) -> Iterator[str]:
-        at = 0
+        start = 0
         for length in self._lengths:
-            yield self._raw[at : at + length].decode()
-            at += length
+            yield self._raw[start : start + length].decode()
+            start += length
 
     @property
-    def unspaced(self) -> float:
-        """The share of bytes that are Chinese, Japanese, Thai and others written without spaces (by a look at 1 MB)."""
-        raw = b"".join(bytes(self._raw[int(at) :][:1024]) for at in np.linspace(0, max(len(self) - 1024, 0), 1024))
+    def unspaced_fraction(self) -> float:
+        """The fraction of bytes in scripts without spaces, such as Chinese and Thai, estimated from 1 MB."""
+        starts = np.linspace(0, max(len(self) - 1024, 0), 1024).astype(int)
+        raw = b"".join(bytes(self._raw[start : start + 1024]) for start in starts)
         codes = np.frombuffer(raw.decode(errors="ignore").encode("utf-32-le"), np.uint32)
-        found = sum(int(((codes >= low) & (codes <= high)).sum()) for low, high in _UNSPACED)
-        return min(3 * found / max(len(raw), 1), 1.0)
+        count = sum(int(((codes >= low) & (codes <= high)).sum()) for low, high in _UNSPACED)
+        return min(3 * count / max(len(raw), 1), 1.0)  # most of these characters have three bytes
 
 
-def _moved_together(raw: bytearray, lengths: np.ndarray, kept: np.ndarray) -> bytearray:
-    """The kept stretches of `raw`, moved in place: a second copy of a big sample would double the memory."""
-    to = at = 0
+def _compact(raw: bytearray, lengths: np.ndarray, is_kept: np.ndarray) -> None:
+    """Drop items in place: a second copy of a large sample would double the memory."""
+    target = start = 0
     with memoryview(raw) as view:
-        for length, stays in zip(lengths.tolist(), kept.tolist(), strict=True):
-            if stays:
-                view[to : to + length] = view[at : at + length]
-                to += length
-            at += length
-    del raw[to:]
-    return raw
+        for length, kept in zip(lengths.tolist(), is_kept.tolist(), strict=True):
+            if kept:
+                view[target : target + length] = view[start : start + length]
+                target += length
+            start += length
+    del raw[target:]
 
 
-def batched(pieces: Iterable[Text], size: int) -> Iterator[list[Text]]:
+def batched(pieces: Iterable[StrT], size: int) -> Iterator[list[StrT]]:
     """Group pieces into lists; a list ends with the piece that brings it to `size` characters."""
-    batch: list[Text] = []
+    batch: list[StrT] = []
     characters = 0
     for piece in pieces:
         batch.append(piece)
@@ -129,20 +126,11 @@ def batched(pieces: Iterable[Text], size: int) -> Iterator[list[Text]]:
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:
-    """How often each character occurs; the most frequent first, equal ones by code point."""
+    """Return how often each character occurs; the most frequent first, equal ones by code point."""
     counts = np.zeros(0x110000, np.int64)
-    held, size = [], 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
-        if size >= _COUNT_AT_ONCE:
-            counts += _counted(held)
-            held, size = [], 0
-    counts += _counted(held)
-    found = np.flatnonzero(counts)
-    order = found[np.argsort(-counts[found], kind="stable")]
+    for batch in batched(texts, _COUNT_BATCH):
+        codes = np.frombuffer("".join(batch).encode("utf-32-le"), np.uint32)
+        counts += np.bincount(codes, minlength=len(counts))
+    used = np.flatnonzero(counts)
+    order = used[np.argsort(-counts[used], kind="stable")]
     return {chr(code): int(counts[code]) for code in order}
-
-
-def _counted(texts: list[str]) -> np.ndarray:
-    return np.bincount(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32), minlength=0x110000)

@@ -1,4 +1,4 @@
-"""Save, load and identify tokenizers. A tokenizer travels as one JSON string, also inside a checkpoint."""
+"""Save, load and identify tokenizers. A tokenizer is stored as one JSON string, also inside a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization.trainers import EOS
+from gpt2kit.tokenization.trainers import EOS, read_utf8
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json` and the small file beside it that `transformers` wants."""
+    """Write `tokenizer.json`, and the small file next to it that `transformers` needs."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": EOS,
@@ -37,40 +37,36 @@ def load(folder: str | Path) -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer. Train one with train_tokenizer.py --output_dir {folder}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a tokenizer (not UTF-8). Name a tokenizer's folder") from None
-    return from_json(text, str(path))
+    return from_json(read_utf8(path, str(path)), str(path))
 
 
 def to_json(tokenizer: Tokenizer) -> str:
-    """The whole tokenizer as a string; equal strings encode equally."""
+    """Return the tokenizer as a string; equal strings encode equally."""
     return str(tokenizer.to_str(pretty=True))
 
 
 def from_json(text: str, where: str) -> Tokenizer:
-    """The tokenizer that `to_json` wrote; `where` names its source in the error.
+    """Return the tokenizer that `to_json` wrote; `where` names its source in errors.
 
-    Special tokens inside a text are encoded as the text they are, never as the token: what a corpus or a prompt
-    says cannot end a document. (`parse_special` makes tokens that are not special, so that they are found.)
+    Special tokens inside a text are encoded as ordinary text, so a corpus or a prompt cannot end a document.
+    (`parse_special` makes tokens that are not special, and these are recognized.)
     """
     tokenizer = from_plain_json(text, where)
     if tokenizer.token_to_id(EOS) is None:
         raise DataError(
             f"{where}: has no {EOS} token. Add it: train_tokenizer.py --kind existing --vocab {where} --output_dir NEW"
         )
-    if any(added.content == EOS and not added.special for added in tokenizer.get_added_tokens_decoder().values()):
-        parts = json.loads(to_json(tokenizer))
-        for added in parts["added_tokens"]:
-            added["special"] |= added["content"] == EOS
-        tokenizer = from_plain_json(json.dumps(parts), where)
+    if any(token.content == EOS and not token.special for token in tokenizer.get_added_tokens_decoder().values()):
+        raw = json.loads(to_json(tokenizer))
+        for token in raw["added_tokens"]:
+            token["special"] |= token["content"] == EOS
+        tokenizer = from_plain_json(json.dumps(raw), where)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def from_plain_json(text: str, where: str) -> Tokenizer:
-    """Any tokenizer of the `tokenizers` library, without what would make ids depend on neighbours, length or chance."""
+    """Return any tokenizer of the `tokenizers` library, without padding, truncation and dropout."""
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
@@ -83,56 +79,53 @@ def from_plain_json(text: str, where: str) -> Tokenizer:
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
-    """The id of the token that ends a document."""
-    found = tokenizer.token_to_id(EOS)
-    assert found is not None, "load and from_json see to it"
-    return int(found)
+    """Return the id of the token that ends a document."""
+    token_id = tokenizer.token_to_id(EOS)
+    assert token_id is not None, "load and from_json refuse a tokenizer without it"
+    return int(token_id)
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """One more than the largest id: the rows that a model needs (ids may have holes)."""
+    """Return the largest id + 1: the rows that a model needs. Some ids may not have a token."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of the tokenizer's JSON."""
+    """Return the SHA-256 of the tokenizer's JSON."""
     return hashlib.sha256(to_json(tokenizer).encode()).hexdigest()
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """What each id adds to a text, as UTF-8 bytes, maybe a part of a character; empty for ids that are no token.
+    """Return the UTF-8 bytes that each id adds to a text, maybe a part of a character; empty for ids without a token.
 
-    For every kind but wordpiece a text's bytes are those of its tokens, one after another. Wordpiece puts spaces
-    between some tokens, which are not told here.
+    The bytes of a text are those of its tokens, one after another. Only wordpiece puts spaces between some of them.
     """
     raw = json.loads(tokenizer.to_str())
-    decoder = json.dumps(raw["decoder"])
-    byte_level, fallback = '"ByteLevel"' in decoder, '"ByteFallback"' in decoder
-    space = '"Metaspace"' in decoder or '"\u2581"' in json.dumps(raw["decoder"], ensure_ascii=False)
-    letters = _byte_level_letters()
-    added = {token["id"] for token in raw["added_tokens"]}
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    found = [b""] * (max(vocabulary.values()) + 1)
-    for token, i in vocabulary.items():
+    decoder = json.dumps(raw["decoder"], ensure_ascii=False)
+    letters = _byte_level_letters() if '"ByteLevel"' in decoder else {}
+    has_byte_fallback, is_wordpiece = '"ByteFallback"' in decoder, '"WordPiece"' in decoder
+    space = "\u2581" if '"Metaspace"' in decoder or '"\u2581"' in decoder else " "
+    added = added_ids(tokenizer)
+    result = [b""] * size(tokenizer)
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
         if i in added:
-            found[i] = token.encode()
-        elif byte_level and all(letter in letters for letter in token):
-            found[i] = bytes(letters[letter] for letter in token)
-        elif fallback and (byte := _BYTE.fullmatch(token)):
-            found[i] = bytes([int(byte[1], 16)])
+            result[i] = token.encode()
+        elif letters and all(letter in letters for letter in token):
+            result[i] = bytes(letters[letter] for letter in token)
+        elif has_byte_fallback and (byte := _BYTE.fullmatch(token)):
+            result[i] = bytes([int(byte[1], 16)])
         else:
-            token = token.removeprefix("##") if '"WordPiece"' in decoder else token
-            found[i] = (token.replace("\u2581", " ") if space else token).encode()
-    return found
+            result[i] = token.removeprefix("##" if is_wordpiece else "").replace(space, " ").encode()
+    return result
 
 
 def added_ids(tokenizer: Tokenizer) -> set[int]:
-    """The ids of special tokens, and of those that `parse_special` finds in a text."""
+    """Return the ids of special tokens, and of those that `parse_special` recognizes in a text."""
     return set(tokenizer.get_added_tokens_decoder())
 
 
 def _byte_level_letters() -> dict[str, int]:
-    """GPT-2's letter for each byte: printable Latin-1 stands for itself, the others for 256, 257, ..."""
+    """Return the byte of each of GPT-2's letters: printable Latin-1 is itself, 256, 257, ... are the other bytes."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

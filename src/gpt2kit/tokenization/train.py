@@ -9,14 +9,15 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import Reader, Share
-from gpt2kit.text.sources import Place, Report
+from gpt2kit.text.reader import HashRange, Reader
+from gpt2kit.text.sources import PathOrURL, ReadReport
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.sampling import Sample
@@ -26,8 +27,8 @@ from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
 TRAINERS: dict[str, Callable[[Iterable[str], TokenizerSpec], Tokenizer]] = {
     "bytebpe": trainers.train_bytebpe,
     "char": trainers.train_char,
-    "bytefallback": trainers.train_sentencepiece("bpe"),
-    "unigram": trainers.train_sentencepiece("unigram"),
+    "bytefallback": partial(trainers.train_sentencepiece, "bpe"),
+    "unigram": partial(trainers.train_sentencepiece, "unigram"),
     "wordpiece": trainers.train_wordpiece,
     "words": trainers.train_words,
 }
@@ -45,11 +46,11 @@ def train(spec: TokenizerSpec, documents: Iterator[str]) -> tuple[Tokenizer, Sam
         return TRAINERS[spec.kind](texts.watch(documents), spec), texts
     texts = Sample(spec.sample or LARGEST_SAMPLE, spec.seed).fill(documents)
     if spec.sample is None:
-        texts.shrink(sample_size(spec.kind, texts.unspaced))
+        texts.shrink(sample_size(spec.kind, texts.unspaced_fraction))
     if len(texts) < texts.seen:
         print(
-            f"training on a sample of {reports.amount(len(texts))} of {reports.amount(texts.seen)} of text; "
-            "--sample BYTES sets its size"
+            f"training on a sample of {reports.format_bytes(len(texts))} of {reports.format_bytes(texts.seen)} "
+            "of text; --sample BYTES sets its size"
         )
     return TRAINERS[spec.kind](texts, with_default_size(spec)), texts
 
@@ -75,20 +76,20 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
     """Return an existing tokenizer, or one of an existing vocabulary."""
     assert spec.vocab is not None
     if spec.kind == "wordpiece":
-        return trainers.wordpiece(trainers.read_vocabulary(spec.vocab), spec)
+        return trainers.build_wordpiece(trainers.read_vocabulary(spec.vocab), spec)
     if spec.kind == "words":
-        return trainers.words(trainers.read_vocabulary(spec.vocab), spec)
-    raw = json.loads(to_json(from_plain_json(trainers.existing_json(spec.vocab), spec.vocab)))
+        return trainers.build_words(trainers.read_vocabulary(spec.vocab), spec)
+    raw = json.loads(to_json(from_plain_json(trainers.read_tokenizer_json(spec.vocab), spec.vocab)))
     # GPT-2 reads the ids of the text alone: no [CLS] and [SEP] around it, nothing truncated or padded.
     raw |= {"post_processor": None, "truncation": None, "padding": None}
     tokenizer = from_plain_json(json.dumps(raw), spec.vocab)
-    tokenizer.add_special_tokens(trainers.added(spec.specials))
+    tokenizer.add_special_tokens(trainers.as_special(spec.all_special_tokens))
     return tokenizer
 
 
 def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
     """Return the tokenizer with `parse_special` applied; raise if a special token would not decode to itself."""
-    for token in spec.specials:
+    for token in spec.all_special_tokens:
         if tokenizer.decode([tokenizer.token_to_id(token) or 0], skip_special_tokens=False).strip() != token.strip():
             raise UserError(f"--special_tokens {token}: would not decode to itself. Use ASCII characters, as in <user>")
     raw = json.loads(to_json(tokenizer))
@@ -97,10 +98,10 @@ def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(raw))
 
 
-def read_documents(paths: Sequence[Place], reader: Reader, share: Share | None = None) -> Iterator[str]:
+def read_documents(paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None = None) -> Iterator[str]:
     """Yield the documents of all files; raise if there are none."""
-    report, is_empty = Report(), True
-    for document in reader.read(paths, report, share):
+    report, is_empty = ReadReport(), True
+    for document in reader.read(paths, report, hash_range):
         is_empty = False
         yield document
     if is_empty:
@@ -110,14 +111,18 @@ def read_documents(paths: Sequence[Place], reader: Reader, share: Share | None =
 
 
 def resolve(
-    tokenizer: str | TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Share | None, cache_dir: Path
+    tokenizer: str | TokenizerSpec,
+    paths: Sequence[PathOrURL],
+    reader: Reader,
+    hash_range: HashRange | None,
+    cache_dir: Path,
 ) -> Tokenizer:
     """Return the tokenizer that `data.tokenizer` means: a folder, a name on the hub, or options to train it by.
 
     One that is trained from the documents of `paths`, or fetched from the hub, is cached in `cache_dir`.
     """
     if isinstance(tokenizer, TokenizerSpec):
-        return _cached(tokenizer, paths, reader, share, cache_dir)
+        return _cached(tokenizer, paths, reader, hash_range, cache_dir)
     if Path(tokenizer).exists():
         return load(tokenizer)
     try:
@@ -130,22 +135,22 @@ def resolve(
 
 
 def _cached(
-    spec: TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Share | None, cache_dir: Path
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
 ) -> Tokenizer:
     """Load a tokenizer from the cache, or make it; other processes wait meanwhile."""
-    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, share, cache_dir)
+    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, hash_range, cache_dir)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
-                save(with_special_tokens(_make(spec, paths, reader, share), spec), folder)
+                save(with_special_tokens(_make(spec, paths, reader, hash_range), spec), folder)
                 print(f"tokenizer: made on first use, kept in {folder}", file=sys.stderr)
     return load(folder)
 
 
-def _make(spec: TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Share | None) -> Tokenizer:
+def _make(spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None) -> Tokenizer:
     try:
         trainers.check(spec)
         if spec.vocab is not None:
@@ -153,7 +158,7 @@ def _make(spec: TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Sh
         if spec.kind == "existing":
             raise UserError("--vocab: missing. Name the tokenizer to adopt")
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            tokenizer, _ = train(spec, read_documents(paths, reader, share))
+            tokenizer, _ = train(spec, read_documents(paths, reader, hash_range))
         print(output.getvalue(), end="", file=sys.stderr)
     except UserError as error:
         raise type(error)(f"data.tokenizer: {error}") from None
@@ -169,7 +174,7 @@ def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
 
 
 def _cache_key(
-    spec: TokenizerSpec, paths: Sequence[Place], reader: Reader, share: Share | None, cache_dir: Path
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
 ) -> str:
     """Return a name that changes with the options and, if the tokenizer is trained, with the text."""
     is_trained = spec.vocab is None
@@ -179,6 +184,6 @@ def _cache_key(
         "files": sources.digests(paths if is_trained else _vocabulary_files(spec), cache_dir),
         "formats": [sources.suffixes(path) for path in paths] if is_trained else [],
         "reader": reader.identity() if is_trained else None,
-        "share": asdict(share) if share and is_trained else None,
+        "share": asdict(hash_range) if hash_range and is_trained else None,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,7 +1,7 @@
-"""The kinds of tokenizer: each function makes one from documents, or from a vocabulary that is already there.
+"""The kinds of tokenizer: each function builds one from documents, or from an existing vocabulary.
 
 Every kind becomes one `tokenizers.Tokenizer`, so that one JSON holds all of it and encodes the same everywhere. All
-but wordpiece are lossless: what a vocabulary lacks is written as bytes, and decoding gives back the very text.
+but wordpiece are lossless: what a vocabulary lacks is encoded as bytes, and decoding returns exactly the text.
 """
 
 from __future__ import annotations
@@ -11,33 +11,43 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from gpt2kit.errors import DataError, UserError
+from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.tokenization.sampling import count_characters
 
+# Ends each document, and begins each text, as in GPT-2.
 EOS = "<|endoftext|>"
-"""Ends each document; also where a text begins, as in GPT-2."""
-
 UNKNOWN = "[UNK]"
-NORMALIZERS: dict[str, Callable[[], Any]] = {
-    "nfc": normalizers.NFC,
-    "nfkc": normalizers.NFKC,
-    "lowercase": normalizers.Lowercase,
-}
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-_LINE = 1 << 12
+# Default vocab_size of the kinds that do not take all tokens of the text.
 VOCAB_SIZE = 8192
-"""Tokens, unless a number is asked for, of the kinds that do not take as many as the text has."""
+
+_NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
+_SENTENCEPIECE = ("bytefallback", "unigram")
+_BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+# Characters without a space after which pair encoders get the text split: merging in a word of a million letters takes
+# hours.
 _LONGEST_RUN = 256
 _RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_RUN + 1},}}")
-_HAN_AND_MARKS = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
+# Characters of the lines that SentencePiece gets.
+_LONGEST_LINE = 1 << 12
+# A space that WordPiece's decoder puts before Han characters and their punctuation.
+_SPACE_BEFORE_HAN = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
 
+# Tokens that a kind needs besides special tokens, if not 256.
+_SMALLEST = {"wordpiece": (2, f"{UNKNOWN}, a character")}
+_SMALLEST |= dict.fromkeys(_SENTENCEPIECE, (273, "256 bytes, 17 more"))
+# The kinds that do not support an option.
+_UNSUPPORTED = {
+    "min_count": _SENTENCEPIECE,
+    "max_token_length": ("char", "words", "wordpiece"),
+    "normalizer": ("words",),
+}
 
 Kind = Literal["bytebpe", "char", "bytefallback", "unigram", "wordpiece", "words", "existing"]
 
@@ -76,162 +86,155 @@ class TokenizerSpec:
     """Random seed of the sample."""
 
     @property
-    def specials(self) -> list[str]:
+    def all_special_tokens(self) -> list[str]:
         """The special tokens, the end of document first."""
         return [EOS, *self.special_tokens]
 
 
 def check(spec: TokenizerSpec) -> None:
     """Raise if this kind does not support an option, before any text is read."""
-    kind = spec.kind
-    more = {"wordpiece": (2, f"{UNKNOWN}, a character"), "bytefallback": (273, "256 bytes, 17 more")}
-    count, what = {**more, "unigram": more["bytefallback"]}.get(kind, (256, "256 bytes"))
-    least = count + len(spec.specials)
-    if spec.vocab_size is not None and spec.vocab_size < least:
-        what = ", ".join([what, *spec.specials])
-        raise UserError(f"--vocab_size {spec.vocab_size}: {kind} needs at least {least} ({what})")
-    if kind in ("bytefallback", "unigram"):
-        if importlib.util.find_spec("sentencepiece") is None:
-            raise UserError(f"--kind {kind}: needs SentencePiece. pip install 'sentencepiece>=0.2'")
-        if spec.min_count is not None:
-            raise UserError(f"--min_count: {kind} (SentencePiece) has no such limit. Leave it out")
-    if kind in ("char", "words", "wordpiece") and spec.max_token_length != TokenizerSpec.max_token_length:
-        raise UserError(f"--max_token_length: {kind} has no such limit. Leave it out")
-    if kind == "words" and spec.normalizer != "none":
-        raise UserError(f"--normalizer {spec.normalizer}: words encodes the text as it is. Leave it out")
+    kind, problems = spec.kind, Problems()
+    least, tokens = _SMALLEST.get(kind, (256, "256 bytes"))
+    least += len(spec.all_special_tokens)
+    tokens = ", ".join([tokens, *spec.all_special_tokens])
+    problems.check(
+        spec.vocab_size is None or spec.vocab_size >= least,
+        f"--vocab_size {spec.vocab_size}: {kind} needs at least {least} ({tokens})",
+    )
+    for option, kinds in _UNSUPPORTED.items():
+        value = getattr(spec, option)
+        is_default = value == getattr(TokenizerSpec, option)
+        problems.check(kind not in kinds or is_default, f"--{option} {value}: {kind} has no such option. Leave it out")
+    problems.check(
+        kind not in _SENTENCEPIECE or importlib.util.find_spec("sentencepiece"),
+        f"--kind {kind}: needs SentencePiece. Run: pip install 'sentencepiece>=0.2'",
+    )
+    refuse(problems.messages)
 
 
 def train_bytebpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """Byte-level byte-pair encoding, as in GPT-2."""
+    """Train a byte-level byte-pair encoding, as in GPT-2."""
     tokenizer = Tokenizer(models.BPE())
-    _normalize(tokenizer, spec)
+    tokenizer.normalizer = _normalizer(spec)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocab_size or VOCAB_SIZE,
-        special_tokens=added(spec.specials),
+        special_tokens=as_special(spec.all_special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         min_frequency=spec.min_count or 0,
         max_token_length=spec.max_token_length + 1,  # the library stays below it
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_broken(documents), trainer)
+    tokenizer.train_from_iterator(_split_long_runs(documents), trainer)
     return tokenizer
 
 
 def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """One token a character, the most frequent first; any other character is written as its bytes."""
-    first = [*spec.specials, *_BYTES]
-    room = spec.vocab_size - len(first) if spec.vocab_size else None
-    counts = count_characters(_normalized(documents, spec))
-    tokens = [character for character, count in counts.items() if count >= (spec.min_count or 1)][:room]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*first, *tokens])}, [], byte_fallback=True))
-    return _from_bytes(_normalize(tokenizer, spec), spec.specials)
+    """Build a tokenizer with a token per character, the most frequent first; others are encoded as their bytes."""
+    tokens = _frequent(count_characters(_normalize(documents, spec)), spec)
+    ids = {token: i for i, token in enumerate([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens])}
+    tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True))
+    return _add_byte_fallback(tokenizer, spec)
 
 
 def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """One token a word of a text whose words have spaces between them; any other word is written as its bytes."""
-    first = len(spec.specials) + 256
-    room = spec.vocab_size - first if spec.vocab_size else None
+    """Build a tokenizer with a token per word, for text whose words are separated by spaces; see `build_words`."""
     counts: Counter[str] = Counter()
     for document in documents:
         counts.update(document.split(" "))
     del counts[""]
-    ordered = sorted(counts, key=lambda word: (-counts[word], word))
-    return words([word for word in ordered if counts[word] >= (spec.min_count or 1)][:room], spec)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return build_words(_frequent(dict(ordered), spec), spec)
 
 
-def words(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
-    """A tokenizer of the words of a vocabulary, which keep their places in it as their ids."""
-    # A word's token begins with the space before it; the text's first word gets one, which decoding takes off again.
-    taken = {f" {word}": i for i, word in enumerate(vocabulary)}
-    for token in [*spec.specials, *_BYTES]:
-        taken.setdefault(token, len(taken))
-    tokenizer = Tokenizer(models.BPE(taken, [], byte_fallback=True, ignore_merges=True))
+def build_words(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
+    """Build a tokenizer of words, whose ids are their positions; other words are encoded as their bytes."""
+    # A word's token begins with the space before it; the text's first word gets one, which decoding removes.
+    ids = {f" {word}": i for i, word in enumerate(vocabulary)}
+    for token in [*spec.all_special_tokens, *_BYTE_TOKENS]:
+        ids.setdefault(token, len(ids))
+    tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True, ignore_merges=True))
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
-    _from_bytes(tokenizer, spec.specials)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
     return tokenizer
 
 
 def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """BERT's WordPiece: words and marks apart, Han characters one by one, what is unknown as [UNK]."""
-    first = [EOS, UNKNOWN, *spec.special_tokens]
+    """Train BERT's WordPiece: words and punctuation, Han characters one by one, [UNK] for what is unknown."""
+    special = [EOS, UNKNOWN, *spec.special_tokens]
     size = spec.vocab_size or VOCAB_SIZE
-    tokenizer = _bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), spec)
-    counts = count_characters(tokenizer.normalizer.normalize_str(document) for document in documents)
+    tokenizer = _build_bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), spec)
+    normalize, pre_tokenize = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     alphabet: list[str] = []
-    inner: list[str] = []  # the trainer gives `##x` ids in the order of a hash, and knows no limit: we give them
-    for character in counts:
+    inner: list[str] = []  # the trainer numbers `##x` in the order of a hash and without a limit, so we number them
+    for character in count_characters(map(normalize, documents)):
         if character.isspace():
             continue
-        whole = len(tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str("a" + character))) == 1
-        if len(first) + len(alphabet) + len(inner) + 1 + whole > size:
+        is_letter = len(pre_tokenize(normalize("a" + character))) == 1  # it can continue a word
+        tokens = [f"##{character}"] if is_letter else []
+        if len(special) + len(alphabet) + len(inner) + 1 + len(tokens) > size:
             break
         alphabet.append(character)
-        inner += [f"##{character}"] * whole
+        inner += tokens
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=[*first, *sorted(inner)],
+        special_tokens=[*special, *sorted(inner)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         min_frequency=spec.min_count or 0,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_broken(documents), trainer)
-    trained = json.loads(tokenizer.to_str())
-    trained["added_tokens"] = [token for token in trained["added_tokens"] if token["content"] in first]
-    return Tokenizer.from_str(json.dumps(trained))
+    tokenizer.train_from_iterator(_split_long_runs(documents), trainer)
+    raw = json.loads(tokenizer.to_str())
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] in special]
+    return Tokenizer.from_str(json.dumps(raw))
 
 
-def wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
-    """BERT's tokenizer with an existing vocabulary (vocab.txt), whose places are the ids.
+def build_wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
+    """Build BERT's tokenizer from a vocab.txt, whose positions are the ids.
 
-    A vocabulary without any capital letter is for text in lower case, as BERT's uncased ones are.
+    A vocabulary without any capital letter is for lowercase text, like those of BERT's uncased models.
     """
     special = [token for token in vocabulary if re.fullmatch(r"\[[A-Za-z0-9_]+\]", token)]
     if UNKNOWN not in special:
-        raise DataError(f"--vocab: no {UNKNOWN} in it, so it is no WordPiece vocabulary. Give one token a line")
-    lower = not any(token != token.lower() for token in vocabulary if token not in special)
+        raise DataError(f"--vocab: no {UNKNOWN} in it, so it is not a WordPiece vocabulary. Give one token per line")
+    is_lower = all(token == token.lower() for token in vocabulary if token not in special)
     ids = {token: i for i, token in enumerate(vocabulary)}
-    tokenizer = _bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, lower)
-    tokenizer.add_special_tokens(added([*special, *spec.specials]))
+    tokenizer = _build_bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, is_lower)
+    tokenizer.add_special_tokens(as_special([*special, *spec.all_special_tokens]))
     return tokenizer
 
 
-def train_sentencepiece(model_type: str) -> Callable[[Iterable[str], TokenizerSpec], Tokenizer]:
-    """The trainer of SentencePiece's `bpe` or `unigram`, both with byte fallback."""
-
-    def train(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-        return from_sentencepiece(model_type, sentencepiece_model(model_type, documents, spec), spec)
-
-    return train
+def train_sentencepiece(model_type: str, documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
+    """Train SentencePiece's `bpe` or `unigram`, both with byte fallback."""
+    return convert_sentencepiece(model_type, train_sentencepiece_model(model_type, documents, spec), spec)
 
 
-def sentencepiece_model(model_type: str, documents: Iterable[str], spec: TokenizerSpec) -> bytes:
-    """Train SentencePiece (`bpe` or `unigram`); its model as bytes."""
+def train_sentencepiece_model(model_type: str, documents: Iterable[str], spec: TokenizerSpec) -> bytes:
+    """Train SentencePiece (`bpe` or `unigram`) and return its model."""
     import sentencepiece
 
-    # U+2581 is a space to SentencePiece, U+2585 the unknown, a tab its separator.
-    first = 257 + len(spec.specials)
-    size = spec.vocab_size or VOCAB_SIZE
-    counts = count_characters(_normalized(documents, spec))
-    # The alphabet is 99.95 % of the text, but at most half of the room; the rest is left to the bytes. SentencePiece's
-    # own limit knows no number and refuses to leave out much, so the text is cut at what is left out.
-    room, total, seen = (size - first) // 2, sum(counts.values()), 0
-    left_out = dict.fromkeys(map(ord, "\t\0\u2581\u2585"), "\n")
+    size = (spec.vocab_size or VOCAB_SIZE) - len(spec.all_special_tokens)
+    counts = count_characters(_normalize(documents, spec))
+    # The alphabet is 99.95 % of the text, but at most half of the room beside 256 bytes and the unknown token. Other
+    # characters are encoded as bytes: the text is split at them, since SentencePiece's own option has no maximum and
+    # refuses to leave out much. To SentencePiece U+2581 is a space, U+2585 the unknown token, and a tab its separator.
+    room, total, covered = (size - 257) // 2, sum(counts.values()), 0
+    excluded = list("\t\0\u2581\u2585")
     for rank, (character, count) in enumerate(counts.items()):
-        if rank >= room or seen >= 0.9995 * total:
-            left_out[ord(character)] = "\n"
-        seen += count
-    written = io.BytesIO()
+        if rank >= room or covered >= 0.9995 * total:
+            excluded.append(character)
+        covered += count
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(_normalized(documents, spec), left_out),
-            model_writer=written,
+            sentence_iterator=_lines(_normalize(documents, spec), excluded),
+            model_writer=model,
             model_type=model_type,
-            vocab_size=size - len(spec.specials),
+            vocab_size=size,
             character_coverage=1.0,
             byte_fallback=True,
             normalization_rule_name="identity",
@@ -239,9 +242,9 @@ def sentencepiece_model(model_type: str, documents: Iterable[str], spec: Tokeniz
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             max_sentencepiece_length=spec.max_token_length,
-            max_sentence_length=8 * _LINE,
+            max_sentence_length=8 * _LONGEST_LINE,
             hard_vocab_limit=False,
-            num_threads=16,  # the sums of unigram depend on it, so it is the same on every machine
+            num_threads=16,  # fixed, because unigram's sums depend on it
             unk_id=0,
             bos_id=-1,
             eos_id=-1,
@@ -250,79 +253,85 @@ def sentencepiece_model(model_type: str, documents: Iterable[str], spec: Tokeniz
         )
     except RuntimeError as error:
         raise DataError(f"{model_type}: SentencePiece cannot learn from this text ({error}). Give more text") from None
-    return written.getvalue()
+    return model.getvalue()
 
 
-def from_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) -> Tokenizer:
-    """The same tokenizer as a model of `sentencepiece_model`, id for id, with the special tokens after its pieces.
+def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) -> Tokenizer:
+    """Convert a model of `train_sentencepiece_model` id for id, with the special tokens after its pieces.
 
-    Spaces are spaces instead of U+2581, so that a text may hold that sign, too. Text is cut where no piece can cross
-    (before a space that follows something else), which changes no id and makes encoding fast.
+    Spaces are spaces instead of U+2581, so that a text may contain that character, too. Text is split where no piece
+    can cross (before a space that follows something else), which changes no id and makes encoding fast.
     """
     import sentencepiece
 
-    found = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [found.id_to_piece(i).replace("\u2581", " ") for i in range(found.get_piece_size())]
-    plain = [i for i in range(len(pieces)) if not (found.is_byte(i) or found.is_unknown(i))]
-    assert not any(re.search("[^ ] |[\n\t]", pieces[i]) for i in plain), "a piece would cross a cut"
-    cut = pre_tokenizers.Split(Regex("[\n\t]| +[^ \n\t]*|[^ \n\t]+"), "isolated")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [processor.id_to_piece(i).replace("\u2581", " ") for i in range(processor.get_piece_size())]
+    plain = [i for i in range(len(pieces)) if not (processor.is_byte(i) or processor.is_unknown(i))]
+    assert not any(re.search("[^ ] |[\n\t]", pieces[i]) for i in plain), "a piece would cross a split"
+    split = pre_tokenizers.Split(Regex("[\n\t]| +[^ \n\t]*|[^ \n\t]+"), "isolated")
     if model_type == "bpe":
-        ordered = [pieces[i] for i in sorted(plain, key=lambda i: (-found.get_score(i), i))]
+        best_first = [pieces[i] for i in sorted(plain, key=lambda i: (-processor.get_score(i), i))]
         ids = {piece: i for i, piece in enumerate(pieces)}
-        tokenizer = Tokenizer(models.BPE(ids, _merges(ordered), byte_fallback=True))
-        tokenizer.pre_tokenizer = cut
+        tokenizer = Tokenizer(models.BPE(ids, _merges(best_first), byte_fallback=True))
+        tokenizer.pre_tokenizer = split
     else:
         # Six decimals are what 32 bits hold; longer scores would change when the JSON is read and written again.
-        scored = [(piece, round(found.get_score(i), 6)) for i, piece in enumerate(pieces)]
-        tokenizer = Tokenizer(models.Unigram(scored, unk_id=found.unk_id(), byte_fallback=True))
-        # A text that names a byte's token would be taken for that token.
-        names = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>|unk>)"), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([names, cut])
-    return _from_bytes(_normalize(tokenizer, spec), spec.specials)
+        scores = [(piece, round(processor.get_score(i), 6)) for i, piece in enumerate(pieces)]
+        tokenizer = Tokenizer(models.Unigram(scores, unk_id=processor.unk_id(), byte_fallback=True))
+        # Text that looks like the token of a byte must not become that token.
+        byte_names = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>|unk>)"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([byte_names, split])
+    return _add_byte_fallback(tokenizer, spec)
 
 
 def read_vocabulary(path: str) -> list[str]:
-    """The tokens of a vocab.txt, one a line."""
+    """Return the tokens of a vocab.txt, one per line."""
+    if not Path(path).is_file():
+        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
+    lines = read_utf8(Path(path), f"--vocab {path}").split("\n")
+    if lines[-1] == "":
+        del lines[-1]
+    if not lines:
+        raise DataError(f"--vocab {path}: empty. Give one token per line")
+    return [line.rstrip("\r") for line in lines]
+
+
+def read_utf8(path: Path, where: str) -> str:
+    """Return the text of a file; `where` names it in the error."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"--vocab {path}: no such file. Name a text file with one token a line") from None
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"--vocab {path}: not UTF-8 (byte {error.start}). Save the file as UTF-8") from None
-    tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    if not tokens:
-        raise DataError(f"--vocab {path}: empty. Give one token a line")
-    return tokens
+        raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another") from None
 
 
-def existing_json(name: str) -> str:
-    """The tokenizer.json of a folder, a file or a hub name; older formats in a folder are converted by transformers."""
+def read_tokenizer_json(name: str) -> str:
+    """Return the tokenizer.json of a folder, a file or a hub name; older formats are converted by transformers."""
     path = Path(name)
     if path.is_dir() and not (path / "tokenizer.json").is_file():
-        return _converted(path)
+        return _convert_folder(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"--vocab {name}: not a tokenizer.json. Name its folder") from None
+        return read_utf8(path, f"--vocab {name}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise DataError(f"--vocab {name}: no such folder or file. Check the path")
-    return _from_hub(name)
+    return _download(name)
 
 
-def _converted(folder: Path) -> str:
+def _convert_folder(folder: Path) -> str:
     from transformers import AutoTokenizer
 
     try:
         backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
-    except Exception as error:  # whatever the folder's files make the library say
+    except Exception as error:  # the library raises many kinds
         raise DataError(f"--vocab {folder}: no tokenizer in it ({error}). Name a folder with tokenizer.json") from None
     return str(backend.to_str())
 
 
-def _from_hub(name: str) -> str:
-    """The hub's file, from the local cache if it is there; one attempt, for an offline machine must not wait long."""
+def _download(name: str) -> str:
+    """Return the hub's tokenizer.json, from the local cache if it is there.
+
+    `hf_hub_download` retries for 24 seconds on an offline machine, so there is one attempt instead.
+    """
     import urllib.error
     import urllib.request
 
@@ -335,8 +344,8 @@ def _from_hub(name: str) -> str:
     if not constants.HF_HUB_OFFLINE:
         request = urllib.request.Request(hf_hub_url(name, "tokenizer.json"), headers=build_hf_headers())
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return bytes(answer.read()).decode()
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return bytes(response.read()).decode()
         except urllib.error.HTTPError as error:
             reason = f"the hub answers {error.code} {error.reason}"
         except OSError as error:
@@ -344,67 +353,70 @@ def _from_hub(name: str) -> str:
     raise DataError(f"--vocab {name}: no such folder here, and {reason}. Check the name, or give a tokenizer's folder")
 
 
+def as_special(tokens: Iterable[str]) -> list[AddedToken]:
+    """Return the tokens as special ones, which no normalizer changes."""
+    return [AddedToken(token, special=True, normalized=False) for token in tokens]
+
+
+def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
+    """Return the tokens that occur often enough, as many as fit beside special tokens and bytes."""
+    tokens = [token for token, count in counts.items() if count >= (spec.min_count or 1)]
+    return tokens[: spec.vocab_size - len(spec.all_special_tokens) - 256] if spec.vocab_size else tokens
+
+
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, the best piece first, as SentencePiece merges."""
-    known = set(pieces)
+    """Return every pair of pieces that makes a piece, the best piece first, as SentencePiece merges."""
+    vocabulary = set(pieces)
     return [
         (piece[:at], piece[at:])
         for piece in pieces
         for at in range(len(piece) - 1, 0, -1)
-        if piece[:at] in known and piece[at:] in known
+        if piece[:at] in vocabulary and piece[at:] in vocabulary
     ]
 
 
-def _bert(model: Any, spec: TokenizerSpec, lower: bool = False) -> Tokenizer:
+def _build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    bert = normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
-    chosen = NORMALIZERS.get(spec.normalizer)
-    tokenizer.normalizer = normalizers.Sequence([chosen(), bert]) if chosen else bert
+    bert = normalizers.BertNormalizer(lowercase=is_lower, strip_accents=is_lower)
+    first = _normalizer(spec)
+    tokenizer.normalizer = normalizers.Sequence([first, bert]) if first else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     pieces = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.decoder = decoders.Sequence([pieces, decoders.Replace(Regex(_HAN_AND_MARKS), "")])
+    tokenizer.decoder = decoders.Sequence([pieces, decoders.Replace(Regex(_SPACE_BEFORE_HAN), "")])
     return tokenizer
 
 
-def _from_bytes(tokenizer: Tokenizer, specials: list[str]) -> Tokenizer:
-    """With the decoder of a byte fallback, and the special tokens."""
+def _add_byte_fallback(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
+    """Set the normalizer and the decoder, and add the special tokens."""
+    tokenizer.normalizer = _normalizer(spec)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(added(specials))
+    tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
     return tokenizer
 
 
-def added(tokens: list[str]) -> list[AddedToken]:
-    """As special tokens, which the normalizer leaves alone."""
-    return [AddedToken(token, special=True, normalized=False) for token in tokens]
+def _normalizer(spec: TokenizerSpec) -> Any:
+    return _NORMALIZERS[spec.normalizer]() if spec.normalizer != "none" else None
 
 
-def _normalize(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
-    if spec.normalizer != "none":
-        tokenizer.normalizer = NORMALIZERS[spec.normalizer]()
-    return tokenizer
+def _normalize(documents: Iterable[str], spec: TokenizerSpec) -> Iterable[str]:
+    normalizer = _normalizer(spec)
+    return map(normalizer.normalize_str, documents) if normalizer else documents
 
 
-def _normalized(documents: Iterable[str], spec: TokenizerSpec) -> Iterable[str]:
-    if spec.normalizer == "none":
-        return documents
-    normalizer = NORMALIZERS[spec.normalizer]()
-    return (normalizer.normalize_str(document) for document in documents)
-
-
-def _broken(documents: Iterable[str]) -> Iterator[str]:
-    """Documents cut where a run without a space is long: merging inside a word of a million letters takes hours."""
+def _split_long_runs(documents: Iterable[str]) -> Iterator[str]:
     for document in documents:
-        done = 0
+        start = 0
         for run in _RUN.finditer(document):
-            for at in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
-                yield document[done:at]
-                done = at
-        yield document[done:]
+            for end in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+                yield document[start:end]
+                start = end
+        yield document[start:]
 
 
-def _lines(documents: Iterable[str], left_out: dict[int, str]) -> Iterator[str]:
-    """Lines of at most _LINE characters, cut also at the characters that stand for a cut."""
+def _lines(documents: Iterable[str], excluded: Iterable[str]) -> Iterator[str]:
+    """Yield lines of at most _LONGEST_LINE characters, split also at the excluded characters."""
+    line_ends = {ord(character): "\n" for character in excluded}
     for document in documents:
-        for line in document.translate(left_out).split("\n"):
-            for at in range(0, len(line), _LINE):
-                yield line[at : at + _LINE]
+        for line in document.translate(line_ends).split("\n"):
+            for start in range(0, len(line), _LONGEST_LINE):
+                yield line[start : start + _LONGEST_LINE]
