@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
-from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
@@ -220,9 +220,11 @@ class TextDataModule(pl.LightningDataModule):
         share = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
         if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
             return TrainBatches(
-                Rows(store, self.block_size, 1), blocks.prefetching_batches(order, store.prefetch, *share)
+                BlockDataset(store, self.block_size, 1), blocks.prefetching_batches(order, store.prefetch, *share)
             )
-        return TrainBatches(Rows(store, self.block_size, self.stride), order.micro_batches(*share), self.num_workers)
+        return TrainBatches(
+            BlockDataset(store, self.block_size, self.stride), order.micro_batches(*share), self.num_workers
+        )
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
         if not self.files["valid"]:
