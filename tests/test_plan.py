@@ -15,7 +15,7 @@ from gpt2kit.runs import folder
 from gpt2kit.training import plan
 from gpt2kit.training import run_info as facts
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.progress import Pace, Smoothed
+from gpt2kit.training.progress import SmoothedMean, StepTimer
 
 
 def test_a_plan_says_all_and_leaves_nothing(
@@ -56,7 +56,7 @@ def test_weights_and_callbacks_are_problems_among_others(
             "model.init_from: none: no such checkpoint",
             "save_every 0",
             "nowhere.txt",
-            "StochasticWeightAveraging: needs",
+            "StochasticWeightAveraging: waits for",
             "temperature -1",
         ),
         "TextSamples: does not work with sharded weights",
@@ -158,19 +158,19 @@ def test_memory_that_is_not_there_is_said() -> None:
 def test_the_pace_leaves_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("gpt2kit.training.progress.time.monotonic", lambda: now[0])
-    pace = Pace(100)
+    timer = StepTimer(100)
     now[0] = 60.0  # the first step compiles
-    pace.step(101)
-    assert pace.left(102) == 60.0  # nothing better is known
+    timer.step(101)
+    assert timer.seconds_until(102) == 60.0  # nothing better is known
     for step in range(102, 112):
         now[0] += 2.0
-        pace.step(step)
-    assert pace.left(121) == pytest.approx(20.0)
+        timer.step(step)
+    assert timer.seconds_until(121) == pytest.approx(20.0)
 
 
 def test_the_smoothed_loss_starts_without_bias() -> None:
-    smoothed = Smoothed(0.9)
-    assert smoothed.of(4.0) == 4.0 and 3.0 < smoothed.of(3.0) < 4.0
+    smoothed = SmoothedMean(0.9)
+    assert smoothed.add(4.0) == 4.0 and 3.0 < smoothed.add(3.0) < 4.0
 
 
 def test_what_is_logged(run: Run) -> None:

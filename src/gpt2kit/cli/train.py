@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
+from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
@@ -27,10 +27,10 @@ from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
 from gpt2kit.training.baseline import Baseline
-from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
+from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
 from gpt2kit.training.distributed import Ranks
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.progress import Bar, Measures
+from gpt2kit.training.progress import ProgressBar, ThroughputMetrics
 from gpt2kit.training.run_setup import RunSetup
 from gpt2kit.training.time_limit import TimeLimit
 from gpt2kit.training.trainer import has_only_time, make_trainer, open_end_problem
@@ -174,10 +174,12 @@ class TrainCLI(LightningCLI):
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
         saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override, settings)
-        own: list[Callback] = [Ranks(settings, resumed), Measures(), limit, saver, Baseline(), record]
+        own: list[Callback] = [Ranks(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
         others: list[Callback] = as_list(options["callbacks"])
-        if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in others):
-            own.append(Bar())
+        if options["enable_progress_bar"] is not False and not any(
+            isinstance(c, pl.callbacks.ProgressBar) for c in others
+        ):
+            own.append(ProgressBar())
         return [self.run_setup, *others, *own]
 
     def planned_facts(self) -> run_info.Facts:
@@ -194,7 +196,7 @@ class TrainCLI(LightningCLI):
         add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # its memory is counted, too
         facts["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         facts["memory"] = run_info.memory_facts(trainer, data, gpt2)
-        facts["files"] = run_info.file_facts(facts["folder"], gpt2, self.config.save_top_k + KEEP)
+        facts["files"] = run_info.file_facts(facts["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
         limit = self.config_init.trainer["limit_val_batches"]
         facts["trial"] = estimate.measure(self._trial_options(), data, gpt2, facts, limit)
         return facts

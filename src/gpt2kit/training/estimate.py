@@ -24,8 +24,9 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model import attention
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.trainer import make_trainer, set_max_steps
+from gpt2kit.training.trainer import make_trainer
 
 _STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
 """Optimizer steps and validation batches, and seconds after which no other step is begun."""

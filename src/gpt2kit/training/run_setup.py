@@ -18,11 +18,12 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import plan, run_info
+from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_info import Facts, RunInfoCallback
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 from gpt2kit.training.time_limit import TimeLimit
-from gpt2kit.training.trainer import has_only_time, interval_steps, set_max_steps, total_steps
+from gpt2kit.training.trainer import has_only_time, interval_steps, total_steps
 
 
 @dataclass

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import UserError
+from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.progress import Smoothed
-from gpt2kit.training.trainer import make_trainer, set_max_steps
+from gpt2kit.training.progress import SmoothedMean
+from gpt2kit.training.trainer import make_trainer
 
 STEPS, LOW, HIGH = 100, 1e-2, 1e2
 """Optimizer steps of a search for a rate, and the factors of the configured rates between which it goes."""
@@ -120,7 +121,7 @@ def find_learning_rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2
 
 def smoothed(losses: Sequence[float]) -> list[float]:
     """Running means."""
-    return list(map(Smoothed(0.8).of, losses))
+    return list(map(SmoothedMean(0.8).add, losses))
 
 
 def steepest(losses: Sequence[float]) -> int:
