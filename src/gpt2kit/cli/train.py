@@ -28,7 +28,7 @@ from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
 from gpt2kit.training.baseline import Baseline
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
-from gpt2kit.training.distributed import Ranks
+from gpt2kit.training.distributed import RankAgreement
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import ProgressBar, ThroughputMetrics
 from gpt2kit.training.run_setup import RunSetup
@@ -149,7 +149,7 @@ class TrainCLI(LightningCLI):
         if options["logger"] is not False:
             root = options["default_root_dir"] or "."
             kwargs["logger"] = loggers.make_loggers(root, as_list(options["logger"]), self.options.resumed)
-        kwargs["devices"], kwargs["num_nodes"] = distributed.sizes(options["devices"], options["num_nodes"])
+        kwargs["devices"], kwargs["num_nodes"] = distributed.launch_sizes(options["devices"], options["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # no such strategy or accelerator
@@ -159,7 +159,7 @@ class TrainCLI(LightningCLI):
         data = self.datamodule
         if data.wanted_batch is not None and not options["fast_dev_run"]:
             with self.options.collect():
-                trainer.accumulate_grad_batches = distributed.accumulation(
+                trainer.accumulate_grad_batches = distributed.accumulation_steps(
                     data.wanted_batch, data.batch_size, trainer.world_size
                 )
         return trainer
@@ -174,7 +174,7 @@ class TrainCLI(LightningCLI):
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
         saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override, settings)
-        own: list[Callback] = [Ranks(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
+        own: list[Callback] = [RankAgreement(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
         others: list[Callback] = as_list(options["callbacks"])
         if options["enable_progress_bar"] is not False and not any(
             isinstance(c, pl.callbacks.ProgressBar) for c in others
@@ -182,7 +182,7 @@ class TrainCLI(LightningCLI):
             own.append(ProgressBar())
         return [self.run_setup, *others, *own]
 
-    def planned_facts(self) -> run_info.Facts:
+    def measure_plan(self) -> run_info.RunInfo:
         """Return what the run would be, after a few steps of it with a trainer of their own."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
         with self.options.collect():
@@ -191,26 +191,26 @@ class TrainCLI(LightningCLI):
             if gpt2.source is not None:
                 gpt2.load_initial_weights(data.tokenizer)
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
-        facts = self.run_setup.apply(trainer, data, gpt2)
-        facts["start"]["begun"] = gpt2.start_notes
+        info = self.run_setup.apply(trainer, data, gpt2)
+        info["start"]["begun"] = gpt2.start_notes
         add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # its memory is counted, too
-        facts["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
-        facts["memory"] = run_info.memory_facts(trainer, data, gpt2)
-        facts["files"] = run_info.file_facts(facts["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
+        info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
+        info["memory"] = run_info.estimate_memory(trainer, data, gpt2)
+        info["files"] = run_info.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
         limit = self.config_init.trainer["limit_val_batches"]
-        facts["trial"] = estimate.measure(self._trial_options(), data, gpt2, facts, limit)
-        return facts
+        info["speed"] = estimate.measure_speed(self._dry_run_options(), data, gpt2, info, limit)
+        return info
 
-    def _trial_options(self) -> dict[str, Any]:
+    def _dry_run_options(self) -> dict[str, Any]:
         """Return the options of a trainer that trains like the run's and writes nothing."""
-        options = {**dict(self.config_init.trainer), **estimate.OPTIONS, "precision": self._precision.value}
+        options = {**dict(self.config_init.trainer), **estimate.DRY_RUN_OPTIONS, "precision": self._precision.value}
         return options | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
 
     def find_learning_rate(self) -> None:
         """Print how the loss falls at rising learning rates."""
         data = self.datamodule
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(self.trainer))])
-        tuning.find_learning_rate(self._trial_options(), data, self.model)
+        tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
 def main(args: list[str]) -> None:
@@ -238,8 +238,8 @@ def main(args: list[str]) -> None:
         print(f"rank {rank}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        if explained := distributed.explained(error) or compile_failure(error):
-            raise explained from error
+        if reason := distributed.explain_launch_error(error) or compile_failure(error):
+            raise reason from error
         raise
 
 
@@ -250,9 +250,9 @@ def _train(args: list[str]) -> None:
         if cli.options.builds_text:
             print("\n".join(cli.build_text()))
         elif cli.options.is_plan:
-            facts = cli.planned_facts()
+            info = cli.measure_plan()
             if cli.trainer.is_global_zero:
-                plan.show(plan.whole(facts), sys.stdout)
+                plan.print_lines(plan.plan_lines(info), sys.stdout)
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
