@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -17,14 +16,13 @@ import torch
 from filelock import FileLock
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
-from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.batches import STOP_SIGNALS
 from gpt2kit.errors import MachineError, first_line
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import lightning_patches, run_state
-from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
 # The newest checkpoints that are kept, besides the best.
 KEEP_NEWEST = 2
@@ -80,8 +78,6 @@ class ExactResume(Checkpoint):
         self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what ranks agreed a step ago
         self._handlers: dict[signal.Signals, Any] = {}  # Lightning's own, to be restored
         self._start_time = time.monotonic()
-        self._validated = (-1, math.nan)  # step and loss of the last validation
-        self._bits_per_byte: float | None = None  # of that validation
         self._failed_saves = 0
         self._is_started = False
         self._run: Path | None = None  # the run's folder, if checkpoints are written
@@ -127,12 +123,6 @@ class ExactResume(Checkpoint):
         if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
             lightning_patches.validate_after_batch(trainer, batch_idx)  # the final weights are always validated
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("val_loss")
-        if loss is not None and not trainer.sanity_checking:
-            self._validated = (trainer.global_step, loss.item())
-            self._bits_per_byte = trainer.callback_metrics["val_bpb"].item()
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
         self._write_status(trainer, "done")
@@ -152,10 +142,7 @@ class ExactResume(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
     ) -> None:
-        text, gpt2, step = datamodule_of(trainer), gpt2_of(trainer), trainer.global_step
-        metadata = run_state.describe(gpt2, text, step, text.global_batch(trainer), self.settings)
-        bits = self._bits_per_byte if self._validated[0] == step else None
-        checkpoint_[checkpoint.KEY] = {**metadata, "skipped": gpt2.guard.skipped, "val_bpb": bits}
+        checkpoint_[checkpoint.KEY] = run_state.describe(trainer, self.settings)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
@@ -177,7 +164,7 @@ class ExactResume(Checkpoint):
         is_late = self.max_seconds is not None and time.monotonic() - self._start_time >= self.max_seconds
         stop_signal, time_is_over = self._maximum_of_ranks(trainer, self._signal, int(is_late))
         is_due = self.every is not None and step % self.every == 0
-        if step and (stop_signal or time_is_over or is_due or self._validated[0] == step):
+        if step and (stop_signal or time_is_over or is_due or gpt2_of(trainer).current_score() is not None):
             self._save(trainer)
         if stop_signal:
             self._write_status(trainer, "stopped", signal.Signals(stop_signal).name)
@@ -199,7 +186,8 @@ class ExactResume(Checkpoint):
         run, step = self._run, trainer.global_step
         if run is None:
             return
-        gpt2_of(trainer).guard.check()
+        gpt2 = gpt2_of(trainer)
+        gpt2.guard.check()
         saved = checkpoint.checkpoints(run)
         is_saved = any(checkpoint.step_of(path) == step for path in saved)
         problem = lifecycle.space_problem(run, self._expected_bytes(trainer, saved)) if trainer.is_global_zero else ""
@@ -207,8 +195,9 @@ class ExactResume(Checkpoint):
         if is_saved:
             return
         if not problem:
-            loss = self._validated[1] if self._validated[0] == step else None
-            path = run / "checkpoints" / checkpoint.file_name(int(epochs_done(trainer)), step, loss)
+            score = gpt2.current_score()
+            name = checkpoint.file_name(int(epochs_done(trainer)), step, score.loss if score else None)
+            path = run / "checkpoints" / name
             trainer.save_checkpoint(path, weights_only=False)
             problem = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", ""))
         if problem:
@@ -293,21 +282,14 @@ def apply_config_settings(trainer: pl.Trainer) -> None:
     optimizer = trainer.optimizers[0]
     for group, fresh in zip(optimizer.param_groups, gpt2_of(trainer).fresh_groups, strict=True):
         group.update({**fresh, "initial_lr": fresh["lr"]})
-    for schedule in _schedules(trainer):
-        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    schedule_of(trainer).base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
 
 def update_learning_rates(trainer: pl.Trainer) -> None:
     """Compute the learning rates of the next step anew: with another last step they are not the saved ones."""
-    for schedule in _schedules(trainer):
-        groups = zip(trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-        for group, base, factor in groups:
-            group["lr"] = base * factor(schedule.last_epoch)
-
-
-def _schedules(trainer: pl.Trainer) -> list[LambdaLR]:
-    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-    return [schedule for schedule in schedules if isinstance(schedule, LambdaLR)]
+    groups, schedule = trainer.optimizers[0].param_groups, schedule_of(trainer)
+    for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(schedule.last_epoch)
 
 
 def requeue() -> None:

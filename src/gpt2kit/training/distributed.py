@@ -8,7 +8,6 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +203,10 @@ class FSDP(ModelParallelStrategy):
 
     Rank 0 writes the same single file as on one device. Lightning's distributed checkpoints are written in place, so a
     killed save mixes two steps, and they are read by unpickling.
-
-    Args:
-        timeout: how long a rank waits for the others in one exchange.
     """
 
-    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        super().__init__(data_parallel_size=1, tensor_parallel_size=1, timeout=timeout)
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" is the number of nodes
@@ -218,13 +214,11 @@ class FSDP(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        state: dict[str, Any] = gather(self.lightning_module.state_dict(), self.is_global_zero)
-        return state
+        return dict(gather(self.lightning_module.state_dict(), self.is_global_zero))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         # Numbered by parameter group, as on one device. Lightning would number it in the order of the model.
-        state: dict[str, Any] = gather(optimizer.state_dict(), self.is_global_zero)
-        return state
+        return dict(gather(optimizer.state_dict(), self.is_global_zero))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if self.is_global_zero:

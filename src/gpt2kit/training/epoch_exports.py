@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from pathlib import Path
@@ -43,8 +42,6 @@ class EpochExports(Callback):
         self._folder: Path | None = None
         self._steps_per_epoch = 0
         self._first_step = -1  # of this start
-        self._last_step = -1  # the last one that may have been exported
-        self._validated = (-1, math.nan)  # step and bits per byte of the last validation
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # a collective call
@@ -58,11 +55,6 @@ class EpochExports(Callback):
             for leftover in self._folder.glob(".*"):  # of a killed process: this one holds the run's lock
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        bits = trainer.callback_metrics.get("val_bpb")
-        if bits is not None and not trainer.sanity_checking:
-            self._validated = (trainer.global_step, bits.item())
-
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -75,9 +67,8 @@ class EpochExports(Callback):
     def _between_steps(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
         epoch, steps = divmod(step, self._steps_per_epoch)
-        if self._folder is None or steps or not epoch or epoch % self.every or step == self._last_step:
+        if self._folder is None or steps or not epoch or epoch % self.every:
             return
-        self._last_step = step
         target = self._folder / f"epoch_{epoch}"
         # A run that resumes at the end of an epoch writes the folder only if a kill has prevented that. After a step
         # that was just trained, an existing folder is replaced: the run was resumed from before, so weights may differ.
@@ -88,12 +79,11 @@ class EpochExports(Callback):
             self._export(trainer, target, state)
 
     def _export(self, trainer: pl.Trainer, target: Path, state: dict[str, Tensor]) -> None:
-        gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
+        shape, tokenizer = gpt2_of(trainer).shape, datamodule_of(trainer).tokenizer
         try:
             with isolate_rng():
-                metadata = run_state.describe(gpt2, text, step, text.global_batch(trainer), {})
-                metadata["val_bpb"] = self._validated[1] if self._validated[0] == step else None
-                source = LoadedCheckpoint(target, gpt2.shape, plain_state(state), text.tokenizer, metadata)
+                metadata = run_state.describe(trainer, settings={})
+                source = LoadedCheckpoint(target, shape, plain_state(state), tokenizer, metadata)
                 with huggingface.replacing_folder(target) as folder:
                     huggingface.write(source, folder, target.name, self.dtype)
                     huggingface.check(source, folder, self.dtype)

@@ -90,12 +90,7 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Train a few steps, which changes the weights; return speed and memory, and the time of the whole run.
 
-    Args:
-        options: options of the dry run's trainer.
-        data: the text.
-        gpt2: the model.
-        info: the info of the run.
-        limit_val_batches: the limit that the user has set for the batches of a validation, as a number or a fraction.
+    `options` are those of the dry run's trainer; `limit_val_batches` is the user's own, a number or a fraction.
     """
     memory, run = info["memory"], info["run"]
     if memory["free"] is not None and memory["total"] > memory["free"]:

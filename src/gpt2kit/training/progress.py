@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.module import log_every
-from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
 # After the first step, which compiles and fills caches, the steps that an estimate needs at least.
 _MIN_STEPS = 3
@@ -80,7 +80,7 @@ class ThroughputMetrics(callbacks.Callback):
         speed = self._steps * tokens_per_step / (time.perf_counter() - self._since)
         metrics = {
             **self._position(trainer),
-            "lr": _last_learning_rate(trainer),
+            "lr": _learning_rate(trainer, step - 1),  # of the step just done
             "tokens_per_s": speed,
             "mfu": speed * self._flops / self._peak,
             "tokens_seen": step * tokens_per_step,
@@ -231,10 +231,6 @@ class SmoothedMean:
         return self._sum / self._weight
 
 
-def _last_learning_rate(trainer: pl.Trainer) -> float:
-    """Return the first group's rate in the step just done; the schedule has already set the next one."""
-    schedules = trainer.lr_scheduler_configs
-    group = trainer.optimizers[0].param_groups[0]
-    if not schedules or not hasattr(schedules[0].scheduler, "lr_lambdas"):
-        return float(group["lr"])
-    return float(group["initial_lr"] * schedules[0].scheduler.lr_lambdas[0](trainer.global_step - 1))
+def _learning_rate(trainer: pl.Trainer, step: int) -> float:
+    """Return the first group's rate in a step that is done; the group itself has that of the next one."""
+    return float(trainer.optimizers[0].param_groups[0]["initial_lr"] * schedule_of(trainer).lr_lambdas[0](step))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
@@ -36,10 +37,17 @@ def epochs_done(trainer: pl.Trainer) -> float:
     return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
 
 
-def describe(
-    gpt2: GPT2Module, text: TextDataModule, step: int, global_batch: int, settings: dict[str, Any]
-) -> dict[str, Any]:
+def schedule_of(trainer: pl.Trainer) -> LambdaLR:
+    """Return the schedule of the learning rates, which GPT2Module makes."""
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, LambdaLR)
+    return schedule
+
+
+def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the `gpt2kit` entry of a checkpoint, of plain types. `settings`, the resolved config, is for people."""
+    gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
+    global_batch, score = text.global_batch(trainer), gpt2.current_score()
     return {
         "format": checkpoint.FORMAT,
         "version": __version__,
@@ -58,6 +66,8 @@ def describe(
         "tokens_seen": step * global_batch * text.block_size,
         "start": gpt2.start,
         "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
+        "skipped": gpt2.guard.skipped,
+        "val_bpb": score.bits_per_byte if score else None,
     }
 
 
