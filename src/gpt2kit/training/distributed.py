@@ -169,11 +169,7 @@ def describe_rank(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path |
 
 
 def describe_disagreement(ranks: list[tuple[str, RankInfo]]) -> str:
-    """Return how the first rank that differs from rank 0 differs; empty if all agree.
-
-    Args:
-        ranks: the host and the description of each rank.
-    """
+    """Return how the first rank that differs from rank 0 differs; empty if all agree. A rank is (host, info)."""
     first = ranks[0][1]
     others = [(rank, host, info) for rank, (host, info) in enumerate(ranks) if info != first]
     if not others:

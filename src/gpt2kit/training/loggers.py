@@ -34,14 +34,12 @@ GROUPS = {
 }
 # The metrics beside the settings in TensorBoard's HParams view, which shows the newest value of each.
 FINAL = ("bits_per_byte/valid", "loss/valid", "loss/train")
-# The settings that W&B and MLflow compare runs by; of the model, all.
-_COMPARED: dict[str, set[str]] = {
-    "data": {"block_size", "batch_size", "stride", "mask_documents", "append_eos", "shuffle", "tokenizer"},
-    "trainer": {
-        *("precision", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes"),
-        *("max_epochs", "max_steps", "max_tokens", "max_time"),
-    },
-}
+# The beginnings of the names of the settings that W&B and MLflow compare runs by.
+_COMPARED = (
+    *("model.", "data.block_size", "data.batch_size", "data.stride", "data.mask_documents", "data.append_eos"),
+    *("data.shuffle", "data.tokenizer", "trainer.precision", "trainer.accumulate_grad_batches"),
+    *("trainer.gradient_clip_val", "trainer.devices", "trainer.num_nodes", "trainer.max_"),
+)
 
 
 class GroupedTensorBoard(TensorBoardLogger):
@@ -121,26 +119,14 @@ def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> li
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that runs are compared by, flat, as numbers and strings."""
-    flat = _flatten("seed", settings.get("seed_everything")) | _flatten("model", settings.get("model"))
-    for part, names in _COMPARED.items():
-        for name, value in (settings.get(part) or {}).items():
-            if name in names:
-                flat |= _flatten(f"{part}.{name}", value)
+    flat: dict[str, Any] = {"seed": settings["seed_everything"]}
+    for name, value in lifecycle.flatten(settings).items():
+        if value is None or not name.startswith(_COMPARED):
+            continue
+        if name.endswith(".class_path"):
+            name, value = name.removesuffix(".class_path"), value.rsplit(".", 1)[-1]
+        flat[name.replace(".init_args", "")] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat
-
-
-def _flatten(name: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Mapping):
-        flat = {}
-        if "class_path" in value:
-            flat[name] = str(value["class_path"]).rsplit(".", 1)[-1]
-            value = value.get("init_args") or {}
-        for key, part in value.items():
-            flat |= _flatten(f"{name}.{key}", part)
-        return flat
-    return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
 
 @rank_zero_only

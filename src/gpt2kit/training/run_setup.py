@@ -79,9 +79,8 @@ class RunSetup(Callback):
         compiled = choose_compile(gpt2.wants_compile, device, precision, flops, self.seconds)
         gpt2.compiled = compiled.value  # type: ignore[assignment]
         if steps < 0 and self.seconds:
-            self.time_limit.guess(
-                max(round(self.seconds * typical_flops_per_second(device, precision) / flops_per_step), 1)
-            )
+            steps_in_time = self.seconds * typical_flops_per_second(device, precision) / flops_per_step
+            self.time_limit.estimated_steps = max(round(steps_in_time), 1)
         choices = {"precision": self.precision, "attention": gpt2.choose_attention(device), "compile": compiled}
         return {
             "text": run_info.describe_text(data),

@@ -38,13 +38,9 @@ class TimeLimit(Callback):
     def __init__(self, seconds: float | None, schedule: Schedule) -> None:
         self.seconds, self._schedule = seconds, schedule
         self.end: int | None = None
-        self._estimated_steps = 0
+        self.estimated_steps = 0  # set by RunSetup, until the speed is known
         self._earlier_seconds = 0.0  # of earlier starts
         self._timer = StepTimer(0)
-
-    def guess(self, steps: int) -> None:
-        """Set about how many steps fit, before the speed is known."""
-        self._estimated_steps = steps
 
     @property
     def state_key(self) -> str:
@@ -52,10 +48,10 @@ class TimeLimit(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self._earlier_seconds + self._timer.seconds()
-        return {"seconds": seconds, "about": self._estimated_steps, "end": self.end}
+        return {"seconds": seconds, "about": self.estimated_steps, "end": self.end}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._earlier_seconds, self._estimated_steps = float(state_dict["seconds"]), int(state_dict["about"])
+        self._earlier_seconds, self.estimated_steps = float(state_dict["seconds"]), int(state_dict["about"])
         self.end = state_dict["end"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,32 +68,28 @@ class TimeLimit(Callback):
         if step % every:
             return
         seconds_left = self.seconds * _USABLE - self._earlier_seconds - self._timer.seconds()
-        more, end, estimated_steps = self._timer.steps_in(seconds_left), self.end, self._estimated_steps
+        more, end, estimated_steps = self._timer.steps_in(seconds_left), self.end, self.estimated_steps
         if more is not None:
             estimated_steps = step + more
             end = planned_end(self._schedule, end, step, max(estimated_steps, step + 1), every)
         estimated_steps, end = trainer.strategy.broadcast((estimated_steps, end))
         if end != self.end and trainer.is_global_zero:
             print(f"note   step {step}: the run ends at step {end}, when trainer.max_time is over", file=sys.stderr)
-        self._estimated_steps, self.end = estimated_steps, end
+        self.estimated_steps, self.end = estimated_steps, end
         self._apply(trainer)
         update_learning_rates(trainer)
 
     def _apply(self, trainer: pl.Trainer) -> None:
         if self.seconds is not None:
-            gpt2_of(trainer).about_steps = self._estimated_steps
+            gpt2_of(trainer).about_steps = self.estimated_steps
             set_max_steps(trainer, -1 if self.end is None else self.end)
 
 
 def planned_end(schedule: Schedule, end: int | None, step: int, total: int, every: int) -> int | None:
     """Return the last step if it must be set now, else None.
 
-    Args:
-        schedule: the schedule of the learning rate.
-        end: the last step, if it is set already. It changes only if it would come late.
-        step: the steps that are done.
-        total: steps of the whole run that fit into the time.
-        every: steps until the next call.
+    `end` is the last step if it is set already, and changes only if it would come late. `step` steps are done, `total`
+    steps of the whole run fit into the time, and the next call is after `every` steps.
     """
     if end is not None:
         return total if total < min(end * (1 - _TOLERANCE), end - 1) else end

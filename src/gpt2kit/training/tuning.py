@@ -7,6 +7,7 @@ search for a learning rate sets one rate for all parameters; Muon and AdamW have
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import UserError
@@ -88,20 +87,15 @@ class LRRangeTest(Callback):
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self._micro_batches: list[float] = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        assert isinstance(loss, Tensor)
-        self._micro_batches.append(loss.item())
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        self.losses.append(sum(self._micro_batches) / len(self._micro_batches))
-        self._micro_batches.clear()
-        if self.losses[-1] > 1.5 * min(self.losses) or not torch.isfinite(loss):
-            set_max_steps(trainer, trainer.global_step)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            loss = trainer.callback_metrics["train_loss"].item()  # each step is a log step
+            self.losses.append(loss)
+            if loss > 1.5 * min(self.losses) or not math.isfinite(loss):
+                set_max_steps(trainer, trainer.global_step)
 
 
 def rate_factor(step: int, total: int = STEPS) -> float:
@@ -113,7 +107,7 @@ def find_learning_rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2
     """Train with rising rates and print where the loss falls fastest and is lowest. Changes the weights."""
     test = LRRangeTest()
     gpt2.schedule = rate_factor  # type: ignore[assignment]
-    trainer = make_trainer(**options | {"callbacks": [test], "limit_val_batches": 0})
+    trainer = make_trainer(**options | {"callbacks": [test], "limit_val_batches": 0, "log_every_n_steps": 1})
     set_max_steps(trainer, STEPS)
     trainer.fit(gpt2, data)
     rates = [group["initial_lr"] for group in trainer.optimizers[0].param_groups]
