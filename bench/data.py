@@ -207,13 +207,13 @@ def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict
 
 
 def load_ours(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
-    from gpt2kit.data.batches import Rows, TrainBatches
+    from gpt2kit.data.batches import BlockDataset, TrainBatches
     from gpt2kit.data.order import BlockOrder, count_train
 
     (folder,) = (path.parent for path in (work / f"{OURS}-1-0").rglob("index.json"))
     store = TokenStore(folder)
     order = BlockOrder(count_train(len(store), BLOCK), batch_size, seed=1)
-    return iter(TrainBatches(Rows(store, BLOCK, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
+    return iter(TrainBatches(BlockDataset(store, BLOCK, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
 
 
 def load_datasets(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
@@ -246,7 +246,7 @@ LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
 
 def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     """Batches from files that are not in memory, after the system was told to forget them."""
-    from gpt2kit.data.batches import Rows, TrainBatches
+    from gpt2kit.data.batches import BlockDataset, TrainBatches
     from gpt2kit.data.order import BlockOrder, count_train
 
     folder.mkdir()
@@ -271,7 +271,7 @@ def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     forget(folder)
     store = TokenStore(folder)
     order = BlockOrder(count_train(len(store), BLOCK), 8, seed=1)
-    batches = iter(TrainBatches(Rows(store, BLOCK, BLOCK), order.micro_batches(0, 8, 0, 1)))
+    batches = iter(TrainBatches(BlockDataset(store, BLOCK, BLOCK), order.micro_batches(0, 8, 0, 1)))
     begin = time.perf_counter()
     for _ in range(500):
         next(batches)

@@ -29,9 +29,9 @@ SHAPES = {
 }
 """Layers, heads, width, block size, batch size."""
 
-ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import run_info as facts; "
+ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import run_info; "
 ESTIMATE += "c = train.TrainCLI(sys.argv[1:]); "
-ESTIMATE += "print(json.dumps(facts.memory_facts(c.trainer, c.datamodule, c.model)))"
+ESTIMATE += "print(json.dumps(run_info.estimate_memory(c.trainer, c.datamodule, c.model)))"
 
 
 def measure(

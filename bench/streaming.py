@@ -26,7 +26,7 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from gpt2kit.data.batches import Rows, TrainBatches
+from gpt2kit.data.batches import BlockDataset, TrainBatches
 from gpt2kit.data.order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.data.remote import StreamedStore
 from gpt2kit.data.store import INDEX, Index, Shard, shard_name
@@ -102,7 +102,7 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
             step = int(order.steps_per_epoch * share)
             batches = iter(
                 TrainBatches(
-                    Rows(store, given.block_size, 1),
+                    BlockDataset(store, given.block_size, 1),
                     prefetching_batches(order, store.prefetch, step, given.batch_size, 0, 1),
                 )
             )

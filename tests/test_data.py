@@ -12,7 +12,7 @@ import torch
 from conftest import train_tokenizer
 
 from gpt2kit.data import build, datamodule
-from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.order import IGNORE, BlockOrder
@@ -43,7 +43,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(
 
 def test_training_rows_are_the_ordered_blocks(store: TokenStore) -> None:
     order = BlockOrder(blocks=20, global_batch=4, seed=1)
-    batches = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 4, 0, 1)))
+    batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 4, 0, 1)))
     for step in range(12):
         rows = next(batches)
         assert rows.shape == (4, 17) and rows.dtype == torch.int64
@@ -81,23 +81,23 @@ def module(corpus: Path, **options: object) -> TextDataModule:
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_read_the_same_batches_in_the_same_order(store: TokenStore, num_workers: int) -> None:
     order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
-    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers))
+    plain = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
+    worked = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers))
     for _ in range(30):  # over the ends of six epochs
         assert torch.equal(next(plain), next(worked))
 
 
 def test_a_store_sent_to_another_process_takes_only_its_name_along(store: TokenStore) -> None:
-    sent = pickle.dumps(Rows(store, 16, 16))
+    sent = pickle.dumps(BlockDataset(store, 16, 16))
     assert len(sent) < 1000
-    assert torch.equal(pickle.loads(sent)[np.array([3])], Rows(store, 16, 16)[np.array([3])])
+    assert torch.equal(pickle.loads(sent)[np.array([3])], BlockDataset(store, 16, 16)[np.array([3])])
 
 
 def test_strided_blocks_overlap(corpus: Path) -> None:
     text = module(corpus, stride=5)
     store = text.store("train")
     assert text.order(4).blocks == (len(store) - 17) // 5 + 1
-    rows = Rows(store, 16, 5)[np.array([0, 1, 7])]
+    rows = BlockDataset(store, 16, 5)[np.array([0, 1, 7])]
     for row, start in zip(rows.numpy(), (0, 5, 35), strict=True):
         assert np.array_equal(row, store[start : start + 17])
 
@@ -175,8 +175,8 @@ def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Pat
 
 def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenStore) -> None:
     order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    plain = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
-    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    plain = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
+    worked = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
     next(plain), next(worked)
     readers = _readers()
     assert readers
@@ -189,7 +189,7 @@ def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenSt
 
 def test_a_reader_that_dies_is_one_line(store: TokenStore) -> None:
     order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    worked = iter(TrainBatches(Rows(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    worked = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
     next(worked)
     for reader in _readers():
         os.kill(reader, signal.SIGKILL)

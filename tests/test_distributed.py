@@ -178,7 +178,7 @@ def test_ranks_that_differ_are_told_so_before_the_first_step(options: list[str],
     assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
     log = log_of(work)
     assert log.count("error: ") == 1
-    assert "error: rank 1 on " in log and "the train text is" in log and "Give all machines the same" in log
+    assert "error: rank 1 on " in log and "the train text is" in log and "Use the same files" in log
     assert not list(work.glob("lightning_logs/*/checkpoints"))
 
     shutil.copy(places[0] / "train.txt", places[1] / "train.txt")

@@ -125,6 +125,6 @@ def test_a_schedule_that_falls_at_once_needs_steps(
 ) -> None:
     words = [*options, "--trainer.max_time=00:00:00:10", "--model.schedule=Cosine"]
     code, _, err = call(cli.main, *words)
-    assert code == 2 and "trainer.max_time alone" in err and "Give trainer.max_epochs or max_steps" in err
+    assert code == 2 and "trainer.max_time alone" in err and "Add trainer.max_epochs or max_steps" in err
     code, out, err = call(cli.main, *words[:-1], "--plan")
     assert code == 0 and "until the time is over, in steps of 8 x 16 tokens" in out

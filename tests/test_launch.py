@@ -13,7 +13,7 @@ from conftest import Outcome
 from gpt2kit.cli import train
 from gpt2kit.errors import MachineError, UserError
 from gpt2kit.training import distributed
-from gpt2kit.training.distributed import disagreement
+from gpt2kit.training.distributed import describe_disagreement
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "32"}
 SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
@@ -34,13 +34,13 @@ SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
 def test_sizes_come_from_the_launcher(
     environment: dict[str, str], devices: Any, num_nodes: int, wanted: tuple[Any, int]
 ) -> None:
-    assert distributed.sizes(devices, num_nodes, environment) == wanted
+    assert distributed.launch_sizes(devices, num_nodes, environment) == wanted
 
 
 @pytest.mark.parametrize(("devices", "num_nodes"), [(2, 4), ("0,1", 1), (8, 2)])
 def test_sizes_that_contradict_the_launcher_are_refused(devices: Any, num_nodes: int) -> None:
     with pytest.raises(UserError, match="torchrun has started 8 processes on each of 4 machines"):
-        distributed.sizes(devices, num_nodes, TORCHRUN)
+        distributed.launch_sizes(devices, num_nodes, TORCHRUN)
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_devices_that_are_there(accelerator: str, devices: Any, there: int) -> N
 
 
 def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
-    assert distributed.accumulation(512, 8, 16) == 4
+    assert distributed.accumulation_steps(512, 8, 16) == 4
     with pytest.raises(
         UserError, match=r"global_batch 100: .*3 devices x data.batch_size 8 = 24. Nearest: data.global_batch 96 or 120"
     ):
-        distributed.accumulation(100, 8, 3)
+        distributed.accumulation_steps(100, 8, 3)
     with pytest.raises(UserError, match=r"global_batch 384 or 512, or data.batch_size 15$"):
-        distributed.accumulation(480, 16, 8)
+        distributed.accumulation_steps(480, 16, 8)
     with pytest.raises(UserError, match=r"Nearest: data\.global_batch 64"):
-        distributed.accumulation(10, 16, 4)
+        distributed.accumulation_steps(10, 16, 4)
 
 
 def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
@@ -100,7 +100,7 @@ def test_wrong_launches_by_the_command_line(
     ("raised", "says"),
     [
         ("The server socket has failed to listen on any local network address. port: 29500, EADDRINUSE", "taken by"),
-        ("Timed out after 1801 seconds waiting for clients. 3/4 clients joined.", "only 3 of 4 processes came"),
+        ("Timed out after 1801 seconds waiting for clients. 3/4 clients joined.", "only 3 of 4 processes connected"),
         (
             "The client socket has timed out after 60000ms while trying to connect to (node7, 29500).",
             "cannot be reached",
@@ -108,18 +108,18 @@ def test_wrong_launches_by_the_command_line(
     ],
 )
 def test_what_torch_says_of_a_meeting_that_failed(raised: str, says: str) -> None:
-    found = distributed.explained(RuntimeError(raised))
+    found = distributed.explain_launch_error(RuntimeError(raised))
     assert isinstance(found, MachineError) and says in str(found)
-    assert distributed.explained(RuntimeError("CUDA error")) is None
+    assert distributed.explain_launch_error(RuntimeError("CUDA error")) is None
 
 
 def test_disagreement_names_the_first_rank_that_differs() -> None:
     same = {"torch": "2.13", "the train text": "abc"}
-    assert disagreement([("a", same), ("b", dict(same))]) == ""
-    told = disagreement(
+    assert describe_disagreement([("a", same), ("b", dict(same))]) == ""
+    told = describe_disagreement(
         [("a", same), ("a", dict(same)), ("b", {**same, "the train text": "abd"}), ("c", {"torch": "2.12"})]
     )
-    assert told.startswith("rank 2 on b is not like rank 0 (1 other ranks differ from it, too): the train text is abd")
+    assert told.startswith("rank 2 on b differs from rank 0 (1 more ranks do, too): the train text is abd")
 
 
 def test_an_error_of_another_rank_names_it(

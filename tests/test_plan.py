@@ -12,10 +12,9 @@ from conftest import Outcome, Run
 
 from gpt2kit.cli import train
 from gpt2kit.runs import folder
-from gpt2kit.training import plan
-from gpt2kit.training import run_info as facts
+from gpt2kit.training import plan, run_info
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.progress import Pace, Smoothed
+from gpt2kit.training.progress import SmoothedMean, StepTimer
 
 
 def test_a_plan_says_all_and_leaves_nothing(
@@ -125,18 +124,18 @@ def test_documents_that_come_twice_are_counted(options: list[str], call: Callabl
 def test_gpt2_small_has_the_parameters_it_is_known_for() -> None:
     with torch.device("meta"):
         gpt2 = GPT2Module(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, n_positions=1024)
-    found = facts.model_facts(gpt2)
+    found = run_info.describe_model(gpt2)
     assert found["parameters"] == 124_439_808 and found["embeddings"] == (50257 + 1024) * 768
 
 
 @pytest.mark.parametrize(
     ("tokens", "seen", "parameters", "word"),
     [
-        (1_000, 10_000, 10_000, "by heart"),
-        (9_000, 9_000, 10_000, "a large model"),
-        (100_000, 10_000, 10_000, "a short run"),
-        (10_000_000, 10_000_000, 10_000, "a small model"),
-        (200_000, 400_000, 10_000, "suit each other"),
+        (1_000, 10_000, 10_000, "memorize"),
+        (9_000, 9_000, 10_000, "the model is large"),
+        (100_000, 10_000, 10_000, "the run is short"),
+        (10_000_000, 10_000_000, 10_000, "the model is small"),
+        (200_000, 400_000, 10_000, "the sizes of model and text fit"),
     ],
 )
 def test_a_plain_word_on_the_size(tokens: int, seen: int, parameters: int, word: str) -> None:
@@ -145,31 +144,31 @@ def test_a_plain_word_on_the_size(tokens: int, seen: int, parameters: int, word:
         "run": {"tokens": seen, "epochs": seen / tokens},
         "model": {"parameters": parameters},
     }
-    assert word in plan._suits(facts)
+    assert word in plan.compare_sizes(facts)
 
 
 def test_memory_that_is_not_there_is_said() -> None:
     found = {"parts": {"weights": 5 * 10**9, "gradients": 0}, "total": 5 * 10**9, "free": 10**9, "machine": 2 * 10**9}
-    lines = "\n".join(line for _, line in plan._memory_lines(found))
+    lines = "\n".join(line for _, line in plan.memory_lines(found))
     assert "MORE THAN IS FREE" in lines and "weights 5.00 GB" in lines and "gradients" not in lines
 
 
 def test_the_pace_leaves_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("gpt2kit.training.progress.time.monotonic", lambda: now[0])
-    pace = Pace(100)
+    timer = StepTimer(100)
     now[0] = 60.0  # the first step compiles
-    pace.step(101)
-    assert pace.left(102) == 60.0  # nothing better is known
+    timer.step(101)
+    assert timer.seconds_until(102) == 60.0  # nothing better is known
     for step in range(102, 112):
         now[0] += 2.0
-        pace.step(step)
-    assert pace.left(121) == pytest.approx(20.0)
+        timer.step(step)
+    assert timer.seconds_until(121) == pytest.approx(20.0)
 
 
 def test_the_smoothed_loss_starts_without_bias() -> None:
-    smoothed = Smoothed(0.9)
-    assert smoothed.of(4.0) == 4.0 and 3.0 < smoothed.of(3.0) < 4.0
+    smoothed = SmoothedMean(0.9)
+    assert smoothed.add(4.0) == 4.0 and 3.0 < smoothed.add(3.0) < 4.0
 
 
 def test_what_is_logged(run: Run) -> None:

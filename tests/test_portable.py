@@ -22,7 +22,7 @@ from gpt2kit import files, hardware
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import generate
 from gpt2kit.data import batches
-from gpt2kit.data.batches import Rows, TrainBatches
+from gpt2kit.data.batches import BlockDataset, TrainBatches
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.order import BlockOrder
 from gpt2kit.data.store import TokenStore
@@ -44,13 +44,13 @@ def store(corpus: Path, tmp_path: Path) -> TokenStore:
 
 
 def test_without_sigusr1_the_others_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {number: signal.getsignal(number) for number in batches.STOPS}
+    before = {number: signal.getsignal(number) for number in batches.STOP_SIGNALS}
     assert len(before) == 3
     monkeypatch.delattr(signal, "SIGUSR1")
     found = runpy.run_path(str(ROOT / "src/gpt2kit/data/batches.py"))
     try:
-        assert found["STOPS"] == [signal.SIGTERM, signal.SIGINT]
-        found["_leave_signals"](0)
+        assert found["STOP_SIGNALS"] == [signal.SIGTERM, signal.SIGINT]
+        found["_ignore_stop_signals"](0)
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         for number, handler in before.items():
@@ -61,12 +61,12 @@ def test_processes_that_read_ahead_start_without_a_fork_server(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    assert batches._way_to_start() == "spawn"
+    assert batches._start_method() == "spawn"
     order = BlockOrder(blocks=40, global_batch=8, seed=1)
     numbers = list(itertools.islice(order.micro_batches(0, 8, 0, 1), 3))
     # To the end: a spawned process of torch's that is ended while it hands over a batch may abort.
-    ahead = list(TrainBatches(Rows(store, 16, 16), numbers, num_workers=1))
-    assert all(map(torch.equal, TrainBatches(Rows(store, 16, 16), numbers), ahead)) and len(ahead) == 3
+    ahead = list(TrainBatches(BlockDataset(store, 16, 16), numbers, num_workers=1))
+    assert all(map(torch.equal, TrainBatches(BlockDataset(store, 16, 16), numbers), ahead)) and len(ahead) == 3
 
 
 def test_a_hash_is_not_remembered_where_an_edit_can_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

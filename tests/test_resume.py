@@ -27,7 +27,7 @@ from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import verify_resume
 from gpt2kit.training.checkpointing import ExactResume, requeue
-from gpt2kit.training.progress import Measures
+from gpt2kit.training.progress import ThroughputMetrics
 
 SHORT = ("--trainer.max_steps=4", "--save_every=1", "--trainer.log_every_n_steps=1")
 
@@ -73,11 +73,11 @@ def test_some_such_updates_may_be_left_out(
 
 
 def test_a_loss_that_jumps_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    measures = Measures()
+    metrics = ThroughputMetrics()
     for step in range(20):
-        measures._watch(step, 3.0 + 0.01 * (step % 3))
+        metrics._warn_of_jump(step, 3.0 + 0.01 * (step % 3))
     assert not capsys.readouterr().err
-    measures._watch(20, 5.0)
+    metrics._warn_of_jump(20, 5.0)
     assert "step 20: the loss jumped to 5.000" in capsys.readouterr().err
 
 

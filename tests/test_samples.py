@@ -15,7 +15,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training import samples
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.samples import TextSamples, append, plain_state, told
+from gpt2kit.training.samples import TextSamples, append_section, format_section, plain_state
 
 CONFIG = """
 trainer:
@@ -61,8 +61,8 @@ def test_neither_the_model_nor_any_generator_is_changed(corpus: Path) -> None:
     before = {name: tensor.clone() for name, tensor in gpt2.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     with samples.isolate_rng():
-        first = TextSamples(["the"], max_new_tokens=8).write(gpt2, tokenizers.load(corpus / "tokenizer"))
-        second = TextSamples(["the"], max_new_tokens=8).write(gpt2, tokenizers.load(corpus / "tokenizer"))
+        first = TextSamples(["the"], max_new_tokens=8).generate(gpt2, tokenizers.load(corpus / "tokenizer"))
+        second = TextSamples(["the"], max_new_tokens=8).generate(gpt2, tokenizers.load(corpus / "tokenizer"))
     assert first == second and first[0][0].startswith("the")
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (random.getstate(), str(np.random.get_state()))
@@ -80,14 +80,14 @@ def test_samples_read_the_weights_in_training_without_a_copy() -> None:
 
 def test_texts_cannot_pass_for_sections() -> None:
     hostile = "`a` \r## step 5, epoch\n## step 6, epoch 1\n\u2028## step 7\x00"
-    section = told([hostile], [[hostile]], 3, 0.5, None)
+    section = format_section([hostile], [[hostile]], 3, 0.5, None)
     assert [match[1] for match in samples.folder.SECTION.finditer(section)] == ["3"]
 
 
 def test_sections_of_a_way_not_taken_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "samples.md"
     for step, text in ((10, "a"), (20, "b"), (30, "c"), (20, "d")):
-        append(path, step, told([""], [[text]], step, 0.1, 1.0))
+        append_section(path, step, format_section([""], [[text]], step, 0.1, 1.0))
     found = path.read_text(encoding="utf-8")
     assert [found.count(f"    {letter}\n") for letter in "abcd"] == [1, 0, 0, 1]
 

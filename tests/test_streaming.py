@@ -23,7 +23,7 @@ from test_train import equal, rows, train, weights
 from gpt2kit.cli import train as cli
 from gpt2kit.data import build
 from gpt2kit.data import remote as remote_module
-from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.remote import StreamedStore, open_store
@@ -225,7 +225,7 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
         lambda self, source, *args: fetched.append(source) or real(self, source, *args),  # type: ignore[func-returns-value]
     )
     order = window_order([s.tokens for s in store.shards], 16, 16, 3, 4, seed=1, shuffle=True)
-    batches = iter(TrainBatches(Rows(store, 16, 1), prefetching_batches(order, store.prefetch, 0, 4, 0, 1)))
+    batches = iter(TrainBatches(BlockDataset(store, 16, 1), prefetching_batches(order, store.prefetch, 0, 4, 0, 1)))
     most = 0
     for step in range(order.steps_per_epoch):
         expected = [local[first : first + 17].tolist() for first in order.step(step).tolist()]
@@ -248,10 +248,10 @@ def test_only_a_window_is_on_the_local_disk_and_it_is_read_ahead(
 def test_a_start_in_mid_epoch_fetches_only_its_window(text: Corpus, remote: str, tmp_path: Path) -> None:
     store = open_store(remote, text, "text", tmp_path / "s")
     order = window_order([s.tokens for s in store.shards], 16, 16, 2, 4, seed=1, shuffle=True)
-    straight = iter(TrainBatches(Rows(store, 16, 1), prefetching_batches(order, store.prefetch, 0, 2, 0, 1)))
+    straight = iter(TrainBatches(BlockDataset(store, 16, 1), prefetching_batches(order, store.prefetch, 0, 2, 0, 1)))
     skipped = [next(straight) for _ in range(100)]
     later = open_store(remote, text, "text", tmp_path / "other")
-    batches = iter(TrainBatches(Rows(later, 16, 1), prefetching_batches(order, later.prefetch, 40, 2, 0, 1)))
+    batches = iter(TrainBatches(BlockDataset(later, 16, 1), prefetching_batches(order, later.prefetch, 40, 2, 0, 1)))
     assert all(torch.equal(next(batches), skipped[number]) for number in range(80, 100))
     settled(later)
     assert len(here(tmp_path / "other")) <= 4

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ProgressBar, Timer
+from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
@@ -28,10 +28,10 @@ from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
 from gpt2kit.training.baseline import Baseline
-from gpt2kit.training.checkpointing import KEEP, DurableIO, ExactResume
-from gpt2kit.training.distributed import Ranks
+from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
+from gpt2kit.training.distributed import RankAgreement
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.progress import Bar, Measures
+from gpt2kit.training.progress import ProgressBar, ThroughputMetrics
 from gpt2kit.training.run_setup import RunSetup
 from gpt2kit.training.time_limit import TimeLimit
 from gpt2kit.training.trainer import has_only_time, make_trainer, open_end_problem
@@ -151,7 +151,7 @@ class TrainCLI(LightningCLI):
         if options["logger"] is not False:
             root = options["default_root_dir"] or "."
             kwargs["logger"] = loggers.make_loggers(root, as_list(options["logger"]), self.options.resumed)
-        kwargs["devices"], kwargs["num_nodes"] = distributed.sizes(options["devices"], options["num_nodes"])
+        kwargs["devices"], kwargs["num_nodes"] = distributed.launch_sizes(options["devices"], options["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # no such strategy or accelerator
@@ -159,10 +159,10 @@ class TrainCLI(LightningCLI):
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         allow_tf32(trainer.strategy.root_device, self._precision.value)
         data = self.datamodule
-        if data.wanted_batch is not None and not options["fast_dev_run"]:
+        if data.requested_global_batch is not None and not options["fast_dev_run"]:
             with self.options.collect():
-                trainer.accumulate_grad_batches = distributed.accumulation(
-                    data.wanted_batch, data.batch_size, trainer.world_size
+                trainer.accumulate_grad_batches = distributed.accumulation_steps(
+                    data.requested_global_batch, data.batch_size, trainer.world_size
                 )
         return trainer
 
@@ -189,13 +189,15 @@ class TrainCLI(LightningCLI):
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
         saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override, settings)
-        own: list[Callback] = [Ranks(settings, resumed), Measures(), limit, saver, Baseline(), record]
+        own: list[Callback] = [RankAgreement(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
         others: list[Callback] = as_list(options["callbacks"])
-        if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in others):
-            own.append(Bar())
+        if options["enable_progress_bar"] is not False and not any(
+            isinstance(c, pl.callbacks.ProgressBar) for c in others
+        ):
+            own.append(ProgressBar())
         return [self.run_setup, *others, *own]
 
-    def planned_facts(self) -> run_info.Facts:
+    def measure_plan(self) -> run_info.RunInfo:
         """Return what the run would be, after a few steps of it with a trainer of their own."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
         with self.options.collect():
@@ -204,26 +206,26 @@ class TrainCLI(LightningCLI):
             if gpt2.source is not None:
                 gpt2.load_initial_weights(data.tokenizer)
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
-        facts = self.run_setup.apply(trainer, data, gpt2)
-        facts["start"]["begun"] = gpt2.start_notes
+        info = self.run_setup.apply(trainer, data, gpt2)
+        info["start"]["begun"] = gpt2.start_notes
         add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # its memory is counted, too
-        facts["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
-        facts["memory"] = run_info.memory_facts(trainer, data, gpt2)
-        facts["files"] = run_info.file_facts(facts["folder"], gpt2, self.config.save_top_k + KEEP)
+        info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
+        info["memory"] = run_info.estimate_memory(trainer, data, gpt2)
+        info["files"] = run_info.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
         limit = self.config_init.trainer["limit_val_batches"]
-        facts["trial"] = estimate.measure(self._trial_options(), data, gpt2, facts, limit)
-        return facts
+        info["speed"] = estimate.measure_speed(self._dry_run_options(), data, gpt2, info, limit)
+        return info
 
-    def _trial_options(self) -> dict[str, Any]:
+    def _dry_run_options(self) -> dict[str, Any]:
         """Return the options of a trainer that trains like the run's and writes nothing."""
-        options = {**dict(self.config_init.trainer), **estimate.OPTIONS, "precision": self._precision.value}
+        options = {**dict(self.config_init.trainer), **estimate.DRY_RUN_OPTIONS, "precision": self._precision.value}
         return options | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
 
     def find_learning_rate(self) -> None:
         """Print how the loss falls at rising learning rates."""
         data = self.datamodule
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(self.trainer))])
-        tuning.find_learning_rate(self._trial_options(), data, self.model)
+        tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
 def main(args: list[str]) -> None:
@@ -246,7 +248,9 @@ def main(args: list[str]) -> None:
         else:
             _train(args)
     except Exception as error:
-        known = error if isinstance(error, UserError) else distributed.explained(error) or compile_failure(error)
+        known = (
+            error if isinstance(error, UserError) else distributed.explain_launch_error(error) or compile_failure(error)
+        )
         rank = distributed.launched_rank()
         if rank and known is None and is_lost_connection(error):
             known = MachineError("another process of this run has gone. See its error; resume with --ckpt_path last")
@@ -265,9 +269,9 @@ def _train(args: list[str]) -> None:
         if cli.options.builds_text:
             print("\n".join(cli.build_text()))
         elif cli.options.is_plan:
-            facts = cli.planned_facts()
+            info = cli.measure_plan()
             if cli.trainer.is_global_zero:
-                plan.show(plan.whole(facts), sys.stdout)
+                plan.print_lines(plan.plan_lines(info), sys.stdout)
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)

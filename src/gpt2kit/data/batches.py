@@ -1,6 +1,6 @@
-"""Batches from a token store: `[rows, block_size + 1]` integers, for training and for evaluation.
+"""Batches from a token store: `[batch_size, block_size + 1]` integers, for training and for evaluation.
 
-Lightning is not imported here, so that processes which read ahead start quickly.
+Knows nothing about Lightning, so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from gpt2kit.data.order import IGNORE
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import MachineError
 
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-"""The signals that ask a run to save and leave; Windows has no SIGUSR1."""
+# The signals after which a run saves and stops. Windows has no SIGUSR1.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
-class Rows(Dataset[Tensor]):
-    """Blocks of a store by their numbers, `[numbers, block_size + 1]`; what lies beyond the text is IGNORE."""
+class BlockDataset(Dataset[Tensor]):
+    """The blocks of a store. Many are read at once: their numbers give `[numbers, block_size + 1]`.
+
+    Positions beyond the end of the text are IGNORE.
+    """
 
     store: TokenStore
     block_size: int
@@ -43,59 +46,58 @@ class Rows(Dataset[Tensor]):
 
 
 class TrainBatches:
-    """Endless training batches, `[batch_size, block_size + 1]`. It has no length: to Lightning, one endless epoch."""
+    """Endless training batches. It has no length, so that Lightning sees one endless epoch."""
 
-    def __init__(self, rows: Rows, micro_batches: Iterable[NDArray[np.int64]], num_workers: int = 0) -> None:
-        self._rows, self._micro_batches, self._num_workers = rows, micro_batches, num_workers
+    def __init__(self, blocks: BlockDataset, micro_batches: Iterable[NDArray[np.int64]], num_workers: int = 0) -> None:
+        self._blocks, self._micro_batches, self._num_workers = blocks, micro_batches, num_workers
 
     def __iter__(self) -> Iterator[Tensor]:
         if not self._num_workers:
-            yield from (self._rows[numbers] for numbers in self._micro_batches)
+            yield from (self._blocks[numbers] for numbers in self._micro_batches)
             return
         loader = DataLoader(
-            self._rows,
-            batch_size=None,  # an item is a whole batch already
+            self._blocks,
+            batch_size=None,  # an item is already a batch
             sampler=self._micro_batches,
             num_workers=self._num_workers,
-            worker_init_fn=_leave_signals,
-            multiprocessing_context=_way_to_start(),
+            worker_init_fn=_ignore_stop_signals,
+            multiprocessing_context=_start_method(),
         )
         try:
             yield from loader
-        except (RuntimeError, OSError, EOFError) as error:  # which one depends on what it was about
+        except (RuntimeError, OSError, EOFError) as error:  # which one depends on what the worker was doing
             raise MachineError(
                 f"data.num_workers {self._num_workers}: one of these processes died or failed ({error}). "
                 "If memory ran out, use data.num_workers 0"
             ) from None
 
 
-def _way_to_start() -> str:
-    """Not a fork, which would copy locks that the tokenizer's threads may hold. Windows starts each process anew."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's signals reach all processes; the trainer alone answers, and needs its next batch."""
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 class EvalBatches:
-    """Every token after the first exactly once, over all ranks; the last short block is filled up with IGNORE.
+    """Batches that predict every token after the first exactly once, over all ranks.
 
-    Each rank gives the same number of batches (rows of IGNORE where the text has run out), so that none waits forever.
+    Each rank yields the same number of batches, so that none waits forever: where the text has ended, rows are IGNORE.
     """
 
     def __init__(self, store: TokenStore, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._store, self._block_size, self._batch_size = store, block_size, batch_size
-        self._rows = Rows(store, block_size, block_size)
+        self._blocks, self._batch_size = BlockDataset(store, block_size, stride=block_size), batch_size
         self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        rows = order.count_eval(self._store.tokens, self._block_size)
-        return -(-rows // (self._batch_size * self._world_size))
+        count = order.count_eval(self._blocks.store.tokens, self._blocks.block_size)
+        return -(-count // (self._batch_size * self._world_size))
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in range(len(self)):
             first = (batch * self._world_size + self._rank) * self._batch_size
-            yield self._rows[np.arange(first, first + self._batch_size)]
+            yield self._blocks[np.arange(first, first + self._batch_size)]
+
+
+def _start_method() -> str:
+    """Return how to start workers. A fork would copy locks that the tokenizer's threads may hold."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore signals that reach all processes: the trainer answers them, and needs its next batch for that."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

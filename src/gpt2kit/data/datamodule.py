@@ -1,6 +1,6 @@
 """Text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
 
-Each stage is a module of its own (text, tokenization, build, store, order, batches); here they are only joined.
+Joins the stages, each of which is a module of its own: text, tokenization, build, store, order, batches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 
 from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
-from gpt2kit.data.batches import EvalBatches, Rows, TrainBatches
+from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
-from gpt2kit.errors import DataError, problems_of
+from gpt2kit.errors import DataError, Problems
 from gpt2kit.metrics import Score
 from gpt2kit.text.reader import Reader, Split, split_problems, split_ranges
 from gpt2kit.text.sources import find_files
@@ -28,45 +28,43 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.train import resolve
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
-_SIZES = ("block_size", "batch_size", "shard_tokens", "window_shards")
-
+# The folder of the tokenizer, unless data.tokenizer names another one.
 TOKENIZER = "tokenizer"
-"""The folder that the tokenizer is in, unless another is named."""
 
 
 class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. They are tokenized once, into a cache that is keyed by their content.
 
     Args:
-        train_files: text files, folders, patterns or URLs to learn from.
-        valid_files: text to watch the run by; also decides which checkpoint is the best.
-        test_files: text for test.py, by default.
+        train_files: text files, folders, patterns or URLs to train on.
+        valid_files: text for validation during training; its loss also decides which checkpoint is the best.
+        test_files: the default text of test.py.
         tokenizer: a folder that train_tokenizer.py has written, a tokenizer.json, a name on the Hugging Face hub, or
             what to train from the training text on first use, such as `{kind: char}` or `{vocab_size: 16000}`.
             Default: that of model.init_from, else the folder `tokenizer`.
-        block_size: tokens the model sees at once; the context it can use later.
+        block_size: context length in tokens, in training and later.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
-        global_batch: sequences in an optimizer step, over all devices; `trainer.accumulate_grad_batches` then follows
-            from the devices, so that a run may go on with another number of them.
+        global_batch: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` follows from
+            it and the devices, so a run can be resumed on another number of them.
         reader: turns files into documents.
-        valid_share: instead of valid_files, the share of the training documents, such as 0.01, that is kept out of
-            training for it. A hash of the text and the seed decides; equal documents fall together.
-        test_share: instead of test_files, the share of them that is kept out for test.py.
-        stride: tokens between the beginnings of two training blocks. Default: block_size, so that each token is
-            predicted once an epoch; less makes blocks overlap, and epochs longer.
-        mask_documents: let no token see another document, and count positions from each document's start.
-        append_eos: end each document with the end-of-document token; without, nothing parts them.
-        shuffle: take the blocks in random order, another one in each epoch.
-        cache_dir: where tokenized text is kept; safe to delete. With streaming, the URL or folder that it was
-            copied to.
-        shard_tokens: tokens in one file of the cache, about; also the work that a killed build can lose.
-        num_workers: processes that read training batches ahead. 0 is the fastest unless the disk is slow: the files are
+        valid_share: instead of valid_files, the fraction of the training documents to hold out for validation, such as
+            0.01. A hash of the text and the seed decides, so equal documents are in the same split.
+        test_share: instead of test_files, the fraction of the training documents to hold out for test.py.
+        stride: tokens between the starts of two training blocks. Default: block_size, so that each token is predicted
+            once per epoch; with less, blocks overlap and epochs are longer.
+        mask_documents: let no token see another document, and count positions from the start of each document.
+        append_eos: end each document with the end-of-document token. Without it nothing separates documents.
+        shuffle: take the blocks in random order, a different one in each epoch.
+        cache_dir: where tokenized text is kept; safe to delete. With streaming, the URL or folder that it was copied
+            to.
+        shard_tokens: approximate number of tokens in one file of the cache, and of those that a killed build may lose.
+        num_workers: processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
-        streaming: read tokenized text from cache_dir, such as `s3://bucket/stores`, and keep only the files that are
-            needed now and next on the local disk. It is built locally and copied there: docs/scaling.md.
-        window_shards: with streaming, how many files of the cache are mixed with one another.
-        seed: decides the order; comes from `seed_everything`.
+        streaming: read tokenized text from cache_dir, such as `s3://bucket/stores`, and keep on the local disk only the
+            files that are needed now and next. Build it locally and copy it there: docs/scaling.md.
+        window_shards: with streaming, the number of cache files whose blocks are shuffled together.
+        seed: random seed of the order; comes from `seed_everything`.
     """
 
     def __init__(
@@ -106,7 +104,7 @@ class TextDataModule(pl.LightningDataModule):
         self._tokenizer = tokenizer or TOKENIZER
         self.block_size = block_size
         self.batch_size = batch_size
-        self.wanted_batch = global_batch
+        self.requested_global_batch = global_batch
         self.reader = reader
         self.stride = stride or block_size
         self.mask_documents = mask_documents
@@ -116,79 +114,74 @@ class TextDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.window_shards = window_shards if streaming else None
         self.seed = seed
-        self.start_step = 0
-        """The first optimizer step to give batches for; set on resume."""
+        self.start_step = 0  # the first optimizer step of the batches; set on resume
         self._stores: dict[Split, TokenStore] = {}
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. One that is trained on first use is trained when it is first asked for, in `prepare_data`."""
+        """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         is_trained = isinstance(self._tokenizer, TokenizerSpec)
         paths = find_files(self.files["train"]) if is_trained else []
         return resolve(self._tokenizer, paths, self.reader, self.shares.get("train"), self.cache_dir)
 
     @property
     def vocab_size(self) -> int:
-        """Rows that the model's embedding needs."""
+        """The number of tokens."""
         return tokenizers.size(self.tokenizer)
 
     @property
     def document_start(self) -> int | None:
-        """The token behind which another document begins, if none may see another."""
+        """The token that begins a document, if no token may see another document."""
         return tokenizers.eos_id(self.tokenizer) if self.mask_documents else None
 
     def prepare_data(self) -> None:
-        """Train the tokenizer and build the token stores. Lightning lets one process of each machine do it first."""
+        """Train the tokenizer and build the token stores. Lightning runs this first in one process of each machine."""
         self.setup("fit")
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self.order(self.global_batch(self.trainer))  # refuses a text that is too short, before a run has a folder
+            self.order(self.global_batch(self.trainer))  # refuses a text that is too short before the run has a folder
 
     def setup(self, stage: str) -> None:
-        """Open the stores."""
+        """Open the stores. That of the test text is needed to report documents that are also in the training text."""
         self.store("train")
-        for split in ("valid", "test"):  # test, too: to see now whether its documents stand in the training text
+        for split in ("valid", "test"):
             if self.files[split]:
                 self.store(split)
 
     def store(self, split: Split) -> TokenStore:
-        """The token store of a split."""
+        """Return the token store of a split; it is built if it is not in the cache."""
         if split not in self._stores:
-            store = self._open(self.corpus(split), f"{split} text")
+            corpus, name = self.corpus(split), f"{split} text"
+            store: TokenStore
+            if self.streamed_from is not None:
+                store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
+            else:
+                store = build.open_with_bar(corpus, self.cache_dir, name)
             if store.tokens < 2:
-                raise DataError(f"{self.files[split][0]}: the tokenizer makes no token of this text. Take another one")
+                raise DataError(
+                    f"{self.files[split][0]}: the tokenizer makes no token of this text. Use another tokenizer"
+                )
             self._stores[split] = store
         return self._stores[split]
 
-    def _open(self, corpus: Corpus, what: str) -> TokenStore:
-        if self.streamed_from is not None:
-            return remote.open_store(self.streamed_from, corpus, what, self.cache_dir)
-        return build.open_with_bar(corpus, self.cache_dir, what)
-
     def corpus(self, split: Split) -> Corpus:
-        """A split's text, and how it becomes tokens."""
-        return Corpus(
-            find_files(self.files[split]),
-            self.tokenizer,
-            self.reader,
-            self.shares.get(split),
-            self.append_eos,
-            self.shard_tokens,
-        )
+        """Return a split's text and how it is tokenized."""
+        paths, share = find_files(self.files[split]), self.shares.get(split)
+        return Corpus(paths, self.tokenizer, self.reader, share, self.append_eos, self.shard_tokens)
 
     def corpora(self) -> dict[Split, Corpus]:
-        """Those of all splits that have files."""
+        """Return the corpora of all splits that have files."""
         return {split: self.corpus(split) for split in get_args(Split) if self.files[split]}
 
     def notes(self) -> list[str]:
-        """What the user should know of the text before training: what was left out, and what stands in two splits."""
+        """Return what the user should know about the text: what was left out, and documents in two splits."""
         splits = list(self.corpora())
-        found = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
+        notes = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
         for a, b in itertools.combinations(splits, 2):
-            found += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
-        return found
+            notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
+        return notes
 
     def order(self, global_batch: int) -> blocks.BlockOrder:
-        """The order of training blocks for `global_batch` sequences an optimizer step."""
+        """Return the order of training blocks with `global_batch` sequences per optimizer step."""
         store = self.store("train")
         if self.window_shards is None:
             count = blocks.count_train(store.tokens, self.block_size, self.stride)
@@ -201,70 +194,78 @@ class TextDataModule(pl.LightningDataModule):
         if order.blocks < global_batch:
             raise DataError(
                 f"{self.files['train'][0]}: {store.tokens:,} tokens make {order.blocks} blocks of {self.block_size}, "
-                f"fewer than the {global_batch} of one optimizer step. Give more text, or a smaller data.block_size or "
+                f"fewer than the {global_batch} of one optimizer step. Use more text, or a smaller data.block_size or "
                 "data.batch_size"
             )
         return order
 
     def global_batch(self, trainer: pl.Trainer) -> int:
-        """Sequences in one optimizer step, over all ranks and accumulation."""
+        """Return the sequences in one optimizer step, over all ranks and accumulation."""
         return self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def valid_text(self) -> Score:
-        """Size of the whole validation text: what it counts against, with nothing lost yet."""
+        """Return the size of the validation text, as a score without loss."""
         return text_size(self.store("valid"))
 
     def train_dataloader(self) -> TrainBatches:
-        trainer = self._attached()
+        trainer = self._attached_trainer()
         order, store = self.order(self.global_batch(trainer)), self.store("train")
-        share = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
+        place = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
         if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
-            return TrainBatches(
-                Rows(store, self.block_size, 1), blocks.prefetching_batches(order, store.prefetch, *share)
-            )
-        return TrainBatches(Rows(store, self.block_size, self.stride), order.micro_batches(*share), self.num_workers)
+            dataset = BlockDataset(
+                store, self.block_size, stride=1
+            )  # a window's blocks have their first token's number
+            return TrainBatches(dataset, blocks.prefetching_batches(order, store.prefetch, *place))
+        dataset = BlockDataset(store, self.block_size, self.stride)
+        return TrainBatches(dataset, order.micro_batches(*place), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
         if not self.files["valid"]:
             return []
-        trainer = self._attached()
+        trainer = self._attached_trainer()
         store = self.store("valid")
         return EvalBatches(store, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Memory that a GPU reads by itself: the copy then runs beside the step before."""
-        return batch.pin_memory() if self._attached().strategy.root_device.type == "cuda" else batch
+        """Pin the memory of a batch, so that it is copied to a GPU during the step before."""
+        return batch.pin_memory() if self._attached_trainer().strategy.root_device.type == "cuda" else batch
 
-    def _attached(self) -> pl.Trainer:
-        assert self.trainer is not None, "a trainer asks for its loaders"
+    def _attached_trainer(self) -> pl.Trainer:
+        assert self.trainer is not None
         return self.trainer
 
 
 def text_size(store: TokenStore) -> Score:
-    """What a text's score is measured against: each token after the first, each byte and each document's end token."""
+    """Return what a text's loss is divided by: each token after the first; bytes, and one for each document's end."""
     return Score(0.0, store.tokens - 1, store.bytes + store.ends)
 
 
 def data_problems(options: dict[str, Any]) -> list[str]:
-    """What is wrong with the data module's options, in their words."""
-    sizes = [f"data.{name} {options[name]}: must be at least 1" for name in _SIZES if options[name] < 1]
-    stride, workers = options["stride"], options["num_workers"]
-    rules = {
-        "data.train_files: names no file": not options["train_files"],
-        f"data.stride {stride}: must be from 1 to data.block_size {options['block_size']}": stride is not None
-        and not 1 <= stride <= options["block_size"],
-        f"data.global_batch {options['global_batch']}: must be at least 1": options["global_batch"] is not None
-        and options["global_batch"] < 1,
-        f"data.num_workers {workers}: must not be negative": workers < 0,
-        "data.mask_documents: needs data.append_eos, which says where documents end": options["mask_documents"]
-        and not options["append_eos"],
-        f"data.cache_dir {options['cache_dir']}: a URL needs data.streaming true; or name a local folder": "://"
-        in options["cache_dir"]
-        and not options["streaming"],
-        f"data.num_workers {workers}: not with data.streaming, which fetches in threads. Leave it out": workers > 0
-        and options["streaming"],
-    }
-    return sizes + problems_of(rules) + split_problems(options)
+    """List what is invalid in the data module's options."""
+    problems = Problems()
+    for name in ("block_size", "batch_size", "shard_tokens", "window_shards", "global_batch"):
+        value = options[name]
+        problems.check(value is None or value >= 1, f"data.{name} {value}: must be at least 1")
+    problems.check(options["train_files"], "data.train_files: names no file")
+    stride, block_size, workers = options["stride"], options["block_size"], options["num_workers"]
+    problems.check(
+        stride is None or 1 <= stride <= block_size,
+        f"data.stride {stride}: must be from 1 to data.block_size {block_size}",
+    )
+    problems.check(workers >= 0, f"data.num_workers {workers}: must not be negative")
+    problems.check(
+        options["append_eos"] or not options["mask_documents"],
+        "data.mask_documents: needs data.append_eos, which marks where documents end",
+    )
+    problems.check(
+        options["streaming"] or "://" not in options["cache_dir"],
+        f"data.cache_dir {options['cache_dir']}: a URL needs data.streaming true. Set it, or name a local folder",
+    )
+    problems.check(
+        workers <= 0 or not options["streaming"],
+        f"data.num_workers {workers}: not with data.streaming, which reads ahead in threads. Leave it out",
+    )
+    return problems.messages + split_problems(options)
 
 
 def _as_list(files: list[str] | str | None) -> list[str]:

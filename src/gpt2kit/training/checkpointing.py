@@ -1,9 +1,8 @@
-"""Exact saving and resuming: when a checkpoint is written, what is kept, and how a run leaves and goes on."""
+"""When a checkpoint is written, which ones are kept, and how a run stops and resumes exactly."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -17,25 +16,24 @@ import torch
 from filelock import FileLock
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
-from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.data.batches import STOPS
+from gpt2kit.data.batches import STOP_SIGNALS
 from gpt2kit.errors import MachineError, first_line
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import run_state
-from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
+from gpt2kit.training import lightning_patches, run_state
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
-KEEP = 2
-"""Newest checkpoints kept, besides the best."""
-MISSES = 3
-"""Saves that may fail, one after the other, before the run stops."""
+# The newest checkpoints that are kept, besides the best.
+KEEP_NEWEST = 2
+# The run stops when this many saves have failed in a row.
+MAX_FAILED_SAVES = 3
 
 
 class DurableIO(TorchCheckpointIO):
-    """Lightning's way to checkpoint files, through `gpt2kit.checkpoint`.
+    """Reads and writes Lightning's checkpoints through `gpt2kit.checkpoint`.
 
-    A failure is kept in `failure` and not raised: the other ranks wait for this one, and training may go on.
+    A failed save is kept in `failure` instead of raised: the other ranks wait for this one, and training may continue.
     """
 
     failure = ""
@@ -44,7 +42,7 @@ class DurableIO(TorchCheckpointIO):
         self.failure = ""
         try:
             checkpoint.write(checkpoint_, Path(path))
-        except (OSError, RuntimeError) as error:  # torch says a full disk as RuntimeError
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             self.failure = f"{path}: {first_line(error)}"
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -52,18 +50,18 @@ class DurableIO(TorchCheckpointIO):
 
 
 class ExactResume(Checkpoint):
-    """Saves between optimizer steps and makes a resumed run go on exactly.
+    """Saves between optimizer steps, and makes a resumed run continue exactly.
 
-    A batch is a function of (seed, step) and so is each random number: nothing of the generators needs saving. The
-    moment to save is the start of the next step: then the last one is logged, and validated if that was due.
+    Batches and random numbers are functions of the seed and the step, so no generator's state is saved. A checkpoint
+    is written at the start of the next step: by then the last step is logged, and validated if that was due.
 
     Args:
-        every: optimizer steps between checkpoints; there is one after each validation and at the end as well. None:
-            no checkpoints.
-        save_top_k: how many with the lowest validation loss are kept besides the two newest.
-        max_seconds: stop, saved, at the first step's end after so long.
-        override: on resume, take the optimizer's settings from the config and not from the checkpoint.
-        settings: the resolved config as plain types, to be stored in each checkpoint.
+        every: optimizer steps between checkpoints; None: write none. There is also one after each validation and at
+            the end.
+        save_top_k: checkpoints with the lowest validation loss to keep, besides the newest.
+        max_seconds: save and stop after the first step that ends later than this.
+        override: on resume, take the optimizer's settings from the config instead of the checkpoint.
+        settings: the resolved config as plain types, stored in each checkpoint.
     """
 
     def __init__(
@@ -77,46 +75,42 @@ class ExactResume(Checkpoint):
         self.every, self.save_top_k, self.max_seconds, self.override = every, save_top_k, max_seconds, override
         self.settings = settings or {}
         self._signal = 0
-        self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what the ranks agreed on a step ago
-        self._handlers: dict[signal.Signals, Any] = {}
-        self._started = time.monotonic()
-        self._validated = (-1, math.nan)  # the last validation's step and loss
-        self._bits_per_byte: float | None = None  # of that validation
-        self._misses = 0
-        self._begun = False
-        self._run: Path | None = None
-        """The run's folder, if anything is to be saved there."""
+        self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what ranks agreed a step ago
+        self._handlers: dict[signal.Signals, Any] = {}  # Lightning's own, to be restored
+        self._start_time = time.monotonic()
+        self._failed_saves = 0
+        self._is_started = False
+        self._run: Path | None = None  # the run's folder, if checkpoints are written
         self._lock: FileLock | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._started = time.monotonic()
+        self._start_time = time.monotonic()
         gpt2 = gpt2_of(trainer)
 
-        def look(raw: dict[str, Any]) -> None:
+        def check_architecture(raw: dict[str, Any]) -> None:
             run_state.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
             run_state.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
 
-        # Callbacks are asked only after the weights are put in.
-        gpt2.on_load_checkpoint = look  # type: ignore[method-assign, assignment]
-        folder = trainer.log_dir  # the same on all ranks
+        # The module's own hook, because the callbacks' hook comes only after the weights are loaded.
+        gpt2.on_load_checkpoint = check_architecture  # type: ignore[method-assign, assignment]
+        folder = trainer.log_dir  # a collective call
         self._run = Path(folder) if self.every is not None and folder is not None else None
         if self._run is not None and trainer.is_global_zero:
             self._lock = lifecycle.claim(self._run)
             lifecycle.remove_leftovers(self._run)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After Lightning has installed its own handlers, and restored the optimizer."""
-        for number in STOPS:
+        # By now Lightning has installed its signal handlers and restored the optimizer.
+        for number in STOP_SIGNALS:
             self._handlers.setdefault(number, signal.signal(number, self._on_signal))
         if trainer.received_sigterm:  # by Lightning's handler
             self._signal = signal.SIGTERM
-        # Ours agree on signals between steps; Lightning's way waits for the device in each forward pass.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        lightning_patches.disable_signal_broadcast(trainer)
         if self.override:
-            take_settings_from_config(trainer)
-        set_rates(trainer)
-        self._begun = True
-        self._tell(trainer, "running")
+            apply_config_settings(trainer)
+        update_learning_rates(trainer)
+        self._is_started = True
+        self._write_status(trainer, "running")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -125,164 +119,156 @@ class ExactResume(Checkpoint):
             self._between_steps(trainer)
         slot = batch_idx * trainer.world_size + trainer.global_rank
         seed_generators(trainer.strategy.root_device, datamodule_of(trainer).seed + 1_000_003 * (slot + 1))
-        # Lightning's own count is one short after some resumes, which would shift the steps that are logged.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        lightning_patches.correct_step_count(trainer)
         if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
-            trainer.val_check_batch = batch_idx + 1  # the final weights are validated, whatever the interval
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("val_loss")
-        if loss is not None and not trainer.sanity_checking:
-            self._validated = (trainer.global_step, loss.item())
-            self._bits_per_byte = trainer.callback_metrics["val_bpb"].item()
+            lightning_patches.validate_after_batch(trainer, batch_idx)  # the final weights are always validated
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
-        self._tell(trainer, "done")
-        self._release_signals()  # before Lightning gives back its own, which comes before teardown
+        self._write_status(trainer, "done")
+        self._restore_signals()  # here, because Lightning restores the user's handlers before teardown
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # A start that was refused, such as in a folder that another process holds, leaves that run's status alone.
-        if self._begun and not isinstance(exception, SystemExit):
-            self._tell(trainer, "failed", f"{type(exception).__name__}: {exception}")
-        self._release()
+        # If the start was refused, such as in a folder that another process uses, that run's status stays.
+        if self._is_started and not isinstance(exception, SystemExit):
+            self._write_status(trainer, "failed", f"{type(exception).__name__}: {exception}")
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._release()
-
-    def _release_signals(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
-
-    def _release(self) -> None:
-        """Give back the signals and the folder."""
-        self._release_signals()
+        self._restore_signals()
         if self._lock is not None:
             self._lock.release()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
     ) -> None:
-        text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
-        facts = run_state.describe(gpt2, text, trainer.global_step, text.global_batch(trainer), self.settings)
-        bits = self._bits_per_byte if self._validated[0] == trainer.global_step else None
-        checkpoint_[checkpoint.KEY] = {**facts, "skipped": gpt2.guard.skipped, "val_bpb": bits}
+        checkpoint_[checkpoint.KEY] = run_state.describe(trainer, self.settings)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
     ) -> None:
-        """Before loaders and loops are restored: set the position, in the micro-batches of the present devices."""
-        text, facts = datamodule_of(trainer), checkpoint_[checkpoint.KEY]
-        saved = run_state.saved_identity(facts["data"], text)
+        # Loaders and loops are restored after this. Their position counts micro-batches, so it depends on the devices.
+        text, gpt2, metadata = datamodule_of(trainer), gpt2_of(trainer), checkpoint_[checkpoint.KEY]
+        saved = run_state.saved_identity(metadata["data"], text)
         run_state.refuse_other_data(saved, run_state.identity(text, text.global_batch(trainer)))
-        gpt2 = gpt2_of(trainer)
-        text.start_step = facts["step"]
-        gpt2.guard.skipped, gpt2.start = facts["skipped"], facts.get("start")
-        micro = facts["step"] * trainer.accumulate_grad_batches
-        progress = checkpoint_["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for part in ("current", "total"):
-            progress[part].update(ready=micro, started=micro, processed=micro, completed=micro)
+        step = text.start_step = metadata["step"]
+        gpt2.guard.skipped, gpt2.start = metadata["skipped"], metadata.get("start")
+        lightning_patches.set_batch_progress(checkpoint_, step * trainer.accumulate_grad_batches)
         if self._run is not None and trainer.is_global_zero:
-            lifecycle.set_aside(self._run, facts["step"])
-            lifecycle.truncate_metrics(self._run, facts["step"])
+            lifecycle.set_aside(self._run, step)
+            lifecycle.truncate_metrics(self._run, step)
 
     def _between_steps(self, trainer: pl.Trainer) -> None:
-        """Save if it is time, and leave if somebody has asked to."""
+        """Save if it is due, and stop after a signal or at the time limit."""
         step = trainer.global_step
-        over = self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
-        stop, late = self._agreed(trainer, self._signal, int(over))
-        due = self.every is not None and step % self.every == 0
-        if step and (stop or late or due or self._validated[0] == step):
+        is_late = self.max_seconds is not None and time.monotonic() - self._start_time >= self.max_seconds
+        stop_signal, time_is_over = self._maximum_of_ranks(trainer, self._signal, int(is_late))
+        is_due = self.every is not None and step % self.every == 0
+        if step and (stop_signal or time_is_over or is_due or gpt2_of(trainer).current_score() is not None):
             self._save(trainer)
-        if stop:
-            self._tell(trainer, "stopped", signal.Signals(stop).name)
-            if stop == getattr(signal, "SIGUSR1", None):
+        if stop_signal:
+            self._write_status(trainer, "stopped", signal.Signals(stop_signal).name)
+            if stop_signal == getattr(signal, "SIGUSR1", None):
                 if trainer.is_global_zero:
                     requeue()
-                trainer.strategy.barrier()  # a rank that left first might have SLURM end this one before it has asked
-            raise SystemExit(128 + stop)
-        if late:
-            self._tell(trainer, "stopped", "max_time")
+                # If a rank exited first, SLURM might end rank 0 before it has requeued the job.
+                trainer.strategy.barrier()
+            raise SystemExit(128 + stop_signal)
+        if time_is_over:
+            self._write_status(trainer, "stopped", "max_time")
             raise SystemExit(0)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        """Save under a new name, unless this step is saved; then delete what is neither new nor among the best.
+        """Save this step unless it is saved already; then delete checkpoints that are neither new nor among the best.
 
-        Rank 0 decides alone, and tells the others: each looking for itself could disagree, and wait forever.
+        Rank 0 decides and broadcasts. If each rank looked for itself, they could disagree and wait forever.
         """
-        run = self._run
+        run, step = self._run, trainer.global_step
         if run is None:
             return
-        gpt2_of(trainer).guard.check()
+        gpt2 = gpt2_of(trainer)
+        gpt2.guard.check()
         saved = checkpoint.checkpoints(run)
-        step = trainer.global_step
-        missing = lifecycle.space_problem(run, self._bytes(trainer, saved)) if trainer.is_global_zero else ""
-        present, missing = trainer.strategy.broadcast((any(checkpoint.step_of(p) == step for p in saved), missing))
-        if present:
+        is_saved = any(checkpoint.step_of(path) == step for path in saved)
+        problem = lifecycle.space_problem(run, self._expected_bytes(trainer, saved)) if trainer.is_global_zero else ""
+        is_saved, problem = trainer.strategy.broadcast((is_saved, problem))
+        if is_saved:
             return
-        if not missing:
-            loss = self._validated[1] if self._validated[0] == step else None
-            path = run / "checkpoints" / checkpoint.file_name(int(epochs(trainer)), step, loss)
+        if not problem:
+            score = gpt2.current_score()
+            name = checkpoint.file_name(int(epochs_done(trainer)), step, score.loss if score else None)
+            path = run / "checkpoints" / name
             trainer.save_checkpoint(path, weights_only=False)
-            missing = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", ""))
-        if missing:
-            self._missed(missing)
+            problem = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", ""))
+        if problem:
+            self._count_failure(problem)
         elif trainer.is_global_zero:
-            self._misses = 0
-            self._tell(trainer, "running")
+            self._failed_saves = 0
+            self._write_status(trainer, "running")
             saved = checkpoint.checkpoints(run)
-            for old in saved[KEEP:]:
+            for old in saved[KEEP_NEWEST:]:
                 if old not in checkpoint.best_of(saved, self.save_top_k):
                     checkpoint.remove(old)
 
-    def _missed(self, why: str) -> None:
-        self._misses += 1
-        if self._misses >= MISSES:
-            raise MachineError(f"{why}; {MISSES} saves have failed. Make room and go on with --ckpt_path last")
-        print(f"WARNING: NOT SAVED, training goes on: {why} ({self._misses} of {MISSES} misses)", file=sys.stderr)
+    def _count_failure(self, problem: str) -> None:
+        self._failed_saves += 1
+        if self._failed_saves >= MAX_FAILED_SAVES:
+            raise MachineError(
+                f"{problem}; {MAX_FAILED_SAVES} saves have failed. Make room and resume with --ckpt_path last"
+            )
+        print(
+            f"WARNING: NOT SAVED, training continues: {problem} (failure {self._failed_saves} of {MAX_FAILED_SAVES})",
+            file=sys.stderr,
+        )
 
-    def _bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
-        """About what the next checkpoint takes: as much as the last one, or weights and two moments in float32."""
+    def _expected_bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
+        """Return about how large the next checkpoint is: as the last one, or weights and two moments in float32."""
         weights = sum(p.numel() for p in trainer.lightning_module.parameters())
         return round(1.1 * next((path.stat().st_size for path in saved if path.exists()), 12 * weights))
 
-    def _tell(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
+    def _write_status(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:
             with contextlib.suppress(OSError):  # on a full disk the old status stays
                 lifecycle.write_status(self._run, state, trainer.global_step, reason)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal == signal.SIGINT == number:
-            os._exit(128 + number)  # asked twice: leave at once
+            os._exit(128 + number)  # a second Ctrl-C
         self._signal = number
         if number == signal.SIGINT:
-            print("\nstopping after this step, saved (Ctrl-C again: at once)", file=sys.stderr)
+            print("\nsaving and stopping after this step (Ctrl-C again: stop at once)", file=sys.stderr)
 
-    def _agreed(self, trainer: pl.Trainer, *own: int) -> list[int]:
-        """Of each number the largest that any rank has, so that all act at the same step.
+    def _restore_signals(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
-        On GPUs those of the step before: to know today's, the program would have to wait for the device.
+    def _maximum_of_ranks(self, trainer: pl.Trainer, *numbers: int) -> list[int]:
+        """Return the maximum over all ranks of each number, so that all ranks stop at the same step.
+
+        On GPUs it is the maximum of the step before: the one of this step would make the program wait for the device.
         """
         if trainer.world_size == 1:
-            return list(own)
-        device, found = trainer.strategy.root_device, torch.tensor(own)
+            return list(numbers)
+        device, maximum = trainer.strategy.root_device, torch.tensor(numbers)
         if device.type != "cuda":
-            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-            return found.tolist()
-        found = found.pin_memory().to(device, non_blocking=True)
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-        before, self._asked = self._asked, (found.to("cpu", non_blocking=True), torch.cuda.Event())  # type: ignore[no-untyped-call]
-        self._asked[1].record()
-        if before is None:
-            return [0] * len(own)
-        before[1].synchronize()
-        return before[0].tolist()
+            torch.distributed.all_reduce(maximum, op=torch.distributed.ReduceOp.MAX)
+            return maximum.tolist()
+        maximum = maximum.pin_memory().to(device, non_blocking=True)
+        torch.distributed.all_reduce(maximum, op=torch.distributed.ReduceOp.MAX)
+        previous = self._previous_maximum
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._previous_maximum = (maximum.to("cpu", non_blocking=True), copied)
+        copied.record()
+        if previous is None:
+            return [0] * len(numbers)
+        previous[1].synchronize()
+        return previous[0].tolist()
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Begin the random numbers of the CPU and of the device anew.
+    """Seed the generators of the CPU and the device.
 
-    `torch.manual_seed` does so for every kind of device there may be, and takes long to find that there is none.
+    `torch.manual_seed` seeds every kind of device, and takes long to find out that there is none.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -291,30 +277,24 @@ def seed_generators(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
-def take_settings_from_config(trainer: pl.Trainer) -> None:
-    """Put the config's learning rates, betas and decays in the place of those that the checkpoint has brought."""
+def apply_config_settings(trainer: pl.Trainer) -> None:
+    """Replace the learning rates, betas and decays that the checkpoint has restored by those of the config."""
     optimizer = trainer.optimizers[0]
     for group, fresh in zip(optimizer.param_groups, gpt2_of(trainer).fresh_groups, strict=True):
         group.update({**fresh, "initial_lr": fresh["lr"]})
-    for config in trainer.lr_scheduler_configs:
-        schedule = config.scheduler
-        if isinstance(schedule, LambdaLR):
-            schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    schedule_of(trainer).base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
 
-def set_rates(trainer: pl.Trainer) -> None:
-    """The rates of the step to come, by the schedule as it is now: with a later end it is another than when saved."""
-    for config in trainer.lr_scheduler_configs:
-        schedule = config.scheduler
-        if isinstance(schedule, LambdaLR):
-            groups = zip(trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-            for group, base, factor in groups:
-                group["lr"] = base * factor(schedule.last_epoch)
+def update_learning_rates(trainer: pl.Trainer) -> None:
+    """Compute the learning rates of the next step anew: with another last step they are not the saved ones."""
+    groups, schedule = trainer.optimizers[0].param_groups, schedule_of(trainer)
+    for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(schedule.last_epoch)
 
 
 def requeue() -> None:
-    """Under SLURM, put the job back into the queue; it will go on with `--ckpt_path last`."""
+    """Put the job back into the queue if it runs under SLURM; it resumes with `--ckpt_path last`."""
     if job := os.environ.get("SLURM_JOB_ID"):
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
-        if done.returncode:
-            print(f"WARNING: scontrol requeue {job} failed: {done.stderr.strip()}", file=sys.stderr)
+        process = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
+        if process.returncode:
+            print(f"WARNING: scontrol requeue {job} failed: {process.stderr.strip()}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a run will take before it is started: time from a few real steps, memory from a step on tensors without data."""
+"""Estimates what a run takes: time from a few real steps, memory from two steps on tensors without data."""
 
 from __future__ import annotations
 
@@ -24,34 +24,40 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model import attention
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.trainer import make_trainer, set_max_steps
+from gpt2kit.training.trainer import make_trainer
 
-_STEPS, _BATCHES, _SECONDS = 6, 4, 30.0
-"""Optimizer steps and validation batches, and seconds after which no other step is begun."""
-
-_MANY = 1_000_000
-
-OPTIONS: dict[str, Any] = {
+# The dry run ends after this many optimizer steps, or with the first step that ends after this many seconds.
+_STEPS, _SECONDS = 6, 30.0
+_VALIDATION_BATCHES = 4
+# The end of a run whose number of steps is not known, for its schedule.
+_MANY_STEPS = 1_000_000
+# The options in which the trainer of a dry run differs from the run's: it writes nothing.
+DRY_RUN_OPTIONS: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
-    "limit_val_batches": _BATCHES,
+    "limit_val_batches": _VALIDATION_BATCHES,
     "profiler": None,
 }
-"""Of the trial's trainer, in the place of the run's own."""
+PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activations", "logits")
+# The two moments of a step that can be its peak: forward and backward, when activations and logits are largest, and the
+# update, when the optimizer works.
+MOMENTS = ("passes", "update")
 
 
-class Stopwatch(Callback):
-    """Times the first optimizer steps and validation batches, then ends the trial."""
+class DryRunTimer(Callback):
+    """Measures the first optimizer steps and validation batches, then ends the dry run."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.batches: list[float] = []
+        self._start = self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = self._begun = time.perf_counter()
+        self._start = self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,8 +65,8 @@ class Stopwatch(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self.steps.append(self._lap(trainer))
-        if len(self.steps) >= _STEPS or self._since - self._begun > _SECONDS:
-            set_max_steps(trainer, trainer.global_step)  # as far as it has come
+        if len(self.steps) >= _STEPS or self._since - self._start > _SECONDS:
+            set_max_steps(trainer, trainer.global_step)
 
     def on_validation_batch_start(self, *_: Any) -> None:
         self._since = time.perf_counter()
@@ -71,198 +77,203 @@ class Stopwatch(Callback):
     def _lap(self, trainer: pl.Trainer) -> float:
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
-        before, self._since = self._since, time.perf_counter()
-        return self._since - before
+        last, self._since = self._since, time.perf_counter()
+        return self._since - last
 
 
-def measure(
-    options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module, facts: dict[str, Any], limit: int | float | None
+def measure_speed(
+    options: dict[str, Any],
+    data: TextDataModule,
+    gpt2: GPT2Module,
+    info: dict[str, Any],
+    limit_val_batches: int | float | None,
 ) -> dict[str, Any]:
-    """Times, speed and memory of the trial, and what the whole run will take at this pace. The weights are changed.
+    """Train a few steps, which changes the weights; return speed and memory, and the time of the whole run.
 
-    `options`: of the trial's trainer; `limit`: of the batches in a validation, by number or share, as the user has set
-    it.
+    `options` are those of the dry run's trainer; `limit_val_batches` is the user's own, a number or a fraction.
     """
-    room, run = facts["memory"], facts["run"]
-    if room["free"] is not None and room["total"] > room["free"]:
-        return {"why_not": "it would not fit into memory"}
-    watch = Stopwatch()
-    trainer = make_trainer(**options | {"callbacks": [watch]})
-    most = run["steps"] or _MANY
-    set_max_steps(trainer, most)
-    trainer.val_check_interval = most * trainer.accumulate_grad_batches + 1
+    memory, run = info["memory"], info["run"]
+    if memory["free"] is not None and memory["total"] > memory["free"]:
+        return {"problem": "it would not fit into memory"}
+    timer = DryRunTimer()
+    trainer = make_trainer(**options | {"callbacks": [timer]})
+    total = run["steps"] or _MANY_STEPS
+    set_max_steps(trainer, total)
+    trainer.val_check_interval = total * trainer.accumulate_grad_batches + 1
     trainer.fit(gpt2, data)
-    used = hardware.peak_memory(trainer.strategy.root_device)
-    step = float(np.median(watch.steps[1:] or watch.steps))  # the first one sets up and compiles
-    validation, validations = 0.0, 0
-    if run["validation_every"]:
+    peak_memory = hardware.peak_memory(trainer.strategy.root_device)
+    step = float(np.median(timer.steps[1:] or timer.steps))  # without the first step, which sets up and compiles
+    interval, validation, validations = run["validation_every"], 0.0, 0
+    if interval:
         trainer.validate(gpt2, data, verbose=False)
-        whole = len(data.val_dataloader())
-        batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-        validation = float(np.median(watch.batches)) * batches
-    left = max(most - run["done"], 1)
-    if run["steps"] is None:  # as many as fit into the time
-        between = validation / run["validation_every"] if run["validation_every"] else 0.0
-        left = max(round(run["max_time"] / (step + between)), 1)
-    if run["validation_every"]:
-        validations = math.ceil(left / run["validation_every"])
-    speed = run["global_batch"] * run["block_size"] / step
-    peak = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
+        batches = len(data.val_dataloader())
+        if isinstance(limit_val_batches, int):
+            batches = min(limit_val_batches, batches)
+        elif limit_val_batches is not None:
+            batches = int(limit_val_batches * batches)
+        validation = float(np.median(timer.batches)) * batches
+    steps_left = max(total - run["done"], 1)
+    if run["steps"] is None:  # the steps that fit into the time, each with its part of a validation
+        steps_left = max(round(run["max_time"] / (step + (validation / interval if interval else 0.0))), 1)
+    if interval:
+        validations = math.ceil(steps_left / interval)
+    tokens_per_s = run["global_batch"] * run["block_size"] / step
+    peak_flops = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
     return {
-        "steps": max(len(watch.steps) - 1, 1),
+        "steps": max(len(timer.steps) - 1, 1),
         "step": step,
-        "tokens_per_s": speed,
-        "mfu": speed * flops_per_token(gpt2.shape, gpt2.model) / peak / trainer.world_size,
-        "memory": used,
+        "tokens_per_s": tokens_per_s,
+        "mfu": tokens_per_s * flops_per_token(gpt2.shape, gpt2.model) / peak_flops / trainer.world_size,
+        "memory": peak_memory,
         "validation": validation,
         "validations": validations,
-        "left": left,
-        "seconds": watch.steps[0] + (left - 1) * step + validations * validation,
+        "left": steps_left,
+        "seconds": timer.steps[0] + (steps_left - 1) * step + validations * validation,
     }
 
 
-PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activations", "logits")
-MOMENTS = ("passes", "update")
-"""Forward and backward, when activations and logits are the most; and the optimizer's work after them."""
-
-
-def of_step(
+def estimate_step(
     gpt2: GPT2Module, batch: tuple[int, int], precision: str, device: torch.device, accumulate: int = 1
 ) -> dict[str, dict[str, int]]:
-    """Bytes of each part at the two MOMENTS of a training step when all together are the most: one or the other is the
-    step's peak.
+    """Return the bytes of each of PARTS at the two MOMENTS of a training step; the larger sum is the step's peak.
 
-    A copy of the model without data goes through two optimizer steps, the second one with the first one's optimizer
-    state; each tensor that comes to be and goes is counted. So dropout, attention, precision, recomputation and
-    any optimizer are in it as they are, and no formula has to follow them. What a device's library takes beside, and
-    what compilation saves, are not.
+    A copy of the model without data takes two optimizer steps, the second one with the optimizer state of the first,
+    and each tensor is counted while it exists. So dropout, attention, precision, recomputation and any optimizer count
+    as they are, without a formula for each. What libraries take, and what compilation saves, is not included.
 
     Args:
-        gpt2: the model, as it was made; it is not touched.
+        gpt2: the model, which is not changed.
         batch: sequences in one forward pass, and tokens in each.
-        precision: by Lightning's name.
-        device: that it will be trained on.
+        precision: Lightning's name of the precision.
+        device: the device of the training.
         accumulate: forward passes in an optimizer step.
     """
     mode = FakeTensorMode()
-    shadow = _copied(gpt2, mode)
+    copied = _copy_without_data(gpt2, mode)
     with mode:
         dtype = hardware.compute_dtype(precision)
-        _convert(shadow, device, dtype if precision.endswith("-true") else torch.float32)
-        shadow.train()
-        attention.use_attention(shadow.model, gpt2.choose_attention(device).value)
-        optimizer = shadow.optimizer(parameter_groups(shadow.model))
+        _convert(copied, device, dtype if precision.endswith("-true") else torch.float32)
+        copied.train()
+        attention.use_attention(copied.model, gpt2.choose_attention(device).value)
+        optimizer = copied.optimizer(parameter_groups(copied.model))
         rows = torch.zeros(batch[0], batch[1] + 1, dtype=torch.long, device=device)
-        kinds = _Kinds(shadow.model)
-        live = Live(kinds)
-        for parameter in shadow.parameters():
+        classifier = _PartClassifier(copied.model)
+        live = LiveTensors(classifier)
+        for parameter in copied.parameters():
             live.track(parameter, "weights")
-        mixed = torch.autocast(device.type, dtype, enabled=precision.endswith("-mixed"))
+        autocast = torch.autocast(device.type, dtype, enabled=precision.endswith("-mixed"))
         with live:
             for _ in range(2):
-                live.most = live.now.copy()
+                live.reset_peak()
                 optimizer.zero_grad()
                 for _ in range(min(accumulate, 2)):
-                    kinds.phase = "forward"
-                    with mixed:
-                        nll, tokens = shadow.model.nll(rows)
+                    classifier.phase = "forward"
+                    with autocast:
+                        nll, tokens = copied.model.nll(rows)
                         loss = nll / tokens
-                    kinds.phase = "backward"
+                    classifier.phase = "backward"
                     torch.autograd.backward(loss)
                     del loss, nll, tokens
-                passes, live.most = live.most, live.now.copy()
-                kinds.phase = "optimizer"
-                nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
+                passes = live.reset_peak()
+                classifier.phase = "optimizer"
+                nn.utils.clip_grad_norm_(copied.parameters(), 1.0)
                 optimizer.step()
-    return dict(zip(MOMENTS, map(_parts, (passes, live.most)), strict=True))
+    return dict(zip(MOMENTS, map(_correct_copies, (passes, live.peak)), strict=True))
 
 
-def state_bytes(gpt2: GPT2Module) -> int:
-    """Bytes of weights and optimizer state: what a checkpoint holds."""
+def checkpoint_bytes(gpt2: GPT2Module) -> int:
+    """Return the bytes of weights and optimizer state."""
     mode = FakeTensorMode()
-    shadow = _copied(gpt2, mode)
+    copied = _copy_without_data(gpt2, mode)
     with mode:
-        optimizer = shadow.optimizer(parameter_groups(shadow.model))
-        for parameter in shadow.parameters():
+        optimizer = copied.optimizer(parameter_groups(copied.model))
+        for parameter in copied.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         optimizer.step()
         state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in [*shadow.parameters(), *state])
+        return sum(tensor.nbytes for tensor in [*copied.parameters(), *state])
 
 
-def _parts(live: Counter[str]) -> dict[str, int]:
-    """A tensor of activations may have a weight's shape by chance; there is one 16-bit copy of a weight at most."""
-    found = {part: live[part] for part in PARTS}
-    extra = max(found["16-bit copies"] - found["weights"] // 2, 0)
-    return found | {"16-bit copies": found["16-bit copies"] - extra, "activations": found["activations"] + extra}
+def _correct_copies(live: Counter[str]) -> dict[str, int]:
+    """Count as activations the 16-bit tensors that only happen to have a weight's shape: a weight has one copy."""
+    parts = {part: live[part] for part in PARTS}
+    excess = max(parts["16-bit copies"] - parts["weights"] // 2, 0)
+    return parts | {"16-bit copies": parts["16-bit copies"] - excess, "activations": parts["activations"] + excess}
 
 
-def _copied(gpt2: GPT2Module, mode: FakeTensorMode) -> GPT2Module:
-    """The same model without data."""
+def _copy_without_data(gpt2: GPT2Module, mode: FakeTensorMode) -> GPT2Module:
     with FakeCopyMode(mode):
         return copy.deepcopy(gpt2)
 
 
-def _convert(shadow: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """`Module.to`, which tensors without data do not take; a weight that is used twice stays one."""
-    made: dict[int, nn.Parameter] = {}
-    for module in shadow.modules():
+def _convert(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Do what `Module.to` does, which fails on tensors without data. Tied weights stay tied."""
+    converted: dict[int, nn.Parameter] = {}
+    for module in model.modules():
         for name, old in list(module._parameters.items()):
             if old is not None:
                 empty = torch.empty(old.shape, dtype=dtype, device=device)
-                new = made.setdefault(id(old), nn.Parameter(empty, requires_grad=old.requires_grad))
-                module._parameters[name] = new
+                new = nn.Parameter(empty, requires_grad=old.requires_grad)
+                module._parameters[name] = converted.setdefault(id(old), new)
 
 
-class _Kinds:
-    """Which part a tensor belongs to, by its shape and when it comes to be."""
+class _PartClassifier:
+    """Returns which of PARTS a new tensor belongs to, by its shape and the phase of the step."""
 
     def __init__(self, model: Any) -> None:
         self.phase = "forward"
-        self._weights = {tuple(parameter.shape) for parameter in model.parameters()}
-        self._rows = model.lm_head.weight.shape[0]
+        self._weight_shapes = {tuple(parameter.shape) for parameter in model.parameters()}
+        self._vocab_rows = model.lm_head.weight.shape[0]
 
     def __call__(self, tensor: Tensor) -> str:
         shape = tuple(tensor.shape)
         if self.phase == "optimizer":
             return "optimizer state"
-        if len(shape) > 1 and self._rows - 64 < shape[-1] <= self._rows and shape[0] != shape[-1]:
+        # The embedding has up to 63 rows more than the vocabulary, which are cut off before the loss.
+        if len(shape) > 1 and self._vocab_rows - 64 < shape[-1] <= self._vocab_rows and shape[0] != shape[-1]:
             return "logits"
-        if shape in self._weights:
-            return "gradients" if self.phase == "backward" else "16-bit copies" if _half(tensor) else "activations"
-        return "activations"
+        if shape not in self._weight_shapes:
+            return "activations"
+        if self.phase == "backward":
+            return "gradients"
+        return "16-bit copies" if tensor.dtype in (torch.bfloat16, torch.float16) else "activations"
 
 
-def _half(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.bfloat16, torch.float16)
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that exist, by part, and keeps the counts of the peak.
 
+    Args:
+        classify: returns the part of a new tensor.
+    """
 
-class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that are alive, by kind, and keeps the counts of the moment with the most."""
-
-    def __init__(self, kind: Callable[[Tensor], str]) -> None:
+    def __init__(self, classify: Callable[[Tensor], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kind = kind
+        self.classify = classify
         self.now: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self._known: dict[int, weakref.finalize[Any, Any]] = {}
+        self.peak: Counter[str] = Counter()
+        self._finalizers: dict[int, weakref.finalize[Any, Any]] = {}
+
+    def reset_peak(self) -> Counter[str]:
+        """Return the counts of the peak so far, and begin a new one."""
+        peak, self.peak = self.peak, self.now.copy()
+        return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self.track, found)
-        if self.now.total() > self.most.total():
-            self.most = self.now.copy()
-        return found
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.track, result)
+        if self.now.total() > self.peak.total():
+            self.peak = self.now.copy()
+        return result
 
-    def track(self, tensor: Tensor, kind: str | None = None) -> None:
+    def track(self, tensor: Tensor, part: str | None = None) -> None:
         """Count a tensor's memory until it is freed, unless it is counted already."""
         storage = tensor.untyped_storage()
-        if id(storage) in self._known:
+        if id(storage) in self._finalizers:
             return
-        kind, size = kind or self.kind(tensor), storage.nbytes()
-        self.now[kind] += size
-        self._known[id(storage)] = weakref.finalize(storage, self._gone, id(storage), kind, size)
+        part, size = part or self.classify(tensor), storage.nbytes()
+        self.now[part] += size
+        self._finalizers[id(storage)] = weakref.finalize(storage, self._untrack, id(storage), part, size)
 
-    def _gone(self, key: int, kind: str, size: int) -> None:
-        self.now[kind] -= size
-        del self._known[key]
+    def _untrack(self, key: int, part: str, size: int) -> None:
+        self.now[part] -= size
+        del self._finalizers[key]

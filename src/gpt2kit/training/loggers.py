@@ -1,4 +1,4 @@
-"""Where figures go: the run's CSV file, and TensorBoard with its scalars in groups and the settings beside them."""
+"""Loggers: the run's metrics.csv, and TensorBoard with grouped scalars and a view of the settings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.runs import lifecycle
 
+# The names of metrics in TensorBoard, which shows those with one prefix together.
 GROUPS = {
     "train_loss": "loss/train",
     "val_loss": "loss/valid",
@@ -31,16 +32,20 @@ GROUPS = {
     "tokens_seen": "progress/tokens_seen",
     "hours": "progress/hours",
 }
-"""What TensorBoard calls the figures, so that those which belong together stand together."""
-
+# The metrics beside the settings in TensorBoard's HParams view, which shows the newest value of each.
 FINAL = ("bits_per_byte/valid", "loss/valid", "loss/train")
-"""The figures beside the settings in TensorBoard's HParams view; it shows the newest of each."""
+# The beginnings of the names of the settings that W&B and MLflow compare runs by.
+_COMPARED = (
+    *("model.", "data.block_size", "data.batch_size", "data.stride", "data.mask_documents", "data.append_eos"),
+    *("data.shuffle", "data.tokenizer", "trainer.precision", "trainer.accumulate_grad_batches"),
+    *("trainer.gradient_clip_val", "trainer.devices", "trainer.num_nodes", "trainer.max_"),
+)
 
 
-class Board(TensorBoardLogger):
-    """Lightning's TensorBoardLogger with grouped names, and settings without a made-up first value of each figure."""
+class GroupedTensorBoard(TensorBoardLogger):
+    """Lightning's TensorBoardLogger with grouped names, and settings without invented first values of metrics."""
 
-    _ends: Any = None
+    _session_end: Any = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -48,40 +53,43 @@ class Board(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
-        """Write the settings now, so that a run which is under way is in the view, too."""
+        """Write the settings now, so that the view also has runs that are in progress."""
         from torch.utils.tensorboard.summary import hparams
 
         self.hparams.update(params)
-        opens, begins, self._ends = hparams(dict(params), dict.fromkeys(FINAL, 0.0))  # type: ignore[no-untyped-call]
-        for part in (opens, begins):
-            self.experiment.file_writer.add_summary(part)
+        experiment, start, self._session_end = hparams(  # type: ignore[no-untyped-call]
+            dict(params), dict.fromkeys(FINAL, 0.0)
+        )
+        self.experiment.file_writer.add_summary(experiment)
+        self.experiment.file_writer.add_summary(start)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._ends is not None and status == "success":
-            self.experiment.file_writer.add_summary(self._ends)
+        if self._session_end is not None and status == "success":
+            self.experiment.file_writer.add_summary(self._session_end)
         super().finalize(status)
 
 
-class RunCSV(CSVLogger):
-    """Lightning's CSVLogger that shares the run's folder with TensorBoard and keeps the rows that are there."""
+class AppendingCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, which shares the run's folder with TensorBoard and keeps the rows of earlier starts."""
 
     @property
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._experiment = _KeepingWriter(log_dir=self.log_dir)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment
 
 
-class _KeepingWriter(ExperimentWriter):
+class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
+        """Read the header of an existing file; Lightning's method would delete the file."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             with path.open(encoding="utf-8") as file:
                 self.metrics_keys = file.readline().strip().split(",")
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """A new column: the file is written anew, whole or not at all."""
+        """Write the file again with new columns, so that a kill leaves the old file or the new one."""
         path = Path(self.metrics_file_path)
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -92,58 +100,38 @@ class _KeepingWriter(ExperimentWriter):
         files.write_text(path, text.getvalue())
 
 
-def make_loggers(root: str, wanted: list[Any], resumed: Path | None) -> list[Logger]:
-    """TensorBoard and CSV in one folder, a new one, or that of the run that is resumed; then the user's own.
+def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> list[Logger]:
+    """Return TensorBoard and CSV in the run's folder, which is a new one or the resumed run's, and the user's loggers.
 
-    One of theirs that has a folder for the run (TensorBoard, CSV) takes the place of ours.
+    A TensorBoard or CSV logger of the user has a folder for the run itself, so it replaces gpt2kit's.
     """
-    theirs = [logger for logger in wanted if isinstance(logger, Logger)]
-    if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in theirs):
-        return theirs
+    others = [logger for logger in user_loggers if isinstance(logger, Logger)]
+    if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in others):
+        return others
     run = lifecycle.run_of(resumed) if resumed else None
     if resumed is None or run is None:
-        board = Board(root, name=lifecycle.LOGS)
-        return [board, RunCSV(root, name=lifecycle.LOGS, version=board.version), *theirs]
+        board = GroupedTensorBoard(root, name=lifecycle.LOGS)
+        return [board, AppendingCSVLogger(root, name=lifecycle.LOGS, version=board.version), *others]
     place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
-    return [Board(**place, purge_step=checkpoint.step_of(resumed) + 1), RunCSV(**place), *theirs]
+    board = GroupedTensorBoard(**place, purge_step=checkpoint.step_of(resumed) + 1)
+    return [board, AppendingCSVLogger(**place), *others]
 
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the resolved settings those that runs are compared by, flat, as plain numbers and strings."""
-    found = {"seed": settings.get("seed_everything")}
-    for part, names in _COMPARED.items():
-        values = settings.get(part) or {}
-        found |= {f"{part}.{name}": value for name, value in values.items() if not names or name in names}
-    flat: dict[str, Any] = {}
-    for name, value in found.items():
-        flat |= _plain(name, value)
+    """Return the settings that runs are compared by, flat, as numbers and strings."""
+    flat: dict[str, Any] = {"seed": settings["seed_everything"]}
+    for name, value in lifecycle.flatten(settings).items():
+        if value is None or not name.startswith(_COMPARED):
+            continue
+        if name.endswith(".class_path"):
+            name, value = name.removesuffix(".class_path"), value.rsplit(".", 1)[-1]
+        flat[name.replace(".init_args", "")] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat
-
-
-_COMPARED: dict[str, set[str]] = {
-    "model": set(),
-    "data": {"block_size", "batch_size", "stride", "mask_documents", "append_eos", "shuffle", "tokenizer"},
-    "trainer": {
-        *("precision", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes"),
-        *("max_epochs", "max_steps", "max_tokens", "max_time"),
-    },
-}
-
-
-def _plain(name: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Mapping) and "class_path" in value:
-        kind = {name: str(value["class_path"]).rsplit(".", 1)[-1]}
-        return kind | _plain(name, dict(value.get("init_args") or {}))
-    if isinstance(value, Mapping):
-        return {k: v for key, one in value.items() for k, v in _plain(f"{name}.{key}", one).items()}
-    return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
 
 @rank_zero_only
 def write_text(loggers: list[Logger], name: str, text: str, step: int) -> None:
-    """Send a text in Markdown to each logger that can hold one."""
+    """Send a Markdown text to each logger that can hold one."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, text, step)

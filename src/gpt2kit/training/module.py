@@ -140,6 +140,7 @@ class GPT2Module(pl.LightningModule):
         self._nll: list[Tensor] = []
         self._tokens: list[Tensor] = []
         self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
+        self._validation: tuple[int, Score] | None = None  # the step and the score of the last one
         if vocab_size is not None:
             self.build()
 
@@ -234,6 +235,13 @@ class GPT2Module(pl.LightningModule):
         values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
         self.add_metrics(values)
         self._write_metrics()
+        if not self.trainer.sanity_checking:
+            self._validation = self.trainer.global_step, score
+
+    def current_score(self) -> Score | None:
+        """Return the validation score of the current weights; None if they are not validated."""
+        step, score = self._validation or (None, None)
+        return score if step == self.trainer.global_step else None
 
     def _is_log_step(self) -> bool:
         """Whether the optimizer step in progress is one that the loggers write down."""

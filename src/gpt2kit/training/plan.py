@@ -1,8 +1,8 @@
-"""What a run would be, in words; and everything that is wrong with it, at once."""
+"""Prints what a run is: a summary when it starts, more under `--plan`; and checks the text and tokenizer of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -12,196 +12,198 @@ from gpt2kit.errors import UserError
 from gpt2kit.text.reader import Reader, Split
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization.train import resolve
-from gpt2kit.training.run_info import Facts
+from gpt2kit.training.run_info import RunInfo
 
+# A label, which is empty if it is that of the line before, and a text.
+Line = tuple[str, str]
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def opening(facts: Facts) -> list[tuple[str, str]]:
-    """The lines at the start of a run."""
-    lines = [("text", " | ".join(_split_line(*item) for item in facts["text"]["splits"].items() if item[0] != "test"))]
-    lines += [("model", _model_line(facts["model"])), ("run", _run_line(facts["run"])), *_device_lines(facts)]
-    lines.append(("folder", facts["folder"] or "none: nothing is saved"))
-    if facts["start"]["resumed"]:
-        lines.append(("resume", facts["start"]["resumed"]))
-    lines += [("start", told) for told in facts["start"]["begun"]]
-    return lines + [("note", note) for note in facts["text"]["notes"]]
+def summary_lines(info: RunInfo) -> list[Line]:
+    """Return the lines that a run prints when it starts."""
+    splits = {name: split for name, split in info["text"]["splits"].items() if name != "test"}
+    resumed = info["start"]["resumed"]
+    return [
+        ("text", " | ".join(_format_split(*split) for split in splits.items())),
+        ("model", _format_model(info["model"])),
+        ("run", _format_run(info["run"])),
+        *_device_lines(info),
+        ("folder", info["folder"] or "none: nothing is saved"),
+        *([("resume", resumed)] if resumed else []),
+        *[("start", note) for note in info["start"]["begun"]],
+        *[("note", note) for note in info["text"]["notes"]],
+    ]
 
 
-def whole(facts: Facts) -> list[tuple[str, str]]:
-    """The lines of `--plan`."""
-    text, run = facts["text"], facts["run"]
-    lines = [("text", _split_line(*item) + _more_of_split(item[1])) for item in text["splits"].items()]
-    lines.append(("", f"vocabulary of {text['vocabulary']:,}"))
-    lines += [("note", note) for note in text["notes"]]
-    if facts["start"]["resumed"]:
-        lines.append(("resume", f"{facts['start']['resumed']}, {run['done']:,} steps done"))
-    lines.append(("model", _model_line(facts["model"])))
-    lines.append(("", _shape_line(facts["model"]["shape"])))
-    lines += [("start", told) for told in facts["start"]["begun"]]
-    lines.append(("run", _run_line(run)))
-    lines.append(("", _suits(facts)))
+def plan_lines(info: RunInfo) -> list[Line]:
+    """Return the lines of `--plan`."""
+    text, run, shape = info["text"], info["run"], info["model"]["shape"]
     rates = " and ".join(dict.fromkeys(f"{rate:g}" for rate in run["learning_rates"]))
-    lines.append(("", f"{run['optimizer']}, learning rate {rates}, {run['schedule_name']}: {_sketch(run['schedule'])}"))
-    lines += _memory_lines(facts["memory"])
-    lines += _time_lines(facts)
-    lines += _device_lines(facts)
-    lines += _file_lines(facts["files"])
+    resumed = info["start"]["resumed"]
+    return [
+        *[("text", _format_split(*split) + _format_details(split[1])) for split in text["splits"].items()],
+        ("", f"vocabulary of {text['vocabulary']:,}"),
+        *[("note", note) for note in text["notes"]],
+        *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
+        ("model", _format_model(info["model"])),
+        (
+            "",
+            f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}, "
+            f"context {shape['n_positions']}, dropout {shape['resid_pdrop']:g}",
+        ),
+        *[("start", note) for note in info["start"]["begun"]],
+        ("run", _format_run(run)),
+        ("", compare_sizes(info)),
+        ("", f"{run['optimizer']}, learning rate {rates}, {run['schedule_name']}: {_draw_schedule(run['schedule'])}"),
+        *memory_lines(info["memory"]),
+        *_time_lines(info),
+        *_device_lines(info),
+        *_file_lines(info["files"]),
+    ]
+
+
+def print_lines(lines: list[Line], file: Any) -> None:
+    """Print lines in two columns."""
+    for label, text in lines:
+        print(f"{label:<7}{text}", file=file)
+
+
+def _format_split(name: str, split: RunInfo) -> str:
+    return f"{name} {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
+
+
+def _format_details(split: RunInfo) -> str:
+    ratio = f", {split['bytes'] / split['tokens']:.2f} bytes per token" if split["tokens"] else ""
+    repeated = f", {split['duplicates']:,} documents repeat another" if split["duplicates"] else ""
+    return ratio + repeated
+
+
+def _format_model(model: RunInfo) -> str:
+    return f"{model['parameters']:,} parameters, {model['embeddings'] / model['parameters']:.0%} of them embeddings"
+
+
+def _format_run(run: RunInfo) -> str:
+    interval = run["validation_every"]
+    validation = f"validation every {interval:,} steps" if interval else "no validation (no valid_files or valid_share)"
+    steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
+    if run["steps"] is None:
+        return f"until the time is over, in {steps}; an epoch has {epoch}; {validation}"
+    return f"{run['steps']:,} {steps} = {run['epochs']:.2f} epochs of {epoch}; {validation}"
+
+
+def _device_lines(info: RunInfo) -> list[Line]:
+    device, choices = info["start"]["device"], info["start"]["chosen"]
+    lines = [("device", f"{device['count']} x {device['kind']} ({device['name']})")]
+    return lines + [("auto", f"{name}: {value} ({reason})") for name, (value, reason) in choices.items()]
+
+
+def compare_sizes(info: RunInfo) -> str:
+    """Return how the size of the model, the text and the run fit.
+
+    About 20 tokens per parameter are the best use of a compute budget (Hoffmann et al., 2022). Up to about four epochs,
+    repeated text is almost as good as new text (Muennighoff et al., 2023).
+    """
+    tokens, epochs, parameters = info["run"]["tokens"], info["run"]["epochs"], info["model"]["parameters"]
+    if epochs is None:
+        return "the number of tokens depends on the speed"
+    per_parameter = tokens / parameters
+    unique_per_parameter = info["text"]["splits"]["train"]["tokens"] / parameters
+    if unique_per_parameter < 1 and epochs > 4:
+        advice = "the model is large for this text and will memorize it. Use a smaller one, dropout 0.1, or more text"
+    elif unique_per_parameter < 1:
+        advice = "the model is large for this text. Stop when val_loss rises, and use dropout 0.1"
+    elif per_parameter < 5:
+        advice = "the run is short for this model. A smaller model, or more steps, would reach a lower loss"
+    elif unique_per_parameter > 100:
+        advice = "the model is small for this text. A larger one would learn more from it"
+    else:
+        advice = "the sizes of model and text fit"
+    unique = min(unique_per_parameter, per_parameter)
+    return f"{tokens:,} tokens, {per_parameter:.1f} per parameter ({unique:.1f} of them different): {advice}"
+
+
+def _draw_schedule(factors: list[float]) -> str:
+    highest = len(_BARS) - 1
+    return "".join(_BARS[min(round(factor * highest), highest)] for factor in factors)
+
+
+def memory_lines(memory: RunInfo) -> list[Line]:
+    """Return the lines about memory, with advice if it does not fit."""
+    parts = memory["parts"]
+    available = f" of {_format_bytes(memory['free'])} free ({_format_bytes(memory['machine'])} in all)"
+    lines = [
+        ("memory", f"about {_format_bytes(memory['total'])}{available if memory['machine'] else ''}"),
+        ("", ", ".join(f"{part} {_format_bytes(size)}" for part, size in parts.items() if size)),
+    ]
+    if memory["free"] is not None and memory["total"] > memory["free"]:
+        largest = max(parts, key=lambda part: parts[part])
+        advice = "use a smaller data.batch_size (with data.global_batch), or model.gradient_checkpointing true"
+        if largest in ("weights", "gradients", "optimizer state"):
+            advice = "use a smaller model, or several devices with trainer.strategy fsdp"
+        lines.append(("", f"MORE THAN IS FREE, most of it {largest}: {advice}"))
     return lines
 
 
-def show(lines: list[tuple[str, str]], file: Any) -> None:
-    """Print them in two columns."""
-    for name, line in lines:
-        print(f"{name:<7}{line}", file=file)
+def _time_lines(info: RunInfo) -> list[Line]:
+    speed, max_time = info["speed"], info["run"]["max_time"]
+    if "problem" in speed:
+        return [("time", f"not measured: {speed['problem']}")]
+    validations = f", {speed['validations']:,} validations of {speed['validation']:.3g} s"
+    steps = f"{speed['left']:,} steps of {speed['step']:.3g} s{validations if speed['validations'] else ''}"
+    lines = [("time", f"about {_format_time(speed['seconds'])}: {steps}")]
+    if max_time is not None and max_time < speed["seconds"] and info["run"]["steps"] is not None:
+        lines.append(("", f"trainer.max_time stops it after {_format_time(max_time)}, before its last step"))
+    memory = f"; {_format_bytes(speed['memory'])} of memory at most" if speed["memory"] else ""
+    rate = f"{speed['tokens_per_s']:,.0f} tokens/s, MFU {speed['mfu']:.0%}{memory}"
+    return [*lines, ("", f"measured over {speed['steps']} steps: {rate}")]
 
 
-def _split_line(split: str, found: Facts) -> str:
-    return f"{split} {found['documents']:,} documents, {found['bytes']:,} bytes, {found['tokens']:,} tokens"
-
-
-def _more_of_split(found: Facts) -> str:
-    each = f", {found['bytes'] / found['tokens']:.2f} bytes per token" if found["tokens"] else ""
-    twice = f", {found['duplicates']:,} documents repeat another" if found["duplicates"] else ""
-    return each + twice
-
-
-def _model_line(model: Facts) -> str:
-    share = model["embeddings"] / model["parameters"]
-    return f"{model['parameters']:,} parameters, {share:.0%} of them embeddings"
-
-
-def _shape_line(shape: Facts) -> str:
-    return (
-        f"{shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} wide, context {shape['n_positions']}, "
-        f"dropout {shape['resid_pdrop']:g}"
-    )
-
-
-def _run_line(run: Facts) -> str:
-    every = run["validation_every"]
-    validation = f"validation every {every:,} steps" if every else "no valid_files or valid_share, so no validation"
-    step = f"steps of {run['global_batch']} x {run['block_size']} tokens"
-    if run["steps"] is None:
-        return f"until the time is over, in {step}, {run['steps_per_epoch']:,} of them an epoch; {validation}"
-    return f"{run['steps']:,} {step} = {run['epochs']:.2f} epochs of {run['steps_per_epoch']:,} steps; {validation}"
-
-
-def _device_lines(facts: Facts) -> list[tuple[str, str]]:
-    """What computes, and how, with the reasons."""
-    device, chosen = facts["start"]["device"], facts["start"]["chosen"]
-    lines = [("device", f"{device['count']} x {device['kind']} ({device['name']})")]
-    return lines + [("auto", f"{name}: {value} ({why})") for name, (value, why) in chosen.items()]
-
-
-def _suits(facts: Facts) -> str:
-    """Whether the model's size suits the text, in a plain word. Some 20 tokens a parameter are the best use of a given
-    amount of computing; up to about four epochs, repeated text teaches almost as much as new text."""
-    if facts["run"]["epochs"] is None:
-        return "how many tokens it will see depends on the pace"
-    unique = facts["text"]["splits"]["train"]["tokens"]
-    epochs, parameters = facts["run"]["epochs"], facts["model"]["parameters"]
-    seen, owned = facts["run"]["tokens"] / parameters, unique / parameters
-    told = f"{facts['run']['tokens']:,} tokens, {seen:.1f} per parameter ({min(owned, seen):.1f} of them different): "
-    if owned < 1 and epochs > 4:
-        return (
-            told
-            + "a large model for this text: it will learn it by heart. Take a smaller one, dropout 0.1, or more text"
-        )
-    if owned < 1:
-        return told + "a large model for this text; stop when val_loss rises, and give dropout 0.1"
-    if seen < 5:
-        return told + "a short run for this model; a smaller one, or more steps, would come further"
-    if owned > 100:
-        return told + "a small model for this text; a larger one would learn more of it"
-    return told + "size and text suit each other"
-
-
-def _sketch(factors: list[float]) -> str:
-    return "".join(_BARS[min(round(factor * (len(_BARS) - 1)), len(_BARS) - 1)] for factor in factors)
-
-
-def _memory_lines(found: Facts) -> Iterator[tuple[str, str]]:
-    said = {"optimizer state": "optimizer state and its work"}
-    parts = ", ".join(f"{said.get(part, part)} {_size(size)}" for part, size in found["parts"].items() if size)
-    room = f" of {_size(found['free'])} free ({_size(found['machine'])} in all)" if found["machine"] else ""
-    yield "memory", f"about {_size(found['total'])}{room}"
-    yield "", parts
-    if found["free"] is not None and found["total"] > found["free"]:
-        largest = max(found["parts"], key=lambda part: found["parts"][part])
-        smaller = "take a smaller data.batch_size (with data.global_batch), or model.gradient_checkpointing true"
-        if largest in ("weights", "gradients", "optimizer state"):
-            smaller = "take a smaller model, or several devices with trainer.strategy fsdp"
-        yield "", f"MORE THAN IS FREE, most of it {largest}: {smaller}"
-
-
-def _time_lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    tried = facts["trial"]
-    if "why_not" in tried:
-        yield "time", f"not measured: {tried['why_not']}"
-        return
-    yield (
-        "time",
-        f"about {_span(tried['seconds'])}: {tried['left']:,} steps of {tried['step']:.3g} s"
-        + (f", {tried['validations']:,} validations of {tried['validation']:.3g} s" if tried["validations"] else ""),
-    )
-    limit = facts["run"]["max_time"]
-    if limit is not None and limit < tried["seconds"] and facts["run"]["steps"] is not None:
-        yield "", f"trainer.max_time stops it after {_span(limit)}, before its last step"
-    memory = f"; {_size(tried['memory'])} of memory at most" if tried["memory"] else ""
-    yield (
-        "",
-        f"measured over {tried['steps']} steps: {tried['tokens_per_s']:,.0f} tokens/s, MFU {tried['mfu']:.0%}{memory}",
-    )
-
-
-def _file_lines(found: Facts) -> Iterator[tuple[str, str]]:
-    if found["folder"] is None:
-        yield "files", "none: nothing is saved"
-        return
-    needed = found["checkpoint"] * (found["kept"] + 1)
-    yield "files", f"{found['folder']}: config.yaml, metrics.csv, TensorBoard events, status.json, start.json"
-    yield (
-        "",
+def _file_lines(files: RunInfo) -> list[Line]:
+    if files["folder"] is None:
+        return [("files", "none: nothing is saved")]
+    peak = files["checkpoint"] * (files["kept"] + 1)
+    checkpoints = f"checkpoints of {_format_bytes(files['checkpoint'])}, {files['kept']} kept"
+    lines = [
+        ("files", f"{files['folder']}: config.yaml, metrics.csv, TensorBoard events, status.json, start.json"),
         (
-            f"checkpoints of {_size(found['checkpoint'])}, {found['kept']} kept, {_size(needed)} while one is written; "
-            f"{_size(found['free'])} free on the disk"
+            "",
+            f"{checkpoints}, {_format_bytes(peak)} during a save; {_format_bytes(files['free'])} free on the disk",
         ),
-    )
-    if needed > found["free"]:
-        yield "", "MORE THAN IS FREE: make room, or choose another trainer.default_root_dir"
+    ]
+    if peak > files["free"]:
+        lines.append(("", "MORE THAN IS FREE: make room, or use another trainer.default_root_dir"))
+    return lines
 
 
-def _size(count: float) -> str:
+def _format_bytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _span(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds)"
 
 
-def file_problems(options: Mapping[str, Any], begun: bool) -> list[str]:
-    """What is wrong with the text files and the tokenizer that the data module's options name; a run that is begun with
-    weights may have its tokenizer from them."""
-    found: list[str] = []
+def file_problems(options: Mapping[str, Any], has_initial_weights: bool) -> list[str]:
+    """List what is invalid in the text files and the tokenizer that the data module's options name."""
+    problems: list[str] = []
     for name in ("train_files", "valid_files", "test_files"):
         if files := options.get(name):
-            found += _told(find_files, [files] if isinstance(files, str) else list(files))
-    tokenizer = options.get("tokenizer") or (None if begun else TOKENIZER)
+            problems += _problem_of(find_files, [files] if isinstance(files, str) else list(files))
+    tokenizer = options.get("tokenizer") or (None if has_initial_weights else TOKENIZER)
     if isinstance(tokenizer, str):
-        found += _told(resolve, tokenizer, [], Reader(), None, Path(str(options["cache_dir"])))
-    return found
+        problems += _problem_of(resolve, tokenizer, [], Reader(), None, Path(str(options["cache_dir"])))
+    return problems
 
 
 def text_problems(data: TextDataModule, global_batch: int) -> list[str]:
-    """What is wrong with the text itself: each split is read."""
+    """List what is invalid in the text itself: each split is read."""
     splits: tuple[Split, ...] = get_args(Split)
-    found = [problem for split in splits if data.files[split] for problem in _told(data.store, split)]
-    return found or _told(data.order, global_batch)
+    problems = [problem for split in splits if data.files[split] for problem in _problem_of(data.store, split)]
+    return problems or _problem_of(data.order, global_batch)
 
 
-def _told(check: Callable[..., object], *args: object) -> list[str]:
-    """The mistake that a check finds, if any."""
+def _problem_of(check: Callable[..., object], *args: object) -> list[str]:
+    """Return the error that a check raises, as a list of one message or none."""
     try:
         check(*args)
     except UserError as error:

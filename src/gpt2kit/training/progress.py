@@ -1,4 +1,4 @@
-"""What is told of a run while it trains: the figures that are logged, and the progress bar."""
+"""What a run reports while it trains: throughput and other metrics in the logs, and the progress bar."""
 
 from __future__ import annotations
 
@@ -12,104 +12,112 @@ from functools import lru_cache
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning import callbacks
 from tqdm import tqdm
 
 from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.module import log_every
-from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
-_WARM = 3
-"""Steps from which a pace foretells something."""
+# After the first step, which compiles and fills caches, the steps that an estimate needs at least.
+_MIN_STEPS = 3
+# Peak FLOP/s are measured once per process and shared by its runs.
+_peak_flops = lru_cache(hardware.peak_flops)
 
 
-class Measures(Callback):
-    """Logs, beside the module's losses, at the optimizer step just done: lr, tokens_per_s, mfu, memory_gb, tokens_seen,
-    epoch, hours, hours_left.
+class ThroughputMetrics(callbacks.Callback):
+    """Logs lr, tokens_per_s, mfu, memory_gb, tokens_seen, epoch, hours and hours_left.
 
-    tokens_per_s is over the time since the last log step, validations not counted. mfu is the share of the device's
-    fastest matrix product that the model's own work needs (`config.flops_per_token`, `hardware.peak_flops`). memory_gb
-    is the most so far, of the first device, in 10^9 bytes. hours is what the run has taken, validations included,
-    pauses between a stop and its resume not; hours_left goes on at the pace of this start.
+    tokens_per_s is over the time since the last log step, without validations. mfu is the fraction of the peak FLOP/s
+    (`hardware.peak_flops`) that the model's own work needs (`config.flops_per_token`). memory_gb is the peak of the
+    first device so far, in 10^9 bytes. hours is the time of the run, with validations, without pauses between a stop
+    and its resume. hours_left is estimated from the speed of this start.
     """
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._steps = 0
+        self._steps = 0  # since the last log step
+        self._since = 0.0  # the time of the last log step, moved on by each validation
+        self._validation_start = 0.0
         self._losses: deque[float] = deque(maxlen=50)
-        self._before = 0.0
-        """Seconds that the run took before it was resumed."""
-        self._pace = Pace(0)
+        self._earlier_seconds = 0.0  # of earlier starts
+        self._timer = StepTimer(0)
         self._peak = 0.0
         self._flops = 0
 
+    @property
+    def state_key(self) -> str:
+        return "Measures"  # its first name, which is in checkpoints
+
     def state_dict(self) -> dict[str, float]:
-        return {"seconds": self._before + self._pace.seconds()}
+        return {"seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._before = float(state_dict["seconds"])
+        self._earlier_seconds = float(state_dict["seconds"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        dtype = hardware.compute_dtype(str(trainer.precision))
-        first = _peak(trainer.strategy.root_device, dtype) if trainer.is_global_zero else 0.0
-        self._peak = trainer.strategy.broadcast(first) * trainer.world_size
-        self._flops = flops_per_token(gpt2_of(trainer).shape, gpt2_of(trainer).model)
-        self._since, self._steps, self._pace = time.perf_counter(), 0, Pace(trainer.global_step)
+        gpt2, peak = gpt2_of(trainer), 0.0
+        if trainer.is_global_zero:
+            peak = _peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
+        self._peak = trainer.strategy.broadcast(peak) * trainer.world_size
+        self._flops = flops_per_token(gpt2.shape, gpt2.model)
+        self._since, self._steps, self._timer = time.perf_counter(), 0, StepTimer(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
         self._steps += 1
-        self._pace.step(trainer.global_step)
-        if trainer.global_step % log_every(trainer):
+        self._timer.step(step)
+        if step % log_every(trainer):
             return
         loss = trainer.callback_metrics.get("train_loss")
         if loss is not None and trainer.is_global_zero:
-            self._watch(trainer.global_step, loss.item())  # waits for a GPU, so that the time below is that of the work
-        text = datamodule_of(trainer)
-        tokens = text.global_batch(trainer) * text.block_size
-        speed = self._steps * tokens / (time.perf_counter() - self._since)
-        figures = {
-            "lr": _lr_of_last_step(trainer),
+            self._warn_of_jump(step, loss.item())  # waits for a GPU, so the time below is that of finished work
+        tokens_per_step = text.global_batch(trainer) * text.block_size
+        speed = self._steps * tokens_per_step / (time.perf_counter() - self._since)
+        metrics = {
+            **self._position(trainer),
+            "lr": _learning_rate(trainer, step - 1),  # of the step just done
             "tokens_per_s": speed,
             "mfu": speed * self._flops / self._peak,
-            "tokens_seen": trainer.global_step * tokens,
+            "tokens_seen": step * tokens_per_step,
         }
         if (memory := hardware.peak_memory(trainer.strategy.root_device)) is not None:
-            figures["memory_gb"] = memory / 1e9
-        if (total := max(trainer.max_steps, gpt2_of(trainer).about_steps)) > 0:
-            figures["hours_left"] = self._pace.left(total) / 3600
-        gpt2_of(trainer).add_metrics({**self._where(trainer), **figures})
+            metrics["memory_gb"] = memory / 1e9
+        if (total := max(trainer.max_steps, gpt2.about_steps)) > 0:
+            metrics["hours_left"] = self._timer.seconds_until(total) / 3600
+        gpt2.add_metrics(metrics)
         self._since, self._steps = time.perf_counter(), 0
 
-    def _watch(self, step: int, loss: float) -> None:
-        """Warn of a loss far above those before it."""
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation_start = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        gpt2_of(trainer).add_metrics(self._position(trainer))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since += time.perf_counter() - self._validation_start
+
+    def _warn_of_jump(self, step: int, loss: float) -> None:
+        """Warn if the loss is far above the ones before."""
         if len(self._losses) >= 10:
-            mean, spread = statistics.fmean(self._losses), statistics.pstdev(self._losses)
-            if loss > mean + max(6 * spread, 0.1 * mean):
+            mean, deviation = statistics.fmean(self._losses), statistics.pstdev(self._losses)
+            if loss > mean + max(6 * deviation, 0.1 * mean):
                 print(f"WARNING: step {step}: the loss jumped to {loss:.3f} from about {mean:.3f}", file=sys.stderr)
         self._losses.append(loss)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._paused = time.perf_counter()
+    def _seconds(self) -> float:
+        return self._earlier_seconds + self._timer.seconds()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since += time.perf_counter() - self._paused
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        gpt2_of(trainer).add_metrics(self._where(trainer))
-
-    def _where(self, trainer: pl.Trainer) -> dict[str, float]:
-        """The x-axes."""
-        return {"epoch": epochs(trainer), "hours": (self._before + self._pace.seconds()) / 3600}
+    def _position(self, trainer: pl.Trainer) -> dict[str, float]:
+        return {"epoch": epochs_done(trainer), "hours": self._seconds() / 3600}
 
 
-class Pace:
-    """How fast a start of a run goes. Its first step, which compiles and fills caches, foretells nothing.
+class StepTimer:
+    """Measures the speed of a run since it was started or resumed.
 
     Args:
         step: the optimizer steps that were done before.
@@ -117,47 +125,39 @@ class Pace:
 
     def __init__(self, step: int) -> None:
         self._start = time.monotonic()
-        self._first: tuple[int, float] = (step, self._start)
-        self._last = self._first
-        self._warm = False
+        self._marks = [(step, self._start)]  # steps and times: of the start, after the first step, and now
 
     def seconds(self) -> float:
-        """Since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._start
 
     def step(self, step: int) -> None:
-        """An optimizer step is done."""
-        self._last = (step, time.monotonic())
-        if not self._warm:
-            self._warm, self._begun = True, self._first
-            self._first = self._last
+        """Note that this optimizer step is done."""
+        self._marks = [*self._marks[:2], (step, time.monotonic())]
 
-    def left(self, total: int) -> float:
-        """Seconds to the end, with all that comes between steps as often as it has come so far."""
-        return self._each() * (total - self._last[0])
+    def seconds_until(self, total: int) -> float:
+        """Return the seconds until the step `total`, if validations and saves are as frequent as so far."""
+        return self._seconds_per_step() * (total - self._marks[-1][0])
 
     def steps_in(self, seconds: float) -> int | None:
-        """Steps that fit into a time; None: it is too early to say."""
-        if not self._warm or self._last[0] - self._first[0] < _WARM:
+        """Return the steps that fit into a time. None: it is too early to estimate."""
+        if len(self._marks) < 3 or self._marks[-1][0] - self._marks[1][0] < _MIN_STEPS:
             return None
-        return max(int(seconds / self._each()), 0)
+        return max(int(seconds / self._seconds_per_step()), 0)
 
-    def _each(self) -> float:
-        """Seconds a step."""
-        step, now = self._last
-        since, begun = self._first if step > self._first[0] else self._begun
-        return (now - begun) / (step - since)
+    def _seconds_per_step(self) -> float:
+        (first_step, first_time), (step, now) = self._marks[-2:]  # without the first step, if there are others
+        return (now - first_time) / (step - first_step)
 
 
-class Bar(ProgressBar):
-    """Step of steps, epoch, loss (smoothed), val_bpb, tokens/s, MFU, memory, time left; one line a log step where there
-    is no terminal."""
+class ProgressBar(callbacks.ProgressBar):
+    """Shows the step, epoch, smoothed loss, val_bpb, speed, memory and time left; without a terminal, as lines."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: tqdm[Any] | None = None
         self._enabled = True
-        self._loss = Smoothed(0.9)
+        self._loss = SmoothedMean(0.9)
 
     def disable(self) -> None:
         self._enabled = False
@@ -165,7 +165,7 @@ class Bar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled and sys.stderr.isatty():
             total = trainer.max_steps if trainer.max_steps > 0 else None
-            self._bar = tqdm(total=total, initial=trainer.global_step, bar_format=_LAYOUT, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=trainer.global_step, bar_format=_BAR_FORMAT, dynamic_ncols=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -173,15 +173,15 @@ class Bar(ProgressBar):
         if (batch_idx + 1) % trainer.accumulate_grad_batches or not self._enabled:
             return
         step = trainer.global_step
-        shown = self._shown(trainer) if step % log_every(trainer) == 0 else None
+        metrics = self._formatted_metrics(trainer) if step % log_every(trainer) == 0 else []
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-            if shown:  # the time left first: a narrow terminal cuts off the end
-                self._bar.bar_format = _LAYOUT + "  ".join(shown[-1:] + shown[:-1])
+            if metrics:  # the time left comes first, because a narrow terminal cuts off the end
+                self._bar.bar_format = _BAR_FORMAT + "  ".join(metrics[-1:] + metrics[:-1])
                 self._bar.refresh()
-        elif shown:
+        elif metrics:
             total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-            print("  ".join([f"step {step}{total}", *shown]), file=sys.stderr)
+            print("  ".join([f"step {step}{total}", *metrics]), file=sys.stderr)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -194,15 +194,15 @@ class Bar(ProgressBar):
             self._bar.close()
             self._bar = None
 
-    def _shown(self, trainer: pl.Trainer) -> list[str]:
-        found = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        if "train_loss" in found:
-            found["train_loss"] = self._loss.of(found["train_loss"])
-        return [form(found[name]) for name, form in _FORMS.items() if name in found]
+    def _formatted_metrics(self, trainer: pl.Trainer) -> list[str]:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if "train_loss" in metrics:
+            metrics["train_loss"] = self._loss.add(metrics["train_loss"])
+        return [format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics]
 
 
-_LAYOUT = "step {n_fmt}/{total_fmt} |{bar:10}| "
-_FORMS: dict[str, Callable[[float], str]] = {
+_BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar:10}| "
+_FORMATS: dict[str, Callable[[float], str]] = {
     "epoch": "epoch {:.2f}".format,
     "train_loss": "loss {:.3f}".format,
     "val_bpb": "val_bpb {:.3f}".format,
@@ -213,34 +213,24 @@ _FORMS: dict[str, Callable[[float], str]] = {
 }
 
 
-class Smoothed:
-    """A mean in which older values count less and less; the first value is its own mean.
+class SmoothedMean:
+    """An exponential moving mean without a bias towards 0 at its start.
 
     Args:
-        keep: what a value counts for, as a share, when the next one has come.
+        decay: the factor of a value's weight with each later value.
     """
 
-    def __init__(self, keep: float) -> None:
-        self._keep = keep
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
         self._sum = self._weight = 0.0
 
-    def of(self, value: float) -> float:
-        """The mean with one value more."""
-        self._sum = self._keep * self._sum + value
-        self._weight = self._keep * self._weight + 1
+    def add(self, value: float) -> float:
+        """Add a value and return the mean."""
+        self._sum = self._decay * self._sum + value
+        self._weight = self._decay * self._weight + 1
         return self._sum / self._weight
 
 
-@lru_cache
-def _peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured once in a process."""
-    return hardware.peak_flops(device, dtype)
-
-
-def _lr_of_last_step(trainer: pl.Trainer) -> float:
-    """The first group's rate in the step just done (the schedule has moved on already)."""
-    schedules = trainer.lr_scheduler_configs
-    group = trainer.optimizers[0].param_groups[0]
-    if not schedules or not hasattr(schedules[0].scheduler, "lr_lambdas"):
-        return float(group["lr"])
-    return float(group["initial_lr"] * schedules[0].scheduler.lr_lambdas[0](trainer.global_step - 1))
+def _learning_rate(trainer: pl.Trainer, step: int) -> float:
+    """Return the first group's rate in a step that is done; the group itself has that of the next one."""
+    return float(trainer.optimizers[0].param_groups[0]["initial_lr"] * schedule_of(trainer).lr_lambdas[0](step))

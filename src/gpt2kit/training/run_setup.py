@@ -18,11 +18,12 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import plan, run_info
+from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.run_info import Facts, RunInfoCallback
+from gpt2kit.training.run_info import RunInfo, RunInfoCallback
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 from gpt2kit.training.time_limit import TimeLimit
-from gpt2kit.training.trainer import has_only_time, interval_steps, set_max_steps, total_steps
+from gpt2kit.training.trainer import has_only_time, interval_steps, total_steps
 
 
 @dataclass
@@ -36,7 +37,7 @@ class RunSetup(Callback):
         precision: what is used, and why.
         arguments: the command line.
         resumed: the checkpoint from which the run resumes.
-        record: keeps the facts in the run's folder.
+        record: keeps the info in the run's folder.
     """
 
     options: Mapping[str, Any]
@@ -49,19 +50,19 @@ class RunSetup(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self.options["fast_dev_run"]:
-            self.record.facts = self.apply(trainer, datamodule_of(trainer), gpt2_of(trainer))
+            self.record.info = self.apply(trainer, datamodule_of(trainer), gpt2_of(trainer))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or not self.record.facts:
+        if not trainer.is_global_zero or not self.record.info:
             return
-        facts = self.record.facts
-        facts["start"]["begun"] = gpt2_of(trainer).start_notes
+        info = self.record.info
+        info["start"]["begun"] = gpt2_of(trainer).start_notes
         if self.resumed and (run := lifecycle.run_of(self.resumed)):
-            report_other_choices(run_folder.read_starts(run), facts["start"])
-        plan.show(plan.opening(facts), sys.stderr)
+            report_other_choices(run_folder.read_starts(run), info["start"])
+        plan.print_lines(plan.summary_lines(info), sys.stderr)
 
-    def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> Facts:
-        """Set the last step, the validation interval and what is compiled; return the facts of the run."""
+    def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:
+        """Set the last step, the validation interval and what is compiled; return the info of the run."""
         gpt2.take_vocabulary(data.vocab_size, data.document_start)
         order = data.order(data.global_batch(trainer))
         tokens_per_step = order.global_batch * data.block_size
@@ -78,20 +79,19 @@ class RunSetup(Callback):
         compiled = choose_compile(gpt2.wants_compile, device, precision, flops, self.seconds)
         gpt2.compiled = compiled.value  # type: ignore[assignment]
         if steps < 0 and self.seconds:
-            self.time_limit.guess(
-                max(round(self.seconds * typical_flops_per_second(device, precision) / flops_per_step), 1)
-            )
+            steps_in_time = self.seconds * typical_flops_per_second(device, precision) / flops_per_step
+            self.time_limit.estimated_steps = max(round(steps_in_time), 1)
         choices = {"precision": self.precision, "attention": gpt2.choose_attention(device), "compile": compiled}
         return {
-            "text": run_info.text_facts(data),
-            "model": run_info.model_facts(gpt2),
-            "run": run_info.run_facts(trainer, data, gpt2, validation_interval),
-            "start": run_info.start_facts(trainer, choices, self.arguments, self.resumed) | {"begun": []},
-            "folder": trainer.log_dir,  # asks all ranks
+            "text": run_info.describe_text(data),
+            "model": run_info.describe_model(gpt2),
+            "run": run_info.describe_run(trainer, data, gpt2, validation_interval),
+            "start": run_info.describe_start(trainer, choices, self.arguments, self.resumed) | {"begun": []},
+            "folder": trainer.log_dir,  # a collective call
         }
 
 
-def report_other_choices(before: list[dict[str, Any]], now: Facts) -> None:
+def report_other_choices(before: list[dict[str, Any]], now: RunInfo) -> None:
     """Print what `auto`, or another machine, has changed since the last start."""
     last = before[-1].get("start", {}) if before else {}
     for name, (old, _) in last.get("chosen", {}).items():

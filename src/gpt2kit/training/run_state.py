@@ -1,11 +1,13 @@
-"""Identity of a run's data, shape and freezing, as its checkpoints store it; typed access to what the trainer holds."""
+"""The identity of a run's data, architecture and freezing, as checkpoints store it; typed access to the trainer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
@@ -15,31 +17,37 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training.module import GPT2Module
 
 
-def epochs(trainer: pl.Trainer) -> float:
-    """Epochs done, from the position: optimizer steps over those of one epoch."""
+def gpt2_of(trainer: pl.Trainer) -> GPT2Module:
+    """Return the model that the trainer trains."""
+    gpt2 = trainer.lightning_module
+    assert isinstance(gpt2, GPT2Module)
+    return gpt2
+
+
+def datamodule_of(trainer: pl.Trainer) -> TextDataModule:
+    """Return the text that the trainer trains on."""
+    text = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(text, TextDataModule)
+    return text
+
+
+def epochs_done(trainer: pl.Trainer) -> float:
+    """Return the epochs that are done; Lightning itself sees one endless epoch."""
     text = datamodule_of(trainer)
     return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
 
 
-def gpt2_of(trainer: pl.Trainer) -> GPT2Module:
-    """The model that the trainer trains."""
-    found = trainer.lightning_module
-    assert isinstance(found, GPT2Module)
-    return found
+def schedule_of(trainer: pl.Trainer) -> LambdaLR:
+    """Return the schedule of the learning rates, which GPT2Module makes."""
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, LambdaLR)
+    return schedule
 
 
-def datamodule_of(trainer: pl.Trainer) -> TextDataModule:
-    """The text that the trainer trains on."""
-    found = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(found, TextDataModule)
-    return found
-
-
-def describe(
-    gpt2: GPT2Module, text: TextDataModule, step: int, global_batch: int, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The `gpt2kit` entry: plain numbers and strings only. `settings` is the resolved config, to be read by people."""
-    store = text.store("train")
+def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the `gpt2kit` entry of a checkpoint, of plain types. `settings`, the resolved config, is for people."""
+    gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
+    global_batch, score = text.global_batch(trainer), gpt2.current_score()
     return {
         "format": checkpoint.FORMAT,
         "version": __version__,
@@ -52,21 +60,20 @@ def describe(
         "test_files": text.files["test"],
         "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
         "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
-        "train_tokens": store.tokens,
+        "train_tokens": text.store("train").tokens,
         "settings": settings,
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
         "start": gpt2.start,
         "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
+        "skipped": gpt2.guard.skipped,
+        "val_bpb": score.bits_per_byte if score else None,
     }
 
 
 def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
-    """What must be the same for a run to go on: with it, a step means the same samples.
-
-    Without streaming `window_shards` and `token_files` are None: only a streamed text's order depends on its files.
-    """
-    store = text.store("train")
+    """Return what must be the same when a run is resumed, so that a step means the same samples."""
+    store, is_streamed = text.store("train"), text.window_shards is not None
     return {
         "text": store.fingerprint,
         "block_size": text.block_size,
@@ -76,7 +83,7 @@ def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
         "stride": text.stride,
         "mask_documents": text.mask_documents,
         "window_shards": text.window_shards,
-        "token_files": store.files_digest if text.window_shards is not None else None,
+        "token_files": store.files_digest if is_streamed else None,  # only then does the order depend on the files
     }
 
 
@@ -88,41 +95,36 @@ def saved_identity(saved: dict[str, Any], text: TextDataModule) -> dict[str, Any
     return {**saved, "text": text.store("train").fingerprint, "token_files": files}
 
 
-def refuse_other_data(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Raise if a resumed run would not see the samples that it would have seen."""
-    different = [
-        f"{name} was {saved.get(name)}, now {value}" for name, value in present.items() if saved.get(name) != value
-    ]
+def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise CheckpointError if the resumed run would see other samples."""
+    changes = _changes(saved, current, current)
+    if not changes:
+        return
+    advice = "Resume with the same settings and text, or start a new run"
     batch = saved.get("global_batch")
-    devices = (
-        f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
-        if batch != present.get("global_batch")
-        else ""
-    )
-    if different:
-        raise CheckpointError(
-            f"this checkpoint belongs to another run: {'; '.join(different)}. Resume with the same settings and text, "
-            f"or start a new run{devices}"
-        )
+    if batch != current.get("global_batch"):
+        advice += f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
+    raise CheckpointError(f"this checkpoint belongs to another run: {'; '.join(changes)}. {advice}")
 
 
-def refuse_other_shape(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Raise if the weights would not fit; dropout may change in mid-run."""
-    different = [
-        f"model.{name} was {saved.get(name)}, now {value}"
-        for name, value in present.items()
-        if saved.get(name) != value and not name.endswith("_pdrop")
-    ]
-    if different:
+def refuse_other_shape(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise CheckpointError if the weights do not fit. Dropout may change during a run."""
+    changes = _changes(saved, current, [name for name in current if not name.endswith("_pdrop")])
+    if changes:
+        changes = [f"model.{change}" for change in changes]
         raise CheckpointError(
-            f"this checkpoint has another model: {'; '.join(different)}. Leave the model's options out"
+            f"this checkpoint has another model: {'; '.join(changes)}. Leave out the model's options when resuming"
         )
 
 
 def refuse_other_freeze(saved: object, gpt2: GPT2Module) -> None:
-    """Raise if other parameters would be trained: the optimizer's state would not fit, or the run be another one."""
+    """Raise CheckpointError if other parameters would be trained: the optimizer's state would not fit."""
     if saved is not None and saved != {**gpt2.frozen.identity(), "lora": gpt2.lora}:
         raise CheckpointError(
-            "this checkpoint's run has another model.freeze, freeze_steps or lora. Leave them as they were, or start "
-            "a new run with model.init_from"
+            "this checkpoint's run has another model.freeze, model.freeze_steps or model.lora. Set them as they were, "
+            "or start a new run with model.init_from"
         )
+
+
+def _changes(saved: dict[str, Any], current: dict[str, Any], names: Iterable[str]) -> list[str]:
+    return [f"{name} was {saved.get(name)}, now {current[name]}" for name in names if saved.get(name) != current[name]]

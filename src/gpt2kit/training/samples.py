@@ -1,4 +1,4 @@
-"""What the model writes while it learns: the user's own prompts, continued after each validation."""
+"""Samples during training: the same prompts, continued after each validation with the current weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import files
@@ -25,25 +26,26 @@ from gpt2kit.runs import folder
 from gpt2kit.training import loggers
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.run_state import datamodule_of, epochs, gpt2_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
 
-_HEAD = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
 SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Leave it out"
-_SHOWN = 60
+_HEADER = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
+# The longest prompt that a section shows in full, in characters.
+_MAX_PROMPT = 60
 
 
 class TextSamples(Callback):
-    """After each validation, continues prompts with the current weights: in samples.md of the run's folder, and as
-    text in TensorBoard, W&B or MLflow. The training goes on as if it were not there, to the last bit.
+    """Continues prompts with the current weights after each validation. The texts are in samples.md of the run's folder
+    and in TensorBoard, W&B or MLflow. Training is not affected: the weights are bit-identical with and without it.
 
     Args:
-        prompts: what to go on from, in any script; an empty one begins a document.
-        max_new_tokens: of each text.
-        temperature: 0 takes the likeliest token each time; 1 draws from the model's own probabilities.
-        top_k: draw among so many of the likeliest tokens; 0: among all.
-        top_p: draw among the likeliest tokens that have this probability together.
-        num_samples: texts for each prompt.
-        seed: of the draws; the same at each validation, so that texts differ by the weights alone.
+        prompts: text to continue; an empty prompt is the start of a document.
+        max_new_tokens: maximum number of tokens of each text.
+        temperature: lower is more conservative, higher more random, 0 is greedy.
+        top_k: sample from the k most likely tokens only. 0: from all.
+        top_p: sample from the most likely tokens whose probabilities together reach top_p. 1: from all.
+        num_samples: texts per prompt.
+        seed: random seed, the same at each validation, so that texts differ by the weights alone.
     """
 
     def __init__(
@@ -66,40 +68,41 @@ class TextSamples(Callback):
             max_new_tokens=max_new_tokens,
         )
         refuse([problem.replace("--", "TextSamples.") for problem in generation_problems(self.options)])
-        self._noted: set[str] = set()
+        self._notes: set[str] = set()
         self._folder: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDP):
             raise UserError(SHARDED_PROBLEM)
-        self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # asks all ranks
+        self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # a collective call
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
+        step, bits = trainer.global_step, trainer.callback_metrics.get("val_bpb")
         with isolate_rng():
-            texts = self.write(gpt2_of(trainer), datamodule_of(trainer).tokenizer)
-        section = told(self.prompts, texts, trainer.global_step, epochs(trainer), _figure(trainer, "val_bpb"))
+            texts = self.generate(gpt2_of(trainer), datamodule_of(trainer).tokenizer)
+        section = format_section(self.prompts, texts, step, epochs_done(trainer), None if bits is None else float(bits))
         if self._folder is not None:
-            append(Path(self._folder) / folder.SAMPLES, trainer.global_step, section)
-        loggers.write_text(trainer.loggers, "samples", section, trainer.global_step)
+            append_section(Path(self._folder) / folder.SAMPLES, step, section)
+        loggers.write_text(trainer.loggers, "samples", section, step)
 
-    def write(self, gpt2: GPT2Module, tokenizer: Any) -> list[list[str]]:
-        """The texts of each prompt, the prompt at the beginning of each."""
-        opened = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
+    def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
+        """Return the texts of each prompt; a text includes its prompt."""
+        source = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
-        for chunk in Generator(opened, note=self._note).generate(self.prompts, self.options):
+        for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
         return texts
 
     def _note(self, text: str) -> None:
-        if text not in self._noted:
-            self._noted.add(text)
+        if text not in self._notes:
+            self._notes.add(text)
             print(f"note   samples: {text}", file=sys.stderr)
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the options of a TextSamples."""
+    """List what is invalid in the options of a TextSamples."""
     try:
         TextSamples(**options)
     except UserError as error:
@@ -112,44 +115,40 @@ def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return validation.model_state(finetuning.merge_lora(state))
 
 
-def told(prompts: Sequence[str], texts: Sequence[Sequence[str]], step: int, epoch: float, bits: float | None) -> str:
-    """A section of samples.md. Texts are indented, so that nothing in them is taken for Markdown."""
-    figure = "" if bits is None else f", {bits:.4f} bits per byte"
-    lines = [f"## step {step}, epoch {epoch:.2f}{figure}", ""]
-    for prompt, some in zip(prompts, texts, strict=True):
-        lines += [f"Prompt: {_code(prompt)}" if prompt else "No prompt", ""]
-        for text in some:
-            lines += [*(f"    {line}" for line in _lines(text)), ""]
-            if len(some) > 1:
+def format_section(
+    prompts: Sequence[str], texts: Sequence[Sequence[str]], step: int, epoch: float, bits: float | None
+) -> str:
+    """Return a section of samples.md. Texts are indented, so that nothing in them is read as Markdown."""
+    score = "" if bits is None else f", {bits:.4f} bits per byte"
+    lines = [f"## step {step}, epoch {epoch:.2f}{score}", ""]
+    for prompt, samples in zip(prompts, texts, strict=True):
+        lines += [f"Prompt: {_format_prompt(prompt)}" if prompt else "No prompt", ""]
+        for text in samples:
+            lines += [*(f"    {_show_controls(line)}" for line in text.split("\n")), ""]
+            if len(samples) > 1:
                 lines += ["—", ""]
     return "\n".join(lines)
 
 
-def append(path: Path, step: int, section: str) -> None:
-    """Write a section behind those of earlier steps; later ones are of a way that a resumed run has not taken."""
-    known = path.read_text(encoding="utf-8") if path.is_file() else _HEAD
-    later = next((found.start() for found in folder.SECTION.finditer(known) if int(found[1]) >= step), len(known))
-    files.write_text(path, f"{known[:later].rstrip()}\n\n{section}")
+def append_section(path: Path, step: int, section: str) -> None:
+    """Write a section after those of earlier steps, and drop those from `step` on: a resumed run replaces them."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
+    later = [match.start() for match in folder.SECTION.finditer(text) if int(match[1]) >= step]
+    files.write_text(path, f"{text[: min(later, default=len(text))].rstrip()}\n\n{section}")
 
 
-def _lines(text: str) -> list[str]:
-    """Lines of a text; other characters that end lines, and controls, are shown as numbers."""
-    return ["".join(map(_visible, line)) for line in text.split("\n")]
+def _show_controls(line: str) -> str:
+    """Return a line with control characters, and others that end lines, as numbers."""
+    return "".join(
+        f"<U+{ord(c):04X}>" if (ord(c) < 32 and c != "\t") or c in "\x7f\x85\u2028\u2029" else c for c in line
+    )
 
 
-def _visible(character: str) -> str:
-    hidden = (ord(character) < 32 and character != "\t") or character in "\x7f\x85\u2028\u2029"
-    return f"<U+{ord(character):04X}>" if hidden else character
-
-
-def _code(text: str) -> str:
-    """A prompt as one line of code."""
-    short = "".join(map(_visible, text.replace("\n", "↵")))
-    short = short if len(short) <= _SHOWN else short[: _SHOWN - 1] + "…"
-    mark = "`" * (max((len(run) for run in re.findall("`+", short)), default=0) + 1)
-    return f"{mark}{short}{mark}" if not short.startswith("`") and not short.endswith("`") else f"{mark} {short} {mark}"
-
-
-def _figure(trainer: pl.Trainer, name: str) -> float | None:
-    found = trainer.callback_metrics.get(name)
-    return None if found is None else float(found)
+def _format_prompt(prompt: str) -> str:
+    """Return a prompt as one line of Markdown code, between more backticks than it has in a row."""
+    line = _show_controls(prompt.replace("\n", "↵"))
+    if len(line) > _MAX_PROMPT:
+        line = line[: _MAX_PROMPT - 1] + "…"
+    mark = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{mark}{space}{line}{space}{mark}"

@@ -75,11 +75,6 @@ def total_steps(
     return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
 
 
-def set_max_steps(trainer: pl.Trainer, steps: int) -> None:
-    """Set the last optimizer step of a trainer that is already built; -1: not known yet."""
-    trainer.fit_loop.epoch_loop.max_steps = steps
-
-
 def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
     """Return the optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
     return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)

@@ -1,0 +1,55 @@
+"""The private or undocumented names of Lightning that exact resume needs, each with its reason.
+
+Checked against Lightning 2.6.6; test_resume.py asserts that these names exist. After an upgrade of Lightning, read its
+training_epoch_loop.py and fit_loop.py again and run `make prove`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+def set_max_steps(trainer: pl.Trainer, steps: int) -> None:
+    """Set the last optimizer step of a trainer that is already built; -1: not known yet.
+
+    `Trainer.max_steps` only reads this attribute. The number of steps is known after the text is.
+    """
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
+def disable_signal_broadcast(trainer: pl.Trainer) -> None:
+    """Disable Lightning's exchange about SIGTERM, which waits for the device in each forward pass.
+
+    ExactResume agrees on signals between optimizer steps.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def correct_step_count(trainer: pl.Trainer) -> None:
+    """Set the counter that decides which steps Lightning logs. After some resumes it is one short."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def validate_after_batch(trainer: pl.Trainer, batch_idx: int) -> None:
+    """Validate after this micro-batch whatever the interval: Lightning validates every `val_check_batch` batches."""
+    trainer.val_check_batch = batch_idx + 1
+
+
+def set_batch_progress(checkpoint: dict[str, Any], micro_batches: int) -> None:
+    """Set how many micro-batches a loaded checkpoint has seen, before Lightning restores its loops from it."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for part in ("current", "total"):
+        progress[part].update(
+            ready=micro_batches, started=micro_batches, processed=micro_batches, completed=micro_batches
+        )
+
+
+def run_validation(trainer: pl.Trainer) -> None:
+    """Validate in the middle of a fit, in the way Lightning does between two steps."""
+    first_iteration = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first_iteration
