@@ -16,7 +16,7 @@ from test_readme import BODIES, _Parsed, _ParseOnly
 from gpt2kit import optim
 from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
-from gpt2kit.cli.train_options import first_words
+from gpt2kit.cli.train_options import parse_early
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
@@ -119,7 +119,7 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
         return
     with pytest.raises(_Parsed):
         _ParseOnly(words)
-    assert first_words(words)
+    assert parse_early(words)
 
 
 def test_every_recipe_has_its_place() -> None:

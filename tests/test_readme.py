@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SENTENCE
 
 from gpt2kit.cli import export, generate, parser, plot, test, train, web_demo
-from gpt2kit.cli.train_options import first_words
+from gpt2kit.cli.train_options import parse_early
 from gpt2kit.cli.train_tokenizer import train_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
     if script in BODIES:
         assert parser.parse(BODIES[script], words)
     elif script == "trainer.py" and "--ckpt_path" in words:
-        assert first_words(words).ckpt_path
+        assert parse_early(words).ckpt_path
     elif script == "trainer.py":
         with pytest.raises(_Parsed):
             _ParseOnly([word for word in words if word != "--plan"])
