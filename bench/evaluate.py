@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from gpt2kit.cli import parser
-from gpt2kit.data import datamodule
+from gpt2kit.data import build
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
@@ -90,7 +90,7 @@ def _store(folder: Path, tokens: int) -> TokenStore:
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))
     tokenizer = train_bytebpe([], Options(vocab_size=257))
-    return datamodule.build_store(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
+    return build.open_with_bar(Corpus([folder / "text.txt"], tokenizer, Reader()), folder, "text")
 
 
 if __name__ == "__main__":
