@@ -251,7 +251,7 @@ def test_verify_resume_says_what_differs(run: Run) -> None:
 
 def test_the_private_parts_of_lightning_that_are_used_are_there() -> None:
     """ExactResume relies on these. If this fails on a new Lightning: read its training_epoch_loop.py and fit_loop.py,
-    mend resume.py, run `make prove`, then widen the range in pyproject.toml."""
+    fix lightning_patches.py, run `make prove`, then widen the range in pyproject.toml."""
     import pytorch_lightning as pl
     from pytorch_lightning.loops import fit_loop, training_epoch_loop
 
@@ -260,6 +260,7 @@ def test_the_private_parts_of_lightning_that_are_used_are_there() -> None:
     assert "self._batches_that_stepped" in loop and "def max_steps" not in loop
     assert "self.trainer.val_check_batch == 0" in loop
     assert loop.count("self._broadcast_sigterm_tensor()") == 1
+    assert "self.trainer._logger_connector._first_loop_iter = first_loop_iter" in loop
     assert "trainer.val_check_batch = trainer.val_check_interval" in inspect.getsource(fit_loop._FitLoop)
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1)
     state = trainer.fit_loop.state_dict()
