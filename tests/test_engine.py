@@ -106,11 +106,11 @@ def test_a_resumed_run_says_what_auto_has_chosen_otherwise(
     assert "resume: precision" not in capsys.readouterr().err
     monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: False)
     train(tmp_path, words, "--trainer.max_steps=4", "--ckpt_path=last")
-    said = "resume: precision was bf16-mixed, now 32-true (this CPU has no fast bfloat16); equal but for rounding"
+    said = "resume: precision was bf16-mixed, now 32-true (this CPU has no fast bfloat16); the same results up to rounding"
     assert said in capsys.readouterr().err
 
 
 def test_searches_and_proofs_do_not_go_on_in_a_run(options: list[str], call: Callable[..., Outcome]) -> None:
     for what in (["--verify_resume"], ["--find=lr"]):
         code, _, err = call(cli.main, *options, *what, "--ckpt_path=last")
-        assert code == 2 and "Leave --ckpt_path out" in err
+        assert code == 2 and "Leave out --ckpt_path" in err
