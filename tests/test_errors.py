@@ -28,7 +28,7 @@ from gpt2kit.cli.train_tokenizer import train_tokenizer
         (["--model.n_embd=33", "--data.batch_size=0"], 2, "n_embd 33: not a multiple of model.n_head 2"),
         (["--trainer.precision=16-mixed"], 2, "16-mixed"),
         (["--trainer.max_steps=0"], 2, "must not be 0"),
-        (["--trainer.limit_train_batches=3"], 2, "Use max_steps"),
+        (["--trainer.limit_train_batches=3"], 2, "use trainer.max_steps"),
         (["--trainer.callbacks=Timer", "--trainer.callbacks.duration=00:00:00:01"], 2, "Timer"),
         (["--data.train_files=none.txt"], 3, "none.txt"),
         (["--data.tokenizer=none"], 3, "none"),

@@ -203,7 +203,7 @@ def test_everything_wrong_is_said_at_once(writes: Call) -> None:
         ("--lines", 10**9),
     ):
         code, _, err = writes(*words)
-        assert code == 2 and err.count("\n") == 1 and ("not UTF-8" in err or "Give fewer" in err), words
+        assert code == 2 and err.count("\n") == 1 and ("not UTF-8" in err or "Use fewer" in err), words
 
 
 def test_a_session(run: Run, tmp_path: Path) -> None:

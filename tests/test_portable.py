@@ -111,7 +111,7 @@ def test_a_port_that_is_taken_is_seen_where_sharing_means_stealing(monkeypatch: 
         port = other.getsockname()[1]
         with monkeypatch.context() as here:
             here.setattr(os, "name", "nt")
-            with pytest.raises(MachineError, match=f"--port {port}: cannot be had"):
+            with pytest.raises(MachineError, match=f"--port {port}: not available"):
                 app.check_port("127.0.0.1", port)
 
 
