@@ -106,7 +106,9 @@ def test_a_resumed_run_says_what_auto_has_chosen_otherwise(
     assert "resume: precision" not in capsys.readouterr().err
     monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: False)
     train(tmp_path, words, "--trainer.max_steps=4", "--ckpt_path=last")
-    said = "resume: precision was bf16-mixed, now 32-true (this CPU has no fast bfloat16); the same results up to rounding"
+    said = (
+        "resume: precision was bf16-mixed, now 32-true (this CPU has no fast bfloat16); the same results up to rounding"
+    )
     assert said in capsys.readouterr().err
 
 
