@@ -218,7 +218,7 @@ def of_hint(hint: Any) -> str:
     if hint is type(None):
         return "null"
     if origin is typing.Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
+        return ", ".join(f"`{value}`" for value in dict.fromkeys(map(str, arguments)))
     if origin in (typing.Union, types.UnionType):
         some = dict.fromkeys(of_hint(one) for one in arguments)
         *first, last = sorted(some, key=lambda one: (one == "null", one.startswith("list")))

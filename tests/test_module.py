@@ -193,6 +193,9 @@ def test_precision_is_chosen_by_the_processor(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gpt2kit.model.backends.cpu_has_fast_bf16", lambda: False)
     assert choose_precision("auto", "cpu").value == "32-true"
     assert choose_precision("64-true", "cpu") == ("64-true", "as requested")
+    names = [("16", "16-mixed"), (16, "16-mixed"), ("bf16", "bf16-mixed"), (32, "32-true"), ("bf16-true", "bf16-true")]
+    for name, full in names:
+        assert choose_precision(name, "cuda").value == full, "Lightning's short names mean what they mean there"  # type: ignore[arg-type]
 
 
 def test_every_problem_of_a_shape_is_named_at_once() -> None:

@@ -21,6 +21,7 @@ from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.metrics import Score
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.text.reader import Reader
+from gpt2kit.training import run_state
 from gpt2kit.training.trainer import interval_steps, total_steps
 
 
@@ -129,6 +130,16 @@ def test_accumulation_logs_the_mean_of_the_whole_step(options: list[str], tmp_pa
     parts = train(tmp_path / "b", options, *more, "--data.batch_size=4", "--trainer.accumulate_grad_batches=3")
     losses = [[row["train_loss"] for row in rows(r) if "train_loss" in row] for r in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 4
+
+
+def test_a_run_with_another_order_of_blocks_is_not_resumed(
+    run: Run, call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later version that orders blocks in another way must not repeat some and leave out others."""
+    folder = shutil.copytree(run.folder, tmp_path / "lightning_logs" / "version_0")
+    monkeypatch.setattr(run_state, "ORDER_VERSION", 2)
+    code, _, err = call(cli.main, *run.options, "--ckpt_path", folder, "--trainer.max_steps=99")
+    assert code == 4 and "order_version was 1, now 2" in err
 
 
 def test_other_data_or_batch_is_not_resumed(run: Run, call: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ from numpy.typing import NDArray
 # Fills a batch's short rows; never an input to the model, never a target.
 IGNORE = -100
 
+# Stored in checkpoints. Raise it when the order of blocks changes: a run of another order is refused, since resuming it
+# would repeat some blocks and leave out others.
+ORDER_VERSION = 1
+
 _ROUNDS = 6
 # Positions permuted by one call: vectorised, the permutation costs about 50 ns per position.
 _POSITIONS = 4096

@@ -9,7 +9,7 @@ from typing import Literal
 
 from gpt2kit.errors import Problems
 
-Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32", "bf16", "16", "64"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class EvaluationOptions:
     max_tokens: int | None = None
     """Test on the first documents only: as many whole ones as have at most this many tokens together."""
     precision: Precision = "32-true"
-    """32-true computes in float32; bf16-mixed and others are faster and less exact."""
+    """Precision of weights and arithmetic: 32, bf16, 16 or 64; bf16-mixed and 16-mixed keep the weights in float32. All
+    but 32 and 64 are faster and less exact."""
     batch_size: int = 16
     """Windows per forward pass. Changes the speed, not the figures."""
     seed: int = 1

@@ -130,7 +130,7 @@ def prepare(gpt2: GPT2, device: str, precision: Precision) -> GPT2:
     if precision.startswith("16") and device == "cpu":
         raise UserError(f"--precision {precision}: a CPU computes it very slowly. Use bf16-mixed or 32-true")
     gpt2.to(device)
-    if precision.endswith("true"):
+    if not precision.endswith("mixed"):
         gpt2.to(DTYPES[precision.split("-")[0]])
     gpt2.use_attention()
     gpt2.eval()

@@ -180,9 +180,10 @@ def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "16"
-    if precision == "16" and device == "cpu":
+    name = precision.removesuffix("-true")
+    if name == "16" and device == "cpu":
         raise UserError("--precision 16: a CPU computes it a thousand times slower. Use 32 or bf16")
-    return device, {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
+    return device, {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[name]
 
 
 def _shorten(text: str) -> str:

@@ -10,7 +10,7 @@ from gpt2kit.errors import Problems
 from gpt2kit.generation import verse
 from gpt2kit.generation.verse import VerseForm
 
-Precision = Literal["auto", "32", "bf16", "16"]
+Precision = Literal["auto", "32", "bf16", "16", "32-true", "bf16-true", "16-true"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,11 @@ import torch
 from gpt2kit.errors import MachineError, first_line
 from gpt2kit.model.config import Shape
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Precision = Literal[
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64", 32, 16, 64
+]
+# Lightning's short names, under which 16 bits mean mixed precision. YAML reads some of them as numbers.
+_PRECISION_ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 Attention = Literal["auto", "sdpa", "plain"]
 Compile = Literal["auto", "blocks", "model", "off"]
 
@@ -39,10 +43,15 @@ class Choice(NamedTuple):
         return f"{self.value} ({self.reason})"
 
 
+def full_precision_name(precision: Precision) -> str:
+    """Return Lightning's full name of a precision: 16-mixed for 16."""
+    return _PRECISION_ALIASES.get(str(precision), str(precision))
+
+
 def choose_precision(requested: Precision, accelerator: object) -> Choice:
     """Choose what the device computes fast, unless a precision is requested."""
     if requested != "auto":
-        return Choice(requested, REQUESTED)
+        return Choice(full_precision_name(requested), REQUESTED)
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16-mixed", "this GPU computes bfloat16")

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.order import ORDER_VERSION
 from gpt2kit.errors import CheckpointError
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training.module import GPT2Module
@@ -84,11 +85,16 @@ def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
         "mask_documents": text.mask_documents,
         "window_shards": text.window_shards,
         "token_files": store.files_digest if is_streamed else None,  # only then does the order depend on the files
+        "order_version": ORDER_VERSION,
     }
 
 
 def saved_identity(saved: dict[str, Any], text: TextDataModule) -> dict[str, Any]:
-    """Return the identity that a checkpoint holds. Older checkpoints name the text by its token files."""
+    """Return the identity that a checkpoint holds.
+
+    Older checkpoints name the text by its token files, and have the first version of the order.
+    """
+    saved = {"order_version": 1, **saved}
     if "token_files" in saved or saved.get("text") != text.store("train").files_digest:
         return saved
     files = saved["text"] if saved.get("window_shards") is not None else None

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit.errors import Problems
-from gpt2kit.model.backends import Precision
+from gpt2kit.model.backends import Precision, full_precision_name
 from gpt2kit.optim.schedules import Schedule
 from gpt2kit.training import samples
 from gpt2kit.training.distributed import FSDP
@@ -45,7 +45,7 @@ def make_trainer(
 
     Args:
         precision: Precision of the arithmetic. auto: bf16-mixed where the device computes it fast, 16-mixed on older
-            GPUs, else 32-true.
+            GPUs, else 32-true. 16 means 16-mixed, bf16 means bf16-mixed, 32 means 32-true.
         max_epochs: Number of passes over the training text. If several limits are set, the first one reached ends
             training. Default: 1 if no limit is set.
         max_steps: Number of optimizer steps.
@@ -60,7 +60,7 @@ def make_trainer(
         kwargs |= {"max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
     if kwargs["strategy"] in STRATEGIES:
         kwargs["strategy"] = STRATEGIES[kwargs["strategy"]]()
-    return pl.Trainer(precision=precision if precision != "auto" else None, **kwargs)
+    return pl.Trainer(precision=None if precision == "auto" else full_precision_name(precision), **kwargs)  # type: ignore[arg-type]
 
 
 def total_steps(
@@ -118,7 +118,8 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
         global_batch is None or trainer["accumulate_grad_batches"] in (None, 1),
         "data.global_batch: decides trainer.accumulate_grad_batches. Leave out one of the two",
     )
-    precision, is_half = trainer["precision"], trainer["precision"] in ("16-mixed", "16-true")
+    precision = full_precision_name(trainer["precision"])
+    is_half = precision in ("16-mixed", "16-true")
     on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     problems.check(
         not (is_half and on_cpu), f"trainer.precision {precision}: a thousand times slower on a CPU. Use auto"
