@@ -1,17 +1,17 @@
-"""Errors that are the user's to mend, and the exit code of each.
+"""Errors that a user can fix, and the exit code of each.
 
     UserError            2   a wrong option or configuration
     ├── DataError        3   text or tokenizer
     ├── CheckpointError  4   a checkpoint or model file
     ├── MachineError     5   disk, memory, port, device
-    └── DivergedError    6   the training ran into NaN or Inf
+    └── DivergedError    6   NaN or Inf in training
 
 A message is one line: what and where, why, and what to do. It is printed without a traceback.
 A run that a signal stopped exits with 128 + the signal's number.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -45,12 +45,12 @@ class DivergedError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what any error says; its kind if it says nothing."""
+    """Return the first line of an error's message; its class if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """'. Did you mean X?' for the most similar of `names`, or nothing."""
+    """Return '. Did you mean X?' for the most similar of `names`, or an empty text."""
     last = {known.rsplit(".", 1)[-1]: known for known in names}
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
     return f". Did you mean {last[near[0]]}?" if near else ""
@@ -72,12 +72,7 @@ class Problems:
             self.messages.append(message)
 
 
-def problems_of(rules: Mapping[str, object]) -> list[str]:
-    """Of `{problem: whether it is one}` those that are."""
-    return [problem for problem, broken in rules.items() if broken]
-
-
 def refuse(problems: list[str]) -> None:
-    """Raise one UserError that names every problem, so that a config is mended in one go."""
+    """Raise one UserError that names every problem, if there are any."""
     if problems:
         raise UserError("; ".join(problems))
