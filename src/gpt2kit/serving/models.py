@@ -22,7 +22,7 @@ _PRESETS = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; whoever asks."""
+    """Limits of one request, the same for every user."""
 
     prompt_chars: int = 4000
     max_new_tokens: int = 500

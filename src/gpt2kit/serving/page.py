@@ -91,7 +91,7 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
                     save = gr.Button("Download", size="sm", min_width=120)
                 with gr.Accordion("Token by token: the darker, the less expected; hover or tap for the alternatives"):
                     tokens_view = gr.HTML("", elem_id="tokens")
-        asked = [model, prompt, tokens, heat, top_k, top_p, penalty, samples, seed]
+        inputs = [model, prompt, tokens, heat, top_k, top_p, penalty, samples, seed]
         event: dict[str, Any] = {
             "outputs": [text, tokens_view, status],
             "show_progress": "hidden",
@@ -99,7 +99,7 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
         }
         event["scroll_to_output"] = True  # on a phone the text is below
         limit = {"concurrency_limit": at_once, "concurrency_id": "write"}
-        writing = [go.click(write, asked, **event, **limit), prompt.submit(write, asked, **event, **limit)]
+        writing = [go.click(write, inputs, **event, **limit), prompt.submit(write, inputs, **event, **limit)]
         stop.click(None, cancels=writing, api_visibility="private")
         save.click(None, [text], js=_DOWNLOAD, api_visibility="private")
         preset.input(lambda chosen: chosen or "", [preset], [prompt], show_progress="hidden", api_visibility="private")
@@ -136,8 +136,8 @@ def written(
         raise UserError("a setting is not a number") from None
     prompt = str(prompt or "")
     refuse(service.problems(prompt, options))
-    found = service.models.get(str(name))
-    if found is not None and not found.done.is_set():
+    requested = service.models.get(str(name))
+    if requested is not None and not requested.done.is_set():
         yield "", "", "loading the model ..."
     model = service.model(str(name))
     assert model.generator is not None
@@ -190,8 +190,8 @@ def visible(generator: Generator, token: int) -> str:
 
 
 def facts(model: Model) -> str:
-    """What is known of a model, escaped."""
+    """Return the facts about a model as HTML, escaped."""
     if model.failure:
         return f'<div class="facts">{html.escape(model.failure)}</div>'
-    told = " · ".join(f"{name}: {value}" for name, value in model.facts.items()) or "loading ..."
-    return f'<div class="facts">{html.escape(told)}</div>'
+    summary = " · ".join(f"{name}: {value}" for name, value in model.facts.items()) or "loading ..."
+    return f'<div class="facts">{html.escape(summary)}</div>'
