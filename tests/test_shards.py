@@ -490,15 +490,20 @@ def test_an_index_of_noise_is_built_again(
         assert "not a sound index" in capsys.readouterr().err
 
 
+def unfinished_store(folder: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenStore, Path]:
+    """A store of several shards without its index, and its journal."""
+    monkeypatch.setattr(shards, "BATCH", 40)
+    write(folder)
+    store = build(folder, trained, shard_tokens=60)
+    (store.folder / "index.json").unlink()
+    return store, store.folder / "journal.jsonl"
+
+
 @pytest.mark.parametrize("change", [{"pieces": 1}, {"documents": 1}, {"pieces": "x"}, {"bytes": -1}])
 def test_a_journal_that_does_not_fit_the_text_makes_no_store(
     change: dict[str, object], tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "BATCH", 40)
-    write(tmp_path)
-    store = build(tmp_path, trained, shard_tokens=60)
-    (store.folder / "index.json").unlink()
-    journal = store.folder / "journal.jsonl"
+    store, journal = unfinished_store(tmp_path, trained, monkeypatch)
     lines = journal.read_text().splitlines()
     record = json.loads(lines[2])
     record |= {name: record[name] + value if value == 1 else value for name, value in change.items()}
@@ -514,11 +519,7 @@ def test_a_journal_that_does_not_fit_the_text_makes_no_store(
 def test_a_shard_that_cannot_be_made_as_it_was_is_reported_and_the_next_build_starts_anew(
     tmp_path: Path, trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "BATCH", 40)
-    write(tmp_path)
-    store = build(tmp_path, trained, shard_tokens=60)
-    (store.folder / "index.json").unlink()
-    journal = store.folder / "journal.jsonl"
+    store, journal = unfinished_store(tmp_path, trained, monkeypatch)
     journal.write_text(journal.read_text().replace(store.shards[2].sha256, "0" * 64))
     with pytest.raises(DataError, match="does not fit the text, and was deleted"):
         build(tmp_path, trained, shard_tokens=60)
