@@ -53,7 +53,7 @@ def test_public_names_of_the_format(run: Run) -> None:
     }
     assert set(facts["data"]) == {
         *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents", "window_shards"),
-        "token_files",
+        *("token_files", "order_version"),
     }
     assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
 

@@ -169,7 +169,7 @@ def test_a_hostile_config_file_costs_little(
         start = time.process_time()
         err = refusal(call(train.main, *options, "--config", name))
         seconds.append(time.process_time() - start)
-    assert seconds[1] - seconds[0] < 1
+    assert seconds[1] - seconds[0] < 10  # half a second; minutes if every unknown key were compared with every option
     if kind == "keys":
         assert err.count("no such option") == 20 and "; and 19,980 more" in err
     else:

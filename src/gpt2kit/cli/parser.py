@@ -110,8 +110,15 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(known).split())}", file=sys.stderr, flush=True)
+        print_error(known)
         sys.exit(known.exit_code)
+
+
+def print_error(error: Exception, rank: int = 0) -> None:
+    """Print an error as one line on stderr. An error of another rank than 0 names it."""
+    message = f"error: {' '.join(str(error).split())}\n"
+    sys.stderr.write(f"rank {rank}: {message}" if rank else message)  # one write, so that lines of ranks do not mix
+    sys.stderr.flush()
 
 
 def speak_utf8() -> None:

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli.parser import is_lost_connection
+from gpt2kit.cli.parser import is_lost_connection, print_error
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_find
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
@@ -258,7 +258,7 @@ def main(args: list[str]) -> None:
             raise
         if not rank:
             raise known from error
-        print(f"rank {rank}: error: {' '.join(str(known).split())}", file=sys.stderr, flush=True)
+        print_error(known, rank)
         raise SystemExit(known.exit_code) from None
 
 
