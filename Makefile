@@ -16,10 +16,10 @@ test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
 prove: .venv/installed  ## hundreds of kills, each compared to the last bit, 4 ranks, and 4 GB of text; an hour
-	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_resume.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_distributed.py
-	GPT2KIT_BUILD_KILLS=100 $(BIN)/python -m pytest tests/test_build_kill.py
-	$(BIN)/python tests/prove_data.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_distributed.py
+	GPT2KIT_BUILD_KILLS=100 $(BIN)/python -m pytest tests/system/test_build_kill.py
+	$(BIN)/python tests/proofs/prove_data.py
 
 check: format lint types test  ## all that a commit must pass
 

@@ -5,43 +5,16 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read as the hub's client is imported; no test needs a network
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers import SENTENCE, Outcome, Run, train_tokenizer
 
 from gpt2kit.cli import parser, train
-from gpt2kit.cli import train_tokenizer as command
-from gpt2kit.tokenization.trainers import TokenizerSpec
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
-ROOT = Path(__file__).resolve().parent.parent
-SENTENCE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
-Outcome = tuple[int, str, str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A small finished run: its folder, and the options that made it."""
-
-    folder: Path
-    options: list[str]
-    work: Path
-
-
-def train_tokenizer(
-    files: Sequence[str] = (),
-    output_dir: Path | None = None,
-    kind: Any = "bytebpe",
-    size: int | None = None,
-    **more: Any,
-) -> None:
-    """`train_tokenizer.py` with these options."""
-    spec = TokenizerSpec(kind, more.pop("vocab_size", size), **more)
-    command.train_tokenizer(list(files), output_dir, spec)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,109 @@
+"""Every file in configs/ says only what exists (recipes: test_recipes.py)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from gpt2kit import optim
+from gpt2kit.cli import train
+from gpt2kit.cli.train import TrainCLI
+from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.trainer import make_trainer
+
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+GROUPS = {"model": GPT2Module, "data": TextDataModule, "trainer": make_trainer}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_config_is_short_and_opens_with_what_it_is_for(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ") and len(lines) <= 25
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda path: path.stem)
+def test_a_group_file_states_decisions_not_defaults(path: Path) -> None:
+    parameters = inspect.signature(GROUPS[path.parent.name]).parameters
+    own = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    lightning = set(inspect.signature(train.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
+    assert set(yaml.safe_load(path.read_text())) <= own | lightning
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_group_files_compose(path: Path, options: list[str], inside: Path) -> None:
+    built = TrainCLI(
+        [
+            *options,
+            f"--model={CONFIGS / 'model/nano.yaml'}",
+            f"--model.optimizer={path}",
+            f"--trainer={CONFIGS / 'trainer/debug.yaml'}",
+            "--model.n_layer=1",
+        ]
+    )
+    assert built.model.shape["n_layer"] == 1 and built.model.shape["n_embd"] == 128
+    assert built.config.trainer.max_steps == 10
+    wanted = yaml.safe_load(path.read_text())
+    built.model.take_vocabulary(built.datamodule.vocab_size, None)
+    built.model.build()
+    optimizer = built.model.optimizer(parameter_groups(built.model.model))
+    assert type(optimizer).__name__ == wanted["class_path"].rsplit(".", 1)[1]
+    assert optimizer.param_groups[0]["lr"] == wanted["init_args"]["lr"]
+
+
+def test_several_configs_the_later_wins(options: list[str], inside: Path) -> None:
+    (inside / "one.yaml").write_text("model:\n  n_layer: 3\n  n_embd: 64\n")
+    (inside / "two.yaml").write_text("model:\n  n_layer: 1\n")
+    given = [word for word in options if "n_layer" not in word and "n_embd" not in word]
+    built = TrainCLI([*given, "--config", "one.yaml", "--config", "two.yaml"])
+    assert (built.model.shape["n_layer"], built.model.shape["n_embd"]) == (1, 64)
+    assert TrainCLI([*given, "--config=one.yaml", "--model.n_layer=2"]).model.shape["n_layer"] == 2
+
+
+def test_public_names_of_the_options() -> None:
+    """These names are in people's YAML files. Adding one is fine; renaming one breaks them: say so in CHANGELOG.md."""
+    public = {
+        GPT2Module: "n_layer n_head n_embd n_inner activation_function dropout embd_pdrop attn_pdrop resid_pdrop "
+        "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule skip_nonfinite "
+        "init_from new_vocabulary freeze freeze_steps lora",
+        TextDataModule: "train_files valid_files test_files valid_share test_share tokenizer block_size batch_size "
+        "reader shuffle cache_dir streaming window_shards",
+        make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",
+        optim.Muon: "lr adamw_lr weight_decay momentum betas",
+        optim.AdamW: "lr betas eps weight_decay",
+        optim.WarmupStableDecay: "warmup final decay",
+        optim.Cosine: "warmup final",
+    }
+    for owner, names in public.items():
+        assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__
+
+
+def test_public_class_paths(options: list[str], inside: Path) -> None:
+    """Configs name classes by these paths, and saved configs and cache keys repeat them, wherever the classes are."""
+    (inside / "c.yaml").write_text(
+        "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {prompts: [the]}}]}\n"
+        "model:\n"
+        "  optimizer: {class_path: gpt2kit.optim.AdamW, init_args: {lr: 0.002}}\n"
+        "  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {final: 0.1}}\n"
+        "data: {reader: {class_path: gpt2kit.text.Reader, init_args: {document: file}}}\n",
+        encoding="utf-8",
+    )
+    built = TrainCLI([*options, "--config", "c.yaml"])
+    saved = yaml.safe_load(built.parser.dump(built.config, skip_none=False))
+    assert saved["trainer"]["callbacks"][0]["class_path"] == "gpt2kit.callbacks.TextSamples"
+    assert saved["model"]["optimizer"]["class_path"] == "gpt2kit.optim.AdamW"
+    assert saved["model"]["schedule"]["class_path"] == "gpt2kit.optim.Cosine"
+    assert saved["data"]["reader"]["class_path"] == "gpt2kit.text.Reader"
+    assert built.datamodule.reader.identity()["reader"] == "gpt2kit.text.Reader"
+    muon = TrainCLI([*options, "--model.optimizer=gpt2kit.optim.Muon"])
+    assert yaml.safe_load(muon.parser.dump(muon.config))["model"]["optimizer"]["class_path"] == "gpt2kit.optim.Muon"
+    for path in ("gpt2kit.callbacks.EpochExports", "gpt2kit.data.TextDataModule", "gpt2kit.optim.WarmupStableDecay"):
+        module, name = path.rsplit(".", 1)
+        assert getattr(importlib.import_module(module), name).__name__ == name

@@ -1,0 +1,154 @@
+"""Constants and functions that several test files share. Fixtures are in conftest.py."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import export, generate, plot, test, train, web_demo
+from gpt2kit.cli import train_tokenizer as tokenizer_command
+from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.training.module import GPT2Module
+
+ROOT = Path(__file__).resolve().parent.parent
+SENTENCE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
+Outcome = tuple[int, str, str]  # exit code, stdout, stderr
+SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}
+SMALL_SHAPE = GPT2Module(**SMALL, dropout=0.1).shape
+
+COMMANDS: dict[str, Callable[..., object]] = {
+    "train_tokenizer.py": tokenizer_command.train_tokenizer,
+    "test.py": test.test,
+    "generate.py": generate.generate,
+    "export.py": export.export,
+    "plot.py": plot.plot,
+    "web_demo.py": web_demo.serve,
+}
+
+TOKENIZER_KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
+SAMPLE_TEXTS = [
+    *(SENTENCE.format(n).strip() for n in range(40)),
+    *(f"    if x_{n} == {n * 7}:  return  None" for n in range(40)),
+    *[
+        "白日依山盡，黃河入海流。",
+        "Широкая электрификация южных губерний",
+        "สวัสดีชาวโลก",
+        "emoji 🙂🙂 and ▁ and \t tab",
+        "«ü»",
+    ]
+    * 8,
+]
+ODD_TEXTS = [
+    *(
+        "",
+        " ",
+        "  a",
+        "a  ",
+        "\n",
+        "\n\n  \t\r\n x \n",
+        "a\nb",
+        "\x00\x07\x7f",
+        "\ufffd",
+        "é e\u0301",
+        "日本語 ßø 🙂\u200d",
+    ),
+    *(f"x {tokenizer.EOS}y", tokenizer.EOS, "<unk>", "<0x41><0xE7>", "<0x0A", "[UNK] [CLS]", "▁ ▁▁x▁", "\u2585"),
+    *("\U0010ffff\u0378\ue000", "Ġword Ċ", "a" * 300, "白" * 60, " " * 70 + "x", "-" * 61, "<user>a <user>", "ﬁ İ"),
+]
+HOSTILE_PROMPTS = [
+    "<img src=x onerror=alert(1)>",
+    "\x00\x07\x1b[31m",
+    "\u202eright to left\u202c",
+    "</textarea><script>alert(1)</script>",
+]
+GRADIO_WARNINGS = [  # Gradio leaves event loops to the garbage collector
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A small finished run: its folder, and the options that made it."""
+
+    folder: Path
+    options: list[str]
+    work: Path
+
+
+class Parsed(Exception):
+    """The command line of trainer.py is valid."""
+
+
+class ParseOnly(train.TrainCLI):
+    """trainer.py up to the point where it has parsed its options; raises `Parsed`."""
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        raise Parsed
+
+
+def train_tokenizer(
+    files: Sequence[str] = (),
+    output_dir: Path | None = None,
+    kind: Any = "bytebpe",
+    size: int | None = None,
+    **more: Any,
+) -> None:
+    """Run `train_tokenizer.py` with these options."""
+    spec = TokenizerSpec(kind, more.pop("vocab_size", size), **more)
+    tokenizer_command.train_tokenizer(list(files), output_dir, spec)
+
+
+def train_each_kind(folder: Path) -> None:
+    """Train a tokenizer of every kind on SAMPLE_TEXTS, each in a folder of its name."""
+    (folder / "text.txt").write_text("\n".join(SAMPLE_TEXTS) + "\n", encoding="utf-8")
+    for kind in TOKENIZER_KINDS:
+        train_tokenizer([str(folder / "text.txt")], folder / kind, kind, 480, special_tokens=["<user>"])
+
+
+def train_run(work: Path, options: list[str], *more: str) -> Path:
+    """Run `trainer.py` and return the folder of the newest run."""
+    train.main([*options, f"--trainer.default_root_dir={work}", *more])
+    return max((work / "lightning_logs").glob("version_*"))
+
+
+def logged_rows(run: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.csv."""
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Return the weights in a run's newest checkpoint."""
+    return checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"]
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Return whether the weights are bit-identical."""
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def export_with_transformers(run: Run, folder: Path) -> Path:
+    """Write what `transformers` itself writes for the run's model."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    opened = checkpoint.open(run.folder)
+    model = GPT2LMHeadModel(GPT2Config(**opened.model.shape))
+    state = opened.model.state_dict()
+    rows = int(opened.model.shape["vocab_size"])
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state[name] = state[name][:rows]  # without the rows that pad the vocabulary
+    model.load_state_dict(state)
+    model.save_pretrained(folder)
+    tokenizer.save(opened.tokenizer, folder)
+    return folder

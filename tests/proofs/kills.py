@@ -1,0 +1,225 @@
+"""Runs that are killed with SIGKILL at a chosen point, continued, and compared with one that was left alone.
+
+A fork server imports everything once; each run is a forked child, so that hundreds of kills take minutes.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2kit import files
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, train
+from gpt2kit.export import huggingface
+from gpt2kit.runs import lifecycle
+from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.verify_resume import compare
+
+# The fork server finds its modules by this variable alone (Python 3.11 does not hand it sys.path).
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), str(Path(files.__file__).parent.parent)])
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["proofs.kills"])
+UNSAID = {"tokens_per_s", "mfu", "memory_gb", "hours", "hours_left"}
+"""The logged figures that are not functions of the settings: what tells of time and memory."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL at the n-th time that the point is reached: where in the program, and when."""
+
+    point: str
+    n: int
+
+
+@dataclass
+class Setting:
+    """One way to train; `ranks` processes under gloo."""
+
+    name: str
+    words: list[str]
+    ranks: int = 1
+    strategy: str = "ddp"
+    reference: Path | None = field(default=None, repr=False)
+
+
+def _counted(n: int, act: Callable[[], None]) -> Callable[[], None]:
+    count = 0
+
+    def reached() -> None:
+        nonlocal count
+        count += 1
+        if count == n:
+            act()
+
+    return reached
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(kill: Kill) -> None:
+    """Put the kill into the program."""
+    reached = _counted(kill.n, _die)
+
+    def before(owner: Any, name: str, when: Callable[..., bool] = lambda *args: True) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if when(*args):
+                reached()
+            return real(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def after(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = real(*args, **kwargs)
+            reached()
+            return result
+
+        setattr(owner, name, wrapped)
+
+    def half_a_file(value: Any, path: Path) -> None:
+        torch_save(value, path)
+        os.truncate(path, path.stat().st_size // 2)
+        reached()
+        torch_save(value, path)
+
+    if kill.point == "forward":
+        before(GPT2Module, "training_step")
+    elif kill.point == "update":  # gradients are there, weights are not
+        before(GPT2Module, "configure_gradient_clipping")
+    elif kill.point == "validation":
+        before(GPT2Module, "validation_step")
+    elif kill.point == "write":
+        torch_save = torch.save
+        torch.save = half_a_file  # type: ignore[assignment]
+    elif kill.point == "renaming":  # checksum or checkpoint written, not yet under its name
+        before(files.os, "replace", lambda source, target: ".ckpt" in str(target))
+    elif kill.point == "config":  # a run's settings or log are written, not yet under their name
+        before(files.os, "replace", lambda source, target: str(target).endswith((".yaml", ".csv")))
+    elif kill.point == "renamed":
+        after(files, "sync_folder")
+    elif kill.point == "purge":
+        before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt"))
+    elif kill.point == "purged":  # the checkpoint is gone, its checksum not yet
+        before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt.sha256"))
+    elif kill.point == "exporting":  # an epoch's folder is written, not yet under its name
+        before(huggingface, "check")
+    elif kill.point == "seconds":
+        signal.signal(signal.SIGALRM, lambda *args: _die())
+        signal.setitimer(signal.ITIMER_REAL, kill.n / 1000)
+    else:
+        raise ValueError(kill.point)
+
+
+def child(words: list[str], kill: Kill | None, environment: dict[str, str], log: str) -> None:
+    """One run in a process of its own."""
+    os.environ.update(environment)
+    os.chdir(environment.get("CWD", "."))
+    torch.set_num_threads(1)
+    with open(log, "a") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    if kill is not None:
+        _arm(kill)
+    parser.guarded(train.main, words)
+
+
+def start(
+    words: list[str], kills: dict[int, Kill], ranks: int, log: Path, own: dict[int, dict[str, str]] | None = None
+) -> list[Any]:
+    """The processes of one run; `kills` and what is `own` in their environments by rank; CWD is where it works.
+
+    `WORDS` in such an environment are more words for its command line.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(ranks),
+            "NODE_RANK": "0",
+            "LOCAL_RANK": str(rank),
+        }
+        environment |= (own or {}).get(rank, {})
+        more = environment.pop("WORDS", "").split()
+        args = ([*words, *more], kills.get(rank), environment if ranks > 1 else {}, str(log))
+        process = _CONTEXT.Process(target=child, args=args)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: list[Any], seconds: float = 300) -> list[int]:
+    """Exit codes; a process that does not end is a failure of its own."""
+    for process in processes:
+        process.join(seconds)
+        if process.is_alive():
+            for other in processes:
+                other.kill()
+            raise AssertionError(f"a process still ran after {seconds} s")
+    return [process.exitcode for process in processes]
+
+
+def words_of(setting: Setting, work: Path) -> list[str]:
+    words = [*setting.words, f"--trainer.default_root_dir={work}"]
+    strategy = setting.strategy if setting.ranks > 1 else "auto"
+    return [*words, f"--trainer.strategy={strategy}", f"--trainer.devices={setting.ranks}"]
+
+
+def go_on(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0) -> list[int]:
+    """Continue the newest run, or start it where nothing has been saved yet."""
+    words = words_of(setting, work)
+    if any(checkpoint.checkpoints(run) for run in (work / lifecycle.LOGS).glob("version_*")):
+        words += ["--ckpt_path=last"]
+    return finish(start(words, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
+
+
+def run_with_kills(setting: Setting, work: Path, kills: list[Kill]) -> tuple[Path, int]:
+    """Run to the end through all kills: the run's folder, and how many kills struck (late ones may not)."""
+    work.mkdir(parents=True)
+    struck = 0
+    for kill in kills:
+        codes = go_on(setting, work, kill)
+        struck += -signal.SIGKILL in codes
+    codes = go_on(setting, work)
+    assert not any(codes), (work / "log.txt").read_text()
+    return last_run(work), struck
+
+
+def last_run(work: Path) -> Path:
+    return max((work / lifecycle.LOGS).glob("version_*"), key=lambda run: int(run.name.split("_")[1]))
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """The log's rows without what time it took; the order of rows and each digit count."""
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if v and k not in UNSAID} for row in csv.DictReader(file)]
+
+
+def difference(one: Path, other: Path, weights_only: bool = False) -> str:
+    """Empty if two runs ended alike to the last bit: weights, optimizer, and every logged figure."""
+    left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (one, other))
+    worst = {name: value for name, value in compare(left, right).items() if value}
+    if worst:
+        return f"tensors differ: {worst}"
+    if not weights_only and logged(one) != logged(other):
+        return f"logs differ:\n{logged(one)}\n{logged(other)}"
+    return ""

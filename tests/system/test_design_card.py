@@ -1,0 +1,76 @@
+"""The design card, walked as a user walks it: names at the top level, a config printed, edited, trained and tested."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from helpers import ROOT
+from pytorch_lightning.cli import LightningCLI
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import GPT2LMHeadModel
+
+from gpt2kit.cli.train import TrainCLI
+from gpt2kit.data import TextDataModule
+from gpt2kit.training.module import GPT2Module
+
+FILES = ("trainer.py", "test.py", "train_tokenizer.py", "requirements.txt", "README.md")
+FOLDERS = ("src", "configs", "data", "lightning_logs")
+
+
+def script(folder: Path, *words: object) -> str:
+    """Run one of the scripts in `folder`; what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_top_level_has_the_names_of_the_card() -> None:
+    assert [name for name in FILES if not (ROOT / name).is_file()] == []
+    assert [name for name in FOLDERS if not (ROOT / name).is_dir()] == []
+
+
+def test_the_classes_are_those_of_lightning_and_hugging_face() -> None:
+    assert issubclass(GPT2Module, pl.LightningModule)
+    assert issubclass(TextDataModule, pl.LightningDataModule)
+    assert issubclass(TrainCLI, LightningCLI)
+    gpt2 = GPT2Module(n_layer=1, n_head=1, n_embd=8, vocab_size=64, n_positions=8)
+    assert isinstance(gpt2.model, GPT2LMHeadModel)
+
+
+def test_a_config_is_printed_edited_trained_and_tested(corpus: Path, tmp_path: Path) -> None:
+    config: dict[str, Any] = yaml.safe_load(script(tmp_path, "trainer.py", "--print_config"))
+    config["data"] |= {f"{split}_files": str(corpus / f"{split}.txt") for split in ("train", "valid", "test")}
+    config["data"] |= {"tokenizer": str(corpus / "tokenizer"), "block_size": 16, "batch_size": 4}
+    config["model"] |= {"n_layer": 2, "n_head": 2, "n_embd": 32, "compile": "off"}
+    config["trainer"] |= {"accelerator": "cpu", "precision": "bf16-mixed", "accumulate_grad_batches": 2}
+    config["trainer"] |= {"gradient_clip_val": 1.0, "max_steps": 20, "val_check_interval": 10, "log_every_n_steps": 1}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    script(tmp_path, "trainer.py", "--config", "c.yaml")
+    run = tmp_path / "lightning_logs" / "version_0"
+    saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["trainer"]["precision"] == "bf16-mixed" and saved["trainer"]["accumulate_grad_batches"] == 2
+
+    events = EventAccumulator(str(run)).Reload()
+    losses = events.Scalars("loss/train")
+    assert [loss.step for loss in losses] == list(range(1, 21)) and losses[-1].value < losses[0].value
+    validated = events.Scalars("loss/valid")
+    assert [loss.step for loss in validated] == [10, 20]
+
+    printed = script(tmp_path, "test.py", "--config", "c.yaml", "--ckpt_path", run)
+    figures = {line.rsplit(None, 1)[0]: line for line in printed.splitlines() if line.strip()}
+    assert any(name.startswith("bits per byte") for name in figures)
+    assert any(name.startswith("perplexity") for name in figures)

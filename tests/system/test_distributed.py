@@ -1,0 +1,235 @@
+"""Two gloo processes as one run. `make prove` does the same with four."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from proofs.kills import Kill, Setting, difference, finish, go_on, last_run, run_with_kills, start, words_of
+
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.errors import CheckpointError
+from gpt2kit.runs import folder as run_folder
+
+COMMON = [
+    *("--data.batch_size=4", "--data.global_batch=16", "--trainer.gradient_clip_val=0.5"),
+    *("--trainer.log_every_n_steps=1", "--save_every=20", "--trainer.val_check_interval=20"),
+]
+LONG = [*COMMON, "--trainer.max_steps=50"]
+SHORT = [*COMMON, "--trainer.max_steps=8", "--save_every=2", "--trainer.val_check_interval=3"]
+ADAMW, MUON = "--model.optimizer=gpt2kit.optim.AdamW", "--model.optimizer=gpt2kit.optim.Muon"
+MUON_RATES = ["--model.optimizer.lr=1e-3", "--model.optimizer.adamw_lr=1e-3"]
+
+
+def losses(run: Path) -> dict[str, list[float]]:
+    """Every logged loss, by its kind."""
+    found: dict[str, list[float]] = {"train_loss": [], "val_loss": [], "grad_norm": []}
+    with open(run / "metrics.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, values in found.items():
+                if row.get(name):
+                    values.append(float(row[name]))
+    return found
+
+
+def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors in nested containers, by their paths."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors(part, f"{name}/{key}")
+
+
+def log_of(work: Path) -> str:
+    return (work / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs_of(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """50 steps with accumulation, dropout and clipping: on one rank, on two, and on two in shares."""
+    found = {}
+    for name, optimizer in {"adamw": [ADAMW], "muon": [MUON, *MUON_RATES]}.items():
+        for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
+            work = tmp_path_factory.mktemp("runs")
+            setting = Setting(name, [*options, *LONG, *optimizer], ranks, strategy)
+            found[f"{name} {ranks} {strategy}"], _ = run_with_kills(setting, work / "run", [])
+    return found
+
+
+@pytest.mark.parametrize(("optimizer", "within"), [("adamw", 1e-4), ("muon", 1e-3)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_are_one_run(runs_of: dict[str, Path], optimizer: str, within: float, strategy: str) -> None:
+    """The same samples in each step, so the same losses up to the rounding of sums, which updates amplify.
+
+    The validation text does not divide by the ranks; its loss is a sum over them.
+    """
+    one, two = losses(runs_of[f"{optimizer} 1 auto"]), losses(runs_of[f"{optimizer} 2 {strategy}"])
+    assert len(one["train_loss"]) == 50 and len(one["val_loss"]) == 3
+    assert one["train_loss"][-1] < one["train_loss"][0] - 1, "nothing was learnt, so nothing was compared"
+    for name in one:
+        assert two[name] == pytest.approx(one[name], rel=within), name
+    first = pytest.approx(one["train_loss"][0], rel=1e-6)
+    assert two["train_loss"][0] == first, "not the same samples, or not the same dropout"
+
+
+def test_only_rank_zero_prints_and_writes(runs_of: dict[str, Path]) -> None:
+    run = runs_of["adamw 2 ddp"]
+    log = log_of(run.parent.parent)
+    assert log.count("model  ") == log.count("run    ") == 1
+    assert len(list(run.parent.glob("version_*"))) == 1
+    assert [path.name for path in run.glob("events*")] == [next(run.glob("events*")).name]
+
+
+def test_fsdp_writes_the_ordinary_checkpoint(runs_of: dict[str, Path]) -> None:
+    for optimizer in ("adamw", "muon"):
+        sharded, copied = (
+            checkpoint.read(checkpoint.checkpoints(runs_of[f"{optimizer} 2 {strategy}"])[0])
+            for strategy in ("fsdp", "ddp")
+        )
+        assert list(sharded) == list(copied)
+        for part in ("state_dict", "optimizer_states"):
+            left, right = (dict(tensors(raw[part])) for raw in (sharded, copied))
+            assert list(left) == list(right)
+            for name, tensor in right.items():
+                assert left[name].shape == tensor.shape and left[name].dtype == tensor.dtype, name
+        for name, tensor in copied["state_dict"].items():
+            assert torch.allclose(sharded["state_dict"][name], tensor, atol=1e-3), name
+        opened = checkpoint.open(runs_of[f"{optimizer} 2 fsdp"])
+        assert opened.model.lm_head.weight is opened.model.transformer.wte.weight
+
+
+def test_an_old_sharded_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "epoch=0-step=8.ckpt"
+    folder.mkdir(parents=True)
+    (folder / "sha256.json").write_text("{}")
+    for path in (folder, tmp_path):
+        with pytest.raises(CheckpointError, match=r"step=8\.ckpt: a sharded checkpoint.*547bc70"):
+            checkpoint.open(path)
+
+
+def test_killed_in_the_middle_of_a_save_under_fsdp(options: list[str], tmp_path: Path) -> None:
+    """Whichever rank dies, wherever, the run resumes from a whole checkpoint."""
+    setting = Setting("fsdp", [*options, *SHORT, MUON], 2, "fsdp")
+    setting.reference, _ = run_with_kills(setting, tmp_path / "straight", [])
+    for number, (kill, rank) in enumerate(
+        [(Kill("forward", 9), 1), (Kill("write", 2), 0), (Kill("renaming", 3), 0)]  # more of them by `make prove`
+    ):
+        work = tmp_path / str(number)
+        work.mkdir()
+        codes = go_on(setting, work, kill, rank)
+        assert codes[rank] == -9 and codes[1 - rank] == 5, (kill, codes, log_of(work))
+        assert go_on(setting, work) == [0, 0], log_of(work)
+        assert not (found := difference(setting.reference, last_run(work))), (kill, found)
+        assert not list((last_run(work) / "checkpoints").glob(".*")), "what the killed save has left is removed"
+
+
+def test_from_shares_to_one_device_and_back(options: list[str], tmp_path: Path) -> None:
+    """data.global_batch stays, so the number of devices may change: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
+    words = [*options, *SHORT, ADAMW]
+    reference, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
+    work = tmp_path / "elastic"
+    work.mkdir()
+    shares, one, copies = Setting("s", words, 2, "fsdp"), Setting("1", words), Setting("c", words, 2, "ddp")
+    assert -9 in go_on(shares, work, Kill("forward", 6))
+    assert go_on(one, work, Kill("forward", 10)) == [-9]
+    assert -9 in go_on(copies, work, Kill("forward", 5))
+    assert go_on(shares, work) == [0, 0], log_of(work)
+    assert len(list((work / "lightning_logs").glob("version_*"))) == 1
+    left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (reference, last_run(work)))
+    for name, tensor in left["state_dict"].items():
+        assert torch.allclose(tensor, right["state_dict"][name], atol=1e-4), name
+    assert losses(reference)["val_loss"] == pytest.approx(losses(last_run(work))["val_loss"], rel=1e-4)
+
+
+def test_the_others_stop_when_a_rank_dies(options: list[str], tmp_path: Path) -> None:
+    setting = Setting("two", [*options, *LONG], 2)
+    tmp_path.joinpath("work").mkdir()
+    processes = start(words_of(setting, tmp_path / "work"), {1: Kill("forward", 9)}, 2, tmp_path / "work/log.txt")
+    processes[1].join(60)
+    begun = time.monotonic()
+    assert finish(processes, 30) == [5, -9]
+    assert time.monotonic() - begun < 30
+    log = log_of(tmp_path / "work")
+    assert "error: another process of this run has gone" in log and "--ckpt_path last" in log
+    status = run_folder.read_status(last_run(tmp_path / "work"))
+    assert status["state"] == "failed"
+
+
+def test_ranks_that_differ_are_told_so_before_the_first_step(options: list[str], corpus: Path, tmp_path: Path) -> None:
+    """Another text under the same name, as on machines whose disks differ; and another setting."""
+    work = tmp_path / "work"
+    relative = [word for word in options if "_files" not in word and "cache_dir" not in word]
+    relative += ["--data.train_files=train.txt", "--data.cache_dir=cache", "--trainer.max_steps=2"]
+    places = {}
+    for rank in (0, 1):
+        places[rank] = tmp_path / f"machine{rank}"
+        places[rank].mkdir()
+        text = (corpus / "train.txt").read_text()
+        (places[rank] / "train.txt").write_text(text if rank == 0 else text.replace("number 7 ", "number 8 "))
+    setting = Setting("two", relative, 2)
+    work.mkdir()
+    own = {rank: {"CWD": str(place)} for rank, place in places.items()}
+    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
+    log = log_of(work)
+    assert log.count("error: ") == 1
+    assert "error: rank 1 on " in log and "the train text is" in log and "Use the same files" in log
+    assert not list(work.glob("lightning_logs/*/checkpoints"))
+
+    shutil.copy(places[0] / "train.txt", places[1] / "train.txt")
+    work = tmp_path / "alike"
+    work.mkdir()  # the same text on two disks: each machine builds its own store, and they agree
+    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [0, 0], log_of(work)
+    assert all(len(list((place / "cache").glob("*/index.json"))) >= 1 for place in places.values())
+
+    work = tmp_path / "setting"
+    work.mkdir()
+    own[1]["WORDS"] = "--model.dropout=0.2"
+    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
+    assert "model.dropout is 0.2, on rank 0 0.1" in log_of(work)
+
+
+def test_text_that_cannot_be_built_names_the_ranks(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    words = [word for word in options if "train_files" not in word] + [f"--data.train_files={tmp_path / 'empty.txt'}"]
+    processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt")
+    assert finish(processes)[0] == 3, log_of(tmp_path)
+    first, second = sorted(log_of(tmp_path).splitlines())
+    assert first.startswith("error: ") and "no text in it" in first
+    assert second.startswith("rank 1: error: another process of this run has gone")
+
+
+def test_a_mistake_in_the_command_line_names_the_ranks(options: list[str], tmp_path: Path) -> None:
+    words = [*options, "--trainer.max_steps=0"]
+    torchrun = {"TORCHELASTIC_RUN_ID": tmp_path.name, "LOCAL_WORLD_SIZE": "2"}
+    own = {rank: {**torchrun, "RANK": str(rank)} for rank in (0, 1)}
+    processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt", own)
+    assert finish(processes) == [2, 2], log_of(tmp_path)
+    lines = log_of(tmp_path).splitlines()
+    assert sorted(line.split("trainer.")[0] for line in lines) == ["error: ", "rank 1: error: "]
+
+
+def test_ranks_that_go_on_from_different_checkpoints_are_told_so(options: list[str], tmp_path: Path) -> None:
+    """Each machine has a folder of its own, and one of them has lost its newest checkpoint."""
+    words = [*options, *SHORT, ADAMW]
+    straight, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
+    places = {rank: tmp_path / f"machine{rank}" for rank in (0, 1)}
+    for place in places.values():
+        shutil.copytree(straight.parent, place / "runs" / "lightning_logs")
+    checkpoint.remove(checkpoint.checkpoints(places[1] / "runs/lightning_logs/version_0")[0])
+    two = Setting("two", [*words, "--trainer.max_steps=12"], 2)
+    relative = [word for word in words_of(two, tmp_path) if "root_dir" not in word]
+    relative += ["--trainer.default_root_dir=runs", "--ckpt_path=last"]
+    own = {rank: {"CWD": str(place)} for rank, place in places.items()}
+    assert finish(start(relative, {}, 2, tmp_path / "log.txt", own)) == [2, 2], log_of(tmp_path)
+    log = log_of(tmp_path)
+    assert log.count("error: ") == 1 and "the checkpoint is epoch=" in log and "step=8" in log
+    kept = checkpoint.checkpoints(places[0] / "runs/lightning_logs/version_0")
+    assert [checkpoint.step_of(path) for path in kept] == [
+        checkpoint.step_of(path) for path in checkpoint.checkpoints(straight)
+    ], "nothing was trained or deleted"

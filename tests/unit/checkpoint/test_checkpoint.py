@@ -1,0 +1,171 @@
+"""Checkpoints are whole or not there, enough by themselves, and harmless when they come from strangers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Outcome, Run
+
+from gpt2kit import files
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.cli import parser, test
+from gpt2kit.errors import CheckpointError
+
+
+def test_one_file_is_enough(run: Run, tmp_path: Path) -> None:
+    shutil.copy(checkpoint.find(run.folder), tmp_path / "alone.ckpt")
+    opened = checkpoint.open(tmp_path / "alone.ckpt")
+    assert opened.tokenizer.get_vocab_size() == 320
+    assert opened.model.shape["n_embd"] == 32 and not opened.model.training
+    assert opened.metadata["tokens_seen"] == 40 * 8 * 16
+
+
+def test_it_holds_only_plain_types(run: Run) -> None:
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(plain(k) and plain(v) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return all(map(plain, value))
+        return value is None or type(value) in (int, float, str, bool) or isinstance(value, torch.Tensor)
+
+    raw = torch.load(checkpoint.find(run.folder), weights_only=True)
+    assert plain({key: value for key, value in raw.items() if key not in ("optimizer_states", "state_dict")})
+
+
+def test_public_names_of_the_format(run: Run) -> None:
+    """These names are in people's files. Adding one is fine; for another change raise checkpoint.FORMAT."""
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    facts = raw["gpt2kit"]
+    assert set(facts) == {
+        *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
+        "append_eos",
+        *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped", "start", "freeze", "val_bpb"),
+    }
+    assert set(facts["shape"]) == {
+        *("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon"),
+        *("embd_pdrop", "attn_pdrop", "resid_pdrop", "vocab_size", "n_positions"),
+    }
+    assert set(facts["data"]) == {
+        *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents", "window_shards"),
+        *("token_files", "order_version"),
+    }
+    assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
+
+
+def test_names_tell_best_and_newest(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step, loss in ((9, 1.5), (10, 1.25), (100, 1.3), (200, None), (300, float("nan"))):
+        (folder / checkpoint.file_name(0, step, loss)).touch()
+    found = checkpoint.checkpoints(tmp_path)
+    assert [checkpoint.step_of(path) for path in found] == [300, 200, 100, 10, 9]
+    assert [checkpoint.step_of(path) for path in checkpoint.best_of(found, 2)] == [10, 100]
+    assert checkpoint.best_of([p for p in found if "val_loss" not in p.name]) == found[:1]
+    assert checkpoint.best_of([]) == []
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("import sys; sys.bomb = True",))
+
+
+HOSTILE: dict[str, Any] = {
+    "pickle bomb": lambda raw: raw.update(payload=Bomb()),
+    "missing tensor": lambda raw: raw["state_dict"].pop("model.transformer.wpe.weight"),
+    "surplus tensor": lambda raw: raw["state_dict"].update({"model.more": torch.zeros(1)}),
+    "wrong shape": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(3, 3)}),
+    "wrong dtype": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(16, 32).long()}),
+    "untied": lambda raw: raw["state_dict"]["model.lm_head.weight"].add_(1),
+    "a number for a tensor": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": 3}),
+    "a number for a name": lambda raw: raw["state_dict"].update({3: torch.zeros(1)}),
+    "a sparse tensor": lambda raw: raw["state_dict"].update(
+        {"model.transformer.wpe.weight": torch.zeros(16, 32).to_sparse()}
+    ),
+    "repeated places": lambda raw: raw["state_dict"].update(
+        {"model.transformer.wpe.weight": torch.zeros(1).expand(16, 32)}
+    ),
+    "nan": lambda raw: raw["state_dict"]["model.transformer.wpe.weight"].fill_(torch.nan),
+    "absurd size": lambda raw: raw["gpt2kit"]["shape"].update(n_embd=1 << 40),
+    "size beyond its tensors": lambda raw: raw["gpt2kit"]["shape"].update(n_embd=1 << 16, n_head=1),
+    "text as size": lambda raw: raw["gpt2kit"]["shape"].update(n_layer="2"),
+    "unknown size": lambda raw: raw["gpt2kit"]["shape"].update(extra=1),
+    "unknown activation": lambda raw: raw["gpt2kit"]["shape"].update(activation_function="os.system"),
+    "no tokenizer": lambda raw: raw["gpt2kit"].update(tokenizer="{"),
+    "no shape": lambda raw: raw["gpt2kit"].pop("shape"),
+    "later format": lambda raw: raw["gpt2kit"].update(format=99),
+    "not ours": lambda raw: raw.pop("gpt2kit"),
+}
+
+
+@pytest.mark.parametrize("harm", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_strangers_file_is_refused(
+    run: Run, tmp_path: Path, harm: Any, call: Callable[..., Outcome], inside: Path
+) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["state_dict"] = {name: tensor.clone() for name, tensor in raw["state_dict"].items()}
+    harm(raw)
+    torch.save(raw, tmp_path / "bad.ckpt")
+    code, out, err = call(lambda args: parser.run(test.test, args), "--ckpt_path", tmp_path / "bad.ckpt")
+    assert code == 4 and err.startswith(f"error: {tmp_path / 'bad.ckpt'}: ") and err.count("\n") == 1 and not out
+    assert not hasattr(sys, "bomb") and list(inside.iterdir()) == [tmp_path / "bad.ckpt"]
+
+
+def test_nothing_that_a_checkpoint_names_is_imported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "canary.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["hyper_parameters"] = {"_class_path": "canary.Model", "_instantiator": "canary.make"}
+    raw["datamodule_hyper_parameters"] = {"_class_path": "canary.Data"}
+    torch.save(raw, tmp_path / "named.ckpt")
+    checkpoint.open(tmp_path / "named.ckpt")
+    raw["gpt2kit"]["reader"]["reader"] = "canary.Reader"
+    torch.save(raw, tmp_path / "reader.ckpt")
+    code, _, err = call(lambda args: parser.run(test.test, args), "--ckpt_path", tmp_path / "reader.ckpt")
+    assert code == 4 and "reader canary.Reader is not gpt2kit's own" in err and err.count("\n") == 1
+    assert "canary" not in sys.modules
+
+
+def test_a_flipped_bit_is_found(run: Run, tmp_path: Path) -> None:
+    source = checkpoint.find(run.folder)
+    content = bytearray(source.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / source.name).write_bytes(content)
+    shutil.copy(f"{source}.sha256", tmp_path)
+    with pytest.raises(CheckpointError, match="checksum"):
+        checkpoint.open(tmp_path / source.name)
+
+
+def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
+    info, opened = checkpoint.peek(run.folder), checkpoint.open(run.folder)
+    assert (info.path, info.shape, info.metadata) == (opened.path, opened.shape, opened.metadata)
+    assert info.tokenizer.to_str() == opened.tokenizer.to_str()
+    copy = Path(shutil.copy(info.path, tmp_path / "copy.ckpt"))
+    (tmp_path / "copy.ckpt.sha256").write_text("0" * 64)
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        checkpoint.peek(copy)
+    assert checkpoint.open(copy, verify=False).shape == info.shape
+
+
+def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
+    torch.save(raw, tmp_path / "nan.ckpt")
+    with pytest.raises(CheckpointError, match="contains NaN or Inf"):
+        checkpoint.peek(tmp_path / "nan.ckpt")

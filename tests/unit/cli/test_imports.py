@@ -1,0 +1,82 @@
+"""Scripts load no more than they need. What may import what is in pyproject.toml; `make lint` checks it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, Run
+
+SCRIPTS = ["train_tokenizer", "test", "cache", "generate", "export", "plot", "web_demo"]
+HEAVY = ("torch", "transformers", "pytorch_lightning", "lightning_fabric")
+_LOADED = """
+import runpy, sys
+names, sys.argv = sys.argv[1].split(","), sys.argv[2:]
+sys.path.insert(0, "")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("loaded:", [name for name in names if name in sys.modules], file=sys.stderr)
+"""
+
+
+def loaded(names: tuple[str, ...], script: str, *words: object, folder: Path) -> str:
+    """Run a script to its end; which of the packages it has loaded, as it prints them."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOADED, ",".join(names), str(ROOT / f"{script}.py"), *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "trainer"])
+def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "usage:" in told.stdout and not told.stderr
+    assert len((ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 25
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_no_torch(script: str, tmp_path: Path) -> None:
+    assert loaded(HEAVY, script, "--help", folder=tmp_path) == "loaded: []"
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "libraries"),
+    [
+        ("generate", ["--prompt", "the", "--max_new_tokens", "3"], ["torch"]),
+        ("test", ["--max_tokens", "200"], ["torch", "transformers"]),
+        ("export", ["--output_dir", "hf"], ["torch", "transformers"]),
+    ],
+)
+def test_commands_import_no_more_than_they_need(
+    script: str, words: list[str], libraries: list[str], run: Run, tmp_path: Path
+) -> None:
+    """None imports Lightning, and generate.py shows its first token before transformers would be imported."""
+    assert loaded(HEAVY, script, "--ckpt_path", run.folder, *words, folder=tmp_path) == f"loaded: {libraries}"
+
+
+def test_the_demo_loads_models_without_lightning(run: Run, tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from gpt2kit.serving.models import Service, find_models\n"
+        "service = Service(find_models([sys.argv[2]]), 'auto')\n"
+        "service.load().join()\nmodel = next(iter(service.models.values()))\n"
+        "assert model.generator is not None, model.failure\n"
+        "import gpt2kit.serving.app, gpt2kit.serving.page\n"
+        "print([name for name in ('pytorch_lightning', 'lightning_fabric') if name in sys.modules])\n"
+    )
+    words = [sys.executable, "-c", program, str(ROOT / "src"), str(run.folder)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -1,0 +1,269 @@
+"""Options that do not exist are reported at once, before anything is parsed; then the first value that does not fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import Outcome
+
+from gpt2kit.cli import export, parser, train
+from gpt2kit.errors import nearest
+
+CONFIG = """
+data: {blok_size: 3}
+model:
+  n_layr: 4
+  n_head: four
+  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {warmp: 0.1}}
+trainer:
+  max_steeps: 3
+  callbacks:
+    - {class_path: gpt2kit.callbacks.TextSamples, init_args: {promts: [a]}}
+    - {class_path: EarlyStoping}
+"""
+IN_CONFIG = (
+    "config.yaml line 2: data.blok_size: no such option. Did you mean data.block_size?",
+    "config.yaml line 4: model.n_layr: no such option. Did you mean model.n_layer?",
+    "config.yaml line 6: model.schedule.warmp: gpt2kit.optim.Cosine has no such option. Did you mean warmup?",
+    "config.yaml line 8: trainer.max_steeps: no such option. Did you mean trainer.max_steps?",
+    "trainer.callbacks.promts: gpt2kit.callbacks.TextSamples has no such option. Did you mean prompts?",
+    "trainer.callbacks EarlyStoping: no such class. Did you mean",
+)
+WORDS = ["stray", "--model.n_embed", "32", "--data.batch_size=x", "--save_every"]
+IN_WORDS = (
+    "--model.n_embed: no such option. Did you mean --model.n_embd?",
+    "unexpected argument 'stray'",
+    "--save_every: needs a value",
+)
+
+
+def refusal(found: Outcome) -> str:
+    code, out, err = found
+    assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_all_unknown_options_are_reported_once(
+    plan: list[str], options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "config.yaml").write_text(CONFIG)
+    words = [*options[:1], "--config", "config.yaml", *WORDS[:1], *options[1:], *plan, *WORDS[1:]]
+    err = refusal(call(train.main, *words))
+    for said in (*IN_CONFIG, *IN_WORDS):
+        assert err.count(said) == 1, f"{said}: {err}"
+    assert "n_head" not in err and "batch_size" not in err, "values are parsed when all options are known"
+
+
+def test_files_that_an_option_or_a_file_names_are_compared(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "sub").mkdir()
+    (inside / "sub/model.yaml").write_text("n_layr: 1\n")
+    (inside / "sub/optimizer.yaml").write_text("class_path: gpt2kit.optim.Muon\ninit_args:\n  lrr: 1\n")
+    (inside / "sub/config.yaml").write_text("model: model.yaml\n")
+    (inside / "ok.yaml").write_text("trainer: sub/none.yaml\n")
+    words = ["--model.optimizer=sub/optimizer.yaml", "--config=sub/config.yaml", "--config=ok.yaml"]
+    err = refusal(call(train.main, *options, *words))
+    assert "sub/model.yaml line 1: model.n_layr: no such option" in err
+    assert "sub/optimizer.yaml line 3: model.optimizer.lrr: gpt2kit.optim.Muon has no such option" in err
+    assert "ok.yaml line 1: trainer sub/none.yaml: neither options nor a config file" in err
+    err = refusal(call(train.main, *options, "--model", "sub/model.yaml"))
+    assert "sub/model.yaml line 1: model.n_layr: no such option" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model=3"], "--model 3: neither options nor a config file"),
+        (["--model.optimizer=Moun"], "--model.optimizer Moun: no such class. Did you mean gpt2kit.optim.Muon?"),
+        (["--model.optimizer=Muon"], "torch.optim.Muon, gpt2kit.optim.Muon"),
+        (["--model.optimizer.lrr=3"], "--model.optimizer.lrr: gpt2kit.optim.Muon has no such option. Did you mean lr?"),
+        (["--model.optimizer.lr=x"], "--model.optimizer.lr x: must be a number"),
+        (
+            ["--model.n_layer", "x", "--data.batch_size=y"],
+            "--model.n_layer x: must be a whole number; --data.batch_size y: must be a whole number\n",
+        ),
+        (["--trainer.precision=half"], "--trainer.precision half: must be one of auto, 32-true, bf16-mixed"),
+        (["--model.lora=1.5"], "--model.lora 1.5: must be a whole number or null"),
+        (["--data.reader.min_chars=x"], "--data.reader.min_chars x: must be a whole number"),
+        (["--data.train_files"], "--data.train_files: needs a value"),
+        (["--ckpt_path"], "--ckpt_path: needs a value"),
+        (["--find", "--plan"], "--find: needs a value"),
+        (["-c"], "-c: needs a value"),
+        (["-model.n_layer=3"], "-model.n_layer: no such option. Did you mean --model.n_layer?"),
+        (["--model.n_layer3"], "--model.n_layer3: no such option. Did you mean --model.n_layer?"),
+        (["--model.n_layer.deep=3"], "--model.n_layer.deep: no such option"),
+        (["model.n_layer=3"], "unexpected argument 'model.n_layer=3'. Did you mean --model.n_layer=3?"),
+        (["", "--model.n_layer=1"], "unexpected argument ''"),
+        (["my text.txt", "--model.n_layer=1"], "unexpected argument 'my text.txt'"),
+        (["--plan", "true"], "unexpected argument 'true' after --plan, which takes no value"),
+        (["--plan=true"], "unexpected argument 'true' after --plan, which takes no value"),
+        (["--verify_resume=true"], "unexpected argument 'true' after --verify_resume, which takes no value"),
+        (["--data.train_files", "a", "b"], "unexpected argument 'b' after --data.train_files, which takes one value"),
+        (["--model.n_layr=3", "--print_config"], "--model.n_layr: no such option"),
+        (["--trainer.callbacks=[EarlyStopping]"], "--trainer.callbacks: EarlyStopping needs monitor"),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.patience=b"],
+            "--trainer.callbacks.patience b: must be a whole number",
+        ),
+        (["--data.train_files=[]"], "data.train_files: names no file"),
+        (["--trainer.strategy=ddpp"], "trainer: You selected an invalid strategy name"),
+        (["--seed_everything=-5"], "seed_everything -5: must be from 0 to 4294967295"),
+        (["--config=."], ".: cannot be read"),
+    ],
+)
+def test_mistakes_of_the_command_line(
+    words: list[str], said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    assert said in refusal(call(train.main, *options, *words))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("ckpt_path: none.ckpt\n", "ckpt_path: not in a config file; on the command line, as --ckpt_path"),
+        ("find: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
+        ('plan: "false"\n', "plan false: must be true or false"),
+        ("override: maybe\n", "override maybe: must be true or false"),
+        ("? [a, b]\n: 3\n", "config.yaml line 1: (a key without a name): no such option"),
+        ("a: \0\n", "Is this a config file?"),
+        ("model:\n  n_head: four\n", "config.yaml line 2: model.n_head four: must be a whole number"),
+        ("model:\n  optimizer: 3\n", "config.yaml line 2: model.optimizer 3: must be a class"),
+        (
+            "model:\n  optimizer: {class_path: gpt2kit.optim.Muon, lr: 1}\n",
+            "config.yaml line 2: model.optimizer.lr: not accepted beside class_path. Move it under init_args",
+        ),
+        ("[a, b\n", "config.yaml line 2, column 1: "),
+        ("- a\n", "config.yaml: not a mapping of options"),
+        ("model: &a\n  optimizer: *a\n", "config.yaml: nested more than 100 levels deep"),
+        ("[" * 100_000, "config.yaml: nested more than 100 levels deep"),
+        (b"\xff\xfe\x00", "config.yaml: not UTF-8 text"),
+        ("print_config: true\nhelp: true\n", "line 1: print_config: no such option"),
+    ],
+)
+def test_mistakes_of_a_config_file(
+    content: str | bytes, said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert said in refusal(call(train.main, *options, "-cconfig.yaml"))
+
+
+@pytest.mark.parametrize("kind", ["keys", "aliases", "merges"])
+def test_a_hostile_config_file_costs_little(
+    kind: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    tens = [(f"a{i}", f"*a{i - 1}, " * 10) for i in range(1, 10)]
+    texts = {
+        "keys": "".join(f"key_{i}: 3\n" for i in range(20_000)),
+        "aliases": "a0: &a0 [x]\n" + "".join(f"{name}: &{name} [{ten}]\n" for name, ten in tens),
+        "merges": "a0: &a0 {k: 1}\n" + "".join(f"{name}: &{name} {{<<: [{ten}]}}\n" for name, ten in tens),
+    }
+    (inside / "config.yaml").write_text(texts[kind])
+    (inside / "small.yaml").write_text("key: 3\n")
+    seconds = []
+    for name in ("small.yaml", "config.yaml"):
+        start = time.process_time()
+        err = refusal(call(train.main, *options, "--config", name))
+        seconds.append(time.process_time() - start)
+    assert seconds[1] - seconds[0] < 10  # half a second; minutes if every unknown key were compared with every option
+    if kind == "keys":
+        assert err.count("no such option") == 20 and "; and 19,980 more" in err
+    else:
+        assert "its aliases expand to more than 100,000 values" in err
+
+
+def test_aliases_and_merges_are_taken(options: list[str], inside: Path) -> None:
+    (inside / "config.yaml").write_text("model: {<<: &size {n_layer: 1, n_embd: 64}}\n")
+    given = [word for word in options if "n_layer" not in word and "n_embd" not in word]
+    assert train.TrainCLI([*given, "--config=config.yaml"]).model.shape["n_embd"] == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.seed=3"], "--data.seed 3: seed_everything decides it"),
+        (["--model.n_positions=99"], "--model.n_positions 99: data.block_size decides it"),
+        (["--model.vocab_size=320"], "--model.vocab_size 320: data.tokenizer decides it"),
+        (["--model.document_start=0"], "--model.document_start 0: data.mask_documents decides it"),
+        (["--config=config.yaml"], "config.yaml line 1: model.n_positions 8: data.block_size decides it"),
+    ],
+)
+def test_an_option_that_another_decides_is_refused(
+    words: list[str], said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "config.yaml").write_text("model: {n_positions: 8}\n")
+    assert said in refusal(call(train.main, *options, *words))
+
+
+def test_an_option_that_another_decides_may_agree_with_it(options: list[str], inside: Path) -> None:
+    (inside / "config.yaml").write_text("model: {n_positions: 16}\n")
+    words = ["--config=config.yaml", "--data.seed=3", "--model.n_positions", "16", "--seed_everything=3"]
+    built = train.TrainCLI([*options, *words])
+    assert built.datamodule.seed == 3 and built.model.shape["n_positions"] == 16
+
+
+def test_a_plan_names_all_values_and_files_that_are_wrong(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
+    for words, said in (
+        (["--save_every=0", "--data.valid_files=nowhere.txt"], ["save_every 0", "nowhere.txt"]),
+        (["--save_every=0", "--data.valid_files=bad.txt"], ["save_every 0", "bad.txt"]),
+        (["--data.global_batch=9"], ["data.global_batch 9: not a multiple"]),
+        (["--ckpt_path=none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
+        (["--model.init_from=./none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
+        (["--trainer.max_time=1h", "--save_every=0"], ["trainer.max_time 1h: must be DD:HH:MM:SS", "save_every 0"]),
+        (["--part=1/2"], ["--plan: not with --part"]),
+        (["--merge=2"], ["--plan: not with --part"]),
+        (["--model.schedule.warmup=-5"], ["model.schedule.warmup -5"]),
+        (["--trainer.accelerator=xpu9"], ["invalid accelerator name"]),
+    ):
+        err = refusal(call(train.main, *options, "--plan", *words))
+        for problem in said:
+            assert err.count(problem) == 1, f"{problem}: {err}"
+        err = refusal(call(train.main, *options, "--plan", *words, "--data.blok_size=3"))
+        assert err == "error: --data.blok_size: no such option. Did you mean --data.block_size?\n"
+    assert not (inside / "cache").exists()
+
+
+def test_missing_options(call: Callable[..., Outcome], inside: Path) -> None:
+    assert refusal(call(train.main)) == "error: --data.train_files: missing, and has no default\n"
+    err = refusal(call(lambda args: parser.run(export.export, args), "--gguf"))
+    assert err == "error: --ckpt_path: missing, and has no default; --output_dir: missing, and has no default\n"
+
+
+def test_a_flag_takes_no_value(call: Callable[..., Outcome], inside: Path) -> None:
+    words = ["--ckpt_path", "a", "--output_dir", "b", "--gguf", "true"]
+    err = refusal(call(lambda args: parser.run(export.export, args), *words))
+    assert err == "error: unexpected argument 'true' after --gguf, which takes no value\n"
+
+
+def test_print_config_needs_nothing_given(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        train.main(["--print_config", "--model.n_layer=3"])
+    assert left.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
+
+
+def test_typos_beside_a_checkpoint_that_is_not_there(call: Callable[..., Outcome], inside: Path) -> None:
+    code, _, err = call(train.main, "--ckpt_path=last", "--model.n_lyer=3")
+    assert code == 2 and "n_lyer: no such option" in err and "missing" not in err
+
+
+@pytest.mark.parametrize("content", ["model:\ndata: {}\n", "model: 3\n", "trainer: [a]\n"])
+def test_a_section_without_options(
+    content: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    """A section whose lines are all commented out would take every default of that section away."""
+    (inside / "config.yaml").write_text(content)
+    (inside / "other.yaml").write_text("")
+    err = refusal(call(train.main, "--config=config.yaml", "-c", "other.yaml", *options))
+    assert "neither options nor a config file" in err and "other.yaml: empty" in err
+
+
+def test_nearest() -> None:
+    assert nearest("n_layr", ["model.n_layer", "data.n"]) == ". Did you mean model.n_layer?"
+    assert nearest("qqq", ["model.n_layer"]) == ""

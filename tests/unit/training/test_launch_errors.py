@@ -1,0 +1,134 @@
+"""Launch mistakes are said in one line before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Outcome
+
+from gpt2kit.cli import train
+from gpt2kit.errors import MachineError, UserError
+from gpt2kit.training import distributed
+from gpt2kit.training.distributed import describe_disagreement
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "32"}
+SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "num_nodes", "wanted"),
+    [
+        (TORCHRUN, "auto", 1, (8, 4)),
+        (TORCHRUN, 8, 4, (8, 4)),
+        (TORCHRUN, [0, 1, 2, 3, 4, 5, 6, 7], 1, ([0, 1, 2, 3, 4, 5, 6, 7], 4)),
+        (SRUN, "auto", 1, (4, 4)),
+        ({}, "auto", 1, ("auto", 1)),
+        ({**SRUN, "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, 2, 1, (2, 1)),
+        ({**SRUN, "SLURM_JOB_NAME": "bash"}, 2, 1, (2, 1)),
+    ],
+)
+def test_sizes_come_from_the_launcher(
+    environment: dict[str, str], devices: Any, num_nodes: int, wanted: tuple[Any, int]
+) -> None:
+    assert distributed.launch_sizes(devices, num_nodes, environment) == wanted
+
+
+@pytest.mark.parametrize(("devices", "num_nodes"), [(2, 4), ("0,1", 1), (8, 2)])
+def test_sizes_that_contradict_the_launcher_are_refused(devices: Any, num_nodes: int) -> None:
+    with pytest.raises(UserError, match="torchrun has started 8 processes on each of 4 machines"):
+        distributed.launch_sizes(devices, num_nodes, TORCHRUN)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "there", "says"),
+    [
+        ("gpu", "auto", 0, "no GPU that torch can use"),
+        ("gpu", 8, 4, "has 4 GPUs. Use trainer.devices 4"),
+        ("auto", 2, 1, "has 1 GPU. Use trainer.devices 1"),
+        ("cuda", "0,1,2", 2, "has 2 GPUs"),
+    ],
+)
+def test_devices_that_are_not_there(accelerator: str, devices: Any, there: int, says: str) -> None:
+    with pytest.raises(MachineError, match=says):
+        distributed.refuse_missing_devices(accelerator, devices, there)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "there"), [("cpu", 8, 0), ("auto", 2, 0), ("gpu", 4, 4), ("gpu", -1, 2)]
+)
+def test_devices_that_are_there(accelerator: str, devices: Any, there: int) -> None:
+    distributed.refuse_missing_devices(accelerator, devices, there)
+
+
+def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
+    assert distributed.accumulation_steps(512, 8, 16) == 4
+    with pytest.raises(
+        UserError, match=r"global_batch 100: .*3 devices x data.batch_size 8 = 24. Nearest: data.global_batch 96 or 120"
+    ):
+        distributed.accumulation_steps(100, 8, 3)
+    with pytest.raises(UserError, match=r"global_batch 384 or 512, or data.batch_size 15$"):
+        distributed.accumulation_steps(480, 16, 8)
+    with pytest.raises(UserError, match=r"Nearest: data\.global_batch 64"):
+        distributed.accumulation_steps(10, 16, 4)
+
+
+def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
+    built = train.TrainCLI([*options, "--data.global_batch=32"])  # 4 x data.batch_size 8
+    assert built.trainer.accumulate_grad_batches == 4 and built.datamodule.global_batch(built.trainer) == 32
+
+
+def test_wrong_launches_by_the_command_line(
+    options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = call(train.main, *options, "--data.global_batch=20")
+    assert code == 2 and "Nearest: data.global_batch 16 or 24, or data.batch_size 10" in err
+    code, _, err = call(train.main, *options, "--data.global_batch=16", "--trainer.accumulate_grad_batches=2")
+    assert code == 2 and "Leave out one of the two" in err
+    code, _, err = call(train.main, *options, "--trainer.accelerator=gpu")
+    assert (code, err.count("\n")) == (2 if torch.cuda.is_available() else 5, 1) or torch.cuda.is_available()
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", **TORCHRUN}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = call(train.main, *options, "--trainer.devices=2")
+    assert code == 2 and "torchrun has started 8" in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        ("The server socket has failed to listen on any local network address. port: 29500, EADDRINUSE", "taken by"),
+        ("Timed out after 1801 seconds waiting for clients. 3/4 clients joined.", "only 3 of 4 processes connected"),
+        (
+            "The client socket has timed out after 60000ms while trying to connect to (node7, 29500).",
+            "cannot be reached",
+        ),
+    ],
+)
+def test_what_torch_says_of_a_meeting_that_failed(raised: str, says: str) -> None:
+    found = distributed.explain_launch_error(RuntimeError(raised))
+    assert isinstance(found, MachineError) and says in str(found)
+    assert distributed.explain_launch_error(RuntimeError("CUDA error")) is None
+
+
+def test_disagreement_names_the_first_rank_that_differs() -> None:
+    same = {"torch": "2.13", "the train text": "abc"}
+    assert describe_disagreement([("a", same), ("b", dict(same))]) == ""
+    told = describe_disagreement(
+        [("a", same), ("a", dict(same)), ("b", {**same, "the train text": "abd"}), ("c", {"torch": "2.12"})]
+    )
+    assert told.startswith("rank 2 on b differs from rank 0 (1 more ranks do, too): the train text is abd")
+
+
+def test_an_error_of_another_rank_names_it(
+    options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*options, "--trainer.max_steps=0"]
+    code, _, err = call(train.main, *words)
+    assert code == 2 and err.startswith("error: ")
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", **TORCHRUN}.items():
+        monkeypatch.setenv(name, value)
+    code, _, other = call(train.main, *words)
+    assert code == 2 and other == f"rank 3: {err}"
