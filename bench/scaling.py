@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md: memory, speed and network of GPT-2's sizes on many GPUs. Nothing is measured.
+"""The arithmetic of docs/distributed.md: memory, speed and network of GPT-2's sizes on many GPUs. Nothing is measured.
 
 python bench/scaling.py
 """
@@ -68,7 +68,7 @@ def per_step_fsdp(size: Size, accumulation: int) -> float:
 
 
 def tables() -> str:
-    """The tables of docs/scaling.md."""
+    """The tables of docs/distributed.md."""
     memory = [
         "| model | parameters | one copy each (DDP) | 8 shares | 64 shares | a sequence of 1,024 |",
         "|" + "---|" * 6,

@@ -1,4 +1,4 @@
-"""docs/configs.md is what `make docs` writes."""
+"""docs/cli.md is what `make docs` writes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import configs_page
+import cli_page
 
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.trainer import make_trainer
 
-PAGE = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
 
 
 def test_it_is_what_the_parsers_say() -> None:
-    assert configs_page.page() == PAGE, "run `make docs` and look at what has changed"
+    assert cli_page.page() == PAGE, "run `make docs` and look at what has changed"
 
 
 def test_it_has_every_option_once_with_its_words() -> None:
@@ -36,7 +36,7 @@ def test_it_has_every_option_once_with_its_words() -> None:
 
 def test_every_script_is_there() -> None:
     scripts = {path.name for path in ROOT.glob("*.py")} - {"trainer.py"} | {"data/get.py"}
-    assert set(configs_page.SCRIPTS) == scripts
+    assert set(cli_page.SCRIPTS) == scripts
     for script in [*scripts, "trainer.py"]:
         assert f"\n## {script}\n" in PAGE
 

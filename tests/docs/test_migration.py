@@ -1,4 +1,4 @@
-"""docs/coming-from.md names nothing of ours that is not there."""
+"""docs/migration.md names nothing of ours that is not there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from gpt2kit.tokenization.trainers import TokenizerSpec
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))
-import configs_page
+import cli_page
 import get
 
-PAGE = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
 COMMANDS = {**COMMANDS, "cache.py": cli_cache.manage, "data/get.py": get.get}
 NESTED = {
     "data.reader": [Reader],
@@ -46,15 +46,15 @@ def ours() -> list[str]:
 @cache
 def options(script: str) -> set[str]:
     """The names of a script's options."""
-    parser = configs_page.trainer_parser() if script == "trainer.py" else command.parser_of(COMMANDS[script])
-    found = {action.dest for action in configs_page.options(parser)}
+    parser = cli_page.trainer_parser() if script == "trainer.py" else command.parser_of(COMMANDS[script])
+    found = {action.dest for action in cli_page.options(parser)}
     if script != "trainer.py":
         return found
     for name, kinds in NESTED.items():
         for kind in kinds:
-            inner = configs_page.ArgumentParser(exit_on_error=False)
+            inner = cli_page.ArgumentParser(exit_on_error=False)
             inner.add_class_arguments(kind, skip={"params"})
-            found |= {f"{name}.{action.dest}" for action in configs_page.options(inner)}
+            found |= {f"{name}.{action.dest}" for action in cli_page.options(inner)}
     return found | {"config"}
 
 
@@ -113,8 +113,8 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
     for recipe in re.findall(r"--config (\S+)", line):
         assert Path(recipe).is_file(), recipe
     if "hf://" in line:  # opening the weights needs a network; the names are checked
-        parser = configs_page.trainer_parser()
-        assert isinstance(parser, configs_page.ArgumentParser) and parser.parse_args(words)
+        parser = cli_page.trainer_parser()
+        assert isinstance(parser, cli_page.ArgumentParser) and parser.parse_args(words)
         return
     with pytest.raises(Parsed):
         ParseOnly(words)

@@ -1,4 +1,4 @@
-"""Write docs/configs.md: every option of every script, out of the parsers that read them. `make docs` runs it."""
+"""Write docs/cli.md: every option of every script, out of the parsers that read them. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt2kit.tokenization.trainers import TokenizerSpec
 from gpt2kit.training.trainer import make_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "configs.md"
+PAGE = ROOT / "docs" / "cli.md"
 SCRIPTS: dict[str, Callable[..., object]] = {
     "train_tokenizer.py": train_tokenizer.train_tokenizer,
     "test.py": test.test,
@@ -40,7 +40,7 @@ SCRIPTS: dict[str, Callable[..., object]] = {
 }
 LIGHTNING = {
     "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best that is there",
-    "strategy": "`ddp`: the whole model on each device; `fsdp`: a share on each (docs/scaling.md)",
+    "strategy": "`ddp`: the whole model on each device; `fsdp`: a share on each (docs/distributed.md)",
     "devices": "how many, or which; under torchrun and srun it follows from what was started",
     "num_nodes": "machines; likewise",
     "accumulate_grad_batches": "forward passes in an optimizer step; `data.global_batch` decides it, if given",
