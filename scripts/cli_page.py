@@ -1,4 +1,4 @@
-"""Write docs/cli.md: every option of every script, out of the parsers that read them. `make docs` runs it."""
+"""Write docs/cli.md, the reference of all options, from the parsers of the scripts. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -38,41 +38,48 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "cache.py": cli_cache.manage,
     "data/get.py": get.get,
 }
+# Descriptions of Lightning's own trainer options. Options that are not in this table are only named.
 LIGHTNING = {
-    "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best that is there",
-    "strategy": "`ddp`: the whole model on each device; `fsdp`: a share on each (docs/distributed.md)",
-    "devices": "how many, or which; under torchrun and srun it follows from what was started",
-    "num_nodes": "machines; likewise",
-    "accumulate_grad_batches": "forward passes in an optimizer step; `data.global_batch` decides it, if given",
-    "gradient_clip_val": "the largest norm that a gradient keeps; 1.0 is usual, none clips nothing",
-    "gradient_clip_algorithm": "`norm` (the default), or `value`: each number by itself",
-    "log_every_n_steps": "optimizer steps between two rows of the log",
-    "default_root_dir": "the folder in which `lightning_logs` lies; default: the working directory",
-    "callbacks": "any callback of Lightning or your own that does not wait for its epochs; ours is below",
-    "logger": "beside TensorBoard and CSV: `configs/logger`; `false`: no log, and no folder",
-    "enable_checkpointing": "`false`: save nothing",
-    "enable_progress_bar": "`false`: no bar and no lines",
-    "deterministic": "the same bits on a GPU, at some cost; a CPU gives them anyway",
-    "limit_val_batches": "validate on the first batches only: so many, or a share of them",
-    "fast_dev_run": "a step or so many, to see that nothing breaks; nothing is written",
-    "num_sanity_val_steps": "validation batches before the first step",
-    "profiler": "`simple`, `advanced`, `pytorch`: where the time goes",
-    "detect_anomaly": "name the operation that made a NaN; slow",
-    "limit_train_batches": "refused: use `trainer.max_steps`",
-    "overfit_batches": "refused: use a small text",
-    "check_val_every_n_epoch": "refused: use `trainer.val_check_interval`",
-    "reload_dataloaders_every_n_epochs": "refused: there is one endless epoch",
+    "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best one available.",
+    "strategy": "`ddp` replicates the model on every device, `fsdp` shards it (docs/distributed.md).",
+    "devices": "Number of devices, or which ones. Under torchrun and srun it follows from the launcher.",
+    "num_nodes": "Number of machines. Under torchrun and srun it follows from the launcher.",
+    "accumulate_grad_batches": "Forward passes per optimizer step. `data.global_batch_size` sets it, if given.",
+    "gradient_clip_val": "Maximum gradient norm; 1.0 is usual. Default: no clipping.",
+    "gradient_clip_algorithm": "`norm` (the default), or `value`: each element by itself.",
+    "log_every_n_steps": "Optimizer steps between two rows of the log.",
+    "default_root_dir": "The folder that contains `lightning_logs`. Default: the working directory.",
+    "callbacks": "Callbacks of Lightning, of gpt2kit (below) or your own, except those that need Lightning's epochs.",
+    "logger": "Loggers in addition to TensorBoard and CSV: `configs/logger`. `false`: no log, and no folder.",
+    "enable_checkpointing": "`false`: save nothing.",
+    "enable_progress_bar": "`false`: no progress bar and no progress lines.",
+    "deterministic": "Deterministic operations on a GPU, at some cost. Those of a CPU are deterministic anyway.",
+    "limit_val_batches": "Validate on the first batches only: a number, or a fraction of them.",
+    "fast_dev_run": "Run one step, or this many, as a smoke test. Nothing is written.",
+    "num_sanity_val_steps": "Validation batches before the first step.",
+    "profiler": "`simple`, `advanced`, `pytorch`: where the time is spent.",
+    "detect_anomaly": "Name the operation that produced a NaN. Slow.",
+    "limit_train_batches": "Refused: use `trainer.max_steps`.",
+    "overfit_batches": "Refused: use a small text.",
+    "check_val_every_n_epoch": "Refused: use `trainer.val_check_interval`.",
+    "reload_dataloaders_every_n_epochs": "Refused: training is one endless epoch for Lightning.",
 }
-"""What Lightning's own options are for here, in our words; the others are named without."""
 HEAD = """\
-# Every option
+# Command line: all options and config keys
 
-`make docs` writes this page out of the parsers, and a test fails when it lags behind; `--help` and `python trainer.py
---print_config=comments` say the same. In YAML, `model.n_layer` is `n_layer` under `model:`. Defaults < config files <
-command line; `--config` may be given several times, the later file wins; `--print_config` prints the whole and leaves.
-A group takes a file: `--model configs/model/tiny.yaml`. A class is named by its path, its options stand under
-`init_args`; `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001` is short for that. `--debug` shows an
-error's traceback.
+    python trainer.py --config configs/recipe/python.yaml --model.n_layer 8 --trainer.max_steps 2000
+    python trainer.py --print_config > config.yaml     # all options with their values
+
+* Options can be arguments (`--model.n_layer 8`) or YAML (`n_layer: 8` under `model:`).
+* Later settings win: defaults, then config files, then arguments. `--config` may be given several times.
+* A section can be a file: `--model configs/model/tiny.yaml`.
+* A class is named by its path, with its options under `init_args`. The short form on the command line is
+  `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001`.
+* `--debug` shows the traceback of an error.
+
+This page is generated from the parsers by `make docs`, and a test fails if it is out of date. `--help` and
+`--print_config=comments` print the same texts, except for the options of Lightning's Trainer: for these they print
+Lightning's descriptions, some of which do not apply here.
 """
 _SKIPPED = (
     "_HelpAction",
@@ -85,7 +92,7 @@ _SKIPPED = (
 
 
 class _Built(Exception):
-    """Carries the parser."""
+    """Carries the parser of trainer.py."""
 
 
 class _ParserOnly(train.TrainCLI):
@@ -99,45 +106,44 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     rows = {action.dest: action for action in options(trainer_parser())}
     groups: dict[str, list[argparse.Action]] = {"": [], "data": [], "model": [], "trainer": []}
     for name, action in rows.items():
         groups[name.split(".")[0] if "." in name else ""].append(action)
-    ours = set(inspect.signature(make_trainer).parameters)
-    limits = [action for action in groups["trainer"] if action.dest.split(".")[1] in ours]
-    theirs = [action for action in groups["trainer"] if action not in limits]
-    known = [action for action in theirs if action.dest.split(".")[1] in LIGHTNING]
-    rest = ", ".join(f"`{action.dest.split('.')[1]}`" for action in theirs if action not in known)
+    own = set(inspect.signature(make_trainer).parameters)
+    limits = [action for action in groups["trainer"] if action.dest.split(".")[1] in own]
+    lightning = [action for action in groups["trainer"] if action not in limits]
+    described = [action for action in lightning if action.dest.split(".")[1] in LIGHTNING]
+    others = ", ".join(f"`{action.dest.split('.')[1]}`" for action in lightning if action not in described)
     parts = [
         HEAD,
         "## trainer.py\n",
         table(groups[""], "--"),
-        "## data: from text to batches\n",
+        "## data: text files, tokenizer and batches\n",
         table(groups["data"]),
-        *described(reader.Reader, "data.reader", "`--reader` of train_tokenizer.py and test.py, too."),
-        *described(
-            TokenizerSpec, "data.tokenizer", "Instead of a folder's name; docs/tokenizers.md says what to choose."
-        ),
-        "## model: GPT-2, how it begins, how it learns\n",
+        *describe(reader.Reader, "data.reader", "Also `--reader` of train_tokenizer.py and test.py."),
+        *describe(TokenizerSpec, "data.tokenizer", "Use a folder's name instead to load a tokenizer."),
+        "## model: architecture, initial weights, optimization\n",
         table(groups["model"]),
         "## Optimizers: model.optimizer\n",
-        "Any of `torch.optim` may stand here as well.\n",
-        *described(optim.Muon),
-        *described(optim.AdamW),
+        "Other optimizers of `torch.optim` work as well, except torch.optim.Muon (it refuses parameters that are not\n"
+        "matrices) and LBFGS (it takes no parameter groups).\n",
+        *describe(optim.Muon),
+        *describe(optim.AdamW),
         "## Schedules: model.schedule\n",
         *(
             part
             for schedule in (optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant)
-            for part in described(schedule)
+            for part in describe(schedule)
         ),
-        "## trainer: how long, and on what\n",
+        "## trainer: limits, precision and devices\n",
         table(limits),
-        "Lightning's own that are of use here:\n",
-        table(known, words=LIGHTNING),
-        f"Passed on as they are: {rest}.\n",
-        "## Callbacks of ours: trainer.callbacks\n",
-        *(part for callback in (callbacks.EpochExports, callbacks.TextSamples) for part in described(callback)),
+        "Options of Lightning's Trainer:\n",
+        table(described, texts=LIGHTNING),
+        f"Passed to Lightning unchanged: {others}.\n",
+        "## Callbacks: trainer.callbacks\n",
+        *(part for callback in (callbacks.EpochExports, callbacks.TextSamples) for part in describe(callback)),
     ]
     for script, function in SCRIPTS.items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
@@ -150,7 +156,7 @@ def page() -> str:
 
 
 def trainer_parser() -> ArgumentParser:
-    """trainer.py's parser, with nothing parsed."""
+    """Return the parser of trainer.py, before it parses anything."""
     try:
         _ParserOnly([])
     except _Built as built:
@@ -158,8 +164,8 @@ def trainer_parser() -> ArgumentParser:
     raise AssertionError
 
 
-def described(kind: type, where: str = "", more: str = "") -> Iterator[str]:
-    """A class that a config names, and its options."""
+def describe(kind: type, where: str = "", more: str = "") -> Iterator[str]:
+    """Yield the section of a class that configs name: its summary and its options."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip={"params"})
@@ -168,12 +174,12 @@ def described(kind: type, where: str = "", more: str = "") -> Iterator[str]:
     summary = (inspect.getdoc(kind) or "").split("\n\nArgs:")[0].split("\n\n")[0]
     yield f"{head}\n"
     yield f"{' '.join(summary.split())}{' ' * bool(more)}{more}\n"
-    if found := list(options(parser)):
-        yield table(found, f"{where}." if where else "")
+    if actions := list(options(parser)):
+        yield table(actions, f"{where}." if where else "")
 
 
 def public_path(kind: type) -> str:
-    """The shortest path that a config may name the class by."""
+    """Return the shortest path by which a config may name the class."""
     parts = kind.__module__.split(".")
     packages = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
     faces = (importlib.import_module(name) for name in (*packages, "gpt2kit.callbacks"))
@@ -182,49 +188,49 @@ def public_path(kind: type) -> str:
 
 
 def options(parser: ArgumentParser) -> Iterator[argparse.Action]:
-    """What a user may set."""
+    """Yield the options of a parser that users may set."""
     for action in parser._actions:
         if type(action).__name__ not in _SKIPPED and action.help != argparse.SUPPRESS:
             yield action
 
 
 def own_options(parser: ArgumentParser) -> Iterator[argparse.Action]:
-    """The options of a command, without those of the classes that they name."""
+    """Return the options of a command, without those of the classes that they name."""
     return (action for action in options(parser) if "." not in action.dest)
 
 
-def table(actions: Iterable[argparse.Action], prefix: str = "", words: dict[str, str] | None = None) -> str:
-    """Options as a Markdown table."""
+def table(actions: Iterable[argparse.Action], prefix: str = "", texts: dict[str, str] | None = None) -> str:
+    """Return options as a Markdown table; `texts` replaces the parser's descriptions."""
     lines = ["| option | type | default | |", "|---|---|---|---|"]
     for action in actions:
         name = action.dest if not action.option_strings and action.required else f"{prefix}{action.dest}"
-        told = (words or {}).get(action.dest.rsplit(".", 1)[-1]) or " ".join((action.help or "").split())
-        cells = (f"`{name}`", shown_type(action), shown_default(action), told)
+        text = (texts or {}).get(action.dest.rsplit(".", 1)[-1]) or " ".join((action.help or "").split())
+        cells = (f"`{name}`", format_type(action), format_default(action), text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def shown_type(action: argparse.Action) -> str:
-    """What may be given, in plain words."""
+def format_type(action: argparse.Action) -> str:
+    """Return the type of an option for people."""
     if isinstance(action, argparse._StoreTrueAction):
         return "flag"
-    several = action.nargs == "+"
-    return ("one or more: " if several else "") + of_hint(getattr(action, "_typehint", action.type))
+    prefix = "one or more: " if action.nargs == "+" else ""
+    return prefix + format_hint(getattr(action, "_typehint", action.type))
 
 
-def of_hint(hint: Any) -> str:
-    """A type hint in plain words."""
+def format_hint(hint: Any) -> str:
+    """Return a type hint for people."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None):
         return "null"
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in dict.fromkeys(map(str, arguments)))
     if origin in (typing.Union, types.UnionType):
-        some = dict.fromkeys(of_hint(one) for one in arguments)
-        *first, last = sorted(some, key=lambda one: (one == "null", one.startswith("list")))
+        names = dict.fromkeys(format_hint(argument) for argument in arguments)
+        *first, last = sorted(names, key=lambda name: (name == "null", name.startswith("list")))
         return f"{', '.join(first)} or {last}" if first else last
     if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, typing.Iterable)):  # type: ignore[arg-type]
-        inner = dict.fromkeys(of_hint(one) for one in arguments if one is not ...)
+        inner = dict.fromkeys(format_hint(argument) for argument in arguments if argument is not ...)
         return f"list of {' or '.join(inner)}" if inner else "list"
     if origin is dict:
         return "mapping"
@@ -235,23 +241,23 @@ def of_hint(hint: Any) -> str:
     return {Path: "path"}.get(hint, getattr(hint, "__name__", str(hint).rsplit(".", 1)[-1]))
 
 
-def shown_default(action: argparse.Action) -> str:
-    """The default as one would write it in YAML."""
+def format_default(action: argparse.Action) -> str:
+    """Return the default of an option as in YAML."""
     if action.required:
         return "required"
     if isinstance(action, argparse._StoreTrueAction):
         return "off"
-    return of_value(action.default)
+    return format_value(action.default)
 
 
-def of_value(value: Any) -> str:
-    """A value as in YAML; an object by its class and what it was made of."""
+def format_value(value: Any) -> str:
+    """Return a value as in YAML; an object by its class and its arguments."""
     if isinstance(value, (Namespace, dict)):
-        given = dict(value.as_dict() if isinstance(value, Namespace) else value)
-        if "class_path" in given:
-            inner = {name: one for name, one in (given.get("init_args") or {}).items() if one is not None}
-            kind = str(given["class_path"]).rsplit(".", 1)[-1]
-            return f"`{kind}`" + (f" ({', '.join(f'{k} {v}' for k, v in inner.items())})" if inner else "")
+        spec = dict(value.as_dict() if isinstance(value, Namespace) else value)
+        if "class_path" in spec:
+            arguments = [f"{name} {v}" for name, v in (spec.get("init_args") or {}).items() if v is not None]
+            kind = str(spec["class_path"]).rsplit(".", 1)[-1]
+            return f"`{kind}`" + (f" ({', '.join(arguments)})" if arguments else "")
     if value is None or value is argparse.SUPPRESS:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""docs/cli.md is what `make docs` writes."""
+"""docs/cli.md is the output of `make docs` and names every option."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from gpt2kit.training.trainer import make_trainer
 PAGE = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
 
 
-def test_it_is_what_the_parsers_say() -> None:
-    assert cli_page.page() == PAGE, "run `make docs` and look at what has changed"
+def test_page_matches_the_parsers() -> None:
+    assert cli_page.page() == PAGE, "run `make docs` and review the difference"
 
 
-def test_it_has_every_option_once_with_its_words() -> None:
+def test_every_option_is_listed_once_with_a_description() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) \| (.*) \|$", PAGE.split("## train_tokenizer.py")[0], re.M)
     names = [row[0] for row in rows]
-    for part, owner in {"data": TextDataModule, "model": GPT2Module, "trainer": make_trainer}.items():
-        wanted = {name for name, p in inspect.signature(owner).parameters.items() if p.kind is not p.VAR_KEYWORD}
-        linked = {"data": {"seed"}, "model": {"vocab_size", "n_positions", "document_start"}}.get(part, set())
-        for name in wanted:
-            assert names.count(f"{part}.{name}") == (name not in linked), f"{part}.{name}"
-    assert all(words for *_, words in rows), [row[0] for row in rows if not row[3]]
+    for section, owner in {"data": TextDataModule, "model": GPT2Module, "trainer": make_trainer}.items():
+        options = {name for name, p in inspect.signature(owner).parameters.items() if p.kind is not p.VAR_KEYWORD}
+        linked = {"data": {"seed"}, "model": {"vocab_size", "n_positions", "document_start"}}.get(section, set())
+        for name in options:
+            assert names.count(f"{section}.{name}") == (name not in linked), f"{section}.{name}"
+    assert all(text for *_, text in rows), [row[0] for row in rows if not row[3]]
 
 
-def test_every_script_is_there() -> None:
+def test_every_script_has_a_section() -> None:
     scripts = {path.name for path in ROOT.glob("*.py")} - {"trainer.py"} | {"data/get.py"}
     assert set(cli_page.SCRIPTS) == scripts
     for script in [*scripts, "trainer.py"]:
         assert f"\n## {script}\n" in PAGE
 
 
-def test_it_is_the_same_on_every_machine() -> None:
-    for place in (str(ROOT), str(Path.home()), "0x", "<function", "object at"):
-        assert place not in PAGE or place == "/", place
+def test_page_does_not_depend_on_the_machine() -> None:
+    for text in (str(ROOT), str(Path.home()), "0x", "<function", "object at"):
+        assert text not in PAGE or text == "/", text
