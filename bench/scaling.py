@@ -75,7 +75,7 @@ def tables() -> str:
         "|" + "---|" * 6,
     ]
     speed = [
-        "| model | FLOPs per token | tokens/s, A100 | tokens/s, H100 | sent per step, DDP | FSDP, a = 1 | FSDP, a = 8 |",
+        "| model | FLOPs/token | tokens/s, A100 | tokens/s, H100 | sent per step, DDP | FSDP, a = 1 | FSDP, a = 8 |",
         "|" + "---|" * 7,
     ]
     for size in SIZES:
