@@ -49,7 +49,8 @@ LIGHTNING = {
     "gradient_clip_algorithm": "`norm` (the default), or `value`: each element by itself.",
     "log_every_n_steps": "Optimizer steps between two rows of the log.",
     "default_root_dir": "The folder that contains `lightning_logs`. Default: the working directory.",
-    "callbacks": "Callbacks of Lightning, of gpt2kit (below) or your own, except those that need Lightning's epochs.",
+    "callbacks": "Callbacks of Lightning, of gpt2kit (below) or your own, except those that need Lightning's epochs: "
+    "BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging and Timer.",
     "logger": "Loggers in addition to TensorBoard and CSV: `configs/logger`. `false`: no log, and no folder.",
     "enable_checkpointing": "`false`: save nothing.",
     "enable_progress_bar": "`false`: no progress bar and no progress lines.",
