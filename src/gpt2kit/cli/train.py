@@ -159,10 +159,10 @@ class TrainCLI(LightningCLI):
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         allow_tf32(trainer.strategy.root_device, self._precision.value)
         data = self.datamodule
-        if data.requested_global_batch is not None and not options["fast_dev_run"]:
+        if data.requested_global_batch_size is not None and not options["fast_dev_run"]:
             with self.options.collect():
                 trainer.accumulate_grad_batches = distributed.accumulation_steps(
-                    data.requested_global_batch, data.batch_size, trainer.world_size
+                    data.requested_global_batch_size, data.batch_size, trainer.world_size
                 )
         return trainer
 

@@ -91,7 +91,9 @@ class TrainOptions:
     def value_problems(self) -> list[str]:
         """List the options whose values are invalid."""
         config, trainer = self.config, self.config.trainer
-        problems = trainer_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
+        problems = trainer_problems(
+            trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch_size
+        )
         shape = shape_problems(config.model.as_dict())
         problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)

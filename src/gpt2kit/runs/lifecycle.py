@@ -23,7 +23,7 @@ from gpt2kit.runs import folder as run_folder
 LOGS = "lightning_logs"
 # Settings that may change from one start of a run to the next; all others of `data` and `model` tell runs apart.
 _CHANGEABLE = {
-    *("data.batch_size", "data.global_batch", "data.cache_dir", "data.seed", "data.num_workers"),
+    *("data.batch_size", "data.global_batch_size", "data.cache_dir", "data.seed", "data.num_workers"),
     *("model.optimizer", "model.schedule", "model.attention"),
 }
 

@@ -59,6 +59,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "append_eos": text.append_eos,
         "document_start": text.document_start,
         "test_files": text.files["test"],
+        # The names of the format: HashRange of the documents in each split.
         "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
         "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
         "train_tokens": text.store("train").tokens,
@@ -109,7 +110,8 @@ def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
     advice = "Resume with the same settings and text, or start a new run"
     batch = saved.get("global_batch")
     if batch != current.get("global_batch"):
-        advice += f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
+        batch_option = f"--data.global_batch_size {batch} --trainer.accumulate_grad_batches 1"
+        advice += f" (on another number of devices: {batch_option})"
     raise CheckpointError(f"this checkpoint belongs to another run: {'; '.join(changes)}. {advice}")
 
 

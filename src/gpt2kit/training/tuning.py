@@ -62,7 +62,7 @@ def find_batch_size(args: list[str]) -> None:
     smallest = next(size for size, speed in speeds.items() if speed >= 0.95 * fastest)
     print(
         f"data.batch_size {smallest} is as fast as it gets, within 5 %. It need not change the sequences of an "
-        "optimizer step: set data.global_batch."
+        "optimizer step: set data.global_batch_size."
     )
 
 

@@ -213,7 +213,7 @@ def test_a_plan_names_all_values_and_files_that_are_wrong(
     for words, said in (
         (["--save_every=0", "--data.valid_files=nowhere.txt"], ["save_every 0", "nowhere.txt"]),
         (["--save_every=0", "--data.valid_files=bad.txt"], ["save_every 0", "bad.txt"]),
-        (["--data.global_batch=9"], ["data.global_batch 9: not a multiple"]),
+        (["--data.global_batch_size=9"], ["data.global_batch_size 9: not a multiple"]),
         (["--ckpt_path=none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
         (["--model.init_from=./none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
         (["--trainer.max_time=1h", "--save_every=0"], ["trainer.max_time 1h: must be DD:HH:MM:SS", "save_every 0"]),

@@ -150,7 +150,7 @@ def test_killed_in_the_middle_of_a_folder(short: list[str], tmp_path: Path) -> N
 
 def test_shares_of_two_ranks(short: list[str], tmp_path: Path) -> None:
     """Rank 0 writes what all hold together; the other waits."""
-    words = [*short, "--data.batch_size=4", "--data.global_batch=8", "--trainer.max_epochs=1", WITH]
+    words = [*short, "--data.batch_size=4", "--data.global_batch_size=8", "--trainer.max_epochs=1", WITH]
     run, _ = run_with_kills(Setting("exports", words, 2, "fsdp"), tmp_path / "run", [])
     assert exports(run) == ["epoch_1"] and same(exported(run, 1), final_weights(run))
 
