@@ -78,7 +78,7 @@ def test_public_names_of_the_options() -> None:
         make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",
         optim.Muon: "lr adamw_lr weight_decay momentum betas",
         optim.AdamW: "lr betas eps weight_decay",
-        optim.WarmupStableDecay: "warmup final decay",
+        optim.WarmupStableDecay: "warmup min_lr_ratio decay_ratio",
         optim.Cosine: "warmup final",
     }
     for owner, names in public.items():
@@ -91,7 +91,7 @@ def test_public_class_paths(options: list[str], inside: Path) -> None:
         "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {prompts: [the]}}]}\n"
         "model:\n"
         "  optimizer: {class_path: gpt2kit.optim.AdamW, init_args: {lr: 0.002}}\n"
-        "  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {final: 0.1}}\n"
+        "  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {min_lr_ratio: 0.1}}\n"
         "data: {reader: {class_path: gpt2kit.text.Reader, init_args: {document: file}}}\n",
         encoding="utf-8",
     )

@@ -101,7 +101,7 @@ class GPT2Module(pl.LightningModule):
         attention: Attention = "auto",
         compile: Compile = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
-        schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
+        schedule: Schedule = WarmupStableDecay(warmup=0.03, min_lr_ratio=0.0, decay_ratio=0.6),
         skip_nonfinite: int = 0,
         max_scaler_skips: int = 50,
         document_start: int | None = None,
