@@ -169,13 +169,13 @@ class TrainCLI(LightningCLI):
     def _check_vocabulary(self) -> None:
         """Refuse a tokenizer that does not fit the initial weights, before the run has a folder."""
         source, init_from, spec = self.model.source, self.model.init_from, self.config.data.tokenizer
-        if source is None or init_from is None or self.model.new_vocabulary:
+        if source is None or init_from is None or self.model.replace_tokenizer:
             return
         with self.options.collect():
             if not isinstance(spec, str) and spec.vocab is None:
                 raise UserError(
                     f"data.tokenizer: trains another vocabulary than model.init_from {init_from} has. Leave it out, "
-                    "or adapt the model to it with --model.new_vocabulary true"
+                    "or adapt the model to it with --model.replace_tokenizer true"
                 )
             initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
 
@@ -208,7 +208,7 @@ class TrainCLI(LightningCLI):
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
-        add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # its memory is counted, too
+        add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.replace_tokenizer)  # its memory is counted, too
         info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         info["memory"] = run_info.estimate_memory(trainer, data, gpt2)
         info["files"] = run_info.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)

@@ -243,7 +243,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
         new = values.get(name, old)
         if old == new or name in ("config", "ckpt_path", "override", "plan"):
             continue
-        is_initial = name in ("model.init_from", "model.new_vocabulary")
+        is_initial = name in ("model.init_from", "model.replace_tokenizer")
         is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override
         line = f"resume: {name} was {old}, now {new}"
         if is_initial:
@@ -251,7 +251,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
         elif is_kept:
             line = f"resume: {name} stays {old} (not {new}; --override changes it)"
         rank_zero_only(print)(line, file=sys.stderr)
-    config.model.init_from, config.model.new_vocabulary = saved.model.init_from, saved.model.new_vocabulary
+    config.model.init_from, config.model.replace_tokenizer = saved.model.init_from, saved.model.replace_tokenizer
     if not config.override:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule
 

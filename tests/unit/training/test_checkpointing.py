@@ -60,7 +60,7 @@ def test_some_such_updates_may_be_left_out(
     options: list[str], tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, 2, 4)
-    words = [*options, *SHORT, "--model.skip_nonfinite=1", f"--trainer.default_root_dir={tmp_path}"]
+    words = [*options, *SHORT, "--model.max_nonfinite_steps=1", f"--trainer.default_root_dir={tmp_path}"]
     code, _, err = call(cli.main, *words)
     assert code == 6 and "update skipped (1 of at most 1)" in err and "step 4" in err
     saved = checkpoint.checkpoints(tmp_path / "lightning_logs/version_0")

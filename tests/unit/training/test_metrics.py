@@ -128,7 +128,7 @@ def test_flops_per_token_are_those_that_torch_counts() -> None:
         {"freeze": ["wte", "wpe", "layers"]},
         {"freeze": "0-1", "freeze_steps": 5},
         {"lora": 4},
-        {"lora": 4, "new_vocabulary": True},
+        {"lora": 4, "replace_tokenizer": True},
     ],
     ids=str,
 )
@@ -137,7 +137,7 @@ def test_what_is_frozen_does_not_count(options: dict[str, Any]) -> None:
     if "lora" in options:
         pytest.importorskip("peft", reason="optional: pip install 'peft>=0.18'")
     gpt2 = GPT2Module(n_layer=3, n_head=2, n_embd=32, n_inner=100, vocab_size=192, n_positions=24, **options)
-    add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)
+    add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.replace_tokenizer)
     gpt2.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         logits = gpt2.model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False).logits
