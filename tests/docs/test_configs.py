@@ -72,7 +72,7 @@ def test_public_names_of_the_options() -> None:
     public = {
         GPT2Module: "n_layer n_head n_embd n_inner activation_function dropout embd_pdrop attn_pdrop resid_pdrop "
         "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule max_nonfinite_steps "
-        "init_from replace_tokenizer freeze freeze_steps lora",
+        "init_from replace_tokenizer freeze freeze_steps lora_r lora_alpha",
         TextDataModule: "train_files valid_files test_files valid_fraction test_fraction tokenizer block_size "
         "batch_size reader shuffle cache_dir streaming window_shards",
         make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",

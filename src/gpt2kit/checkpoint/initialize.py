@@ -6,6 +6,7 @@ The run's checkpoints record what it started from, so a resumed run neither need
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in the model's options of initial weights and fine-tuning."""
-    init_from, freeze, steps, lora = (options[name] for name in ("init_from", "freeze", "freeze_steps", "lora"))
+    init_from, freeze, steps = (options[name] for name in ("init_from", "freeze", "freeze_steps"))
+    rank, alpha = options["lora_r"], options["lora_alpha"]
     can_replace = init_from or not options["replace_tokenizer"]
     problems = Problems()
     problems.check(steps is None or steps >= 0, f"model.freeze_steps {steps}: must not be negative")
     is_frozen = freeze not in (None, "", (), [])  # 0 is the first layer
     problems.check(steps is None or is_frozen, f"model.freeze_steps {steps}: needs model.freeze, the parts to freeze")
-    problems.check(lora is None or lora >= 1, f"model.lora {lora}: must be at least 1")
-    problems.check(init_from or not lora, "model.lora: needs model.init_from, the weights to fine-tune")
-    problems.check(not (lora and freeze), "model.freeze: model.lora freezes all weights. Leave out one of the two")
+    problems.check(rank >= 0, f"model.lora_r {rank}: must not be negative")
+    problems.check(init_from or not rank, "model.lora_r: needs model.init_from, the weights to fine-tune")
+    problems.check(alpha is None or 0 < alpha < math.inf, f"model.lora_alpha {alpha}: must be above 0")
+    problems.check(alpha is None or rank, f"model.lora_alpha {alpha}: needs model.lora_r")
+    problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Leave out one of the two")
     problems.check(can_replace, "model.replace_tokenizer: needs model.init_from, the weights to adapt")
     return problems.messages
 

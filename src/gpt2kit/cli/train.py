@@ -208,7 +208,8 @@ class TrainCLI(LightningCLI):
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
-        add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.replace_tokenizer)  # its memory is counted, too
+        # The memory of LoRA is counted, too.
+        add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
         info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         info["memory"] = run_info.estimate_memory(trainer, data, gpt2)
         info["files"] = run_info.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)

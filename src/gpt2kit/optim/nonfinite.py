@@ -19,8 +19,8 @@ class NonFiniteGuard:
     update may be applied, but it is never saved.
 
     Args:
-        max_nonfinite_steps: updates that may be skipped before the run stops.
-        max_grad_scaler_skips: consecutive updates that the loss scaler may skip under 16-mixed.
+        max_nonfinite_steps: maximum number of updates to skip in the whole run before it stops.
+        max_grad_scaler_skips: maximum number of consecutive updates that the loss scaler may skip under 16-mixed.
     """
 
     def __init__(self, max_nonfinite_steps: int = 0, max_grad_scaler_skips: int = 50) -> None:

@@ -88,7 +88,7 @@ def test_files_that_an_option_or_a_file_names_are_compared(
             "--model.n_layer x: must be a whole number; --data.batch_size y: must be a whole number\n",
         ),
         (["--trainer.precision=half"], "--trainer.precision half: must be one of auto, 32-true, bf16-mixed"),
-        (["--model.lora=1.5"], "--model.lora 1.5: must be a whole number or null"),
+        (["--model.lora_r=1.5"], "--model.lora_r 1.5: must be a whole number"),
         (["--data.reader.min_chars=x"], "--data.reader.min_chars x: must be a whole number"),
         (["--data.train_files"], "--data.train_files: needs a value"),
         (["--ckpt_path"], "--ckpt_path: needs a value"),
