@@ -177,7 +177,7 @@ def test_what_is_no_mistake_gives_the_same_tokens(
     make(inside / name)
     figures = []
     for text in ("plain.txt", name):
-        words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json", "-"]
+        words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json_output", "-"]
         code, out, err = call(lambda args: parser.run(test.test, args), *words)
         assert code == 0, err
         found = json.loads(out)

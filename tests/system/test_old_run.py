@@ -73,7 +73,7 @@ def test_an_old_run_resumes_bit_identically(old: Path, call: Callable[..., Outco
 
 def test_an_old_checkpoint_scores_as_it_did(old: Path, call: Callable[..., Outcome]) -> None:
     code, _, err = call(
-        partial(parser.run, test.test), "--ckpt_path", old, "--files", "test.txt", "--json", "test.json"
+        partial(parser.run, test.test), "--ckpt_path", old, "--files", "test.txt", "--json_output", "test.json"
     )
     assert code == 0, err
     found = json.loads(Path("test.json").read_text(encoding="utf-8"))["results"][0]

@@ -20,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli.parser import is_lost_connection, print_error
-from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_find
+from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
@@ -188,7 +188,7 @@ class TrainCLI(LightningCLI):
         self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, record)
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
-        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override, settings)
+        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override_optimizer, settings)
         own: list[Callback] = [RankAgreement(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
         others: list[Callback] = as_list(options["callbacks"])
         if options["enable_progress_bar"] is not False and not any(
@@ -237,15 +237,15 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
     early = parse_early(args)
-    if early.ckpt_path is not None and (early.verify_resume or early.find):
-        raise UserError("--verify_resume and --find: start runs of their own. Leave out --ckpt_path")
+    if early.ckpt_path is not None and (early.verify_resume or early.tune):
+        raise UserError("--verify_resume and --tune: start runs of their own. Leave out --ckpt_path")
     try:
         if early.verify_resume:
             verify_resume.verify_resume([arg for arg in args if arg != "--verify_resume"])
-        elif early.find == "batch_size":
-            tuning.find_batch_size(without_find(args))
-        elif early.find == "lr":
-            TrainCLI([*without_find(args), "--plan"]).find_learning_rate()
+        elif early.tune == "batch_size":
+            tuning.find_batch_size(without_tune(args))
+        elif early.tune == "lr":
+            TrainCLI([*without_tune(args), "--plan"]).find_learning_rate()
         else:
             _train(args)
     except Exception as error:

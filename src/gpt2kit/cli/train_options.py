@@ -64,7 +64,7 @@ class TrainOptions:
         if not 0 <= self.config.seed_everything < 2**32:
             self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
             self.config.seed_everything = 0
-        self.override, self.config.override = self.config.override, False
+        self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
         self.config.ckpt_path = None  # the saved config starts a new run
 
@@ -167,7 +167,7 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
     ),
     ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
     ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),
-    ("override", bool, False, "When resuming, take optimizer and schedule from the config and the command line."),
+    ("override_optimizer", bool, False, "When resuming, take optimizer and schedule from the config and the command line."),
     (
         "verify_resume",
         bool,
@@ -175,7 +175,7 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         "Check that a killed and resumed run ends like an uninterrupted one.",
     ),
     (
-        "find",
+        "tune",
         Literal["batch_size", "lr"] | None,
         None,
         "Try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) and print them.",
@@ -207,7 +207,7 @@ def parse_early(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--ckpt_path", nargs="?")
     parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?", default=".")
     parser.add_argument("--verify_resume", nargs="?", const=True, default=False)
-    parser.add_argument("--find", nargs="?")
+    parser.add_argument("--tune", nargs="?")
     parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
     early = parser.parse_known_args(args)[0]
     early.verify_resume = early.verify_resume is True
@@ -216,17 +216,17 @@ def parse_early(args: list[str]) -> argparse.Namespace:
 
 def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
     """List options that a config file sets although they are read before config files are."""
-    flags = [name for name in ("plan", "override", "verify_resume") if not isinstance(config[name], bool)]
-    ignored = [name for name in ("ckpt_path", "find", "verify_resume") if config[name] and not getattr(early, name)]
+    flags = [name for name in ("plan", "override_optimizer", "verify_resume") if not isinstance(config[name], bool)]
+    ignored = [name for name in ("ckpt_path", "tune", "verify_resume") if config[name] and not getattr(early, name)]
     return [f"{name} {config[name]}: must be true or false" for name in flags] + [
         f"{name}: not in a config file; on the command line, as --{name}" for name in ignored if name not in flags
     ]
 
 
-def without_find(args: list[str]) -> list[str]:
-    """Return the arguments without --find and its value."""
-    at = args.index("--find") if "--find" in args else len(args)
-    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--find=")]
+def without_tune(args: list[str]) -> list[str]:
+    """Return the arguments without --tune and its value."""
+    at = args.index("--tune") if "--tune" in args else len(args)
+    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--tune=")]
 
 
 def as_list(value: Any) -> list[Any]:
@@ -237,22 +237,22 @@ def as_list(value: Any) -> list[Any]:
 
 
 def merge_saved_config(config: Any, saved: Any) -> None:
-    """Print where the options differ from the saved ones; without --override, keep the optimizer and the schedule."""
+    """Print where the options differ from the saved ones; without --override_optimizer, keep the optimizer and the schedule."""
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)
-        if old == new or name in ("config", "ckpt_path", "override", "plan"):
+        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan"):
             continue
         is_initial = name in ("model.init_from", "model.replace_tokenizer")
-        is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override
+        is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer
         line = f"resume: {name} was {old}, now {new}"
         if is_initial:
             line = f"resume: {name} stays {old} (not {new}: the run has already started)"
         elif is_kept:
-            line = f"resume: {name} stays {old} (not {new}; --override changes it)"
+            line = f"resume: {name} stays {old} (not {new}; --override_optimizer changes it)"
         rank_zero_only(print)(line, file=sys.stderr)
     config.model.init_from, config.model.replace_tokenizer = saved.model.init_from, saved.model.replace_tokenizer
-    if not config.override:
+    if not config.override_optimizer:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule
 
 

@@ -41,16 +41,16 @@ _FORMAT = 1
 
 def train(spec: TokenizerSpec, documents: Iterator[str]) -> tuple[Tokenizer, Sample]:
     """Train a tokenizer; return it, and a sample of the text to measure it on."""
-    if spec.kind == "char" and spec.sample is None:
+    if spec.kind == "char" and spec.max_train_bytes is None:
         texts = Sample(REPORT_BYTES, spec.seed)
         return TRAINERS[spec.kind](texts.watch(documents), spec), texts
-    texts = Sample(spec.sample or LARGEST_SAMPLE, spec.seed).fill(documents)
-    if spec.sample is None:
+    texts = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed).fill(documents)
+    if spec.max_train_bytes is None:
         texts.shrink(sample_size(spec.kind, texts.unspaced_fraction))
     if len(texts) < texts.seen:
         print(
             f"training on a sample of {reports.format_bytes(len(texts))} of {reports.format_bytes(texts.seen)} "
-            "of text; --sample BYTES sets its size"
+            "of text; --max_train_bytes BYTES sets its size"
         )
     return TRAINERS[spec.kind](texts, with_default_size(spec)), texts
 

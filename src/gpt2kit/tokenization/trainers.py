@@ -44,7 +44,7 @@ _SMALLEST = {"wordpiece": (2, f"{UNKNOWN}, a character")}
 _SMALLEST |= dict.fromkeys(_SENTENCEPIECE, (273, "256 bytes, 17 more"))
 # The kinds that do not support an option.
 _UNSUPPORTED = {
-    "min_count": _SENTENCEPIECE,
+    "min_frequency": _SENTENCEPIECE,
     "max_token_length": ("char", "words", "wordpiece"),
     "normalizer": ("words",),
 }
@@ -73,13 +73,13 @@ class TokenizerSpec:
     parse_special: bool = False
     """A special token's name in a text means the token. Default: it is encoded as ordinary text. `<|endoftext|>` is
     always ordinary text: to end documents there, make it the reader's separator."""
-    min_count: int | None = None
+    min_frequency: int | None = None
     """Ignore what occurs less often: pairs for bytebpe and wordpiece, characters for char, words for words."""
     max_token_length: int = 24
     """Length of the longest token: in bytes for bytebpe, in characters for bytefallback and unigram."""
     normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = "none"
     """Change text before it is encoded: nfc and nfkc are Unicode's normal forms. Decoded text is then changed, too."""
-    sample: int | None = None
+    max_train_bytes: int | None = None
     """Bytes of text to train on, sampled evenly from all documents. Default: what about 2 GB of memory allow: 200 MB,
     down to 17 MB the more of it is Chinese, Japanese or Thai; 20 MB for unigram; all of it for char."""
     seed: int = 0
@@ -122,7 +122,7 @@ def train_bytebpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
         vocab_size=spec.vocab_size or VOCAB_SIZE,
         special_tokens=as_special(spec.all_special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=spec.min_count or 0,
+        min_frequency=spec.min_frequency or 0,
         max_token_length=spec.max_token_length + 1,  # the library stays below it
         show_progress=False,
     )
@@ -184,7 +184,7 @@ def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
         special_tokens=[*special, *sorted(inner)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
-        min_frequency=spec.min_count or 0,
+        min_frequency=spec.min_frequency or 0,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_split_long_runs(documents), trainer)
@@ -360,7 +360,7 @@ def as_special(tokens: Iterable[str]) -> list[AddedToken]:
 
 def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
     """Return the tokens that occur often enough, as many as fit beside special tokens and bytes."""
-    tokens = [token for token, count in counts.items() if count >= (spec.min_count or 1)]
+    tokens = [token for token, count in counts.items() if count >= (spec.min_frequency or 1)]
     return tokens[: spec.vocab_size - len(spec.all_special_tokens) - 256] if spec.vocab_size else tokens
 
 

@@ -215,7 +215,7 @@ def test_options_do_what_they_say(tmp_path: Path) -> None:
         train_tokenizer([str(text)], tmp_path / "out", **options)  # type: ignore[arg-type]
         return set(tokenizer.load(tmp_path / "out").get_vocab())
 
-    assert {"a", "Ａ", " "} <= tokens(kind="char") and "Ａ" not in tokens(kind="char", min_count=2)
+    assert {"a", "Ａ", " "} <= tokens(kind="char") and "Ａ" not in tokens(kind="char", min_frequency=2)
     assert "A" in tokens(kind="char", normalizer="nfkc")
     assert max(len(token) for token in tokens(max_token_length=3) if token != tokenizer.EOS) == 3
     assert len(tokens(kind="char", vocab_size=259)) == 259
@@ -300,10 +300,10 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
     [
         ("--vocab_size 100", 2, "--vocab_size 100: bytebpe needs at least 257"),
         ("--kind unigram --vocab_size 257", 2, "unigram needs at least 274"),
-        ("--kind unigram --min_count 3", 2, "--min_count"),
+        ("--kind unigram --min_frequency 3", 2, "--min_frequency"),
         ("--kind existing", 2, "--kind existing: needs --vocab"),
         ("--kind char --vocab v.txt", 2, "--kind char: does not take --vocab"),
-        ("--kind words --vocab t.txt --min_count 2", 2, "--vocab: nothing is trained"),
+        ("--kind words --vocab t.txt --min_frequency 2", 2, "--vocab: nothing is trained"),
         ("--kind wordpiece --vocab none.txt", 3, "none.txt: no such file"),
         ("--kind wordpiece --vocab t.txt", 3, "no [UNK] in it"),
         ("--kind words --vocab empty.txt", 3, "empty.txt: empty"),
@@ -311,7 +311,7 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
         ("--kind existing --vocab ./no/such/folder", 3, "no such folder or file"),
         ("--special_tokens <a> <a>", 2, "is given twice"),
         ("--special_tokens «s»", 2, "would not decode to itself"),
-        ("--sample 0", 2, "--sample 0: must be at least 1"),
+        ("--max_train_bytes 0", 2, "--max_train_bytes 0: must be at least 1"),
         ("--compare nine", 2, "--compare nine: not a size"),
         ("--compare char:9", 2, "char needs at least 257"),
         ("--max_token_length 1", 2, "must be at least 2"),

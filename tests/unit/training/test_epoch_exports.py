@@ -97,7 +97,7 @@ def test_a_way_not_taken_is_replaced(short: list[str], tmp_path: Path, near: lis
     run = train_run(tmp_path, short, WITH, "--trainer.max_epochs=1")
     before = exported(run, 1)
     older = min(checkpoint.checkpoints(run), key=checkpoint.step_of)
-    rates = ["--override", "--model.optimizer.lr=1e-3", f"--ckpt_path={older}"]
+    rates = ["--override_optimizer", "--model.optimizer.lr=1e-3", f"--ckpt_path={older}"]
     again = train_run(tmp_path, short, WITH, "--trainer.max_epochs=1", *rates)
     assert again == run and not same_weights(before, exported(run, 1)) and exports(run) == ["epoch_1"]
     assert same(exported(run, 1), final_weights(run))
