@@ -39,7 +39,7 @@ def train_tokenizer(
         reader: How files become documents, such as `--reader.document file`.
         report: Train nothing; report how well the tokenizer in this folder fits the --files.
         compare: Print a table of several sizes, kinds, kind:size, or tokenizer folders, such as `--compare 4096 8192
-            char unigram:8192`, measured on held-out text. No tokenizer is written.
+            char spm-unigram:8192`, measured on held-out text. No tokenizer is written.
     """
     _check(spec)
     trainers.check(spec)

@@ -25,10 +25,10 @@ from gpt2kit.tokenization.tokenizer import from_plain_json, load, save, to_json
 from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
 
 TRAINERS: dict[str, Callable[[Iterable[str], TokenizerSpec], Tokenizer]] = {
-    "bytebpe": trainers.train_bytebpe,
+    "bpe": trainers.train_bpe,
     "char": trainers.train_char,
-    "bytefallback": partial(trainers.train_sentencepiece, "bpe"),
-    "unigram": partial(trainers.train_sentencepiece, "unigram"),
+    "spm-bpe": partial(trainers.train_sentencepiece, "bpe"),
+    "spm-unigram": partial(trainers.train_sentencepiece, "unigram"),
     "wordpiece": trainers.train_wordpiece,
     "words": trainers.train_words,
 }
@@ -59,11 +59,11 @@ def sample_size(kind: str, unspaced: float) -> int:
     """Return the bytes to train on, so that about 2 GB of memory and a minute or so are enough.
 
     Where no spaces separate words, a pair encoder keeps nearly each stretch between two marks as a word of its own:
-    100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bytebpe.
+    100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bpe.
     """
-    if kind in ("bytebpe", "bytefallback"):
+    if kind in ("bpe", "spm-bpe"):
         return int(1700 * _MB / (100 * unspaced + 3.5 * (1 - unspaced)))
-    return 20 * _MB if kind == "unigram" else LARGEST_SAMPLE
+    return 20 * _MB if kind == "spm-unigram" else LARGEST_SAMPLE
 
 
 def with_default_size(spec: TokenizerSpec) -> TokenizerSpec:

@@ -171,7 +171,7 @@ def test_a_tokenizer_learns_nothing_from_the_share_that_is_kept_out(tmp_path: Pa
 
 
 def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bytebpe needs"):
+    with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bpe needs"):
         module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path)).prepare_data()
     with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder here, and HF_HUB_OFFLINE"):
         module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path)).prepare_data()

@@ -40,7 +40,7 @@ def test_what_does_not_come_back_is_shown() -> None:
 
 
 def test_a_text_is_shown_cut_into_its_tokens() -> None:
-    found = trainers.train_bytebpe(["the the the"], TokenizerSpec(vocab_size=260))
+    found = trainers.train_bpe(["the the the"], TokenizerSpec(vocab_size=260))
     pieces = tokenizer_report.split_into_tokens(found, "the 白 the")
     assert "".join(pieces) == "the 白 the" and "白" in pieces
     assert "|白|" in tokenizer_report.describe(tokenizer_report.measure(found, ["the 白 the"]), "x")
@@ -59,8 +59,8 @@ def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, ca
     assert (code, err) == (0, "")
     names = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
     assert names[0] == "tokenizer" and names[2:] == [
-        "bytebpe:300",
-        "bytebpe:340",
+        "bpe:300",
+        "bpe:340",
         "char",
         "wordpiece:150",
         str(corpus / "tokenizer"),
