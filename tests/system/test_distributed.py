@@ -130,7 +130,7 @@ def test_killed_in_the_middle_of_a_save_under_fsdp(options: list[str], tmp_path:
 
 
 def test_from_shares_to_one_device_and_back(options: list[str], tmp_path: Path) -> None:
-    """data.global_batch_size stays, so the number of devices may change: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
+    """data.global_batch_size stays, so devices may change in number: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
     words = [*options, *SHORT, ADAMW]
     reference, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
     work = tmp_path / "elastic"

@@ -19,6 +19,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
+from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -46,7 +47,11 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """Return the options for `function` that `args` give."""
     parser = parser_of(function)
-    return dict(parser.instantiate(CommandLine(parser, args).parse()).as_dict())
+    command = CommandLine(parser, args)
+    options = dict(parser.instantiate(command.parse()).as_dict())
+    for note in renamed.notes(command.renames):
+        print(note, file=sys.stderr)
+    return options
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:

@@ -18,7 +18,9 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
+from gpt2kit.cli.renamed import Rename
 from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import MachineError, UserError, refuse
 from gpt2kit.model.config import shape_problems
@@ -55,6 +57,7 @@ class TrainOptions:
         """The checkpoint to resume from."""
         self.source: checkpoint.LoadedCheckpoint | None = None
         """The checkpoint of `model.init_from`."""
+        self._renames: list[Rename] = []
         early = parse_early(args)
         if early.ckpt_path is None:
             self._parse_new_run(parser, args)
@@ -67,6 +70,8 @@ class TrainOptions:
         self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
         self.config.ckpt_path = None  # the saved config starts a new run
+        for note in renamed.notes(self._renames):
+            rank_zero_only(print)(note, file=sys.stderr)
 
     @property
     def builds_text(self) -> bool:
@@ -116,21 +121,26 @@ class TrainOptions:
         self.config = config
         self.is_plan = config.plan is True
 
+    def _command(self, parser: LightningArgumentParser, args: list[str]) -> CommandLine:
+        command = CommandLine(parser, args, LINKED)
+        self._renames += command.renames
+        return command
+
     def _parse_new_run(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self._set_config(CommandLine(parser, args, LINKED).parse())
+        self._set_config(self._command(parser, args).parse())
         if self.config.model.init_from is None:
             return
         with self.collect():
             self.source = initialize.open_source(self.config.model.init_from)
         if self.source is not None:
             parser.set_defaults(initialize.source_defaults(self.source, self.config))
-            self._set_config(CommandLine(parser, args, LINKED).parse())
+            self._set_config(self._command(parser, args).parse())
             self.problems += initialize.apply_defaults(self.config, self.source)
 
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
         """Find the run to resume. Its own config comes before the arguments, and each difference is printed."""
         settings, at_default = None, set[str]()
-        command = CommandLine(parser, args, LINKED)
+        command = self._command(parser, args)
         missing = command.missing  # the run's own config has them
         self._set_config(command.parse(*(f"--{name}=[]" for name in missing)))
         if missing and early.config and not self.is_plan:
@@ -142,16 +152,17 @@ class TrainOptions:
                 at_default = initialize.options_at_default(self.config, parser.get_defaults())
         with self.collect():
             runs = Path(early.root) / lifecycle.LOGS
-            self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default)
+            rename = renamed.rename_settings
+            self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default, rename)
         if self.resumed is None:
             refuse(self.problems if missing else [])
             return
         run = lifecycle.run_of(self.resumed)
         config_file = run / run_folder.CONFIG if run else None
         saved_args = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._set_config(CommandLine(parser, [*saved_args, *args], LINKED).parse())
+        self._set_config(self._command(parser, [*saved_args, *args]).parse())
         if saved_args:
-            merge_saved_config(self.config, parser.parse_args(saved_args))
+            merge_saved_config(self.config, self._command(parser, saved_args).parse())
         initialize.restore_tokenizer(self.config, self.resumed)
         if run:
             reuse_logger_ids(self.config, run_folder.read_starts(run))
@@ -167,7 +178,12 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
     ),
     ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
     ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),
-    ("override_optimizer", bool, False, "When resuming, take optimizer and schedule from the config and the command line."),
+    (
+        "override_optimizer",
+        bool,
+        False,
+        "When resuming, take optimizer and schedule from the config and the command line.",
+    ),
     (
         "verify_resume",
         bool,
@@ -237,7 +253,10 @@ def as_list(value: Any) -> list[Any]:
 
 
 def merge_saved_config(config: Any, saved: Any) -> None:
-    """Print where the options differ from the saved ones; without --override_optimizer, keep the optimizer and the schedule."""
+    """Print where the options differ from the saved ones.
+
+    Without --override_optimizer, the optimizer and the schedule stay those of the run.
+    """
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, new_kind, notes
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
@@ -110,6 +112,10 @@ def _sample(files: Sequence[str], reader: Reader | None, size: int, seed: int) -
 
 def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator[str]) -> str:
     """Return a table of tokenizers that are trained on the same text and measured on the same held-out text."""
+    old_kinds = (candidate.partition(":")[0] for candidate in candidates)
+    renames = [Rename("--compare", kind, new_kind(kind)) for kind in old_kinds if kind in RENAMED_KINDS]
+    for note in notes(renames):
+        print(note, file=sys.stderr)
     specs = dict(_candidate(candidate, spec) for candidate in candidates)
     train_texts, held_out = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
     for number, document in enumerate(documents):
@@ -135,6 +141,7 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
 def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]:
     """Return the name and the options of one argument after --compare."""
     kind, _, size = candidate.rpartition(":") if ":" in candidate else (candidate, "", "")
+    kind = new_kind(kind)
     if candidate.isdecimal():
         kind, size = spec.kind, candidate
     if kind in TRAINERS and (not size or size.isdecimal()):

@@ -72,7 +72,12 @@ class ExactResume(Checkpoint):
         override_optimizer: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self.every, self.save_top_k, self.max_seconds, self.override_optimizer = every, save_top_k, max_seconds, override_optimizer
+        self.every, self.save_top_k, self.max_seconds, self.override_optimizer = (
+            every,
+            save_top_k,
+            max_seconds,
+            override_optimizer,
+        )
         self.settings = settings or {}
         self._signal = 0
         self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what ranks agreed a step ago

@@ -86,7 +86,9 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
     assert (inside / "a.json").read_text() == (inside / "c.json").read_text().replace("c.json", "a.json")
     assert (inside / "a.json").read_text() != (inside / "b.json").read_text()
     (inside / "other.txt").write_text("zzzz\n")
-    code, out, err = call(main, "--ckpt_path", run.folder, "--memorization", "--train_files", "other.txt", "--json_output", "d.json")
+    code, out, err = call(
+        main, "--ckpt_path", run.folder, "--memorization", "--train_files", "other.txt", "--json_output", "d.json"
+    )
     found = json.loads((inside / "d.json").read_text())["results"][0]["copies"]
     assert found["same_text"] is False and found["generated"]["shares"]["8"] == 0
     assert "are not the text that it was trained on" in err

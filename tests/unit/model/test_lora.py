@@ -79,7 +79,7 @@ def test_alpha_decides_the_scale(words: list[str], tmp_path: Path) -> None:
     for alpha in ("x", 0, True, float("inf")):
         raw["gpt2kit"]["freeze"]["lora_alpha"] = alpha
         torch.save(raw, tmp_path / "bad.ckpt")
-        with pytest.raises(CheckpointError, match="lora_alpha .* is invalid"):
+        with pytest.raises(CheckpointError, match=r"lora_alpha .* is invalid"):
             checkpoint.open(tmp_path / "bad.ckpt")
 
 

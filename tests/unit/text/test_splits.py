@@ -123,7 +123,9 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
     run = inside / "lightning_logs" / "version_0"
 
     def test(*more: str) -> dict[str, object]:
-        code, out, err = call(lambda args: parser.run(evaluate.test, args), "--ckpt_path", run, "--json_output", "-", *more)
+        code, out, err = call(
+            lambda args: parser.run(evaluate.test, args), "--ckpt_path", run, "--json_output", "-", *more
+        )
         assert code == 0, err
         return dict(json.loads(out)["text"])
 

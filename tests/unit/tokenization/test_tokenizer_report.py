@@ -81,5 +81,7 @@ def test_the_suggestion_is_small_lossless_and_near_the_best() -> None:
 
 def test_a_sample_is_announced(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 0, 1):
-        train_tokenizer([str(corpus / "train.txt")], tmp_path / f"{seed}", vocab_size=300, max_train_bytes=2000, seed=seed)
+        train_tokenizer(
+            [str(corpus / "train.txt")], tmp_path / f"{seed}", vocab_size=300, max_train_bytes=2000, seed=seed
+        )
     assert "training on a sample of 2.0 kB of" in capsys.readouterr().out
