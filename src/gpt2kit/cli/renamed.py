@@ -6,8 +6,11 @@ runs may still have old names; they are read under their new names, and a note l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
 
 # Old name -> new name. A name also stands for the ends of longer ones: `data.reader.errors` ends in `reader.errors`.
 RENAMED = {
@@ -38,7 +41,7 @@ RENAMED_KINDS = {"bytebpe": "bpe", "bytefallback": "spm-bpe", "unigram": "spm-un
 
 
 class Rename(NamedTuple):
-    """An old name that was read under its new name. The place is a file; empty for the command line."""
+    """An old name that was read under its new name. The place is a config file or an option of the command line."""
 
     place: str
     old: str
@@ -79,11 +82,10 @@ def rename_settings(settings: Mapping[str, Any], current: Mapping[str, Any]) -> 
     return renamed
 
 
-def notes(renames: Iterable[Rename]) -> list[str]:
-    """Return one line for each place, which lists the old names in it."""
+def log_renames(renames: Iterable[Rename]) -> None:
+    """Log one note for each place, which lists the old names in it."""
     places: dict[str, dict[str, None]] = {}
     for place, old, new in renames:
         places.setdefault(place, {})[f"{old} (now {new})"] = None
-    return [
-        f"note: {place or 'the command line'} uses old names: {', '.join(names)}" for place, names in places.items()
-    ]
+    for place, names in places.items():
+        logger.info(f"{place} uses old names: {', '.join(names)}")

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit.checkpoint import checkpoint, initialize
@@ -29,12 +28,14 @@ from gpt2kit.runs import lifecycle
 from gpt2kit.training import distributed
 from gpt2kit.training.trainer import callback_problems, trainer_problems
 
+logger = logging.getLogger(__name__)
+
 # Options that others decide. They may be given only if they agree.
-LINKED = {
+LINKED: dict[str, str | None] = {
     "data.seed": "seed_everything",
     "model.n_positions": "data.block_size",
-    "model.vocab_size": "data.tokenizer",
-    "model.document_start": "data.mask_documents",
+    "model.vocab_size": None,  # known when the tokenizer is there
+    "model.document_start": None,
 }
 
 
@@ -58,6 +59,8 @@ class TrainOptions:
         self.source: checkpoint.LoadedCheckpoint | None = None
         """The checkpoint of `model.init_from`."""
         self._renames: list[Rename] = []
+        self.linked_values: dict[str, Any] = {}
+        """Values given for options that the tokenizer decides."""
         early = parse_early(args)
         if early.ckpt_path is None:
             self._parse_new_run(parser, args)
@@ -70,8 +73,7 @@ class TrainOptions:
         self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
         self.config.ckpt_path = None  # the saved config starts a new run
-        for note in renamed.notes(self._renames):
-            rank_zero_only(print)(note, file=sys.stderr)
+        renamed.log_renames(self._renames)
 
     @property
     def builds_text(self) -> bool:
@@ -126,15 +128,20 @@ class TrainOptions:
         self._renames += command.renames
         return command
 
+    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        command = self._command(parser, args)
+        self._set_config(command.parse())
+        self.linked_values = command.linked_values
+
     def _parse_new_run(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self._set_config(self._command(parser, args).parse())
+        self._parse(parser, args)
         if self.config.model.init_from is None:
             return
         with self.collect():
             self.source = initialize.open_source(self.config.model.init_from)
         if self.source is not None:
             parser.set_defaults(initialize.source_defaults(self.source, self.config))
-            self._set_config(self._command(parser, args).parse())
+            self._parse(parser, args)
             self.problems += initialize.apply_defaults(self.config, self.source)
 
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
@@ -160,7 +167,7 @@ class TrainOptions:
         run = lifecycle.run_of(self.resumed)
         config_file = run / run_folder.CONFIG if run else None
         saved_args = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._set_config(self._command(parser, [*saved_args, *args]).parse())
+        self._parse(parser, [*saved_args, *args])
         if saved_args:
             merge_saved_config(self.config, self._command(parser, saved_args).parse())
         initialize.restore_tokenizer(self.config, self.resumed)
@@ -269,7 +276,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
             line = f"resume: {name} stays {old} (not {new}: the run has already started)"
         elif is_kept:
             line = f"resume: {name} stays {old} (not {new}; --override_optimizer changes it)"
-        rank_zero_only(print)(line, file=sys.stderr)
+        logger.info(line)
     config.model.init_from, config.model.replace_tokenizer = saved.model.init_from, saved.model.replace_tokenizer
     if not config.override_optimizer:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule

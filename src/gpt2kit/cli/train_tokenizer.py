@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, new_kind, notes
+from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
@@ -114,8 +113,7 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
     """Return a table of tokenizers that are trained on the same text and measured on the same held-out text."""
     old_kinds = (candidate.partition(":")[0] for candidate in candidates)
     renames = [Rename("--compare", kind, new_kind(kind)) for kind in old_kinds if kind in RENAMED_KINDS]
-    for note in notes(renames):
-        print(note, file=sys.stderr)
+    log_renames(renames)
     specs = dict(_candidate(candidate, spec) for candidate in candidates)
     train_texts, held_out = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
     for number, document in enumerate(documents):

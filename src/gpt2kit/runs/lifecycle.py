@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError, MachineError
 from gpt2kit.runs import folder as run_folder
 
+logger = logging.getLogger(__name__)
+
 LOGS = "lightning_logs"
-Rename = Callable[
-    [Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]
-]  # earlier flat settings, today's -> renamed
+# (flat settings of an earlier run, today's) -> those of the earlier run under today's names
+Rename = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 # Settings that may change from one start of a run to the next; all others of `data` and `model` tell runs apart.
 _CHANGEABLE = {
     *("data.batch_size", "data.global_batch_size", "data.cache_dir", "data.seed", "data.num_workers"),
@@ -79,7 +80,7 @@ def set_aside(run: Path, step: int) -> None:
             aside = path.with_name(f"{path.name}.aside")
             path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
-            print(f"resume: {path.name} is renamed to {aside.name}", file=sys.stderr)
+            logger.info(f"resume: {path.name} is renamed to {aside.name}")
 
 
 def truncate_metrics(run: Path, step: int) -> None:
