@@ -70,12 +70,12 @@ def new_kind(kind: Any) -> Any:
 
 def rename_settings(settings: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings of an earlier run under the names that `current` has."""
-    renamed = {}
+    renamed: dict[str, Any] = {}
     for name, value in settings.items():
         new = new_name(name.replace(".init_args.", "."))
         if new and ".init_args." in name:
             new = ".init_args.".join(new.rsplit(".", 1))
-        if name not in current and new in current:
+        if new is not None and new in current and name not in current:
             renamed[new] = new_value(name, value)
         else:
             renamed[name] = new_kind(value) if name.endswith("tokenizer.kind") else value

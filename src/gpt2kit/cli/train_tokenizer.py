@@ -143,7 +143,7 @@ def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]
     if candidate.isdecimal():
         kind, size = spec.kind, candidate
     if kind in TRAINERS and (not size or size.isdecimal()):
-        spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)  # type: ignore[arg-type]
+        spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)
         spec = training.with_default_size(spec)
         trainers.check(spec)
         return f"{kind}:{spec.vocab_size}" if spec.vocab_size else kind, spec
