@@ -79,7 +79,7 @@ def test_public_names_of_the_options() -> None:
         optim.Muon: "lr adamw_lr weight_decay momentum betas",
         optim.AdamW: "lr betas eps weight_decay",
         optim.WarmupStableDecay: "warmup min_lr_ratio decay_ratio",
-        optim.Cosine: "warmup final",
+        optim.Cosine: "warmup min_lr_ratio",
     }
     for owner, names in public.items():
         assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__
