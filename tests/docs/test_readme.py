@@ -1,4 +1,4 @@
-"""The README says what is there: its tree, its commands, its options; and the commands of docs/serving.md."""
+"""The README's tree, commands and options exist, and so do the commands of docs/serving.md."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ COMMAND_LINES = [
 
 
 def tree() -> list[str]:
-    """The paths of the README's tree, folders ending in a slash."""
-    found, folder = [], ""
+    """Return the paths in the README's tree; folders end in a slash."""
+    paths, folder = [], ""
     for line in next(block for block in BLOCKS if "src/gpt2kit/" in block).splitlines():
         name = line.split()[0]
         folder = name if name.endswith("/") and not line.startswith(" ") else folder
-        found.append(folder + name if line.startswith(" ") else name)
-    return found
+        paths.append(folder + name if line.startswith(" ") else name)
+    return paths
 
 
-def test_the_tree_is_the_tree() -> None:
+def test_tree_matches_the_repository() -> None:
     missing = [path for path in tree() if not (ROOT / path).exists()]
-    assert not missing, f"the README's tree names what is not there: {missing}"
+    assert not missing, f"the README's tree names missing files: {missing}"
     present = {f"src/gpt2kit/{path.parent.name}/" for path in (ROOT / "src/gpt2kit").glob("*/__init__.py")}
     present |= {path.name for path in ROOT.glob("*.py")}
     present |= {f"configs/{path.name}/" for path in (ROOT / "configs").iterdir()}
-    assert not present - set(tree()), f"the README's tree lacks {sorted(present - set(tree()))}; give each a phrase"
+    assert not present - set(tree()), f"missing in the README's tree: {sorted(present - set(tree()))}"
 
 
-def test_it_is_short() -> None:
-    assert len(README.splitlines()) - len(tree()) < 175, "the tree aside"
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) - len(tree()) < 175, "without the tree"
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
-def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     _, script, *words = shlex.split(line)
     if script in COMMANDS:
@@ -67,19 +67,19 @@ def test_its_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch)
         assert (ROOT / script).is_file()
 
 
-def test_the_options_in_its_table_exist() -> None:
+def test_options_in_the_table_exist() -> None:
     for script, options in re.findall(r"^\| `(\w+\.py)` \|.*\| `(--.*)` \|$", README, re.MULTILINE):
         if script in COMMANDS:
-            told = parser.parser_of(COMMANDS[script]).format_help()
+            text = parser.parser_of(COMMANDS[script]).format_help()
         else:
             words = [sys.executable, script, "--help"]
-            told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            text = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for option in options.split():
-            assert option.rstrip("*") in told or option == "--reader.document", f"{script} {option}"
+            assert option.rstrip("*") in text or option == "--reader.document", f"{script} {option}"
 
 
-def test_your_own_text_in_four_commands(tmp_path: Path) -> None:
-    """The README's four commands, as they stand, in a folder of their own."""
+def test_the_four_commands_run(tmp_path: Path) -> None:
+    """Run the README's four commands for your own text in an empty folder."""
     for name in ("src", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for script in ROOT.glob("*.py"):
@@ -92,15 +92,15 @@ def test_your_own_text_in_four_commands(tmp_path: Path) -> None:
     lines = [line for line in block.splitlines() if line]
     assert len(lines) == 4
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    told = []
+    outputs = []
     for line in lines:
         words = shlex.split(line.replace("--trainer.max_epochs 10", "--trainer.max_epochs 1"))[1:]
         done = subprocess.run(
             [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
-        told.append(done.stdout)
-    assert "bits per byte" in told[2] and told[3].startswith("Once")
+        outputs.append(done.stdout)
+    assert "bits per byte" in outputs[2] and outputs[3].startswith("Once")
 
 
 def test_every_page_is_linked() -> None:

@@ -113,7 +113,7 @@ class TrainCLI(LightningCLI):
         if self.config.data.streaming:
             raise UserError(
                 "data.streaming true: --part and --merge build a store on a local disk. Add --data.streaming false "
-                "--data.cache_dir FOLDER, then copy the store to the URL (docs/scaling.md)"
+                "--data.cache_dir FOLDER, then copy the store to the URL (docs/distributed.md)"
             )
         data = self._datamodule()
         if part is not None:
