@@ -113,7 +113,7 @@ class LoggingCallback(pl.Callback):
 
 
 def test_a_users_callback_logs_at_the_same_steps_and_epochs(options: list[str], tmp_path: Path) -> None:
-    args = [*options, "--trainer.callbacks+=test_train.LoggingCallback", "--trainer.max_steps=6"]
+    args = [*options, f"--trainer.callbacks+={__name__}.LoggingCallback", "--trainer.max_steps=6"]
     args += ["--trainer.val_check_interval=3", "--trainer.log_every_n_steps=2"]
     rows = logged_rows(train_run(tmp_path, args))
     assert {row["step"]: row["own_metric"] for row in rows if "own_metric" in row} == {2: 2, 4: 4, 6: 6}
