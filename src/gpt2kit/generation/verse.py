@@ -214,8 +214,11 @@ class VerseConstraint:
         return rhymes, {} if any(rhymes <= ends for ends in repeats.values()) else repeats
 
     def _find_letter_tokens(self, start: bytes) -> tuple[Ids, Ids, list[tuple[str, bytes]]]:
-        """Return the tokens that consist of letters, after the first bytes of a letter: their ids, the letters that each
-        has or begins, and what `decode_start` returns for `start` and each."""
+        """Return the tokens that consist of letters, after the first bytes of a letter.
+
+        The arrays have their ids and the number of letters that each has or begins. The list has what `decode_start`
+        returns for `start` and each token.
+        """
         ids, decoded = [], []
         for i, token in enumerate(self._tokens):
             # 0x80 to 0xBF continue a character in UTF-8: they are needed after `start`, and wrong without it.

@@ -28,12 +28,12 @@ def near(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Reload the folders in this process, which is quicker; their names, in order."""
     seen: list[str] = []
 
-    def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
+    def reload_here(folder: Path, *arguments: Any) -> dict[str, Any]:
         seen.append(folder.name.split(".")[1])
         with contextlib.redirect_stderr(io.StringIO()):
-            return reload_check.reload(str(folder), *asked)
+            return reload_check.reload(str(folder), *arguments)
 
-    monkeypatch.setattr(huggingface, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reload_folder", reload_here)
     return seen
 
 
@@ -129,7 +129,7 @@ def test_what_does_not_prove_to_be_the_model_gets_no_name(
 ) -> None:
     monkeypatch.setattr(huggingface, "count_agreeing", lambda *_: -1)
     run = train_run(tmp_path, short, "--trainer.max_epochs=1", WITH)
-    assert exports(run) == [] and "another one than the checkpoint's" in capsys.readouterr().err
+    assert exports(run) == [] and "the exported model differs from the checkpoint" in capsys.readouterr().err
 
 
 def test_killed_in_the_middle_of_a_folder(short: list[str], tmp_path: Path) -> None:
