@@ -183,7 +183,7 @@ def main(args: list[str]) -> None:
 def test_figures_of_a_uniform_model_are_logarithms_of_the_vocabulary_size(
     run: Run, corpus: Path, store: TokenStore, call: Callable[..., Outcome], inside: Path
 ) -> None:
-    code, out, _ = call(main, "--ckpt_path", write_uniform_model(run, inside / "u.ckpt"), "--json", "-")
+    code, out, _ = call(main, "--ckpt_path", write_uniform_model(run, inside / "u.ckpt"), "--json_output", "-")
     row, text = json.loads(out)["results"][0], json.loads(out)["text"]
     lines = (corpus / "test.txt").read_text().splitlines()
     words = sum(len(line.split()) + 1 for line in lines)
@@ -209,7 +209,7 @@ def test_a_url_in_a_checkpoint_is_not_opened(run: Run, call: Callable[..., Outco
 def test_the_command_needs_only_a_checkpoint(
     run: Run, call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
-    code, out, err = call(main, "--ckpt_path", run.folder, "--json", "figures.json")
+    code, out, err = call(main, "--ckpt_path", run.folder, "--json_output", "figures.json")
     content = json.loads((inside / "figures.json").read_text())
     figures = content["results"][0]
     assert code == 0 and not err and f"{figures['bits_per_byte']:.4f}" in out
@@ -229,7 +229,7 @@ def test_the_hash_depends_on_the_documents_only(run: Run, call: Callable[..., Ou
     hashes = []
     for name, text in {"a.txt": "one\ntwo\n", "b.txt": "one\r\n\r\ntwo", "c.txt": "onetwo\n"}.items():
         (inside / name).write_bytes(text.encode())
-        _, out, _ = call(main, "--ckpt_path", run.folder, "--files", name, "--json", "-")
+        _, out, _ = call(main, "--ckpt_path", run.folder, "--files", name, "--json_output", "-")
         hashes.append(json.loads(out)["text"]["hash"])
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -239,8 +239,8 @@ def test_the_hash_depends_on_the_documents_only(run: Run, call: Callable[..., Ou
     [
         (["--stride", "17"], "--stride 17: more than the context of"),
         (["--stride", "0", "--batch_size", "0", "--max_tokens", "0"], "--batch_size 0: must be at least 1; --stride 0"),
-        (["--copies"], "Give it as --train_files"),
-        (["--train_files", "a.txt"], "--train_files: is for --copies"),
+        (["--memorization"], "Give it as --train_files"),
+        (["--train_files", "a.txt"], "--train_files: is for --memorization"),
         (["--precision", "16-mixed"], "a CPU computes it very slowly"),
         (["--precision", "8"], "--precision"),
         (["--strid", "3"], "Did you mean --stride?"),
@@ -255,7 +255,7 @@ def test_invalid_options_are_reported(
 
 def test_max_tokens_takes_whole_documents(run: Run, call: Callable[..., Outcome], inside: Path, corpus: Path) -> None:
     def evaluate(*arguments: object) -> tuple[dict[str, Any], str]:
-        code, out, err = call(main, "--ckpt_path", run.folder, "--json", "-", *arguments)
+        code, out, err = call(main, "--ckpt_path", run.folder, "--json_output", "-", *arguments)
         assert code == 0, err
         return json.loads(out), err
 
@@ -296,7 +296,7 @@ def test_models_with_different_tokenizers_are_compared(
     run: Run, others: dict[str, Path], call: Callable[..., Outcome], inside: Path
 ) -> None:
     arguments = ["--ckpt_path", others["char"], run.folder]
-    code, out, err = call(main, *arguments, "--json", "all.json")
+    code, out, err = call(main, *arguments, "--json_output", "all.json")
     results = json.loads((inside / "all.json").read_text())["results"]
     best, other = results
     assert code == 0, err
@@ -307,10 +307,10 @@ def test_models_with_different_tokenizers_are_compared(
     lines = out.splitlines()
     assert lines[1].endswith(best["checkpoint"]) and "best" in lines[1] and f"{low:+.4f} to {high:+.4f}" in lines[2]
     for name in (run.folder, others["char"]):  # a comparison does not change the figures of a checkpoint
-        _, out, _ = call(main, "--ckpt_path", name, "--json", "-")
+        _, out, _ = call(main, "--ckpt_path", name, "--json_output", "-")
         (row,) = (row for row in results if row["checkpoint"] == str(name))
         assert json.loads(out)["results"][0]["nll"] == row["nll"]
-    _, out, _ = call(main, *arguments, "--max_tokens", 300, "--json", "-")
+    _, out, _ = call(main, *arguments, "--max_tokens", 300, "--json_output", "-")
     partial = json.loads(out)
     assert partial["text"]["partial"] and all(row["tokens"] <= 300 for row in partial["results"])
     assert len({row["round_trip"]["documents"] for row in partial["results"]}) == 1
@@ -324,7 +324,7 @@ def test_a_tokenizer_that_loses_text_is_not_compared(
 ) -> None:
     (inside / "a.txt").write_text("the  quick brown fox\n" + SENTENCE.format(3))
     arguments = ["--ckpt_path", others["wordpiece"], run.folder, "--files", "a.txt"]
-    code, out, err = call(main, *arguments, "--json", "all.json")
+    code, out, err = call(main, *arguments, "--json_output", "all.json")
     best, lossy = json.loads((inside / "all.json").read_text())["results"]
     assert code == 0 and best["checkpoint"] == str(run.folder) and not lossy["comparable"]
     assert "difference" not in lossy and "not comparable: loses text" in out.splitlines()[2]
@@ -342,7 +342,7 @@ def test_models_that_read_different_documents_are_not_compared(
     arguments = ["--ckpt_path", others["char"], "files.ckpt"]
     code, _, err = call(main, *arguments)
     assert code == 3 and "split this text into different documents (40 and 1)" in err and err.count("\n") == 1
-    code, out, err = call(main, *arguments, "--reader.document", "line", "--json", "-")
+    code, out, err = call(main, *arguments, "--reader.document", "line", "--json_output", "-")
     assert code == 0 and json.loads(out)["text"]["documents"] == 40
     raw["gpt2kit"]["reader"]["document"] = "auto"
     raw["gpt2kit"]["test_files"] = ["elsewhere.txt"]
@@ -363,7 +363,7 @@ def test_invalid_metadata_of_a_checkpoint_is_refused(
 
 
 def test_two_ranks_give_the_same_figures(run: Run, others: dict[str, Path], call: Callable[..., Outcome]) -> None:
-    arguments = ["--ckpt_path", str(run.folder), str(others["char"]), "--batch_size", "3", "--json", "-"]
+    arguments = ["--ckpt_path", str(run.folder), str(others["char"]), "--batch_size", "3", "--json_output", "-"]
     process = run_on_two_ranks(run.work, *arguments)
     assert process.returncode == 0, process.stderr
     two = json.loads(process.stdout)
@@ -399,7 +399,7 @@ def test_figures_agree_with_those_of_validation(
     masked = train_run(inside / "masked", options, "--data.mask_documents=true", "--trainer.max_steps=3")
     without_ends = train_run(inside / "without_ends", options, "--data.append_eos=false", "--trainer.max_steps=3")
     for run in (masked, without_ends):
-        code, out, _ = call(main, "--ckpt_path", run, "--files", corpus / "valid.txt", "--json", "-")
+        code, out, _ = call(main, "--ckpt_path", run, "--files", corpus / "valid.txt", "--json_output", "-")
         row = json.loads(out)["results"][0]
         logged = [line for line in logged_rows(run) if "val_bpb" in line][-1]
         assert code == 0 and row["bits_per_byte"] == pytest.approx(logged["val_bpb"], rel=1e-6)
@@ -413,7 +413,7 @@ def test_figures_agree_with_those_of_validation(
 def test_precisions_agree_within_their_rounding(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     losses = {}
     for precision in ("64-true", "32-true", "bf16-mixed", "bf16-true"):
-        code, out, err = call(main, "--ckpt_path", run.folder, "--precision", precision, "--json", "-")
+        code, out, err = call(main, "--ckpt_path", run.folder, "--precision", precision, "--json_output", "-")
         assert code == 0, err
         losses[precision] = json.loads(out)["results"][0]["loss"]
     assert losses["32-true"] == pytest.approx(losses["64-true"], rel=1e-6)
@@ -446,10 +446,10 @@ def test_the_html_page_shows_passages_as_text(
     ("arguments", "code", "message"),
     [
         (["--seed", "-1"], 2, "--seed -1: must be from 0"),
-        (["--json", "."], 2, "--json .: is a folder"),
+        (["--json_output", "."], 2, "--json_output .: is a folder"),
         (["--html", "a.txt/x.html"], 2, "a.txt is not a folder"),
-        (["--json", "x", "--html", "x"], 2, "one file for both"),
-        (["--copies", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
+        (["--json_output", "x", "--html", "x"], 2, "one file for both"),
+        (["--memorization", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
     ],
 )
 def test_output_paths_and_training_files_are_checked_before_the_test(
@@ -462,15 +462,15 @@ def test_output_paths_and_training_files_are_checked_before_the_test(
 
 def test_the_text_of_a_partial_test_is_counted(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "a.txt").write_text("the quick brown fox\nthe lazy dog\n")
-    arguments = ["--ckpt_path", run.folder, "--files", "a.txt", "--max_tokens", "7", "--json", "-"]
+    arguments = ["--ckpt_path", run.folder, "--files", "a.txt", "--max_tokens", "7", "--json_output", "-"]
     code, out, _ = call(main, *arguments)
     text = json.loads(out)["text"]
     assert code == 0 and (text["documents"], text["bytes"], text["words"]) == (1, 19, 4)
 
 
 def test_memorization_is_reported(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:
-    arguments = ["--ckpt_path", run.folder, "--copies", "--train_files", corpus / "train.txt"]
-    code, out, err = call(main, *arguments, "--json", "a.json")
+    arguments = ["--ckpt_path", run.folder, "--memorization", "--train_files", corpus / "train.txt"]
+    code, out, err = call(main, *arguments, "--json_output", "a.json")
     assert code == 0 and "appears in the training text" in out, err
     memorization = json.loads((inside / "a.json").read_text())["results"][0]["copies"]
     assert memorization["same_text"] is True
@@ -478,15 +478,15 @@ def test_memorization_is_reported(run: Run, corpus: Path, call: Callable[..., Ou
     longest = memorization["held_out"]["longest"][0]
     assert longest[1].strip() in (corpus / "train.txt").read_text()
     assert "the quick brown fox jumps" in longest[1] or "the lazy dog" in longest[1]
-    call(main, *arguments, "--seed", 2, "--json", "b.json")
-    call(main, *arguments, "--json", "c.json")
+    call(main, *arguments, "--seed", 2, "--json_output", "b.json")
+    call(main, *arguments, "--json_output", "c.json")
     assert (inside / "a.json").read_text() == (inside / "c.json").read_text().replace("c.json", "a.json")
     assert (inside / "a.json").read_text() != (inside / "b.json").read_text()
 
 
 def test_another_training_text_is_reported(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "other.txt").write_text("zzzz\n")
-    arguments = ["--ckpt_path", run.folder, "--copies", "--train_files", "other.txt", "--json", "-"]
+    arguments = ["--ckpt_path", run.folder, "--memorization", "--train_files", "other.txt", "--json_output", "-"]
     _, out, err = call(main, *arguments)
     memorization = json.loads(out)["results"][0]["copies"]
     assert memorization["same_text"] is False and memorization["generated"]["shares"]["8"] == 0

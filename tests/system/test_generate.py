@@ -91,14 +91,14 @@ def test_stop_strings_banned_words_and_line_breaks(opened: LoadedCheckpoint) -> 
     unlimited, _ = generate_text(generator, "the", greedy)
     assert "fox" in unlimited
     assert generate_text(generator, "the", replace(greedy, stop=["zzz", "fox"])) == (unlimited.split("fox")[0], "stop")
-    banned = replace(greedy, banned_words=["fox", "the"], max_newlines=0, strip_special=True)
+    banned = replace(greedy, bad_words=["fox", "the"], max_newlines=0, no_special_tokens=True)
     text, _ = generate_text(generator, "the", banned)
     assert not any(word in text for word in ("fox", "the", "\n"))
 
 
 def test_verse_from_a_model_that_was_not_trained_on_any(opened: LoadedCheckpoint) -> None:
     form = verse.VerseForm(4, 5, rhyme=("abcde",))
-    options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], banned_words=["q", "mn"])
+    options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], bad_words=["q", "mn"])
     options = replace(options, temperature=1.5, top_p=1.0, no_repeat_ngram_size=1, repetition_penalty=1.2)
     for seed in range(3):
         text, end = generate_text(Generator(opened), "Spring\n", replace(options, seed=seed))
@@ -173,7 +173,7 @@ def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_invalid_options_are_reported_together(run_generate: Call) -> None:
     arguments = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
     arguments += " --repetition_penalty 0 --no_repeat_ngram_size -1 --max_newlines -1 --batch_size 0"
-    arguments += " --chars_per_line 5 --interactive --json --stop= --banned_words="
+    arguments += " --chars_per_line 5 --interactive --json --stop= --bad_words="
     code, out, err = run_generate(*arguments.split())
     assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 14
 
@@ -197,7 +197,7 @@ def test_options_that_contradict_each_other_are_refused(arguments: tuple[object,
     "arguments",
     [
         ("--stop", "\udcff"),
-        ("--banned_words", "a\udcff"),
+        ("--bad_words", "a\udcff"),
         ("--lines", 2, "--line_ends", "\udcff"),
         ("--lines", 2, "--rhyme", "\udcffab"),
         ("--lines", 10**9),

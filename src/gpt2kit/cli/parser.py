@@ -1,4 +1,4 @@
-"""A function's signature and docstring become a script's command line; a user's mistake becomes one line."""
+"""Make a command line out of a function's signature and docstring, and print errors as one line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import logs
+from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -47,7 +48,10 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """Return the options for `function` that `args` give."""
     parser = parser_of(function)
-    return dict(parser.instantiate(CommandLine(parser, args).parse()).as_dict())
+    command = CommandLine(parser, args)
+    options = dict(parser.instantiate(command.parse()).as_dict())
+    renamed.log_renames(command.renames)
+    return options
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:
@@ -124,7 +128,7 @@ def print_error(error: Exception, rank: int = 0) -> None:
 
 
 def speak_utf8() -> None:
-    """Have config files and what goes to a file or a pipe be UTF-8 on every system; a terminal shows ? for the rest."""
+    """Read and write UTF-8 on every system. A terminal with another encoding shows ? for what it lacks."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             if not stream.isatty():
@@ -137,7 +141,7 @@ def speak_utf8() -> None:
 
 
 def _machine(error: Exception) -> MachineError | None:
-    """The system's word that the machine is at its limit, as an error of ours."""
+    """Return a system error that says that the machine is at its limit as a MachineError, else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
         return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
     if is_lost_connection(error):
@@ -155,7 +159,7 @@ def _machine(error: Exception) -> MachineError | None:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether it is what torch raises when another process of a run does not answer."""
+    """Return whether torch raised an error because another process of the run does not answer."""
     return bool(re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE))
 
 

@@ -90,7 +90,7 @@ def evaluate(
         selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
         tokenizer = candidate.info.tokenizer
         result.passages = [make_passage(scorer, tokenizer, scores, document, why) for document, why in selected]
-        if options.copies:
+        if options.memorization:
             result.memorization = _measure_memorization(candidate, gpt2, test_set, number, options)
         results.append(result)
     return results, stats

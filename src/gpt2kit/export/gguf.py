@@ -47,7 +47,7 @@ def gguf_problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
     )
     problems.check(
         is_byte_level,
-        "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bytebpe), without a normalizer",
+        "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bpe), without a normalizer",
     )
     problems.check(
         all(token["special"] for token in raw["added_tokens"]),

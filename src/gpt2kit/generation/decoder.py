@@ -188,7 +188,7 @@ def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Ten
             row[: len(mask)] &= mask
             row[len(mask) :] = False  # ids that have no token
         if not row.any():
-            raise UserError("--banned_words: every token that fits the verse is banned. Ban fewer words")
+            raise UserError("--bad_words: every token that fits the verse is banned. Ban fewer words")
     return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
 

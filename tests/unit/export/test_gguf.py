@@ -10,7 +10,7 @@ from gpt2kit.export.gguf import gguf_problems
 from gpt2kit.tokenization import tokenizer
 
 
-@pytest.mark.parametrize(("kind", "options"), [("char", {}), ("bytebpe", {"normalizer": "nfkc"}), ("wordpiece", {})])
+@pytest.mark.parametrize(("kind", "options"), [("char", {}), ("bpe", {"normalizer": "nfkc"}), ("wordpiece", {})])
 def test_tokenizers_that_llama_cpp_does_not_implement_are_refused(
     kind: str, options: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:
