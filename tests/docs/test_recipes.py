@@ -107,11 +107,11 @@ def made(recipe: str, corpus: Path, run: Run) -> list[str]:
 def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reload exported folders in this process, which is faster."""
 
-    def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
+    def reload_here(folder: Path, *arguments: Any) -> dict[str, Any]:
         with contextlib.redirect_stderr(io.StringIO()):
-            return reload_check.reload(str(folder), *asked)
+            return reload_check.reload(str(folder), *arguments)
 
-    monkeypatch.setattr(huggingface, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reload_folder", reload_here)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
