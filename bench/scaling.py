@@ -1,6 +1,8 @@
-"""The arithmetic of docs/scaling.md: memory, speed and network of GPT-2's sizes on many GPUs. Nothing is measured.
+"""Estimates for docs/distributed.md: memory, speed and network traffic of GPT-2's sizes on many GPUs.
 
-python bench/scaling.py
+    python bench/scaling.py
+
+Nothing is measured.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ VOCABULARY = 50304  # OpenAI's 50257, rounded up to a multiple of 64
 
 @dataclass(frozen=True)
 class Size:
-    """One of OpenAI's shapes."""
+    """One of OpenAI's model sizes."""
 
     name: str
     n_layer: int
@@ -27,7 +29,7 @@ class Size:
 
     @property
     def root(self) -> int:
-        """Parameters of what is no block: the tied embedding, positions, the last norm."""
+        """Parameters outside the blocks: the tied embedding, positions, the last norm."""
         return (VOCABULARY + BLOCK + 2) * self.n_embd
 
     @property
@@ -36,7 +38,7 @@ class Size:
 
     @property
     def flops(self) -> float:
-        """Floating point operations a trained token takes: 6 a parameter, and attention's products."""
+        """FLOPs per training token: 6 per parameter, and attention's products."""
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * BLOCK
 
 
@@ -44,31 +46,32 @@ SIZES = [Size("small", 12, 768), Size("medium", 24, 1024), Size("large", 36, 128
 
 
 def fixed(size: Size, gpus: int) -> float:
-    """Bytes a GPU holds however small the batch, with AdamW: weights 4, gradients 4, two moments 8 a parameter.
+    """Return the bytes per GPU that do not depend on the batch, with AdamW: 16 per parameter.
 
-    In shares (gpus > 1): a part of that, and whole for the moment: the root, and two blocks with their gradients.
+    Weights take 4 bytes, gradients 4, two moments 8. With sharding (gpus > 1), a GPU holds its shard of that, and at
+    times also the full root and two full blocks with their gradients.
     """
     gathered = 4 * (2 * size.root + 4 * size.block) if gpus > 1 else 0
     return 16 * size.parameters / gpus + gathered
 
 
 def activations(size: Size) -> float:
-    """Bytes a sequence of BLOCK tokens leaves for the backward pass: 34 a token, layer and width, 12 a logit."""
+    """Return the bytes that a sequence of BLOCK tokens keeps: 34 per token, layer and unit of width; 12 per logit."""
     return BLOCK * (34 * size.n_layer * size.n_embd + 12 * VOCABULARY)
 
 
 def per_step_ddp(size: Size) -> float:
-    """Bytes a GPU sends in a step: each gradient twice around the ring."""
+    """Return the bytes that a GPU sends per step: each gradient twice around the ring."""
     return 2 * 4 * size.parameters
 
 
 def per_step_fsdp(size: Size, accumulation: int) -> float:
-    """Bytes a GPU sends in a step: weights twice and gradients once, for each micro-batch."""
+    """Return the bytes that a GPU sends per step: weights twice and gradients once, for each micro-batch."""
     return 3 * accumulation * 4 * size.parameters
 
 
 def tables() -> str:
-    """The tables of docs/scaling.md."""
+    """Return the tables of docs/distributed.md."""
     memory = [
         "| model | parameters | one copy each (DDP) | 8 shares | 64 shares | a sequence of 1,024 |",
         "|" + "---|" * 6,
