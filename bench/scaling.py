@@ -1,8 +1,6 @@
-"""Estimates for docs/distributed.md: memory, speed and network traffic of GPT-2's sizes on many GPUs.
+"""The arithmetic of docs/scaling.md: memory, speed and network of GPT-2's sizes on many GPUs. Nothing is measured.
 
-    python bench/scaling.py
-
-Nothing is measured.
+python bench/scaling.py
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ VOCABULARY = 50304  # OpenAI's 50257, rounded up to a multiple of 64
 
 @dataclass(frozen=True)
 class Size:
-    """One of OpenAI's model sizes."""
+    """One of OpenAI's shapes."""
 
     name: str
     n_layer: int
@@ -29,7 +27,7 @@ class Size:
 
     @property
     def root(self) -> int:
-        """Parameters outside the blocks: the tied embedding, positions, the last norm."""
+        """Parameters of what is no block: the tied embedding, positions, the last norm."""
         return (VOCABULARY + BLOCK + 2) * self.n_embd
 
     @property
@@ -38,7 +36,7 @@ class Size:
 
     @property
     def flops(self) -> float:
-        """FLOPs per training token: 6 per parameter, and attention's products."""
+        """Floating point operations a trained token takes: 6 a parameter, and attention's products."""
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * BLOCK
 
 
@@ -46,32 +44,31 @@ SIZES = [Size("small", 12, 768), Size("medium", 24, 1024), Size("large", 36, 128
 
 
 def fixed(size: Size, gpus: int) -> float:
-    """Return the bytes per GPU that do not depend on the batch, with AdamW: 16 per parameter.
+    """Bytes a GPU holds however small the batch, with AdamW: weights 4, gradients 4, two moments 8 a parameter.
 
-    Weights take 4 bytes, gradients 4, two moments 8. With sharding (gpus > 1), a GPU holds its shard of that, and at
-    times also the full root and two full blocks with their gradients.
+    In shares (gpus > 1): a part of that, and whole for the moment: the root, and two blocks with their gradients.
     """
     gathered = 4 * (2 * size.root + 4 * size.block) if gpus > 1 else 0
     return 16 * size.parameters / gpus + gathered
 
 
 def activations(size: Size) -> float:
-    """Return the bytes that a sequence of BLOCK tokens keeps: 34 per token, layer and unit of width; 12 per logit."""
+    """Bytes a sequence of BLOCK tokens leaves for the backward pass: 34 a token, layer and width, 12 a logit."""
     return BLOCK * (34 * size.n_layer * size.n_embd + 12 * VOCABULARY)
 
 
 def per_step_ddp(size: Size) -> float:
-    """Return the bytes that a GPU sends per step: each gradient twice around the ring."""
+    """Bytes a GPU sends in a step: each gradient twice around the ring."""
     return 2 * 4 * size.parameters
 
 
 def per_step_fsdp(size: Size, accumulation: int) -> float:
-    """Return the bytes that a GPU sends per step: weights twice and gradients once, for each micro-batch."""
+    """Bytes a GPU sends in a step: weights twice and gradients once, for each micro-batch."""
     return 3 * accumulation * 4 * size.parameters
 
 
 def tables() -> str:
-    """Return the tables of docs/distributed.md."""
+    """The tables of docs/scaling.md."""
     memory = [
         "| model | parameters | one copy each (DDP) | 8 shares | 64 shares | a sequence of 1,024 |",
         "|" + "---|" * 6,
