@@ -19,6 +19,8 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
+from gpt2kit import logs
+from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -46,7 +48,10 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """Return the options for `function` that `args` give."""
     parser = parser_of(function)
-    return dict(parser.instantiate(CommandLine(parser, args).parse()).as_dict())
+    command = CommandLine(parser, args)
+    options = dict(parser.instantiate(command.parse()).as_dict())
+    renamed.log_renames(command.renames)
+    return options
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:
@@ -94,6 +99,7 @@ def _is_group(hint: object) -> bool:
 def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
     """Run `main(args)`; print a UserError as one line on stderr and exit with its code (`--debug`: the traceback)."""
     speak_utf8()
+    logs.configure()
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.generation.options import Precision
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -14,7 +17,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     auth: str | None = None,
-    at_once: int = 2,
+    max_concurrency: int = 2,
     precision: Precision = "auto",
 ) -> None:
     """Generate text with trained models on a page in the browser.
@@ -24,14 +27,14 @@ def serve(
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
         auth: NAME:PASSWORD that the page asks for.
-        at_once: Requests that are generated at the same time; others wait in a queue.
+        max_concurrency: Requests that are generated at the same time; others wait in a queue.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
     name, colon, password = (auth or "").partition(":")
     problems = Problems()
     problems.check(not auth or (name and colon and password), "--auth: must be NAME:PASSWORD")
     problems.check(0 < port < 65536, f"--port {port}: must be from 1 to 65535")
-    problems.check(at_once >= 1, f"--at_once {at_once}: must be at least 1")
+    problems.check(max_concurrency >= 1, f"--max_concurrency {max_concurrency}: must be at least 1")
     refuse(problems.messages)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
@@ -41,7 +44,7 @@ def serve(
     models = find_models(ckpt_path)
     app.check_port(host, port)
     service = Service(models, precision)
-    application = app.app(service, host, (name, password) if auth else None, at_once)
+    application = app.app(service, host, (name, password) if auth else None, max_concurrency)
     service.load()
     import uvicorn
 
@@ -49,5 +52,5 @@ def serve(
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
     print(f"http://{address}:{port}  {count}; Ctrl-C ends it", file=sys.stderr)
     if not app.is_loopback(host) and not auth:
-        print(f"note: anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password", file=sys.stderr)
+        logger.info(f"anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password")
     uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from gpt2kit.errors import MachineError, first_line
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import lightning_patches, run_state
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
+
+logger = logging.getLogger(__name__)
 
 # The newest checkpoints that are kept, besides the best.
 KEEP_NEWEST = 2
@@ -60,7 +63,7 @@ class ExactResume(Checkpoint):
             the end.
         save_top_k: checkpoints with the lowest validation loss to keep, besides the newest.
         max_seconds: save and stop after the first step that ends later than this.
-        override: on resume, take the optimizer's settings from the config instead of the checkpoint.
+        override_optimizer: on resume, take the optimizer's settings from the config instead of the checkpoint.
         settings: the resolved config as plain types, stored in each checkpoint.
     """
 
@@ -69,10 +72,15 @@ class ExactResume(Checkpoint):
         every: int | None,
         save_top_k: int = 1,
         max_seconds: float | None = None,
-        override: bool = False,
+        override_optimizer: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self.every, self.save_top_k, self.max_seconds, self.override = every, save_top_k, max_seconds, override
+        self.every, self.save_top_k, self.max_seconds, self.override_optimizer = (
+            every,
+            save_top_k,
+            max_seconds,
+            override_optimizer,
+        )
         self.settings = settings or {}
         self._signal = 0
         self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what ranks agreed a step ago
@@ -106,7 +114,7 @@ class ExactResume(Checkpoint):
         if trainer.received_sigterm:  # by Lightning's handler
             self._signal = signal.SIGTERM
         lightning_patches.disable_signal_broadcast(trainer)
-        if self.override:
+        if self.override_optimizer:
             apply_config_settings(trainer)
         update_learning_rates(trainer)
         self._is_started = True
@@ -216,10 +224,7 @@ class ExactResume(Checkpoint):
             raise MachineError(
                 f"{problem}; {MAX_FAILED_SAVES} saves have failed. Make room and resume with --ckpt_path last"
             )
-        print(
-            f"WARNING: NOT SAVED, training continues: {problem} (failure {self._failed_saves} of {MAX_FAILED_SAVES})",
-            file=sys.stderr,
-        )
+        logger.warning(f"NOT SAVED, training continues: {problem} (failure {self._failed_saves} of {MAX_FAILED_SAVES})")
 
     def _expected_bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
         """Return about how large the next checkpoint is: as the last one, or weights and two moments in float32."""
@@ -297,4 +302,4 @@ def requeue() -> None:
     if job := os.environ.get("SLURM_JOB_ID"):
         process = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
         if process.returncode:
-            print(f"WARNING: scontrol requeue {job} failed: {process.stderr.strip()}", file=sys.stderr)
+            logger.warning(f"scontrol requeue {job} failed: {process.stderr.strip()}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from gpt2kit.training import loggers
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
+
+logger = logging.getLogger(__name__)
 
 SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Leave it out"
 _HEADER = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
@@ -89,7 +91,7 @@ class TextSamples(Callback):
 
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
-        source = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
+        source = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2, gpt2.state_dict()), tokenizer, {})
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -98,7 +100,7 @@ class TextSamples(Callback):
     def _note(self, text: str) -> None:
         if text not in self._notes:
             self._notes.add(text)
-            print(f"note   samples: {text}", file=sys.stderr)
+            logger.info(f"samples: {text}")
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
@@ -110,9 +112,10 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_state(gpt2: GPT2Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT2Module by GPT-2's own names. None is copied but those that LoRA adds to."""
-    return validation.model_state(finetuning.merge_lora(state))
+    scale = finetuning.lora_scale(gpt2.lora_r, gpt2.lora_alpha)
+    return validation.model_state(finetuning.merge_lora(state, scale))
 
 
 def format_section(

@@ -88,11 +88,11 @@ def test_files_that_an_option_or_a_file_names_are_compared(
             "--model.n_layer x: must be a whole number; --data.batch_size y: must be a whole number\n",
         ),
         (["--trainer.precision=half"], "--trainer.precision half: must be one of auto, 32-true, bf16-mixed"),
-        (["--model.lora=1.5"], "--model.lora 1.5: must be a whole number or null"),
+        (["--model.lora_r=1.5"], "--model.lora_r 1.5: must be a whole number"),
         (["--data.reader.min_chars=x"], "--data.reader.min_chars x: must be a whole number"),
         (["--data.train_files"], "--data.train_files: needs a value"),
         (["--ckpt_path"], "--ckpt_path: needs a value"),
-        (["--find", "--plan"], "--find: needs a value"),
+        (["--tune", "--plan"], "--tune: needs a value"),
         (["-c"], "-c: needs a value"),
         (["-model.n_layer=3"], "-model.n_layer: no such option. Did you mean --model.n_layer?"),
         (["--model.n_layer3"], "--model.n_layer3: no such option. Did you mean --model.n_layer?"),
@@ -126,9 +126,9 @@ def test_mistakes_of_the_command_line(
     ("content", "said"),
     [
         ("ckpt_path: none.ckpt\n", "ckpt_path: not in a config file; on the command line, as --ckpt_path"),
-        ("find: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
+        ("tune: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
         ('plan: "false"\n', "plan false: must be true or false"),
-        ("override: maybe\n", "override maybe: must be true or false"),
+        ("override_optimizer: maybe\n", "override_optimizer maybe: must be true or false"),
         ("? [a, b]\n: 3\n", "config.yaml line 1: (a key without a name): no such option"),
         ("a: \0\n", "Is this a config file?"),
         ("model:\n  n_head: four\n", "config.yaml line 2: model.n_head four: must be a whole number"),
@@ -187,8 +187,9 @@ def test_aliases_and_merges_are_taken(options: list[str], inside: Path) -> None:
     [
         (["--data.seed=3"], "--data.seed 3: seed_everything decides it"),
         (["--model.n_positions=99"], "--model.n_positions 99: data.block_size decides it"),
-        (["--model.vocab_size=320"], "--model.vocab_size 320: data.tokenizer decides it"),
-        (["--model.document_start=0"], "--model.document_start 0: data.mask_documents decides it"),
+        (["--model.vocab_size=321"], "model.vocab_size 321: the tokenizer decides it, and gives 320"),
+        (["--model.vocab_size=big"], "model.vocab_size big: the tokenizer decides it, and gives 320"),
+        (["--model.document_start=0"], "model.document_start 0: the tokenizer decides it, and gives None"),
         (["--config=config.yaml"], "config.yaml line 1: model.n_positions 8: data.block_size decides it"),
     ],
 )
@@ -197,6 +198,14 @@ def test_an_option_that_another_decides_is_refused(
 ) -> None:
     (inside / "config.yaml").write_text("model: {n_positions: 8}\n")
     assert said in refusal(call(train.main, *options, *words))
+
+
+def test_an_option_that_another_decides_may_agree_with_it_in_a_run(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    linked = ["--data.seed=1", "--model.n_positions=16", "--model.vocab_size=320", "--model.document_start=0"]
+    code, _, err = call(train.main, *options, *linked, "--data.mask_documents=true", "--trainer.max_steps=1")
+    assert code == 0, err
 
 
 def test_an_option_that_another_decides_may_agree_with_it(options: list[str], inside: Path) -> None:
@@ -213,7 +222,7 @@ def test_a_plan_names_all_values_and_files_that_are_wrong(
     for words, said in (
         (["--save_every=0", "--data.valid_files=nowhere.txt"], ["save_every 0", "nowhere.txt"]),
         (["--save_every=0", "--data.valid_files=bad.txt"], ["save_every 0", "bad.txt"]),
-        (["--data.global_batch=9"], ["data.global_batch 9: not a multiple"]),
+        (["--data.global_batch_size=9"], ["data.global_batch_size 9: not a multiple"]),
         (["--ckpt_path=none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
         (["--model.init_from=./none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
         (["--trainer.max_time=1h", "--save_every=0"], ["trainer.max_time 1h: must be DD:HH:MM:SS", "save_every 0"]),
