@@ -34,68 +34,6 @@ class NoSharing(Callback):
         trainer.optimizers[0].ranks = (0, 1)  # type: ignore[attr-defined]
 
 
-<<<<<<< HEAD
-=======
-def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: str, more: list[str]) -> float:
-    """Tokens/s of the last steps of a run; one step is 16 sequences of 128 tokens, whatever the ranks."""
-    words = [
-        *(f"--data.train_files={work / 'text.txt'}", f"--data.tokenizer={work / 'tokenizer'}"),
-        *(
-            f"--data.cache_dir={work / 'cache'}",
-            "--data.block_size=128",
-            "--data.batch_size=8",
-            "--data.global_batch_size=16",
-        ),
-        *(
-            "--model.n_layer=4",
-            "--model.n_head=4",
-            f"--model.n_embd={n_embd}",
-            f"--model.optimizer=gpt2kit.optim.{optimizer}",
-        ),
-        *(f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=4", "--trainer.precision=32-true"),
-        *("--trainer.accelerator=cpu", f"--trainer.devices={ranks}", f"--trainer.strategy={strategy}"),
-        *(
-            f"--trainer.default_root_dir={work / f'{ranks}-{strategy}-{n_embd}'}",
-            "--trainer.enable_checkpointing=false",
-        ),
-        *more,
-    ]
-    best = 0.0
-    for _ in range(3):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "bench")}
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "trainer.py"), *words], env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            sys.exit(done.stderr)
-        log = max((work / f"{ranks}-{strategy}-{n_embd}/lightning_logs").glob("*/metrics.csv"), key=os.path.getmtime)
-        with open(log, encoding="utf-8") as file:
-            rows = [float(row["tokens_per_s"]) for row in csv.DictReader(file) if row.get("tokens_per_s")]
-        best = max(best, *rows[1:])
-    return best
-
-
-def joining(work: Path) -> tuple[float, float]:
-    """MB/s of tokens that parts are merged at, and MB/s of text that one process encodes."""
-    from gpt2kit.data import build, parallel_build
-    from gpt2kit.text.reader import Reader
-    from gpt2kit.tokenization import tokenizer
-
-    paths = []
-    for number in range(8):
-        paths.append(work / f"part{number}.txt")
-        paths[-1].write_text("".join(LINE.format(n) for n in range(number * 60_000, (number + 1) * 60_000)))
-    corpus = build.Corpus(paths, tokenizer.load(work / "tokenizer"), Reader(), shard_tokens=1 << 21)
-    begun = time.perf_counter()
-    for part in parallel_build.parts_of(corpus, 4).values():
-        build.open_or_build(part, work / "joined")
-    encoding = sum(path.stat().st_size for path in paths) / (time.perf_counter() - begun) / 1e6
-    begun = time.perf_counter()
-    store = parallel_build.merge(corpus, 4, work / "joined")
-    return store.tokens * store.dtype.itemsize / (time.perf_counter() - begun) / 1e6, encoding
-
-
->>>>>>> main
 def main() -> None:
     from gpt2kit.cli.train_tokenizer import train_tokenizer
     from gpt2kit.tokenization.trainers import TokenizerSpec
