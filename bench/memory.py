@@ -27,10 +27,9 @@ SHAPES = {
     "26 M": (12, 12, 384, 128, 12),
     "small": (12, 12, 768, 256, 4),
 }
-# What the first process runs.
-ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import run_info; "
-ESTIMATE += "c = train.TrainCLI(sys.argv[1:]); "
-ESTIMATE += "print(json.dumps(run_info.estimate_memory(c.trainer, c.datamodule, c.model)))"
+# What the first process runs: `--plan`, of which it prints the estimate.
+ESTIMATE = "import json, sys; from gpt2kit.cli import train; "
+ESTIMATE += "print(json.dumps(train.TrainCLI([*sys.argv[1:], '--plan']).measure_plan()['memory']))"
 
 
 def measure(

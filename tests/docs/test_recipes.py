@@ -110,11 +110,11 @@ def prepare(recipe: str, corpus: Path, run: Run) -> list[str]:
 def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reload exported folders in this process, which is faster."""
 
-    def reloaded(folder: Path, *args: Any) -> dict[str, Any]:
+    def reload_here(folder: Path, *args: Any) -> dict[str, Any]:
         with contextlib.redirect_stderr(io.StringIO()):
             return reload_check.reload(str(folder), *args)
 
-    monkeypatch.setattr(huggingface, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reload_folder", reload_here)
 
 
 @pytest.mark.parametrize("name", RECIPES)
