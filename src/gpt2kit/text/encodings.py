@@ -75,7 +75,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             error_line, error_byte = line + before.count("\n"), offset - len(state[0]) + error.start
             where = f"{path} line {error_line}, byte {error_byte}"
             if not replace:
-                advice = "Set reader.encoding to the file's encoding, or reader.on_bad_text replace"
+                advice = "Set reader.encoding to the file's encoding, or reader.errors replace"
                 raise DataError(f"{where}: not {codec.upper()}. {advice}") from None
             decoder.setstate(state)
             text, count = _decode_with_replacement(decoder, chunk, not following)
@@ -88,8 +88,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             where = f"{path} line {nul_line}"
             if not replace:
                 raise DataError(
-                    f"{where}: a NUL character, so this may not be text. Remove the file, or set "
-                    "reader.on_bad_text replace"
+                    f"{where}: a NUL character, so this may not be text. Remove the file, or set reader.errors replace"
                 )
             report.note("NUL characters replaced", where, text.count("\0"))
             text = text.replace("\0", "�")

@@ -38,7 +38,7 @@ def test_a_lossy_tokenizer_is_reported_with_an_example() -> None:
 
 
 def test_examples_are_split_into_tokens() -> None:
-    tokenizer = trainers.train_bytebpe(["the the the"], TokenizerSpec(vocab_size=260))
+    tokenizer = trainers.train_bpe(["the the the"], TokenizerSpec(vocab_size=260))
     pieces = report.split_into_tokens(tokenizer, "the 白 the")
     assert "".join(pieces) == "the 白 the" and "白" in pieces
     assert "|白|" in report.describe(report.measure(tokenizer, ["the 白 the"]), "x")
@@ -55,7 +55,7 @@ def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, ca
     candidates = ["300", "340", "char", "wordpiece:150", str(corpus / "tokenizer")]
     out = run("--files", corpus / "train.txt", "--compare", *candidates)
     names = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
-    assert names[0] == "tokenizer" and names[2:] == ["bytebpe:300", "bytebpe:340", *candidates[2:]]
+    assert names[0] == "tokenizer" and names[2:] == ["bpe:300", "bpe:340", *candidates[2:]]
     assert "of held-out text" in out and f"suggestion: {corpus / 'tokenizer'}," in out
     assert not list(inside.iterdir())
 
@@ -71,5 +71,5 @@ def test_the_suggestion_is_small_lossless_and_near_the_best() -> None:
 
 
 def test_training_on_a_sample_is_reported(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_tokenizer([str(corpus / "train.txt")], tmp_path, vocab_size=300, sample=2000)
+    train_tokenizer([str(corpus / "train.txt")], tmp_path, vocab_size=300, max_train_bytes=2000)
     assert "note: training on a sample of 2.0 kB of 22.7 kB" in capsys.readouterr().err
