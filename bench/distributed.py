@@ -86,7 +86,7 @@ def joining(work: Path) -> tuple[float, float]:
         paths[-1].write_text("".join(LINE.format(n) for n in range(number * 60_000, (number + 1) * 60_000)))
     corpus = build.Corpus(paths, tokenizer.load(work / "tokenizer"), Reader(), shard_tokens=1 << 21)
     begun = time.perf_counter()
-    for part in parallel_build.parts_of(corpus, 4).values():
+    for part in parallel_build.split_corpus(corpus, 4).values():
         build.open_or_build(part, work / "joined")
     encoding = sum(path.stat().st_size for path in paths) / (time.perf_counter() - begun) / 1e6
     begun = time.perf_counter()

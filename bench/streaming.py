@@ -115,7 +115,7 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 seconds = time.perf_counter() - begin
                 tokens = (steps + 1) * given.batch_size * given.block_size
                 figures["million tokens/s, one epoch"] = round(tokens / seconds / 1e6, 1)
-            for number in order.files_at(step):  # so that none of them takes from the line when the next one is timed
+            for number in order.shards_at(step):  # so that none of them takes from the line when the next one is timed
                 store.shard(number)
         figures[f"greatest local MB, {name}"] = round(watched.most / 1e6, 1)
         del batches, store

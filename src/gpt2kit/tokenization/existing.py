@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models
 
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, first_line
 from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, to_json
 from gpt2kit.tokenization.trainers import UNKNOWN, TokenizerSpec, as_special, build_bert, build_words
 
@@ -78,26 +78,17 @@ def _convert_folder(folder: Path) -> str:
 
 
 def _download(name: str) -> str:
-    """Return the hub's tokenizer.json, from the local cache if possible.
+    """Return the tokenizer.json of a name on the hub, from the hub's local cache if it is unchanged."""
+    # Not hf_hub_download: on an offline machine it retries for 24 seconds.
+    from huggingface_hub import snapshot_download
 
-    There is one attempt: on an offline machine `hf_hub_download` would retry for 24 seconds.
-    """
-    import urllib.error
-    import urllib.request
-
-    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    if isinstance(cached := try_to_load_from_cache(name, "tokenizer.json"), str):
-        return Path(cached).read_text(encoding="utf-8")
-    reason = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        request = urllib.request.Request(hf_hub_url(name, "tokenizer.json"), headers=build_hf_headers())
-        try:
-            with urllib.request.urlopen(request, timeout=20) as response:
-                return bytes(response.read()).decode()
-        except urllib.error.HTTPError as error:
-            reason = f"the hub answers {error.code} {error.reason}"
-        except OSError as error:
-            reason = f"the hub cannot be reached: {getattr(error, 'reason', error)}"
-    raise DataError(f"--vocab {name}: no such folder here, and {reason}. Check the name, or give a tokenizer's folder")
+    try:
+        path = Path(snapshot_download(name, allow_patterns=["tokenizer.json"])) / "tokenizer.json"
+    except Exception as error:  # the network and the hub raise many classes
+        raise DataError(
+            f"--vocab {name}: no such folder, and not available from the hub ({type(error).__name__}: "
+            f"{first_line(error)}). Check the name, or download the tokenizer and give its folder"
+        ) from None
+    if not path.is_file():
+        raise DataError(f"--vocab {name}: has no tokenizer.json on the hub. Use another tokenizer")
+    return read_utf8(path, f"--vocab {name}")

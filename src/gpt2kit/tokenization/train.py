@@ -85,7 +85,8 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, hash_range: HashR
         is_empty = False
         yield document
     if is_empty:
-        raise DataError(f"{paths[0]}{' and the others' if paths[1:] else ''}: no text in it. Name files that hold text")
+        where = f"{paths[0]}{' and the others' if paths[1:] else ''}"
+        raise DataError(f"{where}: no text in it. Name files that contain text")
     for line in report.lines():
         logger.info(line)
 
@@ -108,7 +109,7 @@ def resolve(
     try:
         return _cached(TokenizerSpec("existing", vocab=tokenizer), [], reader, None, cache_dir)
     except DataError as error:
-        reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").split(". ")[0]
+        reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").rpartition(". ")[0]
         raise DataError(
             f"{tokenizer}: no such tokenizer ({reason}). Train one with train_tokenizer.py --output_dir {tokenizer}"
         ) from None
