@@ -113,7 +113,7 @@ class TrainCLI(LightningCLI):
         if self.config.data.streaming:
             raise UserError(
                 "data.streaming true: --part and --merge build a store on a local disk. Add --data.streaming false "
-                "--data.cache_dir FOLDER, then copy the store to the URL (docs/scaling.md)"
+                "--data.cache_dir FOLDER, then copy the store to the URL (docs/distributed.md)"
             )
         data = self._datamodule()
         if part is not None:
@@ -176,7 +176,7 @@ class TrainCLI(LightningCLI):
         with self.options.collect():
             if not isinstance(spec, str) and spec.vocab is None:
                 raise UserError(
-                    f"data.tokenizer: trains another vocabulary than model.init_from {init_from} has. Leave it out, "
+                    f"data.tokenizer: trains another vocabulary than that of model.init_from {init_from}. Omit it, "
                     "or adapt the model to it with --model.replace_tokenizer true"
                 )
             initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)

@@ -61,8 +61,8 @@ def train_tokenizer(
     save(training.with_special_tokens(tokenizer, spec), output_dir)
     tokenizer = load(output_dir)
     size = tokenizer.get_vocab_size()
-    most = None if spec.vocab is not None else spec.max_size
-    fewer = f" (the text yields no more; --vocab_size is {most:,})" if most and size < most else ""
+    largest = None if spec.vocab is not None else spec.max_size
+    fewer = f" (the text yields no more; --vocab_size is {largest:,})" if largest and size < largest else ""
     print(f"{output_dir}: {size:,} tokens{fewer}")
     if spec.kind == "wordpiece":
         print(LOSSES)

@@ -62,7 +62,7 @@ class TextDataModule(pl.LightningDataModule):
         num_workers: processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
         streaming: read tokenized text from cache_dir, such as `s3://bucket/stores`, and keep on the local disk only the
-            files that are needed now and next. Build it locally and copy it there: docs/scaling.md.
+            files that are needed now and next. Build it locally and copy it there: docs/distributed.md.
         window_shards: with streaming, the number of cache files whose blocks are shuffled together.
         seed: random seed of the order; comes from `seed_everything`.
     """

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,19 +276,15 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
 
 
 def test_a_name_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = (folder / "char/tokenizer.json").read_bytes()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(content))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder / "char"))
     train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
     assert tokenizer.size(tokenizer.load(tmp_path / "out")) == tokenizer.size(tokenizer.load(folder / "char"))
 
-    def offline(*_: object, **__: object) -> object:
-        raise urllib.error.URLError("no route")
+    def fail(name: str, **options: object) -> str:
+        raise OSError("no route")
 
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(
-        DataError, match="some-one/some-thing: no such folder here, and the hub cannot be reached: no route"
-    ):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(DataError, match=r"some-one/some-thing: no such folder, and .* the hub \(OSError: no route\)"):
         train_tokenizer(output_dir=tmp_path / "none", kind="existing", vocab="some-one/some-thing")
     assert not (tmp_path / "none").exists()
 
