@@ -115,7 +115,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
                 seconds = time.perf_counter() - begin
                 tokens = (steps + 1) * args.batch_size * args.block_size
                 figures["million tokens/s, one epoch"] = round(tokens / seconds / 1e6, 1)
-            for number in order.files_at(step):  # so that none of them uses the connection while the next one is timed
+            for number in order.shards_at(step):  # so that none of them uses the connection while the next one is timed
                 store.shard(number)
         figures[f"largest local MB, {name}"] = round(size.largest / 1e6, 1)
         del batches, store

@@ -110,7 +110,7 @@ class TrainCLI(LightningCLI):
             )
         data = self._datamodule()
         if part is not None:
-            return parallel_build.build_each(data.corpora(), *parallel_build.numbers(part), data.cache_dir)
+            return parallel_build.build_each(data.corpora(), *parallel_build.parse_part(part), data.cache_dir)
         return parallel_build.merge_each(data.corpora(), merge, data.cache_dir)
 
     def instantiate_classes(self) -> None:

@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.model import vocabulary_transfer
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.tokenizer import token_bytes
-from gpt2kit.tokenization.trainers import EOS
+from gpt2kit.tokenization.tokenizer import EOS, token_bytes
 
 TEXT = "春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。the quick brown fox isn't here\n" * 30
 KINDS = ["bpe", "char", "spm-bpe", "spm-unigram", "words", "wordpiece"]
