@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.errors import CheckpointError, MachineError
+from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
 
 LOGS = "lightning_logs"
@@ -40,8 +41,10 @@ def claim(run: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        status = run_folder.read_status(run)
-        holder = f"process {status.get('pid')} on {status.get('host')}" if status else "another process"
+        holder = "another process"
+        with contextlib.suppress(DataError):
+            if status := run_folder.read_status(run):
+                holder = f"process {status.get('pid')} on {status.get('host')}"
         raise MachineError(f"{run}: {holder} is training in this folder. Wait for it to end, or stop it") from None
     return lock
 
@@ -85,20 +88,12 @@ def truncate_metrics(run: Path, step: int) -> None:
     if not path.is_file():
         return
     text = io.StringIO(newline="")
-    with path.open(encoding="utf-8", newline="") as file:
+    with run_folder.refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         writer = csv.DictWriter(text, rows.fieldnames or [], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row for row in rows if _is_complete_until(row, step))
+        writer.writerows(row for row in run_folder.complete_rows(rows) if float(row["step"] or "nan") <= step)
     files.write_text(path, text.getvalue())
-
-
-def _is_complete_until(row: Mapping[str, str | None], step: int) -> bool:
-    """Return whether a row is of a step up to `step`; one that was being written when the run was killed is not."""
-    try:
-        return None not in row.values() and float(row.get("step") or "nan") <= step
-    except ValueError:
-        return False
 
 
 def space_problem(run: Path, size: int) -> str:
@@ -157,7 +152,7 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
 
     try:
         config = yaml.safe_load((run / run_folder.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):
         config = None
     if not isinstance(config, dict):
         return ["it has no valid config.yaml"]

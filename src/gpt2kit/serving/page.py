@@ -166,19 +166,19 @@ def tokens_html(generator: Generator, sampled: list[SampledToken]) -> str:
     """Return each token, darker the less likely it was, with its alternatives. All text in it is escaped."""
     spans = []
     for one in sampled[:_SHOWN_TOKENS]:
-        shown = visible(generator, one.token)
-        rows = [f"{shown}  {one.probability:.1%}  sampled"]
+        text = visible(generator, one.token)
+        rows = [f"{text}  {one.probability:.1%}  sampled"]
         rows += [f"{visible(generator, token)}  {probability:.1%}" for token, probability in one.most_likely]
-        shown = "⏎\n" if shown == "⏎" else shown
+        alternatives = "&#10;".join(html.escape(row.replace("\n", "")) for row in rows)
         spans.append(
-            f'<span class="t" tabindex="0" style="--surprise:{60 * (1 - one.probability):.0f}">{html.escape(shown)}'
-            f'<span class="a">{"&#10;".join(map(html.escape, rows))}</span></span>'
+            f'<span class="t" tabindex="0" style="--surprise:{60 * (1 - one.probability):.0f}">{html.escape(text)}'
+            f'<span class="a">{alternatives}</span></span>'
         )
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 
 def visible(generator: Generator, token: int) -> str:
-    """Return a token as visible text: a line break as ⏎, a part of a character as its bytes."""
+    """Return a token as visible text, a part of a character as its bytes."""
     if token == generator.eos:
         return "(end)"
     raw = generator.token_bytes(token)
@@ -186,7 +186,7 @@ def visible(generator: Generator, token: int) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         return raw.hex(" ").upper()
-    return pages.mark_hidden(text).replace("\n", "⏎").replace("\t", "→")
+    return pages.visible(text)
 
 
 def facts(model: Model) -> str:

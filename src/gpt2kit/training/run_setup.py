@@ -58,7 +58,8 @@ class RunSetup(Callback):
         info = self.record.info
         info["start"]["begun"] = gpt2_of(trainer).start_notes
         if self.resumed and (run := lifecycle.run_of(self.resumed)):
-            report_other_choices(run_folder.read_starts(run), info["start"])
+            with run_folder.refuse_damaged(run / run_folder.START):
+                report_other_choices(run_folder.read_starts(run), info["start"])
         plan.print_lines(plan.summary_lines(info), sys.stderr)
 
     def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:

@@ -23,6 +23,7 @@ from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, generation_problems
 from gpt2kit.model import finetuning
 from gpt2kit.runs import folder
+from gpt2kit.runs.pages import mark_hidden
 from gpt2kit.training import loggers
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
@@ -89,7 +90,7 @@ class TextSamples(Callback):
 
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
-        source = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2.state_dict()), tokenizer, {})
+        source = LoadedCheckpoint(Path(), gpt2.shape, tokenizer, {}, state=plain_state(gpt2.state_dict()))
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -124,7 +125,7 @@ def format_section(
     for prompt, samples in zip(prompts, texts, strict=True):
         lines += [f"Prompt: {_format_prompt(prompt)}" if prompt else "No prompt", ""]
         for text in samples:
-            lines += [*(f"    {_show_controls(line)}" for line in text.split("\n")), ""]
+            lines += [*(f"    {mark_hidden(line)}" for line in text.split("\n")), ""]
             if len(samples) > 1:
                 lines += ["—", ""]
     return "\n".join(lines)
@@ -137,16 +138,9 @@ def append_section(path: Path, step: int, section: str) -> None:
     files.write_text(path, f"{text[: min(later, default=len(text))].rstrip()}\n\n{section}")
 
 
-def _show_controls(line: str) -> str:
-    """Return a line with control characters, and others that end lines, as numbers."""
-    return "".join(
-        f"<U+{ord(c):04X}>" if (ord(c) < 32 and c != "\t") or c in "\x7f\x85\u2028\u2029" else c for c in line
-    )
-
-
 def _format_prompt(prompt: str) -> str:
     """Return a prompt as one line of Markdown code, between more backticks than it has in a row."""
-    line = _show_controls(prompt.replace("\n", "↵"))
+    line = mark_hidden(prompt.replace("\n", "↵"))
     if len(line) > _MAX_PROMPT:
         line = line[: _MAX_PROMPT - 1] + "…"
     mark = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
