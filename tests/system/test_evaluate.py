@@ -163,7 +163,7 @@ def test_logits_are_made_of_a_few_positions_at_a_time(
 
     scorer = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
     whole = scorer.score()
-    monkeypatch.setattr(gpt2, "LOGITS", 320 * 7)
+    monkeypatch.setattr(gpt2, "CHUNK", 320 * 7)
     np.testing.assert_allclose(scorer.score(), whole)
 
 

@@ -12,7 +12,7 @@ import functools
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,25 +38,20 @@ _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The content of a checkpoint without its tensors; see `LoadedCheckpoint`."""
-
-    path: Path
-    shape: Shape
-    tokenizer: Tokenizer
-    metadata: dict[str, Any]
-    document_start: int | None = None
-
-
-@dataclass
-class LoadedCheckpoint:
-    """The content of a checkpoint."""
+    """The content of a checkpoint without its tensors."""
 
     path: Path  # the file, or the Hugging Face folder
     shape: Shape
-    state: dict[str, Tensor]  # on the CPU, in float32
     tokenizer: Tokenizer
     metadata: dict[str, Any]  # the entry `gpt2kit`; for a Hugging Face folder, only that it has no test text
     document_start: int | None = None  # the token that begins a document, if tokens see only their own document
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint(CheckpointInfo):
+    """The content of a checkpoint."""
+
+    state: dict[str, Tensor] = field(kw_only=True)  # on the CPU, in float32
 
     @functools.cached_property
     def model(self) -> GPT2:
@@ -151,7 +146,7 @@ def open(path: str | Path, verify: bool = True) -> LoadedCheckpoint:
     if info.path.is_file():
         # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    return LoadedCheckpoint(info.path, info.shape, tensors, info.tokenizer, info.metadata, info.document_start)
+    return LoadedCheckpoint(**vars(info), state=tensors)
 
 
 def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:

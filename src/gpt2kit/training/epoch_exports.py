@@ -83,7 +83,7 @@ class EpochExports(Callback):
         try:
             with isolate_rng():
                 metadata = run_state.describe(trainer, settings={})
-                source = LoadedCheckpoint(target, shape, plain_state(state), tokenizer, metadata)
+                source = LoadedCheckpoint(target, shape, tokenizer, metadata, state=plain_state(state))
                 with huggingface.replacing_folder(target) as folder:
                     huggingface.write(source, folder, target.name, self.dtype)
                     huggingface.check(source, folder, self.dtype)
