@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN = $$(ls -d lightning_logs/version_* | sort -V | tail -n 1)
 
-.PHONY: demo test prove check format lint types docs clean
+.PHONY: demo test unit prove check format lint types docs clean
 
 demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
 	$(BIN)/python data/demo.py
@@ -12,8 +12,11 @@ demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
 	$(BIN)/python test.py --ckpt_path $(RUN)
 	$(BIN)/python generate.py --ckpt_path $(RUN) --prompt "def " "import " "class " "if __name__ ==" --max_new_tokens 100 --temperature 0.6
 
-test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/installed  ## the whole test suite, one process per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+unit: .venv/installed  ## the unit tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
 
 prove: .venv/installed  ## hundreds of kills, each compared to the last bit, 4 ranks, and 4 GB of text; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py
@@ -37,10 +40,10 @@ types: .venv/installed
 docs: .venv/installed  ## docs/configs.md, out of the parsers
 	$(BIN)/python scripts/configs_page.py
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than 3.11; make PYTHON=python3.11")'
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
 clean:  ## forget the environment and tokenized text; runs and tokenizers stay

@@ -12,9 +12,16 @@ import pytest
 import torch
 from helpers import SENTENCE, Outcome, Run, train_tokenizer
 
+from gpt2kit import logs
 from gpt2kit.cli import parser, train
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs_on_stderr() -> None:
+    """Print notes and warnings as the commands do, also where a test calls a function directly."""
+    logs.configure()
 
 
 @pytest.fixture(scope="session")

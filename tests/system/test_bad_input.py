@@ -190,7 +190,7 @@ def test_an_empty_file_among_others_is_told(run: Run, call: Callable[..., Outcom
     (inside / "b.txt").touch()
     words = ["--ckpt_path", run.folder, "--files", "a.txt", "b.txt", "--cache_dir", "cache"]
     code, _, err = call(lambda args: parser.run(test.test, args), *words)
-    assert code == 0 and err == "note   test text: 1 files without text (first: b.txt)\n"
+    assert code == 0 and err == "note: test text: 1 files without text (first: b.txt)\n"
 
 
 def spoilt(corpus: Path, folder: Path, change: Callable[[str], str]) -> None:

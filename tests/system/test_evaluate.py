@@ -259,7 +259,7 @@ def test_a_quick_look_says_that_it_is_one(run: Run, call: Callable[..., Outcome]
     whole, err = look()
     assert not whole["text"]["partial"] and "partial" not in err
     part, err = look("--max_tokens", 200)
-    assert "note   partial: the first " in err and 100 < part["results"][0]["tokens"] <= 200
+    assert "note: partial: the first " in err and 100 < part["results"][0]["tokens"] <= 200
     count = part["text"]["documents"]
     (inside / "few.txt").write_text("\n".join((corpus / "test.txt").read_text().splitlines()[:count]))
     alone, _ = look("--files", "few.txt")
@@ -347,7 +347,7 @@ def test_other_documents_are_not_compared(
     raw["gpt2kit"]["test_files"] = ["elsewhere.txt"]
     torch.save(raw, inside / "other.ckpt")
     code, _, err = call(main, "--ckpt_path", run.folder, "other.ckpt")
-    assert code == 0 and "note   other.ckpt: tested on the text of" in err
+    assert code == 0 and "note: other.ckpt: tested on the text of" in err
 
 
 @pytest.mark.parametrize("facts", [{"append_eos": "no"}, {"reader": 3}, {"reader": {"reader": "x.Y"}}])

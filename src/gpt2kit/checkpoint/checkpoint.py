@@ -9,9 +9,9 @@ that it names is imported, and its shape is compared with its tensors before a m
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
 from gpt2kit.text.reader import HashRange
 from gpt2kit.tokenization import tokenizer as tokenizers
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from gpt2kit.model.gpt2 import GPT2
@@ -114,7 +116,7 @@ def newest_valid(run: Path) -> Path | None:
         try:
             check_resumable(path)
         except CheckpointError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            logger.warning(f"skipped: {error}")
         else:
             return path
     return None

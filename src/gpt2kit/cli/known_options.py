@@ -64,10 +64,12 @@ class CommandLine:
     """The arguments of a command, all of whose options exist.
 
     The parser must raise its errors. Linked options, which another one decides, may be set only if they agree with it.
+    Where the other is None, the value is known later: `linked_values` has what is to be compared with it.
     """
 
-    def __init__(self, parser: ArgumentParser, args: list[str], linked: dict[str, str] | None = None) -> None:
+    def __init__(self, parser: ArgumentParser, args: list[str], linked: dict[str, str | None] | None = None) -> None:
         self._parser, self._linked = parser, linked or {}
+        self.linked_values: dict[str, Any] = {}
         self._args: list[str] = []  # without linked options
         self._sections = {"", *(parser.groups or ())}
         self._options: dict[str, Option] = {}  # with the parameters of classes
@@ -82,10 +84,14 @@ class CommandLine:
             self._check(entry)
             latest[entry.name] = entry
         for name, source in self._linked.items():
-            default = self._options[source].action.default
-            source_value = latest[source].value if source in latest else default
-            if name in latest and repr(_parse(latest[name].value)) != repr(_parse(source_value)):  # 0 is not False
-                self._problems.append(f"{latest[name]}: {source} decides it. Leave it out")
+            if name not in latest:
+                continue
+            if source is None:
+                self.linked_values[name] = _parse(latest[name].value)
+                continue
+            source_value = latest[source].value if source in latest else self._options[source].action.default
+            if repr(_parse(latest[name].value)) != repr(_parse(source_value)):  # 0 is not False
+                self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
         if len(self._problems) > SHOWN:
             self._problems[SHOWN:] = [f"and {len(self._problems) - SHOWN:,} more"]
         refuse(self._problems)

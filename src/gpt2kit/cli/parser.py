@@ -19,6 +19,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
+from gpt2kit import logs
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -94,6 +95,7 @@ def _is_group(hint: object) -> bool:
 def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
     """Run `main(args)`; print a UserError as one line on stderr and exit with its code (`--debug`: the traceback)."""
     speak_utf8()
+    logs.configure()
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from pathlib import Path
 
 from gpt2kit.errors import Problems, refuse
@@ -11,6 +11,8 @@ from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
 from gpt2kit.files import write_text
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
+
+logger = logging.getLogger(__name__)
 
 
 def test(
@@ -47,17 +49,17 @@ def test(
 
     with join_ranks() as ranks:
         if config:
-            print("note   --config is not needed: a checkpoint holds its model, tokenizer and reader", file=sys.stderr)
+            logger.info("--config is not needed: a checkpoint holds its model, tokenizer and reader")
         candidates = open_candidates(ckpt_path, reader is not None, options.stride)
         test_set = open_test_set(candidates, files, reader, options)
         for note in test_set.stores[0].notes:
-            print(f"note   test text: {note}", file=sys.stderr)
+            logger.info(f"test text: {note}")
         results, stats = evaluate(candidates, test_set, options, ranks)
         if ranks.rank:
             return
         report = Report(results, test_set, stats, options, ranks)
         for note in report.notes:
-            print(f"note   {note}", file=sys.stderr)
+            logger.info(note)
         print(report.to_json() if json == "-" else report.to_text() + "\n", end="")
         if json_path:
             write_text(json_path, report.to_json())

@@ -24,6 +24,7 @@ from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
+from gpt2kit.logs import launched_rank
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
@@ -133,6 +134,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options = dict(self.config_init.trainer)
         self.model.source, self.options.source = self.options.source, None
+        self.model.expected = {name.partition(".")[2]: value for name, value in self.options.linked_values.items()}
         if self.options.resumed is not None:
             self.model.init_from = None  # a resumed run has its weights, and its initial ones may be gone
         self._check_vocabulary()
@@ -251,7 +253,7 @@ def main(args: list[str]) -> None:
         known = (
             error if isinstance(error, UserError) else distributed.explain_launch_error(error) or compile_failure(error)
         )
-        rank = distributed.launched_rank()
+        rank = launched_rank()
         if rank and known is None and is_lost_connection(error):
             known = MachineError("another process of this run has gone. See its error; resume with --ckpt_path last")
         if known is None or (known is error and not rank):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit.checkpoint import checkpoint, initialize
@@ -27,12 +26,14 @@ from gpt2kit.runs import lifecycle
 from gpt2kit.training import distributed
 from gpt2kit.training.trainer import callback_problems, trainer_problems
 
+logger = logging.getLogger(__name__)
+
 # Options that others decide. They may be given only if they agree.
-LINKED = {
+LINKED: dict[str, str | None] = {
     "data.seed": "seed_everything",
     "model.n_positions": "data.block_size",
-    "model.vocab_size": "data.tokenizer",
-    "model.document_start": "data.mask_documents",
+    "model.vocab_size": None,  # known when the tokenizer is there
+    "model.document_start": None,
 }
 
 
@@ -55,6 +56,8 @@ class TrainOptions:
         """The checkpoint to resume from."""
         self.source: checkpoint.LoadedCheckpoint | None = None
         """The checkpoint of `model.init_from`."""
+        self.linked_values: dict[str, Any] = {}
+        """Values given for options that the tokenizer decides."""
         early = parse_early(args)
         if early.ckpt_path is None:
             self._parse_new_run(parser, args)
@@ -114,15 +117,20 @@ class TrainOptions:
         self.config = config
         self.is_plan = config.plan is True
 
+    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        command = CommandLine(parser, args, LINKED)
+        self._set_config(command.parse())
+        self.linked_values = command.linked_values
+
     def _parse_new_run(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self._set_config(CommandLine(parser, args, LINKED).parse())
+        self._parse(parser, args)
         if self.config.model.init_from is None:
             return
         with self.collect():
             self.source = initialize.open_source(self.config.model.init_from)
         if self.source is not None:
             parser.set_defaults(initialize.source_defaults(self.source, self.config))
-            self._set_config(CommandLine(parser, args, LINKED).parse())
+            self._parse(parser, args)
             self.problems += initialize.apply_defaults(self.config, self.source)
 
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
@@ -147,7 +155,7 @@ class TrainOptions:
         run = lifecycle.run_of(self.resumed)
         config_file = run / run_folder.CONFIG if run else None
         saved_args = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._set_config(CommandLine(parser, [*saved_args, *args], LINKED).parse())
+        self._parse(parser, [*saved_args, *args])
         if saved_args:
             merge_saved_config(self.config, parser.parse_args(saved_args))
         initialize.restore_tokenizer(self.config, self.resumed)
@@ -249,7 +257,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
             line = f"resume: {name} stays {old} (not {new}: the run has already started)"
         elif is_kept:
             line = f"resume: {name} stays {old} (not {new}; --override changes it)"
-        rank_zero_only(print)(line, file=sys.stderr)
+        logger.info(line)
     config.model.init_from, config.model.new_vocabulary = saved.model.init_from, saved.model.new_vocabulary
     if not config.override:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.generation.options import Precision
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -49,5 +52,5 @@ def serve(
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
     print(f"http://{address}:{port}  {count}; Ctrl-C ends it", file=sys.stderr)
     if not app.is_loopback(host) and not auth:
-        print(f"note: anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password", file=sys.stderr)
+        logger.info(f"anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password")
     uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -15,8 +15,8 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -48,6 +48,8 @@ from gpt2kit.text.reader import HashRange, Reader, UnfinishedPiece
 from gpt2kit.text.sources import PathOrURL, ReadReport
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.sampling import StrT, batched
+
+logger = logging.getLogger(__name__)
 
 # Called with the bytes of the files that are read, and with the size of all files; compressed ones count as stored.
 Progress = Callable[[int, int], None]
@@ -170,7 +172,7 @@ def _open(folder: Path, remedy: str = "") -> TokenStore | None:
         return None
     except Damaged as error:
         if remedy:
-            print(f"note   {error}; {remedy}", file=sys.stderr)
+            logger.info(f"{error}; {remedy}")
         return None
     with contextlib.suppress(OSError):
         os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from gpt2kit.data.store import INDEX, JOURNAL, VERIFIED, Index, find_damaged, read_index
 from gpt2kit.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _DAY = 86400
 
@@ -74,7 +76,7 @@ def remove(folder: Path) -> bool:
             (folder / INDEX).unlink(missing_ok=True)
             shutil.rmtree(folder)
     except Timeout:
-        print(f"{folder.name}: is being built at this moment, so it stays", file=sys.stderr)
+        logger.info(f"{folder.name}: another process is building it, so it is kept")
         return False
     folder.with_suffix(".lock").unlink(missing_ok=True)
     return True

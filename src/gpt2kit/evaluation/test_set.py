@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.reader import HashRange, Reader, reader_from
 from gpt2kit.text.sources import PathOrURL, find_files
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,9 @@ def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], HashRang
         )
     for candidate in candidates:
         if candidate.test_text != first.test_text:
-            print(
-                f"note   {candidate.name}: tested on the text of {first.name}, which is not its own test text. If it "
-                "was trained on it, its figures say nothing",
-                file=sys.stderr,
+            logger.info(
+                f"{candidate.name}: tested on the text of {first.name}, which is not its own test text. If it "
+                "was trained on it, its figures say nothing"
             )
     return first.test_text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -20,6 +20,8 @@ from gpt2kit.generation.verse import VerseConstraint
 from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Generator:
     Args:
         checkpoint: the open checkpoint.
         precision: of weights and arithmetic.
-        note: called with what the user should know, once for each note. Default: print to stderr.
+        note: called with what the user should know, once for each note. Default: log it.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Generator:
         self.eos = tokenizers.eos_id(self.tokenizer)
         self._token_bytes = token_bytes(self.tokenizer)
         self._added_ids = added_ids(self.tokenizer)
-        self._note = note or (lambda text: print(f"note: {text}", file=sys.stderr, flush=True))
+        self._note = note or logger.info
         self._notes: set[str] = set()
 
     def encode(self, text: str) -> list[int]:

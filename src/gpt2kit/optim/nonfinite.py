@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2kit.errors import DivergedError
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteGuard:
@@ -38,7 +40,7 @@ class NonFiniteGuard:
         elif self.skipped < self.max_skipped and not torch.isfinite(norm):
             self.skipped += 1
             count = f"{self.skipped} of at most {self.max_skipped}"
-            print(f"step {step}: the gradient norm is {norm.item()}: update skipped ({count})", file=sys.stderr)
+            logger.warning(f"step {step}: the gradient norm is {norm.item()}: update skipped ({count})")
             optimizer.zero_grad(set_to_none=True)  # an optimizer ignores parameters without a gradient
         else:
             self._unchecked.append((step, norm))

@@ -6,10 +6,10 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
+
+logger = logging.getLogger(__name__)
 
 LOGS = "lightning_logs"
 # Settings that may change from one start of a run to the next; all others of `data` and `model` tell runs apart.
@@ -79,7 +81,7 @@ def set_aside(run: Path, step: int) -> None:
             aside = path.with_name(f"{path.name}.aside")
             path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
-            print(f"resume: {path.name} is renamed to {aside.name}", file=sys.stderr)
+            logger.info(f"resume: {path.name} is renamed to {aside.name}")
 
 
 def truncate_metrics(run: Path, step: int) -> None:

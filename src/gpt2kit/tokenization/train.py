@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -23,6 +24,8 @@ from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.sampling import Sample
 from gpt2kit.tokenization.tokenizer import from_plain_json, load, save, to_json
 from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
+
+logger = logging.getLogger(__name__)
 
 TRAINERS: dict[str, Callable[[Iterable[str], TokenizerSpec], Tokenizer]] = {
     "bytebpe": trainers.train_bytebpe,
@@ -107,7 +110,7 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, hash_range: HashR
     if is_empty:
         raise DataError(f"{paths[0]}{' and the others' if paths[1:] else ''}: no text in it. Name files that hold text")
     for line in report.lines():
-        print(f"note   {line}", file=sys.stderr)
+        logger.info(line)
 
 
 def resolve(
@@ -146,7 +149,7 @@ def _cached(
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
                 save(with_special_tokens(_make(spec, paths, reader, hash_range), spec), folder)
-                print(f"tokenizer: made on first use, kept in {folder}", file=sys.stderr)
+                logger.info(f"trained a tokenizer; it is kept in {folder}")
     return load(folder)
 
 

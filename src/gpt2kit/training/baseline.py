@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.training.lightning_patches import run_validation
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
+
+logger = logging.getLogger(__name__)
 
 
 class Baseline(Callback):
@@ -25,11 +27,10 @@ class Baseline(Callback):
         bits = trainer.callback_metrics.get("val_bpb")
         if bits is not None:
             start["val_bpb"] = bits.item()
-            if trainer.is_global_zero:
-                print(f"before training: {bits.item():.4f} bits per byte of the validation text", file=sys.stderr)
+            logger.info(f"before training: {bits.item():.4f} bits per byte of the validation text")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         start, bits = gpt2_of(trainer).start, trainer.callback_metrics.get("val_bpb")
-        if start is not None and start["val_bpb"] is not None and bits is not None and trainer.is_global_zero:
+        if start is not None and start["val_bpb"] is not None and bits is not None:
             change = f"{start['val_bpb']:.4f} before training, {bits.item():.4f} now"
-            print(f"bits per byte of the validation text: {change}", file=sys.stderr)
+            logger.info(f"bits per byte of the validation text: {change}")

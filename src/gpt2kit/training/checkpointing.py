@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from gpt2kit.errors import MachineError, first_line
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import lightning_patches, run_state
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
+
+logger = logging.getLogger(__name__)
 
 # The newest checkpoints that are kept, besides the best.
 KEEP_NEWEST = 2
@@ -216,10 +219,7 @@ class ExactResume(Checkpoint):
             raise MachineError(
                 f"{problem}; {MAX_FAILED_SAVES} saves have failed. Make room and resume with --ckpt_path last"
             )
-        print(
-            f"WARNING: NOT SAVED, training continues: {problem} (failure {self._failed_saves} of {MAX_FAILED_SAVES})",
-            file=sys.stderr,
-        )
+        logger.warning(f"NOT SAVED, training continues: {problem} (failure {self._failed_saves} of {MAX_FAILED_SAVES})")
 
     def _expected_bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
         """Return about how large the next checkpoint is: as the last one, or weights and two moments in float32."""
@@ -297,4 +297,4 @@ def requeue() -> None:
     if job := os.environ.get("SLURM_JOB_ID"):
         process = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
         if process.returncode:
-            print(f"WARNING: scontrol requeue {job} failed: {process.stderr.strip()}", file=sys.stderr)
+            logger.warning(f"scontrol requeue {job} failed: {process.stderr.strip()}")

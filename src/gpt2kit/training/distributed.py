@@ -120,11 +120,6 @@ def explain_launch_error(error: BaseException) -> MachineError | None:
     return None
 
 
-def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return this process's rank as its launcher sets it, before any process group exists."""
-    return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
-
-
 class RankAgreement(Callback):
     """Raises before the first step if the settings of the ranks, or what they have read, differ.
 

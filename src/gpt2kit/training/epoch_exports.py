@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from gpt2kit.model.config import Dtype
 from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 from gpt2kit.training.samples import plain_state
+
+logger = logging.getLogger(__name__)
 
 # The subfolder of the run's folder.
 FOLDER = "exports"
@@ -88,10 +90,9 @@ class EpochExports(Callback):
                     huggingface.write(source, folder, target.name, self.dtype)
                     huggingface.check(source, folder, self.dtype)
         except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError
-            print(
-                f"WARNING: NOT EXPORTED, training continues: {target}: {first_line(error).rstrip('.')}. "
-                "Export a checkpoint later with export.py --ckpt_path",
-                file=sys.stderr,
+            logger.warning(
+                f"NOT EXPORTED, training continues: {target}: {first_line(error).rstrip('.')}. "
+                "Export a checkpoint later with export.py --ckpt_path"
             )
 
 

@@ -130,6 +130,16 @@ def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @rank_zero_only
+def log_settings(logger: Logger, settings: dict[str, Any]) -> None:
+    """Log settings as hyperparameters. Those that a resumed MLflow run has with another value become tags."""
+    if isinstance(logger, MLFlowLogger):  # MLflow raises if a parameter changes
+        saved = logger.experiment.get_run(logger.run_id).data.params
+        for name in [name for name in settings if saved.get(name, str(settings[name])) != str(settings[name])]:
+            logger.experiment.set_tag(logger.run_id, name, settings.pop(name))
+    logger.log_hyperparams(settings)
+
+
+@rank_zero_only
 def write_text(loggers: list[Logger], name: str, text: str, step: int) -> None:
     """Send a Markdown text to each logger that can hold one."""
     for logger in loggers:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import dtensor
 from gpt2kit.checkpoint import initialize
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
 from gpt2kit.model.config import SHAPE_FIELDS, Activation, Shape, shape_problems
@@ -121,6 +121,8 @@ class GPT2Module(pl.LightningModule):
         self.compiled: Compile = "off" if compile == "auto" else compile
         """What is compiled once training starts; who knows how long the run will be may decide for auto."""
         self.document_start = document_start
+        self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
+        """Values given for what the tokenizer decides; another value there is an error."""
         self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
         self.source: LoadedCheckpoint | None = None
         """The checkpoint of `init_from`, if it is open already."""
@@ -145,10 +147,15 @@ class GPT2Module(pl.LightningModule):
             self.build()
 
     def take_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
-        """Set what the tokenizer decides; raise if another vocabulary was given."""
-        own = self.shape["vocab_size"]
-        if own not in (None, vocab_size):
-            raise UserError(f"model.vocab_size {own}: the tokenizer has {vocab_size} tokens. Leave it out")
+        """Set what the tokenizer decides; raise if another value was given."""
+        decided = {"vocab_size": vocab_size, "document_start": document_start}
+        refuse(
+            [
+                f"model.{name} {value}: the tokenizer decides it, and gives {decided[name]}. Omit it"
+                for name, value in self.expected.items()
+                if repr(value) != repr(decided[name])  # 0 is not False
+            ]
+        )
         self.shape["vocab_size"], self.document_start = vocab_size, document_start
         if self.is_built:
             self.model.document_start = document_start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
@@ -19,6 +20,8 @@ from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.module import log_every
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
+
+logger = logging.getLogger(__name__)
 
 # After the first step, which compiles and fills caches, the steps that an estimate needs at least.
 _MIN_STEPS = 3
@@ -106,7 +109,7 @@ class ThroughputMetrics(callbacks.Callback):
         if len(self._losses) >= 10:
             mean, deviation = statistics.fmean(self._losses), statistics.pstdev(self._losses)
             if loss > mean + max(6 * deviation, 0.1 * mean):
-                print(f"WARNING: step {step}: the loss jumped to {loss:.3f} from about {mean:.3f}", file=sys.stderr)
+                logger.warning(f"step {step}: the loss jumped to {loss:.3f} from about {mean:.3f}")
         self._losses.append(loss)
 
     def _seconds(self) -> float:

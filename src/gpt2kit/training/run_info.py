@@ -194,7 +194,9 @@ class RunInfoCallback(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(summarize(self.info, self.settings))
             if isinstance(logger, WandbLogger | MLFlowLogger):
-                logger.log_hyperparams(loggers.hyperparameters(self.settings) | summarize(self.info, self.settings))
+                loggers.log_settings(
+                    logger, loggers.hyperparameters(self.settings) | summarize(self.info, self.settings)
+                )
                 ids[type(logger).__name__] = str(logger.version)
         if self._folder is not None:
             run = Path(self._folder)

@@ -75,6 +75,7 @@ class RunSetup(Callback):
         validation_interval = interval_steps(self.options["val_check_interval"], order.steps_per_epoch)
         trainer.val_check_interval = validation_interval * trainer.accumulate_grad_batches
         device, precision = trainer.strategy.root_device, str(trainer.precision)
+        # An upper bound where parts are frozen: the network is not built yet.
         flops_per_step = flops_per_token(gpt2.shape) * tokens_per_step / trainer.world_size
         flops = flops_per_step * steps if steps > 0 else math.inf
         compiled = choose_compile(gpt2.wants_compile, device, precision, flops, self.seconds)

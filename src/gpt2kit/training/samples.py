@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from gpt2kit.training import loggers
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
+
+logger = logging.getLogger(__name__)
 
 SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Leave it out"
 _HEADER = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
@@ -99,7 +101,7 @@ class TextSamples(Callback):
     def _note(self, text: str) -> None:
         if text not in self._notes:
             self._notes.add(text)
-            print(f"note   samples: {text}", file=sys.stderr)
+            logger.info(f"samples: {text}")
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:

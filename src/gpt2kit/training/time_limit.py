@@ -8,7 +8,7 @@ checkpoint, so a resumed run uses the rates that the stopped one would have used
 
 from __future__ import annotations
 
-import sys
+import logging
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +20,8 @@ from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import log_every
 from gpt2kit.training.progress import StepTimer
 from gpt2kit.training.run_state import gpt2_of
+
+logger = logging.getLogger(__name__)
 
 # The fraction of the time that is planned for steps; the rest is for the last validation and save.
 _USABLE = 0.98
@@ -73,8 +75,8 @@ class TimeLimit(Callback):
             estimated_steps = step + more
             end = planned_end(self._schedule, end, step, max(estimated_steps, step + 1), every)
         estimated_steps, end = trainer.strategy.broadcast((estimated_steps, end))
-        if end != self.end and trainer.is_global_zero:
-            print(f"note   step {step}: the run ends at step {end}, when trainer.max_time is over", file=sys.stderr)
+        if end != self.end:
+            logger.info(f"step {step}: the run ends at step {end}, when trainer.max_time is over")
         self.estimated_steps, self.end = estimated_steps, end
         self._apply(trainer)
         update_learning_rates(trainer)

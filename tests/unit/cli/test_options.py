@@ -187,8 +187,9 @@ def test_aliases_and_merges_are_taken(options: list[str], inside: Path) -> None:
     [
         (["--data.seed=3"], "--data.seed 3: seed_everything decides it"),
         (["--model.n_positions=99"], "--model.n_positions 99: data.block_size decides it"),
-        (["--model.vocab_size=320"], "--model.vocab_size 320: data.tokenizer decides it"),
-        (["--model.document_start=0"], "--model.document_start 0: data.mask_documents decides it"),
+        (["--model.vocab_size=321"], "model.vocab_size 321: the tokenizer decides it, and gives 320"),
+        (["--model.vocab_size=big"], "model.vocab_size big: the tokenizer decides it, and gives 320"),
+        (["--model.document_start=0"], "model.document_start 0: the tokenizer decides it, and gives None"),
         (["--config=config.yaml"], "config.yaml line 1: model.n_positions 8: data.block_size decides it"),
     ],
 )
@@ -197,6 +198,14 @@ def test_an_option_that_another_decides_is_refused(
 ) -> None:
     (inside / "config.yaml").write_text("model: {n_positions: 8}\n")
     assert said in refusal(call(train.main, *options, *words))
+
+
+def test_an_option_that_another_decides_may_agree_with_it_in_a_run(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    linked = ["--data.seed=1", "--model.n_positions=16", "--model.vocab_size=320", "--model.document_start=0"]
+    code, _, err = call(train.main, *options, *linked, "--data.mask_documents=true", "--trainer.max_steps=1")
+    assert code == 0, err
 
 
 def test_an_option_that_another_decides_may_agree_with_it(options: list[str], inside: Path) -> None:

@@ -65,7 +65,7 @@ def test_it_prunes_by_name_and_all(manage: Callable[..., Outcome], stores: list[
 
 def test_a_store_that_is_being_built_stays(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     with FileLock(stores[2].folder.with_suffix(".lock")):
-        assert "is being built at this moment" in manage("--prune", "all")[2]
+        assert "another process is building it" in manage("--prune", "all")[2]
     assert [store.folder.exists() for store in stores] == [False, False, True]
 
 

@@ -74,9 +74,7 @@ def train(model: GPT2, frozen: FrozenParameters, optimizer: Optimizer, steps: ra
 
 @pytest.mark.parametrize("optimizer_class", [AdamW, Muon])
 @pytest.mark.parametrize("freeze", ["body", "embeddings", "layers"])
-def test_frozen_parameters_are_neither_trained_nor_decayed(
-    optimizer_class: type[AdamW | Muon], freeze: str
-) -> None:
+def test_frozen_parameters_are_neither_trained_nor_decayed(optimizer_class: type[AdamW | Muon], freeze: str) -> None:
     model = GPT2(SMALL_SHAPE)
     names = {name for name, _ in model.named_parameters()}
     frozen = FrozenParameters(model, freeze)

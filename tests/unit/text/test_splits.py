@@ -108,7 +108,7 @@ def test_training_tells_of_the_same_text_in_two_splits(
 ) -> None:
     same = f"--data.valid_files={corpus / 'train.txt'}"
     code, _, err = call(train.main, *options, same, "--trainer.max_steps=1", f"--trainer.default_root_dir={inside}")
-    assert code == 0 and "note   300 valid documents (100.0%) stand in the train text, too, such as 'the quick" in err
+    assert code == 0 and "note: 300 valid documents (100.0%) stand in the train text, too, such as 'the quick" in err
 
 
 def test_a_run_tests_the_share_that_it_did_not_train_on(

@@ -128,7 +128,7 @@ def test_a_full_disk_costs_no_old_checkpoint_and_stops_after_three_misses(
     monkeypatch.setattr(lifecycle.shutil, "disk_usage", lambda path: usage(next(free)))
     words = [*options, "--trainer.max_steps=20", "--save_every=1", f"--trainer.default_root_dir={tmp_path}"]
     code, _, err = call(cli.main, *words)
-    assert code == 5 and err.count("WARNING: NOT SAVED") == 3 and "3 saves have failed" in err
+    assert code == 5 and err.count("warning: NOT SAVED") == 3 and "3 saves have failed" in err
     saved = checkpoint.checkpoints(tmp_path / "lightning_logs/version_0")
     assert [checkpoint.step_of(path) for path in saved] == [4, 2]  # step 3 was missed, 5 to 7 ended it
 

@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
     monkeypatch.setattr(huggingface, "write", full)
     run = train_run(tmp_path, short, "--trainer.max_epochs=2", WITH)
     err = capsys.readouterr().err
-    assert err.count("WARNING: NOT EXPORTED, training continues") == 2 and "No space left on device" in err
+    assert err.count("warning: NOT EXPORTED, training continues") == 2 and "No space left on device" in err
     assert exports(run) == [] and checkpoint.checkpoints(run)
 
 

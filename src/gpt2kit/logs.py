@@ -1,0 +1,32 @@
+"""Print log records of gpt2kit on stderr, on rank 0 only. Modules log with `logging.getLogger(__name__)`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+
+
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Return this process's rank as its launcher sets it, before any process group exists."""
+    return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
+
+
+class _RankZeroHandler(logging.Handler):
+    """Prints `note: ...` or `warning: ...`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if launched_rank() == 0:
+            level = "note" if record.levelno < logging.WARNING else "warning"
+            sys.stderr.write(f"{level}: {record.getMessage()}\n")
+            sys.stderr.flush()
+
+
+def configure() -> None:
+    """Have a command print notes and warnings. In a program that imports gpt2kit, its own logging setup decides."""
+    logger = logging.getLogger("gpt2kit")
+    if not any(isinstance(handler, _RankZeroHandler) for handler in logger.handlers):
+        logger.addHandler(_RankZeroHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a handler of the root logger would print each record again
