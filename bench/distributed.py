@@ -43,7 +43,7 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: st
             f"--data.cache_dir={work / 'cache'}",
             "--data.block_size=128",
             "--data.batch_size=8",
-            "--data.global_batch=16",
+            "--data.global_batch_size=16",
         ),
         *(
             "--model.n_layer=4",

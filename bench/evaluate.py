@@ -26,7 +26,7 @@ from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.ranks import Ranks
 from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.trainers import TokenizerSpec, train_bytebpe
+from gpt2kit.tokenization.trainers import TokenizerSpec, train_bpe
 from gpt2kit.training.module import GPT2Module
 
 MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"
@@ -89,7 +89,7 @@ def _store(folder: Path, tokens: int) -> TokenStore:
     random = np.random.default_rng(1)
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))
-    tokenizer = train_bytebpe([], TokenizerSpec(vocab_size=257))
+    tokenizer = train_bpe([], TokenizerSpec(vocab_size=257))
     return open_or_build(Corpus([folder / "text.txt"], tokenizer, Reader()), folder)
 
 

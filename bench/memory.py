@@ -75,7 +75,7 @@ def _row(
     run = work / f"{name}-{attention}"
     options = {
         "data.train_files": text,
-        "data.valid_share": 0.01,
+        "data.valid_fraction": 0.01,
         "data.tokenizer": work / "tokenizer",
         "data.cache_dir": work / "cache",
         "data.block_size": block,

@@ -41,9 +41,9 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         english = collect(Path(folder) / "english.txt", given.megabytes * 1_000_000)
-        plans = [("English/Python", english, ["--vocab_size", "32768"], "bytebpe")]
+        plans = [("English/Python", english, ["--vocab_size", "32768"], "bpe")]
         if given.chinese:
-            plans += [("Chinese", given.chinese, [], kind) for kind in ("bytebpe", "char")]
+            plans += [("Chinese", given.chinese, [], kind) for kind in ("bpe", "char")]
         plans += [(name, path, [], kind) for kind in given.kinds for name, path, _, _ in plans[:2]]
         for name, path, options, kind in plans:
             out = Path(folder) / f"{len(rows)}"

@@ -234,7 +234,7 @@ def poems(sources: list[Path]) -> Iterator[dict[str, str]]:
 def split_of(text: str) -> str:
     """The split of a poem, by a hash of its text, so that equal poems are in the same split.
 
-    It is the hash by which `data.valid_share` splits a text, with seed 1.
+    It is the hash by which `data.valid_fraction` splits a text, with seed 1.
     """
     digest = hashlib.blake2b(f"1\n{text}".encode(), digest_size=6).digest()
     position = int.from_bytes(digest) / (1 << 48)

@@ -43,7 +43,7 @@ LIGHTNING = {
     "strategy": "`ddp`: the whole model on each device; `fsdp`: a share on each (docs/scaling.md)",
     "devices": "how many, or which; under torchrun and srun it follows from what was started",
     "num_nodes": "machines; likewise",
-    "accumulate_grad_batches": "forward passes in an optimizer step; `data.global_batch` decides it, if given",
+    "accumulate_grad_batches": "forward passes in an optimizer step; `data.global_batch_size` decides it, if given",
     "gradient_clip_val": "the largest norm that a gradient keeps; 1.0 is usual, none clips nothing",
     "gradient_clip_algorithm": "`norm` (the default), or `value`: each number by itself",
     "log_every_n_steps": "optimizer steps between two rows of the log",

@@ -35,7 +35,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "web_demo.py": web_demo.serve,
 }
 
-TOKENIZER_KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
+TOKENIZER_KINDS = ["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece"]
 SAMPLE_TEXTS = [
     *(SENTENCE.format(n).strip() for n in range(40)),
     *(f"    if x_{n} == {n * 7}:  return  None" for n in range(40)),
@@ -122,7 +122,7 @@ class ParseOnly(train.TrainCLI):
 def train_tokenizer(
     files: Sequence[str] = (),
     output_dir: Path | None = None,
-    kind: Any = "bytebpe",
+    kind: Any = "bpe",
     size: int | None = None,
     **more: Any,
 ) -> None:

@@ -71,15 +71,15 @@ def test_public_names_of_the_options() -> None:
     """These names are in people's YAML files. Adding one is fine; renaming one breaks them: say so in CHANGELOG.md."""
     public = {
         GPT2Module: "n_layer n_head n_embd n_inner activation_function dropout embd_pdrop attn_pdrop resid_pdrop "
-        "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule skip_nonfinite "
-        "init_from new_vocabulary freeze freeze_steps lora",
-        TextDataModule: "train_files valid_files test_files valid_share test_share tokenizer block_size batch_size "
-        "reader shuffle cache_dir streaming window_shards",
+        "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule max_nonfinite_steps "
+        "init_from replace_tokenizer freeze freeze_steps lora_r lora_alpha",
+        TextDataModule: "train_files valid_files test_files valid_fraction test_fraction tokenizer block_size "
+        "batch_size reader shuffle cache_dir streaming window_shards",
         make_trainer: "precision max_epochs max_steps max_tokens max_time val_check_interval",
         optim.Muon: "lr adamw_lr weight_decay momentum betas",
         optim.AdamW: "lr betas eps weight_decay",
-        optim.WarmupStableDecay: "warmup final decay",
-        optim.Cosine: "warmup final",
+        optim.WarmupStableDecay: "warmup min_lr_ratio decay_ratio",
+        optim.Cosine: "warmup min_lr_ratio",
     }
     for owner, names in public.items():
         assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__
@@ -91,7 +91,7 @@ def test_public_class_paths(options: list[str], inside: Path) -> None:
         "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {prompts: [the]}}]}\n"
         "model:\n"
         "  optimizer: {class_path: gpt2kit.optim.AdamW, init_args: {lr: 0.002}}\n"
-        "  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {final: 0.1}}\n"
+        "  schedule: {class_path: gpt2kit.optim.Cosine, init_args: {min_lr_ratio: 0.1}}\n"
         "data: {reader: {class_path: gpt2kit.text.Reader, init_args: {document: file}}}\n",
         encoding="utf-8",
     )

@@ -34,7 +34,7 @@ VERSES = ["".join(DRAW.choice("春江花月夜山水雲天") for _ in range(5)) 
 POEMS = [f"{VERSES[n]}，{VERSES[n + 1]}。\n{VERSES[n + 2]}，{VERSES[n + 3]}。" for n in range(0, 297, 3)]
 SONGS = "\n\n".join("\n".join(VERSES[n : n + 6]) for n in range(0, 290, 6))
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"春江花月夜山水雲天，。", "一", "##一"]
-SHARES = ["--data.valid_share=0.2", "--data.test_share=0.2"]
+SHARES = ["--data.valid_fraction=0.2", "--data.test_fraction=0.2"]
 SMALL = [
     *("--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--data.block_size=16", "--data.batch_size=2"),
     *("--trainer.max_steps=3", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"),
@@ -93,7 +93,7 @@ def made(recipe: str, corpus: Path, run: Run) -> list[str]:
         case "gpt2_124m":
             parquet("gpt2_124m")
             place = ["--data.train_files=data/gpt2_124m", f"--data.tokenizer={corpus / 'tokenizer'}"]
-            return [*SMALL, *place, "--data.global_batch=4", "--data.valid_share=0.2"]
+            return [*SMALL, *place, "--data.global_batch_size=4", "--data.valid_fraction=0.2"]
         case "python":
             for split in ("train", "valid", "test"):
                 for number in range(20):

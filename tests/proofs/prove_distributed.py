@@ -26,8 +26,8 @@ from prove_resume import corpus
 from gpt2kit.checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-FIFTY = ["--data.global_batch=16", "--trainer.max_steps=50", "--trainer.gradient_clip_val=0.5", "--save_every=20"]
-EIGHT = ["--data.global_batch=16", "--trainer.max_steps=8", "--trainer.gradient_clip_val=0.5", "--save_every=2"]
+FIFTY = ["--data.global_batch_size=16", "--trainer.max_steps=50", "--trainer.gradient_clip_val=0.5", "--save_every=20"]
+EIGHT = ["--data.global_batch_size=16", "--trainer.max_steps=8", "--trainer.gradient_clip_val=0.5", "--save_every=2"]
 OPTIMIZERS = {
     "AdamW": ["--model.optimizer=gpt2kit.optim.AdamW"],
     "Muon": ["--model.optimizer=gpt2kit.optim.Muon", "--model.optimizer.lr=1e-3", "--model.optimizer.adamw_lr=1e-3"],

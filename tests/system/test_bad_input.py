@@ -177,7 +177,7 @@ def test_what_is_no_mistake_gives_the_same_tokens(
     make(inside / name)
     figures = []
     for text in ("plain.txt", name):
-        words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json", "-"]
+        words = ["--ckpt_path", run.folder, "--files", text, "--cache_dir", "cache", "--json_output", "-"]
         code, out, err = call(lambda args: parser.run(test.test, args), *words)
         assert code == 0, err
         found = json.loads(out)
@@ -208,10 +208,10 @@ def spoilt(corpus: Path, folder: Path, change: Callable[[str], str]) -> None:
         (["--data.tokenizer=endless"], 3, "endless/tokenizer.json: has no <|endoftext|> token"),  # 25
         (["--model.vocab_size=100"], 2, "model.vocab_size"),  # 22, 23: it cannot be set
         (["--data.reader.encoding=gb18031"], 2, "Did you mean gb18030"),
-        (["--data.reader.on_bad_text=ignore"], 2, "on_bad_text"),
-        (["--data.reader.bad_share=2"], 2, "reader.bad_share 2"),
+        (["--data.reader.errors=ignore"], 2, "errors"),
+        (["--data.reader.max_bad_fraction=2"], 2, "reader.max_bad_fraction 2"),
         (["--data.reader.min_chars=1000"], 3, "300 documents left out, shorter than reader.min_chars 1000"),
-        (["--data.valid_files=null", "--data.valid_share=1e-9"], 3, "no text in it for the 1e-09 of it"),
+        (["--data.valid_files=null", "--data.valid_fraction=1e-9"], 3, "no text in it for the 1e-09 of it"),
     ],
 )
 def test_training(

@@ -17,7 +17,7 @@ from gpt2kit.errors import CheckpointError
 from gpt2kit.runs import folder as run_folder
 
 COMMON = [
-    *("--data.batch_size=4", "--data.global_batch=16", "--trainer.gradient_clip_val=0.5"),
+    *("--data.batch_size=4", "--data.global_batch_size=16", "--trainer.gradient_clip_val=0.5"),
     *("--trainer.log_every_n_steps=1", "--save_every=20", "--trainer.val_check_interval=20"),
 ]
 LONG = [*COMMON, "--trainer.max_steps=50"]
@@ -130,7 +130,7 @@ def test_killed_in_the_middle_of_a_save_under_fsdp(options: list[str], tmp_path:
 
 
 def test_from_shares_to_one_device_and_back(options: list[str], tmp_path: Path) -> None:
-    """data.global_batch stays, so the number of devices may change: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
+    """data.global_batch_size stays, so devices may change in number: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
     words = [*options, *SHORT, ADAMW]
     reference, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
     work = tmp_path / "elastic"

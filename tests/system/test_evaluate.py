@@ -182,7 +182,7 @@ def main(args: list[str]) -> None:
 def test_a_model_that_knows_nothing_pays_the_logarithm(
     run: Run, corpus: Path, store: TokenStore, call: Callable[..., Outcome], inside: Path
 ) -> None:
-    code, out, _ = call(main, "--ckpt_path", uniform(run, inside / "u.ckpt"), "--json", "-")
+    code, out, _ = call(main, "--ckpt_path", uniform(run, inside / "u.ckpt"), "--json_output", "-")
     row, text = json.loads(out)["results"][0], json.loads(out)["text"]
     lines = (corpus / "test.txt").read_text().splitlines()
     words = sum(len(line.split()) + 1 for line in lines)
@@ -208,7 +208,7 @@ def test_no_address_in_a_checkpoint_is_visited(run: Run, call: Callable[..., Out
 def test_the_command_needs_the_checkpoint_and_nothing_else(
     run: Run, call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
-    code, out, err = call(main, "--ckpt_path", run.folder, "--json", "found.json")
+    code, out, err = call(main, "--ckpt_path", run.folder, "--json_output", "found.json")
     written = json.loads((inside / "found.json").read_text())
     figures = written["results"][0]
     assert code == 0 and not err and f"{figures['bits_per_byte']:.4f}" in out
@@ -228,7 +228,7 @@ def test_the_hash_is_of_the_documents(run: Run, call: Callable[..., Outcome], in
     hashes = []
     for name, text in {"a.txt": "one\ntwo\n", "b.txt": "one\r\n\r\ntwo", "c.txt": "onetwo\n"}.items():
         (inside / name).write_bytes(text.encode())
-        _, out, _ = call(main, "--ckpt_path", run.folder, "--files", name, "--json", "-")
+        _, out, _ = call(main, "--ckpt_path", run.folder, "--files", name, "--json_output", "-")
         hashes.append(json.loads(out)["text"]["hash"])
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -238,8 +238,8 @@ def test_the_hash_is_of_the_documents(run: Run, call: Callable[..., Outcome], in
     [
         (["--stride", "17"], "--stride 17: more than the context of"),
         (["--stride", "0", "--batch_size", "0", "--max_tokens", "0"], "--batch_size 0: must be at least 1; --stride 0"),
-        (["--copies"], "Give it as --train_files"),
-        (["--train_files", "a.txt"], "--train_files: is for --copies"),
+        (["--memorization"], "Give it as --train_files"),
+        (["--train_files", "a.txt"], "--train_files: is for --memorization"),
         (["--precision", "16-mixed"], "a CPU computes it very slowly"),
         (["--precision", "8"], "--precision"),
         (["--strid", "3"], "Did you mean --stride?"),
@@ -252,7 +252,7 @@ def test_mistakes(words: list[str], message: str, run: Run, call: Callable[..., 
 
 def test_a_quick_look_says_that_it_is_one(run: Run, call: Callable[..., Outcome], inside: Path, corpus: Path) -> None:
     def look(*words: object) -> tuple[dict[str, Any], str]:
-        code, out, err = call(main, "--ckpt_path", run.folder, "--json", "-", *words)
+        code, out, err = call(main, "--ckpt_path", run.folder, "--json_output", "-", *words)
         assert code == 0, err
         return json.loads(out), err
 
@@ -295,7 +295,7 @@ def test_comparing_across_tokenizers(
     run: Run, others: dict[str, Path], call: Callable[..., Outcome], inside: Path
 ) -> None:
     words = ["--ckpt_path", others["char"], run.folder]
-    code, out, err = call(main, *words, "--json", "all.json")
+    code, out, err = call(main, *words, "--json_output", "all.json")
     found = json.loads((inside / "all.json").read_text())
     best, other = found["results"]
     assert code == 0, err
@@ -306,10 +306,10 @@ def test_comparing_across_tokenizers(
     lines = out.splitlines()
     assert lines[1].endswith(best["checkpoint"]) and "best" in lines[1] and f"{low:+.4f} to {high:+.4f}" in lines[2]
     for name in (run.folder, others["char"]):  # each has the figures that it has alone
-        _, alone, _ = call(main, "--ckpt_path", name, "--json", "-")
+        _, alone, _ = call(main, "--ckpt_path", name, "--json_output", "-")
         (row,) = (row for row in found["results"] if row["checkpoint"] == str(name))
         assert json.loads(alone)["results"][0]["nll"] == row["nll"]
-    _, out, _ = call(main, *words, "--max_tokens", 300, "--json", "-")
+    _, out, _ = call(main, *words, "--max_tokens", 300, "--json_output", "-")
     text = json.loads(out)
     assert text["text"]["partial"] and all(row["tokens"] <= 300 for row in text["results"])
     assert len({row["round_trip"]["documents"] for row in text["results"]}) == 1
@@ -323,7 +323,7 @@ def test_a_tokenizer_that_loses_text_is_not_compared(
 ) -> None:
     (inside / "a.txt").write_text("the  quick brown fox\n" + SENTENCE.format(3))
     words = ["--ckpt_path", others["wordpiece"], run.folder, "--files", "a.txt"]
-    code, out, err = call(main, *words, "--json", "all.json")
+    code, out, err = call(main, *words, "--json_output", "all.json")
     best, lossy = json.loads((inside / "all.json").read_text())["results"]
     assert code == 0 and best["checkpoint"] == str(run.folder) and not lossy["comparable"]
     assert "difference" not in lossy and "not comparable: loses text" in out.splitlines()[2]
@@ -341,7 +341,7 @@ def test_other_documents_are_not_compared(
     words = ["--ckpt_path", others["char"], "files.ckpt"]
     code, _, err = call(main, *words)
     assert code == 3 and "they do not see the same documents in this text, 40 and 1" in err and err.count("\n") == 1
-    code, out, err = call(main, *words, "--reader.document", "line", "--json", "-")
+    code, out, err = call(main, *words, "--reader.document", "line", "--json_output", "-")
     assert code == 0 and json.loads(out)["text"]["documents"] == 40
     raw["gpt2kit"]["reader"]["document"] = "auto"
     raw["gpt2kit"]["test_files"] = ["elsewhere.txt"]
@@ -362,7 +362,7 @@ def test_facts_out_of_a_file_are_not_believed(
 
 
 def test_two_ranks_give_the_same_figures(run: Run, others: dict[str, Path], call: Callable[..., Outcome]) -> None:
-    words = ["--ckpt_path", str(run.folder), str(others["char"]), "--batch_size", "3", "--json", "-"]
+    words = ["--ckpt_path", str(run.folder), str(others["char"]), "--batch_size", "3", "--json_output", "-"]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     told = subprocess.run(
@@ -407,7 +407,7 @@ def test_a_run_whose_documents_are_apart(
         root = inside / words[0][7:12]
         train.main([*options, *words, "--trainer.max_steps=3", f"--trainer.default_root_dir={root}"])
         run = root / "lightning_logs" / "version_0"
-        code, out, _ = call(main, "--ckpt_path", run, "--files", corpus / "valid.txt", "--json", "-")
+        code, out, _ = call(main, "--ckpt_path", run, "--files", corpus / "valid.txt", "--json_output", "-")
         row = json.loads(out)["results"][0]
         with open(run / "metrics.csv", encoding="utf-8") as file:
             logged = [line for line in csv.DictReader(file) if line["val_bpb"]][-1]
@@ -423,7 +423,7 @@ def test_a_run_whose_documents_are_apart(
 def test_precisions_agree_as_far_as_they_can(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     losses = {}
     for precision in ("64-true", "32-true", "bf16-mixed", "bf16-true"):
-        code, out, err = call(main, "--ckpt_path", run.folder, "--precision", precision, "--json", "-")
+        code, out, err = call(main, "--ckpt_path", run.folder, "--precision", precision, "--json_output", "-")
         assert code == 0, err
         losses[precision] = json.loads(out)["results"][0]["loss"]
     assert losses["32-true"] == pytest.approx(losses["64-true"], rel=1e-6)
@@ -461,10 +461,10 @@ def test_one_owner_of_figures() -> None:
     ("words", "code", "said"),
     [
         (["--seed", "-1"], 2, "--seed -1: must be from 0"),
-        (["--json", "."], 2, "--json .: is a folder"),
+        (["--json_output", "."], 2, "--json_output .: is a folder"),
         (["--html", "a.txt/x.html"], 2, "a.txt is not a folder"),
-        (["--json", "x", "--html", "x"], 2, "one file for both"),
-        (["--copies", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
+        (["--json_output", "x", "--html", "x"], 2, "one file for both"),
+        (["--memorization", "--train_files", "nofile.txt"], 3, "nofile.txt: no such file or folder"),
     ],
 )
 def test_what_cannot_end_well_is_said_before_the_test(
@@ -477,7 +477,7 @@ def test_what_cannot_end_well_is_said_before_the_test(
 
 def test_one_whole_document_is_counted_as_such(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "a.txt").write_text("the quick brown fox\nthe lazy dog\n")
-    words = ["--ckpt_path", run.folder, "--files", "a.txt", "--max_tokens", "7", "--json", "-"]
+    words = ["--ckpt_path", run.folder, "--files", "a.txt", "--max_tokens", "7", "--json_output", "-"]
     code, out, _ = call(lambda args: parser.run(test.test, args), *words)
     text = json.loads(out)["text"]
     assert code == 0 and (text["documents"], text["bytes"], text["words"]) == (1, 19, 4)

@@ -100,14 +100,14 @@ def test_stops_bans_and_line_breaks(opened: LoadedCheckpoint) -> None:
     assert "fox" in plain
     parts = whole(writer, ["the"], replace(greedy, stop=["zzz", "fox"]))[0, 0]
     assert "".join(p.text for p in parts) == plain.split("fox")[0] and parts[-1].end == "stop"
-    banned = replace(greedy, banned_words=["fox", "the"], max_newlines=0, strip_special=True)
+    banned = replace(greedy, bad_words=["fox", "the"], max_newlines=0, no_special_tokens=True)
     text = "".join(p.text for p in whole(writer, ["the"], banned)[0, 0])
     assert not any(word in text for word in ("fox", "the", "\n"))
 
 
 def test_verse_by_a_model_that_has_never_seen_any(opened: LoadedCheckpoint) -> None:
     form = verse.VerseForm(4, 5, rhyme=("abcde",))
-    options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], banned_words=["q", "mn"])
+    options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], bad_words=["q", "mn"])
     options = replace(options, temperature=1.5, top_p=1.0, no_repeat_ngram_size=1, repetition_penalty=1.2)
     for seed in range(3):
         parts = whole(Generator(opened), ["Spring\n"], replace(options, seed=seed))[0, 0]
@@ -183,7 +183,7 @@ def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_wrong_is_said_at_once(writes: Call) -> None:
     words = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
     words += " --repetition_penalty 0 --no_repeat_ngram_size -1 --max_newlines -1 --batch_size 0"
-    words += " --chars_per_line 5 --interactive --json --stop= --banned_words="
+    words += " --chars_per_line 5 --interactive --json --stop= --bad_words="
     code, out, err = writes(*words.split())
     assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 14
     for words in (
@@ -197,7 +197,7 @@ def test_everything_wrong_is_said_at_once(writes: Call) -> None:
         assert writes(*words)[0] == 2, words
     for words in (
         ("--stop", "\udcff"),
-        ("--banned_words", "a\udcff"),
+        ("--bad_words", "a\udcff"),
         ("--lines", 2, "--line_ends", "\udcff"),
         ("--lines", 2, "--rhyme", "\udcffab"),
         ("--lines", 10**9),

@@ -56,8 +56,11 @@ def digest(raw: dict[str, Any]) -> str:
 
 
 def test_an_old_run_resumes_bit_identically(old: Path, call: Callable[..., Outcome]) -> None:
-    code, _, err = call(train.main, "--ckpt_path", "lightning_logs/version_0")
+    config = "lightning_logs/version_0/config.yaml"  # `last` compares its settings with those of the run
+    code, _, err = call(train.main, "--ckpt_path", "last", "--config", config)
     assert code == 0, err
+    assert err.count("uses old names") == 1
+    assert f"note: {config} uses old names: " in err and "model.lora (now model.lora_r)" in err
     run, expected = old.parent.parent, EXPECTED["resumed"]
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -73,7 +76,7 @@ def test_an_old_run_resumes_bit_identically(old: Path, call: Callable[..., Outco
 
 def test_an_old_checkpoint_scores_as_it_did(old: Path, call: Callable[..., Outcome]) -> None:
     code, _, err = call(
-        partial(parser.run, test.test), "--ckpt_path", old, "--files", "test.txt", "--json", "test.json"
+        partial(parser.run, test.test), "--ckpt_path", old, "--files", "test.txt", "--json_output", "test.json"
     )
     assert code == 0, err
     found = json.loads(Path("test.json").read_text(encoding="utf-8"))["results"][0]

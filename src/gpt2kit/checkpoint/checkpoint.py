@@ -167,7 +167,7 @@ def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[
             f"{file}: has format {version}, but gpt2kit {__version__} reads format {FORMAT}. Update gpt2kit"
         )
     shape = validation.check_shape(file, metadata.get("shape"))
-    state = finetuning.merge_lora(state)
+    state = finetuning.merge_lora(state, _lora_scale(file, metadata))
     validation.check_tensors(file, shape, state)
     try:
         tokenizer = tokenizers.from_json(str(metadata.get("tokenizer")), str(file))
@@ -178,6 +178,17 @@ def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[
     if start is not None and not (type(start) is int and 0 <= start < shape["vocab_size"]):
         raise CheckpointError(f"{file}: document_start {start!r} is invalid: the file is damaged. Use another one")
     return CheckpointInfo(file, shape, tokenizer, metadata, start), validation.model_state(state)
+
+
+def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
+    """Return the scale of a checkpoint's LoRA matrices. Only one other than the default is stored, as its alpha."""
+    freeze = metadata.get("freeze")
+    if not isinstance(freeze, dict) or "lora_alpha" not in freeze:
+        return finetuning.LORA_SCALE
+    rank, alpha = freeze.get("lora"), freeze["lora_alpha"]
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise CheckpointError(f"{file}: lora_alpha {alpha!r} is invalid: the file is damaged. Use another one")
+    return finetuning.lora_scale(rank, alpha)
 
 
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | None]:

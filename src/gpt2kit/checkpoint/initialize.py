@@ -6,6 +6,7 @@ The run's checkpoints record what it started from, so a resumed run neither need
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,19 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in the model's options of initial weights and fine-tuning."""
-    init_from, freeze, steps, lora = (options[name] for name in ("init_from", "freeze", "freeze_steps", "lora"))
-    can_replace = init_from or not options["new_vocabulary"]
+    init_from, freeze, steps = (options[name] for name in ("init_from", "freeze", "freeze_steps"))
+    rank, alpha = options["lora_r"], options["lora_alpha"]
+    can_replace = init_from or not options["replace_tokenizer"]
     problems = Problems()
     problems.check(steps is None or steps >= 0, f"model.freeze_steps {steps}: must not be negative")
     is_frozen = freeze not in (None, "", (), [])  # 0 is the first layer
     problems.check(steps is None or is_frozen, f"model.freeze_steps {steps}: needs model.freeze, the parts to freeze")
-    problems.check(lora is None or lora >= 1, f"model.lora {lora}: must be at least 1")
-    problems.check(init_from or not lora, "model.lora: needs model.init_from, the weights to fine-tune")
-    problems.check(not (lora and freeze), "model.freeze: model.lora freezes all weights. Leave out one of the two")
-    problems.check(can_replace, "model.new_vocabulary: needs model.init_from, the weights to adapt")
+    problems.check(rank >= 0, f"model.lora_r {rank}: must not be negative")
+    problems.check(init_from or not rank, "model.lora_r: needs model.init_from, the weights to fine-tune")
+    problems.check(alpha is None or 0 < alpha < math.inf, f"model.lora_alpha {alpha}: must be above 0")
+    problems.check(alpha is None or rank, f"model.lora_alpha {alpha}: needs model.lora_r")
+    problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Leave out one of the two")
+    problems.check(can_replace, "model.replace_tokenizer: needs model.init_from, the weights to adapt")
     return problems.messages
 
 
@@ -102,31 +106,31 @@ def restore_tokenizer(config: Any, resumed: Path) -> None:
 
 
 def map_source_vocabulary(
-    source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool
+    source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, replace_tokenizer: bool
 ) -> VocabularyMapping:
-    """Return how the source's tokens spell those of `tokenizer`; they may differ only with `new_vocabulary`."""
+    """Return how the source's tokens spell those of `tokenizer`; they may differ only with `replace_tokenizer`."""
     mapping = map_vocabulary(tokenizer, source.tokenizer)
     size, source_size = tokenizers.size(tokenizer), tokenizers.size(source.tokenizer)
     if tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(source.tokenizer):
         mapping = VocabularyMapping([[i] for i in range(size)], [])
-    if not mapping.is_identity and not new_vocabulary:
+    if not mapping.is_identity and not replace_tokenizer:
         raise UserError(
             f"data.tokenizer: not the vocabulary of model.init_from {init_from} ({size:,} tokens instead of "
             f"{source_size:,}). Leave out data.tokenizer to use the model's own, or adapt the model to this one with "
-            "--model.new_vocabulary true"
+            "--model.replace_tokenizer true"
         )
     return mapping
 
 
 def load_initial_weights(
-    model: GPT2, source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, new_vocabulary: bool = False
+    model: GPT2, source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, replace_tokenizer: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """Load the source's weights into `model`, adapted to its context and to `tokenizer`.
 
     Returns:
         What the run starts from, as plain types for its checkpoints; and lines that describe it.
     """
-    mapping = map_source_vocabulary(source, tokenizer, init_from, new_vocabulary)
+    mapping = map_source_vocabulary(source, tokenizer, init_from, replace_tokenizer)
     positions = source.state["transformer.wpe.weight"]
     old_context, context = len(positions), int(model.shape["n_positions"])
     embedding = remap_embedding(source.state["transformer.wte.weight"], mapping, len(model.transformer.wte.weight))

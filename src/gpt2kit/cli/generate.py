@@ -54,7 +54,7 @@ def generate(
     options = dataclasses.replace(
         options,
         stop=[unescape(text) for text in options.stop],
-        banned_words=[unescape(text) for text in options.banned_words],
+        bad_words=[unescape(text) for text in options.bad_words],
         line_ends=[unescape(text) for text in options.line_ends],
     )
     problems = Problems(generation_problems(options))

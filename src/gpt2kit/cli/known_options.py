@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from gpt2kit.cli import config_files
+from gpt2kit.cli import config_files, renamed
+from gpt2kit.cli.renamed import Rename
 from gpt2kit.errors import UserError, nearest, refuse
 
 SHOWN = 20  # problems in one message
@@ -78,6 +79,7 @@ class CommandLine:
         self._class_labels: list[tuple[str, list[str]]] = []  # with what is still to be set of each class
         self._entries: list[tuple[Option, Entry]] = []
         self._problems: list[str] = []
+        self.renames: list[Rename] = []  # old names that are read under their new ones
         self._add_options(parser, "")
         latest: dict[str, Entry] = {}
         for entry in self._collect(args):
@@ -151,6 +153,7 @@ class CommandLine:
                 option, equals, value = argument[:2], "=", argument[2:]
             action = actions.get(option)
             name = action.dest if action else (option.removeprefix("--") or option).replace(".init_args.", ".")
+            start, renames = len(self._args), len(self.renames)
             if name not in self._linked:
                 self._args += [argument, *values] if argument else values
             if action and name.endswith(("help", "print_config")):
@@ -163,8 +166,15 @@ class CommandLine:
             limit = LIMITS.get(nargs, 1) if option else 0
             if limit and not values:
                 self._problems.append(f"{option}: needs a value")
-            for value in values[:limit]:
-                yield from self._flatten(option, "" if isinstance(action, ActionConfigFile) else name, value)
+            dotted_name = "" if isinstance(action, ActionConfigFile) else name
+            holder: list[Any] = values[:limit]
+            for index in range(len(holder)):
+                yield from self._flatten(option, dotted_name, holder, index)
+            if (
+                len(self.renames) > renames
+            ):  # jsonargparse gets the new names, and what config files hold instead of these
+                texts = [value if isinstance(value, str) else _dump(value) for value in holder]
+                self._args[start:] = [f"{option}={texts[0]}"] if limit == 1 else [option, *texts]
             for value in values[limit:]:
                 advice = f" after {option}, which takes {'one' if limit else 'no'} value" if option else ""
                 if value.partition("=")[0] in self._options:
@@ -174,8 +184,13 @@ class CommandLine:
                 else:
                     self._problems.append(f"unexpected argument '{value}'{advice}")
 
-    def _flatten(self, label: str, name: str, value: Any, file: str = "") -> Iterator[Entry]:
-        """Yield an entry for each option in a value. Those of a section or a class may be in a file of their own."""
+    def _flatten(self, label: str, name: str, parent: Any, key: Any, file: str = "") -> Iterator[Entry]:
+        """Yield an entry for each option in the value `parent[key]`.
+
+        Those of a section or a class may be in a file of their own. The value is replaced by what the file holds, and
+        old names in it by the new ones.
+        """
+        value = parent[key]
         branch = name in self._sections or name in self._classes
         if branch and isinstance(value, str):
             path = os.path.normpath(os.path.join(os.path.dirname(file), value))
@@ -187,20 +202,41 @@ class CommandLine:
                     return
             elif not file and isinstance(collection := _parse(value), (dict, list)):
                 value = collection
+            parent[key] = value
         if branch and isinstance(value, list):
-            for item in value:
-                yield from self._flatten(label, name, item, file)
+            for index in range(len(value)):
+                yield from self._flatten(label, name, value, index, file)
         elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
             for key in sorted(value, key=lambda key: key != "class_path"):  # the class comes before its parameters
                 inner = f"{name}.{key}" if name else key
                 if key == "init_args" and isinstance(value[key], config_files.Mapping):
                     inner = name
                 place = f"{value.file} line {value.lines[key]}: " if value.file else "--"
+                new = self._new_name(inner) if value.file else None
+                if new:
+                    old_key, key = key, new.rpartition(".")[2]
+                    if key in value:
+                        self._problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Leave it out")
+                        continue
+                    value[key] = renamed.new_value(inner, value.pop(old_key))
+                    self.renames.append(Rename(value.file, inner, new))
+                    inner = new
                 if "class_path" in value and key not in CLASS_KEYS:
                     self._problems.append(f"{place}{inner}: not accepted beside class_path. Move it under init_args")
-                yield from self._flatten(place + inner.removesuffix(".class_path"), inner, value[key], value.file)
+                yield from self._flatten(place + inner.removesuffix(".class_path"), inner, value, key, value.file)
         else:
+            kind = renamed.new_kind(value)
+            if kind is not value and name in self._options and kind in leaves(self._options[name].hint):
+                self.renames.append(Rename(file or label, f"{name} {value}" if file else str(value), kind))
+                parent[key] = value = kind
             yield Entry(label, name, value)
+
+    def _new_name(self, name: str) -> str | None:
+        """Return the new name of an option, if `name` is an old one and stands for no other option."""
+        new = renamed.new_name(name)
+        is_class_known = self._classes.get(name.rpartition(".")[0]) != ""
+        is_renamed = new in self._options if is_class_known else True
+        return new if is_renamed and name not in self._options else None
 
     def _check(self, entry: Entry) -> None:
         """Compare the name of an entry with the options; keep its value, or find the class that it names."""
@@ -227,6 +263,8 @@ class CommandLine:
         elif self._classes[owner] and "dict_kwargs" not in name:
             known = (option.rpartition(".")[2] for option in self._options if option.startswith(f"{owner}."))
             self._report_unknown(f"{label}: {self._classes[owner]} has no such option", name, known)
+        elif not self._classes[owner] and (new := self._new_name(name)):
+            self._problems.append(f"{label}: no such option. Did you mean --{new}?")
 
     def _name_class(self, option: str, entry: Entry) -> None:
         """Find the class that an option names. If a short name means several, jsonargparse says which."""
@@ -246,7 +284,11 @@ class CommandLine:
             self._report_unknown(f"{entry}: no such class", path, known)
 
     def _report_unknown(self, problem: str, name: str, known: Iterable[str]) -> None:
-        similar = nearest(name, known) if len(self._problems) < SHOWN else ""  # to look for one takes a while
+        similar = ""
+        if len(self._problems) < SHOWN:  # to look for one takes a while
+            names, new = list(known), renamed.new_name(name) or ""
+            exact = [known for known in names if known.removeprefix("--") in (new, new.rpartition(".")[2])]
+            similar = f". Did you mean {exact[0]}?" if exact else nearest(name, names)
         self._problems.append(problem + (similar or ". See --help"))
 
 
@@ -277,6 +319,12 @@ def in_words(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(in_words, inner)))
     return WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")
+
+
+def _dump(value: Any) -> str:
+    """Return a value as YAML text."""
+    plain = json.loads(json.dumps(value, default=str))  # without subclasses of dict
+    return str(yaml.safe_dump(plain, sort_keys=False))
 
 
 def _parse(value: Any) -> Any:

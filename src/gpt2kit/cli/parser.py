@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import logs
+from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -47,7 +48,10 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
     """Return the options for `function` that `args` give."""
     parser = parser_of(function)
-    return dict(parser.instantiate(CommandLine(parser, args).parse()).as_dict())
+    command = CommandLine(parser, args)
+    options = dict(parser.instantiate(command.parse()).as_dict())
+    renamed.log_renames(command.renames)
+    return options
 
 
 def parser_of(function: Callable[..., object]) -> ArgumentParser:

@@ -20,7 +20,7 @@ def test(
     files: list[str] | None = None,
     reader: Reader | None = None,
     options: EvaluationOptions = EvaluationOptions(),
-    json: str | None = None,
+    json_output: str | None = None,
     config: list[str] | None = None,
 ) -> None:
     """Print loss, perplexity and bits per byte of a checkpoint on text, or compare several.
@@ -30,13 +30,16 @@ def test(
             Several are compared on the same documents, even if their tokenizers differ.
         files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
         reader: How files become documents. Default: as in training.
-        json: Write every figure with all digits to this file; -: to standard output, instead of the table.
+        json_output: Write every figure with all digits to this file; -: to standard output, instead of the table.
         config: Accepted but not needed: a checkpoint holds its settings.
     """
-    json_path = None if json in (None, "-") else Path(str(json))
+    json_path = None if json_output in (None, "-") else Path(str(json_output))
     problems = Problems(evaluation_problems(options))
-    problems.check(json_path is None or json_path != options.html, f"--json {json}, --html {json}: one file for both")
-    for name, path in {"html": options.html, "json": json_path}.items():
+    problems.check(
+        json_path is None or json_path != options.html,
+        f"--json_output {json_path}, --html {json_path}: one file for both",
+    )
+    for name, path in {"html": options.html, "json_output": json_path}.items():
         reason = "" if path is None else why_not_writable(path)
         problems.check(not reason, f"--{name} {path}: {reason}")
     refuse(problems.messages)
@@ -60,7 +63,7 @@ def test(
         report = Report(results, test_set, stats, options, ranks)
         for note in report.notes:
             logger.info(note)
-        print(report.to_json() if json == "-" else report.to_text() + "\n", end="")
+        print(report.to_json() if json_output == "-" else report.to_text() + "\n", end="")
         if json_path:
             write_text(json_path, report.to_json())
         report.keep_in_runs()

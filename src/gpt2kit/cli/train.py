@@ -20,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli.parser import is_lost_connection, print_error
-from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_find
+from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
@@ -161,23 +161,23 @@ class TrainCLI(LightningCLI):
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         allow_tf32(trainer.strategy.root_device, self._precision.value)
         data = self.datamodule
-        if data.requested_global_batch is not None and not options["fast_dev_run"]:
+        if data.requested_global_batch_size is not None and not options["fast_dev_run"]:
             with self.options.collect():
                 trainer.accumulate_grad_batches = distributed.accumulation_steps(
-                    data.requested_global_batch, data.batch_size, trainer.world_size
+                    data.requested_global_batch_size, data.batch_size, trainer.world_size
                 )
         return trainer
 
     def _check_vocabulary(self) -> None:
         """Refuse a tokenizer that does not fit the initial weights, before the run has a folder."""
         source, init_from, spec = self.model.source, self.model.init_from, self.config.data.tokenizer
-        if source is None or init_from is None or self.model.new_vocabulary:
+        if source is None or init_from is None or self.model.replace_tokenizer:
             return
         with self.options.collect():
             if not isinstance(spec, str) and spec.vocab is None:
                 raise UserError(
                     f"data.tokenizer: trains another vocabulary than model.init_from {init_from} has. Leave it out, "
-                    "or adapt the model to it with --model.new_vocabulary true"
+                    "or adapt the model to it with --model.replace_tokenizer true"
                 )
             initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
 
@@ -190,7 +190,7 @@ class TrainCLI(LightningCLI):
         self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, record)
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
-        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override, settings)
+        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override_optimizer, settings)
         own: list[Callback] = [RankAgreement(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
         others: list[Callback] = as_list(options["callbacks"])
         if options["enable_progress_bar"] is not False and not any(
@@ -210,7 +210,8 @@ class TrainCLI(LightningCLI):
         refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
-        add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)  # its memory is counted, too
+        # The memory of LoRA is counted, too.
+        add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
         info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         info["memory"] = run_info.estimate_memory(trainer, data, gpt2)
         info["files"] = run_info.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
@@ -238,15 +239,15 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
     early = parse_early(args)
-    if early.ckpt_path is not None and (early.verify_resume or early.find):
-        raise UserError("--verify_resume and --find: start runs of their own. Leave out --ckpt_path")
+    if early.ckpt_path is not None and (early.verify_resume or early.tune):
+        raise UserError("--verify_resume and --tune: start runs of their own. Leave out --ckpt_path")
     try:
         if early.verify_resume:
             verify_resume.verify_resume([arg for arg in args if arg != "--verify_resume"])
-        elif early.find == "batch_size":
-            tuning.find_batch_size(without_find(args))
-        elif early.find == "lr":
-            TrainCLI([*without_find(args), "--plan"]).find_learning_rate()
+        elif early.tune == "batch_size":
+            tuning.find_batch_size(without_tune(args))
+        elif early.tune == "lr":
+            TrainCLI([*without_tune(args), "--plan"]).find_learning_rate()
         else:
             _train(args)
     except Exception as error:

@@ -17,7 +17,9 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
+from gpt2kit.cli.renamed import Rename
 from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import MachineError, UserError, refuse
 from gpt2kit.model.config import shape_problems
@@ -56,6 +58,7 @@ class TrainOptions:
         """The checkpoint to resume from."""
         self.source: checkpoint.LoadedCheckpoint | None = None
         """The checkpoint of `model.init_from`."""
+        self._renames: list[Rename] = []
         self.linked_values: dict[str, Any] = {}
         """Values given for options that the tokenizer decides."""
         early = parse_early(args)
@@ -67,9 +70,10 @@ class TrainOptions:
         if not 0 <= self.config.seed_everything < 2**32:
             self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
             self.config.seed_everything = 0
-        self.override, self.config.override = self.config.override, False
+        self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
         self.config.ckpt_path = None  # the saved config starts a new run
+        renamed.log_renames(self._renames)
 
     @property
     def builds_text(self) -> bool:
@@ -94,7 +98,9 @@ class TrainOptions:
     def value_problems(self) -> list[str]:
         """List the options whose values are invalid."""
         config, trainer = self.config, self.config.trainer
-        problems = trainer_problems(trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch)
+        problems = trainer_problems(
+            trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch_size
+        )
         shape = shape_problems(config.model.as_dict())
         problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
@@ -117,8 +123,13 @@ class TrainOptions:
         self.config = config
         self.is_plan = config.plan is True
 
-    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
+    def _command(self, parser: LightningArgumentParser, args: list[str]) -> CommandLine:
         command = CommandLine(parser, args, LINKED)
+        self._renames += command.renames
+        return command
+
+    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        command = self._command(parser, args)
         self._set_config(command.parse())
         self.linked_values = command.linked_values
 
@@ -136,7 +147,7 @@ class TrainOptions:
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
         """Find the run to resume. Its own config comes before the arguments, and each difference is printed."""
         settings, at_default = None, set[str]()
-        command = CommandLine(parser, args, LINKED)
+        command = self._command(parser, args)
         missing = command.missing  # the run's own config has them
         self._set_config(command.parse(*(f"--{name}=[]" for name in missing)))
         if missing and early.config and not self.is_plan:
@@ -148,7 +159,8 @@ class TrainOptions:
                 at_default = initialize.options_at_default(self.config, parser.get_defaults())
         with self.collect():
             runs = Path(early.root) / lifecycle.LOGS
-            self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default)
+            rename = renamed.rename_settings
+            self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default, rename)
         if self.resumed is None:
             refuse(self.problems if missing else [])
             return
@@ -157,7 +169,7 @@ class TrainOptions:
         saved_args = ["--config", str(config_file)] if config_file and config_file.is_file() else []
         self._parse(parser, [*saved_args, *args])
         if saved_args:
-            merge_saved_config(self.config, parser.parse_args(saved_args))
+            merge_saved_config(self.config, self._command(parser, saved_args).parse())
         initialize.restore_tokenizer(self.config, self.resumed)
         if run:
             with run_folder.refuse_damaged(run / run_folder.START):
@@ -174,7 +186,12 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
     ),
     ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
     ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),
-    ("override", bool, False, "When resuming, take optimizer and schedule from the config and the command line."),
+    (
+        "override_optimizer",
+        bool,
+        False,
+        "When resuming, take optimizer and schedule from the config and the command line.",
+    ),
     (
         "verify_resume",
         bool,
@@ -182,7 +199,7 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         "Check that a killed and resumed run ends like an uninterrupted one.",
     ),
     (
-        "find",
+        "tune",
         Literal["batch_size", "lr"] | None,
         None,
         "Try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) and print them.",
@@ -214,7 +231,7 @@ def parse_early(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--ckpt_path", nargs="?")
     parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?", default=".")
     parser.add_argument("--verify_resume", nargs="?", const=True, default=False)
-    parser.add_argument("--find", nargs="?")
+    parser.add_argument("--tune", nargs="?")
     parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
     early = parser.parse_known_args(args)[0]
     early.verify_resume = early.verify_resume is True
@@ -223,17 +240,17 @@ def parse_early(args: list[str]) -> argparse.Namespace:
 
 def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
     """List options that a config file sets although they are read before config files are."""
-    flags = [name for name in ("plan", "override", "verify_resume") if not isinstance(config[name], bool)]
-    ignored = [name for name in ("ckpt_path", "find", "verify_resume") if config[name] and not getattr(early, name)]
+    flags = [name for name in ("plan", "override_optimizer", "verify_resume") if not isinstance(config[name], bool)]
+    ignored = [name for name in ("ckpt_path", "tune", "verify_resume") if config[name] and not getattr(early, name)]
     return [f"{name} {config[name]}: must be true or false" for name in flags] + [
         f"{name}: not in a config file; on the command line, as --{name}" for name in ignored if name not in flags
     ]
 
 
-def without_find(args: list[str]) -> list[str]:
-    """Return the arguments without --find and its value."""
-    at = args.index("--find") if "--find" in args else len(args)
-    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--find=")]
+def without_tune(args: list[str]) -> list[str]:
+    """Return the arguments without --tune and its value."""
+    at = args.index("--tune") if "--tune" in args else len(args)
+    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--tune=")]
 
 
 def as_list(value: Any) -> list[Any]:
@@ -244,22 +261,25 @@ def as_list(value: Any) -> list[Any]:
 
 
 def merge_saved_config(config: Any, saved: Any) -> None:
-    """Print where the options differ from the saved ones; without --override, keep the optimizer and the schedule."""
+    """Print where the options differ from the saved ones.
+
+    Without --override_optimizer, the optimizer and the schedule stay those of the run.
+    """
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)
-        if old == new or name in ("config", "ckpt_path", "override", "plan"):
+        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan"):
             continue
-        is_initial = name in ("model.init_from", "model.new_vocabulary")
-        is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override
+        is_initial = name in ("model.init_from", "model.replace_tokenizer")
+        is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer
         line = f"resume: {name} was {old}, now {new}"
         if is_initial:
             line = f"resume: {name} stays {old} (not {new}: the run has already started)"
         elif is_kept:
-            line = f"resume: {name} stays {old} (not {new}; --override changes it)"
+            line = f"resume: {name} stays {old} (not {new}; --override_optimizer changes it)"
         logger.info(line)
-    config.model.init_from, config.model.new_vocabulary = saved.model.init_from, saved.model.new_vocabulary
-    if not config.override:
+    config.model.init_from, config.model.replace_tokenizer = saved.model.init_from, saved.model.replace_tokenizer
+    if not config.override_optimizer:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule
 
 

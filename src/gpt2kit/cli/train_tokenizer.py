@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
@@ -39,7 +40,7 @@ def train_tokenizer(
         reader: How files become documents, such as `--reader.document file`.
         report: Train nothing; report how well the tokenizer in this folder fits the --files.
         compare: Print a table of several sizes, kinds, kind:size, or tokenizer folders, such as `--compare 4096 8192
-            char unigram:8192`, measured on held-out text. No tokenizer is written.
+            char spm-unigram:8192`, measured on held-out text. No tokenizer is written.
     """
     _check(spec)
     trainers.check(spec)
@@ -81,8 +82,8 @@ def _check(spec: TokenizerSpec) -> None:
         has_vocab or kind != "existing", "--kind existing: needs --vocab, a folder, a tokenizer.json or a hub name"
     )
     problems.check(
-        not has_vocab or (spec.vocab_size, spec.min_count, spec.sample) == (None, None, None),
-        "--vocab: nothing is trained with it. Leave out --vocab_size, --min_count and --sample",
+        not has_vocab or (spec.vocab_size, spec.min_frequency, spec.max_train_bytes) == (None, None, None),
+        "--vocab: nothing is trained with it. Leave out --vocab_size, --min_frequency and --max_train_bytes",
     )
     is_unique = len({EOS, *tokens}) > len(tokens)
     problems.check("" not in tokens and is_unique, "--special_tokens: a token is empty or is given twice")
@@ -92,7 +93,7 @@ def _check(spec: TokenizerSpec) -> None:
     problems.check(
         not (spec.parse_special and kind == "words"), "--parse_special: not for words, where each word is a token"
     )
-    for name, least in (("min_count", 1), ("max_token_length", 2), ("sample", 1)):
+    for name, least in (("min_frequency", 1), ("max_token_length", 2), ("max_train_bytes", 1)):
         value = getattr(spec, name)
         problems.check(value is None or value >= least, f"--{name} {value}: must be at least {least}")
     refuse(problems.messages)
@@ -110,12 +111,15 @@ def _sample(files: Sequence[str], reader: Reader | None, size: int, seed: int) -
 
 def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator[str]) -> str:
     """Return a table of tokenizers that are trained on the same text and measured on the same held-out text."""
+    old_kinds = (candidate.partition(":")[0] for candidate in candidates)
+    renames = [Rename("--compare", kind, new_kind(kind)) for kind in old_kinds if kind in RENAMED_KINDS]
+    log_renames(renames)
     specs = dict(_candidate(candidate, spec) for candidate in candidates)
-    train_texts, held_out = Sample(spec.sample or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
+    train_texts, held_out = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
     for number, document in enumerate(documents):
         (held_out if number % 10 == 9 else train_texts).offer(document)
     sizes = (training.sample_size(candidate.kind, train_texts.unspaced_fraction) for candidate in specs.values())
-    train_texts.shrink(spec.sample or min(sizes))
+    train_texts.shrink(spec.max_train_bytes or min(sizes))
     held_out.shrink(REPORT_BYTES)
     measured_on = held_out if len(held_out) else train_texts
     measured = {}
@@ -135,10 +139,11 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
 def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]:
     """Return the name and the options of one argument after --compare."""
     kind, _, size = candidate.rpartition(":") if ":" in candidate else (candidate, "", "")
+    kind = new_kind(kind)
     if candidate.isdecimal():
         kind, size = spec.kind, candidate
     if kind in TRAINERS and (not size or size.isdecimal()):
-        spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)  # type: ignore[arg-type]
+        spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)
         spec = training.with_default_size(spec)
         trainers.check(spec)
         return f"{kind}:{spec.vocab_size}" if spec.vocab_size else kind, spec

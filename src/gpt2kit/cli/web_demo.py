@@ -17,7 +17,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     auth: str | None = None,
-    at_once: int = 2,
+    max_concurrency: int = 2,
     precision: Precision = "auto",
 ) -> None:
     """Generate text with trained models on a page in the browser.
@@ -27,14 +27,14 @@ def serve(
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
         auth: NAME:PASSWORD that the page asks for.
-        at_once: Requests that are generated at the same time; others wait in a queue.
+        max_concurrency: Requests that are generated at the same time; others wait in a queue.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
     name, colon, password = (auth or "").partition(":")
     problems = Problems()
     problems.check(not auth or (name and colon and password), "--auth: must be NAME:PASSWORD")
     problems.check(0 < port < 65536, f"--port {port}: must be from 1 to 65535")
-    problems.check(at_once >= 1, f"--at_once {at_once}: must be at least 1")
+    problems.check(max_concurrency >= 1, f"--max_concurrency {max_concurrency}: must be at least 1")
     refuse(problems.messages)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
@@ -44,7 +44,7 @@ def serve(
     models = find_models(ckpt_path)
     app.check_port(host, port)
     service = Service(models, precision)
-    application = app.app(service, host, (name, password) if auth else None, at_once)
+    application = app.app(service, host, (name, password) if auth else None, max_concurrency)
     service.load()
     import uvicorn
 

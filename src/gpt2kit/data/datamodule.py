@@ -45,12 +45,12 @@ class TextDataModule(pl.LightningDataModule):
         block_size: context length in tokens, in training and later.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
-        global_batch: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` follows from
-            it and the devices, so a run can be resumed on another number of them.
+        global_batch_size: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` follows
+            from it and the devices, so a run can be resumed on another number of them.
         reader: turns files into documents.
-        valid_share: instead of valid_files, the fraction of the training documents to hold out for validation, such as
-            0.01. A hash of the text and the seed decides, so equal documents are in the same split.
-        test_share: instead of test_files, the fraction of the training documents to hold out for test.py.
+        valid_fraction: instead of valid_files, the fraction of the training documents to hold out for validation, such
+            as 0.01. A hash of the text and the seed decides, so equal documents are in the same split.
+        test_fraction: instead of test_files, the fraction of the training documents to hold out for test.py.
         stride: tokens between the starts of two training blocks. Default: block_size, so that each token is predicted
             once per epoch; with less, blocks overlap and epochs are longer.
         mask_documents: let no token see another document, and count positions from the start of each document.
@@ -75,10 +75,10 @@ class TextDataModule(pl.LightningDataModule):
         tokenizer: str | TokenizerSpec | None = None,
         block_size: int = 256,
         batch_size: int = 16,
-        global_batch: int | None = None,
+        global_batch_size: int | None = None,
         reader: Reader = Reader(),
-        valid_share: float = 0.0,
-        test_share: float = 0.0,
+        valid_fraction: float = 0.0,
+        test_fraction: float = 0.0,
         stride: int | None = None,
         mask_documents: bool = False,
         append_eos: bool = True,
@@ -96,7 +96,7 @@ class TextDataModule(pl.LightningDataModule):
             "valid": _as_list(valid_files),
             "test": _as_list(test_files),
         }
-        self.shares = split_ranges(valid_share, test_share, seed)
+        self.shares = split_ranges(valid_fraction, test_fraction, seed)
         for split in self.shares:
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
@@ -104,7 +104,7 @@ class TextDataModule(pl.LightningDataModule):
         self._tokenizer = tokenizer or TOKENIZER
         self.block_size = block_size
         self.batch_size = batch_size
-        self.requested_global_batch = global_batch
+        self.requested_global_batch_size = global_batch_size
         self.reader = reader
         self.stride = stride or block_size
         self.mask_documents = mask_documents
@@ -243,7 +243,7 @@ def text_size(store: TokenStore) -> Score:
 def data_problems(options: dict[str, Any]) -> list[str]:
     """List what is invalid in the data module's options."""
     problems = Problems()
-    for name in ("block_size", "batch_size", "shard_tokens", "window_shards", "global_batch"):
+    for name in ("block_size", "batch_size", "shard_tokens", "window_shards", "global_batch_size"):
         value = options[name]
         problems.check(value is None or value >= 1, f"data.{name} {value}: must be at least 1")
     problems.check(options["train_files"], "data.train_files: names no file")

@@ -155,12 +155,12 @@ def _move(source: Path, target: Path) -> None:
 
 def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> ReadReport:
     """Join what was met in all parts, and judge the bad records as those of one text."""
-    report = ReadReport(corpus.reader.bad_share)
+    report = ReadReport(corpus.reader.max_bad_fraction)
     for index in indexes:
         part = json.loads(index.notes[0])
         report.records += part["records"]
         report.bad += part["bad"]
         for what, (times, first) in part["met"].items():
             report.note(what, first, times)
-    report.check_bad_share()
+    report.check_bad_fraction()
     return report

@@ -49,7 +49,7 @@ def evaluate(
         passages = passages or heatmap.select_documents(scores, candidate.name if len(candidates) > 1 else "")
         tokenizer = candidate.info.tokenizer
         result.passages = [heatmap.make_passage(scorer, tokenizer, scores, *which) for which in passages]
-        if options.copies:
+        if options.memorization:
             result.memorization = _measure_memorization(candidate, gpt2, test_set, number, options)
         results.append(result)
     return results, stats

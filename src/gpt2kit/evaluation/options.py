@@ -27,12 +27,12 @@ class EvaluationOptions:
     batch_size: int = 16
     """Windows per forward pass. Changes the speed, not the figures."""
     seed: int = 1
-    """Random seed of the confidence intervals and of the text generated for --copies."""
+    """Random seed of the confidence intervals and of the text generated for --memorization."""
     html: Path | None = None
     """Write a page with the first and the hardest documents, each token coloured by its loss."""
     train_files: Sequence[str] = ()
-    """The text that the model was trained on, for --copies."""
-    copies: bool = False
+    """The text that the model was trained on, for --memorization."""
+    memorization: bool = False
     """Generate text and measure how much of it is memorized: appears word for word in --train_files."""
     cache_dir: Path = Path(".cache/gpt2kit")
     """Folder of tokenized text. Safe to delete."""
@@ -46,11 +46,11 @@ def evaluation_problems(options: EvaluationOptions) -> list[str]:
         problems.check(value is None or value >= 1, f"--{name} {value}: must be at least 1")
     problems.check(0 <= options.seed < 1 << 63, f"--seed {options.seed}: must be from 0 to 2^63 - 1")
     problems.check(
-        not options.copies or options.train_files,
-        "--copies: needs the text that the model was trained on. Give it as --train_files",
+        not options.memorization or options.train_files,
+        "--memorization: needs the text that the model was trained on. Give it as --train_files",
     )
     problems.check(
-        options.copies or not options.train_files,
-        "--train_files: is for --copies. Add --copies, or remove --train_files",
+        options.memorization or not options.train_files,
+        "--train_files: is for --memorization. Add --memorization, or remove --train_files",
     )
     return problems.messages

@@ -47,7 +47,7 @@ def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
     )
     reasons.check(
         is_byte_level,
-        "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bytebpe), without a normalizer",
+        "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bpe), without a normalizer",
     )
     reasons.check(
         all(token["special"] for token in raw["added_tokens"]),

@@ -191,7 +191,7 @@ def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Ten
             row[: len(mask)] &= mask
             row[len(mask) :] = False  # ids without a token
         if not row.any():
-            raise UserError("--banned_words: no token is left that keeps the form of the verse. Ban fewer words")
+            raise UserError("--bad_words: no token is left that keeps the form of the verse. Ban fewer words")
     return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
 

@@ -149,10 +149,10 @@ class Generator:
             if any(map(verse.beginning, prompts)):
                 self.note("the prompt fits the form and counts as the beginning of the verse")
             factories.append(verse.after)
-        words = list(options.banned_words)
+        words = list(options.bad_words)
         if options.max_newlines is not None:
             words.append("\n" * (options.max_newlines + 1))
-        banned_ids = self._added_ids if options.strip_special else set[int]()
+        banned_ids = self._added_ids if options.no_special_tokens else set[int]()
         if words or banned_ids:
             factories.append(BannedWords(words, self._token_bytes, banned_ids, self.eos).after)
         return lambda prompt: tuple(factory(prompt) for factory in factories)

@@ -45,11 +45,11 @@ class GenerationOptions(SamplingOptions):
     """Maximum number of tokens to generate; a text may end before. Default: 200. Verse has no such limit."""
     stop: Sequence[str] = ()
     """End before this text. May be given several times; \\n is a line break."""
-    banned_words: Sequence[str] = ()
+    bad_words: Sequence[str] = ()
     """Never generate this text. May be given several times; \\n is a line break."""
     max_newlines: int | None = None
     """Maximum number of line breaks in a row."""
-    strip_special: bool = False
+    no_special_tokens: bool = False
     """Never generate the tokenizer's special tokens."""
     lines: int | None = None
     """Generate verse with this many lines. The form always holds."""
@@ -109,14 +109,14 @@ def generation_problems(options: GenerationOptions) -> list[str]:
     problems.check(options.batch_size >= 1, f"--batch_size {options.batch_size}: must be at least 1")
     problems.check("" not in options.stop, "--stop: an empty text would stop at once. Leave it out")
     problems.check(not (options.stop and is_verse), "--stop: verse ends where its form ends. Leave out one of the two")
-    problems.check("" not in options.banned_words, "--banned_words: an empty word bans everything. Leave it out")
+    problems.check("" not in options.bad_words, "--bad_words: an empty word bans everything. Leave it out")
     newlines = options.max_newlines
     problems.check(newlines is None or newlines >= 0, f"--max_newlines {newlines}: must not be negative")
     has_form_options = options.chars_per_line is not None or options.line_ends or options.rhyme
     problems.check(
         is_verse or not has_form_options, "--chars_per_line, --line_ends, --rhyme: need --lines, the number of lines"
     )
-    for name in ("stop", "banned_words", "line_ends", "rhyme"):
+    for name in ("stop", "bad_words", "line_ends", "rhyme"):
         texts = getattr(options, name)
         problems.check(all(map(is_text, texts)), f"--{name}: contains bytes that are not UTF-8. Give it in UTF-8")
     return problems.messages + (verse.form_problems(options.form) if options.form else [])

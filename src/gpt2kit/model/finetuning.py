@@ -16,7 +16,7 @@ from torch import nn
 
 from gpt2kit.errors import UserError, refuse
 
-# What the product of the two LoRA matrices is multiplied by.
+# What the product of the two LoRA matrices is multiplied by, unless model.lora_alpha is set.
 LORA_SCALE = 2.0
 
 # Names for several parts. The body is all but the token embedding, which is also the output layer.
@@ -102,25 +102,32 @@ def _pattern(part: str) -> str:
     return rf"{re.escape(part)}(\.|$)"
 
 
-def add_lora(model: nn.Module, rank: int | None, train_embedding: bool) -> None:
+def lora_scale(rank: int, alpha: float | None) -> float:
+    """Return what the product of the two LoRA matrices is multiplied by."""
+    return LORA_SCALE if alpha is None or not rank else alpha / rank
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float | None, train_embedding: bool) -> None:
     """Add two matrices of `rank` to each hidden matrix, which change nothing at first, and freeze the rest.
 
-    `train_embedding` excepts the token embedding. Without a rank, or if they are there already, this does nothing.
+    `train_embedding` excepts the token embedding. With rank 0, or if they are there already, this does nothing.
     """
     if not rank or any("lora_" in name for name, _ in model.named_parameters()):
         return
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("model.lora: needs the package peft. Install it: pip install 'peft>=0.18'") from None
+        raise UserError("model.lora_r: needs the package peft. Install it: pip install 'peft>=0.18'") from None
     modules = ["c_attn", "c_proj", "c_fc"]
-    config = LoraConfig(r=rank, lora_alpha=round(LORA_SCALE * rank), target_modules=modules, fan_in_fan_out=True)
+    if alpha is None:
+        alpha = LORA_SCALE * rank
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, fan_in_fan_out=True)
     inject_adapter_in_model(config, model)
     if train_embedding:
         model.get_parameter("transformer.wte.weight").requires_grad_(True)
 
 
-def merge_lora(state: dict[str, Any]) -> dict[str, Any]:
+def merge_lora(state: dict[str, Any], scale: float = LORA_SCALE) -> dict[str, Any]:
     """Return the tensors of a plain GPT-2: W + scale (B A)^T for each hidden matrix.
 
     Matrices that do not fit together keep their names, which the comparison with the model's names then refuses.
@@ -138,7 +145,7 @@ def merge_lora(state: dict[str, Any]) -> dict[str, Any]:
         b: Any = state.get(name_b)
         if _can_merge(base, a, b):
             del plain[name], plain[name_a], plain[name_b]
-            plain[f"{layer}.weight"] = base + LORA_SCALE * (b @ a).T
+            plain[f"{layer}.weight"] = base + scale * (b @ a).T
     return plain
 
 

@@ -21,12 +21,12 @@ class NonFiniteGuard:
     update may be applied, but it is never saved.
 
     Args:
-        max_skipped: updates that may be skipped before the run stops.
-        max_scaler_skips: consecutive updates that the loss scaler may skip under 16-mixed.
+        max_nonfinite_steps: maximum number of updates to skip in the whole run before it stops.
+        max_grad_scaler_skips: maximum number of consecutive updates that the loss scaler may skip under 16-mixed.
     """
 
-    def __init__(self, max_skipped: int = 0, max_scaler_skips: int = 50) -> None:
-        self.max_skipped, self.max_scaler_skips = max_skipped, max_scaler_skips
+    def __init__(self, max_nonfinite_steps: int = 0, max_grad_scaler_skips: int = 50) -> None:
+        self.max_nonfinite_steps, self.max_grad_scaler_skips = max_nonfinite_steps, max_grad_scaler_skips
         self.skipped = 0  # updates skipped so far; part of the run's state
         self._scaler_skips = 0
         self._unchecked: list[tuple[int, Tensor]] = []  # step and norm
@@ -35,16 +35,16 @@ class NonFiniteGuard:
         """Check the norm, or collect it. `step` counts from 1; `scaled`: a loss scaler skips bad updates itself."""
         if scaled:
             self._scaler_skips = 0 if torch.isfinite(norm) else self._scaler_skips + 1
-            if self._scaler_skips > self.max_scaler_skips:
+            if self._scaler_skips > self.max_grad_scaler_skips:
                 raise _diverged(step, f"the gradient overflowed fp16 in {self._scaler_skips} consecutive steps")
-        elif self.skipped < self.max_skipped and not torch.isfinite(norm):
+        elif self.skipped < self.max_nonfinite_steps and not torch.isfinite(norm):
             self.skipped += 1
-            count = f"{self.skipped} of at most {self.max_skipped}"
+            count = f"{self.skipped} of at most {self.max_nonfinite_steps}"
             logger.warning(f"step {step}: the gradient norm is {norm.item()}: update skipped ({count})")
             optimizer.zero_grad(set_to_none=True)  # an optimizer ignores parameters without a gradient
         else:
             self._unchecked.append((step, norm))
-            if self.max_skipped or norm.device.type != "cuda":
+            if self.max_nonfinite_steps or norm.device.type != "cuda":
                 self.check()
 
     def check(self) -> None:
@@ -59,7 +59,8 @@ class NonFiniteGuard:
 def _diverged(step: int, reason: str) -> DivergedError:
     return DivergedError(
         f"step {step}: {reason}, so training stopped and this update was not saved. Lower the learning rate, clip "
-        "gradients (trainer.gradient_clip_val 1.0), warm up longer, or skip some such updates (model.skip_nonfinite)"
+        "gradients (trainer.gradient_clip_val 1.0), warm up longer, or skip some such updates "
+        "(model.max_nonfinite_steps)"
     )
 
 

@@ -57,22 +57,22 @@ class Linear(Schedule):
 
     Args:
         warmup: optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
-        final: the factor at the last step.
+        min_lr_ratio: the factor at the last step: the lowest learning rate, as a fraction of the highest.
     """
 
-    def __init__(self, warmup: int | float = 0.02, final: float = 0.0) -> None:
+    def __init__(self, warmup: int | float = 0.02, min_lr_ratio: float = 0.0) -> None:
         super().__init__(warmup)
-        self.final = final
+        self.min_lr_ratio = min_lr_ratio
 
     def after(self, progress: float) -> float:
-        return 1 - (1 - self.final) * progress
+        return 1 - (1 - self.min_lr_ratio) * progress
 
 
 class Cosine(Linear):
     """Cosine decay."""
 
     def after(self, progress: float) -> float:
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class WarmupStableDecay(Linear):
@@ -80,19 +80,21 @@ class WarmupStableDecay(Linear):
 
     Args:
         warmup: optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
-        final: the factor at the last step.
-        decay: the fraction of the steps after the warmup over which the rate decays.
+        min_lr_ratio: the factor at the last step: the lowest learning rate, as a fraction of the highest.
+        decay_ratio: the fraction of the steps after the warmup over which the rate decays.
     """
 
-    def __init__(self, warmup: int | float = 0.02, final: float = 0.0, decay: float = 0.4) -> None:
-        super().__init__(warmup, final)
-        if not 0 <= decay <= 1:
-            raise UserError(f"model.schedule.decay {decay}: not a fraction of the steps. Give one from 0 to 1")
-        self.decay = decay
+    def __init__(self, warmup: int | float = 0.02, min_lr_ratio: float = 0.0, decay_ratio: float = 0.4) -> None:
+        super().__init__(warmup, min_lr_ratio)
+        if not 0 <= decay_ratio <= 1:
+            raise UserError(
+                f"model.schedule.decay_ratio {decay_ratio}: not a fraction of the steps. Give one from 0 to 1"
+            )
+        self.decay_ratio = decay_ratio
 
     def after(self, progress: float) -> float:
-        return super().after(max(progress - (1 - self.decay), 0.0) / max(self.decay, 1e-9))
+        return super().after(max(progress - (1 - self.decay_ratio), 0.0) / max(self.decay_ratio, 1e-9))
 
     def constant_until(self, total: int) -> int | None:
         warmup = self.warmup_steps(total)
-        return warmup + int((1 - self.decay) * (total - warmup))
+        return warmup + int((1 - self.decay_ratio) * (total - warmup))

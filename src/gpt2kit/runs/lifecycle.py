@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from gpt2kit.runs import folder as run_folder
 logger = logging.getLogger(__name__)
 
 LOGS = "lightning_logs"
+# (flat settings of an earlier run, today's) -> those of the earlier run under today's names
+Rename = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 # Settings that may change from one start of a run to the next; all others of `data` and `model` tell runs apart.
 _CHANGEABLE = {
-    *("data.batch_size", "data.global_batch", "data.cache_dir", "data.seed", "data.num_workers"),
+    *("data.batch_size", "data.global_batch_size", "data.cache_dir", "data.seed", "data.num_workers"),
     *("model.optimizer", "model.schedule", "model.attention"),
 }
 
@@ -107,12 +109,16 @@ def space_problem(run: Path, size: int) -> str:
 
 
 def find_resumable(
-    ckpt_path: str, logs: Path, settings: Mapping[str, Any] | None, ignored: Collection[str] = ()
+    ckpt_path: str,
+    logs: Path,
+    settings: Mapping[str, Any] | None,
+    ignored: Collection[str] = (),
+    rename: Rename = lambda earlier, _: earlier,
 ) -> Path:
     """Return the checkpoint to resume from: a file, or the newest valid one of a run folder.
 
     `last` is the newest run in `logs` that has the same data and model settings, apart from those in `ignored`. With
-    settings None it is the newest run.
+    settings None it is the newest run. `rename` returns the flat settings of an earlier run under the names of today's.
     """
     path = Path(ckpt_path)
     if ckpt_path == "last":
@@ -128,7 +134,7 @@ def find_resumable(
         newest = checkpoint.newest_valid(run)
         if newest is None:
             continue
-        changes = [] if settings is None else _differences(run, settings, ignored)
+        changes = [] if settings is None else _differences(run, settings, ignored, rename)
         if not changes:
             return newest
         differences = differences or f"; the newest run, {run.name}, has other settings: {'; '.join(changes[:4])}"
@@ -148,7 +154,7 @@ def flatten(settings: object, name: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str]) -> list[str]:
+def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str], rename: Rename) -> list[str]:
     """Return the settings in which a run's own config tells it apart from `settings`."""
     import yaml
 
@@ -158,15 +164,15 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
         config = None
     if not isinstance(config, dict):
         return ["it has no valid config.yaml"]
-    before, now = _identity(config), _identity(settings)
-    changes = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and name not in ignored]
+    now = _data_and_model(settings)
+    before = rename(_data_and_model(config), now)
+    names = (name for name in sorted({*before, *now}) if ".".join(name.split(".")[:2]) not in _CHANGEABLE)
+    changes = [name for name in names if before.get(name) != now.get(name) and name not in ignored]
     return [f"{name} {before.get(name)}, now {now.get(name)}" for name in changes]
 
 
-def _identity(settings: Any) -> dict[str, Any]:
-    """Return the settings of `data` and `model` that tell runs apart."""
-    flat = flatten({part: settings.get(part) or {} for part in ("data", "model")})
-    return {name: value for name, value in flat.items() if ".".join(name.split(".")[:2]) not in _CHANGEABLE}
+def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten({part: settings.get(part) or {} for part in ("data", "model")})
 
 
 def _version(run: Path) -> int:

@@ -54,7 +54,7 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def app(service: Service, host: str, auth: tuple[str, str] | None, at_once: int) -> Any:
+def app(service: Service, host: str, auth: tuple[str, str] | None, max_concurrency: int) -> Any:
     """Build the page's ASGI application; nothing in it leads to another machine."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -70,7 +70,7 @@ def app(service: Service, host: str, auth: tuple[str, str] | None, at_once: int)
     fonts = ["system-ui", "sans-serif"]
     return gradio.mount_gradio_app(
         made,
-        page.build(service, at_once),
+        page.build(service, max_concurrency),
         path="",
         auth=auth,
         footer_links=[],

@@ -45,7 +45,7 @@ footer { display: none !important; }
 """
 
 
-def build(service: Service, at_once: int) -> gradio.Blocks:
+def build(service: Service, max_concurrency: int) -> gradio.Blocks:
     """The page."""
     import gradio as gr
 
@@ -98,7 +98,7 @@ def build(service: Service, at_once: int) -> gradio.Blocks:
             "api_visibility": "private",
         }
         event["scroll_to_output"] = True  # on a phone the text is below
-        limit = {"concurrency_limit": at_once, "concurrency_id": "write"}
+        limit = {"concurrency_limit": max_concurrency, "concurrency_id": "write"}
         writing = [go.click(write, inputs, **event, **limit), prompt.submit(write, inputs, **event, **limit)]
         stop.click(None, cancels=writing, api_visibility="private")
         save.click(None, [text], js=_DOWNLOAD, api_visibility="private")

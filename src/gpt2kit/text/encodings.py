@@ -77,7 +77,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             error_line, error_byte = line + before.count("\n"), offset - len(state[0]) + error.start
             where = f"{path} line {error_line}, byte {error_byte}"
             if not replace:
-                advice = "Set reader.encoding to the file's encoding, or reader.on_bad_text replace"
+                advice = "Set reader.encoding to the file's encoding, or reader.errors replace"
                 raise DataError(f"{where}: not {codec.upper()}. {advice}") from None
             decoder.setstate(state)
             text, count = _decode_with_replacement(decoder, chunk, not following)
@@ -91,7 +91,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             if not replace:
                 raise DataError(
                     f"{where}: a NUL character, so this may not be text. Leave the file out, or set "
-                    "reader.on_bad_text replace"
+                    "reader.errors replace"
                 )
             report.note("NUL characters replaced", where, text.count("\0"))
             text = text.replace("\0", "�")

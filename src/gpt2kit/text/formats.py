@@ -193,7 +193,7 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
                         text = None if raw is None else raw.decode()
                     except UnicodeDecodeError:
                         if not replace:
-                            raise DataError(f"{where}: not UTF-8. Fix it, or set reader.on_bad_text replace") from None
+                            raise DataError(f"{where}: not UTF-8. Fix it, or set reader.errors replace") from None
                         report.note("undecodable records, their bad bytes replaced", where)
                         text = raw.decode("utf-8", "replace")
                     yield where, text

@@ -19,7 +19,10 @@ PIECE_LENGTH = 1 << 18
 # Characters of a document that decide its split. Less than half a piece, so that they are always in the first one.
 HEAD_LENGTH = 1 << 16
 
-OnBadText = Literal["stop", "replace"]
+# The names of options in checkpoints and cache keys, if they differ.
+_STORED_NAMES = {"errors": "on_bad_text", "max_bad_fraction": "bad_share"}
+
+Errors = Literal["stop", "replace"]
 Split = Literal["train", "valid", "test"]
 
 
@@ -61,10 +64,9 @@ class Reader:
         encoding: auto, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
             order mark has priority; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
             detected beyond doubt.
-        on_bad_text: what to do with bytes that are invalid in this encoding: stop, or replace them by U+FFFD and count
-            them.
-        bad_share: the fraction of a structured file's records that may be bad (broken, null, not text, field missing)
-            and are then left out and counted. With 0 the first one stops.
+        errors: what to do with bytes that are invalid in this encoding: stop, or replace them by U+FFFD and count them.
+        max_bad_fraction: maximum fraction of a structured file's records that may be bad (broken, null, not text, field
+            missing). They are left out and counted. With 0 the first one stops.
         min_chars: leave out documents with fewer characters, and count them.
         max_documents: stop after this number of documents of all files together.
     """
@@ -76,16 +78,16 @@ class Reader:
         document: str = "auto",
         field: str = "text",
         encoding: str = encodings.AUTO,
-        on_bad_text: OnBadText = "stop",
-        bad_share: float = 0.0,
+        errors: Errors = "stop",
+        max_bad_fraction: float = 0.0,
         min_chars: int = 0,
         max_documents: int | None = None,
     ) -> None:
         self.document = document
         self.field = field
         self.encoding = encoding
-        self.on_bad_text = on_bad_text
-        self.bad_share = bad_share
+        self.errors = errors
+        self.max_bad_fraction = max_bad_fraction
         self.min_chars = min_chars
         self.max_documents = max_documents
         refuse(_problems(self))
@@ -95,7 +97,7 @@ class Reader:
         kind = type(self)
         # The public name, in whatever module the class is.
         name = "gpt2kit.text.Reader" if kind is Reader else f"{kind.__module__}.{kind.__qualname__}"
-        options = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        options = {_STORED_NAMES.get(name, name): value for name, value in vars(self).items() if name[0] != "_"}
         return {"reader": name, **options}
 
     def read(
@@ -110,7 +112,7 @@ class Reader:
         """
         reader = copy.copy(self)  # so that a report belongs to one reading, and two can happen at the same time
         reader._report = report = report or ReadReport()
-        report.bad_share = self.bad_share
+        report.max_bad_fraction = self.max_bad_fraction
         count = 0
         for path in paths:
             report.pieces.append(0)
@@ -125,7 +127,7 @@ class Reader:
                     report.note(f"documents left out, shorter than reader.min_chars {self.min_chars}", str(path))
                     continue
                 if count == self.max_documents:
-                    report.check_bad_share()
+                    report.check_bad_fraction()
                     return
                 count += 1
                 is_selected = hash_range is None or hash_range.contains(start[0])
@@ -135,12 +137,12 @@ class Reader:
                         yield piece
             if count == count_before:
                 report.note("files without text", str(path))
-        report.check_bad_share()
+        report.check_bad_fraction()
 
     def documents(self, path: PathOrURL) -> Iterator[str]:
         """Yield the documents of one file; a long one of plain text as `UnfinishedPiece`s and a last `str`."""
-        report = self._report or ReadReport(self.bad_share)
-        replace = self.on_bad_text == "replace"
+        report = self._report or ReadReport(self.max_bad_fraction)
+        replace = self.errors == "replace"
         suffix = suffixes(path)[0]
         if is_hub_dataset(path):
             records = formats.read_hub_dataset(str(path))
@@ -162,7 +164,8 @@ class Reader:
 
 def reader_from(identity: dict[str, object]) -> Reader:
     """Return the reader with this identity. No class is imported by name: a checkpoint must not run code."""
-    options = {name: value for name, value in identity.items() if name != "reader"}
+    names = {stored: name for name, stored in _STORED_NAMES.items()}
+    options = {names.get(name, name): value for name, value in identity.items() if name != "reader"}
     parameters = set(inspect.signature(Reader).parameters)
     reader = Reader(**options) if set(options) == parameters else Reader()  # type: ignore[arg-type]
     if reader.identity() != identity:
@@ -170,18 +173,18 @@ def reader_from(identity: dict[str, object]) -> Reader:
     return reader
 
 
-def split_ranges(valid_share: float, test_share: float, seed: int) -> dict[Split, HashRange]:
+def split_ranges(valid_fraction: float, test_fraction: float, seed: int) -> dict[Split, HashRange]:
     """Return the documents of the training text that each split has; nothing if the text is not split.
 
     Test documents hash to the lower end and validation documents to the upper: changing one leaves the other alone.
     """
-    if not valid_share and not test_share:
+    if not valid_fraction and not test_fraction:
         return {}
-    ranges: dict[Split, HashRange] = {"train": HashRange(test_share, 1.0 - valid_share, seed)}
-    if valid_share:
-        ranges["valid"] = HashRange(1.0 - valid_share, 1.0, seed)
-    if test_share:
-        ranges["test"] = HashRange(0.0, test_share, seed)
+    ranges: dict[Split, HashRange] = {"train": HashRange(test_fraction, 1.0 - valid_fraction, seed)}
+    if valid_fraction:
+        ranges["valid"] = HashRange(1.0 - valid_fraction, 1.0, seed)
+    if test_fraction:
+        ranges["test"] = HashRange(0.0, test_fraction, seed)
     return ranges
 
 
@@ -189,28 +192,28 @@ def split_problems(options: dict[str, Any]) -> list[str]:
     """List what is invalid in the data module's options for splits."""
     problems = Problems()
     for split in ("valid", "test"):
-        share, option = options[f"{split}_share"], f"data.{split}_share"
-        problems.check(0 <= share < 1, f"{option} {share}: must be from 0 to below 1")
+        fraction, option = options[f"{split}_fraction"], f"data.{split}_fraction"
+        problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
         problems.check(
-            not (share and options[f"{split}_files"]),
-            f"{option} {share}: data.{split}_files are set, too. Leave one out",
+            not (fraction and options[f"{split}_files"]),
+            f"{option} {fraction}: data.{split}_files are set, too. Leave one out",
         )
-    total = options["valid_share"] + options["test_share"]
+    total = options["valid_fraction"] + options["test_fraction"]
     problems.check(
         problems.messages or total < 1,
-        f"data.valid_share and data.test_share: together {total}, which leaves no training text. Decrease one",
+        f"data.valid_fraction and data.test_fraction: together {total}, which leaves no training text. Decrease one",
     )
     return problems.messages
 
 
 def _problems(reader: Reader) -> list[str]:
     """List what is invalid in a reader's options, which may also come from a checkpoint."""
-    share, least, most = reader.bad_share, reader.min_chars, reader.max_documents
+    fraction, least, most = reader.max_bad_fraction, reader.min_chars, reader.max_documents
     rules = [
         ("document", isinstance(reader.document, str) and reader.document, "must be text, and not empty"),
         ("field", isinstance(reader.field, str), "must be text"),
-        ("on_bad_text", reader.on_bad_text in get_args(OnBadText), "must be stop or replace"),
-        ("bad_share", isinstance(share, int | float) and 0 <= share < 1, "must be from 0 to below 1"),
+        ("errors", reader.errors in get_args(Errors), "must be stop or replace"),
+        ("max_bad_fraction", isinstance(fraction, int | float) and 0 <= fraction < 1, "must be from 0 to below 1"),
         ("min_chars", type(least) is int and least >= 0, "must be a whole number, at least 0"),
         ("max_documents", most is None or (type(most) is int and most >= 1), "must be a whole number, at least 1"),
     ]

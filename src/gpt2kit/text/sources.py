@@ -41,7 +41,7 @@ _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", 
 class ReadReport:
     """What happened while text was read, for the user and for the progress bar."""
 
-    bad_share: float = 0.0  # the fraction of the records that may be bad; with 0 the first bad record raises
+    max_bad_fraction: float = 0.0  # the fraction of the records that may be bad; with 0 the first bad record raises
     is_part: bool = False  # of a larger text, whose bad records are judged together
     bytes: int = 0  # read so far, before decompression
     records: int = 0  # of structured files (JSON, CSV, Parquet), good or bad
@@ -56,22 +56,22 @@ class ReadReport:
 
     def reject_record(self, where: str, reason: str, detail: str = "") -> None:
         """Count a record without usable text; raise if none may be bad."""
-        if not self.bad_share:
+        if not self.max_bad_fraction:
             more = f" ({detail})" if detail else ""
             raise DataError(
-                f"{where}: {reason}{more}. Fix it, or leave such records out: reader.bad_share is the fraction that "
-                "may be bad, such as 0.01"
+                f"{where}: {reason}{more}. Fix it, or leave such records out: reader.max_bad_fraction is the fraction "
+                "that may be bad, such as 0.01"
             )
         self.bad += 1
         self.note(f"records left out: {reason}", where)
 
-    def check_bad_share(self) -> None:
+    def check_bad_fraction(self) -> None:
         """Raise if more records were bad than may be. Called when everything is read."""
-        if not self.is_part and self.bad > self.bad_share * self.records:
+        if not self.is_part and self.bad > self.max_bad_fraction * self.records:
             first = next(where for what, (_, where) in self.notes.items() if what.startswith("records left out"))
             raise DataError(
                 f"{first} and others: {self.bad:,} of {self.records:,} records are bad ({'; '.join(self.lines())}), "
-                f"more than reader.bad_share {self.bad_share} allows. Fix them, or increase it"
+                f"more than reader.max_bad_fraction {self.max_bad_fraction} allows. Fix them, or increase it"
             )
 
     def lines(self) -> list[str]:

@@ -145,7 +145,7 @@ def suggest(reports: dict[str, TokenizerReport]) -> str:
     """Suggest the smallest vocabulary of the lossless tokenizers with at most 10 % more tokens than the fewest."""
     lossless = {name: report for name, report in reports.items() if report.is_lossless and not report.failures}
     if not lossless:
-        return "suggestion: none; each of these loses text. Try bytebpe"
+        return "suggestion: none; each of these loses text. Try bpe"
     best = max(report.bytes_per_token for report in lossless.values())
     near = [name for name, report in lossless.items() if report.bytes_per_token * _NEAR >= best]
     smallest = min(near, key=lambda name: (lossless[name].size, name))

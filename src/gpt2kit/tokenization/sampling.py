@@ -31,7 +31,7 @@ class Sample:
         seed: of the random keys.
     """
 
-    def __init__(self, budget: int, seed: int = 0) -> None:
+    def __init__(self, budget: int, seed: int = 1) -> None:
         self.budget = budget
         self.seen = 0  # bytes that were offered
         self._random = random.Random(seed)

@@ -28,10 +28,10 @@ from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
 logger = logging.getLogger(__name__)
 
 TRAINERS: dict[str, Callable[[Iterable[str], TokenizerSpec], Tokenizer]] = {
-    "bytebpe": trainers.train_bytebpe,
+    "bpe": trainers.train_bpe,
     "char": trainers.train_char,
-    "bytefallback": partial(trainers.train_sentencepiece, "bpe"),
-    "unigram": partial(trainers.train_sentencepiece, "unigram"),
+    "spm-bpe": partial(trainers.train_sentencepiece, "bpe"),
+    "spm-unigram": partial(trainers.train_sentencepiece, "unigram"),
     "wordpiece": trainers.train_wordpiece,
     "words": trainers.train_words,
 }
@@ -44,16 +44,16 @@ _FORMAT = 1
 
 def train(spec: TokenizerSpec, documents: Iterator[str]) -> tuple[Tokenizer, Sample]:
     """Train a tokenizer; return it, and a sample of the text to measure it on."""
-    if spec.kind == "char" and spec.sample is None:
+    if spec.kind == "char" and spec.max_train_bytes is None:
         texts = Sample(REPORT_BYTES, spec.seed)
         return TRAINERS[spec.kind](texts.watch(documents), spec), texts
-    texts = Sample(spec.sample or LARGEST_SAMPLE, spec.seed).fill(documents)
-    if spec.sample is None:
+    texts = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed).fill(documents)
+    if spec.max_train_bytes is None:
         texts.shrink(sample_size(spec.kind, texts.unspaced_fraction))
     if len(texts) < texts.seen:
         print(
             f"training on a sample of {reports.format_bytes(len(texts))} of {reports.format_bytes(texts.seen)} "
-            "of text; --sample BYTES sets its size"
+            "of text; --max_train_bytes BYTES sets its size"
         )
     return TRAINERS[spec.kind](texts, with_default_size(spec)), texts
 
@@ -62,11 +62,11 @@ def sample_size(kind: str, unspaced: float) -> int:
     """Return the bytes to train on, so that about 2 GB of memory and a minute or so are enough.
 
     Where no spaces separate words, a pair encoder keeps nearly each stretch between two marks as a word of its own:
-    100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bytebpe.
+    100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bpe.
     """
-    if kind in ("bytebpe", "bytefallback"):
+    if kind in ("bpe", "spm-bpe"):
         return int(1700 * _MB / (100 * unspaced + 3.5 * (1 - unspaced)))
-    return 20 * _MB if kind == "unigram" else LARGEST_SAMPLE
+    return 20 * _MB if kind == "spm-unigram" else LARGEST_SAMPLE
 
 
 def with_default_size(spec: TokenizerSpec) -> TokenizerSpec:

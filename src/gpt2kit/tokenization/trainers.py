@@ -28,7 +28,7 @@ UNKNOWN = "[UNK]"
 VOCAB_SIZE = 8192
 
 _NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
-_SENTENCEPIECE = ("bytefallback", "unigram")
+_SENTENCEPIECE = ("spm-bpe", "spm-unigram")
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Characters without a space after which pair encoders get the text split: merging in a word of a million letters takes
 # hours.
@@ -44,23 +44,23 @@ _SMALLEST = {"wordpiece": (2, f"{UNKNOWN}, a character")}
 _SMALLEST |= dict.fromkeys(_SENTENCEPIECE, (273, "256 bytes, 17 more"))
 # The kinds that do not support an option.
 _UNSUPPORTED = {
-    "min_count": _SENTENCEPIECE,
+    "min_frequency": _SENTENCEPIECE,
     "max_token_length": ("char", "words", "wordpiece"),
     "normalizer": ("words",),
 }
 
-Kind = Literal["bytebpe", "char", "bytefallback", "unigram", "wordpiece", "words", "existing"]
+Kind = Literal["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece", "existing"]
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
     """A tokenizer to train from text, or to adopt. The options of train_tokenizer.py, and of `data.tokenizer`."""
 
-    kind: Kind = "bytebpe"
-    """bytebpe: byte-level byte-pair encoding, as in GPT-2. char: one token per character. bytefallback, unigram:
-    SentencePiece's two, with byte fallback. wordpiece: as in BERT. words: for text whose words are separated by spaces.
-    existing: a tokenizer that exists, see vocab. Every kind that is trained, except wordpiece, encodes any text in any
-    language without loss. docs/tokenizers.md says which to choose."""
+    kind: Kind = "bpe"
+    """bpe: byte-level byte-pair encoding, as in GPT-2. spm-bpe, spm-unigram: SentencePiece's two models, with byte
+    fallback. char: one token per character. words: one token per word, for text whose words are separated by spaces.
+    wordpiece: as in BERT. existing: a tokenizer that exists, see vocab. Every kind that is trained, except wordpiece,
+    encodes any text in any language without loss. docs/tokenizers.md says which to choose."""
     vocab_size: int | None = None
     """Maximum number of tokens, including special tokens and the 256 bytes. Default: 8192; for char and words as many
     as the text has."""
@@ -73,16 +73,17 @@ class TokenizerSpec:
     parse_special: bool = False
     """A special token's name in a text means the token. Default: it is encoded as ordinary text. `<|endoftext|>` is
     always ordinary text: to end documents there, make it the reader's separator."""
-    min_count: int | None = None
-    """Ignore what occurs less often: pairs for bytebpe and wordpiece, characters for char, words for words."""
+    min_frequency: int | None = None
+    """Leave out what occurs less often: pairs for bpe and wordpiece, characters for char, words for words."""
     max_token_length: int = 24
-    """Length of the longest token: in bytes for bytebpe, in characters for bytefallback and unigram."""
+    """Length of the longest token: in bytes for bpe, in characters for spm-bpe and spm-unigram."""
     normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = "none"
     """Change text before it is encoded: nfc and nfkc are Unicode's normal forms. Decoded text is then changed, too."""
-    sample: int | None = None
-    """Bytes of text to train on, sampled evenly from all documents. Default: what about 2 GB of memory allow: 200 MB,
-    down to 17 MB the more of it is Chinese, Japanese or Thai; 20 MB for unigram; all of it for char."""
-    seed: int = 0
+    max_train_bytes: int | None = None
+    """Maximum bytes of text to train on; a larger text is sampled evenly over its documents. Default: as many as fit
+    into about 2 GB of memory: 200 MB, down to 17 MB the more of the text is Chinese, Japanese or Thai; 20 MB for
+    spm-unigram; the whole text for char."""
+    seed: int = 1
     """Random seed of the sample."""
 
     @property
@@ -112,7 +113,7 @@ def check(spec: TokenizerSpec) -> None:
     refuse(problems.messages)
 
 
-def train_bytebpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
+def train_bpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """Train a byte-level byte-pair encoding, as in GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = _normalizer(spec)
@@ -122,7 +123,7 @@ def train_bytebpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
         vocab_size=spec.vocab_size or VOCAB_SIZE,
         special_tokens=as_special(spec.all_special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=spec.min_count or 0,
+        min_frequency=spec.min_frequency or 0,
         max_token_length=spec.max_token_length + 1,  # the library stays below it
         show_progress=False,
     )
@@ -184,7 +185,7 @@ def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
         special_tokens=[*special, *sorted(inner)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
-        min_frequency=spec.min_count or 0,
+        min_frequency=spec.min_frequency or 0,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_split_long_runs(documents), trainer)
@@ -252,7 +253,8 @@ def train_sentencepiece_model(model_type: str, documents: Iterable[str], spec: T
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(f"{model_type}: SentencePiece cannot learn from this text ({error}). Give more text") from None
+        reason = f"SentencePiece cannot learn from this text ({error})"
+        raise DataError(f"spm-{model_type}: {reason}. Give more text") from None
     return model.getvalue()
 
 
@@ -360,7 +362,7 @@ def as_special(tokens: Iterable[str]) -> list[AddedToken]:
 
 def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
     """Return the tokens that occur often enough, as many as fit beside special tokens and bytes."""
-    tokens = [token for token, count in counts.items() if count >= (spec.min_count or 1)]
+    tokens = [token for token, count in counts.items() if count >= (spec.min_frequency or 1)]
     return tokens[: spec.vocab_size - len(spec.all_special_tokens) - 256] if spec.vocab_size else tokens
 
 

@@ -63,7 +63,7 @@ class ExactResume(Checkpoint):
             the end.
         save_top_k: checkpoints with the lowest validation loss to keep, besides the newest.
         max_seconds: save and stop after the first step that ends later than this.
-        override: on resume, take the optimizer's settings from the config instead of the checkpoint.
+        override_optimizer: on resume, take the optimizer's settings from the config instead of the checkpoint.
         settings: the resolved config as plain types, stored in each checkpoint.
     """
 
@@ -72,10 +72,15 @@ class ExactResume(Checkpoint):
         every: int | None,
         save_top_k: int = 1,
         max_seconds: float | None = None,
-        override: bool = False,
+        override_optimizer: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self.every, self.save_top_k, self.max_seconds, self.override = every, save_top_k, max_seconds, override
+        self.every, self.save_top_k, self.max_seconds, self.override_optimizer = (
+            every,
+            save_top_k,
+            max_seconds,
+            override_optimizer,
+        )
         self.settings = settings or {}
         self._signal = 0
         self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what ranks agreed a step ago
@@ -109,7 +114,7 @@ class ExactResume(Checkpoint):
         if trainer.received_sigterm:  # by Lightning's handler
             self._signal = signal.SIGTERM
         lightning_patches.disable_signal_broadcast(trainer)
-        if self.override:
+        if self.override_optimizer:
             apply_config_settings(trainer)
         update_learning_rates(trainer)
         self._is_started = True

@@ -93,8 +93,8 @@ def accumulation_steps(global_batch: int, batch_size: int, world_size: int) -> i
     if sizes:
         alternative = f", or data.batch_size {min(sizes, key=lambda size: (abs(size - batch_size), -size))}"
     raise UserError(
-        f"data.global_batch {global_batch}: not a multiple of {world_size} devices x data.batch_size {batch_size} = "
-        f"{per_pass}. Nearest: data.global_batch {nearest}{alternative}"
+        f"data.global_batch_size {global_batch}: not a multiple of {world_size} devices x data.batch_size {batch_size} "
+        f"= {per_pass}. Nearest: data.global_batch_size {nearest}{alternative}"
     )
 
 

@@ -85,7 +85,8 @@ class EpochExports(Callback):
         try:
             with isolate_rng():
                 metadata = run_state.describe(trainer, settings={})
-                source = LoadedCheckpoint(target, shape, tokenizer, metadata, state=plain_state(state))
+                state = plain_state(gpt2_of(trainer), state)
+                source = LoadedCheckpoint(target, shape, tokenizer, metadata, state=state)
                 with huggingface.replacing_folder(target) as folder:
                     huggingface.write(source, folder, target.name, self.dtype)
                     huggingface.check(source, folder, self.dtype)

@@ -54,21 +54,26 @@ class GPT2Module(pl.LightningModule):
         init_from: Initial weights: a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
             n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
             data.tokenizer. A resumed run does not read it again.
-        new_vocabulary: Adapt init_from to data.tokenizer if that is another vocabulary. Each new token starts as the
-            mean of the old tokens that spell it.
+        replace_tokenizer: Adapt the weights of init_from to data.tokenizer, if that is another vocabulary. Each new
+            token starts as the mean of the old tokens that spell it.
         freeze: Parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
             token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
         freeze_steps: Optimizer steps for which freeze holds. Default: all.
-        lora: Rank of small matrices that are trained beside the hidden ones, instead of all weights (needs the package
-            peft). With new_vocabulary the token embedding is trained, too. Checkpoints are merged when they are opened.
+        lora_r: Rank of LoRA: small matrices next to the hidden ones are trained instead of all weights (needs the
+            package peft). 0: no LoRA. With replace_tokenizer the token embedding is trained, too. The small matrices
+            are merged into the weights when a checkpoint is opened.
+        lora_alpha: What LoRA adds to a weight matrix is multiplied by lora_alpha / lora_r. Default: 2 x lora_r, a scale
+            of 2.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
         compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
             long enough to repay it.
         optimizer: Any torch optimizer. It gets two groups: hidden matrices, which decay, and the rest, which does not.
         schedule: Factor of the learning rate at each optimizer step.
-        skip_nonfinite: Updates with a NaN or Inf gradient to skip before training stops (exit code 6).
-        max_scaler_skips: With 16-mixed, stop after more than this many consecutive steps skipped by the loss scaler.
+        max_nonfinite_steps: Maximum number of steps with a NaN or Inf gradient in the whole run. Their updates are
+            skipped; the next such step stops training (exit code 6). Default: the first one stops it.
+        max_grad_scaler_skips: With 16-mixed, maximum number of consecutive steps that the loss scaler may skip because
+            a gradient overflowed. One more stops training.
         document_start: Token that begins a document, if no token is to see another document. In training it comes from
             data.mask_documents.
         vocab_size: Number of tokens; the embedding has the next multiple of 64 rows. In training it comes from the
@@ -93,17 +98,18 @@ class GPT2Module(pl.LightningModule):
         initializer_range: float = 0.02,
         layer_norm_epsilon: float = 1e-5,
         init_from: str | None = None,
-        new_vocabulary: bool = False,
+        replace_tokenizer: bool = False,
         freeze: Sequence[int | str] | int | str = (),
         freeze_steps: int | None = None,
-        lora: int | None = None,
+        lora_r: int = 0,
+        lora_alpha: float | None = None,
         gradient_checkpointing: bool = False,
         attention: Attention = "auto",
         compile: Compile = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
-        schedule: Schedule = WarmupStableDecay(warmup=0.03, final=0.0, decay=0.6),
-        skip_nonfinite: int = 0,
-        max_scaler_skips: int = 50,
+        schedule: Schedule = WarmupStableDecay(warmup=0.03, min_lr_ratio=0.0, decay_ratio=0.6),
+        max_nonfinite_steps: int = 0,
+        max_grad_scaler_skips: int = 50,
         document_start: int | None = None,
         vocab_size: int | None = None,
         n_positions: int = 1024,
@@ -123,7 +129,8 @@ class GPT2Module(pl.LightningModule):
         self.document_start = document_start
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
         """Values given for what the tokenizer decides; another value there is an error."""
-        self.init_from, self.new_vocabulary, self.lora = init_from, new_vocabulary, lora
+        self.init_from, self.replace_tokenizer = init_from, replace_tokenizer
+        self.lora_r, self.lora_alpha = lora_r, lora_alpha
         self.source: LoadedCheckpoint | None = None
         """The checkpoint of `init_from`, if it is open already."""
         self.start: dict[str, Any] | None = None
@@ -133,7 +140,7 @@ class GPT2Module(pl.LightningModule):
         self._freeze, self._freeze_steps = freeze, freeze_steps
         self._recompute = gradient_checkpointing
         self.is_built = False
-        self.guard = NonFiniteGuard(skip_nonfinite, max_scaler_skips)
+        self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)
         self.fresh_groups: list[dict[str, Any]] = []
         """The optimizer's settings as the config says them, whatever a checkpoint brings."""
         self.about_steps = 0
@@ -181,7 +188,7 @@ class GPT2Module(pl.LightningModule):
         assert self.init_from is not None
         source = self.source or initialize.open_source(self.init_from)
         self.start, self.start_notes = initialize.load_initial_weights(
-            self.model, source, tokenizer, self.init_from, self.new_vocabulary
+            self.model, source, tokenizer, self.init_from, self.replace_tokenizer
         )
         self.source = None  # frees its memory
 
@@ -311,7 +318,7 @@ class GPT2Module(pl.LightningModule):
             self.build()
         if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
             self.load_initial_weights(self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
-        add_lora(self.model, self.lora, train_embedding=self.new_vocabulary)
+        add_lora(self.model, self.lora_r, self.lora_alpha, train_embedding=self.replace_tokenizer)
         if self.device_mesh is not None:
             dtensor.shard_model(
                 self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"]

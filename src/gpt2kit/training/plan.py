@@ -84,7 +84,8 @@ def _format_model(model: RunInfo) -> str:
 
 def _format_run(run: RunInfo) -> str:
     interval = run["validation_every"]
-    validation = f"validation every {interval:,} steps" if interval else "no validation (no valid_files or valid_share)"
+    no_validation = "no validation (no valid_files or valid_fraction)"
+    validation = f"validation every {interval:,} steps" if interval else no_validation
     steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
     if run["steps"] is None:
         return f"until the time is over, in {steps}; an epoch has {epoch}; {validation}"
@@ -137,7 +138,7 @@ def memory_lines(memory: RunInfo) -> list[Line]:
     ]
     if memory["free"] is not None and memory["total"] > memory["free"]:
         largest = max(parts, key=lambda part: parts[part])
-        advice = "use a smaller data.batch_size (with data.global_batch), or model.gradient_checkpointing true"
+        advice = "use a smaller data.batch_size (with data.global_batch_size), or model.gradient_checkpointing true"
         if largest in ("weights", "gradients", "optimizer state"):
             advice = "use a smaller model, or several devices with trainer.strategy fsdp"
         lines.append(("", f"MORE THAN IS FREE, most of it {largest}: {advice}"))

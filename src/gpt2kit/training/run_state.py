@@ -14,6 +14,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.order import ORDER_VERSION
 from gpt2kit.errors import CheckpointError
+from gpt2kit.model.finetuning import LORA_SCALE, lora_scale
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training.module import GPT2Module
 
@@ -59,6 +60,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "append_eos": text.append_eos,
         "document_start": text.document_start,
         "test_files": text.files["test"],
+        # The names of the format: HashRange of the documents in each split.
         "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
         "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
         "train_tokens": text.store("train").tokens,
@@ -66,7 +68,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "step": step,
         "tokens_seen": step * global_batch * text.block_size,
         "start": gpt2.start,
-        "freeze": {**gpt2.frozen.identity(), "lora": gpt2.lora},
+        "freeze": freeze_identity(gpt2),
         "skipped": gpt2.guard.skipped,
         "val_bpb": score.bits_per_byte if score else None,
     }
@@ -109,7 +111,8 @@ def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
     advice = "Resume with the same settings and text, or start a new run"
     batch = saved.get("global_batch")
     if batch != current.get("global_batch"):
-        advice += f" (on another number of devices: --data.global_batch {batch} --trainer.accumulate_grad_batches 1)"
+        batch_option = f"--data.global_batch_size {batch} --trainer.accumulate_grad_batches 1"
+        advice += f" (on another number of devices: {batch_option})"
     raise CheckpointError(f"this checkpoint belongs to another run: {'; '.join(changes)}. {advice}")
 
 
@@ -123,12 +126,19 @@ def refuse_other_shape(saved: dict[str, Any], current: dict[str, Any]) -> None:
         )
 
 
+def freeze_identity(gpt2: GPT2Module) -> dict[str, Any]:
+    """Return what is trained, and LoRA's rank and alpha, under the names that checkpoints have for them."""
+    identity = {**gpt2.frozen.identity(), "lora": gpt2.lora_r or None}
+    has_default_scale = lora_scale(gpt2.lora_r, gpt2.lora_alpha) == LORA_SCALE
+    return identity if has_default_scale else {**identity, "lora_alpha": gpt2.lora_alpha}
+
+
 def refuse_other_freeze(saved: object, gpt2: GPT2Module) -> None:
     """Raise CheckpointError if other parameters would be trained: the optimizer's state would not fit."""
-    if saved is not None and saved != {**gpt2.frozen.identity(), "lora": gpt2.lora}:
+    if saved is not None and saved != freeze_identity(gpt2):
         raise CheckpointError(
-            "this checkpoint's run has another model.freeze, model.freeze_steps or model.lora. Set them as they were, "
-            "or start a new run with model.init_from"
+            "this checkpoint's run has another model.freeze, model.freeze_steps, model.lora_r or model.lora_alpha. Set "
+            "them as they were, or start a new run with model.init_from"
         )
 
 

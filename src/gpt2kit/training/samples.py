@@ -92,7 +92,8 @@ class TextSamples(Callback):
 
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
-        source = LoadedCheckpoint(Path(), gpt2.shape, tokenizer, {}, state=plain_state(gpt2.state_dict()))
+        state = plain_state(gpt2, gpt2.state_dict())
+        source = LoadedCheckpoint(Path(), gpt2.shape, tokenizer, {}, state=state)
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -113,9 +114,10 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_state(gpt2: GPT2Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT2Module by GPT-2's own names. None is copied but those that LoRA adds to."""
-    return validation.model_state(finetuning.merge_lora(state))
+    scale = finetuning.lora_scale(gpt2.lora_r, gpt2.lora_alpha)
+    return validation.model_state(finetuning.merge_lora(state, scale))
 
 
 def format_section(

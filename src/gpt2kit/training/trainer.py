@@ -116,7 +116,7 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
     )
     problems.check(
         global_batch is None or trainer["accumulate_grad_batches"] in (None, 1),
-        "data.global_batch: decides trainer.accumulate_grad_batches. Leave out one of the two",
+        "data.global_batch_size: decides trainer.accumulate_grad_batches. Leave out one of the two",
     )
     precision = full_precision_name(trainer["precision"])
     is_half = precision in ("16-mixed", "16-true")

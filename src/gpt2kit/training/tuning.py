@@ -1,4 +1,4 @@
-"""`trainer.py --find batch_size` and `--find lr`: search both with a few steps of each value.
+"""`trainer.py --tune batch_size` and `--tune lr`: search both with a few steps of each value.
 
 Lightning's tuner raises the batch size until memory runs out, at which point the system kills a process on a CPU. Its
 search for a learning rate sets one rate for all parameters; Muon and AdamW have one each here.
@@ -48,7 +48,7 @@ def find_batch_size(args: list[str]) -> None:
         result, problem = measure_in_child([*args, "--plan", f"--data.batch_size={size}"])
         problem = problem or result["speed"].get("problem", "")
         if problem and not speeds:
-            raise UserError(f"--find batch_size: not even a batch of one sequence can be trained: {problem}")
+            raise UserError(f"--tune batch_size: not even a batch of one sequence can be trained: {problem}")
         if problem:
             print(f"{size:>16}  {problem}")
             break
@@ -62,7 +62,7 @@ def find_batch_size(args: list[str]) -> None:
     smallest = next(size for size, speed in speeds.items() if speed >= 0.95 * fastest)
     print(
         f"data.batch_size {smallest} is as fast as it gets, within 5 %. It need not change the sequences of an "
-        "optimizer step: set data.global_batch."
+        "optimizer step: set data.global_batch_size."
     )
 
 

@@ -42,14 +42,14 @@ def edited(file: Path, **changes: Any) -> None:
 def test_an_exported_model_has_the_same_figures(
     run: Run, whole: Path, call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
-    code, out, err = call(main, "--ckpt_path", run.folder, whole, "--json", "-")
+    code, out, err = call(main, "--ckpt_path", run.folder, whole, "--json_output", "-")
     one, other = json.loads(out)["results"]
     assert code == 0 and f"{whole}: tested on the text of" in err
     assert (
         one["nll"] == other["nll"] and one["tokens"] == other["tokens"] and one["interval_95"] == other["interval_95"]
     )
     assert other["difference"]["bits_per_byte"] == 0 and other["difference"]["interval_95"] == [0, 0]
-    code, out, _ = call(main, "--ckpt_path", whole, "--files", corpus / "test.txt", "--json", "-")
+    code, out, _ = call(main, "--ckpt_path", whole, "--files", corpus / "test.txt", "--json_output", "-")
     assert code == 0 and json.loads(out)["results"][0]["nll"] == one["nll"]
     code, _, err = call(main, "--ckpt_path", whole)
     assert code == 2 and "Name text files with --files" in err

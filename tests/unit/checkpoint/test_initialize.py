@@ -108,14 +108,14 @@ def test_another_vocabulary_must_be_wanted(
     words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.val_check_interval=1"]
     code, _, err = call(cli.main, *words)
     size = tokenizer.size(tokenizer.load(other))
-    assert code == 2 and f"({size} tokens instead of 320)" in err and "--model.new_vocabulary true" in err
-    code, _, err = call(cli.main, *words, "--model.new_vocabulary=true")
+    assert code == 2 and f"({size} tokens instead of 320)" in err and "--model.replace_tokenizer true" in err
+    code, _, err = call(cli.main, *words, "--model.replace_tokenizer=true")
     assert code == 0 and f"start  new vocabulary of {size} tokens: {size} are copied" in err
     began = checkpoint.open(tmp_path / "lightning_logs/version_0")
     assert began.model.shape["vocab_size"] == size and began.metadata["start"]["vocabulary"]["copied"] == size
     state = final_weights(tmp_path / "lightning_logs/version_0")
     assert torch.equal(*(state[name] for name in TIED))
-    code, _, err = call(cli.main, *words[:-1], "--model.new_vocabulary=true", "--ckpt_path=last")
+    code, _, err = call(cli.main, *words[:-1], "--model.replace_tokenizer=true", "--ckpt_path=last")
     assert code == 0, "a moved run is resumed like any other"
 
 
@@ -186,7 +186,7 @@ def test_sizes_that_are_not_the_weights_are_refused(run: Run, bare: list[str], c
     words = [*bare, f"--model.init_from={run.folder}"]
     code, _, err = call(cli.main, *words, "--model.n_layer=6", "--model.n_embd=64")
     assert code == 2 and "model.n_layer 6: the weights of model.init_from have 2" in err and "model.n_embd 64" in err
-    code, _, err = call(cli.main, *bare, "--model.new_vocabulary=true")
+    code, _, err = call(cli.main, *bare, "--model.replace_tokenizer=true")
     assert code == 2 and "needs model.init_from" in err
     code, _, err = call(cli.main, *bare, "--model.freeze_steps=-1")
     assert code == 2 and "model.freeze_steps -1: must not be negative" in err
@@ -239,7 +239,7 @@ def test_copied_tokens_keep_their_logits_in_another_vocabulary_and_context(run: 
     """The layers are copied, and a token's input and output rows are the same one."""
     source, new = checkpoint.open(run.folder), tokenizer.load(other)
     model = GPT2({**source.shape, "vocab_size": tokenizer.size(new), "n_positions": size})
-    initialize.load_initial_weights(model, source, new, str(run.folder), new_vocabulary=True)
+    initialize.load_initial_weights(model, source, new, str(run.folder), replace_tokenizer=True)
     mapping = map_vocabulary(new, source.tokenizer)
     pairs = [(i, ids[0]) for i, ids in enumerate(mapping.old_ids) if len(ids) == 1][:8]
     new_ids, old_ids = (torch.tensor(ids) for ids in zip(*pairs, strict=True))
@@ -253,7 +253,7 @@ def test_copied_tokens_keep_their_logits_in_another_vocabulary_and_context(run: 
 def test_two_ranks_begin_with_the_same_weights(run: Run, bare: list[str], tmp_path: Path, other: Path) -> None:
     """As one rank does; and the two embeddings stay one."""
     words = [*bare, f"--model.init_from={run.folder}", "--trainer.max_steps=3", "--model.dropout=0"]
-    words += [f"--data.tokenizer={other}", "--model.new_vocabulary=true", "--model.freeze=body"]
+    words += [f"--data.tokenizer={other}", "--model.replace_tokenizer=true", "--model.freeze=body"]
     words += ["--model.freeze_steps=2", "--model.optimizer=gpt2kit.optim.AdamW"]
     alone = train_run(tmp_path / "one", words)
     two = [*words, "--data.batch_size=4", "--trainer.strategy=ddp", "--trainer.devices=2"]

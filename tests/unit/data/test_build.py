@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(folder: Path) -> Tokenizer:
-    return tokenizer.load(folder / "bytebpe")
+    return tokenizer.load(folder / "bpe")
 
 
 def one_by_one(trained: Tokenizer, batches: list[list[str]]) -> list[list[list[int]]]:

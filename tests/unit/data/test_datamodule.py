@@ -123,14 +123,14 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
         "shard_tokens": 9,
         "stride": None,
         "num_workers": 0,
-        "global_batch": None,
+        "global_batch_size": None,
     }
     sound |= {
         "train_files": "a.txt",
         "mask_documents": False,
         "append_eos": True,
-        "valid_share": 0.0,
-        "test_share": 0.0,
+        "valid_fraction": 0.0,
+        "test_fraction": 0.0,
     }
     sound |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
     assert not datamodule.data_problems(sound)
@@ -159,7 +159,11 @@ def test_a_tokenizer_learns_nothing_from_the_share_that_is_kept_out(tmp_path: Pa
     path = tmp_path / "a.txt"
     path.write_text("\n".join(f"line {n} {chr(0x4E00 + n)}" for n in range(500)), encoding="utf-8")
     text = module(
-        tmp_path, tokenizer=TokenizerSpec(kind="char"), cache_dir=str(tmp_path), train_files=str(path), valid_share=0.2
+        tmp_path,
+        tokenizer=TokenizerSpec(kind="char"),
+        cache_dir=str(tmp_path),
+        train_files=str(path),
+        valid_fraction=0.2,
     )
     train, whole = text.store("train").documents, 500
     known = sum(len(text.tokenizer.encode(chr(0x4E00 + n)).ids) == 1 for n in range(500))
@@ -167,7 +171,7 @@ def test_a_tokenizer_learns_nothing_from_the_share_that_is_kept_out(tmp_path: Pa
 
 
 def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bytebpe needs"):
+    with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bpe needs"):
         module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path)).prepare_data()
     with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder here, and HF_HUB_OFFLINE"):
         module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path)).prepare_data()

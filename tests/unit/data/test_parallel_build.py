@@ -287,11 +287,11 @@ def test_bad_records_are_judged_and_counted_as_one_text(tmp_path: Path, trained:
     for name, bad in {"a": 3, "b": 0, "c": 0}.items():
         paths.append(tmp_path / f"{name}.jsonl")
         paths[-1].write_text('{"text": "the fox"}\n' * 10 + "{broken\n" * bad)
-    corpus = Corpus(paths, trained, Reader(bad_share=0.1), shard_tokens=20)
+    corpus = Corpus(paths, trained, Reader(max_bad_fraction=0.1), shard_tokens=20)
     single = build.open_or_build(corpus, tmp_path / "single")  # 3 of 33; of the first file alone, 3 of 13
     assert single.notes
     same_text(in_parts(corpus, 3, tmp_path / "parts"), single)
-    strict = replace(corpus, reader=Reader(bad_share=0.08))
+    strict = replace(corpus, reader=Reader(max_bad_fraction=0.08))
     with pytest.raises(DataError, match="3 of 33 records"):
         in_parts(strict, 3, tmp_path / "strict")
 
@@ -320,7 +320,7 @@ def test_what_is_no_part_is_refused(wrong: str) -> None:
 def test_by_the_trainers_command_line(options: list[str], call: Callable[..., Outcome], tmp_path: Path) -> None:
     """The command that will train, and `--part`; the run then finds its store and builds nothing."""
     words = [word for word in options if "cache_dir" not in word]
-    words += [f"--data.cache_dir={tmp_path / 'cache'}", "--data.valid_share=0.2", "--trainer.max_steps=2"]
+    words += [f"--data.cache_dir={tmp_path / 'cache'}", "--data.valid_fraction=0.2", "--trainer.max_steps=2"]
     words = [word for word in words if "valid_files" not in word]
     for part in ("1/2", "2/2"):
         code, out, err = call(train.main, *words, "--part", part)

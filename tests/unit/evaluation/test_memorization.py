@@ -73,20 +73,22 @@ def test_what_is_learnt_by_heart_shows(run: Run, corpus: Path, call: Callable[..
     def main(args: list[str]) -> None:
         parser.run(test.test, args)
 
-    words = ["--ckpt_path", run.folder, "--copies", "--train_files", corpus / "train.txt"]
-    code, out, err = call(main, *words, "--json", "a.json")
+    words = ["--ckpt_path", run.folder, "--memorization", "--train_files", corpus / "train.txt"]
+    code, out, err = call(main, *words, "--json_output", "a.json")
     assert code == 0 and "copied from the training text" in out, err
     found = json.loads((inside / "a.json").read_text())["results"][0]["copies"]
     assert found["same_text"] is True and found["held_out"]["tokens"] <= found["generated"]["tokens"]
     longest = found["held_out"]["longest"][0]
     assert longest[1].strip() in (corpus / "train.txt").read_text()
     assert "the quick brown fox jumps" in longest[1] or "the lazy dog" in longest[1]
-    code, out, _ = call(main, *words, "--seed", 2, "--json", "b.json")
-    code, out, _ = call(main, *words, "--json", "c.json")
+    code, out, _ = call(main, *words, "--seed", 2, "--json_output", "b.json")
+    code, out, _ = call(main, *words, "--json_output", "c.json")
     assert (inside / "a.json").read_text() == (inside / "c.json").read_text().replace("c.json", "a.json")
     assert (inside / "a.json").read_text() != (inside / "b.json").read_text()
     (inside / "other.txt").write_text("zzzz\n")
-    code, out, err = call(main, "--ckpt_path", run.folder, "--copies", "--train_files", "other.txt", "--json", "d.json")
+    code, out, err = call(
+        main, "--ckpt_path", run.folder, "--memorization", "--train_files", "other.txt", "--json_output", "d.json"
+    )
     found = json.loads((inside / "d.json").read_text())["results"][0]["copies"]
     assert found["same_text"] is False and found["generated"]["shares"]["8"] == 0
     assert "are not the text that it was trained on" in err

@@ -286,7 +286,7 @@ def test_gguf_that_is_another_model_gets_no_name(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "more"), [("char", {}), ("bytebpe", {"normalizer": "nfkc"}), ("wordpiece", {})])
+@pytest.mark.parametrize(("kind", "more"), [("char", {}), ("bpe", {"normalizer": "nfkc"}), ("wordpiece", {})])
 def test_gguf_only_where_llama_cpp_gives_the_same_tokens(
     kind: str, more: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:

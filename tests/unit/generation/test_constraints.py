@@ -16,9 +16,9 @@ from gpt2kit.tokenization.tokenizer import eos_id, token_bytes
 TEXT = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "Never say never again.\n\n\nNo 🙂 never!"] * 20
 
 
-@pytest.fixture(scope="module", params=["bytebpe", "char"])
+@pytest.fixture(scope="module", params=["bpe", "char"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    train = {"bytebpe": trainers.train_bytebpe, "char": trainers.train_char}[request.param]
+    train = {"bpe": trainers.train_bpe, "char": trainers.train_char}[request.param]
     return train(TEXT, trainers.TokenizerSpec(vocab_size=330))
 
 

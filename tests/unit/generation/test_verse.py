@@ -16,7 +16,7 @@ from gpt2kit.tokenization.tokenizer import added_ids, eos_id, token_bytes
 
 POEMS = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "床前明月光，疑是地上霜。\n舉頭望明月，低頭思故鄉。"] * 9
 KINDS = {
-    "bytebpe": (trainers.train_bytebpe, 300),
+    "bpe": (trainers.train_bpe, 300),
     "char": (trainers.train_char, 270),
     "words": (trainers.train_words, 300),
     "wordpiece": (trainers.train_wordpiece, 300),
@@ -61,7 +61,7 @@ def check(poem: str, form: VerseForm) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("length", [5, 7, 1])
-@pytest.mark.parametrize("kind", ["bytebpe", "char", "words"])
+@pytest.mark.parametrize("kind", ["bpe", "char", "words"])
 def test_the_form_always_holds(kind: str, length: int, seed: int) -> None:
     tokenizer = made(kind)
     form = VerseForm(8, length, rhyme=("曉鳥少 好草", "光霜鄉陽長", "ab東") if seed % 2 else ())
@@ -80,7 +80,7 @@ def test_wordpiece_can_count_characters_too(seed: int) -> None:
 
 def test_other_line_ends() -> None:
     form = VerseForm(5, 3, ends=("\n", "; ", "…\n\n"))
-    check(written(made("bytebpe"), form, 1), form)
+    check(written(made("bpe"), form, 1), form)
 
 
 def test_a_prompt_that_fits_is_counted_in() -> None:

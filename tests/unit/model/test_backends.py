@@ -112,6 +112,6 @@ def test_a_resumed_run_says_what_auto_has_chosen_otherwise(
 
 
 def test_searches_and_proofs_do_not_go_on_in_a_run(options: list[str], call: Callable[..., Outcome]) -> None:
-    for what in (["--verify_resume"], ["--find=lr"]):
+    for what in (["--verify_resume"], ["--tune=lr"]):
         code, _, err = call(cli.main, *options, *what, "--ckpt_path=last")
         assert code == 2 and "Leave out --ckpt_path" in err

@@ -162,5 +162,3 @@ def test_all_problems_of_a_shape_are_reported_together() -> None:
     assert len(problems) == 3
     with pytest.raises(UserError, match=r"n_embd 33.*n_head 2"):
         GPT2Module(**{**SMALL, "n_embd": 33})
-
-

@@ -20,12 +20,12 @@ from gpt2kit.training.module import GPT2Module
 @pytest.fixture(scope="module")
 def words(run: Run, options: list[str]) -> list[str]:
     kept = [w for w in options if not w.startswith(("--model.", "--data.tokenizer", "--data.block_size"))]
-    return [*kept, f"--model.init_from={run.folder}", "--model.lora=4", "--model.schedule=Constant", "--save_every=2"]
+    return [*kept, f"--model.init_from={run.folder}", "--model.lora_r=4", "--model.schedule=Constant", "--save_every=2"]
 
 
 def test_what_is_opened_is_what_was_trained() -> None:
     torch.manual_seed(1)
-    gpt2 = GPT2Module(**SMALL, lora=3).eval()
+    gpt2 = GPT2Module(**SMALL, lora_r=3).eval()
     batch = torch.randint(0, 40, (2, 17))
     plain = gpt2.model.nll(batch)[0]
     gpt2.configure_model()
@@ -60,11 +60,27 @@ def test_a_run_trains_them_alone_and_resumes_exactly(run: Run, words: list[str],
     assert last[0] == pytest.approx(logged_rows(run.folder)[-1]["val_bpb"], rel=1e-6) and last[-1] != last[0]
     export.export(str(straight), tmp_path / "model")
     again = train_run(
-        tmp_path / "again", words, f"--model.init_from={straight}", "--model.lora=null", "--trainer.max_steps=1"
+        tmp_path / "again", words, f"--model.init_from={straight}", "--model.lora_r=0", "--trainer.max_steps=1"
     )
     assert logged_rows(again)[0]["val_bpb"] == pytest.approx(last[-1], rel=1e-5), "a new run begins with the sum"
-    with pytest.raises(CheckpointError, match="freeze_steps or model"):
-        train_run(tmp_path / "x", words, "--trainer.max_steps=8", f"--ckpt_path={straight}", "--model.lora=8")
+    with pytest.raises(CheckpointError, match=r"model\.lora_r or model"):
+        train_run(tmp_path / "x", words, "--trainer.max_steps=8", f"--ckpt_path={straight}", "--model.lora_r=8")
+
+
+def test_alpha_decides_the_scale(words: list[str], tmp_path: Path) -> None:
+    folder = train_run(tmp_path, words, "--model.lora_alpha=12", "--trainer.max_steps=2")
+    raw = checkpoint.read(checkpoint.find(folder))
+    state, name = raw["state_dict"], "model.transformer.h.0.attn.c_attn"
+    a, b = (state[f"{name}.lora_{letter}.default.weight"] for letter in "AB")
+    expected = state[f"{name}.base_layer.weight"] + 3.0 * (b @ a).T  # alpha 12, rank 4
+    assert torch.equal(checkpoint.open(folder).state["transformer.h.0.attn.c_attn.weight"], expected)
+    with pytest.raises(CheckpointError, match=r"model\.lora_alpha"):
+        train_run(tmp_path, words, "--trainer.max_steps=4", f"--ckpt_path={folder}", "--model.lora_alpha=4")
+    for alpha in ("x", 0, True, float("inf")):
+        raw["gpt2kit"]["freeze"]["lora_alpha"] = alpha
+        torch.save(raw, tmp_path / "bad.ckpt")
+        with pytest.raises(CheckpointError, match=r"lora_alpha .* is invalid"):
+            checkpoint.open(tmp_path / "bad.ckpt")
 
 
 def test_it_writes_while_it_trains_and_a_plan_counts_what_is_trained(
@@ -97,12 +113,16 @@ def test_a_strangers_adapters_are_looked_at(run: Run, words: list[str], tmp_path
 def test_mistakes(
     words: list[str], call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, inside: Path
 ) -> None:
-    code, _, err = call(cli.main, *words, "--model.lora=0", "--model.freeze=body")
-    assert code == 2 and "model.lora 0: must be at least 1" in err
+    code, _, err = call(cli.main, *words, "--model.lora_r=-1", "--model.freeze=body")
+    assert code == 2 and "model.lora_r -1: must not be negative" in err
+    code, _, err = call(cli.main, *words, "--model.lora_r=0", "--model.lora_alpha=3")
+    assert code == 2 and "model.lora_alpha 3.0: needs model.lora_r" in err
+    code, _, err = call(cli.main, *words, "--model.lora_alpha=-1")
+    assert code == 2 and "model.lora_alpha -1.0: must be above 0" in err
     code, _, err = call(cli.main, *words, "--model.freeze=body")
-    assert code == 2 and "model.lora freezes all weights" in err
+    assert code == 2 and "model.lora_r freezes all weights" in err
     code, _, err = call(cli.main, *words, "--model.init_from=null")
-    assert code == 2 and "model.lora: needs model.init_from" in err
+    assert code == 2 and "model.lora_r: needs model.init_from" in err
     monkeypatch.setitem(sys.modules, "peft", None)
     code, _, err = call(cli.main, *words, "--trainer.max_steps=1")
     assert code == 2 and "pip install 'peft>=0.18'" in err

@@ -16,7 +16,7 @@ from gpt2kit.tokenization.tokenizer import token_bytes
 from gpt2kit.tokenization.trainers import EOS
 
 TEXT = "春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。the quick brown fox isn't here\n" * 30
-KINDS = ["bytebpe", "char", "bytefallback", "unigram", "words", "wordpiece"]
+KINDS = ["bpe", "char", "spm-bpe", "spm-unigram", "words", "wordpiece"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_same_vocabulary_stays_as_it_is(kind: str, made: dict[str, Tokenizer
 
 
 @pytest.mark.parametrize("new", KINDS)
-@pytest.mark.parametrize("old", ["bytebpe", "char", "bytefallback", "unigram", "english", "words"])
+@pytest.mark.parametrize("old", ["bpe", "char", "spm-bpe", "spm-unigram", "english", "words"])
 def test_the_old_pieces_make_the_bytes_of_the_new_one(new: str, old: str, made: dict[str, Tokenizer]) -> None:
     """Of a vocabulary that has all bytes, every piece is spelled, to the byte; no special token is in any mean."""
     how = vocabulary_transfer.map_vocabulary(made[new], made[old])

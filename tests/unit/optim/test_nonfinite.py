@@ -35,7 +35,7 @@ def test_it_stops_before_the_update(optimizer: torch.optim.Optimizer) -> None:
 def test_so_many_updates_are_left_out_and_no_more(
     optimizer: torch.optim.Optimizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guard = NonFiniteGuard(max_skipped=1)
+    guard = NonFiniteGuard(max_nonfinite_steps=1)
     guard.before_update(optimizer, BAD, 1, scaled=False)
     assert guard.skipped == 1 and optimizer.param_groups[0]["params"][0].grad is None
     assert "update skipped (1 of at most 1)" in capsys.readouterr().err
@@ -46,7 +46,7 @@ def test_so_many_updates_are_left_out_and_no_more(
 
 def test_under_fp16_only_many_overflows_on_end_stop(optimizer: torch.optim.Optimizer) -> None:
     """The loss scaler skips such steps by itself; here is only the count of those on end."""
-    guard = NonFiniteGuard(max_scaler_skips=2)
+    guard = NonFiniteGuard(max_grad_scaler_skips=2)
     for norm in (BAD, BAD, GOOD, BAD, BAD):
         guard.before_update(optimizer, norm, 7, scaled=True)
     with pytest.raises(DivergedError, match="step 8: the gradient overflowed fp16 in 3 consecutive steps"):

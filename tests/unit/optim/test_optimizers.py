@@ -83,10 +83,10 @@ def test_muon_is_indifferent_to_a_transposed_weight() -> None:
     [
         (Constant(warmup=2), {0: 1 / 3, 1: 2 / 3, 2: 1.0, 99: 1.0}),
         (Linear(warmup=0), {0: 1.0, 50: 0.5, 100: 0.0}),
-        (Linear(warmup=0.1, final=0.5), {4: 5 / 11, 10: 1.0, 55: 0.75, 100: 0.5}),
-        (Cosine(warmup=0, final=0.1), {0: 1.0, 50: 0.55, 100: 0.1}),
-        (WarmupStableDecay(warmup=0, decay=0.4), {0: 1.0, 60: 1.0, 80: 0.5, 100: 0.0, 500: 0.0}),
-        (WarmupStableDecay(warmup=0, decay=0.0), {99: 1.0}),
+        (Linear(warmup=0.1, min_lr_ratio=0.5), {4: 5 / 11, 10: 1.0, 55: 0.75, 100: 0.5}),
+        (Cosine(warmup=0, min_lr_ratio=0.1), {0: 1.0, 50: 0.55, 100: 0.1}),
+        (WarmupStableDecay(warmup=0, decay_ratio=0.4), {0: 1.0, 60: 1.0, 80: 0.5, 100: 0.0, 500: 0.0}),
+        (WarmupStableDecay(warmup=0, decay_ratio=0.0), {99: 1.0}),
     ],
 )
 def test_schedules(schedule: Schedule, table: dict[int, float]) -> None:

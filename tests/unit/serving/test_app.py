@@ -77,7 +77,7 @@ def test_a_port_that_is_taken(run: Run, call: Callable[..., Outcome], monkeypatc
         port = other.getsockname()[1]
         code, _, err = call(main, "--ckpt_path", run.folder, "--port", port)
     assert code == 5 and f"--port {port}:" in err and "Use --port" in err
-    code, _, err = call(main, "--ckpt_path", run.folder, "--port", 0, "--auth", "me", "--at_once", 0)
+    code, _, err = call(main, "--ckpt_path", run.folder, "--port", 0, "--auth", "me", "--max_concurrency", 0)
     assert code == 2 and err.count(";") == 2
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = call(main, "--ckpt_path", run.folder)

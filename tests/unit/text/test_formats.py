@@ -51,7 +51,7 @@ def test_each_format_gives_its_texts(name: str, tmp_path: Path) -> None:
     assert documents(path) == TEXTS
     assert documents(path, document="line") == [line for text in TEXTS for line in text.split("\n")]
     assert documents(path, max_documents=2) == TEXTS[:2]
-    with pytest.raises(DataError, match=r"title.*reader\.field|reader\.bad_share"):
+    with pytest.raises(DataError, match=r"title.*reader\.field|reader\.max_bad_fraction"):
         documents(path, field="title")
 
 
@@ -70,7 +70,7 @@ def test_a_number_or_word_that_a_chunk_cuts(value: str, tmp_path: Path, monkeypa
     path.write_text(f'[{value}, "a", {{"n": {value}, "text": "b"}}, {value}, "c", {value}]')
     for size in range(1, 60):
         monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
-        assert documents(path, bad_share=0.6) == ["a", "b", "c"], size
+        assert documents(path, max_bad_fraction=0.6) == ["a", "b", "c"], size
 
 
 def test_a_record_is_never_in_parts(tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_a_bad_line_stops_with_its_place_or_is_counted(line: str, why: str, tmp_
     path.write_text(f'{{"text": "sound"}}\n{line}\n{{"text": "also"}}\n')
     with pytest.raises(DataError) as stopped:
         documents(path)
-    assert f"a.jsonl line 2: {why}" in str(stopped.value) and "reader.bad_share" in str(stopped.value)
+    assert f"a.jsonl line 2: {why}" in str(stopped.value) and "reader.max_bad_fraction" in str(stopped.value)
     report = ReadReport()
-    assert list(Reader(bad_share=0.4).read([path], report)) == ["sound", "also"]
+    assert list(Reader(max_bad_fraction=0.4).read([path], report)) == ["sound", "also"]
     assert report.bad == 1 and f"1 records left out: {why.split(' (')[0]} (first:" in report.lines()[0]
-    with pytest.raises(DataError, match=r"1 of 3 records are bad .* more than reader.bad_share 0.3"):
-        list(Reader(bad_share=0.3).read([path]))
+    with pytest.raises(DataError, match=r"1 of 3 records are bad .* more than reader.max_bad_fraction 0.3"):
+        list(Reader(max_bad_fraction=0.3).read([path]))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_broken_list_always_stops(
     (tmp_path / "a.json").write_text(content)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", chunk)
     with pytest.raises(DataError) as stopped:
-        documents(tmp_path / "a.json", bad_share=0.9)
+        documents(tmp_path / "a.json", max_bad_fraction=0.9)
     assert why in str(stopped.value) and "\n" not in str(stopped.value)
 
 
@@ -167,7 +167,7 @@ def test_bad_rows(content: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as stopped:
         documents(tmp_path / "a.csv")
     assert why in str(stopped.value)
-    assert documents(tmp_path / "a.csv", bad_share=0.6) == ["a"]
+    assert documents(tmp_path / "a.csv", max_bad_fraction=0.6) == ["a"]
 
 
 def test_a_parquet_file_with_nulls_other_types_and_damage(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_parquet_file_with_nulls_other_types_and_damage(tmp_path: Path) -> Non
     parquet.write_table(arrow.table({"text": arrow.array(["a", None, "b"]).dictionary_encode(), "n": [1, 2, 3]}), path)
     with pytest.raises(DataError, match="row 2: null instead of text"):
         documents(path)
-    assert documents(path, bad_share=0.5) == ["a", "b"]
+    assert documents(path, max_bad_fraction=0.5) == ["a", "b"]
     with pytest.raises(DataError, match="column 'n' is int64, not text"):
         documents(path, field="n")
     path.write_bytes(path.read_bytes()[:-20])

@@ -116,13 +116,16 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
 ) -> None:
     (inside / "all.txt").write_text("".join(SENTENCE.format(n) for n in range(400)))
     kept = [word for word in options if not word.startswith(("--data.valid_", "--data.test_", "--data.train_"))]
-    words = ["--data.train_files=all.txt", "--data.valid_share=0.1", "--data.test_share=0.2", "--seed_everything=7"]
+    shares = ["--data.valid_fraction=0.1", "--data.test_fraction=0.2"]
+    words = ["--data.train_files=all.txt", *shares, "--seed_everything=7"]
     code, _, err = call(train.main, *kept, *words, "--trainer.max_steps=2", f"--trainer.default_root_dir={inside}")
     assert code == 0 and "stand in" not in err, err
     run = inside / "lightning_logs" / "version_0"
 
     def test(*more: str) -> dict[str, object]:
-        code, out, err = call(lambda args: parser.run(evaluate.test, args), "--ckpt_path", run, "--json", "-", *more)
+        code, out, err = call(
+            lambda args: parser.run(evaluate.test, args), "--ckpt_path", run, "--json_output", "-", *more
+        )
         assert code == 0, err
         return dict(json.loads(out)["text"])
 
@@ -131,7 +134,7 @@ def test_a_run_tests_the_share_that_it_did_not_train_on(
     assert test()["bytes"] == sum(len(document.encode()) for document in expected)
     assert test("--files", "all.txt")["documents"] == 400
     assert checkpoints(run)
-    code, _, err = call(train.main, "--ckpt_path", run, "--data.test_share=0.3", "--trainer.max_steps=3")
+    code, _, err = call(train.main, "--ckpt_path", run, "--data.test_fraction=0.3", "--trainer.max_steps=3")
     assert code == 4 and "another run: text was" in err
 
 
@@ -150,6 +153,7 @@ def test_a_share_out_of_a_file_is_not_believed(share: object) -> None:
 
 
 def test_shares_that_cannot_be(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
-    code, _, err = call(train.main, *options, "--data.valid_share=0.1", "--data.test_share=1")
-    assert code == 2 and "data.valid_share 0.1: data.valid_files are set, too" in err and "data.test_share 1" in err
+    code, _, err = call(train.main, *options, "--data.valid_fraction=0.1", "--data.test_fraction=1")
+    assert code == 2 and "data.valid_fraction 0.1: data.valid_files are set, too" in err
+    assert "data.test_fraction 1" in err
     assert ReadReport().lines() == []

@@ -215,7 +215,7 @@ def test_options_do_what_they_say(tmp_path: Path) -> None:
         train_tokenizer([str(text)], tmp_path / "out", **options)  # type: ignore[arg-type]
         return set(tokenizer.load(tmp_path / "out").get_vocab())
 
-    assert {"a", "Ａ", " "} <= tokens(kind="char") and "Ａ" not in tokens(kind="char", min_count=2)
+    assert {"a", "Ａ", " "} <= tokens(kind="char") and "Ａ" not in tokens(kind="char", min_frequency=2)
     assert "A" in tokens(kind="char", normalizer="nfkc")
     assert max(len(token) for token in tokens(max_token_length=3) if token != tokenizer.EOS) == 3
     assert len(tokens(kind="char", vocab_size=259)) == 259
@@ -240,7 +240,7 @@ def test_a_vocabulary_keeps_its_ids(tmp_path: Path) -> None:
 
 
 def test_an_existing_tokenizer_is_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
-    found = json.loads((folder / "unigram/tokenizer.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / "spm-unigram/tokenizer.json").read_text(encoding="utf-8"))
     found["added_tokens"][0]["content"] = "</s>"  # another end of text
     tail = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": []}
     tail |= {"special_tokens": {}, "pair": [{"Sequence": {"id": i, "type_id": 0}} for i in "AB"]}
@@ -298,12 +298,12 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("--vocab_size 100", 2, "--vocab_size 100: bytebpe needs at least 257"),
-        ("--kind unigram --vocab_size 257", 2, "unigram needs at least 274"),
-        ("--kind unigram --min_count 3", 2, "--min_count"),
+        ("--vocab_size 100", 2, "--vocab_size 100: bpe needs at least 257"),
+        ("--kind spm-unigram --vocab_size 257", 2, "spm-unigram needs at least 274"),
+        ("--kind spm-unigram --min_frequency 3", 2, "--min_frequency"),
         ("--kind existing", 2, "--kind existing: needs --vocab"),
         ("--kind char --vocab v.txt", 2, "--kind char: does not take --vocab"),
-        ("--kind words --vocab t.txt --min_count 2", 2, "--vocab: nothing is trained"),
+        ("--kind words --vocab t.txt --min_frequency 2", 2, "--vocab: nothing is trained"),
         ("--kind wordpiece --vocab none.txt", 3, "none.txt: no such file"),
         ("--kind wordpiece --vocab t.txt", 3, "no [UNK] in it"),
         ("--kind words --vocab empty.txt", 3, "empty.txt: empty"),
@@ -311,7 +311,7 @@ def test_a_name_is_looked_up_on_the_hub(folder: Path, tmp_path: Path, monkeypatc
         ("--kind existing --vocab ./no/such/folder", 3, "no such folder or file"),
         ("--special_tokens <a> <a>", 2, "is given twice"),
         ("--special_tokens «s»", 2, "would not decode to itself"),
-        ("--sample 0", 2, "--sample 0: must be at least 1"),
+        ("--max_train_bytes 0", 2, "--max_train_bytes 0: must be at least 1"),
         ("--compare nine", 2, "--compare nine: not a size"),
         ("--compare char:9", 2, "char needs at least 257"),
         ("--max_token_length 1", 2, "must be at least 2"),
@@ -356,11 +356,11 @@ def test_mistakes(tmp_path: Path) -> None:
 def test_sentencepiece_is_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install 'sentencepiece"):
-        train_tokenizer(["x"], tmp_path, "unigram")
+        train_tokenizer(["x"], tmp_path, "spm-unigram")
 
 
 def test_what_would_make_ids_depend_on_neighbours_length_or_chance_is_dropped(folder: Path, tmp_path: Path) -> None:
-    trained = tokenizer.load(folder / "bytebpe")
+    trained = tokenizer.load(folder / "bpe")
     texts = ["a", "the quick brown fox jumps", "fox " * 50]
     expected = [encoding.ids for encoding in trained.encode_batch_fast(texts, add_special_tokens=False)]
     parts = json.loads(tokenizer.to_json(trained))

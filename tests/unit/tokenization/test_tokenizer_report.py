@@ -40,7 +40,7 @@ def test_what_does_not_come_back_is_shown() -> None:
 
 
 def test_a_text_is_shown_cut_into_its_tokens() -> None:
-    found = trainers.train_bytebpe(["the the the"], TokenizerSpec(vocab_size=260))
+    found = trainers.train_bpe(["the the the"], TokenizerSpec(vocab_size=260))
     pieces = tokenizer_report.split_into_tokens(found, "the 白 the")
     assert "".join(pieces) == "the 白 the" and "白" in pieces
     assert "|白|" in tokenizer_report.describe(tokenizer_report.measure(found, ["the 白 the"]), "x")
@@ -59,8 +59,8 @@ def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, ca
     assert (code, err) == (0, "")
     names = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
     assert names[0] == "tokenizer" and names[2:] == [
-        "bytebpe:300",
-        "bytebpe:340",
+        "bpe:300",
+        "bpe:340",
         "char",
         "wordpiece:150",
         str(corpus / "tokenizer"),
@@ -81,5 +81,7 @@ def test_the_suggestion_is_small_lossless_and_near_the_best() -> None:
 
 def test_a_sample_is_announced(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 0, 1):
-        train_tokenizer([str(corpus / "train.txt")], tmp_path / f"{seed}", vocab_size=300, sample=2000, seed=seed)
+        train_tokenizer(
+            [str(corpus / "train.txt")], tmp_path / f"{seed}", vocab_size=300, max_train_bytes=2000, seed=seed
+        )
     assert "training on a sample of 2.0 kB of" in capsys.readouterr().out

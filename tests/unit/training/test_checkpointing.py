@@ -60,7 +60,7 @@ def test_some_such_updates_may_be_left_out(
     options: list[str], tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, 2, 4)
-    words = [*options, *SHORT, "--model.skip_nonfinite=1", f"--trainer.default_root_dir={tmp_path}"]
+    words = [*options, *SHORT, "--model.max_nonfinite_steps=1", f"--trainer.default_root_dir={tmp_path}"]
     code, _, err = call(cli.main, *words)
     assert code == 6 and "update skipped (1 of at most 1)" in err and "step 4" in err
     saved = checkpoint.checkpoints(tmp_path / "lightning_logs/version_0")
@@ -195,10 +195,10 @@ def test_changed_settings_are_said_and_the_optimizers_stay(
     words = [*options, f"--trainer.default_root_dir={tmp_path}", "--model.optimizer.lr=0.5", "--ckpt_path=last"]
     code, _, err = call(cli.main, *words, "--trainer.max_steps=6")
     assert code == 0
-    assert "model.optimizer.init_args.lr stays 0.005 (not 0.5; --override changes it)" in err
+    assert "model.optimizer.init_args.lr stays 0.005 (not 0.5; --override_optimizer changes it)" in err
     assert "trainer.max_steps was 4, now 6" in err
     assert logged_rows(run)[-2]["lr"] == pytest.approx(0.005)
-    code, _, err = call(cli.main, *words, "--trainer.max_steps=8", "--override")
+    code, _, err = call(cli.main, *words, "--trainer.max_steps=8", "--override_optimizer")
     assert code == 0 and "model.optimizer.init_args.lr was 0.005, now 0.5" in err
     assert [row["lr"] for row in logged_rows(run) if "lr" in row][-1] == pytest.approx(0.5)
     state = checkpoint.read(checkpoint.checkpoints(run)[0])["optimizer_states"][0]["param_groups"]

@@ -97,7 +97,7 @@ def test_a_way_not_taken_is_replaced(short: list[str], tmp_path: Path, near: lis
     run = train_run(tmp_path, short, WITH, "--trainer.max_epochs=1")
     before = exported(run, 1)
     older = min(checkpoint.checkpoints(run), key=checkpoint.step_of)
-    rates = ["--override", "--model.optimizer.lr=1e-3", f"--ckpt_path={older}"]
+    rates = ["--override_optimizer", "--model.optimizer.lr=1e-3", f"--ckpt_path={older}"]
     again = train_run(tmp_path, short, WITH, "--trainer.max_epochs=1", *rates)
     assert again == run and not same_weights(before, exported(run, 1)) and exports(run) == ["epoch_1"]
     assert same(exported(run, 1), final_weights(run))
@@ -150,7 +150,7 @@ def test_killed_in_the_middle_of_a_folder(short: list[str], tmp_path: Path) -> N
 
 def test_shares_of_two_ranks(short: list[str], tmp_path: Path) -> None:
     """Rank 0 writes what all hold together; the other waits."""
-    words = [*short, "--data.batch_size=4", "--data.global_batch=8", "--trainer.max_epochs=1", WITH]
+    words = [*short, "--data.batch_size=4", "--data.global_batch_size=8", "--trainer.max_epochs=1", WITH]
     run, _ = run_with_kills(Setting("exports", words, 2, "fsdp"), tmp_path / "run", [])
     assert exports(run) == ["epoch_1"] and same(exported(run, 1), final_weights(run))
 

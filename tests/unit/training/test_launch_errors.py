@@ -67,26 +67,27 @@ def test_devices_that_are_there(accelerator: str, devices: Any, there: int) -> N
 def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
     assert distributed.accumulation_steps(512, 8, 16) == 4
     with pytest.raises(
-        UserError, match=r"global_batch 100: .*3 devices x data.batch_size 8 = 24. Nearest: data.global_batch 96 or 120"
+        UserError,
+        match=r"batch_size 100: .*3 devices x data.batch_size 8 = 24. Nearest: data.global_batch_size 96 or 120",
     ):
         distributed.accumulation_steps(100, 8, 3)
-    with pytest.raises(UserError, match=r"global_batch 384 or 512, or data.batch_size 15$"):
+    with pytest.raises(UserError, match=r"global_batch_size 384 or 512, or data.batch_size 15$"):
         distributed.accumulation_steps(480, 16, 8)
-    with pytest.raises(UserError, match=r"Nearest: data\.global_batch 64"):
+    with pytest.raises(UserError, match=r"Nearest: data\.global_batch_size 64"):
         distributed.accumulation_steps(10, 16, 4)
 
 
 def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
-    built = train.TrainCLI([*options, "--data.global_batch=32"])  # 4 x data.batch_size 8
+    built = train.TrainCLI([*options, "--data.global_batch_size=32"])  # 4 x data.batch_size 8
     assert built.trainer.accumulate_grad_batches == 4 and built.datamodule.global_batch(built.trainer) == 32
 
 
 def test_wrong_launches_by_the_command_line(
     options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, err = call(train.main, *options, "--data.global_batch=20")
-    assert code == 2 and "Nearest: data.global_batch 16 or 24, or data.batch_size 10" in err
-    code, _, err = call(train.main, *options, "--data.global_batch=16", "--trainer.accumulate_grad_batches=2")
+    code, _, err = call(train.main, *options, "--data.global_batch_size=20")
+    assert code == 2 and "Nearest: data.global_batch_size 16 or 24, or data.batch_size 10" in err
+    code, _, err = call(train.main, *options, "--data.global_batch_size=16", "--trainer.accumulate_grad_batches=2")
     assert code == 2 and "Leave out one of the two" in err
     code, _, err = call(train.main, *options, "--trainer.accelerator=gpu")
     assert (code, err.count("\n")) == (2 if torch.cuda.is_available() else 5, 1) or torch.cuda.is_available()

@@ -127,17 +127,17 @@ def test_flops_per_token_are_those_that_torch_counts() -> None:
         {"freeze": ["embeddings", "h.0", "h.1.ln_1", "h.1.attn.c_attn"]},
         {"freeze": ["wte", "wpe", "layers"]},
         {"freeze": "0-1", "freeze_steps": 5},
-        {"lora": 4},
-        {"lora": 4, "new_vocabulary": True},
+        {"lora_r": 4},
+        {"lora_r": 4, "replace_tokenizer": True},
     ],
     ids=str,
 )
 def test_what_is_frozen_does_not_count(options: dict[str, Any]) -> None:
     """As torch's counter has it, which sees what is computed: not what a frozen weight's gradient would need."""
-    if "lora" in options:
+    if "lora_r" in options:
         pytest.importorskip("peft", reason="optional: pip install 'peft>=0.18'")
     gpt2 = GPT2Module(n_layer=3, n_head=2, n_embd=32, n_inner=100, vocab_size=192, n_positions=24, **options)
-    add_lora(gpt2.model, gpt2.lora, train_embedding=gpt2.new_vocabulary)
+    add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
     gpt2.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         logits = gpt2.model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False).logits

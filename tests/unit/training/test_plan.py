@@ -80,9 +80,9 @@ def test_no_tokenizer_is_a_problem_among_others(options: list[str], call: Callab
     code, _, err = call(train.main, *none, "--data.valid_files=nowhere.txt", "--plan")
     assert code == 2 and "nowhere.txt" in err and "tokenizer: no such tokenizer" in err
     (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
-    wrong = [f"--data.valid_files={inside}/bad.txt", "--data.global_batch=9"]
+    wrong = [f"--data.valid_files={inside}/bad.txt", "--data.global_batch_size=9"]
     code, _, err = call(train.main, *options, *wrong, "--plan")
-    assert code == 2 and "bad.txt" in err and "data.global_batch 9: not a multiple" in err
+    assert code == 2 and "bad.txt" in err and "data.global_batch_size 9: not a multiple" in err
 
 
 def test_wrong_text_is_a_problem_of_the_plan(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:

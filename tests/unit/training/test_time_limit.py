@@ -16,7 +16,7 @@ from gpt2kit.training import progress
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.time_limit import planned_end
 
-WSD = "--model.schedule={class_path: WarmupStableDecay, init_args: {warmup: 4, decay: 0.5, final: 0.0}}"
+WSD = "--model.schedule={class_path: WarmupStableDecay, init_args: {warmup: 4, decay_ratio: 0.5, min_lr_ratio: 0.0}}"
 TIMED = [
     "--trainer.max_time=00:00:01:00",
     "--model.compile=off",
@@ -42,7 +42,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_end_is_set_when_the_fall_must_begin_and_stays() -> None:
-    wsd = WarmupStableDecay(warmup=0, decay=0.4)
+    wsd = WarmupStableDecay(warmup=0, decay_ratio=0.4)
     assert planned_end(wsd, None, step=500, total=1000, every=10) is None
     assert planned_end(wsd, None, step=590, total=1000, every=10) is None
     assert planned_end(wsd, None, step=591, total=1000, every=10) == 1000
@@ -53,7 +53,7 @@ def test_the_end_is_set_when_the_fall_must_begin_and_stays() -> None:
     assert planned_end(Constant(), None, step=991, total=1000, every=10) == 1000
 
 
-@pytest.mark.parametrize("schedule", [WarmupStableDecay(warmup=0.1, decay=0.6), Constant(warmup=5)])
+@pytest.mark.parametrize("schedule", [WarmupStableDecay(warmup=0.1, decay_ratio=0.6), Constant(warmup=5)])
 def test_the_rate_is_constant_until_the_stated_step(schedule: WarmupStableDecay | Constant) -> None:
     for total in (50, 1000):
         end = schedule.constant_until(total)

@@ -31,7 +31,7 @@ def test_factors_rise_from_low_to_high() -> None:
 def test_rates_of_both_optimizers_are_tried_and_nothing_is_left(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train.main([*options, *SMALL, "--find", "lr", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
+    train.main([*options, *SMALL, "--tune", "lr", f"--trainer.default_root_dir={tmp_path / 'runs'}"])
     told = capsys.readouterr().out
     assert (
         "5e-05, 0.00012" in told and "times the configured rates" in told and "lowest" in told

@@ -1,0 +1,91 @@
+"""Old names of options and tokenizer kinds.
+
+On a command line, an old option is unknown, and the error names the new one. Config files and the settings of earlier
+runs may still have old names; they are read under their new names, and a note lists them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+# Old name -> new name. A name also stands for the ends of longer ones: `data.reader.errors` ends in `reader.errors`.
+RENAMED = {
+    "data.valid_share": "data.valid_fraction",
+    "data.test_share": "data.test_fraction",
+    "data.global_batch": "data.global_batch_size",
+    "reader.bad_share": "reader.max_bad_fraction",
+    "reader.on_bad_text": "reader.errors",
+    "model.schedule.final": "model.schedule.min_lr_ratio",
+    "model.schedule.decay": "model.schedule.decay_ratio",
+    "model.new_vocabulary": "model.replace_tokenizer",
+    "model.lora": "model.lora_r",
+    "model.skip_nonfinite": "model.max_nonfinite_steps",
+    "model.max_scaler_skips": "model.max_grad_scaler_skips",
+    "min_count": "min_frequency",
+    "sample": "max_train_bytes",
+    "banned_words": "bad_words",
+    "strip_special": "no_special_tokens",
+    "copies": "memorization",
+    "json": "json_output",
+    "find": "tune",
+    "override": "override_optimizer",
+    "at_once": "max_concurrency",
+}
+
+# Old tokenizer kind -> new one. These are accepted on a command line, too.
+RENAMED_KINDS = {"bytebpe": "bpe", "bytefallback": "spm-bpe", "unigram": "spm-unigram"}
+
+
+class Rename(NamedTuple):
+    """An old name that was read under its new name. The place is a config file or an option of the command line."""
+
+    place: str
+    old: str
+    new: str
+
+
+def new_name(name: str) -> str | None:
+    """Return the new name of an option, if `name` is an old one."""
+    for old, new in RENAMED.items():
+        if name == old or name.endswith(f".{old}"):
+            return name.removesuffix(old) + new
+    return None
+
+
+def new_value(name: str, value: Any) -> Any:
+    """Return the value for a new option that an old one of this name had."""
+    if value is None and name.endswith("model.lora"):
+        return 0  # no LoRA
+    return value
+
+
+def new_kind(kind: Any) -> Any:
+    """Return the new name of a tokenizer kind, or the value as it is."""
+    return RENAMED_KINDS.get(kind, kind) if isinstance(kind, str) else kind
+
+
+def rename_settings(settings: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flat settings of an earlier run under the names that `current` has."""
+    renamed: dict[str, Any] = {}
+    for name, value in settings.items():
+        new = new_name(name.replace(".init_args.", "."))
+        if new and ".init_args." in name:
+            new = ".init_args.".join(new.rsplit(".", 1))
+        if new is not None and new in current and name not in current:
+            renamed[new] = new_value(name, value)
+        else:
+            renamed[name] = new_kind(value) if name.endswith("tokenizer.kind") else value
+    return renamed
+
+
+def log_renames(renames: Iterable[Rename]) -> None:
+    """Log one note for each place, which lists the old names in it."""
+    places: dict[str, dict[str, None]] = {}
+    for place, old, new in renames:
+        places.setdefault(place, {})[f"{old} (now {new})"] = None
+    for place, names in places.items():
+        logger.info(f"{place} uses old names: {', '.join(names)}")

@@ -1,0 +1,196 @@
+"""Old names of options: an error on the command line names the new one; config files are read, with one note each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import COMMANDS, Outcome
+
+from gpt2kit.cli import parser, train
+from gpt2kit.cli.renamed import RENAMED, RENAMED_KINDS, rename_settings
+from gpt2kit.runs.lifecycle import flatten
+
+# Old options of trainer.py as in a config file: name, old value, and the new value if it differs.
+IN_CONFIG: list[tuple[str, Any, Any]] = [
+    ("data.valid_share", 0.1, 0.1),
+    ("data.test_share", 0.2, 0.2),
+    ("data.global_batch", 32, 32),
+    ("data.reader.init_args.bad_share", 0.3, 0.3),
+    ("data.reader.on_bad_text", "replace", "replace"),
+    ("model.schedule.init_args.final", 0.1, 0.1),
+    ("model.schedule.init_args.decay", 0.5, 0.5),
+    ("model.new_vocabulary", True, True),
+    ("model.lora", 8, 8),
+    ("model.lora", None, 0),
+    ("model.skip_nonfinite", 3, 3),
+    ("model.max_scaler_skips", 7, 7),
+    ("data.tokenizer.min_count", 2, 2),
+    ("data.tokenizer.sample", 1000, 1000),
+    ("override", False, False),
+    ("find", None, None),
+]
+# Old options of the other commands.
+ON_COMMAND_LINE = {
+    "min_count": "train_tokenizer.py",
+    "sample": "train_tokenizer.py",
+    "banned_words": "generate.py",
+    "strip_special": "generate.py",
+    "copies": "test.py",
+    "json": "test.py",
+    "reader.bad_share": "test.py",
+    "reader.on_bad_text": "train_tokenizer.py",
+    "at_once": "web_demo.py",
+}
+
+
+class Parsed(Exception):
+    """Carries the parsed options of trainer.py."""
+
+
+class ParseOnly(train.TrainCLI):
+    def before_instantiate_classes(self) -> None:
+        raise Parsed(self.config)
+
+
+@pytest.fixture
+def parse(inside: Path, call: Callable[..., Outcome]) -> Callable[..., tuple[dict[str, Any], str]]:
+    """Return the flat options of trainer.py and what was printed on stderr."""
+
+    def parse(*args: str) -> tuple[dict[str, Any], str]:
+        settings: dict[str, Any] = {}
+
+        def main(argv: list[str]) -> None:
+            try:
+                ParseOnly(argv)
+            except Parsed as parsed:
+                settings.update(flatten(parsed.args[0].as_dict()))
+
+        code, _, err = call(main, "--data.train_files=text.txt", *args)
+        assert code == 0, err
+        return settings, err
+
+    return parse
+
+
+def expected_name(old: str) -> str:
+    return next(old.removesuffix(name) + RENAMED[name] for name in RENAMED if f".{old}".endswith(f".{name}"))
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+@pytest.mark.parametrize(("old", "value", "expected"), IN_CONFIG)
+def test_config_file_with_an_old_name_is_read_with_one_note(
+    old: str, value: Any, expected: Any, parse: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    config = nested(old, value)
+    if "schedule" in old:
+        config["model"]["schedule"]["class_path"] = "gpt2kit.optim.WarmupStableDecay"
+    if "data.reader.init_args" in old:
+        config["data"]["reader"]["class_path"] = "gpt2kit.text.Reader"
+    Path("old.yaml").write_text(yaml.safe_dump(config))
+    short = old.replace(".init_args", "")
+    new = expected_name(short)
+    settings, err = parse("--config=old.yaml")
+    assert err == f"note: old.yaml uses old names: {short} (now {new})\n"
+    [parsed] = [settings[name] for name in settings if name.replace(".init_args", "") == new]
+    assert parsed == expected
+
+
+def test_every_old_name_is_tested() -> None:
+    names = [name.replace(".init_args", "") for name, *_ in IN_CONFIG] + list(ON_COMMAND_LINE)
+    assert [old for old in RENAMED if not any(f".{name}".endswith(f".{old}") for name in names)] == []
+
+
+def test_one_note_lists_all_old_names_of_a_file(parse: Callable[..., tuple[dict[str, Any], str]]) -> None:
+    Path("configs").mkdir()
+    Path("configs/model.yaml").write_text("{lora: 4, n_layer: 3, layer_norm_epsilon: 1e-6}\n")
+    Path("configs/old.yaml").write_text(
+        "model: model.yaml\ndata: {valid_share: 0.1, test_share: 0.2, tokenizer: {kind: unigram}}\n"
+    )
+    settings, err = parse("--config=configs/old.yaml", "--data.block_size=64")
+    assert err.splitlines() == [
+        "note: configs/model.yaml uses old names: model.lora (now model.lora_r)",
+        "note: configs/old.yaml uses old names: data.valid_share (now data.valid_fraction), data.test_share (now "
+        "data.test_fraction), data.tokenizer.kind unigram (now spm-unigram)",
+    ]
+    assert (settings["model.lora_r"], settings["model.n_layer"], settings["model.layer_norm_epsilon"]) == (4, 3, 1e-6)
+    assert (settings["data.valid_fraction"], settings["data.test_fraction"], settings["data.block_size"]) == (
+        0.1,
+        0.2,
+        64,
+    )
+    assert settings["data.tokenizer.kind"] == "spm-unigram"
+
+
+def test_old_and_new_name_in_one_file_are_refused(call: Callable[..., Outcome], inside: Path) -> None:
+    Path("old.yaml").write_text("data:\n  valid_share: 0.1\n  valid_fraction: 0.2\n")
+    code, _, err = call(train.main, "--data.train_files=a.txt", "--config=old.yaml")
+    assert code == 2 and "old.yaml line 2: data.valid_share: an old name of data.valid_fraction, which is set" in err
+
+
+@pytest.mark.parametrize("old", [*{name.replace(".init_args", "") for name, *_ in IN_CONFIG}])
+def test_old_option_of_the_trainer_is_unknown_and_the_new_one_is_named(
+    old: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    code, _, err = call(train.main, *options, f"--{old}=1")
+    new = expected_name(old)
+    assert code == 2 and f"--{old}: " in err and "no such option" in err
+    assert f"Did you mean --{new}?" in err or f"Did you mean {new.rpartition('.')[2]}?" in err
+
+
+@pytest.mark.parametrize(("old", "script"), ON_COMMAND_LINE.items())
+def test_old_option_of_a_script_is_unknown_and_the_new_one_is_named(
+    old: str, script: str, call: Callable[..., Outcome], inside: Path
+) -> None:
+    code, _, err = call(lambda args: parser.run(COMMANDS[script], args), f"--{old}=1")
+    new = expected_name(old)
+    assert code == 2 and f"--{old}: no such option. Did you mean --{new}?" in err
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KINDS.items())
+@pytest.mark.parametrize("form", ["--data.tokenizer.kind={}", "--data.tokenizer={{kind: {}, vocab_size: 300}}"])
+def test_old_tokenizer_kinds_are_read(
+    old: str, new: str, form: str, parse: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    settings, err = parse(form.format(old))
+    assert settings["data.tokenizer.kind"] == new
+    assert err == f"note: --data.tokenizer.kind uses old names: {old} (now {new})\n"
+
+
+def test_train_tokenizer_reads_old_kinds(corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:
+    def main(args: list[str]) -> None:
+        parser.run(COMMANDS["train_tokenizer.py"], args)
+
+    words = ["--files", corpus / "train.txt", "--vocab_size", 300]
+    code, out, err = call(main, *words, "--kind", "bytefallback", "--output_dir", "old")
+    assert code == 0 and err.count("note: --kind uses old names: bytefallback (now spm-bpe)\n") == 1
+    code, out, err = call(main, *words, "--kind", "spm-bpe", "--output_dir", "new")
+    assert code == 0 and Path("old/tokenizer.json").read_bytes() == Path("new/tokenizer.json").read_bytes()
+    code, out, err = call(main, *words, "--compare", "bytebpe:300", "char")
+    assert code == 0 and "bpe:300" in out and "note: --compare uses old names: bytebpe (now bpe)\n" in err
+
+
+def test_settings_of_an_earlier_run_are_compared_under_their_new_names() -> None:
+    earlier = {
+        "data.valid_share": 0.1,
+        "model.lora": None,
+        "data.reader.init_args.on_bad_text": "stop",
+        "model.schedule.init_args.decay": 0.5,
+        "data.tokenizer.kind": "bytebpe",
+    }
+    current = {
+        "data.valid_fraction": 0.1,
+        "model.lora_r": 0,
+        "data.reader.init_args.errors": "stop",
+        "model.schedule.init_args.decay": 0.5,  # of a schedule that is not gpt2kit's
+        "data.tokenizer.kind": "bpe",
+    }
+    assert rename_settings(earlier, current) == current
