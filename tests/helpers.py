@@ -173,17 +173,12 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def export_with_transformers(run: Run, folder: Path) -> Path:
-    """Write what `transformers` itself writes for the run's model."""
+def save_huggingface_model(tokenizer_folder: Path, folder: Path, vocab_size: int = 320) -> Path:
+    """Write a GPT-2 with random weights and a tokenizer, as transformers does, and return their folder."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    opened = checkpoint.open(run.folder)
-    model = GPT2LMHeadModel(GPT2Config(**opened.model.shape))
-    state = opened.model.state_dict()
-    rows = int(opened.model.shape["vocab_size"])
-    for name in ("transformer.wte.weight", "lm_head.weight"):
-        state[name] = state[name][:rows]  # without the rows that pad the vocabulary
-    model.load_state_dict(state)
-    model.save_pretrained(folder)
-    tokenizer.save(opened.tokenizer, folder)
+    torch.manual_seed(1)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 16, "vocab_size": vocab_size}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    tokenizer.save(tokenizer.load(tokenizer_folder), folder)
     return folder

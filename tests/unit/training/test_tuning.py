@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import Outcome
 
 from gpt2kit.cli import train
 from gpt2kit.training import tuning
@@ -58,3 +60,9 @@ def test_batch_sizes_are_tried_until_the_text_is_too_short(
 def test_a_batch_that_cannot_be_says_why_in_a_process_of_its_own(options: list[str]) -> None:
     found, why = tuning.measure_in_child([*options, "--plan", "--data.batch_size=1000000"])
     assert not found and "fewer than the 1000000 of one optimizer step" in why
+
+
+@pytest.mark.parametrize("option", ["--verify_resume", "--tune=lr"])
+def test_trials_do_not_resume_a_run(option: str, options: list[str], call: Callable[..., Outcome]) -> None:
+    code, _, err = call(train.main, *options, option, "--ckpt_path=last")
+    assert code == 2 and "Leave out --ckpt_path" in err
