@@ -37,8 +37,8 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-docs: .venv/installed  ## docs/configs.md, out of the parsers
-	$(BIN)/python scripts/configs_page.py
+docs: .venv/installed  ## docs/cli.md, out of the parsers
+	$(BIN)/python scripts/cli_page.py
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than 3.11; make PYTHON=python3.11")'

@@ -23,8 +23,7 @@ from gpt2kit.cli import parser
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
-from gpt2kit.evaluation.ranks import Ranks
-from gpt2kit.evaluation.scoring import Scorer, Windows
+from gpt2kit.evaluation.scoring import Ranks, Scorer, Windows
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.trainers import TokenizerSpec, train_bpe
 from gpt2kit.training.module import GPT2Module

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md: memory, speed and network of GPT-2's sizes on many GPUs. Nothing is measured.
+"""Estimates for docs/distributed.md: memory, speed and network traffic of GPT-2 on many GPUs. Nothing is measured.
 
 python bench/scaling.py
 """
@@ -14,7 +14,7 @@ VOCABULARY = 50304  # OpenAI's 50257, rounded up to a multiple of 64
 
 @dataclass(frozen=True)
 class Size:
-    """One of OpenAI's shapes."""
+    """A size of GPT-2 as OpenAI published it."""
 
     name: str
     n_layer: int
@@ -27,7 +27,7 @@ class Size:
 
     @property
     def root(self) -> int:
-        """Parameters of what is no block: the tied embedding, positions, the last norm."""
+        """Parameters outside the blocks: token embedding (tied), position embedding, final norm."""
         return (VOCABULARY + BLOCK + 2) * self.n_embd
 
     @property
@@ -36,7 +36,7 @@ class Size:
 
     @property
     def flops(self) -> float:
-        """Floating point operations a trained token takes: 6 a parameter, and attention's products."""
+        """FLOPs per trained token: 6 per parameter, and the matrix products of attention."""
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * BLOCK
 
 
@@ -44,37 +44,38 @@ SIZES = [Size("small", 12, 768), Size("medium", 24, 1024), Size("large", 36, 128
 
 
 def fixed(size: Size, gpus: int) -> float:
-    """Bytes a GPU holds however small the batch, with AdamW: weights 4, gradients 4, two moments 8 a parameter.
+    """Return the bytes per GPU without activations, with AdamW: weights 4, gradients 4, two moments 8 per parameter.
 
-    In shares (gpus > 1): a part of that, and whole for the moment: the root, and two blocks with their gradients.
+    Sharded over several GPUs, each holds its part of them; and, gathered while they are in use, the root and two blocks
+    with their gradients.
     """
     gathered = 4 * (2 * size.root + 4 * size.block) if gpus > 1 else 0
     return 16 * size.parameters / gpus + gathered
 
 
 def activations(size: Size) -> float:
-    """Bytes a sequence of BLOCK tokens leaves for the backward pass: 34 a token, layer and width, 12 a logit."""
+    """Return the bytes of activations per sequence of BLOCK tokens: 34 per token, layer and width; 12 per logit."""
     return BLOCK * (34 * size.n_layer * size.n_embd + 12 * VOCABULARY)
 
 
 def per_step_ddp(size: Size) -> float:
-    """Bytes a GPU sends in a step: each gradient twice around the ring."""
+    """Return the bytes that a GPU sends per step: an all-reduce sends each gradient twice."""
     return 2 * 4 * size.parameters
 
 
 def per_step_fsdp(size: Size, accumulation: int) -> float:
-    """Bytes a GPU sends in a step: weights twice and gradients once, for each micro-batch."""
+    """Return the bytes that a GPU sends per step: weights twice and gradients once, for each micro-batch."""
     return 3 * accumulation * 4 * size.parameters
 
 
 def tables() -> str:
-    """The tables of docs/scaling.md."""
+    """Return the tables of docs/distributed.md."""
     memory = [
-        "| model | parameters | one copy each (DDP) | 8 shares | 64 shares | a sequence of 1,024 |",
+        "| model | parameters | DDP | FSDP, 8 GPUs | FSDP, 64 GPUs | activations per sequence of 1,024 |",
         "|" + "---|" * 6,
     ]
     speed = [
-        "| model | FLOP a token | tokens/s, A100 | tokens/s, H100 | sent a step, DDP | FSDP, 1 | FSDP, 8 |",
+        "| model | FLOPs/token | tokens/s, A100 | tokens/s, H100 | sent per step, DDP | FSDP, a = 1 | FSDP, a = 8 |",
         "|" + "---|" * 7,
     ]
     for size in SIZES:
@@ -84,7 +85,7 @@ def tables() -> str:
             + " | ".join(f"{gigabytes:.1f} GB" for gigabytes in held)
             + f" | {activations(size) / GB:.2f} GB |"
         )
-        a100, h100 = (0.4 * peak / size.flops for peak in (312e12, 989e12))
+        a100, h100 = (round(0.4 * peak / size.flops, -3) for peak in (312e12, 989e12))  # an estimate: few digits
         sent = [per_step_ddp(size), per_step_fsdp(size, 1), per_step_fsdp(size, 8)]
         speed.append(
             f"| {size.name} | {size.flops / 1e9:.2f} G | {a100:,.0f} | {h100:,.0f} | "

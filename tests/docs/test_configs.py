@@ -1,4 +1,4 @@
-"""Every file in configs/ says only what exists (recipes: test_recipes.py)."""
+"""The files in configs/ are short and valid, and public names stay (recipes: test_recipes.py)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ GROUPS = {"model": GPT2Module, "data": TextDataModule, "trainer": make_trainer}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_a_config_is_short_and_opens_with_what_it_is_for(path: Path) -> None:
+def test_a_config_is_short_and_starts_with_a_comment(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ") and len(lines) <= 25
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda path: path.stem)
-def test_a_group_file_states_decisions_not_defaults(path: Path) -> None:
+def test_a_section_file_names_only_existing_options(path: Path) -> None:
     parameters = inspect.signature(GROUPS[path.parent.name]).parameters
     own = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     lightning = set(inspect.signature(train.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
@@ -38,7 +38,7 @@ def test_a_group_file_states_decisions_not_defaults(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
-def test_group_files_compose(path: Path, options: list[str], inside: Path) -> None:
+def test_section_files_can_be_combined(path: Path, options: list[str], inside: Path) -> None:
     built = TrainCLI(
         [
             *options,
@@ -50,25 +50,25 @@ def test_group_files_compose(path: Path, options: list[str], inside: Path) -> No
     )
     assert built.model.shape["n_layer"] == 1 and built.model.shape["n_embd"] == 128
     assert built.config.trainer.max_steps == 10
-    wanted = yaml.safe_load(path.read_text())
+    spec = yaml.safe_load(path.read_text())
     built.model.take_vocabulary(built.datamodule.vocab_size, None)
     built.model.build()
     optimizer = built.model.optimizer(parameter_groups(built.model.model))
-    assert type(optimizer).__name__ == wanted["class_path"].rsplit(".", 1)[1]
-    assert optimizer.param_groups[0]["lr"] == wanted["init_args"]["lr"]
+    assert type(optimizer).__name__ == spec["class_path"].rsplit(".", 1)[1]
+    assert optimizer.param_groups[0]["lr"] == spec["init_args"]["lr"]
 
 
-def test_several_configs_the_later_wins(options: list[str], inside: Path) -> None:
+def test_the_later_of_several_configs_wins(options: list[str], inside: Path) -> None:
     (inside / "one.yaml").write_text("model:\n  n_layer: 3\n  n_embd: 64\n")
     (inside / "two.yaml").write_text("model:\n  n_layer: 1\n")
-    given = [word for word in options if "n_layer" not in word and "n_embd" not in word]
-    built = TrainCLI([*given, "--config", "one.yaml", "--config", "two.yaml"])
+    arguments = [option for option in options if "n_layer" not in option and "n_embd" not in option]
+    built = TrainCLI([*arguments, "--config", "one.yaml", "--config", "two.yaml"])
     assert (built.model.shape["n_layer"], built.model.shape["n_embd"]) == (1, 64)
-    assert TrainCLI([*given, "--config=one.yaml", "--model.n_layer=2"]).model.shape["n_layer"] == 2
+    assert TrainCLI([*arguments, "--config=one.yaml", "--model.n_layer=2"]).model.shape["n_layer"] == 2
 
 
 def test_public_names_of_the_options() -> None:
-    """These names are in people's YAML files. Adding one is fine; renaming one breaks them: say so in CHANGELOG.md."""
+    """Users' YAML files contain these names. A renamed one breaks these files and needs an entry in CHANGELOG.md."""
     public = {
         GPT2Module: "n_layer n_head n_embd n_inner activation_function dropout embd_pdrop attn_pdrop resid_pdrop "
         "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule max_nonfinite_steps "
@@ -86,7 +86,7 @@ def test_public_names_of_the_options() -> None:
 
 
 def test_public_class_paths(options: list[str], inside: Path) -> None:
-    """Configs name classes by these paths, and saved configs and cache keys repeat them, wherever the classes are."""
+    """Configs, saved configs and cache keys contain these paths, in whatever module the classes are defined."""
     (inside / "c.yaml").write_text(
         "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {prompts: [the]}}]}\n"
         "model:\n"

@@ -1,4 +1,4 @@
-"""Every recipe runs as it stands, on made text in the form that it names: only its sizes are smaller."""
+"""Every recipe runs on generated text in its format, with smaller sizes; the commands of docs/recipes.md parse."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def lyrics() -> None:
 
 
 def made(recipe: str, corpus: Path, run: Run) -> list[str]:
-    """Make the recipe's text in data/, and its own words for what cannot be here."""
+    """Write the recipe's text into data/, and return the arguments that make it small."""
     match recipe:
         case "poems":
             splits("poems", ".jsonl.gz", lambda n: "\n".join(json.dumps({"text": poem}) for poem in POEMS[n:]))
@@ -104,41 +104,40 @@ def made(recipe: str, corpus: Path, run: Run) -> list[str]:
 
 
 @pytest.fixture
-def near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reload exported folders in this process, which is quicker."""
+def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reload exported folders in this process, which is faster."""
 
-    def reloaded(folder: Path, *asked: Any) -> dict[str, Any]:
+    def reload_here(folder: Path, *arguments: Any) -> dict[str, Any]:
         with contextlib.redirect_stderr(io.StringIO()):
-            return reload_check.reload(str(folder), *asked)
+            return reload_check.reload(str(folder), *arguments)
 
-    monkeypatch.setattr(huggingface, "reloaded", reloaded)
+    monkeypatch.setattr(huggingface, "reload_folder", reload_here)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs(recipe: Path, corpus: Path, run: Run, inside: Path, near: None) -> None:
+def test_recipe_runs(recipe: Path, corpus: Path, run: Run, inside: Path, reload_in_process: None) -> None:
     train.main(["--config", str(recipe), *made(recipe.stem, corpus, run)])
     folder = inside / "lightning_logs/version_0"
     newest = checkpoint.checkpoints(folder)[0]
     assert checkpoint.step_of(newest) == 3 and "val_loss=" in newest.name, "it validates"
     facts = checkpoint.open(folder).metadata
-    wanted = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    config = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert facts["settings"]["model"]["optimizer"]["class_path"].startswith("gpt2kit.optim.")
-    for name, reader in wanted["data"].get("reader", {}).get("init_args", {}).items():
+    for name, reader in config["data"].get("reader", {}).get("init_args", {}).items():
         assert facts["reader"][name] == reader
-    assert bool(facts["document_start"] is not None) == bool(wanted["data"].get("mask_documents"))
-    callbacks = [callback["class_path"] for callback in wanted["trainer"].get("callbacks", [])]
+    assert bool(facts["document_start"] is not None) == bool(config["data"].get("mask_documents"))
+    callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
     assert (folder / "samples.md").is_file() == ("gpt2kit.callbacks.TextSamples" in callbacks)
     assert (folder / "exports/epoch_1").is_dir() == ("gpt2kit.callbacks.EpochExports" in callbacks)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_for_whom_at_what_cost_and_how_well(recipe: Path) -> None:
-    """The first line; a figure is measured, or said not to be."""
+def test_first_line_has_a_result_or_says_not_measured(recipe: Path) -> None:
     first = recipe.read_text(encoding="utf-8").splitlines()[0]
     assert any(word in first for word in ("bits per byte", "nats", "Not measured.")) and len(first) <= 120
 
 
-def test_words_of_a_vocabulary_keep_their_lines(corpus: Path, run: Run, inside: Path) -> None:
+def test_ids_of_words_are_their_line_numbers(corpus: Path, run: Run, inside: Path) -> None:
     train.main(
         ["--config", str(ROOT / "configs/recipe/words.yaml"), *made("words", corpus, run), "--trainer.max_steps=1"]
     )
@@ -146,8 +145,8 @@ def test_words_of_a_vocabulary_keep_their_lines(corpus: Path, run: Run, inside: 
     assert tokenizer.encode("the quick good").ids == [4, 5, 7] and tokenizer.decode([4, 5]) == "the quick"
 
 
-def test_both_finetuned_models_begin_with_the_base(corpus: Path, run: Run, inside: Path) -> None:
-    """One keeps its vocabulary, the other has that of lyrics_word, made once for both."""
+def test_both_finetuned_models_start_from_the_base(corpus: Path, run: Run, inside: Path) -> None:
+    """One keeps the tokenizer of the base, the other uses that of lyrics_word, which is trained once for both."""
     base = checkpoint.open(run.folder)
     for recipe in ("lyrics_finetune", "lyrics_finetune_word", "lyrics_word"):
         words = made(recipe, corpus, run)
@@ -164,7 +163,7 @@ COMMAND_LINES = re.findall(r"^    (python (?:\S+/)?\w+\.py .*)$", DOCS.replace("
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
-def test_the_commands_of_the_page_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_page_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     _, script, *words = shlex.split(line, comments=True)
     if script == "data/get.py":
@@ -173,9 +172,9 @@ def test_the_commands_of_the_page_are_understood(line: str, monkeypatch: pytest.
         assert parser.parse(COMMANDS[script], words)
     else:
         assert script == "trainer.py"
-        with pytest.raises((Parsed, CheckpointError, MachineError)):  # the base and the GPUs are the reader's
+        with pytest.raises((Parsed, CheckpointError, MachineError)):  # the base model and the GPUs are missing here
             ParseOnly(words)
 
 
-def test_the_page_names_every_recipe() -> None:
+def test_page_names_every_recipe() -> None:
     assert all(f"`{recipe.stem}`" in DOCS for recipe in RECIPES) and len(COMMAND_LINES) > 25

@@ -14,27 +14,27 @@ def manage(
     unused_for: float | None = None,
     verify: bool = False,
 ) -> None:
-    """List the stores of tokenized text; prune or verify them. A pruned one is built again when it is needed.
+    """List, prune or verify the stores of tokenized text. A pruned store is built again when it is needed.
 
     Args:
-        cache_dir: where they lie; the trainer's data.cache_dir.
-        prune: delete these, by the beginnings of their names; `all` for all.
-        unused_for: delete those that were not opened for so many days.
-        verify: read every file again and compare its checksum.
+        cache_dir: Folder of the stores, data.cache_dir of trainer.py.
+        prune: Delete the stores whose names begin with these; `all` deletes every store.
+        unused_for: Delete the stores that were not opened for this number of days.
+        verify: Read every file again and compare its checksum.
     """
-    found = list(entries(cache_dir))
+    stores = list(entries(cache_dir))
     if unused_for is not None and unused_for < 0:
         raise UserError(f"--unused_for {unused_for}: days, must not be negative")
     for name in prune:
-        if name != "all" and sum(entry.folder.name.startswith(name) for entry in found) != 1:
+        if name != "all" and sum(entry.folder.name.startswith(name) for entry in stores) != 1:
             raise UserError(f"--prune {name}: not the beginning of one store's name in {cache_dir}. See the list")
-    doomed = [
+    selected = [
         entry
-        for entry in found
+        for entry in stores
         if any(name == "all" or entry.folder.name.startswith(name) for name in prune)
         or (unused_for is not None and entry.days >= unused_for)
     ]
-    gone = [entry for entry in doomed if remove(entry.folder)]
-    if doomed:
-        print(f"{len(gone)} stores deleted, {sum(entry.bytes for entry in gone) / 1e6:,.1f} MB")
-    print(table([entry for entry in found if entry not in gone], verify) or f"{cache_dir}: no stores")
+    deleted = [entry for entry in selected if remove(entry.folder)]
+    if selected:
+        print(f"{len(deleted)} stores deleted, {sum(entry.bytes for entry in deleted) / 1e6:,.1f} MB")
+    print(table([entry for entry in stores if entry not in deleted], verify) or f"{cache_dir}: no stores")

@@ -143,7 +143,7 @@ def printed(
     chunks: dict[tuple[int, int], list[TextChunk]] = {}
     order = iter([(i, sample) for i in range(len(prompts)) for sample in range(options.num_samples)])
     current: tuple[int, int] | None = next(order)
-    shown = 0  # chunks of the current text that are printed
+    printed_chunks = 0  # of the current text
     for chunk in generator.generate([prompt.text for prompt in prompts], options, first_sample):
         chunks.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
         while current in chunks:
@@ -153,14 +153,14 @@ def printed(
             if json and is_ended:
                 yield json_line(prompt, text)
             elif not json:
-                start = "" if shown else prompt.text
+                start = "" if printed_chunks else prompt.text
                 end = "\n" if is_ended else ""
-                yield start + "".join(chunk.text for chunk in text[shown:]) + end
-            shown = len(text)
+                yield start + "".join(chunk.text for chunk in text[printed_chunks:]) + end
+            printed_chunks = len(text)
             if not is_ended:
                 break
             del chunks[current]
-            current, shown = next(order, None), 0
+            current, printed_chunks = next(order, None), 0
 
 
 def json_line(prompt: Prompt, chunks: Sequence[TextChunk]) -> str:

@@ -216,7 +216,7 @@ class CommandLine:
                 if new:
                     old_key, key = key, new.rpartition(".")[2]
                     if key in value:
-                        self._problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Leave it out")
+                        self._problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Omit it")
                         continue
                     value[key] = renamed.new_value(inner, value.pop(old_key))
                     self.renames.append(Rename(value.file, inner, new))

@@ -1,4 +1,4 @@
-"""A function's signature and docstring become a script's command line; a user's mistake becomes one line."""
+"""Make a command line out of a function's signature and docstring, and print errors as one line."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def print_error(error: Exception, rank: int = 0) -> None:
 
 
 def speak_utf8() -> None:
-    """Have config files and what goes to a file or a pipe be UTF-8 on every system; a terminal shows ? for the rest."""
+    """Read and write UTF-8 on every system. A terminal with another encoding shows ? for what it lacks."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             if not stream.isatty():
@@ -141,7 +141,7 @@ def speak_utf8() -> None:
 
 
 def _machine(error: Exception) -> MachineError | None:
-    """The system's word that the machine is at its limit, as an error of ours."""
+    """Return a system error that says that the machine is at its limit as a MachineError, else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
         return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
     if is_lost_connection(error):
@@ -159,7 +159,7 @@ def _machine(error: Exception) -> MachineError | None:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether it is what torch raises when another process of a run does not answer."""
+    """Return whether torch raised an error because another process of the run does not answer."""
     return bool(re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE))
 
 

@@ -1,4 +1,4 @@
-"""`plot.py`: a run's curves as a picture or a page, out of its folder alone. No torch is needed."""
+"""Implements `plot.py`: draw the curves of runs, or write a report, from their folders alone. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _FORMATS = (".png", ".svg", ".pdf")
 def plot(
     runs: list[str], /, output: Path | None = None, x: XAxis = "steps", show: bool = False, report: Path | None = None
 ) -> None:
-    """Draw the curves of runs, or write a report of them as one page that needs nothing else.
+    """Draw the curves of runs, or write a report of them as one self-contained page.
 
     Args:
-        runs: run folders such as lightning_logs/version_0; several are compared.
-        output: the picture, by its ending a PNG, SVG or PDF. Default: curves.png, in the folder of a single run.
-        x: what the curves are drawn against: optimizer steps, tokens seen, or hours of running.
-        show: open a window instead of writing a file.
-        report: write a page here instead: settings, machine, text, curves, samples, test figures, how to do it again.
+        runs: Run folders such as lightning_logs/version_0. Several are compared.
+        output: The picture to write: .png, .svg or .pdf. Default: curves.png, in the folder of a single run.
+        x: The x axis: optimizer steps, tokens seen, or hours of training.
+        show: Open a window instead of writing a file.
+        report: Write one HTML page instead: settings, machine, text, curves, samples, test figures, commands.
     """
     if output is not None and output.suffix.lower() not in _FORMATS:
-        raise UserError(f"--output {output}: unknown kind of picture. End it in {', '.join(_FORMATS)}")
+        raise UserError(f"--output {output}: unknown image format. Use {', '.join(_FORMATS)}")
     loaded = [folder.read_run(run) for run in runs]
     if report is not None:
         files.write_text(report, report_page.render_report(loaded, x))
@@ -46,6 +46,6 @@ def _show(runs: Sequence[Run], x: XAxis) -> None:
     from matplotlib import pyplot
 
     if pyplot.get_backend().lower() == "agg":
-        raise MachineError("--show: no window can be opened here. Leave it out, and look at the file that is written")
+        raise MachineError("--show: no window can be opened here. Omit it and open the written file")
     curves.draw_figure(runs, x, pyplot.figure)
     pyplot.show()

@@ -61,8 +61,8 @@ def train_tokenizer(
     save(training.with_special_tokens(tokenizer, spec), output_dir)
     tokenizer = load(output_dir)
     size = tokenizer.get_vocab_size()
-    most = None if spec.vocab is not None else training.with_default_size(spec).vocab_size
-    fewer = f" (the text yields no more; --vocab_size is {most:,})" if most and size < most else ""
+    largest = None if spec.vocab is not None else training.with_default_size(spec).vocab_size
+    fewer = f" (the text yields no more; --vocab_size is {largest:,})" if largest and size < largest else ""
     print(f"{output_dir}: {size:,} tokens{fewer}")
     if spec.kind == "wordpiece":
         print(LOSSES)
@@ -88,7 +88,7 @@ def _check(spec: TokenizerSpec) -> None:
     is_unique = len({EOS, *tokens}) > len(tokens)
     problems.check("" not in tokens and is_unique, "--special_tokens: a token is empty or is given twice")
     problems.check(
-        kind != "existing" or spec.normalizer == "none", "--normalizer: an existing tokenizer has its own. Leave it out"
+        kind != "existing" or spec.normalizer == "none", "--normalizer: an existing tokenizer has its own. Omit it"
     )
     problems.check(
         not (spec.parse_special and kind == "words"), "--parse_special: not for words, where each word is a token"

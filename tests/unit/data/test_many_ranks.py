@@ -1,4 +1,4 @@
-"""What docs/scaling.md says of 1,024 ranks, tried without them: the order of blocks is a pure function."""
+"""What docs/distributed.md says of 1,024 ranks, tried without them: the order of blocks is a pure function."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def test_the_tables_are_those_of_the_arithmetic(monkeypatch: pytest.MonkeyPatch)
     with torch.device("meta"):
         small = GPT2Module(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, n_positions=1024)
     assert sum(p.numel() for p in small.parameters()) == scaling.SIZES[0].parameters
-    text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/distributed.md").read_text(encoding="utf-8")
     for table in scaling.tables().split("\n\n"):
-        assert table in text, "python bench/scaling.py prints other tables than docs/scaling.md has"
+        assert table in text, "python bench/scaling.py prints other tables than docs/distributed.md has"

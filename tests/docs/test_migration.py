@@ -1,0 +1,98 @@
+"""Every option, script, file and class that docs/migration.md names in gpt2kit's column exists; its commands parse."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from helpers import COMMANDS, ROOT, Parsed, ParseOnly
+
+from gpt2kit.cli import cache as cli_cache
+from gpt2kit.cli import parser as command
+from gpt2kit.cli.train_options import parse_early
+
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "data"))
+import cli_page
+import get
+
+PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+COMMANDS = {**COMMANDS, "cache.py": cli_cache.manage, "data/get.py": get.get}
+# Code spans of gpt2kit's column that are not an option, a script, a file or a class of this repository.
+OTHER_SPANS = {"AutoTokenizer", "<|endoftext|>", "hf://", "lightning_logs/version_N", "weights_only=True"}
+OTHER_SPANS |= {"torchrun ..."}
+
+
+def gpt2kit_spans() -> list[str]:
+    """Return each code span of the tables' second columns, which name what is in gpt2kit."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if set("".join(row)) - set("-")]
+    return [span.replace("\\|", "|") for row in rows for span in re.findall("`([^`]+)`", row[1])]
+
+
+option_names = cache(cli_page.option_names)
+
+
+def find_missing(span: str) -> str | None:
+    """Return what a code span names that does not exist; None if all of it exists."""
+    words = span.split()
+    script = words[0] if re.fullmatch(r"(data/)?\w+\.py", words[0]) else "trainer.py"
+    if not (ROOT / script).is_file():
+        return script
+    if span in OTHER_SPANS or span == script:
+        return None
+    if re.match(r"configs/", span):
+        return None if (ROOT / words[0]).exists() else words[0]
+    if match := re.fullmatch(r"(gpt2kit\.\w+)\.(\w+)", span):
+        return None if hasattr(importlib.import_module(match[1]), match[2]) else span
+    names = [word.removeprefix("--") for word in words if word.startswith("--")]
+    names += [word for word in words[:1] if word != script and re.match(r"(data|model|trainer)\.", word)]
+    if not names:
+        return f"{span} (not an option, file or class; remove the code marks or correct the name)"
+    return next((f"{script} {name}" for name in names if name not in option_names(script)), None)
+
+
+def test_every_name_in_the_tables_exists() -> None:
+    spans = gpt2kit_spans()
+    assert len(spans) > 200
+    missing = {span: reason for span in spans if (reason := find_missing(span))}
+    assert not missing, "\n".join(f"{span}: {reason}" for span, reason in missing.items())
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        *("data.blok_size", "--save_evry", "generate.py --topk", "sample.py --prompt", "configs/recipe/none.yaml"),
+        *("gpt2kit.optim.Adam", "model.optimizer.beta1", "train.json", "data/fetch.py poems"),
+    ],
+)
+def test_a_wrong_name_is_detected(span: str) -> None:
+    assert find_missing(span)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python .*$", PAGE, re.MULTILINE))
+def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, script, *words = shlex.split(line)
+    if script in COMMANDS:
+        assert command.parse(COMMANDS[script], words)
+        return
+    for recipe in re.findall(r"--config (\S+)", line):
+        assert Path(recipe).is_file(), recipe
+    if "hf://" in line:  # opening the weights needs a network, so only the names are checked
+        parser = cli_page.trainer_parser()
+        assert isinstance(parser, cli_page.ArgumentParser) and parser.parse_args(words)
+        return
+    with pytest.raises(Parsed):
+        ParseOnly(words)
+    assert parse_early(words)
+
+
+def test_every_recipe_is_named() -> None:
+    recipes = {f"configs/recipe/{path.name}" for path in (ROOT / "configs/recipe").glob("*.yaml")}
+    assert recipes - set(re.findall(r"configs/recipe/\w+\.yaml", PAGE)) == {"configs/recipe/python.yaml"}, "the demo"
