@@ -37,7 +37,8 @@ def plot(
         _show(loaded, x)
     elif output is not None or report is None:
         target = output or (loaded[0].folder if len(loaded) == 1 else Path()) / "curves.png"
-        curves.write_figure(loaded, x, target)
+        with files.replacing(target) as temporary:
+            curves.save(curves.draw_figure(loaded, x), temporary, target.suffix[1:].lower())
         print(target)
 
 

@@ -10,10 +10,8 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gpt2kit import files
 from gpt2kit.errors import UserError
 from gpt2kit.runs.folder import Run
 
@@ -60,12 +58,6 @@ PANELS = (
 )
 MEMORY = Panel("Memory", "GB at most", "memory_gb", exact=True)
 BITS = Panel("Validation", "bits per byte", valid="val_bpb")
-
-
-def write_figure(runs: Sequence[Run], x: XAxis, target: Path) -> None:
-    """Write the figure to a file."""
-    with files.replacing(target) as temporary:
-        save(draw_figure(runs, x), temporary, target.suffix[1:].lower())
 
 
 def save(figure: Figure, target: Any, format: str) -> None:

@@ -177,4 +177,4 @@ def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _version(run: Path) -> int:
     number = run.name.removeprefix("version_")
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isdecimal() else -1

@@ -108,6 +108,10 @@ HOSTILE: dict[str, Any] = {
     "no tokenizer": lambda raw: raw["gpt2kit"].update(tokenizer="{"),
     "no shape": lambda raw: raw["gpt2kit"].pop("shape"),
     "later format": lambda raw: raw["gpt2kit"].update(format=99),
+    **{
+        f"lora_alpha {alpha}": lambda raw, alpha=alpha: raw["gpt2kit"].update(freeze={"lora": 4, "lora_alpha": alpha})
+        for alpha in ("x", 0, True, float("inf"))
+    },
     "other program": lambda raw: raw.pop("gpt2kit"),
 }
 
