@@ -192,22 +192,22 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
 
 
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | None]:
-    """Return the run's test text: its files, and the share of their documents that was kept out of training."""
+    """Return the run's test text: its files, and the hashes of the documents that were kept out of training."""
     names = checkpoint.metadata.get("test_files")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
-    return names, read_share(checkpoint, "test_share")
+    return names, read_hash_range(checkpoint, "test_share")
 
 
-def read_share(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
-    """Return a share of the documents that the metadata contains, such as `train_share`."""
-    share = checkpoint.metadata.get(name)
-    if share is None:
+def read_hash_range(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
+    """Return the hashes of documents under a name of the metadata, such as `train_share`; None for all documents."""
+    hashes = checkpoint.metadata.get(name)
+    if hashes is None:
         return None
-    is_valid = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
-    if not (is_valid and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
+    is_valid = isinstance(hashes, dict) and set(hashes) == {"low", "high", "seed"} and type(hashes["seed"]) is int
+    if not (is_valid and all(type(hashes[end]) in (int, float) and 0 <= hashes[end] <= 1 for end in ("low", "high"))):
         raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
-    return HashRange(**share)
+    return HashRange(**hashes)
 
 
 def read(file: Path, verify: bool = True) -> dict[str, Any]:

@@ -34,11 +34,11 @@ _BAD_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueErro
 
 @dataclass
 class Run:
-    """What a run's folder holds."""
+    """The metrics and the starts of a run."""
 
     folder: Path
     series: dict[str, Series]  # the columns of metrics.csv
-    starts: list[dict[str, Any]]  # of start.json: facts of the first start and of each resume
+    starts: list[dict[str, Any]]  # facts about the first start and each resume, from start.json
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """Read the facts of each start; empty for a run without start.json."""
+    """Read the facts about each start; empty for a run without start.json."""
     return read_json(folder / START, list)
 
 

@@ -101,7 +101,7 @@ def truncate_metrics(run: Path, step: int) -> None:
 
 
 def space_problem(run: Path, size: int) -> str:
-    """Return what is wrong if the disk has no space for a checkpoint of `size` bytes, else nothing."""
+    """Return what is wrong if the disk has no space for a checkpoint of `size` bytes; empty if it has."""
     free = shutil.disk_usage(run).free
     if free >= size:
         return ""
@@ -155,7 +155,7 @@ def flatten(settings: object, name: str = "") -> dict[str, Any]:
 
 
 def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str], rename: Rename) -> list[str]:
-    """Return the settings in which a run's own config tells it apart from `settings`."""
+    """Return the data and model settings that differ between a run's config and `settings`."""
     import yaml
 
     try:
