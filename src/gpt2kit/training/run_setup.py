@@ -176,7 +176,8 @@ class RunSetup(Callback):
         self.info["start"]["begun"] = gpt2_of(trainer).start_notes
         run = lifecycle.run_of(self.resumed) if self.resumed else None
         if run is not None:
-            report_other_choices(run_folder.read_starts(run), self.info["start"])
+            with run_folder.refuse_damaged(run / run_folder.START):
+                report_other_choices(run_folder.read_starts(run), self.info["start"])
         run_info.print_lines(run_info.summary_lines(self.info), sys.stderr)
         run_info.record_start(self.info, self.settings, trainer.loggers)
 
