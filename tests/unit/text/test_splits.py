@@ -98,7 +98,7 @@ def test_documents_in_two_splits_are_counted_and_shown(two: tuple[TokenStore, To
     trained = tokenizer.load(corpus / "tokenizer")
     assert store.count_shared(a, b) == (3, 2)
     assert store.leakage_note(a, "train", b, "valid", trained) == [
-        "3 valid documents (50.0%) stand in the train text, too, such as 'document 70'"
+        "3 valid documents (50.0%) are also in the train text, such as 'document 70'"
     ]
     assert [trained.decode(store.document_tokens(a, n, 32)) for n in (0, 1999)] == [LINES[0], LINES[1999]]
 
@@ -108,7 +108,7 @@ def test_training_tells_of_the_same_text_in_two_splits(
 ) -> None:
     same = f"--data.valid_files={corpus / 'train.txt'}"
     code, _, err = call(train.main, *options, same, "--trainer.max_steps=1", f"--trainer.default_root_dir={inside}")
-    assert code == 0 and "note: 300 valid documents (100.0%) stand in the train text, too, such as 'the quick" in err
+    assert code == 0 and "note: 300 valid documents (100.0%) are also in the train text, such as 'the quick" in err
 
 
 def test_a_run_tests_the_share_that_it_did_not_train_on(
