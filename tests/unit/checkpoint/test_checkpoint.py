@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,3 +166,20 @@ def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not match its checksum"):
         checkpoint.peek(copy)
     assert checkpoint.open(copy, verify=False).shape == info.shape
+
+
+def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
+    torch.save(raw, tmp_path / "nan.ckpt")
+    with pytest.raises(CheckpointError, match="contains NaN or Inf"):
+        checkpoint.peek(tmp_path / "nan.ckpt")
+
+
+@pytest.mark.parametrize(
+    "share", [{"low": 0.0}, {"low": "0", "high": 1.0, "seed": 1}, {"low": 0.0, "high": 9.0, "seed": 1}, [], 3]
+)
+def test_an_invalid_split_in_a_checkpoint_is_refused(share: object) -> None:
+    info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": share})
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: its test_share is invalid"):
+        checkpoint.read_test_text(info)  # type: ignore[arg-type]

@@ -296,7 +296,7 @@ def test_ranks_share_shards_and_delete_them_at_the_end(
     wait_until(lambda: not [*(tmp_path / "s" / "streamed").glob("*/")])
 
 
-READ_AND_WAIT = """
+READ = """
 import sys, time
 from pathlib import Path
 from gpt2kit.data.remote import StreamedStore
@@ -304,21 +304,19 @@ from gpt2kit.data.remote import StreamedStore
 store = StreamedStore(sys.argv[1], Path(sys.argv[2]))
 store.shard(0)
 print("read", flush=True)
-time.sleep(600)
+time.sleep(float(sys.argv[3]))
 """
 
 
 def test_the_files_of_a_killed_process_are_deleted_by_the_next_one(local: TokenStore, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", READ_AND_WAIT, str(local.folder), str(tmp_path)]
+    command = [sys.executable, "-c", READ, str(local.folder), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as killed:
+    with subprocess.Popen([*command, "600"], stdout=subprocess.PIPE, env=environment) as killed:
         assert killed.stdout is not None and killed.stdout.readline() == b"read\n"
         killed.kill()
     assert local_files(tmp_path)
-    store = StreamedStore(str(local.folder), tmp_path)
-    assert not local_files(tmp_path)
-    del store
-    wait_until(lambda: not [*(tmp_path / "streamed").glob("*/")])
+    subprocess.run([*command, "0"], stdout=subprocess.PIPE, env=environment, check=True)
+    assert not [*(tmp_path / "streamed").glob("*/")], "nor does it leave its own files"
 
 
 def test_a_shard_that_another_process_deletes_is_fetched_again(text: Corpus, url: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gpt2kit.data import build, store
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import PIECE, Damaged, TokenStore
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, split_ranges
 from gpt2kit.tokenization import tokenizer
 
 BuildStore = Callable[..., TokenStore]
@@ -130,6 +130,18 @@ def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Pat
         "3 valid documents (50.0%) are also in the train text, such as 'document 70'"
     ]
     assert [trained.decode(store.document_tokens(a, n, 32)) for n in (0, 1999)] == [lines[0], lines[1999]]
+
+
+def test_splits_of_one_text_share_no_documents(tmp_path: Path, trained: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"document {number}" for number in range(2000)))
+    stores = {
+        name: build.open_or_build(Corpus([tmp_path / "a.txt"], trained, Reader(), hash_range), tmp_path / "cache")
+        for name, hash_range in {"all": None, **split_ranges(0.1, 0.2, 1)}.items()
+    }
+    assert len({tokens.folder for tokens in stores.values()}) == 4
+    assert stores["all"].documents == sum(stores[name].documents for name in ("train", "valid", "test"))
+    assert store.count_shared(stores["train"], stores["valid"]) == (0, 0)
+    assert store.count_shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
 
 
 @pytest.mark.parametrize(
