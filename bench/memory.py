@@ -29,9 +29,9 @@ SHAPES = {
 }
 """Layers, heads, width, block size, batch size."""
 
-ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import run_info; "
+ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import estimate; "
 ESTIMATE += "c = train.TrainCLI(sys.argv[1:]); "
-ESTIMATE += "print(json.dumps(run_info.estimate_memory(c.trainer, c.datamodule, c.model)))"
+ESTIMATE += "print(json.dumps(estimate.estimate_memory(c.trainer, c.datamodule, c.model)))"
 
 
 def measure(

@@ -11,7 +11,7 @@ A run that a signal stopped exits with 128 + the signal's number.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -76,3 +76,12 @@ def refuse(problems: list[str]) -> None:
     """Raise one UserError that names every problem, if there are any."""
     if problems:
         raise UserError("; ".join(problems))
+
+
+def problems_of(check: Callable[..., object], *args: object, **kwargs: object) -> list[str]:
+    """Call `check` and return the message of the UserError that it raises, as a list of one message or none."""
+    try:
+        check(*args, **kwargs)
+    except UserError as error:
+        return [str(error)]
+    return []

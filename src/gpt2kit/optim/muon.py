@@ -26,10 +26,9 @@ class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
     Each matrix moves along its momentum with all singular values near 1 (five Newton-Schulz steps in bfloat16). Updates
-    have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's, transfer across
-    widths, and are the same for a transposed weight, which GPT-2's layers have. Queries, keys and values, one matrix in
-    GPT-2, are orthogonalized separately, which lowers the loss. Each part moves as under `torch.optim.Muon`, in less
-    time (bench/muon.py).
+    have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's, and are the same for
+    a transposed weight, which GPT-2's layers have. Queries, keys and values, one matrix in GPT-2, are orthogonalized
+    separately, which lowers the loss. Each part moves as under `torch.optim.Muon`, in less time (bench/muon.py).
 
     Args:
         params: the two groups of `parameter_groups`.

@@ -96,7 +96,7 @@ def test_schedules(schedule: Schedule, table: dict[int, float]) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "options"),
-    [(Cosine, {"warmup": 200.0}), (Linear, {"warmup": -1}), (WarmupStableDecay, {"decay": 40})],
+    [(Cosine, {"warmup": 200.0}), (Linear, {"warmup": -1}), (WarmupStableDecay, {"decay_ratio": 40})],
 )
 def test_a_schedule_that_would_never_reach_its_rate_is_refused(
     schedule: type[Schedule], options: dict[str, float]
