@@ -38,6 +38,13 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "cache.py": cli_cache.manage,
     "data/get.py": get.get,
 }
+# The classes that options of trainer.py name.
+NESTED: dict[str, list[type]] = {
+    "data.reader": [reader.Reader],
+    "data.tokenizer": [TokenizerSpec],
+    "model.optimizer": [optim.Muon, optim.AdamW],
+    "model.schedule": [optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant],
+}
 # Descriptions of Lightning's own trainer options. Options that are not in this table are only named.
 LIGHTNING = {
     "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best one available.",
@@ -163,6 +170,24 @@ def trainer_parser() -> ArgumentParser:
     except _Built as built:
         return typing.cast(ArgumentParser, built.args[0])
     raise AssertionError
+
+
+def option_names(script: str) -> set[str]:
+    """Return the names of all options of a script, with those of the classes that trainer.py's options name."""
+    parser = trainer_parser() if script == "trainer.py" else command.parser_of(SCRIPTS[script])
+    names = {action.dest for action in options(parser)}
+    if script == "trainer.py":
+        names.add("config")
+        for prefix, kinds in NESTED.items():
+            for kind in kinds:
+                inner = ArgumentParser(exit_on_error=False)
+                inner.add_class_arguments(kind, skip={"params"})
+                names |= {f"{prefix}.{action.dest}" for action in options(inner)}
+    elif script in ("train_tokenizer.py", "test.py"):
+        inner = ArgumentParser(exit_on_error=False)
+        inner.add_class_arguments(reader.Reader)
+        names |= {f"reader.{action.dest}" for action in options(inner)}
+    return names
 
 
 def describe(kind: type, where: str = "", more: str = "") -> Iterator[str]:

@@ -1,3 +1,3 @@
-"""gpt2kit: train your own GPT-2, in any language, from a laptop to many GPUs."""
+"""gpt2kit: train GPT-2 from scratch, or fine-tune it, on your own text in any language."""
 
 __version__ = "0.1.0"

@@ -6,14 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpt2kit.training.epoch_exports import EpochExports as EpochExports
-    from gpt2kit.training.samples import TextSamples as TextSamples
-
-_HOMES = {"EpochExports": "gpt2kit.training.epoch_exports", "TextSamples": "gpt2kit.training.samples"}
+    from gpt2kit.training.callbacks import EpochExports as EpochExports
+    from gpt2kit.training.callbacks import TextSamples as TextSamples
 
 
 def __getattr__(name: str) -> object:
     """Import a public class when it is first asked for."""
-    if name not in _HOMES:
+    if name not in ("EpochExports", "TextSamples"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module("gpt2kit.training.callbacks"), name)

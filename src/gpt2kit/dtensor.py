@@ -1,8 +1,9 @@
-"""Tensors that may be sharded by rows over the ranks (FSDP2): the full tensor, this rank's part, its rows."""
+"""Tensors that may be sharded by rows over the ranks (FSDP2): shard and gather them, get this rank's part and rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -45,3 +46,30 @@ def local_rows(tensor: Tensor) -> tuple[int, int]:
         return 0, len(tensor)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return offset[0], offset[0] + shape[0]
+
+
+def shard_like(parameter: Tensor, value: Any) -> Any:
+    """Return a value of a checkpoint, sharded like its parameter if both are matrices or vectors."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.shape:
+        return value
+    first, end = local_rows(parameter)
+    rows, layout = value[first:end].to(parameter.device), (parameter.device_mesh, parameter.placements)
+    return DTensor.from_local(rows, *layout, run_check=False, shape=parameter.shape, stride=parameter.stride())
+
+
+def gather(value: Any, is_kept: bool, gathered: dict[object, Tensor | None] | None = None) -> Any:
+    """Return nested containers with full tensors on the CPU instead of sharded ones, or with None unless `is_kept`.
+
+    All ranks must call this. Tensors are gathered one at a time, and tied tensors stay one.
+    """
+    gathered = {} if gathered is None else gathered
+    if isinstance(value, DTensor):
+        rows = value.to_local()
+        key = (rows.data_ptr(), value.shape) if rows.numel() else object()
+        full = value.full_tensor()  # also if it is tied: a rank that skipped this would make the others wait forever
+        return gathered.setdefault(key, full.detach().cpu() if is_kept else None)
+    if isinstance(value, dict):
+        return {name: gather(part, is_kept, gathered) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(gather(part, is_kept, gathered) for part in value)
+    return value

@@ -1,7 +1,7 @@
 """Errors that a user can fix, and the exit code of each.
 
     UserError            2   a wrong option or configuration
-    ├── DataError        3   text or tokenizer
+    ├── DataError        3   text, tokenizer, or a file of a run's folder
     ├── CheckpointError  4   a checkpoint or model file
     ├── MachineError     5   disk, memory, port, device
     └── DivergedError    6   NaN or Inf in training
@@ -11,7 +11,7 @@ A run that a signal stopped exits with 128 + the signal's number.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """Text files or tokenizers that cannot be used."""
+    """Text, a tokenizer, or a file of a run's folder that cannot be used."""
 
     exit_code = 3
 
@@ -76,3 +76,12 @@ def refuse(problems: list[str]) -> None:
     """Raise one UserError that names every problem, if there are any."""
     if problems:
         raise UserError("; ".join(problems))
+
+
+def problems_of(check: Callable[..., object], *args: object, **kwargs: object) -> list[str]:
+    """Call `check` and return the message of the UserError that it raises, as a list of one message or none."""
+    try:
+        check(*args, **kwargs)
+    except UserError as error:
+        return [str(error)]
+    return []

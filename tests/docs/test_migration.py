@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 from helpers import COMMANDS, ROOT, Parsed, ParseOnly
 
-from gpt2kit import optim
 from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
 from gpt2kit.cli.train_options import parse_early
-from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.trainers import TokenizerSpec
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))
@@ -26,12 +23,6 @@ import get
 
 PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
 COMMANDS = {**COMMANDS, "cache.py": cli_cache.manage, "data/get.py": get.get}
-NESTED = {
-    "data.reader": [Reader],
-    "data.tokenizer": [TokenizerSpec],
-    "model.optimizer": [optim.Muon, optim.AdamW],
-    "model.schedule": [optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant],
-}
 # Code spans of gpt2kit's column that are not an option, a script, a file or a class of this repository.
 OTHER_SPANS = {"AutoTokenizer", "<|endoftext|>", "hf://", "lightning_logs/version_N", "weights_only=True"}
 OTHER_SPANS |= {"torchrun ..."}
@@ -44,19 +35,7 @@ def gpt2kit_spans() -> list[str]:
     return [span.replace("\\|", "|") for row in rows for span in re.findall("`([^`]+)`", row[1])]
 
 
-@cache
-def option_names(script: str) -> set[str]:
-    """Return the names of a script's options."""
-    parser = cli_page.trainer_parser() if script == "trainer.py" else command.parser_of(COMMANDS[script])
-    names = {action.dest for action in cli_page.options(parser)}
-    if script != "trainer.py":
-        return names
-    for name, kinds in NESTED.items():
-        for kind in kinds:
-            inner = cli_page.ArgumentParser(exit_on_error=False)
-            inner.add_class_arguments(kind, skip={"params"})
-            names |= {f"{name}.{action.dest}" for action in cli_page.options(inner)}
-    return names | {"config"}
+option_names = cache(cli_page.option_names)
 
 
 def find_missing(span: str) -> str | None:

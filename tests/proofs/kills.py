@@ -1,6 +1,6 @@
-"""Runs that are killed with SIGKILL at a chosen point, continued, and compared with one that was left alone.
+"""Run trainer.py, kill it with SIGKILL at a chosen point, resume it, and compare it with an uninterrupted run.
 
-A fork server imports everything once; each run is a forked child, so that hundreds of kills take minutes.
+A fork server imports everything once, and each run is a forked child, so hundreds of kills take minutes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from gpt2kit.training.verify_resume import compare
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), str(Path(files.__file__).parent.parent)])
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["proofs.kills"])
-UNSAID = {"tokens_per_s", "mfu", "memory_gb", "hours", "hours_left"}
-"""The logged figures that are not functions of the settings: what tells of time and memory."""
+# The metrics that are not functions of the settings: they depend on time and memory.
+TIMINGS = {"tokens_per_s", "mfu", "memory_gb", "hours", "hours_left"}
 
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL at the n-th time that the point is reached: where in the program, and when."""
+    """SIGKILL when the program reaches a point for the n-th time; for `seconds`, after n milliseconds."""
 
     point: str
     n: int
@@ -43,13 +43,13 @@ class Kill:
 
 @dataclass
 class Setting:
-    """One way to train; `ranks` processes under gloo."""
+    """How to train: arguments of trainer.py, and the number of ranks, which are processes under gloo."""
 
     name: str
-    words: list[str]
+    args: list[str]
     ranks: int = 1
     strategy: str = "ddp"
-    reference: Path | None = field(default=None, repr=False)
+    reference: Path | None = field(default=None, repr=False)  # the folder of an uninterrupted run
 
 
 def _counted(n: int, act: Callable[[], None]) -> Callable[[], None]:
@@ -69,7 +69,7 @@ def _die() -> None:
 
 
 def _arm(kill: Kill) -> None:
-    """Put the kill into the program."""
+    """Patch the program so that it kills itself at the point."""
     reached = _counted(kill.n, _die)
 
     def before(owner: Any, name: str, when: Callable[..., bool] = lambda *args: True) -> None:
@@ -100,24 +100,24 @@ def _arm(kill: Kill) -> None:
 
     if kill.point == "forward":
         before(GPT2Module, "training_step")
-    elif kill.point == "update":  # gradients are there, weights are not
+    elif kill.point == "update":  # gradients are computed, weights are not updated
         before(GPT2Module, "configure_gradient_clipping")
     elif kill.point == "validation":
         before(GPT2Module, "validation_step")
     elif kill.point == "write":
         torch_save = torch.save
         torch.save = half_a_file  # type: ignore[assignment]
-    elif kill.point == "renaming":  # checksum or checkpoint written, not yet under its name
+    elif kill.point == "renaming":  # checksum or checkpoint is written, not yet renamed
         before(files.os, "replace", lambda source, target: ".ckpt" in str(target))
-    elif kill.point == "config":  # a run's settings or log are written, not yet under their name
+    elif kill.point == "config":  # settings or log are written, not yet renamed
         before(files.os, "replace", lambda source, target: str(target).endswith((".yaml", ".csv")))
     elif kill.point == "renamed":
         after(files, "sync_folder")
     elif kill.point == "purge":
         before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt"))
-    elif kill.point == "purged":  # the checkpoint is gone, its checksum not yet
+    elif kill.point == "purged":  # the checkpoint is deleted, its checksum not yet
         before(Path, "unlink", lambda path, *rest: path.name.endswith(".ckpt.sha256"))
-    elif kill.point == "exporting":  # an epoch's folder is written, not yet under its name
+    elif kill.point == "exporting":  # the folder of an epoch is written, not yet renamed
         before(huggingface, "check")
     elif kill.point == "seconds":
         signal.signal(signal.SIGALRM, lambda *args: _die())
@@ -126,8 +126,8 @@ def _arm(kill: Kill) -> None:
         raise ValueError(kill.point)
 
 
-def child(words: list[str], kill: Kill | None, environment: dict[str, str], log: str) -> None:
-    """One run in a process of its own."""
+def child(args: list[str], kill: Kill | None, environment: dict[str, str], log: str) -> None:
+    """Run trainer.py in this process, which prints into a file."""
     os.environ.update(environment)
     os.chdir(environment.get("CWD", "."))
     torch.set_num_threads(1)
@@ -136,15 +136,25 @@ def child(words: list[str], kill: Kill | None, environment: dict[str, str], log:
         os.dup2(out.fileno(), 2)
     if kill is not None:
         _arm(kill)
-    parser.guarded(train.main, words)
+    parser.guarded(train.main, args)
 
 
 def start(
-    words: list[str], kills: dict[int, Kill], ranks: int, log: Path, own: dict[int, dict[str, str]] | None = None
+    args: list[str],
+    kills: dict[int, Kill],
+    ranks: int,
+    log: Path,
+    environments: dict[int, dict[str, str]] | None = None,
 ) -> list[Any]:
-    """The processes of one run; `kills` and what is `own` in their environments by rank; CWD is where it works.
+    """Start the processes of one run.
 
-    `WORDS` in such an environment are more words for its command line.
+    Args:
+        args: the arguments of trainer.py.
+        kills: the kills of some ranks.
+        ranks: the number of processes.
+        log: the file into which they print.
+        environments: further environment variables of some ranks. CWD is the working directory, and ARGS are further
+            arguments.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -158,17 +168,17 @@ def start(
             "NODE_RANK": "0",
             "LOCAL_RANK": str(rank),
         }
-        environment |= (own or {}).get(rank, {})
-        more = environment.pop("WORDS", "").split()
-        args = ([*words, *more], kills.get(rank), environment if ranks > 1 else {}, str(log))
-        process = _CONTEXT.Process(target=child, args=args)
+        environment |= (environments or {}).get(rank, {})
+        rank_args = [*args, *environment.pop("ARGS", "").split()]
+        child_args = (rank_args, kills.get(rank), environment if ranks > 1 else {}, str(log))
+        process = _CONTEXT.Process(target=child, args=child_args)
         process.start()
         processes.append(process)
     return processes
 
 
 def finish(processes: list[Any], seconds: float = 300) -> list[int]:
-    """Exit codes; a process that does not end is a failure of its own."""
+    """Wait for processes and return their exit codes. One that does not end is a failure."""
     for process in processes:
         process.join(seconds)
         if process.is_alive():
@@ -178,48 +188,50 @@ def finish(processes: list[Any], seconds: float = 300) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def words_of(setting: Setting, work: Path) -> list[str]:
-    words = [*setting.words, f"--trainer.default_root_dir={work}"]
+def run_args(setting: Setting, work: Path) -> list[str]:
+    """Return the arguments of trainer.py for a run in a folder."""
     strategy = setting.strategy if setting.ranks > 1 else "auto"
-    return [*words, f"--trainer.strategy={strategy}", f"--trainer.devices={setting.ranks}"]
+    places = [f"--trainer.default_root_dir={work}", f"--trainer.devices={setting.ranks}"]
+    return [*setting.args, *places, f"--trainer.strategy={strategy}"]
 
 
-def go_on(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0) -> list[int]:
-    """Continue the newest run, or start it where nothing has been saved yet."""
-    words = words_of(setting, work)
+def resume(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0) -> list[int]:
+    """Resume the newest run, or start it if nothing has been saved yet; return the exit codes."""
+    args = run_args(setting, work)
     if any(checkpoint.checkpoints(run) for run in (work / lifecycle.LOGS).glob("version_*")):
-        words += ["--ckpt_path=last"]
-    return finish(start(words, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
+        args += ["--ckpt_path=last"]
+    return finish(start(args, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
 
 
 def run_with_kills(setting: Setting, work: Path, kills: list[Kill]) -> tuple[Path, int]:
-    """Run to the end through all kills: the run's folder, and how many kills struck (late ones may not)."""
+    """Run to the end through all kills; return the run's folder, and how many kills struck (late ones may not)."""
     work.mkdir(parents=True)
     struck = 0
     for kill in kills:
-        codes = go_on(setting, work, kill)
+        codes = resume(setting, work, kill)
         struck += -signal.SIGKILL in codes
-    codes = go_on(setting, work)
+    codes = resume(setting, work)
     assert not any(codes), (work / "log.txt").read_text()
     return last_run(work), struck
 
 
 def last_run(work: Path) -> Path:
+    """Return the folder of the newest run."""
     return max((work / lifecycle.LOGS).glob("version_*"), key=lambda run: int(run.name.split("_")[1]))
 
 
 def logged(run: Path) -> list[dict[str, str]]:
-    """The log's rows without what time it took; the order of rows and each digit count."""
+    """Return the rows of the log without the metrics of time and memory, in order and as text, so each digit counts."""
     with open(run / "metrics.csv", encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if v and k not in UNSAID} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if v and k not in TIMINGS} for row in csv.DictReader(file)]
 
 
 def difference(one: Path, other: Path, weights_only: bool = False) -> str:
-    """Empty if two runs ended alike to the last bit: weights, optimizer, and every logged figure."""
+    """Return how two runs differ; empty if weights, optimizer state and every logged figure are bit-identical."""
     left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (one, other))
-    worst = {name: value for name, value in compare(left, right).items() if value}
-    if worst:
-        return f"tensors differ: {worst}"
+    differences = {name: value for name, value in compare(left, right).items() if value}
+    if differences:
+        return f"tensors differ: {differences}"
     if not weights_only and logged(one) != logged(other):
         return f"logs differ:\n{logged(one)}\n{logged(other)}"
     return ""

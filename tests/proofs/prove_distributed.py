@@ -1,8 +1,8 @@
-"""`make prove`: 1, 2 and 4 gloo ranks as copies and as shares, kills in all phases of a save, torchrun's own restarts.
+"""`make prove`: 1, 2 and 4 gloo ranks, replicated and sharded, kills in all phases of a save, launchers.
 
-    python tests/prove_distributed.py [--only WORDS]
+    python tests/proofs/prove_distributed.py [--only NAME]
 
-Prints a table; a line that is not `held` fails.
+Prints a table of the proofs and how many of them failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
-from proofs.kills import Kill, Setting, difference, finish, go_on, last_run, logged, run_with_kills, start, words_of
+from proofs.kills import Kill, Setting, difference, finish, last_run, logged, resume, run_args, run_with_kills, start
 from prove_resume import corpus
 
 from gpt2kit.checkpoint import checkpoint
@@ -39,49 +39,49 @@ def losses(run: Path) -> list[float]:
 
 
 def equal(base: list[str], work: Path, optimizer: str) -> str:
-    """50 steps on 1, 2 and 4 ranks, copies and shares: the largest relative difference of any logged loss."""
-    words = [*base, *FIFTY, "--trainer.val_check_interval=20", "--trainer.limit_val_batches=1.0"]
-    words += OPTIMIZERS[optimizer]
-    alone, _ = run_with_kills(Setting("1", words), work / "1", [])
+    """Train 50 steps on 1, 2 and 4 ranks, replicated and sharded: all logged losses must agree within 0.1 %."""
+    args = [*base, *FIFTY, "--trainer.val_check_interval=20", "--trainer.limit_val_batches=1.0"]
+    args += OPTIMIZERS[optimizer]
+    alone, _ = run_with_kills(Setting("1", args), work / "1", [])
     worst = 0.0
     for ranks in (2, 4):
         for strategy in ("ddp", "fsdp"):
-            run, _ = run_with_kills(Setting("", words, ranks, strategy), work / f"{ranks}-{strategy}", [])
+            run, _ = run_with_kills(Setting("", args, ranks, strategy), work / f"{ranks}-{strategy}", [])
             pairs = zip(losses(alone), losses(run), strict=True)
             worst = max(worst, *(abs(one - other) / one for one, other in pairs))
     return "" if worst < 1e-3 else f"losses differ by {worst:.1e}"
 
 
 def killed_saves(base: list[str], work: Path, ranks: int) -> str:
-    """Each rank killed in each phase of a save in shares; continued on as many: the same bits."""
-    words = [*base, *EIGHT, "--trainer.val_check_interval=3"]
-    setting = Setting("", words, ranks, "fsdp")
-    reference, _ = run_with_kills(setting, work / "straight", [])
+    """Kill each rank in each phase of a sharded save: a resume on as many ranks must end bit-identically."""
+    args = [*base, *EIGHT, "--trainer.val_check_interval=3"]
+    setting = Setting("", args, ranks, "fsdp")
+    reference, _ = run_with_kills(setting, work / "uninterrupted", [])
     for rank in range(ranks):
         for kill in (Kill("write", 1), Kill("write", 2), Kill("renaming", 2), Kill("renamed", 3), Kill("update", 5)):
             place = work / f"{rank}-{kill.point}-{kill.n}"
             place.mkdir(parents=True)
-            codes = go_on(setting, place, kill, rank)
+            codes = resume(setting, place, kill, rank)
             log = (place / "log.txt").read_text()
             if codes[rank] != -9 and any(codes):
                 return f"{kill} of rank {rank}: {codes}: {log[-1000:]}"
-            if codes[rank] == -9 and go_on(setting, place) != [0] * ranks:
-                return f"{kill} of rank {rank}: cannot go on: {(place / 'log.txt').read_text()[-1000:]}"
-            if found := difference(reference, last_run(place)):
-                return f"{kill} of rank {rank}: {found}"
+            if codes[rank] == -9 and resume(setting, place) != [0] * ranks:
+                return f"{kill} of rank {rank}: cannot resume: {(place / 'log.txt').read_text()[-1000:]}"
+            if problem := difference(reference, last_run(place)):
+                return f"{kill} of rank {rank}: {problem}"
     return ""
 
 
 def elastic(base: list[str], work: Path) -> str:
-    """4 shares -> 2 copies -> 1 -> 2 shares -> 4 shares, killed each time."""
-    words = [*base, *FIFTY, "--save_every=3", "--trainer.val_check_interval=20", *OPTIMIZERS["AdamW"]]
-    reference, _ = run_with_kills(Setting("", words), work / "straight", [])
+    """Resume on 4 (sharded), 2 (replicated), 1, 2 (sharded) and 4 ranks (sharded), killed each time."""
+    args = [*base, *FIFTY, "--save_every=3", "--trainer.val_check_interval=20", *OPTIMIZERS["AdamW"]]
+    reference, _ = run_with_kills(Setting("", args), work / "uninterrupted", [])
     place = work / "run"
     place.mkdir(parents=True)
     for ranks, strategy, n in ((4, "fsdp", 9), (2, "ddp", 16), (1, "auto", 30), (2, "fsdp", 20)):
-        if -9 not in go_on(Setting("", words, ranks, strategy), place, Kill("forward", n)):
+        if -9 not in resume(Setting("", args, ranks, strategy), place, Kill("forward", n)):
             return f"the kill on {ranks} {strategy} did not strike"
-    if any(go_on(Setting("", words, 4, "fsdp"), place)):
+    if any(resume(Setting("", args, 4, "fsdp"), place)):
         return (place / "log.txt").read_text()[-2000:]
     ends = [checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
     worst = max((ends[0][name] - ends[1][name]).abs().max().item() for name in ends[0])
@@ -89,31 +89,31 @@ def elastic(base: list[str], work: Path) -> str:
 
 
 def dead_rank(base: list[str], work: Path) -> str:
-    """Each of 4 ranks killed in turn: the others stop within 30 s."""
+    """Kill each of 4 ranks in turn: the others must stop within 30 s."""
     setting = Setting("", [*base, *FIFTY, "--trainer.val_check_interval=20"], 4)
     for rank in range(4):
         place = work / str(rank)
         place.mkdir(parents=True)
-        processes = start(words_of(setting, place), {rank: Kill("update", 5)}, 4, place / "log.txt")
+        processes = start(run_args(setting, place), {rank: Kill("update", 5)}, 4, place / "log.txt")
         processes[rank].join(60)
-        begun = time.monotonic()
+        started = time.monotonic()
         codes = finish(processes, 30)
         log = (place / "log.txt").read_text()
-        if sorted(codes) != [-9, 5, 5, 5] or time.monotonic() - begun > 30:
-            return f"rank {rank}: {codes}, after {time.monotonic() - begun:.0f} s: {log[-1500:]}"
+        if sorted(codes) != [-9, 5, 5, 5] or time.monotonic() - started > 30:
+            return f"rank {rank}: {codes}, after {time.monotonic() - started:.0f} s: {log[-1500:]}"
     return ""
 
 
 def launched(base: list[str], work: Path, launcher: list[str], devices: str) -> str:
-    """The scripts themselves, as a user starts them; then a test of what came out."""
-    words = [*base, *EIGHT, f"--trainer.default_root_dir={work}", f"--trainer.devices={devices}"]
-    words += ["--trainer.strategy=fsdp", "--trainer.val_check_interval=3"]
-    done = subprocess.run([*launcher, str(ROOT / "trainer.py"), *words], capture_output=True, text=True, check=False)
-    if done.returncode or "4 x cpu" not in done.stderr or done.stderr.count("model  ") != 1:
-        return f"exit code {done.returncode}: {done.stderr[-2000:]}"
+    """Start trainer.py as a user does, then test.py on its run."""
+    args = [*base, *EIGHT, f"--trainer.default_root_dir={work}", f"--trainer.devices={devices}"]
+    args += ["--trainer.strategy=fsdp", "--trainer.val_check_interval=3"]
+    trained = subprocess.run([*launcher, str(ROOT / "trainer.py"), *args], capture_output=True, text=True, check=False)
+    if trained.returncode or "4 x cpu" not in trained.stderr or trained.stderr.count("model  ") != 1:
+        return f"exit code {trained.returncode}: {trained.stderr[-2000:]}"
     if not checkpoint.checkpoints(last_run(work))[0].is_file():
         return "the checkpoint is not a file"
-    valid = next(word.split("=")[1] for word in base if "valid_files" in word)
+    valid = next(arg.split("=")[1] for arg in base if "valid_files" in arg)
     test = [sys.executable, str(ROOT / "test.py"), "--ckpt_path", str(last_run(work)), "--files", valid]
     tested = subprocess.run(test, capture_output=True, text=True, check=False)
     return tested.stderr[-1000:] if tested.returncode else ""
@@ -121,21 +121,21 @@ def launched(base: list[str], work: Path, launcher: list[str], devices: str) -> 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--only", default="", help="the proofs whose name has these words")
+    options.add_argument("--only", default="", help="run the proofs whose name contains this")
     only = options.parse_args().only
     torch.set_num_threads(1)
     failed = False
-    print("| what | ended otherwise | time |\n|---|---|---|")
+    print("| proof | failed | time |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = corpus(work)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
         proofs: dict[str, Callable[[Path], str]] = {
-            "1, 2, 4 ranks, copies and shares: AdamW, 50 steps": lambda place: equal(base, place, "AdamW"),
-            "1, 2, 4 ranks, copies and shares: Muon, 50 steps": lambda place: equal(base, place, "Muon"),
-            "2 shares, each rank killed in 5 phases": lambda place: killed_saves(base, place, 2),
-            "4 shares, each rank killed in 5 phases": lambda place: killed_saves(base, place, 4),
-            "4 shares -> 2 copies -> 1 -> 2 -> 4 shares, killed": lambda place: elastic(base, place),
+            "1, 2, 4 ranks, replicated and sharded: AdamW, 50 steps": lambda place: equal(base, place, "AdamW"),
+            "1, 2, 4 ranks, replicated and sharded: Muon, 50 steps": lambda place: equal(base, place, "Muon"),
+            "2 sharded ranks, each killed in 5 phases of a save": lambda place: killed_saves(base, place, 2),
+            "4 sharded ranks, each killed in 5 phases of a save": lambda place: killed_saves(base, place, 4),
+            "4 (sharded) -> 2 (replicated) -> 1 -> 2 -> 4 (sharded) ranks, killed": lambda place: elastic(base, place),
             "each of 4 ranks killed: the others stop": lambda place: dead_rank(base, place),
             "trainer.py starts 4 ranks itself": lambda place: launched(base, place, [sys.executable], "4"),
             "torchrun starts 4 ranks": lambda place: launched(base, place, torchrun, "auto"),
@@ -143,12 +143,12 @@ def main() -> None:
         for number, (name, proof) in enumerate(proofs.items()):
             if only not in name:
                 continue
-            begun = time.monotonic()
+            started = time.monotonic()
             (work / str(number)).mkdir()
-            found = proof(work / str(number))
-            print(f"| {name} | {'1' if found else '0'} | {time.monotonic() - begun:,.0f} s |", flush=True)
-            print(found, file=sys.stderr)
-            failed = failed or bool(found)
+            problem = proof(work / str(number))
+            print(f"| {name} | {'1' if problem else '0'} | {time.monotonic() - started:,.0f} s |", flush=True)
+            print(problem, file=sys.stderr)
+            failed = failed or bool(problem)
     sys.exit(failed)
 
 

@@ -1,9 +1,9 @@
-"""`make prove`: some hundred scripted kills, and kills at random moments, each compared to the last bit.
+"""`make prove`: hundreds of scripted kills, and kills at random moments; resumed runs must end bit-identically.
 
-    python tests/prove_resume.py [--scripted 500] [--random 100]
+    python tests/proofs/prove_resume.py [--scripted 500] [--random 100]
 
-Prints a table of scenarios, kills that struck, and runs that ended otherwise (which fails). Random kills come with
-checkpoints of about 8 MB, every second step, and $TMPDIR on another filesystem where the machine has one.
+Prints a table of scenarios, kills that struck, and runs that ended differently (which fails). For random kills,
+checkpoints have about 8 MB and are written every second step, and $TMPDIR is on another filesystem if there is one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import train_tokenizer
-from proofs.kills import Kill, Setting, difference, go_on, last_run, run_with_kills
+from proofs.kills import Kill, Setting, difference, last_run, resume, run_with_kills
 
 from gpt2kit.checkpoint import checkpoint
 
@@ -48,20 +48,20 @@ def corpus(folder: Path) -> list[str]:
 
 
 def settings(base: list[str]) -> list[Setting]:
-    found = []
+    cases = []
     for accumulate, optimizer in itertools.product((1, 3, 4), ("Muon", "AdamW")):
-        words = [f"--trainer.accumulate_grad_batches={accumulate}", f"--model.optimizer=gpt2kit.optim.{optimizer}"]
-        steps = [*base, *words, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
-        found.append(Setting(f"{optimizer}, accumulating {accumulate}, steps", steps))
+        args = [f"--trainer.accumulate_grad_batches={accumulate}", f"--model.optimizer=gpt2kit.optim.{optimizer}"]
+        steps = [*base, *args, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
+        cases.append(Setting(f"{optimizer}, accumulating {accumulate}, steps", steps))
     epochs = ["--data.batch_size=64", "--trainer.max_epochs=2", "--trainer.val_check_interval=0.5", "--save_every=3"]
-    found += [
+    cases += [
         Setting(f"{o}, epochs", [*base, *epochs, f"--model.optimizer=gpt2kit.optim.{o}"]) for o in ("Muon", "AdamW")
     ]
-    return found
+    return cases
 
 
 def scripted(count: int) -> Iterator[tuple[int, list[Kill]]]:
-    """Setting and kills, one to three of them, spread evenly over all points; the same at every call."""
+    """Yield the number of a setting and one to three kills, spread evenly over all points; the same at every call."""
     draw = random.Random(1)
     for number in range(count):
         kills = [Kill(POINTS[(number // 8 + i) % len(POINTS)], draw.randint(1, 6)) for i in range(1 + number % 3)]
@@ -75,32 +75,34 @@ def report(name: str, scenarios: int, struck: int, wrong: list[str], seconds: fl
 
 
 def compiled(base: list[str], work: Path, counts: tuple[int, ...] = (6, 11, 14)) -> tuple[int, list[str]]:
-    """Compiled blocks, with dropout, accumulation and masked documents: killed in forward passes and before updates."""
-    words = [*base, "--model.compile=blocks", "--data.mask_documents=true", "--trainer.accumulate_grad_batches=2"]
-    words += ["--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
-    setting = Setting("compiled", words)
-    reference, _ = run_with_kills(setting, work / "straight" / "compiled", [])
+    """Kill runs with compiled blocks, dropout, accumulation and masked documents, in forward passes and updates."""
+    args = [*base, "--model.compile=blocks", "--data.mask_documents=true", "--trainer.accumulate_grad_batches=2"]
+    args += ["--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
+    setting = Setting("compiled", args)
+    reference, _ = run_with_kills(setting, work / "uninterrupted" / "compiled", [])
     wrong, struck = [], 0
     for n in counts:
         kills = [Kill("forward", n), Kill("update", 2)]
-        run, times = run_with_kills(setting, work / "compiled" / str(n), kills)
-        struck += times
-        if found := difference(reference, run):
-            wrong.append(f"compiled, {kills}: {found}")
+        run, kills_struck = run_with_kills(setting, work / "compiled" / str(n), kills)
+        struck += kills_struck
+        if problem := difference(reference, run):
+            wrong.append(f"compiled, {kills}: {problem}")
     return struck, wrong
 
 
 def elastic(base: list[str], work: Path) -> str:
-    """1 -> 2 -> 4 ranks over two kills: the same samples in each step, so the same weights up to rounding."""
-    words = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
-    shares = {1: 4, 2: 2, 4: 1}
-    settings = {r: Setting(f"{r}", [*words, f"--trainer.accumulate_grad_batches={a}"], r) for r, a in shares.items()}
-    reference, _ = run_with_kills(settings[1], work / "straight" / "elastic", [])
+    """Resume on 1, 2 and 4 ranks over two kills: the samples of each step, so the weights up to rounding, are equal."""
+    args = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
+    accumulation = {1: 4, 2: 2, 4: 1}
+    settings = {
+        r: Setting(f"{r}", [*args, f"--trainer.accumulate_grad_batches={a}"], r) for r, a in accumulation.items()
+    }
+    reference, _ = run_with_kills(settings[1], work / "uninterrupted" / "elastic", [])
     place = work / "elastic"
     place.mkdir()
-    assert -9 in go_on(settings[1], place, Kill("forward", 14))
-    assert -9 in go_on(settings[2], place, Kill("forward", 5))
-    codes = go_on(settings[4], place)
+    assert -9 in resume(settings[1], place, Kill("forward", 14))
+    assert -9 in resume(settings[2], place, Kill("forward", 5))
+    codes = resume(settings[4], place)
     if any(codes):
         return f"exit codes {codes}: {(place / 'log.txt').read_text()[-1000:]}"
     ends = [checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
@@ -110,13 +112,13 @@ def elastic(base: list[str], work: Path) -> str:
 
 
 def torchrun(base: list[str], work: Path) -> str:
-    """Two ranks under torchrun; one is killed once, torchrun starts both again, and they go on by themselves."""
-    straight = Setting(
+    """Kill one of two ranks once: torchrun starts both again, and they resume."""
+    uninterrupted = Setting(
         "", [*base, "--save_every=2", "--trainer.max_steps=40", "--trainer.val_check_interval=9"], ranks=2
     )
-    reference, _ = run_with_kills(straight, work / "straight" / "torchrun", [])
+    reference, _ = run_with_kills(uninterrupted, work / "uninterrupted" / "torchrun", [])
     root = work / "torchrun"
-    words = [*straight.words, "--trainer.strategy=ddp", "--trainer.devices=2", f"--trainer.default_root_dir={root}"]
+    args = [*uninterrupted.args, "--trainer.strategy=ddp", "--trainer.devices=2", f"--trainer.default_root_dir={root}"]
     script = f"""import os, sys, threading, time
 sys.path.insert(0, {str(ROOT / "src")!r})
 from pathlib import Path
@@ -130,10 +132,10 @@ def kill():
 again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
 if os.environ["RANK"] == "1" and not again:
     threading.Thread(target=kill, daemon=True).start()
-parser.guarded(train.main, {words!r} + (["--ckpt_path", "last"] if again else []))
+parser.guarded(train.main, {args!r} + (["--ckpt_path", "last"] if again else []))
 """
     (work / "worker.py").write_text(script)
-    # Without it torch 2.13's ranks find addresses of the killed ones in the shared store, and wait for them.
+    # Without this the ranks of torch 2.13 find the addresses of killed ranks in the shared store, and wait for them.
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     done = subprocess.run(
@@ -148,71 +150,75 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--scripted", type=int, default=500)
     options.add_argument("--random", type=int, default=100)
-    given = options.parse_args()
+    arguments = options.parse_args()
     failed = []
-    print("| what | scenarios | kills that struck | ended otherwise | time |\n|---|---|---|---|---|")
+    print("| scenarios | number | kills that struck | ended differently | time |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = corpus(work)
-        places = settings(base)
-        for setting in places:
-            setting.reference, _ = run_with_kills(setting, work / "straight" / setting.name, [])
+        cases = settings(base)
+        for setting in cases:
+            setting.reference, _ = run_with_kills(setting, work / "uninterrupted" / setting.name, [])
 
-        begun, wrong, struck = time.monotonic(), [], 0
-        for number, (place, kills) in enumerate(scripted(given.scripted)):
-            run, times = run_with_kills(places[place], work / "scripted" / str(number), kills)
-            struck += times
-            assert places[place].reference is not None
-            if found := difference(places[place].reference, run):
-                wrong.append(f"{places[place].name}: {kills}: {found}")
-        report("scripted, one to three kills each", given.scripted, struck, wrong, time.monotonic() - begun)
+        started, wrong, struck = time.monotonic(), [], 0
+        for number, (index, kills) in enumerate(scripted(arguments.scripted)):
+            run, kills_struck = run_with_kills(cases[index], work / "scripted" / str(number), kills)
+            struck += kills_struck
+            assert cases[index].reference is not None
+            if problem := difference(cases[index].reference, run):
+                wrong.append(f"{cases[index].name}: {kills}: {problem}")
+        report("scripted, one to three kills each", arguments.scripted, struck, wrong, time.monotonic() - started)
         failed += wrong
 
         if Path("/dev/shm").is_dir():
             os.environ["TMPDIR"] = "/dev/shm"
         large = ["--model.n_embd=160", "--save_every=2", "--trainer.max_steps=60", "--trainer.val_check_interval=7"]
         chaos = Setting("random", [*base, *large])
-        chaos.reference, _ = run_with_kills(chaos, work / "straight" / "chaos", [])
-        begun, wrong, struck, scenarios = time.monotonic(), [], 0, 0
+        chaos.reference, _ = run_with_kills(chaos, work / "uninterrupted" / "chaos", [])
+        started, wrong, struck, scenarios = time.monotonic(), [], 0, 0
         draw = random.Random(2)
-        while struck < given.random:
+        while struck < arguments.random:
             kills = [Kill("seconds", draw.randint(300, 1500)) for _ in range(10)]
-            run, times = run_with_kills(chaos, work / "random" / str(scenarios), kills)
-            struck, scenarios = struck + times, scenarios + 1
-            if found := difference(chaos.reference, run):
-                wrong.append(f"random {scenarios}: {found}")
-        report("at random moments, 8 MB checkpoints, other $TMPDIR", scenarios, struck, wrong, time.monotonic() - begun)
+            run, kills_struck = run_with_kills(chaos, work / "random" / str(scenarios), kills)
+            struck, scenarios = struck + kills_struck, scenarios + 1
+            if problem := difference(chaos.reference, run):
+                wrong.append(f"random {scenarios}: {problem}")
+        report(
+            "at random moments, 8 MB checkpoints, other $TMPDIR", scenarios, struck, wrong, time.monotonic() - started
+        )
         failed += wrong
 
-        begun, wrong, struck = time.monotonic(), [], 0
+        started, wrong, struck = time.monotonic(), [], 0
         two = Setting(
             "2 ranks", [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"], 2
         )
-        two.reference, _ = run_with_kills(two, work / "straight" / "two", [])
+        two.reference, _ = run_with_kills(two, work / "uninterrupted" / "two", [])
         for n in range(1, 13):
-            run, times = run_with_kills(
+            run, kills_struck = run_with_kills(
                 two, work / "two" / str(n), [Kill("forward", n % 8 + 1), Kill("update", n % 3 + 1)]
             )
-            struck += times
+            struck += kills_struck
             assert two.reference is not None
-            if found := difference(two.reference, run):
-                wrong.append(f"two ranks {n}: {found}")
-        report("2 ranks, one killed twice", 12, struck, wrong, time.monotonic() - begun)
+            if problem := difference(two.reference, run):
+                wrong.append(f"two ranks {n}: {problem}")
+        report("2 ranks, one killed twice", 12, struck, wrong, time.monotonic() - started)
         failed += wrong
 
-        begun = time.monotonic()
+        started = time.monotonic()
         struck, wrong = compiled(base, work)
-        report("compiled blocks, killed twice", 3, struck, wrong, time.monotonic() - begun)
+        report("compiled blocks, killed twice", 3, struck, wrong, time.monotonic() - started)
         failed += wrong
 
-        begun = time.monotonic()
-        wrong = [found] if (found := elastic(base, work)) else []
-        report("1 -> 2 -> 4 ranks, killed twice", 1, 2, wrong, time.monotonic() - begun)
+        started = time.monotonic()
+        problem = elastic(base, work)
+        wrong = [problem] if problem else []
+        report("1 -> 2 -> 4 ranks, killed twice", 1, 2, wrong, time.monotonic() - started)
         failed += wrong
 
-        begun = time.monotonic()
-        wrong = [found] if (found := torchrun(base, work)) else []
-        report("torchrun --max-restarts, one rank killed", 1, 1, wrong, time.monotonic() - begun)
+        started = time.monotonic()
+        problem = torchrun(base, work)
+        wrong = [problem] if problem else []
+        report("torchrun --max-restarts, one rank killed", 1, 1, wrong, time.monotonic() - started)
         failed += wrong
     sys.exit(bool(failed))
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, headless Chromium; left out where there is none."""
+"""The page of the web demo in headless Chromium. Skipped if Chromium or playwright is not installed."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ EVIL = "<img src=x onerror=alert(1)>"
 def service(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Service:
     evil = tmp_path_factory.mktemp("evil") / EVIL
     shutil.copytree(run.folder, evil)
-    found = Service(find_models([str(run.folder), str(evil)]))
-    found.load()
-    return found
+    service = Service(find_models([str(run.folder), str(evil)]))
+    service.load()
+    return service
 
 
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
-    with served(service) as found:
-        yield found
+    with serve(service) as address:
+        yield address
     gc.collect()
 
 
 @contextlib.contextmanager
-def served(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
-    """The address of a server with the demo."""
+def serve(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
+    """Serve the demo, and yield its address."""
     import uvicorn
 
-    with socket.socket() as any_port:
-        any_port.bind(("127.0.0.1", 0))
-        port = any_port.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     config = uvicorn.Config(app.app(service, "127.0.0.1", auth, 2), port=port, log_level="warning", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -65,34 +65,34 @@ def served(service: Service, auth: tuple[str, str] | None = None) -> Iterator[st
 
 
 class Tab:
-    """A page, what it asked of elsewhere, and what scripts it ran that it should not."""
+    """The page in a browser tab, with its requests to other servers and the dialogs that injected scripts opened."""
 
     def __init__(self, browser: Any, url: str, page: Any = None, **options: Any) -> None:
         self.page = page or browser.new_context(**options).new_page()
-        self.elsewhere: list[str] = []
-        self.alarms: list[str] = []
-        self.page.on("request", lambda request: self._asked(request.url, url))
-        self.page.on("dialog", self._alarm)
+        self.external_requests: list[str] = []
+        self.dialogs: list[str] = []
+        self.page.on("request", lambda request: self._record_request(request.url, url))
+        self.page.on("dialog", self._record_dialog)
         self.page.goto(url)
-        self.write = self.page.get_by_role("button", name="Write", exact=True)
-        self.write.wait_for(timeout=60000)
+        self.generate = self.page.get_by_role("button", name="Generate", exact=True)
+        self.generate.wait_for(timeout=60000)
 
-    def _asked(self, asked: str, url: str) -> None:
-        if not asked.startswith((url, "data:", "blob:")):
-            self.elsewhere.append(asked)
+    def _record_request(self, requested: str, url: str) -> None:
+        if not requested.startswith((url, "data:", "blob:")):
+            self.external_requests.append(requested)
 
-    def _alarm(self, dialog: Any) -> None:
-        self.alarms.append(dialog.message)
+    def _record_dialog(self, dialog: Any) -> None:
+        self.dialogs.append(dialog.message)
         dialog.dismiss()
 
     def text(self) -> str:
         return str(self.page.locator("#text textarea").input_value())
 
-    def status(self, wanted: str) -> None:
-        self.page.wait_for_function(f"() => /{wanted}/m.test(document.body.innerText)", timeout=120000)
+    def wait_for_status(self, pattern: str) -> None:
+        self.page.wait_for_function(f"() => /{pattern}/m.test(document.body.innerText)", timeout=120000)
 
     def set_tokens(self, tokens: int) -> None:
-        box = self.page.get_by_label("number input for Tokens at most")
+        box = self.page.get_by_label("number input for Maximum tokens")
         box.fill(str(tokens))
         box.blur()
 
@@ -100,46 +100,45 @@ class Tab:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
-def test_write_stop_and_switch(browser: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = Tab(browser, url)
     tab.page.get_by_label("Prompt").fill("the quick")
     tab.set_tokens(40)
-    tab.write.click()
-    tab.status("a second")
+    tab.generate.click()
+    tab.wait_for_status("tokens/s")
     first = tab.text()
     assert first.startswith("the quick") and len(first) > 20
     tab.page.locator(".t").first.hover()
     assert tab.page.locator(".t .a").first.is_visible() and "%" in tab.page.locator(".t .a").first.inner_text()
-    quick = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self: [time.sleep(0.3), quick(self)][1])
-    tab.write.click()
-    tab.status("^[1-9] tokens$")
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self: [time.sleep(0.3), step(self)][1])
+    tab.generate.click()
+    tab.wait_for_status("^[1-9] tokens$")
     tab.page.get_by_role("button", name="Stop", exact=True).click()
     time.sleep(1)
     stopped = tab.text()
     time.sleep(1.5)
     assert tab.text() == stopped and first.startswith(stopped) and len(stopped) < len(first)
-    monkeypatch.setattr(Decoder, "step", quick)
+    monkeypatch.setattr(Decoder, "step", step)
     tab.page.get_by_label("Model").click()
     tab.page.get_by_role("option").nth(1).click()
-    tab.write.click()
-    tab.status("a second")
+    tab.generate.click()
+    tab.wait_for_status("tokens/s")
     assert tab.text() == first, "the same weights and seed under another name"
-    assert not tab.alarms and not tab.elsewhere
+    assert not tab.dialogs and not tab.external_requests
 
 
-def test_copy_and_download(browser: Any, url: str) -> None:
-    """What is copied and what is downloaded is the text, to the character."""
+def test_the_text_is_copied_and_downloaded_exactly(browser: Any, url: str) -> None:
     tab = Tab(browser, url, permissions=["clipboard-read", "clipboard-write"])
     tab.page.get_by_label("Prompt").fill("<b>春</b> 🙂 é\nthe quick")
     tab.set_tokens(30)
-    tab.write.click()
-    tab.status("a second")
+    tab.generate.click()
+    tab.wait_for_status("tokens/s")
     text = tab.text()
     assert text.startswith("<b>春</b> 🙂 é\nthe quick") and len(text) > 30
     tab.page.locator("#text button").first.click()
@@ -149,29 +148,28 @@ def test_copy_and_download(browser: Any, url: str) -> None:
         tab.page.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "text.txt"
     assert Path(download.value.path()).read_bytes().decode() == text
-    assert not tab.alarms and not tab.elsewhere
+    assert not tab.dialogs and not tab.external_requests
 
 
-def test_a_login(browser: Any, service: Service) -> None:
-    """Without the password neither the page nor a model's name; with it, all works."""
-    with served(service, ("me", "se cret")) as url:
+def test_the_page_needs_the_password(browser: Any, service: Service) -> None:
+    with serve(service, ("me", "se cret")) as url:
         page = browser.new_context().new_page()
         page.goto(url)
         for password in ("wrong", "se cret"):
             page.get_by_label("username").fill("me")
             page.get_by_label("password").fill(password)
-            assert page.get_by_role("button", name="Write", exact=True).count() == 0
+            assert page.get_by_role("button", name="Generate", exact=True).count() == 0
             page.get_by_role("button", name="Login").click()
             if password == "wrong":
                 page.get_by_text("Incorrect Credentials").wait_for()
                 assert service.models.keys().isdisjoint(page.inner_text("body").split())
-        page.get_by_role("button", name="Write", exact=True).wait_for(timeout=60000)  # the login's own change of page
+        page.get_by_role("button", name="Generate", exact=True).wait_for(timeout=60000)  # the login reloads the page
         tab = Tab(browser, url, page=page)
         tab.page.get_by_label("Prompt").fill("the")
         tab.set_tokens(20)
-        tab.write.click()
-        tab.status("a second")
-        assert tab.text().startswith("the") and not tab.alarms and not tab.elsewhere
+        tab.generate.click()
+        tab.wait_for_status("tokens/s")
+        assert tab.text().startswith("the") and not tab.dialogs and not tab.external_requests
     gc.collect()
 
 
@@ -180,33 +178,33 @@ def test_hostile_prompts_stay_text(browser: Any, url: str, prompt: str) -> None:
     tab = Tab(browser, url)
     tab.page.get_by_label("Prompt").fill(prompt)
     tab.set_tokens(30)
-    tab.write.click()
-    tab.status("a second")
-    assert not tab.alarms and not tab.elsewhere and tab.page.locator("img[src=x]").count() == 0
+    tab.generate.click()
+    tab.wait_for_status("tokens/s")
+    assert not tab.dialogs and not tab.external_requests and tab.page.locator("img[src=x]").count() == 0
 
 
-def test_a_megabyte_is_refused(browser: Any, url: str) -> None:
-    """The box takes no more than the limit; what gets round the box is refused by the server."""
+def test_a_prompt_that_is_too_long_is_refused(browser: Any, url: str) -> None:
+    """The text box enforces the limit, and the server refuses a request that circumvents it."""
     tab = Tab(browser, url)
     tab.page.get_by_label("Prompt").evaluate(
         "(box) => { box.removeAttribute('maxlength'); box.value = 'x'.repeat(1 << 20);"
         "box.dispatchEvent(new Event('input', {bubbles: true})); }"
     )
-    tab.write.click()
+    tab.generate.click()
     time.sleep(2)
     assert not tab.text()
     tab.page.get_by_label("Prompt").fill("x" * 5000)
-    tab.write.click()
+    tab.generate.click()
     time.sleep(2)
-    assert not tab.text() and not tab.alarms
+    assert not tab.text() and not tab.dialogs
 
 
-def test_a_phone(browser: Any, url: str) -> None:
+def test_the_page_fits_a_phone(browser: Any, url: str) -> None:
     tab = Tab(browser, url, viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
     tab.page.get_by_label("Prompt").fill("the")
     tab.set_tokens(60)
-    tab.write.tap()
-    tab.status("a second")
+    tab.generate.tap()
+    tab.wait_for_status("tokens/s")
     assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     tab.page.locator(".t").last.tap()
     box = tab.page.locator(".t .a:visible").first.bounding_box()
@@ -215,21 +213,19 @@ def test_a_phone(browser: Any, url: str) -> None:
     assert sum(map(int, dark.removeprefix("rgb(").removesuffix(")").split(","))) < 200
 
 
-def test_eight_at_once(url: str) -> None:
-    """Each gets a text of their own, as if alone."""
-
+def test_concurrent_requests_do_not_affect_each_other(url: str) -> None:
     def visit(seed: int) -> str:
         with playwright.sync_playwright() as started:
-            own = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            tab = Tab(own, url)
+            chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            tab = Tab(chromium, url)
             tab.page.get_by_label("Seed").fill(str(seed % 4))
             tab.page.get_by_label("Prompt").fill("the")
             tab.set_tokens(300)
-            tab.write.click()
-            tab.status("a second")
-            found = tab.text()
-            own.close()
-        return found
+            tab.generate.click()
+            tab.wait_for_status("tokens/s")
+            text = tab.text()
+            chromium.close()
+        return text
 
     with ThreadPoolExecutor(8) as users:
         texts = list(users.map(visit, range(8)))

@@ -1,8 +1,7 @@
-"""Two gloo processes as one run. `make prove` does the same with four."""
+"""Runs on two gloo processes. `make prove` does the same with four."""
 
 from __future__ import annotations
 
-import csv
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from proofs.kills import Kill, Setting, difference, finish, go_on, last_run, run_with_kills, start, words_of
+from helpers import logged_rows
+from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.errors import CheckpointError
@@ -27,18 +27,13 @@ MUON_RATES = ["--model.optimizer.lr=1e-3", "--model.optimizer.adamw_lr=1e-3"]
 
 
 def losses(run: Path) -> dict[str, list[float]]:
-    """Every logged loss, by its kind."""
-    found: dict[str, list[float]] = {"train_loss": [], "val_loss": [], "grad_norm": []}
-    with open(run / "metrics.csv", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, values in found.items():
-                if row.get(name):
-                    values.append(float(row[name]))
-    return found
+    """Return all logged losses and gradient norms by name."""
+    rows = logged_rows(run)
+    return {name: [row[name] for row in rows if name in row] for name in ("train_loss", "val_loss", "grad_norm")}
 
 
 def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in nested containers, by their paths."""
+    """Yield all tensors in nested containers with their paths."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, (dict, list, tuple)):
@@ -52,30 +47,30 @@ def log_of(work: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs_of(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """50 steps with accumulation, dropout and clipping: on one rank, on two, and on two in shares."""
-    found = {}
+    """Train 50 steps with accumulation, dropout and clipping on one rank, two replicated and two sharded ranks."""
+    runs = {}
     for name, optimizer in {"adamw": [ADAMW], "muon": [MUON, *MUON_RATES]}.items():
         for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
             work = tmp_path_factory.mktemp("runs")
             setting = Setting(name, [*options, *LONG, *optimizer], ranks, strategy)
-            found[f"{name} {ranks} {strategy}"], _ = run_with_kills(setting, work / "run", [])
-    return found
+            runs[f"{name} {ranks} {strategy}"], _ = run_with_kills(setting, work / "run", [])
+    return runs
 
 
 @pytest.mark.parametrize(("optimizer", "within"), [("adamw", 1e-4), ("muon", 1e-3)])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_are_one_run(runs_of: dict[str, Path], optimizer: str, within: float, strategy: str) -> None:
-    """The same samples in each step, so the same losses up to the rounding of sums, which updates amplify.
+def test_two_ranks_train_like_one(runs_of: dict[str, Path], optimizer: str, within: float, strategy: str) -> None:
+    """Each step has the same samples, so losses agree up to the rounding of sums, which updates amplify.
 
-    The validation text does not divide by the ranks; its loss is a sum over them.
+    The validation text cannot be divided equally among the ranks; its loss is a sum over them.
     """
     one, two = losses(runs_of[f"{optimizer} 1 auto"]), losses(runs_of[f"{optimizer} 2 {strategy}"])
     assert len(one["train_loss"]) == 50 and len(one["val_loss"]) == 3
-    assert one["train_loss"][-1] < one["train_loss"][0] - 1, "nothing was learnt, so nothing was compared"
+    assert one["train_loss"][-1] < one["train_loss"][0] - 1, "nothing was learned, so nothing was compared"
     for name in one:
         assert two[name] == pytest.approx(one[name], rel=within), name
     first = pytest.approx(one["train_loss"][0], rel=1e-6)
-    assert two["train_loss"][0] == first, "not the same samples, or not the same dropout"
+    assert two["train_loss"][0] == first, "the samples or the dropout masks differ"
 
 
 def test_only_rank_zero_prints_and_writes(runs_of: dict[str, Path]) -> None:
@@ -113,33 +108,34 @@ def test_an_old_sharded_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
             checkpoint.open(path)
 
 
-def test_killed_in_the_middle_of_a_save_under_fsdp(options: list[str], tmp_path: Path) -> None:
-    """Whichever rank dies, wherever, the run resumes from a whole checkpoint."""
+def test_a_rank_killed_during_a_sharded_save_resumes_bit_identically(options: list[str], tmp_path: Path) -> None:
+    """Whichever rank dies, wherever, the run resumes from a complete checkpoint."""
     setting = Setting("fsdp", [*options, *SHORT, MUON], 2, "fsdp")
-    setting.reference, _ = run_with_kills(setting, tmp_path / "straight", [])
+    setting.reference, _ = run_with_kills(setting, tmp_path / "uninterrupted", [])
     for number, (kill, rank) in enumerate(
         [(Kill("forward", 9), 1), (Kill("write", 2), 0), (Kill("renaming", 3), 0)]  # more of them by `make prove`
     ):
         work = tmp_path / str(number)
         work.mkdir()
-        codes = go_on(setting, work, kill, rank)
+        codes = resume(setting, work, kill, rank)
         assert codes[rank] == -9 and codes[1 - rank] == 5, (kill, codes, log_of(work))
-        assert go_on(setting, work) == [0, 0], log_of(work)
-        assert not (found := difference(setting.reference, last_run(work))), (kill, found)
-        assert not list((last_run(work) / "checkpoints").glob(".*")), "what the killed save has left is removed"
+        assert resume(setting, work) == [0, 0], log_of(work)
+        problem = difference(setting.reference, last_run(work))
+        assert not problem, (kill, problem)
+        assert not list((last_run(work) / "checkpoints").glob(".*")), "leftovers of the killed save must be removed"
 
 
-def test_from_shares_to_one_device_and_back(options: list[str], tmp_path: Path) -> None:
-    """data.global_batch_size stays, so devices may change in number: 2 in shares -> 1 -> 2 copies -> 2 in shares."""
-    words = [*options, *SHORT, ADAMW]
-    reference, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
+def test_a_run_resumes_on_another_number_of_devices(options: list[str], tmp_path: Path) -> None:
+    """With the same data.global_batch_size: 2 sharded ranks -> 1 -> 2 replicated -> 2 sharded."""
+    args = [*options, *SHORT, ADAMW]
+    reference, _ = run_with_kills(Setting("one", args), tmp_path / "uninterrupted", [])
     work = tmp_path / "elastic"
     work.mkdir()
-    shares, one, copies = Setting("s", words, 2, "fsdp"), Setting("1", words), Setting("c", words, 2, "ddp")
-    assert -9 in go_on(shares, work, Kill("forward", 6))
-    assert go_on(one, work, Kill("forward", 10)) == [-9]
-    assert -9 in go_on(copies, work, Kill("forward", 5))
-    assert go_on(shares, work) == [0, 0], log_of(work)
+    sharded, one, replicated = Setting("s", args, 2, "fsdp"), Setting("1", args), Setting("r", args, 2, "ddp")
+    assert -9 in resume(sharded, work, Kill("forward", 6))
+    assert resume(one, work, Kill("forward", 10)) == [-9]
+    assert -9 in resume(replicated, work, Kill("forward", 5))
+    assert resume(sharded, work) == [0, 0], log_of(work)
     assert len(list((work / "lightning_logs").glob("version_*"))) == 1
     left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (reference, last_run(work)))
     for name, tensor in left["state_dict"].items():
@@ -147,89 +143,89 @@ def test_from_shares_to_one_device_and_back(options: list[str], tmp_path: Path) 
     assert losses(reference)["val_loss"] == pytest.approx(losses(last_run(work))["val_loss"], rel=1e-4)
 
 
-def test_the_others_stop_when_a_rank_dies(options: list[str], tmp_path: Path) -> None:
+def test_all_ranks_stop_when_one_dies(options: list[str], tmp_path: Path) -> None:
     setting = Setting("two", [*options, *LONG], 2)
     tmp_path.joinpath("work").mkdir()
-    processes = start(words_of(setting, tmp_path / "work"), {1: Kill("forward", 9)}, 2, tmp_path / "work/log.txt")
+    processes = start(run_args(setting, tmp_path / "work"), {1: Kill("forward", 9)}, 2, tmp_path / "work/log.txt")
     processes[1].join(60)
-    begun = time.monotonic()
+    started = time.monotonic()
     assert finish(processes, 30) == [5, -9]
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - started < 30
     log = log_of(tmp_path / "work")
     assert "error: another process of this run has gone" in log and "--ckpt_path last" in log
     status = run_folder.read_status(last_run(tmp_path / "work"))
     assert status["state"] == "failed"
 
 
-def test_ranks_that_differ_are_told_so_before_the_first_step(options: list[str], corpus: Path, tmp_path: Path) -> None:
-    """Another text under the same name, as on machines whose disks differ; and another setting."""
+def test_ranks_with_different_text_or_settings_are_refused(options: list[str], corpus: Path, tmp_path: Path) -> None:
+    """The text differs under the same name, as on machines with disks of their own."""
     work = tmp_path / "work"
-    relative = [word for word in options if "_files" not in word and "cache_dir" not in word]
+    relative = [arg for arg in options if "_files" not in arg and "cache_dir" not in arg]
     relative += ["--data.train_files=train.txt", "--data.cache_dir=cache", "--trainer.max_steps=2"]
-    places = {}
+    machines = {}
     for rank in (0, 1):
-        places[rank] = tmp_path / f"machine{rank}"
-        places[rank].mkdir()
+        machines[rank] = tmp_path / f"machine{rank}"
+        machines[rank].mkdir()
         text = (corpus / "train.txt").read_text()
-        (places[rank] / "train.txt").write_text(text if rank == 0 else text.replace("number 7 ", "number 8 "))
+        (machines[rank] / "train.txt").write_text(text if rank == 0 else text.replace("number 7 ", "number 8 "))
     setting = Setting("two", relative, 2)
     work.mkdir()
-    own = {rank: {"CWD": str(place)} for rank, place in places.items()}
-    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
+    environments = {rank: {"CWD": str(machine)} for rank, machine in machines.items()}
+    assert finish(start(run_args(setting, work), {}, 2, work / "log.txt", environments)) == [2, 2], log_of(work)
     log = log_of(work)
     assert log.count("error: ") == 1
     assert "error: rank 1 on " in log and "the train text is" in log and "Use the same files" in log
     assert not list(work.glob("lightning_logs/*/checkpoints"))
 
-    shutil.copy(places[0] / "train.txt", places[1] / "train.txt")
+    shutil.copy(machines[0] / "train.txt", machines[1] / "train.txt")
     work = tmp_path / "alike"
-    work.mkdir()  # the same text on two disks: each machine builds its own store, and they agree
-    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [0, 0], log_of(work)
-    assert all(len(list((place / "cache").glob("*/index.json"))) >= 1 for place in places.values())
+    work.mkdir()  # equal text on two disks: each machine builds its own store
+    assert finish(start(run_args(setting, work), {}, 2, work / "log.txt", environments)) == [0, 0], log_of(work)
+    assert all(len(list((machine / "cache").glob("*/index.json"))) >= 1 for machine in machines.values())
 
     work = tmp_path / "setting"
     work.mkdir()
-    own[1]["WORDS"] = "--model.dropout=0.2"
-    assert finish(start(words_of(setting, work), {}, 2, work / "log.txt", own)) == [2, 2], log_of(work)
+    environments[1]["ARGS"] = "--model.dropout=0.2"
+    assert finish(start(run_args(setting, work), {}, 2, work / "log.txt", environments)) == [2, 2], log_of(work)
     assert "model.dropout is 0.2, on rank 0 0.1" in log_of(work)
 
 
-def test_text_that_cannot_be_built_names_the_ranks(options: list[str], tmp_path: Path) -> None:
+def test_errors_in_the_text_name_the_ranks(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    words = [word for word in options if "train_files" not in word] + [f"--data.train_files={tmp_path / 'empty.txt'}"]
-    processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt")
+    args = [arg for arg in options if "train_files" not in arg] + [f"--data.train_files={tmp_path / 'empty.txt'}"]
+    processes = start(run_args(Setting("two", args, 2), tmp_path), {}, 2, tmp_path / "log.txt")
     assert finish(processes)[0] == 3, log_of(tmp_path)
     first, second = sorted(log_of(tmp_path).splitlines())
     assert first.startswith("error: ") and "no text in it" in first
     assert second.startswith("rank 1: error: another process of this run has gone")
 
 
-def test_a_mistake_in_the_command_line_names_the_ranks(options: list[str], tmp_path: Path) -> None:
-    words = [*options, "--trainer.max_steps=0"]
+def test_errors_in_the_arguments_name_the_ranks(options: list[str], tmp_path: Path) -> None:
+    args = [*options, "--trainer.max_steps=0"]
     torchrun = {"TORCHELASTIC_RUN_ID": tmp_path.name, "LOCAL_WORLD_SIZE": "2"}
-    own = {rank: {**torchrun, "RANK": str(rank)} for rank in (0, 1)}
-    processes = start(words_of(Setting("two", words, 2), tmp_path), {}, 2, tmp_path / "log.txt", own)
+    environments = {rank: {**torchrun, "RANK": str(rank)} for rank in (0, 1)}
+    processes = start(run_args(Setting("two", args, 2), tmp_path), {}, 2, tmp_path / "log.txt", environments)
     assert finish(processes) == [2, 2], log_of(tmp_path)
     lines = log_of(tmp_path).splitlines()
     assert sorted(line.split("trainer.")[0] for line in lines) == ["error: ", "rank 1: error: "]
 
 
-def test_ranks_that_go_on_from_different_checkpoints_are_told_so(options: list[str], tmp_path: Path) -> None:
-    """Each machine has a folder of its own, and one of them has lost its newest checkpoint."""
-    words = [*options, *SHORT, ADAMW]
-    straight, _ = run_with_kills(Setting("one", words), tmp_path / "straight", [])
-    places = {rank: tmp_path / f"machine{rank}" for rank in (0, 1)}
-    for place in places.values():
-        shutil.copytree(straight.parent, place / "runs" / "lightning_logs")
-    checkpoint.remove(checkpoint.checkpoints(places[1] / "runs/lightning_logs/version_0")[0])
-    two = Setting("two", [*words, "--trainer.max_steps=12"], 2)
-    relative = [word for word in words_of(two, tmp_path) if "root_dir" not in word]
+def test_ranks_that_resume_from_different_checkpoints_are_refused(options: list[str], tmp_path: Path) -> None:
+    """Each machine has a folder of its own, and one has lost its newest checkpoint."""
+    args = [*options, *SHORT, ADAMW]
+    uninterrupted, _ = run_with_kills(Setting("one", args), tmp_path / "uninterrupted", [])
+    machines = {rank: tmp_path / f"machine{rank}" for rank in (0, 1)}
+    for machine in machines.values():
+        shutil.copytree(uninterrupted.parent, machine / "runs" / "lightning_logs")
+    checkpoint.remove(checkpoint.checkpoints(machines[1] / "runs/lightning_logs/version_0")[0])
+    two = Setting("two", [*args, "--trainer.max_steps=12"], 2)
+    relative = [arg for arg in run_args(two, tmp_path) if "root_dir" not in arg]
     relative += ["--trainer.default_root_dir=runs", "--ckpt_path=last"]
-    own = {rank: {"CWD": str(place)} for rank, place in places.items()}
-    assert finish(start(relative, {}, 2, tmp_path / "log.txt", own)) == [2, 2], log_of(tmp_path)
+    environments = {rank: {"CWD": str(machine)} for rank, machine in machines.items()}
+    assert finish(start(relative, {}, 2, tmp_path / "log.txt", environments)) == [2, 2], log_of(tmp_path)
     log = log_of(tmp_path)
     assert log.count("error: ") == 1 and "the checkpoint is epoch=" in log and "step=8" in log
-    kept = checkpoint.checkpoints(places[0] / "runs/lightning_logs/version_0")
+    kept = checkpoint.checkpoints(machines[0] / "runs/lightning_logs/version_0")
     assert [checkpoint.step_of(path) for path in kept] == [
-        checkpoint.step_of(path) for path in checkpoint.checkpoints(straight)
-    ], "nothing was trained or deleted"
+        checkpoint.step_of(path) for path in checkpoint.checkpoints(uninterrupted)
+    ], "something was trained or deleted"

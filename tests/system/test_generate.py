@@ -1,4 +1,4 @@
-"""The command: prompts in, text out, and nothing else on stdout."""
+"""generate.py and `Generator` on a trained model: prompts in, text out, and nothing else on stdout."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import generate, parser
 from gpt2kit.errors import UserError
-from gpt2kit.generation import generator, verse
+from gpt2kit.generation import verse
+from gpt2kit.generation.decoder import Decoder, SampledToken
 from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions
-from gpt2kit.generation.text_stream import TextStream
 
 Call = Callable[..., Outcome]
 
@@ -36,127 +36,117 @@ def opened(run: Run) -> LoadedCheckpoint:
 
 
 @pytest.fixture
-def writes(run: Run, call: Call, inside: Path) -> Call:
-    def outcome(*words: object) -> Outcome:
-        return call(lambda args: parser.run(generate.generate, args), "--ckpt_path", run.folder, *words)
+def run_generate(run: Run, call: Call, inside: Path) -> Call:
+    def outcome(*arguments: object) -> Outcome:
+        return call(lambda args: parser.run(generate.generate, args), "--ckpt_path", run.folder, *arguments)
 
     return outcome
 
 
-def whole(writer: Generator, prompts: list[str], options: GenerationOptions) -> dict[tuple[int, int], list[TextChunk]]:
+def generate_chunks(
+    generator: Generator, prompts: list[str], options: GenerationOptions
+) -> dict[tuple[int, int], list[TextChunk]]:
     chunks: dict[tuple[int, int], list[TextChunk]] = {}
-    for chunk in writer.generate(prompts, options):
+    for chunk in generator.generate(prompts, options):
         chunks.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
     return chunks
 
 
-def streamed(opened: LoadedCheckpoint, ids: list[int]) -> list[str]:
-    stream = TextStream(opened.tokenizer)
-    return [*map(stream.push, ids), stream.flush()]
+def generate_text(generator: Generator, prompt: str, options: GenerationOptions) -> tuple[str, str]:
+    """Return the text that continues a prompt, and why it ends."""
+    chunks = generate_chunks(generator, [prompt], options)[0, 0]
+    return "".join(chunk.text for chunk in chunks), chunks[-1].end
 
 
-def test_only_whole_characters_are_given_out(opened: LoadedCheckpoint) -> None:
-    text = "é日本🙂 abc"
-    ids = opened.tokenizer.encode(text).ids
-    chunks = streamed(opened, ids)
-    assert "".join(chunks) == text and "🙂" in chunks
-    assert "".join(streamed(opened, ids[:-5])).endswith("\N{REPLACEMENT CHARACTER}")
+def test_an_incomplete_character_at_the_end_is_left_out(
+    opened: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Generator(opened)
+    ids = generator.encode("ab🙂")
+    remaining = iter(ids)
 
-
-def test_a_character_cut_off_by_the_end_is_left_out(opened: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Generator(opened)
-    ids = iter(writer.encode("ab🙂"))
-    monkeypatch.setattr(generator.Decoder, "step", forced(ids))
-    parts = whole(writer, [""], GenerationOptions(max_new_tokens=len(writer.encode("ab🙂")) - 1))[0, 0]
-    assert "".join(part.text for part in parts) == "ab" and parts[-1].end == "length"
-
-
-def forced(ids: object) -> Callable[[object], object]:
-    """A decoder's step that samples these tokens."""
-
-    def step(self: generator.Decoder) -> list[generator.SampledToken]:
+    def step(self: Decoder) -> list[SampledToken]:
         sequence = self.active[0]
-        sequence.new.append(next(ids))  # type: ignore[call-overload]
-        return [generator.SampledToken(sequence, sequence.new[-1])]
+        sequence.new.append(next(remaining))
+        return [SampledToken(sequence, sequence.new[-1])]
 
-    return step
+    monkeypatch.setattr(Decoder, "step", step)
+    assert generate_text(generator, "", GenerationOptions(max_new_tokens=len(ids) - 1)) == ("ab", "length")
 
 
-def test_the_same_text_alone_and_in_any_batch(opened: LoadedCheckpoint) -> None:
+def test_a_text_does_not_depend_on_its_batch(opened: LoadedCheckpoint) -> None:
     options = GenerationOptions(temperature=1.0, top_p=1.0, seed=5, num_samples=3, max_new_tokens=40)
-    given = ["the", "the quick brown fox jumps over the lazy", "", "good morning"]
-    one = whole(Generator(opened), given, options)
-    other = whole(Generator(opened), given[::-1], replace(options, batch_size=5))
-    for (prompt, sample), parts in one.items():
-        text = "".join(part.text for part in parts)
-        assert text == "".join(part.text for part in other[3 - prompt, sample])
-        assert [bool(part.end) for part in parts] == [False] * (len(parts) - 1) + [True]
+    prompts = ["the", "the quick brown fox jumps over the lazy", "", "good morning"]
+    one = generate_chunks(Generator(opened), prompts, options)
+    other = generate_chunks(Generator(opened), prompts[::-1], replace(options, batch_size=5))
+    for (prompt, sample), chunks in one.items():
+        text = "".join(chunk.text for chunk in chunks)
+        assert text == "".join(chunk.text for chunk in other[3 - prompt, sample])
+        assert [bool(chunk.end) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
-def test_stops_bans_and_line_breaks(opened: LoadedCheckpoint) -> None:
-    writer = Generator(opened)
+def test_stop_strings_banned_words_and_line_breaks(opened: LoadedCheckpoint) -> None:
+    generator = Generator(opened)
     greedy = GenerationOptions(temperature=0, max_new_tokens=40)
-    plain = "".join(p.text for p in whole(writer, ["the"], greedy)[0, 0])
-    assert "fox" in plain
-    parts = whole(writer, ["the"], replace(greedy, stop=["zzz", "fox"]))[0, 0]
-    assert "".join(p.text for p in parts) == plain.split("fox")[0] and parts[-1].end == "stop"
+    unlimited, _ = generate_text(generator, "the", greedy)
+    assert "fox" in unlimited
+    assert generate_text(generator, "the", replace(greedy, stop=["zzz", "fox"])) == (unlimited.split("fox")[0], "stop")
     banned = replace(greedy, bad_words=["fox", "the"], max_newlines=0, no_special_tokens=True)
-    text = "".join(p.text for p in whole(writer, ["the"], banned)[0, 0])
+    text, _ = generate_text(generator, "the", banned)
     assert not any(word in text for word in ("fox", "the", "\n"))
 
 
-def test_verse_by_a_model_that_has_never_seen_any(opened: LoadedCheckpoint) -> None:
+def test_verse_from_a_model_that_was_not_trained_on_any(opened: LoadedCheckpoint) -> None:
     form = verse.VerseForm(4, 5, rhyme=("abcde",))
     options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], bad_words=["q", "mn"])
     options = replace(options, temperature=1.5, top_p=1.0, no_repeat_ngram_size=1, repetition_penalty=1.2)
     for seed in range(3):
-        parts = whole(Generator(opened), ["Spring\n"], replace(options, seed=seed))[0, 0]
-        text = "".join(part.text for part in parts)
-        assert parts[-1].end == "form" and len(text) == len(form.template)
+        text, end = generate_text(Generator(opened), "Spring\n", replace(options, seed=seed))
+        assert end == "form" and len(text) == len(form.template)
         assert [c if not verse.is_letter(c) else "\0" for c in text] == list(form.template)
 
 
-def test_what_the_user_should_know_is_said_once(opened: LoadedCheckpoint) -> None:
-    told: list[str] = []
-    writer = Generator(opened, note=told.append)
-    whole(writer, ["the", "a"], GenerationOptions(max_new_tokens=60))
-    assert len(told) == 1 and "context of 16 tokens" in told[0]
-    writer.prompt_ids("x" * 100)
-    assert len(told) == 2 and "last 16" in told[1]
+def test_notes_are_reported_once(opened: LoadedCheckpoint) -> None:
+    notes: list[str] = []
+    generator = Generator(opened, note=notes.append)
+    generate_chunks(generator, ["the", "a"], GenerationOptions(max_new_tokens=60))
+    assert len(notes) == 1 and "context of 16 tokens" in notes[0]
+    generator.prompt_ids("x" * 100)
+    assert len(notes) == 2 and "last 16" in notes[1]
     with pytest.raises(UserError, match="not UTF-8"):
-        writer.prompt_ids("a\udcff")
+        generator.prompt_ids("a\udcff")
 
 
-def test_a_prompt_that_the_tokenizer_changes_is_said(opened: LoadedCheckpoint) -> None:
+def test_a_prompt_that_the_tokenizer_changes_is_reported(opened: LoadedCheckpoint) -> None:
     from tokenizers import normalizers
 
-    told: list[str] = []
-    writer = Generator(opened, note=told.append)
-    writer.tokenizer.normalizer = normalizers.Lowercase()
-    writer.prompt_ids("Quick")
-    writer.tokenizer.normalizer = None
-    assert told == ["the tokenizer cannot encode the prompt 'Quick': the model reads 'quick'"]
+    notes: list[str] = []
+    generator = Generator(opened, note=notes.append)
+    generator.tokenizer.normalizer = normalizers.Lowercase()
+    generator.prompt_ids("Quick")
+    generator.tokenizer.normalizer = None
+    assert notes == ["the tokenizer cannot encode the prompt 'Quick': the model reads 'quick'"]
 
 
-def test_the_command(writes: Call, run: Run, inside: Path) -> None:
-    words = ("--prompt", "the quick", "--prompt", "a", "--max_new_tokens", 5)
-    code, out, err = writes(*words)
+def test_only_texts_are_printed(run_generate: Call, inside: Path) -> None:
+    arguments = ("--prompt", "the quick", "--prompt", "a", "--max_new_tokens", 5)
+    code, out, err = run_generate(*arguments)
     assert code == 0 and out.startswith("the quick") and "\na" in out and not err
-    assert writes(*words, "--output", "out.txt")[0] == 0
+    assert run_generate(*arguments, "--output", "out.txt")[0] == 0
     assert (inside / "out.txt").read_text() == out
-    assert writes("--max_new_tokens", 3)[0] == 0
-    assert writes("--max_new_tokens", 0, "--prompt", "x")[1] == "x\n"
-    assert writes("--lines", 2, "--chars_per_line", 5, "--line_ends", "\\n")[1].count("\n") == 2
+    assert run_generate("--max_new_tokens", 3)[0] == 0
+    assert run_generate("--max_new_tokens", 0, "--prompt", "x")[1] == "x\n"
+    assert run_generate("--lines", 2, "--chars_per_line", 5, "--line_ends", "\\n")[1].count("\n") == 2
 
 
-def test_prompts_from_files_and_json(writes: Call, inside: Path) -> None:
+def test_prompts_from_files_and_json(run_generate: Call, inside: Path) -> None:
     (inside / "p.txt").write_text("the\n\nquick brown\n")
     (inside / "p.jsonl").write_text('{"start": "the", "id": 7}\n"fox"\n')
-    code, out, _ = writes("--prompts_file", "p.txt", "--max_new_tokens", 4, "--num_samples", 2)
+    code, out, _ = run_generate("--prompts_file", "p.txt", "--max_new_tokens", 4, "--num_samples", 2)
     assert code == 0 and out.startswith("the") and "\nquick brown" in out
-    words = ("--prompts_file", "p.jsonl", "--field", "start", "--json", "--max_new_tokens", 4, "--prompt", "a")
-    records = [json.loads(line) for line in writes(*words)[1].splitlines()]
-    assert [found["prompt"] for found in records] == ["a", "the", "fox"] and records[1]["id"] == 7
+    arguments = ("--prompts_file", "p.jsonl", "--field", "start", "--json", "--max_new_tokens", 4, "--prompt", "a")
+    records = [json.loads(line) for line in run_generate(*arguments)[1].splitlines()]
+    assert [record["prompt"] for record in records] == ["a", "the", "fox"] and records[1]["id"] == 7
     assert records[0]["tokens"] == 4 and records[0]["end"] == "length"
 
 
@@ -169,9 +159,9 @@ def test_prompts_from_files_and_json(writes: Call, inside: Path) -> None:
         ("\xff", "not UTF-8"),
     ],
 )
-def test_prompt_files_that_cannot_be(content: str, message: str, writes: Call, inside: Path) -> None:
+def test_invalid_prompt_files_are_refused(content: str, message: str, run_generate: Call, inside: Path) -> None:
     (inside / "p.jsonl").write_bytes(content.encode("latin-1"))
-    code, out, err = writes("--prompts_file", "p.jsonl")
+    code, out, err = run_generate("--prompts_file", "p.jsonl")
     assert code == 3 and message in err and not out and err.count("\n") == 1
 
 
@@ -180,70 +170,82 @@ def test_standard_input_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert generate.read_prompts(["a", "-"], None, "prompt")[1].text == "two\nlines 日"
 
 
-def test_everything_wrong_is_said_at_once(writes: Call) -> None:
-    words = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
-    words += " --repetition_penalty 0 --no_repeat_ngram_size -1 --max_newlines -1 --batch_size 0"
-    words += " --chars_per_line 5 --interactive --json --stop= --bad_words="
-    code, out, err = writes(*words.split())
+def test_all_invalid_options_are_reported_together(run_generate: Call) -> None:
+    arguments = "--num_samples 0 --max_new_tokens -1 --temperature -1 --top_k -1 --top_p 0 --min_p 2 --typical_p 0"
+    arguments += " --repetition_penalty 0 --no_repeat_ngram_size -1 --max_newlines -1 --batch_size 0"
+    arguments += " --chars_per_line 5 --interactive --json --stop= --bad_words="
+    code, out, err = run_generate(*arguments.split())
     assert code == 2 and not out and err.count("\n") == 1 and err.count(";") == 14
-    for words in (
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("--num_samples", 2, "--temperature", 0),
         ("--lines", 4, "--max_new_tokens", 5),
         ("--lines", 4, "--rhyme", "ab", "--chars_per_line", 0, "--stop", "x"),
         ("--interactive", "--prompt", "x"),
         ("--prompt", "-", "-"),
         ("--precision", "16"),
-    ):
-        assert writes(*words)[0] == 2, words
-    for words in (
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments: tuple[object, ...], run_generate: Call) -> None:
+    assert run_generate(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("--stop", "\udcff"),
         ("--bad_words", "a\udcff"),
         ("--lines", 2, "--line_ends", "\udcff"),
         ("--lines", 2, "--rhyme", "\udcffab"),
         ("--lines", 10**9),
-    ):
-        code, _, err = writes(*words)
-        assert code == 2 and err.count("\n") == 1 and ("not UTF-8" in err or "Use fewer" in err), words
+    ],
+)
+def test_invalid_texts_and_sizes_are_refused(arguments: tuple[object, ...], run_generate: Call) -> None:
+    code, _, err = run_generate(*arguments)
+    assert code == 2 and err.count("\n") == 1 and ("not UTF-8" in err or "Use fewer" in err)
 
 
-def test_a_session(run: Run, tmp_path: Path) -> None:
-    """On a terminal: history by the arrow key, Ctrl-C stops the text, Ctrl-D leaves."""
-    words = ["generate.py", "--ckpt_path", str(run.folder), "--interactive", "--max_new_tokens", "4000"]
+def test_an_interactive_session(run: Run) -> None:
+    """On a terminal the arrow key recalls a line, Ctrl-C stops the text, and Ctrl-D ends the session."""
+    arguments = ["generate.py", "--ckpt_path", str(run.folder), "--interactive", "--max_new_tokens", "4000"]
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)
         os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", INPUTRC="/dev/null")
-        os.execv(sys.executable, [sys.executable, *words])
-    shown = read_until(terminal, "> ")
+        os.execv(sys.executable, [sys.executable, *arguments])
+    read_until(terminal, "> ")
     os.write(terminal, b"the quick\n")
-    shown = read_until(terminal, "brown")
+    read_until(terminal, "brown")
     os.write(terminal, b"\x03")
-    shown = read_until(terminal, "> ")
+    read_until(terminal, "> ")
     os.write(terminal, b"\x1b[A fox\n")
-    shown = read_until(terminal, "the quick fox", 2)  # as it is typed, and as the text begins
+    output = read_until(terminal, "the quick fox", 2)  # the echo of the typed line, and the beginning of the text
     os.write(terminal, b"\x03")
     read_until(terminal, "> ")
     os.write(terminal, b"\x04")
     _, status = os.waitpid(process, 0)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 0 and "Traceback" not in shown
+    assert os.waitstatus_to_exitcode(status) == 0 and "Traceback" not in output
 
 
-def read_until(terminal: int, wanted: str, times: int = 1) -> str:
-    shown, end = "", time.monotonic() + 60
-    while shown.count(wanted) < times:
-        assert time.monotonic() < end, f"{wanted!r} did not come: {shown!r}"
+def read_until(terminal: int, expected: str, times: int = 1) -> str:
+    output, end = "", time.monotonic() + 60
+    while output.count(expected) < times:
+        assert time.monotonic() < end, f"{expected!r} was not printed: {output!r}"
         if select.select([terminal], [], [], 1)[0]:
-            shown += os.read(terminal, 4096).decode(errors="replace")
-    return shown
+            output += os.read(terminal, 4096).decode(errors="replace")
+    return output
 
 
 def test_an_interrupt_ends_the_command(run: Run) -> None:
-    words = [sys.executable, "generate.py", "--ckpt_path", str(run.folder), "--max_new_tokens", "100000"]
+    arguments = [sys.executable, "generate.py", "--ckpt_path", str(run.folder), "--max_new_tokens", "100000"]
     process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert process.stdout and process.stdout.read(5), "streamed while it writes"
+    assert process.stdout and process.stdout.read(5), "the text is printed while it is generated"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in err

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.data.remote import SCRATCH
-from gpt2kit.errors import CheckpointError, Problems, UserError
+from gpt2kit.errors import CheckpointError, Problems, UserError, problems_of
 from gpt2kit.model.config import ARCHITECTURE_FIELDS, tensor_sizes
 from gpt2kit.model.finetuning import find_parameters
 from gpt2kit.model.gpt2 import GPT2
@@ -46,11 +46,7 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in `model.freeze`, before the model is built."""
     shape = {"n_layer": options["n_layer"], "n_embd": 1, "vocab_size": 1, "n_positions": 1}
     names = [name for name in tensor_sizes(shape) if name != "lm_head.weight"]
-    try:
-        find_parameters(names, options["freeze"])
-    except UserError as error:
-        return [str(error)]
-    return []
+    return problems_of(find_parameters, names, options["freeze"])
 
 
 def open_source(init_from: str) -> LoadedCheckpoint:

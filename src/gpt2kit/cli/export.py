@@ -34,7 +34,7 @@ def export(
     huggingface.refuse_other_files(output_dir, force)
     opened = checkpoint.open(ckpt_path)
     if gguf:
-        refuse(gguf_file.problems(opened.shape, opened.tokenizer))
+        refuse(gguf_file.gguf_problems(opened.shape, opened.tokenizer))
     with huggingface.replacing_folder(output_dir) as folder:
         huggingface.write(opened, folder, output_dir.name, dtype, gguf)
         agreement = huggingface.check(opened, folder, dtype)

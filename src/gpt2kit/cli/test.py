@@ -46,8 +46,8 @@ def test(
     if options.train_files:
         find_files(list(options.train_files))  # report a wrong name before the test, not after it
     from gpt2kit.evaluation.evaluate import evaluate  # here, so that --help does not import torch
-    from gpt2kit.evaluation.ranks import join_ranks
     from gpt2kit.evaluation.report import Report
+    from gpt2kit.evaluation.scoring import join_ranks
     from gpt2kit.evaluation.test_set import open_candidates, open_test_set
 
     with join_ranks() as ranks:

@@ -22,35 +22,29 @@ from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli.parser import is_lost_connection, print_error
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.data import parallel_build
-from gpt2kit.data.datamodule import TextDataModule, data_problems
+from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
 from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
-from gpt2kit.training import distributed, estimate, loggers, plan, run_info, tuning, verify_resume
-from gpt2kit.training.baseline import Baseline
+from gpt2kit.training import distributed, estimate, loggers, run_info, tuning, verify_resume
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
-from gpt2kit.training.distributed import RankAgreement
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.progress import ProgressBar, ThroughputMetrics
-from gpt2kit.training.run_setup import RunSetup
-from gpt2kit.training.time_limit import TimeLimit
-from gpt2kit.training.trainer import has_only_time, make_trainer, open_end_problem
+from gpt2kit.training.progress import Baseline, ProgressBar, ThroughputMetrics
+from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, open_end_problem
+from gpt2kit.training.trainer import make_trainer
 
 
 class AtomicConfig(SaveConfigCallback):
     """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
 
-    folder: str | None = None
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.folder = trainer.log_dir  # a collective call, and save_config runs on one rank only
-        super().setup(trainer, pl_module, stage)
+        """Write nothing yet: a run that is not resumed, because its text differs, must keep its config."""
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.folder is not None:
-            text = self.parser.dump(self.config, skip_none=False)
-            files.write_text(Path(self.folder) / self.config_filename, text)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = trainer.log_dir  # a collective call
+        if folder is not None and trainer.is_global_zero:
+            files.write_text(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
 
 class TrainCLI(LightningCLI):
@@ -63,7 +57,6 @@ class TrainCLI(LightningCLI):
             trainer_class=make_trainer,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
             save_config_callback=AtomicConfig,
-            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={
                 "exit_on_error": False,
                 "allow_abbrev": False,
@@ -95,10 +88,10 @@ class TrainCLI(LightningCLI):
         problems = self.options.value_problems()
         if self.options.is_plan:
             data = self.config.data.as_dict()
-            file_problems = plan.file_problems(data, self.config.model.init_from is not None)
-            if problems and not file_problems and not data_problems(data):  # else the text is read later
-                file_problems = plan.text_problems(self._datamodule(), self.config.data.batch_size)
-            problems += file_problems
+            text = file_problems(data, self.config.model.init_from is not None)
+            if problems and not text and not data_problems(data):  # else the text is read later
+                text = text_problems(self._datamodule(), self.config.data.batch_size)
+            problems += text
         self.options.refuse(problems)
 
     def _datamodule(self) -> TextDataModule:
@@ -185,13 +178,12 @@ class TrainCLI(LightningCLI):
         """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         resumed = self.options.resumed
-        record = run_info.RunInfoCallback(settings)
         limit = TimeLimit(seconds if only_time else None, self.model.schedule)
-        self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, record)
+        self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, settings)
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
         saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override_optimizer, settings)
-        own: list[Callback] = [RankAgreement(settings, resumed), ThroughputMetrics(), limit, saver, Baseline(), record]
+        own: list[Callback] = [ThroughputMetrics(), limit, saver, Baseline()]
         others: list[Callback] = as_list(options["callbacks"])
         if options["enable_progress_bar"] is not False and not any(
             isinstance(c, pl.callbacks.ProgressBar) for c in others
@@ -207,14 +199,14 @@ class TrainCLI(LightningCLI):
             gpt2.build()
             if gpt2.source is not None:
                 gpt2.load_initial_weights(data.tokenizer)
-        refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(trainer))])
+        refuse([*self.options.problems, *text_problems(data, data.global_batch(trainer))])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
         # The memory of LoRA is counted, too.
         add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
         info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
-        info["memory"] = run_info.estimate_memory(trainer, data, gpt2)
-        info["files"] = run_info.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
+        info["memory"] = estimate.estimate_memory(trainer, data, gpt2)
+        info["files"] = estimate.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
         limit = self.config_init.trainer["limit_val_batches"]
         info["speed"] = estimate.measure_speed(self._dry_run_options(), data, gpt2, info, limit)
         return info
@@ -227,7 +219,7 @@ class TrainCLI(LightningCLI):
     def find_learning_rate(self) -> None:
         """Print how the loss falls at rising learning rates."""
         data = self.datamodule
-        refuse([*self.options.problems, *plan.text_problems(data, data.global_batch(self.trainer))])
+        refuse([*self.options.problems, *text_problems(data, data.global_batch(self.trainer))])
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
@@ -274,7 +266,7 @@ def _train(args: list[str]) -> None:
         elif cli.options.is_plan:
             info = cli.measure_plan()
             if cli.trainer.is_global_zero:
-                plan.print_lines(plan.plan_lines(info), sys.stdout)
+                run_info.print_lines(run_info.plan_lines(info), sys.stdout)
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
-from gpt2kit.errors import DataError, Problems
+from gpt2kit.errors import DataError, Problems, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text.reader import Reader, Split, split_problems, split_ranges
 from gpt2kit.text.sources import find_files
@@ -261,6 +262,24 @@ def data_problems(options: dict[str, Any]) -> list[str]:
         f"data.num_workers {workers}: not with data.streaming, which reads ahead in threads. Omit it",
     )
     return problems.messages + split_problems(options)
+
+
+def file_problems(options: Mapping[str, Any], has_initial_weights: bool) -> list[str]:
+    """List what is invalid in the text files and the tokenizer that the options name."""
+    problems: list[str] = []
+    for split in get_args(Split):
+        if files := _as_list(options[f"{split}_files"]):
+            problems += problems_of(find_files, files)
+    tokenizer = options["tokenizer"] or (None if has_initial_weights else TOKENIZER)
+    if isinstance(tokenizer, str):
+        problems += problems_of(resolve, tokenizer, [], Reader(), None, Path(options["cache_dir"]))
+    return problems
+
+
+def text_problems(data: TextDataModule, global_batch: int) -> list[str]:
+    """List what is invalid in the text itself: each split is read."""
+    problems = [problem for split in data.files if data.files[split] for problem in problems_of(data.store, split)]
+    return problems or problems_of(data.order, global_batch)
 
 
 def _as_list(files: list[str] | str | None) -> list[str]:

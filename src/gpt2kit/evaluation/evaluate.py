@@ -1,36 +1,77 @@
-"""Scores each candidate on the test set: from checkpoints and documents to results, one model in memory at a time."""
+"""Score each candidate on the test set: checkpoints and documents to results, with one model in memory at a time."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from gpt2kit.data.build import open_with_bar
 from gpt2kit.errors import DataError
-from gpt2kit.evaluation import heatmap, scoring
+from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.memorization import Memorization, measure_memorization
 from gpt2kit.evaluation.options import EvaluationOptions
-from gpt2kit.evaluation.ranks import Ranks
-from gpt2kit.evaluation.report import Result
-from gpt2kit.evaluation.scoring import Scorer, Windows
-from gpt2kit.evaluation.statistics import DocumentScores
+from gpt2kit.evaluation.scoring import Ranks, Scorer, Windows
+from gpt2kit.evaluation.statistics import DocumentScores, RoundTripCheck, TextStats, measure_text
 from gpt2kit.evaluation.test_set import Candidate, TestSet
-from gpt2kit.evaluation.text_stats import TextStats, measure_text
+from gpt2kit.generation.text_stream import TextStream
+from gpt2kit.metrics import Score
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.sources import find_files
+
+# Passages: the first documents of the text, and the hardest ones.
+FIRST, HARDEST = 3, 10
+# Maximum number of tokens of a passage.
+MAX_TOKENS = 1000
+# The bits per byte of a shorter document are mostly chance.
+_MIN_BYTES = 32
+
+# Some characters, and the nats of their tokens.
+Box = tuple[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document, or the beginning of a long one, with the nats of each token."""
+
+    number: int  # of the document in the text, from 0
+    why: str  # it was selected
+    bits_per_byte: float  # of the whole document
+    boxes: list[Box]
+    more: int  # tokens that are left out
+
+
+@dataclass
+class Result:
+    """The measurements of one candidate."""
+
+    candidate: Candidate
+    scores: DocumentScores
+    windows: Windows
+    round_trip: RoundTripCheck
+    passages: list[Passage] = field(default_factory=list)
+    memorization: Memorization | None = None
+
+    @functools.cached_property
+    def score(self) -> Score:
+        """The score of the whole text."""
+        return self.scores.total()
 
 
 def evaluate(
     candidates: Sequence[Candidate], test_set: TestSet, options: EvaluationOptions, ranks: Ranks
 ) -> tuple[list[Result], TextStats]:
-    """Return each candidate's result, and what the text consists of; on other ranks than the first, neither."""
+    """Return the result of each candidate and the statistics of the text; on other ranks than the first, neither."""
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
         corpus = test_set.corpora[0]
         pieces = corpus.reader.read(corpus.paths, hash_range=corpus.hash_range)
         stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
-    passages: list[tuple[int, str]] = []
+    selected: list[tuple[int, str]] = []
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):
         gpt2 = scoring.prepare(candidate.load_model(), ranks.device(), options.precision)
         tokens = int(scoring.boundaries(store)[test_set.documents])
@@ -44,11 +85,11 @@ def evaluate(
         if ranks.rank:
             continue
         sizes = np.column_stack([store.lengths()[: len(nll)], np.array(stats.words, np.int64)])
-        scores = DocumentScores(nll, *(sizes + (1 if store.ends else 0)).T)  # a document's end counts as 1 of each
+        scores = DocumentScores(nll, *(sizes + (1 if store.ends else 0)).T)  # the end of a document counts as 1 of each
         result = Result(candidate, scores, windows, stats.round_trips[number])
-        passages = passages or heatmap.select_documents(scores, candidate.name if len(candidates) > 1 else "")
+        selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
         tokenizer = candidate.info.tokenizer
-        result.passages = [heatmap.make_passage(scorer, tokenizer, scores, *which) for which in passages]
+        result.passages = [make_passage(scorer, tokenizer, scores, document, why) for document, why in selected]
         if options.memorization:
             result.memorization = _measure_memorization(candidate, gpt2, test_set, number, options)
         results.append(result)
@@ -58,9 +99,46 @@ def evaluate(
 def _measure_memorization(
     candidate: Candidate, gpt2: GPT2, test_set: TestSet, number: int, options: EvaluationOptions
 ) -> Memorization:
-    """Compare with the training text, read as the test text is, without documents that were kept out of training."""
+    """Search the training text, read as the test text is, without documents that were kept out of training."""
     paths = find_files(list(options.train_files))
     corpus = candidate.corpus(paths, test_set.corpora[0].reader, candidate.train_split)
     training = open_with_bar(corpus, options.cache_dir, "training text")
     tokenizer, fingerprint = candidate.info.tokenizer, candidate.text_fingerprint
     return measure_memorization(gpt2, tokenizer, training, test_set.stores[number], options.seed, fingerprint)
+
+
+def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple[int, str]]:
+    """Return the numbers of the first documents and of those with the most bits per byte, and why each is selected.
+
+    `checkpoint` names the one whose scores these are, if there are several.
+    """
+    is_long = scores.bytes >= _MIN_BYTES
+    bits = np.divide(scores.nll, scores.bytes * math.log(2), out=np.zeros(len(scores)), where=is_long)
+    hardest = [int(number) for number in np.argsort(-bits, kind="stable")[:HARDEST] if bits[number] > 0]
+    first = range(min(FIRST, len(scores)))
+    why = f"among the hardest for {checkpoint}" if checkpoint else "among the hardest"
+    return [(number, "at the beginning") for number in first] + [(n, why) for n in hardest if n not in first]
+
+
+def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: DocumentScores, number: int, why: str) -> Passage:
+    """Return a document's tokens, including its end, with their nats as in the test."""
+    start, end = scorer.boundaries[number : number + 2].tolist()
+    stop = min(end, start + MAX_TOKENS)
+    if stop <= start:  # a tokenizer that loses text may have no token for a document
+        return Passage(number, why, 0.0, [], 0)
+    nats = scorer.token_nats(start, stop).tolist()
+    bits = float(scores.nll[number] / math.log(2) / scores.bytes[number])
+    return Passage(number, why, bits, make_boxes(tokenizer, scorer.store[start:stop].tolist(), nats), end - stop)
+
+
+def make_boxes(tokenizer: Tokenizer, ids: Sequence[int], nats: Sequence[float]) -> list[Box]:
+    """Return the text of tokens in whole characters, with the nats of the tokens of each."""
+    stream = TextStream(tokenizer)
+    boxes: list[Box] = []
+    held: list[float] = []
+    for token, value in zip(ids, nats, strict=True):
+        held.append(value)
+        if text := stream.push(token):
+            boxes.append((text, held))
+            held = []
+    return [*boxes, (stream.flush(), held)] if held else boxes

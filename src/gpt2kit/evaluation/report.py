@@ -1,4 +1,4 @@
-"""Everything that test.py reports: figures as plain data, tables for people, JSON, a page, and the run's own copy."""
+"""The report of test.py: figures as tables, as JSON, on a page, and as a file in the run's folder."""
 
 from __future__ import annotations
 
@@ -6,54 +6,35 @@ import contextlib
 import json
 import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 from gpt2kit import __version__, files
-from gpt2kit.evaluation import heatmap, memorization, statistics
-from gpt2kit.evaluation.heatmap import Passage
-from gpt2kit.evaluation.memorization import Memorization
+from gpt2kit.evaluation import memorization, statistics
+from gpt2kit.evaluation.evaluate import Passage, Result
 from gpt2kit.evaluation.options import EvaluationOptions
-from gpt2kit.evaluation.ranks import Ranks
-from gpt2kit.evaluation.scoring import Windows
-from gpt2kit.evaluation.statistics import DocumentScores
-from gpt2kit.evaluation.test_set import Candidate, TestSet
-from gpt2kit.evaluation.text_stats import RoundTripCheck, TextStats
-from gpt2kit.metrics import FIGURES, Score
+from gpt2kit.evaluation.scoring import Ranks
+from gpt2kit.evaluation.statistics import DocumentScores, TextStats
+from gpt2kit.evaluation.test_set import TestSet
+from gpt2kit.metrics import FIGURES
 from gpt2kit.model.config import parameter_count
-from gpt2kit.runs import folder, lifecycle
+from gpt2kit.runs import folder, lifecycle, pages
 
-# With fewer documents, a bootstrap's interval is too narrow more often than it says.
+# With fewer documents, a bootstrap interval contains the true value in clearly less than 95 % of the cases.
 _FEW_DOCUMENTS = 30
 
 Row = dict[str, Any]
 
 
-@dataclass
-class Result:
-    """What is measured of one candidate."""
-
-    candidate: Candidate
-    scores: DocumentScores
-    windows: Windows
-    round_trip: RoundTripCheck
-    passages: list[Passage] = field(default_factory=list)
-    memorization: Memorization | None = None
-    score: Score = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.score = self.scores.total()
-
-
 class Report:
-    """The report of a test: one row of figures per candidate, the best one first, and what they were tested on."""
+    """The report of a test: one row of figures per candidate, the best one first, and a description of the text."""
 
     def __init__(
         self, results: Sequence[Result], test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
     ) -> None:
-        # The fewest bits per byte first; last those whose tokenizer loses text, for their figures are of another text.
+        # The fewest bits per byte first. Candidates whose tokenizer loses text are last: they predict another text.
         self.results = sorted(results, key=lambda r: (not r.round_trip.is_lossless, r.score.bits_per_byte))
         self.rows = [_compute_row(result, self.results, options.seed) for result in self.results]
         self.text = _describe_text(self.results[0].scores, test_set, stats, options, ranks)
@@ -71,7 +52,7 @@ class Report:
         return "\n\n".join([table, *parts])
 
     def to_json(self, rows: Sequence[Row] | None = None, **more: Any) -> str:
-        """Return every figure with all digits as JSON; an infinite one is null."""
+        """Return all figures with all digits as JSON; those that are not finite are null."""
         versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
         content = {
             "versions": versions | {"gpt2kit": __version__, "python": platform.python_version()},
@@ -86,21 +67,21 @@ class Report:
     def to_page(self) -> str:
         """Return a page with the passages of each candidate."""
         rows = zip(self.rows, self.results, strict=True)
-        return heatmap.render_page((row["checkpoint"], describe_one(row, self.text), r.passages) for row, r in rows)
+        return render_page((row["checkpoint"], describe_one(row, self.text), result.passages) for row, result in rows)
 
     def keep_in_runs(self) -> None:
-        """Write the figures of each run's checkpoint into the run's folder, for plot.py; not those of a part."""
+        """Write the figures of a checkpoint to its run's folder, for plot.py, unless only a part was tested."""
         for row, result in zip(self.rows, self.results, strict=True):
             run = lifecycle.run_of(result.candidate.info.path)
             if self.text["partial"] or run is None or not (run / folder.METRICS).is_file():
                 continue
             passages = [asdict(passage) for passage in result.passages]
-            with contextlib.suppress(OSError):  # someone else's run
+            with contextlib.suppress(OSError):  # another user's run
                 files.write_text(run / folder.TEST, self.to_json([row], passages=passages))
 
 
 def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
-    """Return all figures of a candidate; `results` are those of all candidates, the best one first."""
+    """Return the figures of a candidate; `results` are those of all candidates, the best one first."""
     info, score, windows, check = result.candidate.info, result.score, result.windows, result.round_trip
     row: Row = {
         "checkpoint": result.candidate.name,
@@ -136,8 +117,8 @@ def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
 def _describe_text(
     scores: DocumentScores, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
 ) -> Row:
-    """Return what the text is, and how it was read; ends of documents are not among its bytes, characters and words."""
-    ends = len(scores) if test_set.stores[0].ends else 0
+    """Return what the text is, and how it was read."""
+    ends = len(scores) if test_set.stores[0].ends else 0  # which the scores count
     return {
         "files": test_set.files,
         "share": test_set.split.high - test_set.split.low if test_set.split else 1.0,
@@ -156,24 +137,24 @@ def _describe_text(
 
 
 def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
-    """Return what a reader of the figures must know."""
+    """Return the limits of the figures."""
     notes = [f"partial: {text['partial']}"] if text["partial"] else []
     if text["documents"] == 1:
-        notes.append("one document: no interval, which needs several")
+        notes.append("1 document: no intervals, which need several")
     elif text["documents"] < _FEW_DOCUMENTS:
         notes.append(f"{text['documents']} documents: intervals are rough")
     for row in rows:
         name, check = row["checkpoint"], row["round_trip"]
         if not row["comparable"]:
             notes.append(
-                f"{name}: its tokenizer loses text: {check['changed']:,} of {check['documents']:,} texts come back "
-                f"changed, such as {check['example']}. Its bits per byte are not comparable"
+                f"{name}: its tokenizer loses text: {check['changed']:,} of {check['documents']:,} documents change "
+                f"when encoded and decoded, such as {check['example']}. Its bits per byte are not comparable"
             )
         if row.get("copies", {}).get("same_text") is False:
-            notes.append(f"{name}: --train_files are not the text that it was trained on, token for token")
+            notes.append(f"{name}: was trained on another text than --train_files")
     if any(row["predicts_ends"] for row in rows):
         notes += [
-            f"{row['checkpoint']}: does not predict where documents end, as the others do; it saves those bits"
+            f"{row['checkpoint']}: does not predict the ends of documents, as the others do, so its figures are lower"
             for row in rows
             if not row["predicts_ends"]
         ]
@@ -181,7 +162,7 @@ def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
 
 
 def describe_one(row: Row, text: Row) -> str:
-    """Return the figures of one checkpoint, one per line."""
+    """Return the figures of a checkpoint, one per line."""
     intervals = {
         name: f"95 % interval {_format(low)} to {_format(high)}" for name, (low, high) in row["interval_95"].items()
     }
@@ -191,8 +172,8 @@ def describe_one(row: Row, text: Row) -> str:
         lost = f"{check['changed']:,} of {check['documents']:,} documents"
         comparable = f"NOT comparable: the tokenizer loses text ({lost})"
     over_documents = (
-        f"{label} {_format(spread[name]['mean'])} ± {_format(spread[name]['sd'])}"
-        for name, label in (("loss", "loss"), ("bits_per_byte", "bits per byte"), ("perplexity", "perplexity"))
+        f"{name.replace('_', ' ')} {_format(spread[name]['mean'])} ± {_format(spread[name]['sd'])}"
+        for name in ("loss", "bits_per_byte", "perplexity")
     )
     lines: list[tuple[str, str, list[str | None]]] = [
         ("loss", _format(row["loss"]), ["nats per token", intervals.get("loss")]),
@@ -213,7 +194,7 @@ def describe_one(row: Row, text: Row) -> str:
 
 
 def compare(rows: Sequence[Row], text: Row) -> str:
-    """Return a table with one line per checkpoint, the best first; then what the text is."""
+    """Return a table with one line per checkpoint, the best first, and the size of the text."""
     head = ["bits/byte", "95 % interval", "more than the best", "loss", "perplexity", "tokens", "context", "checkpoint"]
     table = [head, *map(_format_row, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -242,6 +223,15 @@ def _format_row(row: Row) -> list[str]:
         _format_context(row),
         row["checkpoint"],
     ]
+
+
+def render_page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
+    """Return the page: for each checkpoint its name, its figures and its passages."""
+    sections = [
+        (name, figures, [pages.passage(p.number, p.why, p.bits_per_byte, p.boxes, p.more) for p in passages])
+        for name, figures, passages in checkpoints
+    ]
+    return pages.render("heatmap.html", title="Nats per token", checkpoints=sections)
 
 
 def _format_context(row: Row) -> str:

@@ -1,12 +1,17 @@
-"""Scores of a model on a token store: nats per document, or per token of some documents.
+"""Score a model on a token store: nats per document, or per token of some documents.
 
-A text is scored in `Windows`, so that every token after the first is predicted exactly once.
+A text is scored in `Windows`, so that every token after the first is predicted exactly once. `Ranks` are the processes
+that torchrun starts to score a text together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,23 +22,72 @@ from tqdm import tqdm
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.evaluation.options import Precision
-from gpt2kit.evaluation.ranks import Ranks
 from gpt2kit.model.gpt2 import GPT2
 
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """The position of this process among those that score a text together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    def select(self, batches: Iterable[range]) -> Iterator[range]:
+        """Yield every `world_size`-th batch. The batches themselves do not depend on the number of ranks."""
+        return itertools.islice(batches, self.rank, None, self.world_size)
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sums over all ranks, on each of them."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.from_numpy(values.copy())
+        torch.distributed.all_reduce(tensor)
+        return tensor.numpy()
+
+    def device(self) -> str:
+        """Return the GPU of this rank, or the CPU if there is no GPU."""
+        return f"cuda:{self.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Join the ranks that torchrun has started, with the gloo backend. Only rank 0 prints."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "RANK" not in os.environ:
+        yield Ranks()
+        return
+    torch.distributed.init_process_group("gloo")
+    ranks = Ranks(int(os.environ["RANK"]), world_size, int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        with contextlib.ExitStack() as stack:
+            if ranks.rank:
+                devnull = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(devnull))
+                stack.enter_context(contextlib.redirect_stderr(devnull))
+            yield ranks
+    except UserError as error:
+        if not ranks.rank:
+            raise
+        time.sleep(5)  # torchrun stops all ranks when one exits; rank 0 needs time to report the error
+        sys.exit(error.exit_code)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
 class Windows:
     """The windows in which a text is scored."""
 
-    tokens: int  # of the text, with the one before its first
-    context: int  # the most tokens that the model sees
-    stride: int  # from one window's start to the next one's; the context for windows that do not overlap
+    tokens: int  # of the text, with the end-of-document token before it
+    context: int  # maximum number of tokens that the model sees
+    stride: int  # from the start of a window to that of the next; equal to the context if windows do not overlap
 
     @property
     def least_context(self) -> int:
-        """Tokens before each predicted one at least, if the text has as many."""
+        """Minimum number of tokens before each predicted one, except at the beginning of the text."""
         return self.context - self.stride + 1
 
     def __len__(self) -> int:
@@ -42,20 +96,20 @@ class Windows:
         return 1 + -(-max(self.tokens - 1 - self.context, 0) // self.stride)
 
     def span(self, number: int) -> tuple[int, int]:
-        """Return the range of a window's tokens, inputs and targets."""
+        """Return the start and end of a window's tokens, inputs and targets."""
         start = number * self.stride
         return start, min(start + self.context + 1, self.tokens)
 
     def known(self, number: int) -> int:
-        """Return how many targets at the window's start an earlier window predicts."""
+        """Return how many targets at the start of a window are predicted by an earlier one."""
         return self.context - self.stride if number else 0
 
     def first_target(self, number: int) -> int:
-        """Return the first token that this window is the one to predict."""
+        """Return the first token whose prediction by this window counts."""
         return number * self.stride + 1 + self.known(number)
 
     def batches(self, batch_size: int) -> Iterator[range]:
-        """Yield the windows in order; those of a batch have the same length and known targets, so none is padded."""
+        """Yield the windows in order. Those of a batch have the same length and known targets, so none is padded."""
         count = len(self)
         # The first window has no known targets, and the last one may be short.
         edges = sorted({0, min(1, count), max(count - 1, 0), count})
@@ -65,14 +119,15 @@ class Windows:
 
     def predicting(self, first: int, last: int) -> range:
         """Return the windows that predict the tokens `first` to `last - 1`."""
-        start, end = (-(-max(token - self.context, 0) // self.stride) for token in (max(first, 1), max(last - 1, 1)))
+        # A token is predicted by the first window that contains it as a target.
+        start, end = (-(-max(token - self.context, 0) // self.stride) for token in (first, last - 1))
         return range(start, end + 1)
 
 
 class Scorer:
-    """A model, see `prepare`, that predicts the tokens of a store in windows.
+    """Predicts the tokens of a store in windows, with a model from `prepare`.
 
-    Batches are computed in the given precision, sums are taken in double precision.
+    Batches are computed in the given precision; sums are in double precision.
     """
 
     def __init__(self, gpt2: GPT2, store: TokenStore, windows: Windows, precision: Precision = "32-true") -> None:
@@ -84,10 +139,10 @@ class Scorer:
         self._dtype = DTYPES[precision.split("-")[0]]
 
     def score(self, batch_size: int = 16, ranks: Ranks = Ranks()) -> NDArray[np.float64]:
-        """Return the nats of each document of the store, `[documents]`, the batches split among the ranks."""
+        """Return the nats of each document of the store, `[documents]`; each rank computes some of the batches."""
         nll = np.zeros(len(self.boundaries) - 1)
         total = max(self.windows.tokens - 1, 0)
-        disable = True if ranks.rank else None  # None: shown on a terminal only
+        disable = True if ranks.rank else None  # None: only show the bar on a terminal
         with tqdm(
             desc="testing", total=total, unit="token", unit_scale=True, leave=False, delay=1, disable=disable
         ) as bar:
@@ -97,13 +152,13 @@ class Scorer:
                 bar.update(nats.size * ranks.world_size)
         nll = ranks.sum(nll)
         for number in np.flatnonzero(~np.isfinite(nll))[:1]:
-            advice = "The model is broken" if self._precision == "32-true" else "Use 32-true"
+            advice = "The weights are unusable" if self._precision == "32-true" else "Use 32-true"
             raise DivergedError(f"document {number}: its loss is NaN or Inf in --precision {self._precision}. {advice}")
         return nll
 
     @torch.inference_mode()
     def predict(self, numbers: range) -> NDArray[np.float64]:
-        """Return the nats of the tokens that these windows, alike in size, are the ones to predict, `[windows, T]`."""
+        """Return the nats of the tokens that a batch of windows predicts, without known ones, `[windows, T]`."""
         spans = [self.windows.span(number) for number in numbers]
         rows = torch.from_numpy(np.stack([self.store[start:end] for start, end in spans]).astype(np.int64))
         device = self.gpt2.device
@@ -119,7 +174,7 @@ class Scorer:
         return nats[first - start : last - start]
 
     def _add_to_documents(self, nll: NDArray[np.float64], numbers: range, nats: NDArray[np.float64]) -> None:
-        first = self.windows.first_target(numbers.start)  # the targets of neighbouring windows follow one another
+        first = self.windows.first_target(numbers.start)  # the targets of consecutive windows are consecutive
         documents = np.searchsorted(self.boundaries, np.arange(first, first + nats.size), side="right") - 1
         sums = np.bincount(documents - documents[0], weights=nats.ravel())
         nll[documents[0] : documents[0] + len(sums)] += sums
@@ -138,6 +193,6 @@ def prepare(gpt2: GPT2, device: str, precision: Precision) -> GPT2:
 
 
 def boundaries(store: TokenStore) -> NDArray[np.int64]:
-    """Return the index of each document's first token in the store, and the one behind the last token."""
+    """Return the index of each document's first token in the store, and the end of the store."""
     lengths = store.lengths()[:, 0] + (1 if store.ends else 0)
     return 1 + np.concatenate([[0], np.cumsum(lengths)])

@@ -1,29 +1,127 @@
-"""Statistics over documents: the sums behind every figure, how documents differ, and 95 % bootstrap intervals."""
+"""Statistics of the documents of a text: words, lossless tokenization, scores, and 95 % bootstrap intervals."""
 
 from __future__ import annotations
 
+import array
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from gpt2kit.metrics import FIGURES, Score
+from gpt2kit.text.reader import read_rest
+from gpt2kit.tokenization.report import first_difference
+from gpt2kit.tokenization.sampling import SPACELESS, WIDE_PUNCTUATION
 
+# Bytes of text that are encoded and decoded to check a tokenizer.
+CHECKED_BYTES = 16_000_000
+
+# A character of a script without spaces, or wide punctuation, counts as a word.
+_SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in [*SPACELESS, *WIDE_PUNCTUATION])
+_CHARACTER = re.compile(f"[{_SPACELESS}]")
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+_LETTER = re.compile(rf"[^\s{_SPACELESS}]")
+
+# Number of bootstrap samples.
 RESAMPLES = 1000
-# Of more documents, groups of neighbours are drawn: the same interval in bounded time.
+# With more documents, groups of consecutive ones are drawn: this bounds the time and hardly changes the interval.
 MAX_GROUPS = 1 << 14
 
 Interval = tuple[float, float]
 
 
+@dataclass
+class RoundTripCheck:
+    """Whether a tokenizer reproduces documents when it encodes and decodes them."""
+
+    documents: int = 0  # that were checked
+    bytes: int = 0
+    changed: int = 0  # documents that differ afterwards
+    example: str = ""  # where the first of them differs
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether all documents are reproduced."""
+        return not self.changed
+
+
+@dataclass
+class TextStats:
+    """Word counts and round trips, from one pass over the documents of a text."""
+
+    words: array.array[int] = field(default_factory=lambda: array.array("q"))  # of each document
+    spaceless: int = 0  # words that are one character of a script without spaces
+    round_trips: list[RoundTripCheck] = field(default_factory=list)  # of each tokenizer
+
+    @property
+    def word_unit(self) -> str:
+        """What counts as a word."""
+        total = sum(self.words)
+        if not self.spaceless:
+            return "text between spaces"
+        if self.spaceless == total:
+            return "each character, since the script has no spaces"
+        fraction = f"{self.spaceless / total:.0%} of the words"
+        return f"text between spaces, and each character of scripts without spaces ({fraction})"
+
+
+def measure_text(
+    pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int, checked_bytes: int = CHECKED_BYTES
+) -> TextStats:
+    """Count the words of the first documents; check each tokenizer on those within the first bytes.
+
+    A reader yields a long document in pieces; each piece is encoded separately, as in a token store.
+    """
+    stats = TextStats(round_trips=[RoundTripCheck() for _ in tokenizers])
+    checked = 0
+    for first in itertools.islice(pieces, documents):
+        words, last = 0, ""
+        is_checked, differences = checked < checked_bytes, [""] * len(tokenizers)
+        for piece in itertools.chain([first], read_rest(first, pieces)):
+            count, spaceless = count_words(piece)
+            is_continued = last and piece and _LETTER.match(last) and _LETTER.match(piece)
+            words += count - 1 if is_continued else count  # a word that is split between two pieces counts once
+            stats.spaceless += spaceless
+            last = piece[-1:]
+            if checked < checked_bytes:
+                checked += len(piece.encode())
+                pairs = zip(differences, tokenizers, strict=True)
+                differences = [difference or find_difference(tokenizer, piece) for difference, tokenizer in pairs]
+        stats.words.append(words)
+        for check, difference in zip(stats.round_trips, differences, strict=True):
+            check.documents += is_checked
+            check.changed += bool(difference)
+            check.example = check.example or difference
+    for check in stats.round_trips:
+        check.bytes = checked
+    return stats
+
+
+def count_words(text: str) -> tuple[int, int]:
+    """Return the number of words, and of those that are one character of a script without spaces."""
+    if text.isascii() or not _CHARACTER.search(text):
+        return len(text.split()), 0
+    return len(_WORD.findall(text)), len(_CHARACTER.findall(text))
+
+
+def find_difference(tokenizer: Tokenizer, text: str) -> str:
+    """Return where a text and its decoded tokens differ, with some context; empty if they are equal."""
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    decoded = tokenizer.decode(ids, skip_special_tokens=False)
+    return "" if decoded == text else first_difference(text, decoded)
+
+
 @dataclass(frozen=True)
 class DocumentScores:
-    """A Score's parts for each document of a text, `[documents]` each; all figures are computed from them."""
+    """The parts of a Score for each document of a text, `[documents]` each; all figures are computed from them."""
 
     nll: NDArray[np.float64]  # nats
-    tokens: NDArray[np.int64]  # this and the others count each document's end, as a Score does
+    tokens: NDArray[np.int64]  # all counts include the end of each document, as in a Score
     bytes: NDArray[np.int64]
     characters: NDArray[np.int64]
     words: NDArray[np.int64]
@@ -32,7 +130,7 @@ class DocumentScores:
         return len(self.nll)
 
     def table(self) -> NDArray[np.float64]:
-        """Return all of them, `[documents, 5]`, in the order of a Score's parts."""
+        """Return all parts, `[documents, 5]`, in the order of those of a Score."""
         return np.stack([self.nll, self.tokens, self.bytes, self.characters, self.words], 1).astype(np.float64)
 
     def total(self) -> Score:
@@ -55,10 +153,10 @@ def make_score(parts: NDArray[np.float64]) -> Score:
 
 
 def compare_documents(scores: DocumentScores) -> dict[str, WeightedStats]:
-    """Return how the documents of a text differ, each weighted by its tokens or bytes.
+    """Return mean and standard deviation over documents, weighted by their tokens or bytes.
 
-    Weighted so, the means of loss and of bits per byte are those of the whole text. The mean of the perplexities is at
-    least the text's perplexity, and hard documents dominate it.
+    With these weights, the means of loss and of bits per byte are those of the whole text. The mean perplexity is at
+    least the perplexity of the text, and hard documents dominate it.
     """
     loss, bits = _divide(scores.nll, scores.tokens), _divide(scores.nll / math.log(2), scores.bytes)
     with np.errstate(over="ignore"):
@@ -82,7 +180,7 @@ def _divide(a: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]
 
 
 def bootstrap(scores: DocumentScores, seed: int) -> dict[str, Interval]:
-    """Return the 95 % interval of each figure; none for a single document, which says nothing about others."""
+    """Return the 95 % interval of each figure; none for a single document, which cannot be resampled."""
     if len(scores) < 2:
         return {}
     samples = [make_score(parts) for parts in resample(scores.table(), seed)]
@@ -92,7 +190,7 @@ def bootstrap(scores: DocumentScores, seed: int) -> dict[str, Interval]:
 def bootstrap_difference(
     a: DocumentScores, b: DocumentScores, figure: Callable[[Score], float], seed: int
 ) -> Interval | None:
-    """Return the 95 % interval of figure(a) - figure(b), paired: what is hard for both models cancels out."""
+    """Return the 95 % interval of figure(a) - figure(b), paired: documents that are hard for both cancel out."""
     if len(a) < 2:
         return None
     pairs = zip(resample(a.table(), seed), resample(b.table(), seed), strict=True)
@@ -100,9 +198,9 @@ def bootstrap_difference(
 
 
 def resample(table: NDArray[np.float64], seed: int, max_groups: int = MAX_GROUPS) -> NDArray[np.float64]:
-    """Return sums over as many documents as there are, drawn with replacement, `[RESAMPLES, columns]`.
+    """Draw as many documents as there are, with replacement, and return their sums, `[RESAMPLES, columns]`.
 
-    Which ones are drawn depends on the seed and the number of documents only, so two models get the same draws.
+    The draws depend on the seed and the number of documents only, so they are the same for two models.
     """
     if len(table) > max_groups:
         table = np.add.reduceat(table, np.linspace(0, len(table), max_groups, endpoint=False).astype(np.int64))

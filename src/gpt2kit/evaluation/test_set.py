@@ -1,4 +1,4 @@
-"""What test.py compares: the candidates (checkpoints), and the documents that all of them are tested on."""
+"""The candidates (checkpoints) that test.py compares, and the documents on which all of them are tested."""
 
 from __future__ import annotations
 
@@ -29,53 +29,53 @@ class Candidate:
 
     name: str  # as the user gave it
     info: CheckpointInfo
-    reader: Reader | None  # of its training text; None if it does not say, or if the user gives another
-    append_eos: bool  # whether it was trained to predict where documents end
+    reader: Reader | None  # of its training text; None if it is not recorded, or if the user gives another
+    append_eos: bool  # whether it was trained to predict the ends of documents
     test_text: tuple[list[str], HashRange | None]  # its own test files, and the split of them kept out of training
     train_split: HashRange | None  # of its training files; None: all documents
 
     @property
     def context(self) -> int:
-        """The most tokens that the model sees."""
+        """Maximum number of tokens that the model sees."""
         return int(self.info.shape["n_positions"])
 
     @property
     def text_fingerprint(self) -> object:
-        """Identity of the text that it was trained on, if it says."""
+        """Fingerprint of the training text, if it is recorded."""
         data = self.info.metadata.get("data")
         return data.get("text") if isinstance(data, dict) else None
 
     def load_model(self) -> GPT2:
-        """Load the weights. The candidate does not keep them, so one model is in memory at a time."""
+        """Load the weights. They are not kept here, so that one model is in memory at a time."""
         return checkpoint.open(self.info.path, verify=False).model
 
     def corpus(self, paths: Sequence[PathOrURL], reader: Reader, split: HashRange | None) -> Corpus:
-        """Return a text as this checkpoint reads it, or by `reader` if it has none of its own."""
+        """Return a text as this checkpoint reads it, or as `reader` does if it has no reader."""
         return Corpus(paths, self.info.tokenizer, self.reader or reader, split, self.append_eos)
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """The documents that all candidates are tested on."""
+    """The documents on which all candidates are tested."""
 
     files: list[str]  # as the user or a checkpoint gave them
     split: HashRange | None  # of their documents; None: all
     corpora: list[Corpus]  # the text as each candidate reads it
     stores: list[TokenStore]  # its tokens, for each candidate
-    hash: str  # of the documents, whatever the tokenizer
-    documents: int  # how many are tested, from the first one on
+    hash: str  # of the documents; does not depend on the tokenizer
+    documents: int  # number of documents that are tested, from the first one on
 
     @property
     def partial(self) -> str:
-        """What is tested if it is not everything."""
+        """The part that is tested; empty if it is the whole text."""
         total = self.stores[0].documents
         return f"the first {self.documents:,} of {total:,} documents" if self.documents < total else ""
 
 
 def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) -> list[Candidate]:
-    """Verify all checkpoints before an hour of testing begins, and return them without their weights.
+    """Verify all checkpoints, and return them without their weights.
 
-    If the user names a reader, the checkpoints' own do not matter. The stride must not be larger than a context.
+    If the user gives a reader, those of the checkpoints are ignored. The stride must not be larger than a context.
     """
     candidates = [_open_candidate(path, has_reader) for path in paths]
     problems = Problems()
@@ -99,18 +99,19 @@ def _open_candidate(path: str, has_reader: bool) -> Candidate:
             reader = reader_from(identity)
         except UserError as error:
             reason = str(error).split(". ")[0]
-            advice = "Name how to read the text, such as --reader.document line"
+            advice = "Give a reader, such as --reader.document line"
             raise CheckpointError(f"{info.path}: {reason}. {advice}") from None
-    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_share(info, "train_share")
+    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_hash_range(info, "train_share")
     return Candidate(path, info, reader, append_eos, test_text, train_split)
 
 
 def open_test_set(
     candidates: Sequence[Candidate], files: list[str] | None, reader: Reader | None, options: EvaluationOptions
 ) -> TestSet:
-    """Tokenize the text for each candidate; raise unless all of them see the same documents.
+    """Tokenize the text for each candidate; raise unless all of them read the same documents.
 
-    Default files: those of the first checkpoint that names any. Default reader: each checkpoint's own, else another's.
+    Default files: those of the first checkpoint that records any. Default reader: that of the checkpoint, or else of
+    the first one that records any.
     """
     names, split = (files, None) if files else _own_test_text(candidates)
     paths = find_files(names)
@@ -121,9 +122,9 @@ def open_test_set(
     for candidate, own, store in zip(candidates, hashes, stores, strict=True):
         if own != hashes[0]:
             raise DataError(
-                f"{candidates[0].name} and {candidate.name}: they do not see the same documents in this text, "
-                f"{stores[0].documents:,} and {store.documents:,}, so they cannot be compared. Name one reader for "
-                "all, such as --reader.document line, or test them one by one"
+                f"{candidates[0].name} and {candidate.name}: cannot be compared, since their readers split this text "
+                f"into different documents ({stores[0].documents:,} and {store.documents:,}). Give one reader for all, "
+                "such as --reader.document line, or test them one by one"
             )
     return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
 
@@ -131,7 +132,7 @@ def open_test_set(
 def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], HashRange | None]:
     first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
-        raise UserError(f"{candidates[0].name}: has no test text of its own. Name text files with --files")
+        raise UserError(f"{candidates[0].name}: records no test text. Give text files as --files")
     if any("://" in name for name in first.test_text[0]):
         raise UserError(
             f"{first.name}: its test text is {first.test_text[0]}. If you trust that address, give it as --files"
@@ -139,8 +140,8 @@ def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], HashRang
     for candidate in candidates:
         if candidate.test_text != first.test_text:
             logger.info(
-                f"{candidate.name}: tested on the text of {first.name}, which is not its own test text. If it "
-                "was trained on it, its figures say nothing"
+                f"{candidate.name}: tested on the test text of {first.name}, which is not its own. If it was trained "
+                "on this text, its figures are meaningless"
             )
     return first.test_text
 
@@ -153,10 +154,10 @@ def _hash_documents(store: TokenStore) -> str:
 
 
 def _count_documents(stores: Sequence[TokenStore], max_tokens: int | None) -> int:
-    """Return how many whole documents, the same ones for each store, have at most `max_tokens` tokens together."""
+    """Return the maximum number of first documents that have at most `max_tokens` tokens in each store."""
     if max_tokens is None:
         return stores[0].documents
-    ends = [boundaries(store)[1:] - 1 for store in stores]  # tokens up to each document's end
+    ends = [boundaries(store)[1:] - 1 for store in stores]  # tokens up to the end of each document
     count = min(int(np.searchsorted(end, max_tokens, side="right")) for end in ends)
     if not count:
         size = max(int(end[0]) for end in ends)

@@ -1,7 +1,7 @@
-"""A model as a GGUF file for llama.cpp and programs built on it.
+"""Write a model as a GGUF file, for llama.cpp and programs built on it.
 
-llama.cpp has GPT-2's network and its byte-level tokenizer. With another kind of tokenizer or another activation it
-would generate other text, so these are refused.
+llama.cpp implements GPT-2 with its byte-level tokenizer. Other kinds of tokenizers and other activations are refused,
+because llama.cpp would generate other text with them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gpt2kit.model.config import Shape
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 NAME = "model.gguf"
-# The first writes the file, and transformers reads it with the second.
+# gguf writes the file; transformers needs accelerate to read it.
 PACKAGES = ("gguf", "accelerate")
-# GPT-2's layers keep these as [in, out]; GGUF, like nn.Linear, as [out, in].
+# GPT-2's layers store these as [in, out]; GGUF, like nn.Linear, as [out, in].
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
-def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
-    """List why this model has no GGUF file that gives the same text."""
+def gguf_problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
+    """List why a GGUF file of this model would not generate the same text."""
     raw = json.loads(tokenizers.to_json(tokenizer))
     model, splitter = raw["model"], raw["pre_tokenizer"] or {}
     is_byte_level = (
@@ -40,55 +40,55 @@ def problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
         and not splitter.get("add_prefix_space")
     )
     activation = shape["activation_function"]
-    reasons = Problems()
-    reasons.check(
+    problems = Problems()
+    problems.check(
         all(importlib.util.find_spec(package) for package in PACKAGES),
         "--gguf: needs two packages: pip install 'gguf>=0.17' 'accelerate>=1'",
     )
-    reasons.check(
+    problems.check(
         is_byte_level,
         "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bpe), without a normalizer",
     )
-    reasons.check(
+    problems.check(
         all(token["special"] for token in raw["added_tokens"]),
-        "--gguf: llama.cpp would not find the special tokens in a text that parse_special finds",
+        "--gguf: llama.cpp does not recognize special tokens in a text, as this tokenizer's parse_special does",
     )
-    reasons.check(activation == "gelu_new", f"--gguf: llama.cpp's GPT-2 has gelu_new, not {activation}")
-    return reasons.messages
+    problems.check(activation == "gelu_new", f"--gguf: llama.cpp's GPT-2 uses gelu_new, not {activation}")
+    return problems.messages
 
 
 def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokenizer, name: str) -> None:
-    """Write the file, or raise if `problems` has any. Vectors and positions stay float32.
+    """Write the file, or raise if there are `gguf_problems`. Vectors and positions are float32.
 
     Args:
         path: of the file.
         shape: of the model.
         state: its tensors by Hugging Face's names, without padded rows.
         tokenizer: its tokenizer.
-        name: for people.
+        name: of the model, for display.
     """
-    refuse(problems(shape, tokenizer))
+    refuse(gguf_problems(shape, tokenizer))
     import gguf
 
     kind = gguf.MODEL_ARCH.GPT2
     names = gguf.get_tensor_name_map(kind, shape["n_layer"])
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
-    _describe(writer, shape, tokenizer, name, state["transformer.wte.weight"].dtype)
+    _add_metadata(writer, shape, tokenizer, name, state["transformer.wte.weight"].dtype)
     for key, tensor in state.items():
-        if key == "lm_head.weight":  # tied: readers take the input embedding
+        if key == "lm_head.weight":  # tied: readers use the input embedding
             continue
         gguf_key = names.get_name(key, try_suffixes=(".weight", ".bias"))
         assert gguf_key is not None, key
         values = tensor.T.contiguous() if key.endswith(TRANSPOSED) else tensor
         is_float32 = tensor.ndim < 2 or key == "transformer.wpe.weight"
-        _add(writer, gguf_key, values.float() if is_float32 else values)
+        _add_tensor(writer, gguf_key, values.float() if is_float32 else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _describe(writer: Any, shape: Shape, tokenizer: Tokenizer, name: str, dtype: torch.dtype) -> None:
+def _add_metadata(writer: Any, shape: Shape, tokenizer: Tokenizer, name: str, dtype: torch.dtype) -> None:
     import gguf
 
     file_types = {
@@ -111,17 +111,16 @@ def _describe(writer: Any, shape: Shape, tokenizer: Tokenizer, name: str, dtype:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([vocabulary.get(i, f"[unused {i}]") for i in range(size)])
-    writer.add_token_types(
-        [kinds.UNUSED if i not in vocabulary else kinds.CONTROL if i in special else kinds.NORMAL for i in range(size)]
-    )
+    used = [kinds.NORMAL if i in vocabulary else kinds.UNUSED for i in range(size)]
+    writer.add_token_types([kinds.CONTROL if i in special else kind for i, kind in enumerate(used)])
     merges = json.loads(tokenizers.to_json(tokenizer))["model"]["merges"]
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
-    writer.add_add_bos_token(True)  # in training, a text begins behind this token
+    writer.add_add_bos_token(True)  # in training, this token precedes each text
 
 
-def _add(writer: Any, name: str, tensor: Tensor) -> None:
+def _add_tensor(writer: Any, name: str, tensor: Tensor) -> None:
     import gguf
 
     if tensor.dtype == torch.bfloat16:

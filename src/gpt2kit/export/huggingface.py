@@ -1,7 +1,4 @@
-"""A checkpoint as a Hugging Face folder: written, loaded by transformers in a fresh process, and compared.
-
-Whatever form the checkpoint has, `checkpoint.open` returns its full weights.
-"""
+"""Export a checkpoint as a Hugging Face folder: write it, load it with transformers in a fresh process, and compare."""
 
 from __future__ import annotations
 
@@ -25,45 +22,39 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
-from gpt2kit.export.model_card import model_card
-from gpt2kit.model.config import Dtype
+from gpt2kit.model.config import Dtype, parameter_count
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.runs.pages import render
 from gpt2kit.tokenization import tokenizer as tokenizers
 
-# The key in config.json that says which version of gpt2kit has written a folder.
-MARK = "gpt2kit"
+# The key in config.json with the version of gpt2kit that has written the folder.
+VERSION_KEY = "gpt2kit"
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
-# --force replaces only a folder that holds nothing but these.
-OURS = {*FILES, gguf_file.NAME}
-# Tokens that are compared, half of them a greedy continuation.
+# --force only replaces a folder that contains no other files than these.
+REPLACEABLE = {*FILES, gguf_file.NAME}
+# Number of tokens to compare; half of them are a greedy continuation.
 _LENGTH = 64
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported folder agrees with the checkpoint.
+    """How closely an exported folder agrees with its checkpoint."""
 
-    Args:
-        largest: difference of logits between the two, with the same rounded weights.
-        allowed: difference that the order of float32 sums may make.
-        rounding: difference that rounding the weights to 16 bits makes; 0 for float32.
-        tokens: of a greedy continuation that are the same.
-    """
-
-    largest: float
-    allowed: float
-    rounding: float
-    tokens: int
+    largest: float  # difference of logits between the two, with the same rounded weights
+    allowed: float  # difference that the order of float32 sums may make
+    rounding: float  # difference of logits due to rounding the weights to 16 bits; 0 for float32
+    tokens: int  # of a greedy continuation that agree
 
 
 def refuse_other_files(target: Path, force: bool) -> None:
-    """Raise unless `target` is free, or holds nothing but an export that may be replaced."""
+    """Raise unless `target` is new or empty, or contains only an export that may be replaced."""
     if target.is_file():
         raise UserError(f"--output_dir {target}: a file. Name a folder")
     present = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if others := [name for name in present if name not in OURS]:
-        raise UserError(f"--output_dir {target}: holds other files ({', '.join(others[:3])}). Name another folder")
+    others = [name for name in present if name not in REPLACEABLE]
+    if others:
+        raise UserError(f"--output_dir {target}: contains other files ({', '.join(others[:3])}). Name another folder")
     if present and not force:
         raise UserError(f"--output_dir {target}: already exists. Name another folder, or replace it with --force")
     if present and not is_exported(target):
@@ -71,21 +62,21 @@ def refuse_other_files(target: Path, force: bool) -> None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Return whether export.py has written a folder: plain files, and a config.json that says so."""
+    """Return whether a folder was written by export.py: it has plain files only, and `VERSION_KEY` in config.json."""
     try:
-        is_marked = MARK in json.loads((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
+        has_version = VERSION_KEY in json.loads((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
-    return is_marked and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+    return has_version and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; if the block succeeds it is synced and renamed to `target`."""
+    """Yield a temporary folder next to `target`; if the block succeeds, it is synced and renamed to `target`."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    aside = temporary.with_suffix(".old")
+    previous = temporary.with_suffix(".old")
     try:
         yield temporary
         mask = _umask()
@@ -94,17 +85,17 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             path.chmod(0o666 & ~mask)
             files.sync_file(path)
         if target.exists():
-            target.rename(aside)
+            target.rename(previous)
         try:
             temporary.rename(target)
         except OSError:
-            if aside.exists():
-                aside.rename(target)
+            if previous.exists():
+                previous.rename(target)
             raise
         files.sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
@@ -113,15 +104,18 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
     from transformers.utils import logging
 
     shape, end = opened.shape, tokenizers.eos_id(opened.tokenizer)
-    config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{MARK: __version__})
+    config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{VERSION_KEY: __version__})
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
-    state = rounded(opened, dtype)
+    state = round_weights(opened, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    half = max(shape["n_positions"] // 2, 1)  # transformers' own 256 would run over a short context
     model.generation_config = GenerationConfig(
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, do_sample=True, max_new_tokens=half
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        do_sample=True,
+        max_new_tokens=max(shape["n_positions"] // 2, 1),  # the default of transformers may exceed the context
     )
     logging.disable_progress_bar()
     model.save_pretrained(folder, max_shard_size="1000GB")
@@ -132,15 +126,51 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
         gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
 
 
-def rounded(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
-    """Return the tensors in `dtype`, input and output embedding one tensor without padded rows."""
-    kind = getattr(torch, dtype)
-    state = {name: tensor.to(kind) for name, tensor in opened.state.items()}
+def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
+    """Return Markdown with the header that the hub reads; licence and origin of the text are left to the user."""
+    start = opened.metadata.get("start")
+    source = str(start["from"]) if isinstance(start, dict) and "from" in start else ""
+    source_name = " ".join(source.removeprefix(huggingface.HUB).rstrip("/").split())
+    return render(
+        "model_card.md",
+        Path(__file__).parent / "templates",
+        base=source_name if source.startswith(huggingface.HUB) else "",
+        name=name,
+        rows=[(label, value) for label, value in _card_rows(opened, source_name, dtype) if value],
+        end=tokenizers.eos_id(opened.tokenizer),
+        context=f"{opened.shape['n_positions']:,}",
+    )
+
+
+def _card_rows(opened: LoadedCheckpoint, source: str, dtype: str) -> list[tuple[str, str]]:
+    shape, metadata = opened.shape, opened.metadata
+
+    def number(name: str, format_spec: str) -> str:
+        value = metadata.get(name)
+        return format(value, format_spec) if type(value) in (int, float) else ""
+
+    text = number("train_tokens", ",.0f")
+    return [
+        ("parameters", f"{parameter_count(shape):,}, as {dtype}"),
+        ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),
+        ("context", f"{shape['n_positions']:,} tokens"),
+        ("vocabulary", f"{shape['vocab_size']:,} tokens, tokenizer {tokenizers.fingerprint(opened.tokenizer)[:12]}"),
+        ("training text", f"{text} tokens" if text else ""),
+        ("tokens seen in training", number("tokens_seen", ",.0f")),
+        ("bits per byte of the validation text", number("val_bpb", ".4f")),
+        ("initial weights", "/".join(source.split("/")[-2:])),  # no other folders of this machine
+        ("tokens see only their own document", "yes" if metadata.get("document_start") is not None else ""),
+    ]
+
+
+def round_weights(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
+    """Return the tensors in `dtype`; input and output embedding are one tensor, without padded rows."""
+    state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in opened.state.items()}
     embedding = state["transformer.wte.weight"][: opened.shape["vocab_size"]].clone()
     state |= {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
-    for tensor_name, tensor in state.items():
+    for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{tensor_name}: too large for {dtype}. Export as bfloat16 or float32")
+            raise CheckpointError(f"{name}: too large for {dtype}. Export as bfloat16 or float32")
     return state
 
 
@@ -150,31 +180,31 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
     length = min(_LENGTH, shape["n_positions"])
     prompt = max(length // 2, 1)
     weights = {name: tensor.to(getattr(torch, dtype)).float() for name, tensor in opened.state.items()}
-    gpt2 = GPT2.from_state(shape, weights)  # the weights as they are in the folder
+    gpt2 = GPT2.from_state(shape, weights)  # with the weights that are in the folder
     ids = continue_greedily(gpt2, torch.linspace(0, shape["vocab_size"] - 1, prompt).long().tolist(), length)
     text = opened.tokenizer.decode(ids[:prompt], skip_special_tokens=False)
-    answer = reloaded(folder, ids, prompt, text)
+    reloaded = reload_folder(folder, ids, prompt, text)
     logits = compute_logits(gpt2, ids)
-    shift = float((logits - compute_logits(opened.model, ids)).abs().max())
-    if answer["lacking"] or not answer["tied"] or answer["logits"].shape != logits.shape:
+    rounding = float((logits - compute_logits(opened.model, ids)).abs().max())
+    if reloaded["problems"] or not reloaded["tied"] or reloaded["logits"].shape != logits.shape:
         raise CheckpointError(
-            f"the exported model is not complete: {answer['lacking']}, tied {answer['tied']}, "
-            f"logits {tuple(answer['logits'].shape)} for {tuple(logits.shape)}. Nothing was written"
+            f"the exported model is not complete: {reloaded['problems']}, tied {reloaded['tied']}, "
+            f"logits {tuple(reloaded['logits'].shape)} for {tuple(logits.shape)}. Nothing was written"
         )
-    reloads = [answer[name] for name in ("logits", "gguf") if answer[name] is not None]
-    largest = max(float((logits - each).abs().max()) for each in reloads)
+    all_logits = [reloaded[name] for name in ("logits", "gguf") if reloaded[name] is not None]
+    largest = max(float((logits - other).abs().max()) for other in all_logits)
     allowed = 1e-4 * max(1.0, float(logits.abs().max()))  # what another order of float32 sums may change
-    tokens = count_agreeing(ids, answer["greedy"], logits, allowed, prompt)
+    tokens = count_agreeing(ids, reloaded["greedy"], logits, allowed, prompt)
     if not largest <= allowed or tokens < 0:
         raise CheckpointError(
-            f"the exported model is another one than the checkpoint's: logits differ by {largest:g} (rounding may make "
-            f"{allowed:g}), and greedy text is the same for {max(tokens, 0)} tokens. Nothing was written"
+            f"the exported model differs from the checkpoint: logits differ by {largest:g} (rounding explains "
+            f"{allowed:g}), and {max(tokens, 0)} tokens of a greedy continuation agree. Nothing was written"
         )
-    if answer["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
+    if reloaded["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
         raise CheckpointError(
-            "transformers' tokenizer gives other ids than the checkpoint's own. Nothing was written; please report it"
+            "the exported tokenizer gives other ids than that of the checkpoint. Nothing was written; please report it"
         )
-    return Agreement(largest, allowed, shift, tokens)
+    return Agreement(largest, allowed, rounding, tokens)
 
 
 @torch.no_grad()
@@ -185,7 +215,7 @@ def compute_logits(gpt2: GPT2, ids: list[int]) -> torch.Tensor:
 
 
 def continue_greedily(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
-    """Continue `ids` to `length` with the most likely token each time, ends of documents included."""
+    """Continue `ids` to `length` greedily, also after an end-of-document token."""
     ids = list(ids)
     while len(ids) < length:
         ids.append(int(compute_logits(gpt2, ids)[-1].argmax()))
@@ -193,24 +223,24 @@ def continue_greedily(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
 
 
 def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, allowed: float, prompt: int) -> int:
-    """Return how many tokens of two continuations agree; -1 if they differ where there is no near tie."""
-    for place in range(prompt, len(ids)):
-        if place >= len(other_ids):
-            return -1
-        if ids[place] != other_ids[place]:
-            gap = float(logits[place - 1, ids[place]] - logits[place - 1, other_ids[place]])
-            return place - prompt if gap <= 2 * allowed else -1
+    """Return how many tokens of two continuations agree; -1 if they differ by more than a near tie of two logits."""
+    if len(other_ids) < len(ids):
+        return -1
+    for i in range(prompt, len(ids)):
+        if ids[i] != other_ids[i]:
+            gap = float(logits[i - 1, ids[i]] - logits[i - 1, other_ids[i]])
+            return i - prompt if gap <= 2 * allowed else -1
     return len(ids) - prompt
 
 
-def reloaded(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
-    """Return what transformers computes with the folder, in a process that imports nothing of gpt2kit."""
+def reload_folder(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
+    """Return the results of `reload_check.reload`, from a process that imports nothing of gpt2kit."""
     with tempfile.TemporaryDirectory(prefix="gpt2kit-export-") as scratch:
-        question, answer = Path(scratch) / "question.json", Path(scratch) / "answer.pt"
+        arguments, results = Path(scratch) / "arguments.json", Path(scratch) / "results.pt"
         content = {"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text}
-        question.write_text(json.dumps(content), encoding="utf-8")
+        arguments.write_text(json.dumps(content), encoding="utf-8")
         process = subprocess.run(
-            [sys.executable, "-P", str(Path(reload_check.__file__)), str(question), str(answer)],
+            [sys.executable, "-P", str(Path(reload_check.__file__)), str(arguments), str(results)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             cwd=scratch,
             capture_output=True,
@@ -220,19 +250,19 @@ def reloaded(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, 
         )
         if process.returncode:
             reason = process.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise CheckpointError(f"transformers does not load the exported folder: {reason[0]}. Nothing was written")
-        return dict(torch.load(answer, weights_only=True))
+            raise CheckpointError(f"transformers cannot load the exported folder: {reason[0]}. Nothing was written")
+        return dict(torch.load(results, weights_only=True))
 
 
 def push(folder: Path, name: str) -> None:
-    """Upload the folder to the hub, with the hub's own client and the login that it knows."""
+    """Upload the folder to the hub, with the hub's client and its stored login."""
     from huggingface_hub import HfApi
 
     try:
         hub = HfApi()
         hub.create_repo(name, private=True, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by gpt2kit")
-    except Exception as error:  # the client raises many kinds
+    except Exception as error:  # the client raises many types
         reason = first_line(error)
         raise MachineError(
             f"--push_to_hub {name}: the upload failed ({reason}). {folder} is complete: log in (hf auth login) "

@@ -1,6 +1,6 @@
-"""What anybody does with an exported folder: load it with transformers alone, and write.
+"""Load an exported folder with transformers alone, and compute with it what `export` compares.
 
-`export` runs this file in a process of its own, outside the package, so that nothing but the folder can help.
+`export` runs this file in a separate process, from outside the package, so that the result depends on the folder alone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
-    """Logits of `ids`, a greedy continuation of their first `prompt`, the ids of `text`, what a pipeline writes; also
-    the logits of model.gguf, if there is one."""
+    """Return the logits of `ids`, a greedy continuation of the first `prompt` ids, the ids of `text`, and the sample of
+    a pipeline; also the logits of model.gguf, if there is one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -31,32 +31,31 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
             max_new_tokens=len(ids) - prompt,
             eos_token_id=None,
         )
-    gguf = None
+    gguf_logits = None
     if (Path(folder) / "model.gguf").is_file():
-        # The config comes from the folder: transformers knows no other context than 1024 for a GPT-2 in this format.
-        told_by = model.config
-        gguf = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file="model.gguf", config=told_by, dtype=torch.float32, trust_remote_code=False
+        # With the config of the folder: without it, transformers assumes a context of 1024 for GPT-2 in this format.
+        gguf_model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file="model.gguf", config=model.config, dtype=torch.float32, trust_remote_code=False
         )
         with torch.inference_mode():
-            gguf = gguf(tokens).logits[0]
-    writer = pipeline("text-generation", model=folder)
+            gguf_logits = gguf_model(tokens).logits[0]
+    generator = pipeline("text-generation", model=folder)
     return {
         "logits": logits,
-        "gguf": gguf,
+        "gguf": gguf_logits,
         "greedy": greedy[0].tolist(),
         "ids": tokenizer(text, add_special_tokens=False)["input_ids"],
         "tied": model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),
-        "lacking": sorted(map(str, [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]])),
-        "written": writer("a", return_full_text=False)[0]["generated_text"],
+        "problems": sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])),
+        "sample": generator("a", return_full_text=False)[0]["generated_text"],
     }
 
 
-def main(asked: str, answer: str) -> None:
-    """Read the arguments of `reload` from one file, write its answer to another."""
+def main(arguments: str, results: str) -> None:
+    """Read the arguments of `reload` from one file, and save its results to another."""
     import torch
 
-    torch.save(reload(**json.loads(Path(asked).read_text(encoding="utf-8"))), answer)
+    torch.save(reload(**json.loads(Path(arguments).read_text(encoding="utf-8"))), results)
 
 
 if __name__ == "__main__":

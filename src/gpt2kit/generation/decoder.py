@@ -1,14 +1,14 @@
 """The generation loop: a batch of sequences, one token of each per step.
 
-It replaces transformers' `generate` for three things: a text is the same whatever it is batched with (a draw is keyed
-by the seed, the sample and the position), it may grow beyond the model's context, and it can be read while it grows.
-It knows nothing about text: ids in, ids out. bench/generate.py compares the two.
+It differs from transformers' `generate` in three ways: a text does not depend on the rest of its batch (a draw is keyed
+by the seed, the sample and the position), it may be longer than the model's context, and it can be read while it grows.
+It knows nothing about text: ids in, ids out. bench/generate.py compares the speed of the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.inference import InferenceGPT2
 
 
-@dataclass(eq=False)  # compared by identity: two samples of one prompt may hold the same ids
+@dataclass(eq=False)  # compared and hashed by identity: two samples of one prompt may have the same ids
 class TokenSequence:
     """A sequence of tokens that is being generated.
 
@@ -45,7 +45,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class SampledToken:
-    """A token of a sequence, with the model's own probability of it and of the most likely tokens, if asked for."""
+    """A token of a sequence; if requested, the model's own probability of it and of the most likely tokens."""
 
     sequence: TokenSequence
     token: int
@@ -54,13 +54,10 @@ class SampledToken:
 
 
 class BatchReader:
-    """Runs the model over growing rows of ids; each call reads only what is new.
+    """Runs the model over growing rows of ids; each call reads only the new ids.
 
-    Rows of different length are padded on the left, and their positions begin at 0, so a row gets the logits that it
-    would get alone. A row that outgrows the context is reduced to its newest half.
-
-    Args:
-        gpt2: the model.
+    Rows of different length are padded on the left, and their positions begin at 0, so the logits of a row do not
+    depend on the other rows. A row that outgrows the context is reduced to its newest half.
     """
 
     def __init__(self, gpt2: InferenceGPT2) -> None:
@@ -70,22 +67,22 @@ class BatchReader:
         self._cache = gpt2.new_cache()
         self._starts: list[int] = []  # of each row, the first id that the model sees
         self._lengths: list[int] = []  # of each row, how many ids it had at the last call
-        self._is_token = torch.empty(0)  # (rows, T), false for padding
+        self._is_token = torch.empty(0)  # (rows, T); false for padding
         self._is_padded = False
 
     def logits(self, rows: Sequence[list[int]]) -> Tensor:
         """Return the logits of the token after each row, `[rows, vocab_size]` in float32.
 
-        Each row is one id longer than at the last call, or all rows are new.
+        Either each row has one more id than at the last call, or all rows are new.
         """
         lengths = [len(row) for row in rows]
         is_grown = lengths == [length + 1 for length in self._lengths]
         if not is_grown:
             self._starts = [max(length - self.context, 0) for length in lengths]
         must_slide = [length - start > self.context for length, start in zip(lengths, self._starts, strict=True)]
-        kept = max(self.context // 2, 1)
+        half = max(self.context // 2, 1)
         self._starts = [
-            length - kept if slide else start
+            length - half if slide else start
             for length, start, slide in zip(lengths, self._starts, must_slide, strict=True)
         ]
         self._lengths = lengths
@@ -111,7 +108,7 @@ class BatchReader:
         self._is_padded = min(map(len, rows)) < width
         self._cache = self.gpt2.new_cache()
         mask = None
-        if self._is_padded:  # padding sees itself: a softmax over nothing would be NaN
+        if self._is_padded:  # padding attends to itself: a softmax over nothing would be NaN
             square = torch.ones(width, width, dtype=torch.bool, device=device)
             mask = (self._is_token[:, None, None, :] & square.tril()) | square.diag().diag()  # (rows, 1, T, T)
         return self.gpt2.next_logits(ids, positions.clamp(min=0), self._cache, mask)
@@ -152,11 +149,11 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[SampledToken]:
-        """Sample one token of each active sequence. One whose document ends gets the token `eos`, and is dropped."""
+        """Sample one token of each active sequence. A sequence that gets the token `eos` is dropped."""
         sequences = self.active
         model_logits = self.reader.logits([sequence.ids for sequence in sequences])  # (rows, vocab_size)
         logits = apply_constraints(model_logits, sequences)
-        # The end of document before a text does not count as a token that it contains: it would never come again.
+        # Penalties ignore the end-of-document token before a text: otherwise it would rarely or never come again.
         texts = [s.ids[1:] if s.prompt[:1] == [self._eos] else s.ids for s in sequences]
         logits = sampling.apply_penalties(logits, self._options, texts)
         keys = [(sequence.sample, len(sequence.new)) for sequence in sequences]
@@ -171,9 +168,9 @@ class Decoder:
         return sampled
 
     def drop(self, sequences: Iterable[TokenSequence]) -> None:
-        """Generate these no further."""
-        dropped = set(map(id, sequences))
-        kept = [row for row, sequence in enumerate(self.active) if id(sequence) not in dropped]
+        """Stop generating these sequences."""
+        dropped = set(sequences)
+        kept = [row for row, sequence in enumerate(self.active) if sequence not in dropped]
         if len(kept) < len(self.active):
             self.active = [self.active[row] for row in kept]
             if kept:
@@ -189,9 +186,9 @@ def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Ten
         for constraint in sequence.constraints:
             mask = constraint(sequence.new)
             row[: len(mask)] &= mask
-            row[len(mask) :] = False  # ids without a token
+            row[len(mask) :] = False  # ids that have no token
         if not row.any():
-            raise UserError("--bad_words: no token is left that keeps the form of the verse. Ban fewer words")
+            raise UserError("--bad_words: every token that fits the verse is banned. Ban fewer words")
     return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
 
@@ -201,5 +198,5 @@ def add_probabilities(sampled: Sequence[SampledToken], probabilities: Tensor, co
     result = []
     for row, item in enumerate(sampled):
         most_likely = tuple(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
-        result.append(SampledToken(item.sequence, item.token, float(probabilities[row, item.token]), most_likely))
+        result.append(replace(item, probability=float(probabilities[row, item.token]), most_likely=most_likely))
     return result

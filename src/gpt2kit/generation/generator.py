@@ -51,7 +51,7 @@ class Generator:
     Args:
         checkpoint: the open checkpoint.
         precision: of weights and arithmetic.
-        note: called with what the user should know, once for each note. Default: log it.
+        note: called once with each note to the user. Default: log it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Generator:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return what a token adds to a text."""
+        """Return the bytes that a token adds to a text."""
         return self._token_bytes[token] if token < len(self._token_bytes) else b""
 
     def generate(
@@ -78,7 +78,7 @@ class Generator:
     ) -> Iterator[TextChunk]:
         """Generate `num_samples` texts per prompt, `batch_size` at a time, and yield chunks as they grow.
 
-        A text depends on its prompt, its sample number and the options, not on the prompts beside it.
+        A text depends on its prompt, its sample number and the options, not on the other prompts.
         """
         prompt_ids = [self.prompt_ids(prompt) for prompt in prompts]
         constraints = self._constraints(options, prompts)
@@ -86,7 +86,8 @@ class Generator:
         for start in range(0, len(jobs), options.batch_size):
             batch = {}
             for i, sample in jobs[start : start + options.batch_size]:
-                batch[i, sample] = TokenSequence(prompt_ids[i], first_sample + sample, constraints(prompts[i]))
+                sequence = TokenSequence(prompt_ids[i], first_sample + sample, constraints(prompts[i]))
+                batch[sequence] = (i, sample)
             yield from self._generate_batch(batch, options, alternatives)
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -110,20 +111,16 @@ class Generator:
             self._note(text)
 
     def _generate_batch(
-        self, batch: dict[tuple[int, int], TokenSequence], options: GenerationOptions, alternatives: int
+        self, batch: dict[TokenSequence, tuple[int, int]], options: GenerationOptions, alternatives: int
     ) -> Iterator[TextChunk]:
-        decoder = Decoder(self.gpt2, list(batch.values()), options, self.eos, alternatives)
-        texts = {id(sequence): _Text(self.tokenizer, sequence, options.stop) for sequence in batch.values()}
-        jobs = {id(sequence): job for job, sequence in batch.items()}
-        limit = options.token_limit
-        for length in count(1):
-            if limit is not None and length > limit:
-                break
+        decoder = Decoder(self.gpt2, list(batch), options, self.eos, alternatives)
+        texts = {sequence: _Text(self.tokenizer, sequence, options.stop) for sequence in batch}
+        for _ in count() if options.token_limit is None else range(options.token_limit):
             if not decoder.active:
                 return
             for sampled in decoder.step():
                 sequence, end = sampled.sequence, ""
-                text = texts[id(sequence)]
+                text = texts[sequence]
                 if sampled.token == self.eos:
                     end = "form" if options.form else "document"
                     chunk = text.flush()
@@ -132,12 +129,15 @@ class Generator:
                 if text.is_stopped:
                     decoder.drop([sequence])
                     end = "stop"
-                yield TextChunk(*jobs[id(sequence)], chunk, end, len(sequence.new), sampled)
+                yield TextChunk(*batch[sequence], chunk, end, len(sequence.new), sampled)
             if decoder.reader.has_outgrown_context:
                 context = self.gpt2.shape["n_positions"]
-                self.note(f"longer than the model's context of {context} tokens: its older half is dropped when full")
+                self.note(
+                    f"a text is longer than the model's context of {context} tokens: the model sees the newest "
+                    f"{context // 2} to {context} of them"
+                )
         for sequence in decoder.active:
-            yield TextChunk(*jobs[id(sequence)], texts[id(sequence)].flush(), "length", len(sequence.new))
+            yield TextChunk(*batch[sequence], texts[sequence].flush(), "length", len(sequence.new))
 
     def _constraints(
         self, options: GenerationOptions, prompts: Sequence[str]
@@ -173,16 +173,18 @@ class _Text:
         return self._stop.push(self._stream.push(token))
 
     def flush(self) -> str:
-        """Return what is left, without a character that the end has cut off."""
+        """Return the rest of the text, without an incomplete character at its end."""
         return self._stop.push(self._stream.flush().rstrip("\N{REPLACEMENT CHARACTER}")) + self._stop.flush()
 
 
 def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:
     """Return the device to generate on, and the dtype; auto: float32 on a CPU, 16 bits on a GPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if precision == "auto":
-        precision = "32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "16"
     name = precision.removesuffix("-true")
+    if name == "auto" and device == "cpu":
+        name = "32"
+    elif name == "auto":
+        name = "bf16" if torch.cuda.is_bf16_supported() else "16"
     if name == "16" and device == "cpu":
         raise UserError("--precision 16: a CPU computes it a thousand times slower. Use 32 or bf16")
     return device, {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[name]

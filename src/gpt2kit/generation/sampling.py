@@ -1,7 +1,7 @@
-"""Sampling of the next token: pure functions of logits `[rows, vocab_size]`, and draws that only their keys decide.
+"""Sampling of the next token: pure functions of logits `[rows, vocab_size]`, and draws that depend on their keys alone.
 
 The order is fixed: constraints, repetition penalty, repeated n-grams, temperature, top_k, top_p, min_p, typical_p,
-draw. Each filter sees the probabilities that the ones before it have left.
+draw. Each filter sees the probabilities that remain after the earlier ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gpt2kit.generation.options import SamplingOptions
 
-# The most likely tokens mostly reach top_p together; sorting 256 of them is far faster than sorting all.
-_SORTED_FIRST = 256
+# 256 tokens mostly suffice to reach top_p; sorting them is far faster than sorting the vocabulary.
+SORTED_FIRST = 256
 
 
 def apply_penalties(logits: Tensor, options: SamplingOptions, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -81,10 +81,10 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < logits.topk(k).values[..., -1:], -torch.inf)
 
 
-def top_p(logits: Tensor, p: float) -> Tensor:
+def top_p(logits: Tensor, p: float, sorted_first: int = SORTED_FIRST) -> Tensor:
     """Keep the fewest most likely tokens that reach probability p together, and those as likely as the last of them."""
     probabilities = logits.softmax(-1)
-    ordered = probabilities.topk(min(_SORTED_FIRST, logits.shape[-1])).values
+    ordered = probabilities.topk(min(sorted_first, logits.shape[-1])).values
     if (ordered.sum(-1) < p).any():
         ordered = probabilities.sort(descending=True).values
     before = ordered.cumsum(-1) - ordered
@@ -100,10 +100,10 @@ def min_p(logits: Tensor, fraction: float) -> Tensor:
 
 def typical_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest tokens of probability p whose information content is closest to the entropy."""
-    log = logits.log_softmax(-1)
-    probabilities = log.exp()
-    entropy = -(probabilities * log.masked_fill(probabilities == 0, 0)).sum(-1, keepdim=True)
-    distance = (-log - entropy).abs()  # infinite for tokens that are excluded already
+    log_probabilities = logits.log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities.masked_fill(probabilities == 0, 0)).sum(-1, keepdim=True)
+    distance = (-log_probabilities - entropy).abs()  # infinite for tokens that are already excluded
     nearest, order = distance.sort(stable=True)
     mass = probabilities.gather(-1, order)
     before = mass.cumsum(-1) - mass
@@ -119,6 +119,6 @@ def sample_at(logits: Tensor, points: Sequence[float]) -> Tensor:
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
-    """Return a number in [0, 1) that depends on these three alone: no state, so neither batch nor machine matter."""
+    """Return a number in [0, 1) that depends on these three alone, so neither the batch nor the machine matters."""
     digest = hashlib.blake2b(f"{seed} {sample} {position}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)

@@ -1,4 +1,4 @@
-"""Token ids to text as they come: whole characters (`TextStream`), and texts that end generation (`StopStrings`)."""
+"""Streams of text: token ids to whole characters (`TextStream`), and strings that end a text (`StopStrings`)."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-# Tokens that may wait for the last byte of a character; an untrained model may never produce it.
-_MOST_HELD = 16
+# Maximum number of tokens that wait for the last byte of a character. An untrained model may never generate it.
+_MAX_HELD = 16
 
 
 class TextStream:
-    """Text token by token, in whole characters; joined, it is the text of all tokens decoded at once.
+    """Decodes tokens one by one, in whole characters. The chunks together are the text of all tokens decoded at once.
 
-    A token may be a part of a character, and some tokenizers show the space before a word only if something precedes
-    it. So each chunk is what the text of a few tokens gains by the next ones.
+    A token may be a part of a character, and some tokenizers decode the space before a word only if a token precedes
+    it. So the last few tokens are decoded with and without the new ones, and a chunk is the difference.
 
     Args:
         tokenizer: decodes the ids.
-        before: the ids in front, whose text is not given again.
+        before: the ids before the first token; their text is not repeated.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._context = list(before)[-_MOST_HELD:]
+        self._context = list(before)[-_MAX_HELD:]
         self._held: list[int] = []
         self._context_text = self._decode([])
 
@@ -31,12 +31,12 @@ class TextStream:
         """Return the characters that this token completes."""
         self._held.append(token)
         text = self._decode(self._held)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._held) < _MOST_HELD:
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._held) < _MAX_HELD:
             return ""
         return self._release(text)
 
     def flush(self) -> str:
-        """Return what is left at the end; a character that lacks bytes becomes U+FFFD."""
+        """Return the rest of the text; an incomplete character becomes U+FFFD."""
         return self._release(self._decode(self._held)) if self._held else ""
 
     def _release(self, text: str) -> str:
@@ -50,7 +50,7 @@ class TextStream:
 
 
 class StopStrings:
-    """Text up to the first of some strings; what may be the beginning of one is held back."""
+    """Ends a text before the first of some strings; what may be the beginning of one is held back."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = strings
@@ -58,17 +58,17 @@ class StopStrings:
         self.is_reached = False
 
     def push(self, chunk: str) -> str:
-        """Return the text that is certain by now; nothing once a string is reached."""
-        if self.is_reached or not self._strings:
-            return "" if self.is_reached else chunk
+        """Return the text that no string can begin in any more; nothing once a string is reached."""
+        if self.is_reached:
+            return ""
         text = self._held + chunk
-        places = [place for string in self._strings if (place := text.find(string)) >= 0]
-        if places:
+        positions = [text.find(string) for string in self._strings if string in text]
+        if positions:
             self.is_reached, self._held = True, ""
-            return text[: min(places)]
-        kept = max(_overlap(text, string) for string in self._strings)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+            return text[: min(positions)]
+        end = len(text) - max((_overlap(text, string) for string in self._strings), default=0)
+        self._held = text[end:]
+        return text[:end]
 
     def flush(self) -> str:
         """Return what was held back; nothing once a string is reached."""

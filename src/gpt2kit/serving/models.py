@@ -1,4 +1,4 @@
-"""Models for many readers: several checkpoints, loaded once in the background, and requests held to limits."""
+"""The models of the web demo: checkpoints that are loaded once, in the background, and the limits of requests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from gpt2kit.generation.options import GenerationOptions, Precision, generation_
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
 
-PATIENCE = 600
-"""Seconds that a request waits for its model to be loaded."""
-_PRESETS = 4
+# Seconds that a request waits for its model to be loaded.
+LOAD_TIMEOUT = 600
+# Maximum number of example prompts.
+_MAX_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,19 @@ class Limits:
 
 @dataclass
 class Model:
-    """One checkpoint of the service. `generator` is set once it is loaded, `failure` if that failed."""
+    """A checkpoint of the service."""
 
     name: str
     path: str
-    generator: Generator | None = None
+    generator: Generator | None = None  # once it is loaded
     facts: dict[str, str] = field(default_factory=dict)
-    presets: list[str] = field(default_factory=list)
-    failure: str = ""
-    done: threading.Event = field(default_factory=threading.Event)
+    examples: list[str] = field(default_factory=list)  # prompts
+    failure: str = ""  # why it could not be loaded
+    done: threading.Event = field(default_factory=threading.Event)  # set when it is loaded, or failed
 
 
 class Service:
-    """Some models, loaded one after another in a thread of its own, each once.
+    """Models that are loaded once, one after another, in a background thread.
 
     Args:
         models: from `find_models`.
@@ -57,7 +58,7 @@ class Service:
         self._precision = precision
 
     def load(self) -> threading.Thread:
-        """Begin to load; the first model comes first."""
+        """Start to load the models in their order."""
         thread = threading.Thread(target=self._load, daemon=True)
         thread.start()
         return thread
@@ -68,27 +69,27 @@ class Service:
                 opened = checkpoint.open(model.path)
                 model.facts = describe(opened)
                 model.generator = Generator(opened, self._precision, note=lambda text: None)
-                model.presets = presets(opened.metadata.get("settings")) or openings(model.generator)
-            except Exception as error:  # whatever it is, the other models are to be served
+                model.examples = find_examples(opened.metadata) or generate_examples(model.generator)
+            except Exception as error:  # the other models are served whatever it is
                 model.failure = str(error)
             finally:
                 model.done.set()
 
     def model(self, name: str) -> Model:
-        """The loaded model of that name."""
-        found = self.models.get(name)
-        if found is None:
+        """Return a model by its name, once it is loaded."""
+        model = self.models.get(name)
+        if model is None:
             raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
-        if not found.done.wait(PATIENCE):
-            raise UserError(f"{found.name}: still loading. Try again in a while")
-        if found.generator is None:
-            raise CheckpointError(found.failure)
-        return found
+        if not model.done.wait(LOAD_TIMEOUT):
+            raise UserError(f"{model.name}: still loading. Try again later")
+        if model.generator is None:
+            raise CheckpointError(model.failure)
+        return model
 
     def generate(
         self, name: str, prompt: str, options: GenerationOptions, alternatives: int = 0
     ) -> Iterator[TextChunk]:
-        """Generate text with one of the models, if the request is within the limits."""
+        """Generate text with a model, if the request is within the limits."""
         refuse(self.problems(prompt, options))
         generator = self.model(name).generator
         assert generator is not None
@@ -97,68 +98,65 @@ class Service:
     def problems(self, prompt: str, options: GenerationOptions) -> list[str]:
         """List what is invalid in a request, or above the limits."""
         limits, problems = self.limits, Problems(generation_problems(options))
-        length, tokens, samples = len(prompt), options.token_limit or 0, options.num_samples
-        most = limits.prompt_chars
-        problems.check(length <= most, f"{length:,} characters: a prompt has at most {most:,}")
-        most = limits.max_new_tokens
-        problems.check(tokens <= most, f"{tokens:,} tokens: a text has at most {most:,}")
-        most = limits.num_samples
-        problems.check(samples <= most, f"{samples} texts: a request gets at most {most}")
-        problems.check(
-            options.temperature <= limits.temperature,
-            f"temperature {options.temperature}: must be at most {limits.temperature}",
-        )
+        for name, value, limit in (
+            ("characters in the prompt", len(prompt), limits.prompt_chars),
+            ("tokens", options.token_limit or 0, limits.max_new_tokens),
+            ("samples", options.num_samples, limits.num_samples),
+            ("temperature", options.temperature, limits.temperature),
+        ):
+            problems.check(value <= limit, f"{name}: {value:,} is more than the limit of {limit:,}")
         return problems.messages
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
-    """What the paths mean: .ckpt files, run folders, folders of runs, Hugging Face folders; each with its own name."""
-    found: list[tuple[str, str]] = []
-    for given in ckpt_paths:
-        path = Path(given)
-        if given.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file():
-            found.append((path.name or path.resolve().name, given))
-        elif path.is_dir() and not (path / "checkpoints").is_dir():
-            runs = sorted(
-                (sub.parent for sub in path.rglob("checkpoints") if checkpoint.checkpoints(sub.parent)), key=str
-            )
-            if not runs:
-                raise CheckpointError(
-                    f"{path}: no run with a checkpoint in this folder. Name a run or a folder of runs"
-                )
-            found += [(str(run.relative_to(path)), str(checkpoint.find(run))) for run in runs]
-        else:
-            file = str(checkpoint.find(path))
-            found.append(((path.name or path.resolve().name).removesuffix(".ckpt"), file))
-    files = dict.fromkeys(file for _, file in found)
-    names: dict[str, str] = {}
-    for name, file in found:
-        if file in files:
-            del files[file]
-            names[name if name not in names else f"{name} ({len(names) + 1})"] = file
-    return [Model(name, file) for name, file in names.items()]
+    """Return the models at the paths: .ckpt files, run folders, folders of runs, or Hugging Face folders.
+
+    Each checkpoint is returned once, with a unique name.
+    """
+    models: dict[str, Model] = {}
+    for path in ckpt_paths:
+        for name, file in _find_checkpoints(path):
+            if file not in [model.path for model in models.values()]:
+                unique_name = f"{name} ({len(models) + 1})" if name in models else name
+                models[unique_name] = Model(unique_name, file)
+    return list(models.values())
+
+
+def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
+    """Return the names and paths of the checkpoints at a path."""
+    path = Path(ckpt_path)
+    name = path.name or path.resolve().name
+    if ckpt_path.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file():
+        return [(name, ckpt_path)]
+    if not path.is_dir() or (path / "checkpoints").is_dir():
+        return [(name.removesuffix(".ckpt"), str(checkpoint.find(path)))]
+    runs = sorted((sub.parent for sub in path.rglob("checkpoints") if checkpoint.checkpoints(sub.parent)), key=str)
+    if not runs:
+        raise CheckpointError(f"{path}: no run with a checkpoint in this folder. Name a run or a folder of runs")
+    return [(str(run.relative_to(path)), str(checkpoint.find(run))) for run in runs]
 
 
 def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
-    """A model's size, corpus and bits per byte, as far as the checkpoint and its run's log say."""
-    facts = opened.metadata
-    settings = facts.get("settings")
-    data = settings.get("data") if isinstance(settings, dict) else None
-    files = data.get("train_files") if isinstance(data, dict) else None
-    names = [str(name) for name in (files if isinstance(files, list) else [files] if files else [])]
-    corpus = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) + " ..." * (len(names) > 3)
-    tokens = facts.get("train_tokens")
-    score = last_validation(opened.path, facts.get("step"))
+    """Return a model's size, training text, bits per byte and context, as far as its checkpoint and its run say."""
+    files = _get(opened.metadata, "settings", "data", "train_files") or []
+    names = [str(name) for name in (files if isinstance(files, list) else [files])]
+    text = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) or "unknown"
+    if len(names) > 3:
+        text += " ..."
+    tokens = opened.metadata.get("train_tokens")
+    if isinstance(tokens, int):
+        text += f" ({tokens / 1e6:,.1f} M tokens)"
+    bits = find_validation(opened.path, opened.metadata.get("step"))
     return {
         "size": f"{parameter_count(opened.shape) / 1e6:,.1f} M parameters",
-        "corpus": (corpus or "unknown") + (f" ({tokens / 1e6:,.1f} M tokens)" if isinstance(tokens, int) else ""),
-        "bits per byte": "unknown" if score is None else f"{score:.3f}",
+        "training text": text,
+        "bits per byte": "unknown" if bits is None else f"{bits:.3f}",
         "context": f"{opened.shape['n_positions']:,} tokens",
     }
 
 
-def last_validation(file: Path, step: object) -> float | None:
-    """The validation's, at the checkpoint's step, or the last one before it."""
+def find_validation(file: Path, step: object) -> float | None:
+    """Return the bits per byte of the last validation up to a checkpoint's step; None if its run logged none."""
     try:
         bits = folder.read_metrics(file.parent.parent).get("val_bpb", {})
     except (OSError, UserError):
@@ -167,24 +165,30 @@ def last_validation(file: Path, step: object) -> float | None:
     return bits[steps[-1]] if steps else None
 
 
-def presets(settings: Any) -> list[str]:
-    """The prompts that a run's own callbacks have written with, if any."""
-    trainer = settings.get("trainer") if isinstance(settings, dict) else None
-    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
-    found: list[str] = []
+def find_examples(metadata: dict[str, Any]) -> list[str]:
+    """Return the prompts of the callbacks in a run's settings."""
+    callbacks = _get(metadata, "settings", "trainer", "callbacks")
+    examples: list[str] = []
     for callback in callbacks if isinstance(callbacks, list) else []:
-        options = callback.get("init_args") if isinstance(callback, dict) else None
-        prompts = options.get("prompts") if isinstance(options, dict) else None
-        found += [text for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
-    return found[:_PRESETS]
+        prompts = _get(callback, "init_args", "prompts")
+        examples += [text for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
+    return examples[:_MAX_EXAMPLES]
 
 
-def openings(generator: Generator) -> list[str]:
-    """Return how the model itself begins a document: some first words, to start from."""
-    options = GenerationOptions(temperature=0.7, top_p=0.9, num_samples=2 * _PRESETS, max_new_tokens=8)
+def generate_examples(generator: Generator) -> list[str]:
+    """Return the first words of documents that the model generates."""
+    options = GenerationOptions(temperature=0.7, top_p=0.9, num_samples=2 * _MAX_EXAMPLES, max_new_tokens=8)
     texts: dict[int, str] = {}
     for chunk in generator.generate([""], options):
         texts[chunk.sample] = texts.get(chunk.sample, "") + chunk.text
-    begins = [text.strip().split("\n")[0] for text in texts.values()]
-    shorter = [text.rsplit(" ", 1)[0] if " " in text else text for text in begins]
-    return list(dict.fromkeys(text for text in shorter if text.strip()))[:_PRESETS]
+    lines = [text.strip().split("\n")[0] for text in texts.values()]
+    # The last word may be incomplete.
+    examples = [line.rsplit(" ", 1)[0] for line in lines]
+    return list(dict.fromkeys(text for text in examples if text.strip()))[:_MAX_EXAMPLES]
+
+
+def _get(content: Any, *keys: str) -> Any:
+    """Return a value in nested dictionaries; None if it is missing. The metadata of a file may have any form."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content

@@ -1,4 +1,4 @@
-"""The demo's page: what it shows, and what it shows while texts grow. All text on it is escaped."""
+"""The page of the web demo: its controls, and its content while text is generated. All text on it is escaped."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from gpt2kit.generation.decoder import SampledToken
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import pages
-from gpt2kit.serving.models import PATIENCE, Model, Service
+from gpt2kit.serving.models import LOAD_TIMEOUT, Model, Service
 
 if TYPE_CHECKING:
     import gradio
 
+# Number of the most likely tokens to show with each sampled one.
 _ALTERNATIVES = 5
-_SHOWN_TOKENS = 2000
-_EVERY = 0.08
-"""Seconds between two updates of the page."""
+# Maximum number of tokens of a text to show with alternatives.
+_MAX_TOKENS = 2000
+# Seconds between two updates of the page.
+_UPDATE_INTERVAL = 0.08
 _DOWNLOAD = """(text) => {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text ?? ''], {type: 'text/plain;charset=utf-8'}));
@@ -46,39 +48,39 @@ footer { display: none !important; }
 
 
 def build(service: Service, max_concurrency: int) -> gradio.Blocks:
-    """The page."""
+    """Build the page; `max_concurrency` requests are computed at the same time."""
     import gradio as gr
 
     limits, names = service.limits, list(service.models)
 
-    def write(*values: Any) -> Iterator[tuple[str, str, str]]:
+    def generate(*values: Any) -> Iterator[tuple[str, str, str]]:
         try:
-            yield from written(service, *values)
+            yield from generate_content(service, *values)
         except UserError as error:
             raise gr.Error(html.escape(str(error)), duration=None) from None
 
-    def choose(name: str) -> tuple[str, Any]:
+    def select_model(name: str) -> tuple[str, Any]:
         model = service.models.get(name)
         if model is None:
             return "", gr.skip()
-        model.done.wait(PATIENCE)
-        return facts(model), gr.update(choices=model.presets, value=None)
+        model.done.wait(LOAD_TIMEOUT)
+        return format_facts(model), gr.update(choices=model.examples, value=None)
 
-    with gr.Blocks(title="gpt2kit", analytics_enabled=False) as made:
+    with gr.Blocks(title="gpt2kit", analytics_enabled=False) as blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
-                about = gr.HTML(facts(service.models[names[0]]))
+                facts = gr.HTML(format_facts(service.models[names[0]]))
                 prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=limits.prompt_chars)
-                preset = gr.Dropdown([], label="Or begin with", filterable=False)
+                example = gr.Dropdown([], label="Examples", filterable=False)
                 with gr.Row():
-                    go = gr.Button("Write", variant="primary", min_width=120)
+                    start = gr.Button("Generate", variant="primary", min_width=120)
                     stop = gr.Button("Stop", min_width=120)
-                tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Tokens at most")
-                heat = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: always the likeliest)")
-                samples = gr.Slider(1, limits.num_samples, 1, step=1, label="Texts")
-                seed = gr.Number(1, label="Seed: the same seed writes the same text", precision=0)
-                with gr.Accordion("More", open=False):
+                tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Maximum tokens")
+                temperature = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: greedy)")
+                samples = gr.Slider(1, limits.num_samples, 1, step=1, label="Samples")
+                seed = gr.Number(1, label="Seed", info="The same seed gives the same text", precision=0)
+                with gr.Accordion("More options", open=False):
                     top_k = gr.Slider(0, 200, 0, step=1, label="Top k (0: off)")
                     top_p = gr.Slider(0.05, 1, 0.95, step=0.01, label="Top p (1: off)")
                     penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty (1: off)")
@@ -89,27 +91,28 @@ def build(service: Service, max_concurrency: int) -> gradio.Blocks:
                 with gr.Row():
                     status = gr.HTML("", min_height=24)
                     save = gr.Button("Download", size="sm", min_width=120)
-                with gr.Accordion("Token by token: the darker, the less expected; hover or tap for the alternatives"):
+                with gr.Accordion("Tokens: darker means less likely; hover or tap to see the alternatives"):
                     tokens_view = gr.HTML("", elem_id="tokens")
-        inputs = [model, prompt, tokens, heat, top_k, top_p, penalty, samples, seed]
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         event: dict[str, Any] = {
+            "inputs": [model, prompt, tokens, temperature, top_k, top_p, penalty, samples, seed],
             "outputs": [text, tokens_view, status],
-            "show_progress": "hidden",
-            "api_visibility": "private",
+            "scroll_to_output": True,  # on a phone the text is below the controls
+            "concurrency_limit": max_concurrency,
+            "concurrency_id": "generate",
+            **private,
         }
-        event["scroll_to_output"] = True  # on a phone the text is below
-        limit = {"concurrency_limit": max_concurrency, "concurrency_id": "write"}
-        writing = [go.click(write, inputs, **event, **limit), prompt.submit(write, inputs, **event, **limit)]
-        stop.click(None, cancels=writing, api_visibility="private")
-        save.click(None, [text], js=_DOWNLOAD, api_visibility="private")
-        preset.input(lambda chosen: chosen or "", [preset], [prompt], show_progress="hidden", api_visibility="private")
-        for trigger in (model.change, made.load):
-            trigger(choose, [model], [about, preset], show_progress="hidden", api_visibility="private")
-    made.queue(max_size=64, api_open=False)
-    return made
+        generating = [start.click(generate, **event), prompt.submit(generate, **event)]
+        stop.click(None, cancels=generating, **private)
+        save.click(None, [text], js=_DOWNLOAD, **private)
+        example.input(lambda choice: choice or "", [example], [prompt], **private)
+        for trigger in (model.change, blocks.load):
+            trigger(select_model, [model], [facts, example], **private)
+    blocks.queue(max_size=64, api_open=False)
+    return blocks
 
 
-def written(
+def generate_content(
     service: Service,
     name: str,
     prompt: str,
@@ -121,7 +124,7 @@ def written(
     num_samples: float,
     seed: float,
 ) -> Iterator[tuple[str, str, str]]:
-    """What the page shows as the texts grow: the texts, the tokens, how it stands."""
+    """Yield the content of the page while text is generated: the texts, the tokens as HTML, and the status."""
     try:
         options = GenerationOptions(
             temperature=float(temperature),
@@ -129,7 +132,7 @@ def written(
             top_p=float(top_p),
             repetition_penalty=float(penalty),
             seed=int(seed or 0),
-            num_samples=int(num_samples) if temperature else 1,  # at temperature 0 all would be the same
+            num_samples=int(num_samples) if temperature else 1,  # at temperature 0 all samples would be the same
             max_new_tokens=int(max_new_tokens),
         )
     except (TypeError, ValueError, OverflowError):
@@ -143,55 +146,52 @@ def written(
     assert model.generator is not None
     texts = [prompt] * options.num_samples
     sampled: list[list[SampledToken]] = [[] for _ in texts]
-    begin, shown, count = time.monotonic(), 0.0, 0
+    start, last_update, count = time.monotonic(), 0.0, 0
     for chunk in service.generate(model.name, prompt, options, _ALTERNATIVES):
         texts[chunk.sample] += chunk.text
         if chunk.sampled:
             sampled[chunk.sample].append(chunk.sampled)
             count += 1
-        if time.monotonic() - shown > _EVERY:
-            shown = time.monotonic()
-            yield joined(texts), "", f"{count} tokens"
-    seconds = max(time.monotonic() - begin, 1e-3)
-    parts = (tokens_html(model.generator, row) for row in sampled)
-    yield joined(texts), "<hr>".join(parts), f"{count} tokens, {count / seconds:,.0f} a second"
+        if time.monotonic() - last_update > _UPDATE_INTERVAL:
+            last_update = time.monotonic()
+            yield join_texts(texts), "", f"{count} tokens"
+    seconds = max(time.monotonic() - start, 1e-3)
+    tokens = (tokens_html(model.generator, row) for row in sampled)
+    yield join_texts(texts), "<hr>".join(tokens), f"{count} tokens, {count / seconds:,.0f} tokens/s"
 
 
-def joined(texts: list[str]) -> str:
-    """Several texts with a line between them."""
+def join_texts(texts: list[str]) -> str:
+    """Join texts with a line between them."""
     return ("\n\n" + "─" * 12 + "\n\n").join(texts)
 
 
 def tokens_html(generator: Generator, sampled: list[SampledToken]) -> str:
     """Return each token, darker the less likely it was, with its alternatives. All text in it is escaped."""
     spans = []
-    for one in sampled[:_SHOWN_TOKENS]:
-        shown = visible(generator, one.token)
-        rows = [f"{shown}  {one.probability:.1%}  sampled"]
-        rows += [f"{visible(generator, token)}  {probability:.1%}" for token, probability in one.most_likely]
-        shown = "⏎\n" if shown == "⏎" else shown
+    for item in sampled[:_MAX_TOKENS]:
+        text = show_token(generator, item.token)
+        rows = [f"{text}  {item.probability:.1%}  sampled"]
+        rows += [f"{show_token(generator, token)}  {probability:.1%}" for token, probability in item.most_likely]
+        alternatives = "&#10;".join(html.escape(row.replace("\n", "")) for row in rows)
         spans.append(
-            f'<span class="t" tabindex="0" style="--surprise:{60 * (1 - one.probability):.0f}">{html.escape(shown)}'
-            f'<span class="a">{"&#10;".join(map(html.escape, rows))}</span></span>'
+            f'<span class="t" tabindex="0" style="--surprise:{60 * (1 - item.probability):.0f}">{html.escape(text)}'
+            f'<span class="a">{alternatives}</span></span>'
         )
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 
-def visible(generator: Generator, token: int) -> str:
-    """Return a token as visible text: a line break as ⏎, a part of a character as its bytes."""
+def show_token(generator: Generator, token: int) -> str:
+    """Return a token as visible text; a part of a character as its bytes."""
     if token == generator.eos:
         return "(end)"
     raw = generator.token_bytes(token)
     try:
-        text = raw.decode()
+        return pages.visible(raw.decode())
     except UnicodeDecodeError:
         return raw.hex(" ").upper()
-    return pages.mark_hidden(text).replace("\n", "⏎").replace("\t", "→")
 
 
-def facts(model: Model) -> str:
+def format_facts(model: Model) -> str:
     """Return the facts about a model as HTML, escaped."""
-    if model.failure:
-        return f'<div class="facts">{html.escape(model.failure)}</div>'
-    summary = " · ".join(f"{name}: {value}" for name, value in model.facts.items()) or "loading ..."
-    return f'<div class="facts">{html.escape(summary)}</div>'
+    facts = " · ".join(f"{name}: {value}" for name, value in model.facts.items())
+    return f'<div class="facts">{html.escape(model.failure or facts or "loading ...")}</div>'

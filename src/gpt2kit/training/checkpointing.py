@@ -1,4 +1,4 @@
-"""When a checkpoint is written, which ones are kept, and how a run stops and resumes exactly."""
+"""When checkpoints are written, which of them are kept, and how a run stops and resumes exactly."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ class ExactResume(Checkpoint):
     is written at the start of the next step: by then the last step is logged, and validated if that was due.
 
     Args:
-        every: optimizer steps between checkpoints; None: write none. There is also one after each validation and at
-            the end.
+        every: optimizer steps between checkpoints; there is also one after each validation. None: write none at all.
         save_top_k: checkpoints with the lowest validation loss to keep, besides the newest.
         max_seconds: save and stop after the first step that ends later than this.
         override_optimizer: on resume, take the optimizer's settings from the config instead of the checkpoint.
@@ -70,20 +69,15 @@ class ExactResume(Checkpoint):
     def __init__(
         self,
         every: int | None,
-        save_top_k: int = 1,
-        max_seconds: float | None = None,
-        override_optimizer: bool = False,
-        settings: dict[str, Any] | None = None,
+        save_top_k: int,
+        max_seconds: float | None,
+        override_optimizer: bool,
+        settings: dict[str, Any],
     ) -> None:
-        self.every, self.save_top_k, self.max_seconds, self.override_optimizer = (
-            every,
-            save_top_k,
-            max_seconds,
-            override_optimizer,
-        )
-        self.settings = settings or {}
+        self.every, self.save_top_k, self.max_seconds = every, save_top_k, max_seconds
+        self.override_optimizer, self.settings = override_optimizer, settings
         self._signal = 0
-        self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # what ranks agreed a step ago
+        self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # over the ranks, one step ago
         self._handlers: dict[signal.Signals, Any] = {}  # Lightning's own, to be restored
         self._start_time = time.monotonic()
         self._failed_saves = 0
@@ -110,7 +104,7 @@ class ExactResume(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # By now Lightning has installed its signal handlers and restored the optimizer.
         for number in STOP_SIGNALS:
-            self._handlers.setdefault(number, signal.signal(number, self._on_signal))
+            self._handlers.setdefault(number, signal.signal(number, self.handle_signal))
         if trainer.received_sigterm:  # by Lightning's handler
             self._signal = signal.SIGTERM
         lightning_patches.disable_signal_broadcast(trainer)
@@ -120,9 +114,7 @@ class ExactResume(Checkpoint):
         self._is_started = True
         self._write_status(trainer, "running")
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._between_steps(trainer)
         slot = batch_idx * trainer.world_size + trainer.global_rank
@@ -137,7 +129,7 @@ class ExactResume(Checkpoint):
         self._restore_signals()  # here, because Lightning restores the user's handlers before teardown
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # If the start was refused, such as in a folder that another process uses, that run's status stays.
+        # If the start was refused, for example because another process uses the folder, that run's status stays.
         if self._is_started and not isinstance(exception, SystemExit):
             self._write_status(trainer, "failed", f"{type(exception).__name__}: {exception}")
         self.teardown(trainer, pl_module, "fit")
@@ -147,15 +139,11 @@ class ExactResume(Checkpoint):
         if self._lock is not None:
             self._lock.release()
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint_: dict[str, Any]) -> None:
         checkpoint_[checkpoint.KEY] = run_state.describe(trainer, self.settings)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint_: dict[str, Any]
-    ) -> None:
-        # Loaders and loops are restored after this. Their position counts micro-batches, so it depends on the devices.
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint_: dict[str, Any]) -> None:
+        # Lightning restores the loops after this. They count micro-batches, whose number depends on the devices.
         text, gpt2, metadata = datamodule_of(trainer), gpt2_of(trainer), checkpoint_[checkpoint.KEY]
         saved = run_state.saved_identity(metadata["data"], text)
         run_state.refuse_other_data(saved, run_state.identity(text, text.global_batch(trainer)))
@@ -189,7 +177,7 @@ class ExactResume(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         """Save this step unless it is saved already; then delete checkpoints that are neither new nor among the best.
 
-        Rank 0 decides and broadcasts. If each rank looked for itself, they could disagree and wait forever.
+        Rank 0 decides for all ranks. If each decided for itself, they could disagree and wait forever.
         """
         run, step = self._run, trainer.global_step
         if run is None:
@@ -198,7 +186,12 @@ class ExactResume(Checkpoint):
         gpt2.guard.check()
         saved = checkpoint.checkpoints(run)
         is_saved = any(checkpoint.step_of(path) == step for path in saved)
-        problem = lifecycle.space_problem(run, self._expected_bytes(trainer, saved)) if trainer.is_global_zero else ""
+        problem = ""
+        if trainer.is_global_zero:
+            # A checkpoint is as large as the last one; the first one has weights and two moments in float32.
+            first_size = 12 * sum(p.numel() for p in gpt2.parameters())
+            size = next((path.stat().st_size for path in saved if path.exists()), first_size)
+            problem = lifecycle.space_problem(run, round(1.1 * size))
         is_saved, problem = trainer.strategy.broadcast((is_saved, problem))
         if is_saved:
             return
@@ -209,7 +202,12 @@ class ExactResume(Checkpoint):
             trainer.save_checkpoint(path, weights_only=False)
             problem = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", ""))
         if problem:
-            self._count_failure(problem)
+            self._failed_saves += 1
+            if self._failed_saves >= MAX_FAILED_SAVES:
+                count = f"{self._failed_saves} saves have failed"
+                raise MachineError(f"{problem}; {count}. Make room and resume with --ckpt_path last")
+            count = f"failure {self._failed_saves} of {MAX_FAILED_SAVES}"
+            logger.warning(f"NOT SAVED, training continues: {problem} ({count})")
         elif trainer.is_global_zero:
             self._failed_saves = 0
             self._write_status(trainer, "running")
@@ -218,27 +216,15 @@ class ExactResume(Checkpoint):
                 if old not in checkpoint.best_of(saved, self.save_top_k):
                     checkpoint.remove(old)
 
-    def _count_failure(self, problem: str) -> None:
-        self._failed_saves += 1
-        if self._failed_saves >= MAX_FAILED_SAVES:
-            raise MachineError(
-                f"{problem}; {MAX_FAILED_SAVES} saves have failed. Make room and resume with --ckpt_path last"
-            )
-        logger.warning(f"NOT SAVED, training continues: {problem} (failure {self._failed_saves} of {MAX_FAILED_SAVES})")
-
-    def _expected_bytes(self, trainer: pl.Trainer, saved: list[Path]) -> int:
-        """Return about how large the next checkpoint is: as the last one, or weights and two moments in float32."""
-        weights = sum(p.numel() for p in trainer.lightning_module.parameters())
-        return round(1.1 * next((path.stat().st_size for path in saved if path.exists()), 12 * weights))
-
     def _write_status(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:
             with contextlib.suppress(OSError):  # on a full disk the old status stays
                 lifecycle.write_status(self._run, state, trainer.global_step, reason)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def handle_signal(self, number: int, frame: Any) -> None:
+        """Stop after this step; at a second Ctrl-C, stop at once."""
         if self._signal == signal.SIGINT == number:
-            os._exit(128 + number)  # a second Ctrl-C
+            os._exit(128 + number)
         self._signal = number
         if number == signal.SIGINT:
             print("\nsaving and stopping after this step (Ctrl-C again: stop at once)", file=sys.stderr)
@@ -250,18 +236,17 @@ class ExactResume(Checkpoint):
     def _maximum_of_ranks(self, trainer: pl.Trainer, *numbers: int) -> list[int]:
         """Return the maximum over all ranks of each number, so that all ranks stop at the same step.
 
-        On GPUs it is the maximum of the step before: the one of this step would make the program wait for the device.
+        On GPUs it is the maximum of the step before: that of this step would make the program wait for the device.
         """
         if trainer.world_size == 1:
             return list(numbers)
         device, maximum = trainer.strategy.root_device, torch.tensor(numbers)
-        if device.type != "cuda":
-            torch.distributed.all_reduce(maximum, op=torch.distributed.ReduceOp.MAX)
-            return maximum.tolist()
-        maximum = maximum.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda":
+            maximum = maximum.pin_memory().to(device, non_blocking=True)
         torch.distributed.all_reduce(maximum, op=torch.distributed.ReduceOp.MAX)
-        previous = self._previous_maximum
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        if device.type != "cuda":
+            return maximum.tolist()
+        previous, copied = self._previous_maximum, torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._previous_maximum = (maximum.to("cpu", non_blocking=True), copied)
         copied.record()
         if previous is None:
@@ -271,11 +256,8 @@ class ExactResume(Checkpoint):
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed the generators of the CPU and the device.
-
-    `torch.manual_seed` seeds every kind of device, and takes long to find out that there is none.
-    """
-    torch.default_generator.manual_seed(seed)
+    """Seed the generators of the CPU and the device."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow: it looks for every kind of device
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
@@ -284,14 +266,14 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 def apply_config_settings(trainer: pl.Trainer) -> None:
     """Replace the learning rates, betas and decays that the checkpoint has restored by those of the config."""
-    optimizer = trainer.optimizers[0]
-    for group, fresh in zip(optimizer.param_groups, gpt2_of(trainer).fresh_groups, strict=True):
-        group.update({**fresh, "initial_lr": fresh["lr"]})
-    schedule_of(trainer).base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    config_groups = gpt2_of(trainer).config_groups
+    for group, config in zip(trainer.optimizers[0].param_groups, config_groups, strict=True):
+        group.update({**config, "initial_lr": config["lr"]})
+    schedule_of(trainer).base_lrs = [group["lr"] for group in config_groups]
 
 
 def update_learning_rates(trainer: pl.Trainer) -> None:
-    """Compute the learning rates of the next step anew: with another last step they are not the saved ones."""
+    """Compute the learning rates of the next step again: with another last step they are not the saved ones."""
     groups, schedule = trainer.optimizers[0].param_groups, schedule_of(trainer)
     for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(schedule.last_epoch)
@@ -299,7 +281,9 @@ def update_learning_rates(trainer: pl.Trainer) -> None:
 
 def requeue() -> None:
     """Put the job back into the queue if it runs under SLURM; it resumes with `--ckpt_path last`."""
-    if job := os.environ.get("SLURM_JOB_ID"):
-        process = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
-        if process.returncode:
-            logger.warning(f"scontrol requeue {job} failed: {process.stderr.strip()}")
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return
+    process = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
+    if process.returncode:
+        logger.warning(f"scontrol requeue {job} failed: {process.stderr.strip()}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import socket
@@ -13,10 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch import Tensor, distributed
-from torch.distributed.tensor import DTensor
+from torch import distributed
 from torch.optim import Optimizer
 
 from gpt2kit import __version__, dtensor
@@ -28,6 +24,15 @@ from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 
 RankInfo = dict[str, str]
+# What torch reports when processes cannot connect, and what it means.
+_LAUNCH_ERRORS = {
+    r"EADDRINUSE|address already in use": "this port is taken by another program. Set MASTER_PORT to a free port; with "
+    "torchrun, use --standalone (one machine) or another --rdzv-endpoint",
+    r"(\d+)/(\d+) clients joined": "only {} of {} processes connected. Read the messages of the others, and check that "
+    "each machine can reach this address",
+    r"client socket has (timed out|failed)|failed to connect to|could not resolve": "rank 0 cannot be reached. Check "
+    "MASTER_ADDR (torchrun: --rdzv-endpoint), the network, and whether rank 0 still runs",
+}
 
 
 def launch_sizes(devices: Any, num_nodes: int, environment: Mapping[str, str] = os.environ) -> tuple[Any, int]:
@@ -100,67 +105,50 @@ def accumulation_steps(global_batch: int, batch_size: int, world_size: int) -> i
 
 def explain_launch_error(error: BaseException) -> MachineError | None:
     """Return what an error of torch means if the processes of a run could not connect."""
-    text = str(error)
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-    if "EADDRINUSE" in text or "address already in use" in text.lower():
-        return MachineError(
-            f"port {address}: taken by another program. Set MASTER_PORT to a free port; with torchrun, use "
-            "--standalone (one machine) or another --rdzv-endpoint"
-        )
-    if joined := re.search(r"(\d+)/(\d+) clients joined", text):
-        return MachineError(
-            f"{address}: only {joined[1]} of {joined[2]} processes connected. Read the messages of the others, and "
-            "check that each machine can reach this address"
-        )
-    if re.search(r"client socket has (timed out|failed)|failed to connect to|could not resolve", text, re.IGNORECASE):
-        return MachineError(
-            f"{address}: rank 0 cannot be reached. Check MASTER_ADDR (torchrun: --rdzv-endpoint), the network, and "
-            "whether rank 0 still runs"
-        )
+    for pattern, message in _LAUNCH_ERRORS.items():
+        if match := re.search(pattern, str(error), re.IGNORECASE):
+            return MachineError(f"{address}: {message.format(*match.groups())}")
     return None
 
 
-class RankAgreement(Callback):
-    """Raises before the first step if the settings of the ranks, or what they have read, differ.
+def refuse_disagreement(trainer: pl.Trainer, settings: Mapping[str, Any], resumed: Path | None) -> None:
+    """Raise on all ranks if their settings, or what they have read, differ.
 
     Args:
+        trainer: the trainer, whose processes are connected.
         settings: the resolved config, as plain types.
         resumed: the checkpoint from which the run resumes.
     """
-
-    def __init__(self, settings: dict[str, Any], resumed: Path | None) -> None:
-        self.settings = settings
-        self.resumed = resumed
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.world_size == 1 or not distributed.is_initialized():
-            return
-        info = describe_rank(trainer, self.settings, self.resumed)
-        if len(set(_gather_objects(trainer, _hash(info)))) == 1:  # hashes first, because they are small
-            return
-        problem = describe_disagreement(_gather_objects(trainer, (socket.gethostname(), info)))
-        if trainer.is_global_zero:
-            raise UserError(problem)
+    if trainer.world_size == 1 or not distributed.is_initialized():
+        return
+    ranks: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(ranks, (socket.gethostname(), describe_rank(trainer, settings, resumed)))
+    problem = describe_disagreement(ranks)
+    if problem and trainer.is_global_zero:
+        raise UserError(problem)
+    if problem:
         raise SystemExit(UserError.exit_code)  # rank 0 prints the error
 
 
-def describe_rank(trainer: pl.Trainer, settings: dict[str, Any], resumed: Path | None) -> RankInfo:
+def describe_rank(trainer: pl.Trainer, settings: Mapping[str, Any], resumed: Path | None) -> RankInfo:
     """Return everything in which the ranks of a run must agree, by names for people."""
     text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
-    return {
+    info = {
         "gpt2kit": __version__,
-        "torch": str(torch.__version__),
-        **{name: str(value) for name, value in lifecycle.flatten(settings).items()},
+        "torch": torch.__version__,
+        **lifecycle.flatten(settings),
         "the tokenizer": tokenizers.fingerprint(text.tokenizer)[:12],
         **{f"the {split} text": text.store(split).fingerprint[:12] for split in text.files if text.files[split]},
-        "the order of batches": _hash(run_state.identity(text, text.global_batch(trainer))),
-        "the model's shape": _hash(gpt2.shape),
-        "precision": str(trainer.precision),
+        **lifecycle.flatten(run_state.identity(text, text.global_batch(trainer)), "the order of batches"),
+        **lifecycle.flatten(gpt2.shape, "the model's shape"),
+        "precision": trainer.precision,
         "attention": gpt2.choose_attention(trainer.strategy.root_device).value,
         "compile": gpt2.compiled,
-        "steps": str(trainer.max_steps),
+        "steps": trainer.max_steps,
         "the checkpoint": resumed.name if resumed else "none",  # has its step and loss; folders may differ
     }
+    return {name: str(value) for name, value in info.items()}
 
 
 def describe_disagreement(ranks: list[tuple[str, RankInfo]]) -> str:
@@ -179,18 +167,8 @@ def describe_disagreement(ranks: list[tuple[str, RankInfo]]) -> str:
     )
 
 
-def _gather_objects(trainer: pl.Trainer, value: object) -> list[Any]:
-    values: list[Any] = [None] * trainer.world_size
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 class FSDP(ModelParallelStrategy):
-    """FSDP2 by Lightning's ModelParallelStrategy: weights, gradients and optimizer state sharded over all devices.
+    """Shards weights, gradients and optimizer state over all devices: FSDP2 by Lightning's ModelParallelStrategy.
 
     Rank 0 writes the same single file as on one device. Lightning's distributed checkpoints are written in place, so a
     killed save mixes two steps, and they are read by unpickling.
@@ -205,18 +183,18 @@ class FSDP(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return dict(gather(self.lightning_module.state_dict(), self.is_global_zero))
+        return dict(dtensor.gather(self.lightning_module.state_dict(), self.is_global_zero))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         # Numbered by parameter group, as on one device. Lightning would number it in the order of the model.
-        return dict(gather(optimizer.state_dict(), self.is_global_zero))
+        return dict(dtensor.gather(optimizer.state_dict(), self.is_global_zero))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Open a checkpoint of any strategy and number of ranks. It is mapped into memory: a rank reads its rows."""
+        """Open a checkpoint of any strategy and number of ranks. It is mapped into memory, so a rank reads its rows."""
         return checkpoint.read(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
@@ -225,7 +203,7 @@ class FSDP(ModelParallelStrategy):
         if set(state) != set(checkpoint["state_dict"]):
             raise ValueError("the names of the checkpoint's weights are not those of the model")
         for name, tensor in state.items():
-            tensor.copy_(_shard_like(tensor, checkpoint["state_dict"][name]))
+            tensor.copy_(dtensor.shard_like(tensor, checkpoint["state_dict"][name]))
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -235,40 +213,7 @@ class FSDP(ModelParallelStrategy):
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
-                number: {key: _shard_like(parameters[number], value) for key, value in values.items()}
+                number: {key: dtensor.shard_like(parameters[number], value) for key, value in values.items()}
                 for number, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
-
-
-def _shard_like(parameter: Tensor, value: Any) -> Any:
-    """Return a value of a checkpoint, sharded like its parameter if both are matrices or vectors."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.shape:
-        return value
-    first, end = dtensor.local_rows(parameter)
-    return DTensor.from_local(
-        value[first:end].to(parameter.device),
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
-def gather(value: Any, is_kept: bool, gathered: dict[object, Tensor | None] | None = None) -> Any:
-    """Return nested containers with full tensors on the CPU instead of sharded ones; None if not `is_kept`.
-
-    All ranks must call this. One tensor at a time is gathered on a device, and tied tensors stay one.
-    """
-    gathered = {} if gathered is None else gathered
-    if isinstance(value, DTensor):
-        rows = value.to_local()
-        key = (rows.data_ptr(), value.shape) if rows.numel() else object()
-        full = value.full_tensor()  # also if it is tied: a rank that skipped this would make the others wait forever
-        return gathered.setdefault(key, full.detach().cpu() if is_kept else None)
-    if isinstance(value, dict):
-        return {name: gather(part, is_kept, gathered) for name, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(gather(part, is_kept, gathered) for part in value)
-    return value

@@ -1,13 +1,15 @@
-"""Estimates what a run takes: time from a few real steps, memory from two steps on tensors without data."""
+"""Estimates what a run takes: memory from two steps on tensors without data, the disk, time from a few real steps."""
 
 from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,11 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.run_info import RunInfo
 from gpt2kit.training.trainer import make_trainer
 
 # The dry run ends after this many optimizer steps, or with the first step that ends after this many seconds.
 _STEPS, _SECONDS = 6, 30.0
-_VALIDATION_BATCHES = 4
 # The end of a run whose number of steps is not known, for its schedule.
 _MANY_STEPS = 1_000_000
 # The options in which the trainer of a dry run differs from the run's: it writes nothing.
@@ -39,33 +41,67 @@ DRY_RUN_OPTIONS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
-    "limit_val_batches": _VALIDATION_BATCHES,
+    "limit_val_batches": 4,
     "profiler": None,
 }
 PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activations", "logits")
-# The two moments of a step that can be its peak: forward and backward, when activations and logits are largest, and the
-# update, when the optimizer works.
-MOMENTS = ("passes", "update")
+# The next three constants are measured on CPUs, with glibc (bench/memory.py).
+# Bytes that a process takes in addition once it trains: kernels made at the first step, logs, threads.
+_LIBRARY_BYTES = 90_000_000
+# The fraction of memory that compiled blocks and a compiled head still need. Dropout keeps its masks.
+_COMPILED = {"activations": 0.85, "logits": 2 / 3}
+# The fraction of the memory for activations that lies idle between blocks in use: freed, but too small for the next
+# tensors, so the process still has it.
+_FRAGMENTED = 0.55
+
+
+def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:
+    """Return the bytes of each part at a step's peak, and what the device has."""
+    device, batch = trainer.strategy.root_device, (data.batch_size, data.block_size)
+    passes, update = estimate_step(gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches)
+    if gpt2.compiled != "off":
+        passes["logits"] = round(_COMPILED["logits"] * passes["logits"])
+        if not any(gpt2.shape[f"{name}_pdrop"] for name in ("embd", "attn", "resid")):
+            passes["activations"] = round(_COMPILED["activations"] * passes["activations"])
+    parts = max(passes, update, key=lambda moment: sum(moment.values()))
+    process = 0
+    if device.type == "cpu":
+        process = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) + _LIBRARY_BYTES
+        # At the update, too: the process does not get back all memory that the passes have freed.
+        parts["fragmented memory"] = round(_FRAGMENTED * (passes["activations"] + passes["16-bit copies"]))
+    if trainer.world_size > 1:
+        parts["exchange between devices"] = parts["weights"]
+    free, machine = hardware.device_memory(device) or (None, None)
+    total = process + sum(parts.values())
+    return {"parts": {"program": process, **parts}, "total": total, "free": free, "machine": machine}
+
+
+def describe_files(folder: str | None, gpt2: GPT2Module, checkpoints: int) -> RunInfo:
+    """Return what is written where, and the free space of the disk."""
+    if folder is None:
+        return {"folder": None}
+    path = Path(folder).absolute()
+    existing = next(parent for parent in [path, *path.parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    return {"folder": folder, "checkpoint": checkpoint_bytes(gpt2), "kept": checkpoints, "free": free}
 
 
 class DryRunTimer(Callback):
-    """Measures the first optimizer steps and validation batches, then ends the dry run."""
+    """Measures the first optimizer steps and the validation batches, and ends the training after these steps."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.batches: list[float] = []
-        self._start = self._since = 0.0
+        self._since = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = self._since = time.perf_counter()
+    def on_train_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self.steps.append(self._lap(trainer))
-        if len(self.steps) >= _STEPS or self._since - self._start > _SECONDS:
+        if len(self.steps) >= _STEPS or sum(self.steps) > _SECONDS:
             set_max_steps(trainer, trainer.global_step)
 
     def on_validation_batch_start(self, *_: Any) -> None:
@@ -82,12 +118,8 @@ class DryRunTimer(Callback):
 
 
 def measure_speed(
-    options: dict[str, Any],
-    data: TextDataModule,
-    gpt2: GPT2Module,
-    info: dict[str, Any],
-    limit_val_batches: int | float | None,
-) -> dict[str, Any]:
+    options: dict[str, Any], data: TextDataModule, gpt2: GPT2Module, info: RunInfo, limit_val_batches: float | None
+) -> RunInfo:
     """Train a few steps, which changes the weights; return speed and memory, and the time of the whole run.
 
     `options` are those of the dry run's trainer; `limit_val_batches` is the user's own, a number or a fraction.
@@ -103,7 +135,7 @@ def measure_speed(
     trainer.fit(gpt2, data)
     peak_memory = hardware.peak_memory(trainer.strategy.root_device)
     step = float(np.median(timer.steps[1:] or timer.steps))  # without the first step, which sets up and compiles
-    interval, validation, validations = run["validation_every"], 0.0, 0
+    interval, validation = run["validation_every"], 0.0
     if interval:
         trainer.validate(gpt2, data, verbose=False)
         batches = len(data.val_dataloader())
@@ -114,9 +146,8 @@ def measure_speed(
         validation = float(np.median(timer.batches)) * batches
     steps_left = max(total - run["done"], 1)
     if run["steps"] is None:  # the steps that fit into the time, each with its part of a validation
-        steps_left = max(round(run["max_time"] / (step + (validation / interval if interval else 0.0))), 1)
-    if interval:
-        validations = math.ceil(steps_left / interval)
+        steps_left = max(round(run["max_time"] / (step + validation / (interval or 1))), 1)
+    validations = math.ceil(steps_left / interval) if interval else 0
     tokens_per_s = run["global_batch"] * run["block_size"] / step
     peak_flops = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
     return {
@@ -134,9 +165,10 @@ def measure_speed(
 
 def estimate_step(
     gpt2: GPT2Module, batch: tuple[int, int], precision: str, device: torch.device, accumulate: int = 1
-) -> dict[str, dict[str, int]]:
-    """Return the bytes of each of PARTS at the two MOMENTS of a training step; the larger sum is the step's peak.
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the bytes of each of PARTS at the two moments of a training step that can be its peak.
 
+    These are forward and backward, when activations and logits are largest, and the update, when the optimizer works.
     A copy of the model without data takes two optimizer steps, the second one with the optimizer state of the first,
     and each tensor is counted while it exists. So dropout, attention, precision, recomputation and any optimizer count
     as they are, without a formula for each. What libraries take, and what compilation saves, is not included.
@@ -178,7 +210,7 @@ def estimate_step(
                 classifier.phase = "optimizer"
                 nn.utils.clip_grad_norm_(copied.parameters(), 1.0)
                 optimizer.step()
-    return dict(zip(MOMENTS, map(_correct_copies, (passes, live.peak)), strict=True))
+    return _correct_copies(passes), _correct_copies(live.peak)
 
 
 def checkpoint_bytes(gpt2: GPT2Module) -> int:

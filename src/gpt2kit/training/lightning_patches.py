@@ -1,7 +1,7 @@
 """The private or undocumented names of Lightning that exact resume needs, each with its reason.
 
-Checked against Lightning 2.6.6; test_resume.py asserts that these names exist. After an upgrade of Lightning, read its
-training_epoch_loop.py and fit_loop.py again and run `make prove`.
+Checked against Lightning 2.6.6; test_lightning_patches.py asserts that these names exist. After an upgrade of
+Lightning, read its training_epoch_loop.py and fit_loop.py again and run `make prove`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def set_batch_progress(checkpoint: dict[str, Any], micro_batches: int) -> None:
     """Set how many micro-batches a loaded checkpoint has seen, before Lightning restores its loops from it."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for part in ("current", "total"):
-        progress[part].update(
-            ready=micro_batches, started=micro_batches, processed=micro_batches, completed=micro_batches
-        )
+        progress[part].update(dict.fromkeys(("ready", "started", "processed", "completed"), micro_batches))
 
 
 def run_validation(trainer: pl.Trainer) -> None:

@@ -68,7 +68,8 @@ class GPT2Module(pl.LightningModule):
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
         compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
             long enough to repay it.
-        optimizer: Any torch optimizer. It gets two groups: hidden matrices, which decay, and the rest, which does not.
+        optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
+            the rest, which does not.
         schedule: Factor of the learning rate at each optimizer step.
         max_nonfinite_steps: Maximum number of steps with a NaN or Inf gradient in the whole run. Their updates are
             skipped; the next such step stops training (exit code 6). Default: the first one stops it.
@@ -117,37 +118,31 @@ class GPT2Module(pl.LightningModule):
         super().__init__()
         values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
         drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
+        # The architecture, which is stored in every checkpoint.
         self.shape: Shape = dict(zip(SHAPE_FIELDS, (*values, *drops, vocab_size, n_positions), strict=True))
-        """All that makes the model; stored in every checkpoint."""
         refuse(shape_problems(self.shape))
         self.attention = attention
         self.optimizer = optimizer
         self.schedule = schedule
         self.wants_compile = compile
-        self.compiled: Compile = "off" if compile == "auto" else compile
-        """What is compiled once training starts; who knows how long the run will be may decide for auto."""
+        self.compiled: Compile = "off" if compile == "auto" else compile  # RunSetup decides what auto means
         self.document_start = document_start
+        # Values that the user gave for what the tokenizer decides: they must agree.
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
-        """Values given for what the tokenizer decides; another value there is an error."""
         self.init_from, self.replace_tokenizer = init_from, replace_tokenizer
         self.lora_r, self.lora_alpha = lora_r, lora_alpha
-        self.source: LoadedCheckpoint | None = None
-        """The checkpoint of `init_from`, if it is open already."""
+        self.source: LoadedCheckpoint | None = None  # the checkpoint of `init_from`, if it is open already
+        # The initial weights as plain types, which are part of the run's state, and in words. None: random weights.
         self.start: dict[str, Any] | None = None
-        """The initial weights, as plain types; part of the run's state. None: random weights."""
         self.start_notes: list[str] = []
-        """The same in words."""
         self._freeze, self._freeze_steps = freeze, freeze_steps
         self._recompute = gradient_checkpointing
         self.is_built = False
         self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)
-        self.fresh_groups: list[dict[str, Any]] = []
-        """The optimizer's settings as the config says them, whatever a checkpoint brings."""
-        self.about_steps = 0
-        """Where only the time of a run is known: about how many steps it will have. 0: unknown."""
-        self._window: list[Tensor] = []  # losses of the micro-batches of the present optimizer step
-        self._nll: list[Tensor] = []
-        self._tokens: list[Tensor] = []
+        self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings by the config, not by a checkpoint
+        self.estimated_steps = 0  # of a run that a time alone limits; 0: unknown, or the last step is known
+        self._losses: list[Tensor] = []  # of the micro-batches of the current optimizer step
+        self._sums: list[tuple[Tensor, Tensor]] = []  # nats and tokens of each validation batch
         self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
         self._validation: tuple[int, Score] | None = None  # the step and the score of the last one
         if vocab_size is not None:
@@ -195,21 +190,18 @@ class GPT2Module(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self.model.nll(batch)
         loss = nll / tokens
-        self._window.append(loss.detach())
+        self._losses.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             if self._is_log_step():
-                mean = self.trainer.strategy.reduce(torch.stack(self._window).mean(), reduce_op="mean")
+                mean = self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
                 self.add_metrics({"train_loss": mean})
-            self._window.clear()
+            self._losses.clear()
         return loss
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip as the trainer's options say, measuring the norm on the way; stop before an update with NaN or Inf."""
+        """Clip as the trainer's options say and measure the norm; stop before an update with NaN or Inf."""
         self.frozen.drop_gradients(self.trainer.global_step)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -230,24 +222,19 @@ class GPT2Module(pl.LightningModule):
         self.guard.check()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        nll, tokens = self.model.nll(batch)
-        self._nll.append(nll)
-        self._tokens.append(tokens)
+        self._sums.append(self.model.nll(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Sums over all batches and ranks, then the ratios."""
-        sums = torch.stack([torch.stack(part).cpu().double().sum() for part in (self._nll, self._tokens)])
-        self._nll.clear()
-        self._tokens.clear()
+        """Sum over all batches and ranks, then take the ratios."""
+        sums = torch.stack([torch.stack(values).cpu().double().sum() for values in zip(*self._sums, strict=True)])
+        self._sums.clear()
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
         nll, tokens = sums.tolist()
-        whole: Score = self.trainer.datamodule.valid_text()  # type: ignore[attr-defined]
-        # All of the text unless limit_val_batches cuts it; then its bytes are those of the whole, in proportion.
-        share = tokens / whole.tokens
-        score = Score(nll, int(tokens), round(whole.bytes * share))
-        values = {"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte}
-        self.add_metrics(values)
+        text: Score = self.trainer.datamodule.valid_text()  # type: ignore[attr-defined]
+        # If limit_val_batches cuts the text off, its bytes are counted in proportion to its tokens.
+        score = Score(nll, int(tokens), round(text.bytes * (tokens / text.tokens)))
+        self.add_metrics({"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte})
         self._write_metrics()
         if not self.trainer.sanity_checking:
             self._validation = self.trainer.global_step, score
@@ -258,14 +245,14 @@ class GPT2Module(pl.LightningModule):
         return score if step == self.trainer.global_step else None
 
     def _is_log_step(self) -> bool:
-        """Whether the optimizer step in progress is one that the loggers write down."""
+        """Return whether the optimizer step in progress is logged."""
         return (self.trainer.global_step + 1) % log_every(self.trainer) == 0
 
     def add_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Show metrics to callbacks at once, and keep them for the row of the step in the logs.
+        """Give metrics to callbacks at once, and to the loggers with the row of the step.
 
-        Not `self.log`: with it the optimizer step would have to be logged as `step`, which stays in `callback_metrics`,
-        where a ModelCheckpoint that saves between log steps takes it for its file's name. It also takes half a
+        `self.log` would log the optimizer step as the metric `step`, which stays in `callback_metrics`, so a
+        ModelCheckpoint that saves between log steps would put it into the names of its files. It also takes half a
         millisecond for each metric.
         """
         if self.trainer.sanity_checking:
@@ -287,32 +274,33 @@ class GPT2Module(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step)
             logger.save()
-        if self.trainer.logged_metrics:  # a user's callback logs: Lightning's row of it gets the same place
-            place = {"step": float(step), **{name: value for name, value in row.items() if name == "epoch"}}
-            self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in place.items()})
+        if self.trainer.logged_metrics:  # of a user's callback: Lightning's row of them gets the same step and epoch
+            position = {"step": float(step), **{name: value for name, value in row.items() if name == "epoch"}}
+            self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in position.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(parameter_groups(self.model))
         if isinstance(optimizer, Muon) and self.device.type == "cpu" and self.trainer.num_nodes == 1:
-            optimizer.ranks = self.global_rank, self.trainer.world_size  # pays there; elsewhere it is not measured
-        self.fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.ranks = self.global_rank, self.trainer.world_size  # faster there; not measured elsewhere
+        self.config_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
             unfuse(optimizer)
-        scheduler = LambdaLR(optimizer, self._factor)
+        scheduler = LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _factor(self, step: int) -> float:
-        """Of the learning rate. While the end is open (-1), it rises, as in about so many steps, and stays."""
-        if (total := self.trainer.max_steps) > 0:
-            return self.schedule(step, total)
-        return min((step + 1) / (self.schedule.warmup_steps(self.about_steps) + 1), 1.0)
+    def _rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate. Until the last step is known, it is that of the warmup, then 1."""
+        if self.trainer.max_steps > 0:
+            return self.schedule(step, self.trainer.max_steps)
+        return min((step + 1) / (self.schedule.warmup_steps(self.estimated_steps) + 1), 1.0)
 
     def setup(self, stage: str) -> None:
-        if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+        text = self.trainer.datamodule  # type: ignore[attr-defined]
+        if text is not None:
             self.take_vocabulary(text.vocab_size, text.document_start)
 
     def configure_model(self) -> None:
-        """Build the network, load initial weights, add LoRA, shard: after `setup`, before a checkpoint is loaded."""
+        """Build the network, load initial weights, add LoRA and shard, before Lightning loads a checkpoint."""
         if not self.is_built:
             torch.manual_seed(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
             self.build()
@@ -329,5 +317,5 @@ class GPT2Module(pl.LightningModule):
         self.model.compile_for_training(self.compiled)
 
     def choose_attention(self, device: torch.device) -> Choice:
-        """How attention is computed in training on a device."""
+        """Return how attention is computed in training on a device, and why."""
         return choose_attention(self.attention, device, self.shape)

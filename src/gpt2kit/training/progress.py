@@ -1,4 +1,4 @@
-"""What a run reports while it trains: throughput and other metrics in the logs, and the progress bar."""
+"""What a run reports while it trains: metrics in the logs, the progress bar, and what it gains on initial weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
+from gpt2kit.training.lightning_patches import run_validation
 from gpt2kit.training.module import log_every
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
 logger = logging.getLogger(__name__)
 
-# After the first step, which compiles and fills caches, the steps that an estimate needs at least.
+# Steps that an estimate needs after the first one, which compiles and fills caches.
 _MIN_STEPS = 3
 # Peak FLOP/s are measured once per process and shared by its runs.
 _peak_flops = lru_cache(hardware.peak_flops)
@@ -50,7 +51,7 @@ class ThroughputMetrics(callbacks.Callback):
 
     @property
     def state_key(self) -> str:
-        return "Measures"  # its first name, which is in checkpoints
+        return "Measures"  # the name in checkpoints
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._seconds()}
@@ -66,31 +67,32 @@ class ThroughputMetrics(callbacks.Callback):
         self._flops = flops_per_token(gpt2.shape, gpt2.model)
         self._since, self._steps, self._timer = time.perf_counter(), 0, StepTimer(trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
+        schedule = schedule_of(trainer)
         self._steps += 1
         self._timer.step(step)
         if step % log_every(trainer):
             return
         loss = trainer.callback_metrics.get("train_loss")
         if loss is not None and trainer.is_global_zero:
-            self._warn_of_jump(step, loss.item())  # waits for a GPU, so the time below is that of finished work
+            self.warn_of_jump(step, loss.item())  # waits for a GPU, so the time below is that of finished work
         tokens_per_step = text.global_batch(trainer) * text.block_size
         speed = self._steps * tokens_per_step / (time.perf_counter() - self._since)
         metrics = {
             **self._position(trainer),
-            "lr": _learning_rate(trainer, step - 1),  # of the step just done
+            "lr": schedule.base_lrs[0] * schedule.lr_lambdas[0](step - 1),  # the optimizer has that of the next step
             "tokens_per_s": speed,
             "mfu": speed * self._flops / self._peak,
             "tokens_seen": step * tokens_per_step,
         }
-        if (memory := hardware.peak_memory(trainer.strategy.root_device)) is not None:
+        memory = hardware.peak_memory(trainer.strategy.root_device)
+        if memory is not None:
             metrics["memory_gb"] = memory / 1e9
-        if (total := max(trainer.max_steps, gpt2.about_steps)) > 0:
+        total = max(trainer.max_steps, gpt2.estimated_steps)
+        if total > 0:
             metrics["hours_left"] = self._timer.seconds_until(total) / 3600
         gpt2.add_metrics(metrics)
         self._since, self._steps = time.perf_counter(), 0
@@ -104,7 +106,7 @@ class ThroughputMetrics(callbacks.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since += time.perf_counter() - self._validation_start
 
-    def _warn_of_jump(self, step: int, loss: float) -> None:
+    def warn_of_jump(self, step: int, loss: float) -> None:
         """Warn if the loss is far above the ones before."""
         if len(self._losses) >= 10:
             mean, deviation = statistics.fmean(self._losses), statistics.pstdev(self._losses)
@@ -170,9 +172,7 @@ class ProgressBar(callbacks.ProgressBar):
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = tqdm(total=total, initial=trainer.global_step, bar_format=_BAR_FORMAT, dynamic_ncols=True)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches or not self._enabled:
             return
         step = trainer.global_step
@@ -234,6 +234,25 @@ class SmoothedMean:
         return self._sum / self._weight
 
 
-def _learning_rate(trainer: pl.Trainer, step: int) -> float:
-    """Return the first group's rate in a step that is done; the group itself has that of the next one."""
-    return float(trainer.optimizers[0].param_groups[0]["initial_lr"] * schedule_of(trainer).lr_lambdas[0](step))
+class Baseline(callbacks.Callback):
+    """Validates before the first step and reports bits per byte before and after training, to show what it changes.
+
+    Does nothing if a run starts from random weights. The first value is part of the run's state (`GPT2Module.start`),
+    so a resumed run reports it, too.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        start = gpt2_of(trainer).start
+        if start is None or trainer.global_step or not datamodule_of(trainer).files["valid"]:
+            return
+        run_validation(trainer)
+        bits = trainer.callback_metrics.get("val_bpb")
+        if bits is not None:
+            start["val_bpb"] = bits.item()
+            logger.info(f"before training: {bits.item():.4f} bits per byte of the validation text")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        start, bits = gpt2_of(trainer).start, trainer.callback_metrics.get("val_bpb")
+        if start is not None and start["val_bpb"] is not None and bits is not None:
+            change = f"{start['val_bpb']:.4f} before training, {bits.item():.4f} now"
+            logger.info(f"bits per byte of the validation text: {change}")

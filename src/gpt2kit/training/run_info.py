@@ -1,69 +1,59 @@
-"""What a run is, as plain data: text, model, steps, machine, memory, files.
+"""What a run is, as plain data and in words: text, model, steps, machine, memory, files.
 
-`plan` prints it, the run's folder keeps it in start.json, and plot.py's report shows it.
+A run prints a summary when it starts, and keeps the data in start.json, which plot.py's report reads; `--plan` prints
+more.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import shutil
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from gpt2kit import __version__, files, hardware
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.data.store import TokenStore
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder as run_folder
-from gpt2kit.text.reader import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training import estimate, loggers
+from gpt2kit.training import loggers
 from gpt2kit.training.module import GPT2Module
 
 RunInfo = dict[str, Any]
-
+# A label, which is empty if it is that of the line before, and a text.
+Line = tuple[str, str]
 # The schedule of a run whose number of steps is not known is shown for this many.
 _ASSUMED_STEPS = 10_000
-# The next three constants are measured on CPUs, with glibc (bench/memory.py).
-# Bytes that a process takes in addition once it trains: kernels made at the first step, logs, threads.
-_LIBRARY_BYTES = 90_000_000
-# The fraction of memory that compiled blocks and a compiled head still need. Dropout keeps its masks.
-_COMPILED = {"activations": 0.85, "logits": 2 / 3}
-# The fraction of the memory for activations that lies idle between blocks in use: freed, but too small for the next
-# tensors, so the process still has it.
-_FRAGMENTED = 0.55
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 def describe_text(data: TextDataModule) -> RunInfo:
     """Return the sizes of the splits, and the tokenizer."""
-    splits: list[Split] = [split for split in get_args(Split) if data.files[split]]
+    splits: dict[str, RunInfo] = {}
+    for split, store in ((split, data.store(split)) for split, names in data.files.items() if names):
+        hashes = np.concatenate([*store.hashes()]) if store.documents else np.zeros(0)
+        splits[split] = {
+            "files": data.files[split],
+            "documents": store.documents,
+            "bytes": store.bytes,
+            "tokens": store.tokens,
+            "duplicates": len(hashes) - len(np.unique(hashes)),
+            "fingerprint": store.fingerprint,
+        }
     return {
-        "splits": {split: {"files": data.files[split], **_describe_store(data.store(split))} for split in splits},
+        "splits": splits,
         "notes": data.notes(),
         "vocabulary": data.vocab_size,
         "tokenizer": tokenizers.fingerprint(data.tokenizer),
-    }
-
-
-def _describe_store(store: TokenStore) -> RunInfo:
-    hashes = np.concatenate([*store.hashes()]) if store.documents else np.zeros(0)
-    return {
-        "documents": store.documents,
-        "bytes": store.bytes,
-        "tokens": store.tokens,
-        "duplicates": len(hashes) - len(np.unique(hashes)),
-        "fingerprint": store.fingerprint,
     }
 
 
@@ -115,39 +105,6 @@ def describe_start(
     }
 
 
-def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:
-    """Return the bytes of each part at a step's peak, and what the device has."""
-    device, batch = trainer.strategy.root_device, (data.batch_size, data.block_size)
-    passes, update = estimate.estimate_step(
-        gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches
-    ).values()
-    if gpt2.compiled != "off":
-        passes["logits"] = round(_COMPILED["logits"] * passes["logits"])
-        if not any(gpt2.shape[f"{name}_pdrop"] for name in ("embd", "attn", "resid")):
-            passes["activations"] = round(_COMPILED["activations"] * passes["activations"])
-    parts = max(passes, update, key=lambda moment: sum(moment.values()))
-    process = 0
-    if device.type == "cpu":
-        process = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) + _LIBRARY_BYTES
-        # At the update, too: it does not get back all that the passes have freed.
-        parts["fragmented memory"] = round(_FRAGMENTED * (passes["activations"] + passes["16-bit copies"]))
-    if trainer.world_size > 1:
-        parts["exchange between devices"] = parts["weights"]
-    free, machine = hardware.device_memory(device) or (None, None)
-    total = process + sum(parts.values())
-    return {"parts": {"program": process, **parts}, "total": total, "free": free, "machine": machine}
-
-
-def describe_files(folder: str | None, gpt2: GPT2Module, checkpoints: int) -> RunInfo:
-    """Return what is written where, and the free space of the disk."""
-    if folder is None:
-        return {"folder": None}
-    path = Path(folder).absolute()
-    existing = next(parent for parent in [path, *path.parents] if parent.exists())
-    size = estimate.checkpoint_bytes(gpt2)
-    return {"folder": folder, "checkpoint": size, "kept": checkpoints, "free": shutil.disk_usage(existing).free}
-
-
 def summarize(info: RunInfo, settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return what runs are compared by in TensorBoard's HParams view.
 
@@ -171,34 +128,180 @@ def summarize(info: RunInfo, settings: Mapping[str, Any]) -> dict[str, bool | in
     }
 
 
-class RunInfoCallback(Callback):
-    """Adds the info of this start to the run's start.json, and sends its settings to the loggers.
+def record_start(info: RunInfo, settings: Mapping[str, Any], run_loggers: Sequence[Logger]) -> None:
+    """Add a start to the run's start.json, and send its settings to the loggers. `settings`: the resolved config."""
+    ids: dict[str, str] = {}
+    for logger in run_loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(summarize(info, settings))
+        if isinstance(logger, WandbLogger | MLFlowLogger):
+            loggers.log_settings(logger, loggers.hyperparameters(settings) | summarize(info, settings))
+            ids[type(logger).__name__] = str(logger.version)
+    if info["folder"] is not None:
+        run = Path(info["folder"])
+        starts = [*run_folder.read_starts(run), info | {"loggers": ids}]
+        files.write_text(run / run_folder.START, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
 
-    Args:
-        settings: the resolved config as plain types.
+
+def summary_lines(info: RunInfo) -> list[Line]:
+    """Return the lines that a run prints when it starts."""
+    splits = {name: split for name, split in info["text"]["splits"].items() if name != "test"}
+    resumed = info["start"]["resumed"]
+    return [
+        ("text", " | ".join(_format_split(*split) for split in splits.items())),
+        ("model", _format_model(info["model"])),
+        ("run", _format_run(info["run"])),
+        *_device_lines(info["start"]),
+        ("folder", info["folder"] or "none: nothing is saved"),
+        *([("resume", resumed)] if resumed else []),
+        *[("start", note) for note in info["start"]["begun"]],
+        *[("note", note) for note in info["text"]["notes"]],
+    ]
+
+
+def plan_lines(info: RunInfo) -> list[Line]:
+    """Return the lines of `--plan`."""
+    text, run, shape = info["text"], info["run"], info["model"]["shape"]
+    architecture = (
+        f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}, "
+        f"context {shape['n_positions']}, dropout {shape['resid_pdrop']:g}"
+    )
+    rates = " and ".join(dict.fromkeys(f"{rate:g}" for rate in run["learning_rates"]))
+    bars = "".join(_BARS[min(round(factor * 7), 7)] for factor in run["schedule"])
+    resumed = info["start"]["resumed"]
+    return [
+        *[("text", _format_split(*split) + _format_details(split[1])) for split in text["splits"].items()],
+        ("", f"vocabulary of {text['vocabulary']:,}"),
+        *[("note", note) for note in text["notes"]],
+        *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
+        ("model", _format_model(info["model"])),
+        ("", architecture),
+        *[("start", note) for note in info["start"]["begun"]],
+        ("run", _format_run(run)),
+        ("", compare_sizes(info)),
+        ("", f"{run['optimizer']}, learning rate {rates}, {run['schedule_name']}: {bars}"),
+        *memory_lines(info["memory"]),
+        *_time_lines(info["speed"], run),
+        *_device_lines(info["start"]),
+        *_file_lines(info["files"]),
+    ]
+
+
+def print_lines(lines: list[Line], file: Any) -> None:
+    """Print lines in two columns."""
+    for label, text in lines:
+        print(f"{label:<7}{text}", file=file)
+
+
+def _format_split(name: str, split: RunInfo) -> str:
+    return f"{name} {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
+
+
+def _format_details(split: RunInfo) -> str:
+    ratio = f", {split['bytes'] / split['tokens']:.2f} bytes per token" if split["tokens"] else ""
+    repeated = f", {split['duplicates']:,} documents repeat another" if split["duplicates"] else ""
+    return ratio + repeated
+
+
+def _format_model(model: RunInfo) -> str:
+    return f"{model['parameters']:,} parameters, {model['embeddings'] / model['parameters']:.0%} of them embeddings"
+
+
+def _format_run(run: RunInfo) -> str:
+    interval = run["validation_every"]
+    validation = (
+        f"validation every {interval:,} steps" if interval else "no validation (no valid_files or valid_fraction)"
+    )
+    steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
+    if run["steps"] is None:
+        return f"until the time is over, in {steps}; an epoch has {epoch}; {validation}"
+    return f"{run['steps']:,} {steps} = {run['epochs']:.2f} epochs of {epoch}; {validation}"
+
+
+def _device_lines(start: RunInfo) -> list[Line]:
+    device, choices = start["device"], start["chosen"]
+    lines = [("device", f"{device['count']} x {device['kind']} ({device['name']})")]
+    return lines + [("auto", f"{name}: {value} ({reason})") for name, (value, reason) in choices.items()]
+
+
+def compare_sizes(info: RunInfo) -> str:
+    """Return how the size of the model, the text and the run fit.
+
+    About 20 tokens per parameter are the best use of a compute budget (Hoffmann et al., 2022). Up to about four epochs,
+    repeated text is almost as good as new text (Muennighoff et al., 2023).
     """
+    tokens, epochs, parameters = info["run"]["tokens"], info["run"]["epochs"], info["model"]["parameters"]
+    if epochs is None:
+        return "the number of tokens depends on the speed"
+    per_parameter = tokens / parameters
+    unique_per_parameter = info["text"]["splits"]["train"]["tokens"] / parameters
+    if unique_per_parameter < 1 and epochs > 4:
+        advice = "the model is large for this text and will memorize it. Use a smaller one, dropout 0.1, or more text"
+    elif unique_per_parameter < 1:
+        advice = "the model is large for this text. Stop when val_loss rises, and use dropout 0.1"
+    elif per_parameter < 5:
+        advice = "the run is short for this model. A smaller model, or more steps, would reach a lower loss"
+    elif unique_per_parameter > 100:
+        advice = "the model is small for this text. A larger one would learn more from it"
+    else:
+        advice = "the sizes of model and text fit"
+    unique = min(unique_per_parameter, per_parameter)
+    return f"{tokens:,} tokens, {per_parameter:.1f} per parameter ({unique:.1f} of them different): {advice}"
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
-        self.info: RunInfo = {}
-        self._folder: str | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._folder = trainer.log_dir  # a collective call
+def memory_lines(memory: RunInfo) -> list[Line]:
+    """Return the lines about memory, with advice if it does not fit."""
+    parts = memory["parts"]
+    available = ""
+    if memory["free"] is not None:
+        available = f" of {_format_bytes(memory['free'])} free ({_format_bytes(memory['machine'])} in all)"
+    lines = [
+        ("memory", f"about {_format_bytes(memory['total'])}{available}"),
+        ("", ", ".join(f"{part} {_format_bytes(size)}" for part, size in parts.items() if size)),
+    ]
+    if memory["free"] is not None and memory["total"] > memory["free"]:
+        largest = max(parts, key=lambda part: parts[part])
+        advice = "use a smaller data.batch_size (with data.global_batch_size), or model.gradient_checkpointing true"
+        if largest in ("weights", "gradients", "optimizer state"):
+            advice = "use a smaller model, or several devices with trainer.strategy fsdp"
+        lines.append(("", f"MORE THAN IS FREE, most of it {largest}: {advice}"))
+    return lines
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or not self.info:
-            return
-        ids: dict[str, str] = {}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(summarize(self.info, self.settings))
-            if isinstance(logger, WandbLogger | MLFlowLogger):
-                loggers.log_settings(
-                    logger, loggers.hyperparameters(self.settings) | summarize(self.info, self.settings)
-                )
-                ids[type(logger).__name__] = str(logger.version)
-        if self._folder is not None:
-            run = Path(self._folder)
-            starts = [*run_folder.read_starts(run), self.info | {"loggers": ids}]
-            files.write_text(run / run_folder.START, json.dumps(starts, indent=1, ensure_ascii=False) + "\n")
+
+def _time_lines(speed: RunInfo, run: RunInfo) -> list[Line]:
+    if "problem" in speed:
+        return [("time", f"not measured: {speed['problem']}")]
+    validations = (
+        f", {speed['validations']:,} validations of {speed['validation']:.3g} s" if speed["validations"] else ""
+    )
+    steps = f"{speed['left']:,} steps of {speed['step']:.3g} s{validations}"
+    lines = [("time", f"about {_format_time(speed['seconds'])}: {steps}")]
+    max_time = run["max_time"]
+    if max_time is not None and max_time < speed["seconds"] and run["steps"] is not None:
+        lines.append(("", f"trainer.max_time stops it after {_format_time(max_time)}, before its last step"))
+    memory = f"; {_format_bytes(speed['memory'])} of memory at most" if speed["memory"] else ""
+    rate = f"{speed['tokens_per_s']:,.0f} tokens/s, MFU {speed['mfu']:.0%}{memory}"
+    return [*lines, ("", f"measured over {speed['steps']} steps: {rate}")]
+
+
+def _file_lines(files: RunInfo) -> list[Line]:
+    if files["folder"] is None:
+        return [("files", "none: nothing is saved")]
+    peak = files["checkpoint"] * (files["kept"] + 1)
+    checkpoints = f"checkpoints of {_format_bytes(files['checkpoint'])}, {files['kept']} kept"
+    space = f"{_format_bytes(peak)} during a save; {_format_bytes(files['free'])} free on the disk"
+    lines = [
+        ("files", f"{files['folder']}: config.yaml, metrics.csv, TensorBoard events, status.json, start.json"),
+        ("", f"{checkpoints}, {space}"),
+    ]
+    if peak > files["free"]:
+        lines.append(("", "MORE THAN IS FREE: make room, or use another trainer.default_root_dir"))
+    return lines
+
+
+def _format_bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _format_time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds)"

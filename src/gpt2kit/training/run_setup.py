@@ -1,11 +1,12 @@
-"""Turns the limits of a run into optimizer steps, once its text is known, and records what the run is."""
+"""Turns the limits of a run into optimizer steps: epochs, steps and tokens at its start, a time while it trains."""
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,144 @@ from pytorch_lightning.callbacks import Callback
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model.backends import REQUESTED, Choice, choose_compile, typical_flops_per_second
 from gpt2kit.model.config import flops_per_token
+from gpt2kit.optim.schedules import Schedule
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import plan, run_info
+from gpt2kit.training import distributed, run_info
+from gpt2kit.training.checkpointing import update_learning_rates
 from gpt2kit.training.lightning_patches import set_max_steps
-from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.run_info import RunInfo, RunInfoCallback
+from gpt2kit.training.module import GPT2Module, log_every
+from gpt2kit.training.progress import StepTimer
+from gpt2kit.training.run_info import RunInfo
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
-from gpt2kit.training.time_limit import TimeLimit
-from gpt2kit.training.trainer import has_only_time, interval_steps, total_steps
+
+logger = logging.getLogger(__name__)
+
+LIMITS = ("max_epochs", "max_steps", "max_tokens")
+# The fraction of a time limit that is planned for steps; the rest is for the last validation and save.
+_USABLE = 0.98
+# A last step that would come late by more than this fraction of the steps is set again.
+_TOLERANCE = 0.01
+
+
+def total_steps(
+    max_epochs: int | None, max_steps: int | None, max_tokens: int | None, steps_per_epoch: int, tokens_per_step: int
+) -> int:
+    """Return the number of optimizer steps: the limit that is reached first; without any, one epoch."""
+    limits = [
+        max_epochs * steps_per_epoch if max_epochs is not None and max_epochs >= 0 else None,
+        max_steps if max_steps is not None and max_steps >= 0 else None,
+        -(-max_tokens // tokens_per_step) if max_tokens is not None else None,
+    ]
+    return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
+
+
+def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
+    """Return the optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
+    return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
+
+
+def has_only_time(trainer: Mapping[str, Any]) -> bool:
+    """Return whether `max_time` is the only limit."""
+    is_unlimited = all(trainer[name] is None or trainer[name] < 0 for name in LIMITS)
+    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and is_unlimited
+
+
+def open_end_problem(schedule: Schedule) -> str:
+    """Return why a schedule needs a number of steps, not a time alone; empty if it does not."""
+    if schedule.constant_until(1000) is not None:
+        return ""
+    return (
+        f"trainer.max_time alone: the learning rate of model.schedule {type(schedule).__name__} depends on the last "
+        "step from the start. Add trainer.max_epochs or max_steps, or use WarmupStableDecay"
+    )
+
+
+class TimeLimit(Callback):
+    """Sets the last step of a run that `trainer.max_time` alone limits, as soon as the schedule needs it.
+
+    The learning rate is a function of the step and of the last step, never of the clock. While it rises or is constant,
+    the last step need not be known. It is set when the time that is left is no more than what the decay takes at the
+    speed so far; from then on it is a run with `trainer.max_steps`. The last step and the time so far are part of each
+    checkpoint, so a resumed run uses the rates that the stopped one would have used.
+
+    Args:
+        seconds: time of the whole run, over all its starts. None: the last step is known, and this does nothing.
+        schedule: the schedule of the learning rate; constant up to some step.
+    """
+
+    def __init__(self, seconds: float | None, schedule: Schedule) -> None:
+        self.seconds, self._schedule = seconds, schedule
+        self.end: int | None = None
+        self.estimated_steps = 0  # set by RunSetup, until the speed is known
+        self._earlier_seconds = 0.0  # of earlier starts
+        self._timer = StepTimer(0)
+
+    @property
+    def state_key(self) -> str:
+        return "TimeHorizon"  # the name in checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        seconds = self._earlier_seconds + self._timer.seconds()
+        return {"seconds": seconds, "about": self.estimated_steps, "end": self.end}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier_seconds, self.estimated_steps = float(state_dict["seconds"]), int(state_dict["about"])
+        self.end = state_dict["end"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._timer = StepTimer(trainer.global_step)
+        self._apply(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.seconds is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step, every = trainer.global_step, log_every(trainer)
+        self._timer.step(step)
+        if step % every:
+            return
+        seconds_left = self.seconds * _USABLE - self._earlier_seconds - self._timer.seconds()
+        more, end, total = self._timer.steps_in(seconds_left), self.end, self.estimated_steps
+        if more is not None:
+            total = step + more
+            end = planned_end(self._schedule, end, step, max(total, step + 1), every)
+        self.estimated_steps, end = trainer.strategy.broadcast((total, end))
+        if end != self.end:
+            logger.info(f"step {step}: the run ends at step {end}, when trainer.max_time is over")
+        self.end = end
+        self._apply(trainer)
+        update_learning_rates(trainer)
+
+    def _apply(self, trainer: pl.Trainer) -> None:
+        if self.seconds is not None:
+            gpt2_of(trainer).estimated_steps = self.estimated_steps
+            set_max_steps(trainer, -1 if self.end is None else self.end)
+
+
+def planned_end(schedule: Schedule, end: int | None, step: int, total: int, every: int) -> int | None:
+    """Return the last step if it must be set now, else None.
+
+    `end` is the last step if it is set already, and changes only if it would come late. `step` steps are done, `total`
+    steps of the whole run fit into the time, and the next call is after `every` steps.
+    """
+    if end is not None:
+        return total if total < min(end * (1 - _TOLERANCE), end - 1) else end
+    constant_until = schedule.constant_until(total)
+    return total if constant_until is not None and constant_until < step + every else None
 
 
 @dataclass
 class RunSetup(Callback):
-    """Applies the limits in `setup`, when the text is there and the loops have not started.
+    """Applies the limits in `setup`, when the text is known and the loops have not started; records each start.
 
     Args:
         options: the trainer's options as the user gave them.
         seconds: the time limit, if there is one.
-        time_limit: sets the last step of a run that has nothing but a time.
+        time_limit: sets the last step of a run that a time alone limits.
         precision: what is used, and why.
         arguments: the command line.
         resumed: the checkpoint from which the run resumes.
-        record: keeps the info in the run's folder.
+        settings: the resolved config as plain types.
     """
 
     options: Mapping[str, Any]
@@ -46,30 +162,34 @@ class RunSetup(Callback):
     precision: Choice
     arguments: list[str]
     resumed: Path | None
-    record: RunInfoCallback
+    settings: Mapping[str, Any]
+    info: RunInfo | None = field(default=None, init=False)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self.options["fast_dev_run"]:
-            self.record.info = self.apply(trainer, datamodule_of(trainer), gpt2_of(trainer))
+            self.info = self.apply(trainer, datamodule_of(trainer), gpt2_of(trainer))
+        distributed.refuse_disagreement(trainer, self.settings, self.resumed)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or not self.record.info:
+        if not trainer.is_global_zero or self.info is None:
             return
-        info = self.record.info
-        info["start"]["begun"] = gpt2_of(trainer).start_notes
-        if self.resumed and (run := lifecycle.run_of(self.resumed)):
-            report_other_choices(run_folder.read_starts(run), info["start"])
-        plan.print_lines(plan.summary_lines(info), sys.stderr)
+        self.info["start"]["begun"] = gpt2_of(trainer).start_notes
+        run = lifecycle.run_of(self.resumed) if self.resumed else None
+        if run is not None:
+            with run_folder.refuse_damaged(run / run_folder.START):
+                report_other_choices(run_folder.read_starts(run), self.info["start"])
+        run_info.print_lines(run_info.summary_lines(self.info), sys.stderr)
+        run_info.record_start(self.info, self.settings, trainer.loggers)
 
     def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:
         """Set the last step, the validation interval and what is compiled; return the info of the run."""
         gpt2.take_vocabulary(data.vocab_size, data.document_start)
         order = data.order(data.global_batch(trainer))
         tokens_per_step = order.global_batch * data.block_size
-        steps = -1
+        steps = -1  # not known yet
         if not has_only_time(self.options):
-            epochs, steps_limit, tokens = (self.options[name] for name in ("max_epochs", "max_steps", "max_tokens"))
-            steps = total_steps(epochs, steps_limit, tokens, order.steps_per_epoch, tokens_per_step)
+            max_epochs, max_steps, max_tokens = (self.options[name] for name in LIMITS)
+            steps = total_steps(max_epochs, max_steps, max_tokens, order.steps_per_epoch, tokens_per_step)
         set_max_steps(trainer, steps)
         validation_interval = interval_steps(self.options["val_check_interval"], order.steps_per_epoch)
         trainer.val_check_interval = validation_interval * trainer.accumulate_grad_batches
@@ -92,11 +212,10 @@ class RunSetup(Callback):
         }
 
 
-def report_other_choices(before: list[dict[str, Any]], now: RunInfo) -> None:
-    """Print what `auto`, or another machine, has changed since the last start."""
-    last = before[-1].get("start", {}) if before else {}
+def report_other_choices(starts: list[RunInfo], start: RunInfo) -> None:
+    """Report what `auto` chooses otherwise than at the last start, on another machine for example."""
+    last = starts[-1].get("start", {}) if starts else {}
     for name, (old, _) in last.get("chosen", {}).items():
-        value, reason = now["chosen"].get(name, (old, REQUESTED))
-        if value != old and reason != REQUESTED:  # what the user asked for is reported with the other settings
-            line = f"resume: {name} was {old}, now {value} ({reason}); the same results up to rounding"
-            print(line, file=sys.stderr)
+        value, reason = start["chosen"].get(name, (old, REQUESTED))
+        if value != old and reason != REQUESTED:  # requested values are reported with the other settings
+            logger.info(f"resume: {name} was {old}, now {value} ({reason}); the same results up to rounding")

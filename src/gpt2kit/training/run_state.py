@@ -1,4 +1,4 @@
-"""The identity of a run's data, architecture and freezing, as checkpoints store it; typed access to the trainer."""
+"""What a checkpoint stores about a run, and whether a resumed run agrees with it; typed access to the trainer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def gpt2_of(trainer: pl.Trainer) -> GPT2Module:
 
 
 def datamodule_of(trainer: pl.Trainer) -> TextDataModule:
-    """Return the text that the trainer trains on."""
+    """Return the data module that the trainer trains on."""
     text = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(text, TextDataModule)
     return text
 
 
 def epochs_done(trainer: pl.Trainer) -> float:
-    """Return the epochs that are done; Lightning itself sees one endless epoch."""
+    """Return the number of epochs so far, which Lightning does not know: it sees one endless epoch."""
     text = datamodule_of(trainer)
     return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
 
@@ -47,7 +47,7 @@ def schedule_of(trainer: pl.Trainer) -> LambdaLR:
 
 
 def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the `gpt2kit` entry of a checkpoint, of plain types. `settings`, the resolved config, is for people."""
+    """Return the `gpt2kit` entry of a checkpoint, of plain types. `settings` is the resolved config."""
     gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
     global_batch, score = text.global_batch(trainer), gpt2.current_score()
     return {
@@ -75,7 +75,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
-    """Return what must be the same when a run is resumed, so that a step means the same samples."""
+    """Return what must be the same in a resumed run, so that each step has the same samples."""
     store, is_streamed = text.store("train"), text.window_shards is not None
     return {
         "text": store.fingerprint,

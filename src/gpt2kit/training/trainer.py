@@ -1,10 +1,10 @@
-"""Builds the Lightning Trainer, turns epochs, tokens and time into optimizer steps, and checks its options."""
+"""Builds the Lightning Trainer and checks its options."""
 
 from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,19 +17,25 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from gpt2kit.errors import Problems
+from gpt2kit.errors import Problems, problems_of
 from gpt2kit.model.backends import Precision, full_precision_name
-from gpt2kit.optim.schedules import Schedule
-from gpt2kit.training import samples
+from gpt2kit.training.callbacks import SHARDED_PROBLEM, TextSamples
 from gpt2kit.training.distributed import FSDP
-from gpt2kit.training.samples import TextSamples
 
 # Names of `trainer.strategy` for which Lightning has something else (FSDP1) or something that takes more memory.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDP,
     "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # without it DDP holds each gradient twice
 }
-_NEED_EPOCHS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
+# Training is one endless epoch for Lightning, so its callbacks and options for epochs would have no effect or end the
+# run. The values of the options are those that are allowed.
+_EPOCH_CALLBACKS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
+_EPOCH_OPTIONS = {
+    "limit_train_batches": ((None,), "use trainer.max_steps instead"),
+    "overfit_batches": ((0,), "use a small training text instead"),
+    "reload_dataloaders_every_n_epochs": ((0,), "has no effect here. Omit it"),
+    "check_val_every_n_epoch": ((None, 1), "use trainer.val_check_interval, where a fraction means epochs"),
+}
 
 
 def make_trainer(
@@ -63,39 +69,6 @@ def make_trainer(
     return pl.Trainer(precision=None if precision == "auto" else full_precision_name(precision), **kwargs)  # type: ignore[arg-type]
 
 
-def total_steps(
-    max_epochs: int | None, max_steps: int | None, max_tokens: int | None, steps_per_epoch: int, tokens_per_step: int
-) -> int:
-    """Return the number of optimizer steps: the limit that is reached first; without any, one epoch."""
-    limits = [
-        max_epochs * steps_per_epoch if max_epochs is not None and max_epochs >= 0 else None,
-        max_steps if max_steps is not None and max_steps >= 0 else None,
-        -(-max_tokens // tokens_per_step) if max_tokens is not None else None,
-    ]
-    return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
-
-
-def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
-    """Return the optimizer steps between validations: a whole number means steps, a fraction (1.0) epochs."""
-    return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
-
-
-def has_only_time(trainer: Mapping[str, Any]) -> bool:
-    """Return whether `max_time` is the only limit."""
-    limits = [trainer[name] for name in ("max_epochs", "max_steps", "max_tokens")]
-    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and all(n is None or n < 0 for n in limits)
-
-
-def open_end_problem(schedule: Schedule) -> str:
-    """Return why a schedule needs a number of steps, not a time alone; empty if it does not."""
-    if schedule.constant_until(1000) is not None:
-        return ""
-    return (
-        f"trainer.max_time alone: the learning rate of model.schedule {type(schedule).__name__} depends on the last "
-        "step from the start. Add trainer.max_epochs or max_steps, or use WarmupStableDecay"
-    )
-
-
 def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, global_batch: int | None) -> list[str]:
     """List what is invalid in the trainer's options."""
     problems = Problems()
@@ -104,11 +77,11 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
     for name in ("log_every_n_steps", "accumulate_grad_batches"):
         value = trainer[name]
         problems.check(value is None or value >= 1, f"trainer.{name} {value}: must be at least 1")
-    interval, seconds = trainer["val_check_interval"], trainer["max_time"]
+    interval, limit = trainer["val_check_interval"], trainer["max_time"]
     problems.check(interval > 0, f"trainer.val_check_interval {interval}: must be above 0")
     problems.check(
-        not seconds or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", seconds),
-        f"trainer.max_time {seconds}: must be DD:HH:MM:SS, such as 00:01:30:00",
+        not limit or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", limit),
+        f"trainer.max_time {limit}: must be DD:HH:MM:SS, such as 00:01:30:00",
     )
     problems.check(
         0 not in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
@@ -129,17 +102,8 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
         f"trainer.precision {precision}: loss scaling is not tested with trainer.strategy fsdp. Use bf16-mixed or "
         "32-true",
     )
-    # Training is one endless epoch for Lightning, so its options for epochs would have no effect or end the run.
-    problems.check(trainer["limit_train_batches"] is None, "trainer.limit_train_batches: use trainer.max_steps instead")
-    problems.check(trainer["overfit_batches"] == 0, "trainer.overfit_batches: use a small training text instead")
-    problems.check(
-        trainer["reload_dataloaders_every_n_epochs"] == 0,
-        "trainer.reload_dataloaders_every_n_epochs: has no effect here. Leave it out",
-    )
-    problems.check(
-        trainer["check_val_every_n_epoch"] in (None, 1),
-        "trainer.check_val_every_n_epoch: use trainer.val_check_interval, where a fraction means epochs",
-    )
+    for name, (values, advice) in _EPOCH_OPTIONS.items():
+        problems.check(trainer[name] in values, f"trainer.{name}: {advice}")
     return problems.messages
 
 
@@ -149,15 +113,15 @@ def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:
     problems = []
     for spec in callbacks:
         kind = _class_of(spec)
-        if issubclass(kind, _NEED_EPOCHS):
+        if issubclass(kind, _EPOCH_CALLBACKS):
             problems.append(
                 f"trainer.callbacks {kind.__name__}: waits for Lightning's epochs, and training is one endless epoch. "
-                "Leave it out (for a time limit, use trainer.max_time)"
+                "Omit it (for a time limit, use trainer.max_time)"
             )
         if issubclass(kind, TextSamples) and is_sharded:
-            problems.append(samples.SHARDED_PROBLEM)
+            problems.append(SHARDED_PROBLEM)
         if kind is TextSamples:
-            problems += samples.option_problems(spec.init_args.as_dict())
+            problems += problems_of(TextSamples, **spec.init_args.as_dict())
     return problems
 
 

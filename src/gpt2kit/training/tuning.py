@@ -1,7 +1,7 @@
-"""`trainer.py --tune batch_size` and `--tune lr`: search both with a few steps of each value.
+"""Implements `trainer.py --tune batch_size` and `--tune lr`, which train a few steps with each value.
 
 Lightning's tuner raises the batch size until memory runs out, at which point the system kills a process on a CPU. Its
-search for a learning rate sets one rate for all parameters; Muon and AdamW have one each here.
+search for a learning rate sets one rate for all parameters, but Muon and AdamW have one each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,20 @@ print(json.dumps({"speed": info["speed"], "memory": info["memory"]["total"]}))
 """
 
 
-def find_batch_size(args: list[str]) -> None:
+def measure_in_child(args: list[str]) -> tuple[dict[str, Any], str]:
+    """Return what a process of its own measures, or why it cannot."""
+    source = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", _MEASURE, source, *args]
+    child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if child.returncode == 0:
+        return json.loads(child.stdout.splitlines()[-1]), ""
+    last_line = (child.stderr.strip().splitlines() or ["the process was killed, perhaps because memory ran out"])[-1]
+    return {}, last_line.split("Error: ")[-1]
+
+
+def find_batch_size(
+    args: list[str], measure: Callable[[list[str]], tuple[dict[str, Any], str]] = measure_in_child
+) -> None:
     """Measure batches of 1, 2, 4, ... sequences until one does not fit, and print a table.
 
     Each size has a process of its own, because the system kills one that takes too much memory.
@@ -45,7 +58,7 @@ def find_batch_size(args: list[str]) -> None:
     speeds: dict[int, float] = {}
     size = 1
     while True:
-        result, problem = measure_in_child([*args, "--plan", f"--data.batch_size={size}"])
+        result, problem = measure([*args, "--plan", f"--data.batch_size={size}"])
         problem = problem or result["speed"].get("problem", "")
         if problem and not speeds:
             raise UserError(f"--tune batch_size: not even a batch of one sequence can be trained: {problem}")
@@ -66,31 +79,13 @@ def find_batch_size(args: list[str]) -> None:
     )
 
 
-def measure_in_child(args: list[str]) -> tuple[dict[str, Any], str]:
-    """Return what a process of its own measures, or why it cannot."""
-    source = str(Path(__file__).resolve().parents[2])
-    child = subprocess.run(
-        [sys.executable, "-c", _MEASURE, source, *args],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if child.returncode == 0:
-        return json.loads(child.stdout.splitlines()[-1]), ""
-    last_line = (child.stderr.strip().splitlines() or ["the process was killed, perhaps because memory ran out"])[-1]
-    return {}, last_line.split("Error: ")[-1]
-
-
 class LRRangeTest(Callback):
     """Keeps the loss of each step, and ends training when it has risen far above the lowest."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             loss = trainer.callback_metrics["train_loss"].item()  # each step is a log step
             self.losses.append(loss)

@@ -1,7 +1,7 @@
-"""`trainer.py --verify_resume`: check that a killed and resumed run ends like an uninterrupted one, on these settings.
+"""Implements `trainer.py --verify_resume`: a killed and resumed run must end like an uninterrupted one.
 
-Two short runs of trainer.py in processes of their own: one uninterrupted, one killed with SIGKILL in the middle and
-resumed with `--ckpt_path last`. Their last checkpoints are compared tensor by tensor.
+Two short runs of trainer.py have processes of their own: one is uninterrupted, one is killed with SIGKILL in the middle
+and resumed with `--ckpt_path last`. Their last checkpoints are compared tensor by tensor.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ STEPS = 8
 
 def verify_resume(args: list[str]) -> None:
     """Print the largest difference of each group of tensors; raise MachineError if any is above 0."""
-    args = [*args, "--trainer.max_steps", str(STEPS), "--save_every", "1", "--trainer.log_every_n_steps", "1"]
+    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *args, f"--trainer.max_steps={STEPS}"]
+    command += ["--save_every=1", "--trainer.log_every_n_steps=1"]
     raw = {}
     with tempfile.TemporaryDirectory(prefix="gpt2kit-verify-") as folder:
         for name in ("uninterrupted", "resumed"):
             root = Path(folder) / name
-            run, run_args = root / lifecycle.LOGS / "version_0", [*args, "--trainer.default_root_dir", str(root)]
+            run, run_command = root / lifecycle.LOGS / "version_0", [*command, f"--trainer.default_root_dir={root}"]
             if name == "resumed":
                 print("killed: some steps, then SIGKILL", file=sys.stderr)
-                _run_and_kill(run_args, run)
-                run_args += ["--ckpt_path", "last"]
+                _run_and_kill(run_command, run)
+                run_command.append("--ckpt_path=last")
             print(f"{name}: {STEPS} steps", file=sys.stderr)
-            _run(run_args)
+            _run(run_command)
             raw[name] = checkpoint.read(checkpoint.checkpoints(run)[0])
         differences = compare(raw["uninterrupted"], raw["resumed"])
     for group, largest in differences.items():
@@ -81,13 +82,9 @@ def _group_tensors(raw: dict[str, Any]) -> dict[tuple[str, str], torch.Tensor]:
     return tensors
 
 
-def _command(args: list[str]) -> list[str]:
-    return [sys.executable, str(Path(sys.argv[0]).resolve()), *args]
-
-
-def _run_and_kill(args: list[str], run: Path) -> None:
+def _run_and_kill(command: list[str], run: Path) -> None:
     """Start a run and kill it as soon as it has saved a step in the middle."""
-    process = subprocess.Popen(_command(args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         if any(checkpoint.step_of(path) >= STEPS // 3 for path in checkpoint.checkpoints(run)):
             process.kill()
@@ -100,8 +97,8 @@ def _run_and_kill(args: list[str], run: Path) -> None:
         )
 
 
-def _run(args: list[str]) -> None:
-    process = subprocess.run(_command(args), capture_output=True, encoding="utf-8", errors="replace", check=False)
+def _run(command: list[str]) -> None:
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"--verify_resume: the run failed (exit code {process.returncode}): {reason}")

@@ -1,5 +1,3 @@
-"""What is banned is never written, whatever tokens spell it."""
-
 from __future__ import annotations
 
 import random
@@ -9,7 +7,6 @@ import pytest
 from tokenizers import Tokenizer
 
 from gpt2kit.generation.constraints import BannedWords
-from gpt2kit.generation.text_stream import StopStrings
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.tokenizer import eos_id, token_bytes
 
@@ -22,56 +19,37 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return train(TEXT, trainers.TokenizerSpec(vocab_size=330))
 
 
-def test_bytes_are_those_of_the_text(tokenizer: Tokenizer) -> None:
+def test_token_bytes_join_to_the_text(tokenizer: Tokenizer) -> None:
     tokens = token_bytes(tokenizer)
     for text in [*TEXT[:2], "é日本🙂\x00 abc\u2581"]:
         assert b"".join(tokens[i] for i in tokenizer.encode(text).ids).decode() == text
 
 
 @pytest.mark.parametrize("words", [["never"], ["花", "落知"], ["🙂"], ["\n\n"], ["e", "ever"]])
-def test_no_draw_writes_it(tokenizer: Tokenizer, words: list[str]) -> None:
-    """Random tokens, likely to spell the words, from a vocabulary of pieces of them."""
+def test_banned_words_are_never_generated(tokenizer: Tokenizer, words: list[str]) -> None:
+    """Draw from tokens that contain or are contained in the words, so that they are likely to be spelled."""
     tokens = token_bytes(tokenizer)
     eos = eos_id(tokenizer)
-    ban = BannedWords(words, tokens, set(), eos)
-    near = [
-        i for i, token in enumerate(tokens) if token and any(token in w.encode() or w.encode() in token for w in words)
-    ]
-    drawn = random.Random(1)
+    banned = [word.encode() for word in words]
+    related = [i for i, token in enumerate(tokens) if token and any(token in word or word in token for word in banned)]
+    random_generator = random.Random(1)
     prompt = words[0][:-1]
-    allowed = ban.after(prompt)
+    allowed = BannedWords(words, tokens, set(), eos).after(prompt)
     new: list[int] = []
     for _ in range(400):
         mask = allowed(new)
         assert mask[eos]
-        new.append(drawn.choice([i for i in [*near, tokens.index(b"x")] if mask[i] and i != eos]))
-    written = prompt.encode() + b"".join(tokens[i] for i in new)
-    assert not any(word.encode() in written for word in words)
+        new.append(random_generator.choice([i for i in [*related, tokens.index(b"x")] if mask[i] and i != eos]))
+    text = prompt.encode() + b"".join(tokens[i] for i in new)
+    assert not any(word in text for word in banned)
 
 
-def test_only_what_completes_a_word_is_forbidden(tokenizer: Tokenizer) -> None:
+def test_only_the_token_that_completes_a_word_is_banned(tokenizer: Tokenizer) -> None:
     tokens = token_bytes(tokenizer)
-    ban = BannedWords(["never"], tokens, {5}, eos_id(tokenizer))
-    mask = ban.after("neve")([])
+    banned_words = BannedWords(["never"], tokens, {5}, eos_id(tokenizer))
+    mask = banned_words.after("neve")([])
     assert [i for i in np.flatnonzero(~mask) if i != 5] == [
         i for i, token in enumerate(tokens) if token.startswith(b"r") or b"never" in token
     ]
-    assert not mask[5] and ban.after("Neve")([]).sum() == len(tokens) - 1 - sum(b"never" in token for token in tokens)
-
-
-def test_stop_words_wait_for_their_end() -> None:
-    stops = StopStrings(["END", "\n\n"])
-    assert [stops.push(piece) for piece in ["a E", "N", "x\n", "b\n", "\nmore", "never"]] == [
-        "a ",
-        "",
-        "ENx",
-        "\nb",
-        "",
-        "",
-    ]
-    assert stops.is_reached and not stops.flush()
-    open_ = StopStrings(["END"])
-    assert open_.push("aEN") + open_.flush() == "aEN" and not open_.is_reached
-    assert StopStrings([]).push("x") == "x"
-    first = StopStrings(["cd", "bcde"])
-    assert first.push("abcde") == "a" and first.is_reached
+    other_case = banned_words.after("Neve")([])
+    assert not mask[5] and other_case.sum() == len(tokens) - 1 - sum(b"never" in token for token in tokens)

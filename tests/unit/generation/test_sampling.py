@@ -1,9 +1,10 @@
-"""Each rule against a reference: transformers' own processors, or the plainest loop."""
+"""Filters and penalties, compared with transformers' own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,14 +24,13 @@ PAIRS: list[tuple[Callable[[Tensor], Tensor], object]] = [
 ]
 
 
-@pytest.mark.parametrize("place", range(len(PAIRS)))
-def test_filters_keep_what_the_reference_keeps(place: int) -> None:
-    ours, theirs = PAIRS[place]
-    assert torch.equal(ours(LOGITS), theirs(NOTHING, LOGITS.clone()))  # type: ignore[operator]
+@pytest.mark.parametrize(("filter_logits", "warper"), PAIRS)
+def test_filters_agree_with_transformers(filter_logits: Callable[[Tensor], Tensor], warper: Any) -> None:
+    assert torch.equal(filter_logits(LOGITS), warper(NOTHING, LOGITS.clone()))
 
 
-def test_filters_after_filters() -> None:
-    found = sampling.filter_logits(LOGITS, SamplingOptions(0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9))
+def test_the_order_of_filters_agrees_with_transformers() -> None:
+    filtered = sampling.filter_logits(LOGITS, SamplingOptions(0.7, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.9))
     warpers = [
         reference.TemperatureLogitsWarper(0.7),
         reference.TopKLogitsWarper(50),
@@ -39,17 +39,15 @@ def test_filters_after_filters() -> None:
         reference.TypicalLogitsWarper(0.9),
     ]
     expected = reference.LogitsProcessorList(warpers)(NOTHING, LOGITS.clone())
-    assert torch.equal(found, expected)
-    assert found.isfinite().any(-1).all()
+    assert torch.equal(filtered, expected)
+    assert filtered.isfinite().any(-1).all()
 
 
-def test_top_p_is_the_same_however_many_tokens_it_must_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = sampling.top_p(LOGITS, 0.9)
-    monkeypatch.setattr(sampling, "_SORTED_FIRST", 2)
-    assert torch.equal(quick, sampling.top_p(LOGITS, 0.9))
+def test_top_p_does_not_depend_on_how_many_tokens_are_sorted_first() -> None:
+    assert torch.equal(sampling.top_p(LOGITS, 0.9), sampling.top_p(LOGITS, 0.9, sorted_first=2))
 
 
-def test_equal_logits_stay_together() -> None:
+def test_equal_logits_are_kept_together() -> None:
     flat = torch.zeros(1, 10)
     for filtered in (
         sampling.top_k(flat, 3),
@@ -61,58 +59,55 @@ def test_equal_logits_stay_together() -> None:
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.5])
-def test_a_penalty_works_on_both_sides_of_zero(penalty: float) -> None:
+def test_the_repetition_penalty_agrees_with_transformers(penalty: float) -> None:
     texts = [[1, 2, 2], [3], [4, 5], [0], [399]]
-    found = sampling.penalize_repetition(LOGITS, texts, penalty)
+    penalized = sampling.penalize_repetition(LOGITS, texts, penalty)
     for row, text in enumerate(texts):
         ids = torch.tensor([text])
         expected = reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, LOGITS[row : row + 1].clone())
-        assert torch.equal(found[row : row + 1], expected)
+        assert torch.equal(penalized[row : row + 1], expected)
     lower = sampling.penalize_repetition(torch.tensor([[2.0, -2.0, 1.0]]), [[0, 1]], 2.0)
     assert lower.tolist() == [[1.0, -4.0, 1.0]]
 
 
-def test_forbidden_repeats() -> None:
+def test_repeated_ngrams_are_banned_unless_nothing_else_is_possible() -> None:
     assert sampling.repeating_tokens([1, 2, 3, 1, 2], 3) == [3]
     assert sampling.repeating_tokens([1, 2, 3], 1) == [1, 2, 3]
     assert sampling.repeating_tokens([1, 1], 2) == [1]
     assert sampling.repeating_tokens([1], 2) == [] and sampling.repeating_tokens([], 1) == []
     texts = [[int(i) for i in torch.randint(4, (60,))] for _ in range(5)]
     for size in (1, 2, 3):
-        found = sampling.apply_penalties(LOGITS, SamplingOptions(no_repeat_ngram_size=size), texts)
+        banned = sampling.apply_penalties(LOGITS, SamplingOptions(no_repeat_ngram_size=size), texts)
         expected = reference.NoRepeatNGramLogitsProcessor(size)(torch.tensor(texts), LOGITS.clone())
-        assert torch.equal(found, expected)
-    only = torch.tensor([[0.0, -torch.inf]])
-    assert torch.equal(sampling.apply_penalties(only, SamplingOptions(no_repeat_ngram_size=1), [[0, 1]]), only), (
-        "else nothing is left"
-    )
+        assert torch.equal(banned, expected)
+    single = torch.tensor([[0.0, -torch.inf]])
+    assert torch.equal(sampling.apply_penalties(single, SamplingOptions(no_repeat_ngram_size=1), [[0, 1]]), single)
 
 
 def test_draws_follow_the_probabilities() -> None:
-    logits = torch.tensor([[0.1, 0.5, 0.0, 0.3, 0.1]]).log()
-    drawn = [
-        int(sampling.sample(logits, SamplingOptions(temperature=1, top_p=1, seed=3), [(0, at)])) for at in range(4000)
-    ]
-    for token, share in enumerate([0.1, 0.5, 0.0, 0.3, 0.1]):
-        assert drawn.count(token) / 4000 == pytest.approx(share, abs=0.03)
-    assert 2 not in drawn
+    probabilities = [0.1, 0.5, 0.0, 0.3, 0.1]
+    logits = torch.tensor([probabilities]).log()
+    options = SamplingOptions(temperature=1, top_p=1, seed=3)
+    tokens = [int(sampling.sample(logits, options, [(0, position)])) for position in range(4000)]
+    for token, probability in enumerate(probabilities):
+        assert tokens.count(token) / 4000 == pytest.approx(probability, abs=0.03)
+    assert 2 not in tokens
     assert int(sampling.sample(logits, SamplingOptions(temperature=0), [(0, 0)])) == 1
 
 
-def test_the_ends_of_a_draw() -> None:
+def test_impossible_tokens_are_not_drawn_at_the_ends_of_the_interval() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
-    assert sampling.sample_at(logits, [0.0]).tolist() == [1] and sampling.sample_at(logits, [1 - 2**-53]).tolist() == [
-        2
-    ]
+    assert sampling.sample_at(logits, [0.0]).tolist() == [1]
+    assert sampling.sample_at(logits, [1 - 2**-53]).tolist() == [2]
 
 
-def test_a_point_is_a_function_of_its_key() -> None:
-    points = [sampling.uniform(seed, sample, at) for seed in range(9) for sample in range(9) for at in range(50)]
+def test_different_keys_give_different_points() -> None:
+    points = [sampling.uniform(seed, sample, place) for seed in range(9) for sample in range(9) for place in range(50)]
     assert len(set(points)) == len(points) and all(0 <= point < 1 for point in points)
     assert sum(points) / len(points) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan])
-def test_impossible_numbers_are_named_together(value: float) -> None:
-    wrong = SamplingOptions(value, -1, value, value, value, value, -1)
-    assert len(options.sampling_problems(wrong)) == 7 and not options.sampling_problems(SamplingOptions())
+def test_invalid_numbers_are_reported_together(value: float) -> None:
+    invalid = SamplingOptions(value, -1, value, value, value, value, -1)
+    assert len(options.sampling_problems(invalid)) == 7 and not options.sampling_problems(SamplingOptions())

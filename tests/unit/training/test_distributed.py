@@ -1,4 +1,4 @@
-"""Launch mistakes are said in one line before the first step."""
+"""Launches on several devices: sizes, mistakes and disagreement, without processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "devices", "num_nodes", "wanted"),
+    ("environment", "devices", "num_nodes", "sizes"),
     [
         (TORCHRUN, "auto", 1, (8, 4)),
         (TORCHRUN, 8, 4, (8, 4)),
@@ -32,9 +32,9 @@ SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "4", "SLURM_JOB_NAME": "train"}
     ],
 )
 def test_sizes_come_from_the_launcher(
-    environment: dict[str, str], devices: Any, num_nodes: int, wanted: tuple[Any, int]
+    environment: dict[str, str], devices: Any, num_nodes: int, sizes: tuple[Any, int]
 ) -> None:
-    assert distributed.launch_sizes(devices, num_nodes, environment) == wanted
+    assert distributed.launch_sizes(devices, num_nodes, environment) == sizes
 
 
 @pytest.mark.parametrize(("devices", "num_nodes"), [(2, 4), ("0,1", 1), (8, 2)])
@@ -44,7 +44,7 @@ def test_sizes_that_contradict_the_launcher_are_refused(devices: Any, num_nodes:
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "devices", "there", "says"),
+    ("accelerator", "devices", "available", "message"),
     [
         ("gpu", "auto", 0, "no GPU that torch can use"),
         ("gpu", 8, 4, "has 4 GPUs. Use trainer.devices 4"),
@@ -52,16 +52,16 @@ def test_sizes_that_contradict_the_launcher_are_refused(devices: Any, num_nodes:
         ("cuda", "0,1,2", 2, "has 2 GPUs"),
     ],
 )
-def test_devices_that_are_not_there(accelerator: str, devices: Any, there: int, says: str) -> None:
-    with pytest.raises(MachineError, match=says):
-        distributed.refuse_missing_devices(accelerator, devices, there)
+def test_missing_devices_are_refused(accelerator: str, devices: Any, available: int, message: str) -> None:
+    with pytest.raises(MachineError, match=message):
+        distributed.refuse_missing_devices(accelerator, devices, available)
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "devices", "there"), [("cpu", 8, 0), ("auto", 2, 0), ("gpu", 4, 4), ("gpu", -1, 2)]
+    ("accelerator", "devices", "available"), [("cpu", 8, 0), ("auto", 2, 0), ("gpu", 4, 4), ("gpu", -1, 2)]
 )
-def test_devices_that_are_there(accelerator: str, devices: Any, there: int) -> None:
-    distributed.refuse_missing_devices(accelerator, devices, there)
+def test_available_devices_are_accepted(accelerator: str, devices: Any, available: int) -> None:
+    distributed.refuse_missing_devices(accelerator, devices, available)
 
 
 def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
@@ -78,11 +78,11 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
 
 
 def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
-    built = train.TrainCLI([*options, "--data.global_batch_size=32"])  # 4 x data.batch_size 8
-    assert built.trainer.accumulate_grad_batches == 4 and built.datamodule.global_batch(built.trainer) == 32
+    cli = train.TrainCLI([*options, "--data.global_batch_size=32"])  # 4 x data.batch_size 8
+    assert cli.trainer.accumulate_grad_batches == 4 and cli.datamodule.global_batch(cli.trainer) == 32
 
 
-def test_wrong_launches_by_the_command_line(
+def test_launch_mistakes_are_refused_before_the_run(
     options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, err = call(train.main, *options, "--data.global_batch_size=20")
@@ -98,38 +98,35 @@ def test_wrong_launches_by_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("raised", "says"),
+    ("error", "explanation"),
     [
         ("The server socket has failed to listen on any local network address. port: 29500, EADDRINUSE", "taken by"),
         ("Timed out after 1801 seconds waiting for clients. 3/4 clients joined.", "only 3 of 4 processes connected"),
-        (
-            "The client socket has timed out after 60000ms while trying to connect to (node7, 29500).",
-            "cannot be reached",
-        ),
+        ("The client socket has timed out after 60000ms while trying to connect to (node7, 29500).", "cannot be reach"),
     ],
 )
-def test_what_torch_says_of_a_meeting_that_failed(raised: str, says: str) -> None:
-    found = distributed.explain_launch_error(RuntimeError(raised))
-    assert isinstance(found, MachineError) and says in str(found)
+def test_failed_connections_are_explained(error: str, explanation: str) -> None:
+    explained = distributed.explain_launch_error(RuntimeError(error))
+    assert isinstance(explained, MachineError) and explanation in str(explained)
     assert distributed.explain_launch_error(RuntimeError("CUDA error")) is None
 
 
-def test_disagreement_names_the_first_rank_that_differs() -> None:
-    same = {"torch": "2.13", "the train text": "abc"}
-    assert describe_disagreement([("a", same), ("b", dict(same))]) == ""
-    told = describe_disagreement(
-        [("a", same), ("a", dict(same)), ("b", {**same, "the train text": "abd"}), ("c", {"torch": "2.12"})]
+def test_a_disagreement_names_the_first_rank_that_differs() -> None:
+    info = {"torch": "2.13", "the train text": "abc"}
+    assert describe_disagreement([("a", info), ("b", dict(info))]) == ""
+    problem = describe_disagreement(
+        [("a", info), ("a", dict(info)), ("b", {**info, "the train text": "abd"}), ("c", {"torch": "2.12"})]
     )
-    assert told.startswith("rank 2 on b differs from rank 0 (1 more ranks do, too): the train text is abd")
+    assert problem.startswith("rank 2 on b differs from rank 0 (1 more ranks do, too): the train text is abd")
 
 
-def test_an_error_of_another_rank_names_it(
+def test_an_error_of_another_rank_names_the_rank(
     options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*options, "--trainer.max_steps=0"]
-    code, _, err = call(train.main, *words)
+    args = [*options, "--trainer.max_steps=0"]
+    code, _, err = call(train.main, *args)
     assert code == 2 and err.startswith("error: ")
     for name, value in {"RANK": "3", "LOCAL_RANK": "3", **TORCHRUN}.items():
         monkeypatch.setenv(name, value)
-    code, _, other = call(train.main, *words)
+    code, _, other = call(train.main, *args)
     assert code == 2 and other == f"rank 3: {err}"

@@ -1,10 +1,11 @@
-"""Samples during training: the same prompts, continued after each validation with the current weights."""
+"""Callbacks for `trainer.callbacks`: text samples after each validation, and exports of each epoch's weights."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,23 @@ from torch import Tensor
 from gpt2kit import files
 from gpt2kit.checkpoint import validation
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, generation_problems
 from gpt2kit.model import finetuning
-from gpt2kit.runs import folder
-from gpt2kit.training import loggers
+from gpt2kit.model.config import Dtype
+from gpt2kit.runs import folder as run_folder
+from gpt2kit.runs.pages import mark_hidden
+from gpt2kit.training import loggers, run_state
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
 
 logger = logging.getLogger(__name__)
 
-SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Leave it out"
+SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Omit it"
+# The subfolder of a run's folder that has the exports.
+EXPORTS = "exports"
 _HEADER = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
 # The longest prompt that a section shows in full, in characters.
 _MAX_PROMPT = 60
@@ -71,12 +76,12 @@ class TextSamples(Callback):
         )
         refuse([problem.replace("--", "TextSamples.") for problem in generation_problems(self.options)])
         self._notes: set[str] = set()
-        self._folder: str | None = None
+        self._folder: Path | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDP):
             raise UserError(SHARDED_PROBLEM)
-        self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir  # a collective call
+        self._folder = _run_folder(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
@@ -86,12 +91,13 @@ class TextSamples(Callback):
             texts = self.generate(gpt2_of(trainer), datamodule_of(trainer).tokenizer)
         section = format_section(self.prompts, texts, step, epochs_done(trainer), None if bits is None else float(bits))
         if self._folder is not None:
-            append_section(Path(self._folder) / folder.SAMPLES, step, section)
+            append_section(self._folder / run_folder.SAMPLES, step, section)
         loggers.write_text(trainer.loggers, "samples", section, step)
 
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
-        source = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2, gpt2.state_dict()), tokenizer, {})
+        state = plain_state(gpt2, gpt2.state_dict())
+        source = LoadedCheckpoint(Path(), gpt2.shape, tokenizer, {}, state=state)
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -103,13 +109,79 @@ class TextSamples(Callback):
             logger.info(f"samples: {text}")
 
 
-def option_problems(options: Mapping[str, Any]) -> list[str]:
-    """List what is invalid in the options of a TextSamples."""
-    try:
-        TextSamples(**options)
-    except UserError as error:
-        return [str(error)]
-    return []
+class EpochExports(Callback):
+    """Writes `exports/epoch_N` in the run's folder at the end of each epoch, in the way export.py does: under a
+    temporary name until a fresh process has loaded it and its logits agree. Training is not affected: the weights are
+    bit-identical with and without it. If a folder cannot be written, a warning is printed and training continues.
+
+    Args:
+        every: epochs between exports.
+        dtype: the type of the exported weights.
+    """
+
+    def __init__(self, every: int = 1, dtype: Dtype = "float32") -> None:
+        if every < 1:
+            raise UserError(f"EpochExports.every {every}: must be at least 1")
+        self.every, self.dtype = every, dtype
+        self._folder: Path | None = None
+        self._steps_per_epoch = 0
+        self._first_step = -1  # of this start
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._folder = _run_folder(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        text = datamodule_of(trainer)
+        self._steps_per_epoch = text.order(text.global_batch(trainer)).steps_per_epoch
+        self._first_step = trainer.global_step
+        if self._folder is not None and trainer.is_global_zero:
+            for leftover in self._folder.glob(f"{EXPORTS}/.*"):  # of a killed process: this one holds the run's lock
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is validated by now, and not yet saved
+            self._between_steps(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._between_steps(trainer)
+
+    def _between_steps(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        epoch, steps = divmod(step, self._steps_per_epoch)
+        if self._folder is None or steps or not epoch or epoch % self.every:
+            return
+        target = self._folder / EXPORTS / f"epoch_{epoch}"
+        # A run that resumes at the end of an epoch writes the folder only if a kill has prevented that. After a step
+        # that was just trained, an existing folder is replaced: the run was resumed from before, so weights may differ.
+        if step == self._first_step and trainer.strategy.broadcast(target.is_dir()):
+            return
+        state = trainer.strategy.lightning_module_state_dict()  # a collective call: weights may be sharded
+        if trainer.is_global_zero:
+            self._export(trainer, target, {name: tensor.detach().cpu() for name, tensor in state.items()})
+
+    def _export(self, trainer: pl.Trainer, target: Path, state: dict[str, Tensor]) -> None:
+        from gpt2kit.export import huggingface  # here, so that trainer.py --help need not import transformers
+
+        shape, tokenizer = gpt2_of(trainer).shape, datamodule_of(trainer).tokenizer
+        try:
+            with isolate_rng():
+                metadata = run_state.describe(trainer, settings={})
+                state = plain_state(gpt2_of(trainer), state)
+                source = LoadedCheckpoint(target, shape, tokenizer, metadata, state=state)
+                with huggingface.replacing_folder(target) as folder:
+                    huggingface.write(source, folder, target.name, self.dtype)
+                    huggingface.check(source, folder, self.dtype)
+        except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError
+            logger.warning(
+                f"NOT EXPORTED, training continues: {target}: {first_line(error).rstrip('.')}. "
+                "Export a checkpoint later with export.py --ckpt_path"
+            )
+
+
+def _run_folder(trainer: pl.Trainer) -> Path | None:
+    """Return the run's folder, None if nothing is saved. A collective call."""
+    folder = trainer.log_dir
+    return None if folder is None or getattr(trainer, "fast_dev_run", False) else Path(folder)
 
 
 def plain_state(gpt2: GPT2Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +199,7 @@ def format_section(
     for prompt, samples in zip(prompts, texts, strict=True):
         lines += [f"Prompt: {_format_prompt(prompt)}" if prompt else "No prompt", ""]
         for text in samples:
-            lines += [*(f"    {_show_controls(line)}" for line in text.split("\n")), ""]
+            lines += [*(f"    {line}" for line in mark_hidden(text).split("\n")), ""]
             if len(samples) > 1:
                 lines += ["—", ""]
     return "\n".join(lines)
@@ -136,20 +208,13 @@ def format_section(
 def append_section(path: Path, step: int, section: str) -> None:
     """Write a section after those of earlier steps, and drop those from `step` on: a resumed run replaces them."""
     text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
-    later = [match.start() for match in folder.SECTION.finditer(text) if int(match[1]) >= step]
+    later = [match.start() for match in run_folder.SECTION.finditer(text) if int(match[1]) >= step]
     files.write_text(path, f"{text[: min(later, default=len(text))].rstrip()}\n\n{section}")
-
-
-def _show_controls(line: str) -> str:
-    """Return a line with control characters, and others that end lines, as numbers."""
-    return "".join(
-        f"<U+{ord(c):04X}>" if (ord(c) < 32 and c != "\t") or c in "\x7f\x85\u2028\u2029" else c for c in line
-    )
 
 
 def _format_prompt(prompt: str) -> str:
     """Return a prompt as one line of Markdown code, between more backticks than it has in a row."""
-    line = _show_controls(prompt.replace("\n", "↵"))
+    line = mark_hidden(prompt).replace("\n", "↵")
     if len(line) > _MAX_PROMPT:
         line = line[: _MAX_PROMPT - 1] + "…"
     mark = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
