@@ -1,12 +1,12 @@
-"""From text to batches: building the token store, its size, and how fast batches come; beside two other ways.
+"""From text to batches: building the token store, its size, and the speed of batches, compared with two libraries.
 
     python bench/data.py --output bench.json
 
-The text is Python files of this environment, the tokenizer a byte-level BPE of 32,768 tokens. Others are measured if
-they are installed: `datasets` (map, then chains of tokens grouped into blocks, as run_clm does it) and `litdata`
-(optimize with a TokensLoader, as its documentation does it). Each line is a document, for all ways; gpt2kit also takes
-the text as one. Builds run in processes of their own, bound to so many cores; loaders take turns in one process;
-medians of the rounds.
+The text is the Python files of this environment, the tokenizer a byte-level BPE of 32,768 tokens. Two libraries are
+measured if they are installed: `datasets` (map, then tokens grouped into blocks, as in run_clm.py) and `litdata`
+(optimize with a TokensLoader, as in its documentation). Each line is a document; gpt2kit also builds the text as one
+document. Each build runs in a process of its own, bound to one or two cores; loaders take turns in one process. A
+figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import ROOT, collect, finish, timed
+from machine import ROOT, collect_python, report, run_timed
 
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -36,84 +36,84 @@ from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
 
 BLOCK = 1024
-OURS = "gpt2kit"
-WHOLE = "gpt2kit, one document"
+GPT2KIT = "gpt2kit"
+ONE_DOCUMENT = "gpt2kit, one document"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=48, help="of text")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=1000, help="of 8 blocks, that a loader gives in a round")
-    parser.add_argument("--cold", type=int, default=512, help="MB of the store that is read from the disk itself")
+    parser.add_argument("--batches", type=int, default=1000, help="batches of 8 blocks per loader and round")
+    parser.add_argument("--cold", type=int, default=512, help="MB of the store that is read from the disk")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--build", nargs=5, help=argparse.SUPPRESS)  # one build, in a process of its own
-    given = parser.parse_args()
-    if given.build:
-        way, cores, text, trained, folder = given.build
+    args = parser.parse_args()
+    if args.build:
+        way, cores, text, tokenizer_folder, folder = args.build
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
         begin = time.perf_counter()
-        BUILDS[way](Path(text), trained, Path(folder), int(cores))
+        BUILDS[way](Path(text), tokenizer_folder, Path(folder), int(cores))
         print(time.perf_counter() - begin)
         return
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        text = collect(work / "text.txt", given.megabytes * 1_000_000)
-        words = ["--files", str(text), "--vocab_size", "32768", "--output_dir", str(work / "tokenizer")]
-        timed([sys.executable, str(ROOT / "train_tokenizer.py"), *words])
-        ways = [OURS, *(name for name in ("datasets", "litdata") if importlib.util.find_spec(name))]
-        rows += builds(text, work, [OURS, WHOLE, *ways[1:]], given.rounds)
-        rows += loaders(work, ways, given.rounds, given.batches)
-        rows += cold(work / "cold", given.cold)
-    finish(rows, given.output)
+        text = collect_python(work / "text.txt", args.megabytes * 1_000_000)
+        options = ["--files", str(text), "--vocab_size", "32768", "--output_dir", str(work / "tokenizer")]
+        run_timed([sys.executable, str(ROOT / "train_tokenizer.py"), *options])
+        ways = [GPT2KIT, *(name for name in ("datasets", "litdata") if importlib.util.find_spec(name))]
+        rows += measure_builds(text, work, [GPT2KIT, ONE_DOCUMENT, *ways[1:]], args.rounds)
+        rows += measure_loaders(work, ways, args.rounds, args.batches)
+        rows += measure_cold_reads(work / "cold", args.cold)
+    report(rows, args.output)
 
 
-def builds(text: Path, work: Path, ways: list[str], rounds: int) -> list[dict[str, object]]:
-    """MB/s, largest memory of the main process, and disk, for each way on one and two cores."""
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+def measure_builds(text: Path, work: Path, ways: list[str], rounds: int) -> list[dict[str, object]]:
+    """Return MB/s, the largest memory of the main process, and disk use, for each way on one and two cores."""
+    results: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for turn in range(rounds):
         for way in ways:
             for cores in (1, 2):
                 folder = work / f"{way}-{cores}-{turn}"
-                words = [sys.executable, __file__, "--build", way, str(cores), str(text), str(work / "tokenizer")]
-                _, memory, told = timed([*words, str(folder)], cores)
-                seconds = float(told.split()[-1])
-                found.setdefault((way, cores), []).append((text.stat().st_size / 1e6 / seconds, memory))
+                command = [sys.executable, __file__, "--build", way, str(cores), str(text), str(work / "tokenizer")]
+                _, memory, output = run_timed([*command, str(folder)], cores)
+                seconds = float(output.split()[-1])
+                results.setdefault((way, cores), []).append((text.stat().st_size / 1e6 / seconds, memory))
     rows = []
-    for (way, cores), figures in found.items():
+    for (way, cores), figures in results.items():
         disk = sum(path.stat().st_size for path in (work / f"{way}-{cores}-0").rglob("*") if path.is_file())
         speed, memory = (statistics.median(part) for part in zip(*figures, strict=True))
-        ours = statistics.median(speed for speed, _ in found[OURS, cores])
+        own_speed = statistics.median(speed for speed, _ in results[GPT2KIT, cores])
         rows.append(
             {
-                "what": f"build, {cores} core{'s' * (cores > 1)}",
+                "what": f"build, cores: {cores}",
                 "with": way,
                 "figure": f"{speed:.1f} MB/s",
                 "memory": f"{memory:.0f} MB",
                 "disk": f"{disk / 1e6:.1f} MB",
-                "ratio": f"{ours / speed:.1f}",
+                "gpt2kit / this": f"{own_speed / speed:.1f}",
             }
         )
         print(rows[-1], flush=True)
     return rows
 
 
-def build_ours(text: Path, trained: str, folder: Path, cores: int) -> None:
-    build.open_or_build(Corpus([text], tokenizer.load(trained), Reader()), folder)
+def build_gpt2kit(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:
+    build.open_or_build(Corpus([text], tokenizer.load(tokenizer_folder), Reader()), folder)
 
 
-def build_whole(text: Path, trained: str, folder: Path, cores: int) -> None:
-    """One document: what the text's many short lines cost is left out."""
-    build.open_or_build(Corpus([text], tokenizer.load(trained), Reader("file")), folder)
+def build_one_document(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:
+    """Build the text as one document, which leaves out what its many short lines cost."""
+    build.open_or_build(Corpus([text], tokenizer.load(tokenizer_folder), Reader("file")), folder)
 
 
-def build_datasets(text: Path, trained: str, folder: Path, cores: int) -> None:
-    """Tokenize with map, then join and cut into blocks with another map."""
+def build_datasets(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:
+    """Tokenize with map, then join and split into blocks with another map."""
     import datasets
     from transformers import AutoTokenizer
 
-    fast = AutoTokenizer.from_pretrained(trained)
+    fast = AutoTokenizer.from_pretrained(tokenizer_folder)
     fast.model_max_length = 1 << 30
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def build_datasets(text: Path, trained: str, folder: Path, cores: int) -> None:
 
     def group(rows: dict[str, list[list[int]]]) -> dict[str, Any]:
         joined = [token for row in rows["input_ids"] for token in row]
-        whole = len(joined) // BLOCK * BLOCK
-        return {"input_ids": [joined[at : at + BLOCK] for at in range(0, whole, BLOCK)]}
+        length = len(joined) // BLOCK * BLOCK
+        return {"input_ids": [joined[at : at + BLOCK] for at in range(0, length, BLOCK)]}
 
     processes = cores if cores > 1 else None
     raw = datasets.load_dataset("text", data_files=str(text), split="train", cache_dir=str(folder))
@@ -130,8 +130,8 @@ def build_datasets(text: Path, trained: str, folder: Path, cores: int) -> None:
     ids.map(group, batched=True, num_proc=processes).save_to_disk(str(folder / "blocks"))
 
 
-def build_litdata(text: Path, trained: str, folder: Path, cores: int) -> None:
-    """`optimize` over parts of the file, as many as workers."""
+def build_litdata(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:
+    """Run `optimize` over parts of the file, one for each worker."""
     import functools
 
     import litdata
@@ -139,7 +139,7 @@ def build_litdata(text: Path, trained: str, folder: Path, cores: int) -> None:
     size = text.stat().st_size
     parts = [(size * part // cores, size * (part + 1) // cores) for part in range(cores)]
     litdata.optimize(
-        fn=functools.partial(lit_tokens, str(text), trained),
+        fn=functools.partial(lit_tokens, str(text), tokenizer_folder),
         inputs=parts,
         output_dir=str(folder / "blocks"),
         num_workers=cores,
@@ -149,31 +149,31 @@ def build_litdata(text: Path, trained: str, folder: Path, cores: int) -> None:
     )
 
 
-def lit_tokens(text: str, trained: str, part: tuple[int, int]) -> Iterator[Any]:
+def lit_tokens(text: str, tokenizer_folder: str, part: tuple[int, int]) -> Iterator[Any]:
     import torch
 
-    found = tokenizer.load(trained)
-    eos = tokenizer.eos_id(found)
+    loaded = tokenizer.load(tokenizer_folder)
+    eos = tokenizer.eos_id(loaded)
     with open(text, "rb") as file:
         file.seek(part[0])
         if part[0]:
             file.readline()
         while file.tell() <= part[1] and (line := file.readline()):
-            ids = found.encode(line.decode().rstrip("\n"), add_special_tokens=False).ids
+            ids = loaded.encode(line.decode().rstrip("\n"), add_special_tokens=False).ids
             yield torch.tensor([*ids, eos], dtype=torch.int)
 
 
 BUILDS: dict[str, Callable[[Path, str, Path, int], None]] = {
-    OURS: build_ours,
-    WHOLE: build_whole,
+    GPT2KIT: build_gpt2kit,
+    ONE_DOCUMENT: build_one_document,
     "datasets": build_datasets,
     "litdata": build_litdata,
 }
 
 
-def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict[str, object]]:
-    """Million tokens/s of each loader with blocks of 1,024 in random order, and the time to its first batch."""
-    importlib.import_module("gpt2kit.data.batches")  # torch's own start is not the loader's
+def measure_loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict[str, object]]:
+    """Return million tokens/s of each loader with blocks of 1,024 in random order, and the time to its first batch."""
+    importlib.import_module("gpt2kit.data.batches")  # importing torch is not the loader's time
     rates: dict[tuple[str, int, int], list[float]] = {}
     firsts: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(rounds):
@@ -191,26 +191,26 @@ def loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict
                 rates.setdefault((way, batch_size, workers), []).append(rate)
                 del batch
     rows = []
-    for (way, batch_size, workers), found in rates.items():
-        rate = statistics.median(found)
+    for (way, batch_size, workers), each in rates.items():
+        rate = statistics.median(each)
         rows.append(
             {
-                "what": f"batches of {batch_size}, {workers or 'no'} worker{'s' * (workers != 1)}",
+                "what": f"batches of {batch_size}, workers: {workers}",
                 "with": way,
                 "figure": f"{rate:.0f} M tokens/s",
                 "first batch": f"{statistics.median(firsts[way, batch_size, workers]) * 1000:.0f} ms",
-                "ratio": f"{statistics.median(rates[OURS, batch_size, workers]) / rate:.1f}",
+                "gpt2kit / this": f"{statistics.median(rates[GPT2KIT, batch_size, workers]) / rate:.1f}",
             }
         )
         print(rows[-1], flush=True)
     return rows
 
 
-def load_ours(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
+def load_gpt2kit(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
     from gpt2kit.data.batches import BlockDataset, TrainBatches
     from gpt2kit.data.order import BlockOrder, count_train
 
-    (folder,) = (path.parent for path in (work / f"{OURS}-1-0").rglob("index.json"))
+    (folder,) = (path.parent for path in (work / f"{GPT2KIT}-1-0").rglob("index.json"))
     store = TokenStore(folder)
     order = BlockOrder(count_train(len(store), BLOCK), batch_size, seed=1)
     return iter(TrainBatches(BlockDataset(store, BLOCK, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
@@ -220,16 +220,16 @@ def load_datasets(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
     import datasets
     from torch.utils.data import DataLoader
 
-    found = datasets.load_from_disk(str(work / "datasets-1-0" / "blocks")).with_format("torch")
-    return endless(DataLoader(found, batch_size=batch_size, shuffle=True, num_workers=workers))
+    blocks = datasets.load_from_disk(str(work / "datasets-1-0" / "blocks")).with_format("torch")
+    return endless(DataLoader(blocks, batch_size=batch_size, shuffle=True, num_workers=workers))
 
 
 def load_litdata(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
     import litdata
 
     folder = str(work / "litdata-1-0" / "blocks")
-    found = litdata.StreamingDataset(folder, item_loader=litdata.TokensLoader(BLOCK), shuffle=True, drop_last=True)
-    return endless(litdata.StreamingDataLoader(found, batch_size=batch_size, num_workers=workers))
+    blocks = litdata.StreamingDataset(folder, item_loader=litdata.TokensLoader(BLOCK), shuffle=True, drop_last=True)
+    return endless(litdata.StreamingDataLoader(blocks, batch_size=batch_size, num_workers=workers))
 
 
 def endless(loader: Any) -> Iterator[Any]:
@@ -238,37 +238,37 @@ def endless(loader: Any) -> Iterator[Any]:
 
 
 LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
-    OURS: load_ours,
+    GPT2KIT: load_gpt2kit,
     "datasets": load_datasets,
     "litdata": load_litdata,
 }
 
 
-def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
-    """Batches from files that are not in memory, after the system was told to forget them."""
+def measure_cold_reads(folder: Path, megabytes: int) -> list[dict[str, object]]:
+    """Measure the speed of checksums, and of batches from files that are not in the page cache."""
     from gpt2kit.data.batches import BlockDataset, TrainBatches
     from gpt2kit.data.order import BlockOrder, count_train
 
     folder.mkdir()
-    made = []
+    shards = []
     for number in range(max(megabytes // 128, 1)):
         raw = np.random.default_rng(number).integers(0, 32768, 1 << 26).astype("<u2").tobytes()
         (folder / shard_name(number)).write_bytes(raw)
         (folder / f"{number:06d}.doc").write_bytes(b"")
         digest, empty = hashlib.sha256(raw).hexdigest(), hashlib.sha256(b"").hexdigest()
-        made.append(Shard(shard_name(number), 1 << 26, 0, 0, 0, 0, digest, empty))
-    (folder / "index.json").write_text(Index("<u2", 0, True, "", [], [], made).to_json())
+        shards.append(Shard(shard_name(number), 1 << 26, 0, 0, 0, 0, digest, empty))
+    (folder / "index.json").write_text(Index("<u2", 0, True, "", [], [], shards).to_json())
     rows = []
     begin = time.perf_counter()
     TokenStore(folder)
     rows.append(
         {
             "what": "checksums at the first opening",
-            "with": OURS,
-            "figure": f"{len(made) * 128 / (time.perf_counter() - begin):.0f} MB/s",
+            "with": GPT2KIT,
+            "figure": f"{len(shards) * 128 / (time.perf_counter() - begin):.0f} MB/s",
         }
     )
-    forget(folder)
+    drop_cached_files(folder)
     store = TokenStore(folder)
     order = BlockOrder(count_train(len(store), BLOCK), 8, seed=1)
     batches = iter(TrainBatches(BlockDataset(store, BLOCK, BLOCK), order.micro_batches(0, 8, 0, 1)))
@@ -276,12 +276,12 @@ def cold(folder: Path, megabytes: int) -> list[dict[str, object]]:
     for _ in range(500):
         next(batches)
     rate = 500 * 8 * BLOCK / (time.perf_counter() - begin) / 1e6
-    rows.append({"what": "batches of 8 from the disk itself", "with": OURS, "figure": f"{rate:.0f} M tokens/s"})
+    rows.append({"what": "batches of 8 from the disk", "with": GPT2KIT, "figure": f"{rate:.0f} M tokens/s"})
     return rows
 
 
-def forget(folder: Path) -> None:
-    """Drop the files from the system's memory."""
+def drop_cached_files(folder: Path) -> None:
+    """Drop the files from the page cache."""
     os.sync()
     for path in folder.iterdir():
         with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""How fast test.py is beside training's forward pass, in one run: `python bench/evaluate.py [--model small ...]`.
+"""How fast test.py is compared with the forward pass of training: `python bench/evaluate.py [--model small ...]`.
 
-Both see the same blocks of random tokens, in float32 on one device, in turns; the best of some rounds counts. The
-forward pass is that of a training step (`GPT2.nll` in training mode, with what the backward pass would need),
-without the backward pass. Testing is all of `Scorer.score`: reading, the model, sums by document.
+Both get the same blocks of random tokens, in float32 on one device, and take turns; the best round counts. The forward
+pass is that of a training step (`GPT2.nll` in training mode, which keeps what the backward pass needs). Testing is all
+of `Scorer.score`: reading, the model, sums by document.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def measure(
 
     Args:
         model: a file of configs/model.
-        vocab_size: tokens.
+        vocab_size: tokens in the vocabulary.
         context: tokens in a block.
         batch_size: blocks in a forward pass.
         batches: forward passes in a round.
-        rounds: the best of so many counts.
+        rounds: rounds, of which the best counts.
     """
     shape = yaml.safe_load((MODELS / f"{model}.yaml").read_text(encoding="utf-8"))
     sizes = {name: shape[name] for name in ("n_layer", "n_head", "n_embd")}
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(Path(folder), batches * batch_size * context)
+        store = random_store(Path(folder), batches * batch_size * context)
         gpt2 = GPT2Module(**sizes, vocab_size=vocab_size, n_positions=context).model
         device = Ranks().device()
         scoring.prepare(gpt2, device, "32-true")
@@ -63,28 +63,28 @@ def measure(
         ]
         tested, forward = [], []
         for _ in range(rounds + 1):  # the first one warms up
-            tested.append(_timed(lambda: Scorer(gpt2.eval(), store, windows).score(batch_size), device))
+            tested.append(time_work(lambda: Scorer(gpt2.eval(), store, windows).score(batch_size), device))
             gpt2.train()
-            forward.append(_timed(lambda: [gpt2.nll(batch) for batch in rows], device))
+            forward.append(time_work(lambda: [gpt2.nll(batch) for batch in rows], device))
     tokens = len(store) - 1
     test_speed, train_speed = tokens / min(tested[1:]), tokens / min(forward[1:])
-    found = {"model": model, "device": device, "threads": torch.get_num_threads(), "test_tokens_per_s": test_speed}
-    found |= {"forward_tokens_per_s": train_speed, "ratio": test_speed / train_speed}
-    print("| model | testing, tokens/s | training's forward, tokens/s | ratio |\n|---|---|---|---|")
+    figures = {"model": model, "device": device, "threads": torch.get_num_threads(), "test_tokens_per_s": test_speed}
+    figures |= {"forward_tokens_per_s": train_speed, "ratio": test_speed / train_speed}
+    print("| model | test.py, tokens/s | forward pass of training, tokens/s | ratio |\n|---|---|---|---|")
     print(f"| {model} | {test_speed:,.0f} | {train_speed:,.0f} | {test_speed / train_speed:.2f} |")
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
-def _timed(work: object, device: str) -> float:
-    begun = time.perf_counter()
+def time_work(work: object, device: str) -> float:
+    begin = time.perf_counter()
     work()  # type: ignore[operator]
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - begin
 
 
-def _store(folder: Path, tokens: int) -> TokenStore:
-    """About so many tokens, in documents of some twenty."""
+def random_store(folder: Path, tokens: int) -> TokenStore:
+    """Return a store of about this many random tokens, in documents of about twenty."""
     random = np.random.default_rng(1)
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))

@@ -1,12 +1,12 @@
-"""The speed of generation: gpt2kit's loop, transformers' `generate`, and a loop that reads everything again.
+"""The speed of generation: gpt2kit's loop, transformers' `generate`, and a loop without a KV cache.
 
     python bench/generate.py --ckpt_path lightning_logs/version_0
     python bench/generate.py --shape 12 12 768 1024 50257 --repeats 3
     python bench/generate.py --ckpt_path lightning_logs/version_0 --cold 5     # starts generate.py, too
 
-All write from the same weights, on the same machine, in one process, in turn; a figure is the median of the turns.
-`no cache` is how many small scripts do it: for each token the newest tokens, as many as the context holds, go through
-the model again. `--shape` takes random weights instead of a checkpoint: layers, heads, width, context, vocabulary.
+All generate with the same weights in one process and take turns; a figure is the median of the turns. `no cache` is
+how many small scripts generate: for each token, the whole context goes through the model again. `--shape` takes random
+weights instead of a checkpoint: layers, heads, width, context, vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from machine import ROOT, finish
+from machine import ROOT, report
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.generation import decoder
@@ -40,50 +40,48 @@ def main() -> None:
     parser.add_argument("--ckpt_path", help="a run folder or a .ckpt file")
     parser.add_argument("--shape", type=int, nargs=5, help="layers, heads, width, context, vocabulary; random weights")
     parser.add_argument("--tokens", type=int, default=500, help="new tokens")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="texts at a time")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="texts generated together")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cold", type=int, default=0, help="also start generate.py this many times")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    gpt2 = model(given.ckpt_path, given.shape)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    gpt2 = load_model(args.ckpt_path, args.shape)
     device, dtype = device_and_dtype("auto")
-    own = InferenceGPT2(gpt2.shape, gpt2.state_dict(), device, dtype)
+    inference = InferenceGPT2(gpt2.shape, gpt2.state_dict(), device, dtype)
     gpt2.to(device, dtype).eval().use_attention()
     context = int(gpt2.shape["n_positions"])
     parameters = sum(p.numel() for p in gpt2.parameters())
-    print(
-        f"{parameters:,} parameters, context {context}, {gpt2.device}, {given.threads} threads, {given.tokens} tokens"
-    )
+    print(f"{parameters:,} parameters, context {context}, {gpt2.device}, {args.threads} threads, {args.tokens} tokens")
     rows: list[dict[str, object]] = []
-    for batch in given.batches:
+    for batch in args.batches:
         ways: dict[str, Callable[[], Times]] = {
-            "ours": lambda b=batch: ours(own, b, given.tokens),
-            "no cache": lambda b=batch: no_cache(gpt2, b, given.tokens),
+            "gpt2kit": lambda b=batch: generate_gpt2kit(inference, b, args.tokens),
+            "no cache": lambda b=batch: generate_without_cache(gpt2, b, args.tokens),
         }
-        if given.tokens < context:  # it cannot go on beyond the context
-            ways["transformers"] = lambda b=batch: library(gpt2, b, given.tokens)
-        found: dict[str, list[Times]] = {name: [] for name in ways}
-        for _ in range(given.repeats):
+        if args.tokens < context:  # it cannot exceed the context
+            ways["transformers"] = lambda b=batch: generate_transformers(gpt2, b, args.tokens)
+        results: dict[str, list[Times]] = {name: [] for name in ways}
+        for _ in range(args.repeats):
             for name, way in ways.items():
-                found[name].append(way())
-        slowest = statistics.median(total for _, total in found["no cache"])
-        for name, times in found.items():
+                results[name].append(way())
+        slowest = statistics.median(total for _, total in results["no cache"])
+        for name, times in results.items():
             total = statistics.median(total for _, total in times)
             rows.append(
                 {
                     "way": name,
-                    "texts": batch,
-                    "first token ms": round(1e3 * statistics.median(first for first, _ in times), 1),
-                    "tokens/s": round(batch * given.tokens / total),
-                    "times no cache": round(slowest / total, 2),
+                    "batch": batch,
+                    "first token, ms": round(1e3 * statistics.median(first for first, _ in times), 1),
+                    "tokens/s": round(batch * args.tokens / total),
+                    "speed relative to no cache": round(slowest / total, 2),
                 }
             )
-    if given.cold:
-        seconds = statistics.median(cold_start(given.ckpt_path) for _ in range(given.cold))
-        print(f"generate.py: first character after {seconds:.2f} s, median of {given.cold} starts")
-    finish(rows, given.output)
+    if args.cold:
+        seconds = statistics.median(cold_start(args.ckpt_path) for _ in range(args.cold))
+        print(f"generate.py: first character after {seconds:.2f} s, median of {args.cold} starts")
+    report(rows, args.output)
 
 
 def cold_start(ckpt_path: str) -> float:
@@ -98,7 +96,8 @@ def cold_start(ckpt_path: str) -> float:
     return seconds
 
 
-def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
+def load_model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
+    """Return the model of a checkpoint, or one with random weights."""
     if ckpt_path:
         return checkpoint.open(ckpt_path).model
     n_layer, n_head, n_embd, n_positions, vocab_size = shape or (4, 3, 192, 1024, 4096)
@@ -108,7 +107,7 @@ def model(ckpt_path: str | None, shape: list[int] | None) -> GPT2:
     ).model
 
 
-def ours(gpt2: InferenceGPT2, batch: int, tokens: int) -> Times:
+def generate_gpt2kit(gpt2: InferenceGPT2, batch: int, tokens: int) -> Times:
     begin = time.perf_counter()
     sequences = [decoder.TokenSequence([0], sample) for sample in range(batch)]
     loop = decoder.Decoder(gpt2, sequences, SamplingOptions(temperature=0.8, top_p=1.0, top_k=200), eos=-1)
@@ -120,21 +119,21 @@ def ours(gpt2: InferenceGPT2, batch: int, tokens: int) -> Times:
 
 
 @torch.inference_mode()
-def no_cache(gpt2: GPT2, batch: int, tokens: int) -> Times:
+def generate_without_cache(gpt2: GPT2, batch: int, tokens: int) -> Times:
     context, size = int(gpt2.shape["n_positions"]), int(gpt2.shape["vocab_size"])
     begin, first = time.perf_counter(), 0.0
     ids = torch.zeros(batch, 1, dtype=torch.long, device=gpt2.device)
     for _ in range(tokens):
-        seen = gpt2(ids[:, -context:], use_cache=False, logits_to_keep=1).logits[:, -1, :size] / 0.8
-        least = seen.topk(min(200, size)).values[:, -1:]
-        drawn = torch.multinomial(seen.masked_fill(seen < least, -torch.inf).softmax(-1), 1)
-        ids = torch.cat([ids, drawn], 1)
+        logits = gpt2(ids[:, -context:], use_cache=False, logits_to_keep=1).logits[:, -1, :size] / 0.8
+        least = logits.topk(min(200, size)).values[:, -1:]
+        sampled = torch.multinomial(logits.masked_fill(logits < least, -torch.inf).softmax(-1), 1)
+        ids = torch.cat([ids, sampled], 1)
         first = first or time.perf_counter() - begin
-    int(ids[0, -1])
+    int(ids[0, -1])  # waits for the device
     return first, time.perf_counter() - begin
 
 
-def library(gpt2: GPT2, batch: int, tokens: int) -> Times:
+def generate_transformers(gpt2: GPT2, batch: int, tokens: int) -> Times:
     class First:
         at = 0.0
 

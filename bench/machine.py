@@ -1,4 +1,4 @@
-"""What benchmarks have in common: a text to work on, processes that are timed, and the machine's description."""
+"""Shared by the benchmarks: a text to work on, processes that are timed, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def collect(path: Path, most: int) -> Path:
-    """Python files of this environment, one after the other, up to a size in bytes."""
+def collect_python(path: Path, max_bytes: int) -> Path:
+    """Write the Python files of this environment to one file, up to a size, and return its path."""
     size = 0
     with open(path, "wb") as file:
         for source in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
@@ -25,33 +25,33 @@ def collect(path: Path, most: int) -> Path:
                 raw.decode()
             except UnicodeDecodeError:
                 continue
-            if b"\0" in raw or size >= most:
+            if b"\0" in raw or size >= max_bytes:
                 continue
             file.write(raw)
             size += len(raw)
     return path
 
 
-def timed(command: list[str], cores: int = 2) -> tuple[float, float, str]:
-    """Seconds, largest resident memory in MB, and what was printed."""
+def run_timed(command: list[str], cores: int = 2) -> tuple[float, float, str]:
+    """Run a command; return its seconds, its largest resident memory in MB, and its output."""
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "PYTHONPATH": paths}
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         begin = time.perf_counter()
-        child = subprocess.Popen(command, env=environment, stdout=told)
+        child = subprocess.Popen(command, env=environment, stdout=output)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - begin
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             sys.exit(f"{' '.join(command)}: exit code {child.returncode}")
-        told.seek(0)
-        return seconds, usage.ru_maxrss / 1024, told.read().decode()
+        output.seek(0)
+        return seconds, usage.ru_maxrss / 1024, output.read().decode()
 
 
-def described() -> dict[str, object]:
-    """The machine and how busy it is."""
+def describe_machine() -> dict[str, object]:
+    """Describe the machine and how busy it is."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "load": os.getloadavg(),
@@ -59,8 +59,8 @@ def described() -> dict[str, object]:
     }
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
+def processor_name() -> str:
+    """Return the processor's name, as far as the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -69,14 +69,15 @@ def processor() -> str:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """The rows as a Markdown table; a column that a row lacks is left empty."""
+    """Return the rows as a Markdown table; a column that a row lacks is left empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def finish(rows: list[dict[str, object]], output: Path | None) -> None:
-    """Print the table and the machine; write both as JSON."""
-    print(f"\n{table(rows)}\n\n{described()}")
+def report(rows: list[dict[str, object]], output: Path | None) -> None:
+    """Print the table and the machine; write both as JSON if there is a file to write to."""
+    print(f"\n{table(rows)}\n\n{describe_machine()}")
     if output:
-        output.write_text(json.dumps({"machine": described(), "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+        content = {"machine": describe_machine(), "rows": rows}
+        output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,8 +1,7 @@
-"""How well `trainer.py --plan` foretells memory: `python bench/memory.py`.
+"""How well `trainer.py --plan` estimates memory: `python bench/memory.py`.
 
-Each line is two processes: one that estimates, and a `trainer.py` of some steps, whose largest resident memory the
-system tells (on a GPU, the largest that torch has allocated, out of metrics.csv). The estimate's own steps are left
-out, so that it is an estimate.
+Each row comes from two processes: one that estimates, and a `trainer.py` of a few steps. Measured is the largest
+resident memory of the second one (on a GPU, the largest that torch has allocated, from metrics.csv).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 
 from gpt2kit.cli import parser
 
+# Layers, heads, width, block size, batch size.
 SHAPES = {
     "nano": (5, 4, 128, 128, 32),
     "tiny": (4, 3, 192, 256, 16),
@@ -27,11 +27,9 @@ SHAPES = {
     "26 M": (12, 12, 384, 128, 12),
     "small": (12, 12, 768, 256, 4),
 }
-"""Layers, heads, width, block size, batch size."""
-
-ESTIMATE = "import json, sys; from gpt2kit.cli import train; from gpt2kit.training import estimate; "
-ESTIMATE += "c = train.TrainCLI(sys.argv[1:]); "
-ESTIMATE += "print(json.dumps(estimate.estimate_memory(c.trainer, c.datamodule, c.model)))"
+# What the first process runs: `--plan`, of which it prints the estimate.
+ESTIMATE = "import json, sys; from gpt2kit.cli import train; "
+ESTIMATE += "print(json.dumps(train.TrainCLI([*sys.argv[1:], '--plan']).measure_plan()['memory']))"
 
 
 def measure(
@@ -40,40 +38,41 @@ def measure(
     precision: str = "auto",
     vocab_size: int = 8192,
     steps: int = 6,
-    more: list[str] | None = None,
+    options: list[str] | None = None,
     output: Path | None = None,
 ) -> None:
-    """Compare estimates with what is measured.
+    """Compare estimated with measured memory.
 
     Args:
-        shapes: names of SHAPES; default: all.
-        attention: plain, sdpa or both (default).
+        shapes: names of SHAPES. Default: all.
+        attention: plain, sdpa or both. Default: both.
         precision: by Lightning's name.
-        vocab_size: tokens of the tokenizer, which is trained on this environment's Python files.
-        steps: of training.
-        more: further options of trainer.py, such as model.gradient_checkpointing=true.
-        output: write the table as JSON here.
+        vocab_size: tokens in the vocabulary, which is trained on this environment's Python files.
+        steps: training steps.
+        options: further options of trainer.py, such as model.gradient_checkpointing=true.
+        output: write the figures as JSON.
     """
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        text = machine.collect(work / "text.txt", 4_000_000)
+        text = machine.collect_python(work / "text.txt", 4_000_000)
         script = machine.ROOT / "train_tokenizer.py"
-        words = ["--files", str(text), "--vocab_size", str(vocab_size), "--output_dir", str(work / "tokenizer")]
-        machine.timed([sys.executable, str(script), *words])
+        tokenizer = ["--vocab_size", str(vocab_size), "--output_dir", str(work / "tokenizer")]
+        machine.run_timed([sys.executable, str(script), "--files", str(text), *tokenizer])
         for name in shapes or SHAPES:
             for kind in attention or ["plain", "sdpa"]:
-                rows.append(_row(work, text, name, kind, precision, steps, more or []))
+                rows.append(compare(work, text, name, kind, precision, steps, options or []))
                 print(rows[-1], flush=True)
-    machine.finish(rows, output)
+    machine.report(rows, output)
 
 
-def _row(
-    work: Path, text: Path, name: str, attention: str, precision: str, steps: int, more: list[str]
+def compare(
+    work: Path, text: Path, name: str, attention: str, precision: str, steps: int, options: list[str]
 ) -> dict[str, object]:
+    """Return the estimated and the measured memory of one shape."""
     layers, heads, width, block, batch = SHAPES[name]
     run = work / f"{name}-{attention}"
-    options = {
+    settings = {
         "data.train_files": text,
         "data.valid_fraction": 0.01,
         "data.tokenizer": work / "tokenizer",
@@ -91,10 +90,10 @@ def _row(
         "trainer.enable_progress_bar": "false",
         "trainer.default_root_dir": run,
     }
-    words = [f"--{key}={value}" for key, value in options.items()] + [f"--{one}" for one in more]
-    _, _, told = machine.timed([sys.executable, "-c", ESTIMATE, *words])
-    estimate = json.loads(told.splitlines()[-1])
-    _, resident, _ = machine.timed([sys.executable, str(machine.ROOT / "trainer.py"), *words])
+    args = [f"--{key}={value}" for key, value in settings.items()] + [f"--{option}" for option in options]
+    _, _, printed = machine.run_timed([sys.executable, "-c", ESTIMATE, *args])
+    estimate = json.loads(printed.splitlines()[-1])
+    _, resident, _ = machine.run_timed([sys.executable, str(machine.ROOT / "trainer.py"), *args])
     measured = resident * 1024 * 1024
     if torch.cuda.is_available():
         with open(run / "lightning_logs/version_0/metrics.csv", encoding="utf-8") as file:

@@ -1,9 +1,10 @@
-"""What an update costs: AdamW, torch's Muon (a matrix at a time), and ours (matrices of one shape at once; queries,
-keys and values apart, or as one).
+"""What an update costs: AdamW, torch's Muon (one matrix at a time), and gpt2kit's (matrices of one shape together;
+queries, keys and values as three matrices, or as one).
 
     python bench/muon.py --shapes 4,128 6,384 12,768
 
-A shape is layers and width; only the hidden matrices are updated, with random gradients. Median of some turns, in turn.
+A shape is layers and width. Only the hidden matrices are updated, with random gradients. The ways take turns; a figure
+is the median.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from machine import finish
+from machine import report
 from torch import nn
 
 from gpt2kit.optim.adamw import AdamW
 from gpt2kit.optim.muon import Muon
 
-WAYS = ("AdamW", "torch's Muon", "ours", "ours, parts as one")
+WAYS = ("AdamW", "torch's Muon", "gpt2kit's Muon", "gpt2kit's Muon, fused QKV")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -32,25 +33,25 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["4,128", "6,384", "12,384"])
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    given = parser.parse_args()
+    args = parser.parse_args()
     rows: list[dict[str, object]] = []
-    for shape in given.shapes:
+    for shape in args.shapes:
         layers, width = map(int, shape.split(","))
         optimizers = {name: make(name, layers, width) for name in WAYS}
-        found: dict[str, list[float]] = {name: [] for name in optimizers}
-        for turn in range(given.turns + 1):
+        seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+        for turn in range(args.turns + 1):
             for name, optimizer in optimizers.items():
                 begin = now()
                 optimizer.step()
-                found[name] += [now() - begin] if turn else []
-        times = {f"{name}, ms": f"{1e3 * statistics.median(each):.1f}" for name, each in found.items()}
+                seconds[name] += [now() - begin] if turn else []  # the first one warms up
+        times = {f"{name}, ms": f"{1e3 * statistics.median(each):.1f}" for name, each in seconds.items()}
         rows.append({"layers, width": shape, **times})
         print(rows[-1], flush=True)
-    finish(rows, given.output)
+    report(rows, args.output)
 
 
 def make(name: str, layers: int, width: int) -> torch.optim.Optimizer:
-    """An optimizer of a model's hidden matrices, which have gradients."""
+    """Return an optimizer of a model's hidden matrices, which have gradients."""
     torch.manual_seed(1)
     shapes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)) * layers
     matrices = [nn.Parameter(0.02 * torch.randn(shape, device=DEVICE)) for shape in shapes]
@@ -61,11 +62,12 @@ def make(name: str, layers: int, width: int) -> torch.optim.Optimizer:
         return AdamW(matrices)
     if name == "torch's Muon":
         return torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
-    parts = [3 if name == "ours" and shape[1] == 3 * width else 1 for shape in shapes]
+    parts = [3 if name == "gpt2kit's Muon" and shape[1] == 3 * width else 1 for shape in shapes]
     return Muon([{"params": matrices, "parts": parts}, {"params": [bias]}])
 
 
 def now() -> float:
+    """Return the time once the device has finished its work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

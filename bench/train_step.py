@@ -1,25 +1,25 @@
-"""How fast a training step is: ours, and the same model trained as each documentation shows it.
+"""How fast a training step is: gpt2kit's, and the same model trained as the documentation of other libraries shows it.
 
     python bench/train_step.py
-    python bench/train_step.py --shapes small --batch 32 --block 1024 --ways ours bare_compiled hf_trainer
-    python bench/train_step.py --nanogpt ../nanoGPT     # its model, fetched by yourself, in its own settings
+    python bench/train_step.py --shapes small --batch 32 --block 1024 --ways gpt2kit plain_compiled hf_trainer
+    python bench/train_step.py --nanogpt ../nanoGPT     # a copy of nanoGPT: its model, in its own settings
     pip install --no-deps --target ../litgpt litgpt==0.5.13 lightning==2.6.6 psutil
     python bench/train_step.py --litgpt ../litgpt       # the same for litgpt
 
-Each way runs in a process of its own, the ways in turn, round after round; a figure is the median over the rounds of
-the median step. All see the same random tokens, and all figures use one count of FLOPs (`flops.flops_per_token`).
-`share` is of the machine's fastest matrix product in bfloat16, measured at the start of each process.
+Each way runs in a process of its own. The ways take turns, round after round; a figure is the median over the rounds of
+the median step. All ways get the same random tokens and one count of FLOPs (`model.config.flops_per_token`). The
+fastest matmul is the largest matrix product in bfloat16 per second, measured at the start of each process.
 
-ours            trainer.py itself, with Muon, blocks compiled; ours_adamw: with AdamW; ours_fp16: 16-mixed (a GPU)
-ours_eager, ours_model    the same, not compiled; compiled as a whole
-ours_loop       the module of ours_eager in a bare loop: the difference is Lightning's work and ours
-bare            a plain PyTorch loop on GPT2LMHeadModel with labels=, float32, torch.optim.AdamW, clipping
-bare_bf16       the same under bfloat16 autocast
-bare_compiled   the same, torch.compile(model), fused AdamW
-hf_trainer      transformers.Trainer with bf16=True
-lightning       a LightningModule of ten lines, precision bf16-mixed
-litgpt          its model, as `litgpt pretrain` trains it by default: Fabric, bf16-mixed, compiled, torch.optim.AdamW
-nanogpt, nanogpt_best    its model and optimizer: float32; bfloat16 and compiled
+gpt2kit            trainer.py with Muon and compiled blocks; gpt2kit_adamw: with AdamW; gpt2kit_fp16: 16-mixed (a GPU)
+gpt2kit_eager, gpt2kit_model    the same, not compiled; compiled as a whole
+gpt2kit_loop       the module and the optimizer of gpt2kit_eager in a plain loop, without Lightning
+plain              a plain PyTorch loop over GPT2LMHeadModel with labels=, float32, torch.optim.AdamW, clipping
+plain_bf16         the same under bfloat16 autocast
+plain_compiled     the same with torch.compile(model) and fused AdamW
+hf_trainer         transformers.Trainer with bf16=True
+lightning          a LightningModule of ten lines, precision bf16-mixed
+litgpt             its model as `litgpt pretrain` trains it by default: Fabric, bf16-mixed, compiled, torch.optim.AdamW
+nanogpt, nanogpt_compiled    its model and optimizer: float32; bfloat16 and compiled
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from machine import finish, timed
+from machine import report, run_timed
 from torch import Tensor, nn
 
+# Layers, heads, width, vocabulary, block size, sequences per step.
 SHAPES = {
     "shakespeare": (4, 4, 128, 65, 64, 12),
     "mini": (6, 6, 384, 65, 256, 16),
@@ -49,21 +50,23 @@ SHAPES = {
     "small": (12, 12, 768, 50257, 1024, 1),
     "medium": (24, 16, 1024, 50257, 1024, 1),
 }
-"""Layers, heads, width, vocabulary, block size, sequences in a step."""
 
 WAYS = (
-    "ours",
-    "ours_adamw",
-    "ours_eager",
-    "ours_loop",
-    "bare",
-    "bare_bf16",
-    "bare_compiled",
+    "gpt2kit",
+    "gpt2kit_adamw",
+    "gpt2kit_eager",
+    "gpt2kit_loop",
+    "plain",
+    "plain_bf16",
+    "plain_compiled",
     "hf_trainer",
     "lightning",
 )
-MORE = {"ours_adamw": ["--model.optimizer=gpt2kit.optim.AdamW"], "ours_fp16": ["--trainer.precision=16-mixed"]}
-"""Further options of trainer.py."""
+# Further options of trainer.py.
+OPTIONS = {
+    "gpt2kit_adamw": ["--model.optimizer=gpt2kit.optim.AdamW"],
+    "gpt2kit_fp16": ["--trainer.precision=16-mixed"],
+}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -72,57 +75,57 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["shakespeare", "26M"], choices=SHAPES)
     parser.add_argument("--ways", nargs="+", default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="timed steps a round")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps per round")
     parser.add_argument("--block", type=int, help="instead of the shape's")
     parser.add_argument("--batch", type=int, help="instead of the shape's")
-    parser.add_argument("--nanogpt", type=Path, help="the folder of its model.py; adds its two ways")
+    parser.add_argument("--nanogpt", type=Path, help="the folder with its model.py; adds its two ways")
     parser.add_argument("--litgpt", type=Path, help="the folder that it is installed in; adds its way")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        folder = given.litgpt if given.child == "litgpt" else given.nanogpt
-        run(given.child, given.shapes[0], given.block, given.batch, given.steps, folder)
+    args = parser.parse_args()
+    if args.child:
+        folder = args.litgpt if args.child == "litgpt" else args.nanogpt
+        run(args.child, args.shapes[0], args.block, args.batch, args.steps, folder)
         return
-    theirs = [*(["litgpt"] if given.litgpt else []), *(["nanogpt", "nanogpt_best"] if given.nanogpt else [])]
-    ways = given.ways or [*WAYS, *theirs]
+    others = [*(["litgpt"] if args.litgpt else []), *(["nanogpt", "nanogpt_compiled"] if args.nanogpt else [])]
+    ways = args.ways or [*WAYS, *others]
     rows: list[dict[str, object]] = []
-    for shape in given.shapes:
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-        for _ in range(given.rounds):
+    for shape in args.shapes:
+        results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(args.rounds):
             for way in ways:
-                words = [sys.executable, __file__, "--child", way, "--shapes", shape, "--steps", str(given.steps)]
+                command = [sys.executable, __file__, "--child", way, "--shapes", shape, "--steps", str(args.steps)]
                 for name in ("block", "batch", "nanogpt", "litgpt"):
-                    words += [f"--{name}", str(getattr(given, name))] if getattr(given, name) else []
-                _, resident, told = timed(words)
-                found[way].append({"memory": resident, **json.loads(told.splitlines()[-1])})
-        for way, results in found.items():
-            peak = max(result["peak"] for each in found.values() for result in each)
-            rows.append(row(shape, way, results, found[ways[-1]], peak))
+                    command += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+                _, resident, output = run_timed(command)
+                results[way].append({"memory": resident, **json.loads(output.splitlines()[-1])})
+        peak = max(result["peak"] for each in results.values() for result in each)
+        for way, each in results.items():
+            rows.append(row(shape, way, each, results[ways[-1]], peak))
             print(rows[-1], flush=True)
-    finish(rows, given.output)
+    report(rows, args.output)
 
 
 def row(
     shape: str, way: str, results: list[dict[str, float]], last: list[dict[str, float]], peak: float
 ) -> dict[str, object]:
-    """One way's figures; `last` is the way that all are compared with."""
-    seconds, theirs = (statistics.median(r["seconds"] for r in found) for found in (results, last))
+    """Return one way's figures; `last` are the results of the way that all are compared with."""
+    seconds, last_seconds = (statistics.median(r["seconds"] for r in each) for each in (results, last))
     return {
         "shape": shape,
         "way": way,
-        "ms a step": f"{1e3 * seconds:.1f}",
+        "ms per step": f"{1e3 * seconds:.1f}",
         "tokens/s": f"{results[0]['tokens'] / seconds:,.0f}",
         "GFLOP/s": f"{results[0]['flops'] / seconds / 1e9:,.0f}",
-        "share": f"{100 * results[0]['flops'] / seconds / peak:.0f} %",
-        "times the last": f"{theirs / seconds:.2f}",
+        "fraction of the fastest matmul": f"{100 * results[0]['flops'] / seconds / peak:.0f} %",
+        "speed relative to the last row": f"{last_seconds / seconds:.2f}",
         "first step, s": f"{statistics.median(r['first'] for r in results):.1f}",
         "memory, MB": f"{statistics.median(r['memory'] for r in results):,.0f}",
     }
 
 
 def run(way: str, name: str, block: int | None, batch: int | None, steps: int, folder: Path | None) -> None:
-    """In a child: train some steps, print one line of JSON."""
+    """Train some steps in this process and print one line of JSON."""
     from gpt2kit.hardware import measure_flops
     from gpt2kit.model.config import flops_per_token
 
@@ -135,7 +138,8 @@ def run(way: str, name: str, block: int | None, batch: int | None, steps: int, f
     if DEVICE == "cuda":
         torch.set_float32_matmul_precision("high")
     batches = torch.randint(0, vocabulary, (8, rows, length + 1))
-    times = list(WAY[way.split("_")[0] if way not in WAY else way](way, shape, batches, steps + 3, folder))
+    train = TRAIN[way if way in TRAIN else way.split("_")[0]]
+    times = list(train(way, shape, batches, steps + 3, folder))
     seconds = [later - sooner for sooner, later in pairwise(times[3:])]
     figures: dict[str, float] = {
         "seconds": statistics.median(seconds),
@@ -150,14 +154,14 @@ def run(way: str, name: str, block: int | None, batch: int | None, steps: int, f
 
 
 def now() -> float:
-    """The clock, once the device has done its work."""
+    """Return the time once the device has finished its work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
-    """`trainer.py` itself, with all that it does in a step: log, look at the gradient, keep the position."""
+def train_gpt2kit(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
+    """Train with `trainer.py` and all that it does in a step: log, check the gradient, keep the position."""
     from gpt2kit.cli.train import TrainCLI
 
     with tempfile.TemporaryDirectory() as folder:
@@ -175,24 +179,23 @@ def ours(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path |
             "data.block_size": shape["n_positions"],
             "data.batch_size": batches.shape[1],
             **{f"model.{name}": shape[name] for name in ("n_layer", "n_head", "n_embd")},
-            "model.compile": {"ours_eager": "off", "ours_model": "model"}.get(way, "blocks"),
+            "model.compile": {"gpt2kit_eager": "off", "gpt2kit_model": "model"}.get(way, "blocks"),
             "trainer.max_steps": steps,
             "trainer.gradient_clip_val": 1.0,
             "trainer.enable_progress_bar": "false",
             "trainer.default_root_dir": folder,
             "save_every": 10**9,
         }
-        more = MORE.get(way, [])
-        cli = TrainCLI([*(f"--{name}={value}" for name, value in options.items()), *more])
-        clock = _Clock()
+        cli = TrainCLI([*(f"--{name}={value}" for name, value in options.items()), *OPTIONS.get(way, [])])
+        clock = make_clock()
         cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         cli.trainer.fit(cli.model, cli.datamodule)
         shape["vocab_size"] = int(cli.model.shape["vocab_size"])
     return list(clock.times)
 
 
-def ours_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> Iterator[float]:
-    """The same module and optimizer in a bare loop, not compiled: what `ours_eager` takes more is Lightning and we."""
+def train_gpt2kit_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> Iterator[float]:
+    """Train the same module and optimizer in a plain loop, not compiled: `gpt2kit_eager` without Lightning."""
     from gpt2kit.optim.adamw import parameter_groups
     from gpt2kit.optim.muon import Muon
     from gpt2kit.training.module import GPT2Module
@@ -204,9 +207,10 @@ def ours_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Pa
         nll, tokens = gpt2.model.nll(batch)
         return nll / tokens
 
-    yield from loop(loss_of, gpt2, Muon(parameter_groups(gpt2.model)), batches, steps, "ours_loop")
+    yield from loop(loss_of, gpt2, Muon(parameter_groups(gpt2.model)), batches, steps, "gpt2kit_loop")
 
 
+# Options of a Lightning trainer that prints and saves nothing.
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -215,7 +219,7 @@ QUIET: dict[str, Any] = {
 }
 
 
-def _endless(batches: Tensor) -> Any:
+def endless_loader(batches: Tensor) -> Any:
     class Endless(torch.utils.data.IterableDataset[Tensor]):
         def __iter__(self) -> Iterator[Tensor]:
             while True:
@@ -225,12 +229,11 @@ def _endless(batches: Tensor) -> Any:
     return torch.utils.data.DataLoader(Endless(), batch_size=None)
 
 
-def _Clock() -> Any:
+def make_clock() -> Any:
+    """Return a callback that keeps the time after each step."""
     import pytorch_lightning as pl
 
     class Clock(pl.Callback):
-        """When each step ended."""
-
         def __init__(self) -> None:
             self.times: list[float] = []
 
@@ -243,18 +246,18 @@ def _Clock() -> Any:
     return Clock()
 
 
-def model_of(shape: dict[str, int]) -> Any:
-    """The library's model, nothing chosen."""
+def make_model(shape: dict[str, int]) -> Any:
+    """Return transformers' model with its defaults."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None)).to(DEVICE)
 
 
-def bare(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> Iterator[float]:
-    """A loop as PyTorch's tutorials have it."""
-    model = model_of(shape)
-    compiled = torch.compile(model) if way == "bare_compiled" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if way == "bare_compiled" else None)
+def train_plain(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> Iterator[float]:
+    """Train in a loop as in PyTorch's tutorials."""
+    model = make_model(shape)
+    compiled = torch.compile(model) if way == "plain_compiled" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if way == "plain_compiled" else None)
     yield from loop(lambda b: compiled(b[:, :-1], labels=b[:, :-1]).loss, model, optimizer, batches, steps, way)
 
 
@@ -266,11 +269,11 @@ def loop(
     steps: int,
     way: str,
 ) -> Iterator[float]:
-    """Forward, backward, clip, step; the clock after each."""
+    """Yield the time before the first step and after each: forward, backward, clip, update."""
     yield now()
     for step in range(steps):
         batch = batches[step % len(batches)].to(DEVICE, non_blocking=True)
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=way not in ("bare", "nanogpt")):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=way not in ("plain", "nanogpt")):
             loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -279,8 +282,8 @@ def loop(
         yield now()
 
 
-def hf_trainer(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> list[float]:
-    """transformers.Trainer on a list of samples."""
+def train_hf_trainer(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> list[float]:
+    """Train with transformers.Trainer on a list of samples."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     times: list[float] = []
@@ -306,18 +309,18 @@ def hf_trainer(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: P
             disable_tqdm=True,
             use_cpu=DEVICE == "cpu",
         )
-        Trainer(model=model_of(shape), args=arguments, train_dataset=samples, callbacks=[Clock()]).train()
+        Trainer(model=make_model(shape), args=arguments, train_dataset=samples, callbacks=[Clock()]).train()
     return times
 
 
-def lightning(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> list[float]:
-    """The library's model in a LightningModule, with Lightning's defaults."""
+def train_lightning(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> list[float]:
+    """Train transformers' model in a LightningModule with Lightning's defaults."""
     import pytorch_lightning as pl
 
     class Plain(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = model_of(shape)
+            self.model = make_model(shape)
 
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
             loss: Tensor = self.model(batch[:, :-1], labels=batch[:, :-1]).loss
@@ -326,7 +329,7 @@ def lightning(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Pa
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
-    clock = _Clock()
+    clock = make_clock()
     pl.Trainer(
         max_steps=steps,
         precision="bf16-mixed",
@@ -334,12 +337,12 @@ def lightning(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Pa
         callbacks=[clock],
         log_every_n_steps=10**6,
         **QUIET,
-    ).fit(Plain(), _endless(batches))
+    ).fit(Plain(), endless_loader(batches))
     return clock.times
 
 
-def nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
-    """nanoGPT's model and optimizer, fetched by the user, as its train.py sets them up."""
+def train_nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
+    """Train nanoGPT's model with its optimizer, from the user's copy, as its train.py sets them up."""
     sys.path.insert(0, str(folder))
     import contextlib
     import io
@@ -358,13 +361,13 @@ def nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, folder
         )
         model = GPT(config).to(DEVICE)
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), DEVICE)
-    compiled = torch.compile(model) if way == "nanogpt_best" else model
+    compiled = torch.compile(model) if way == "nanogpt_compiled" else model
     yield from loop(lambda b: compiled(b[:, :-1], b[:, 1:].contiguous())[1], model, optimizer, batches, steps, way)
 
 
-def litgpt(_: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
-    """litgpt's model, installed by the user, in the loop of its pretrain.py. It has GPT-2's sizes, but rotary positions
-    and an output layer of its own."""
+def train_litgpt(_: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
+    """Train litgpt's model in the loop of its pretrain.py. It has GPT-2's sizes, but rotary positions and an output
+    layer of its own."""
     sys.path.insert(0, str(folder))
     from lightning import Fabric  # type: ignore[import-not-found]
     from litgpt.config import Config  # type: ignore[import-not-found]
@@ -397,14 +400,14 @@ def litgpt(_: str, shape: dict[str, int], batches: Tensor, steps: int, folder: P
         yield now()
 
 
-WAY: dict[str, Callable[..., Any]] = {
-    "ours": ours,
-    "ours_loop": ours_loop,
-    "bare": bare,
-    "hf_trainer": hf_trainer,
-    "lightning": lightning,
-    "nanogpt": nanogpt,
-    "litgpt": litgpt,
+TRAIN: dict[str, Callable[..., Any]] = {
+    "gpt2kit": train_gpt2kit,
+    "gpt2kit_loop": train_gpt2kit_loop,
+    "plain": train_plain,
+    "hf_trainer": train_hf_trainer,
+    "lightning": train_lightning,
+    "nanogpt": train_nanogpt,
+    "litgpt": train_litgpt,
 }
 
 if __name__ == "__main__":

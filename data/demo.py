@@ -1,6 +1,6 @@
-"""Collect a demo corpus without a download: the source text of this Python's own standard library.
+"""Collect the text of the demo: the source files of the running Python's standard library. Nothing is downloaded.
 
-`python data/demo.py` writes data/demo/{train,valid,test}, one text file a module, always the same for the same Python.
+`python data/demo.py` writes data/demo/{train,valid,test}, one file per module. The same Python gives the same text.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+# Folders of tests, tools and data, and of other packages.
 SKIP = {
     "test",
     "tests",
@@ -43,14 +44,16 @@ def main() -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8", newline="\n")
         size[split] += len(text.encode())
-    shares = ", ".join(f"{split} {bytes_ / 1e6:.1f} MB" for split, bytes_ in size.items())
-    print(f"data/demo: Python {sys.version.split()[0]} standard library: {shares}")
+    sizes = ", ".join(f"{split} {count / 1e6:.1f} MB" for split, count in size.items())
+    print(f"data/demo: Python {sys.version.split()[0]} standard library: {sizes}")
 
 
 def split_of(name: str) -> str:
-    """Three per cent each for validation and test, by a hash of the name: other files that come or go move nothing."""
+    """Return the split of a file by a hash of its name, whatever other files exist: 3 % validation, 3 % test."""
     number = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
-    return "valid" if number < 3 else "test" if number < 6 else "train"
+    if number < 3:
+        return "valid"
+    return "test" if number < 6 else "train"
 
 
 if __name__ == "__main__":

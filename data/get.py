@@ -1,7 +1,7 @@
 """Download the public text of a recipe: `python data/get.py poems`. data/README.md describes each text.
 
-A text is downloaded into the hidden folder data/NAME/.fetched, which training ignores. Files appear in data/NAME
-itself only when all of them are complete and have the expected checksums.
+A text is downloaded into the hidden folder data/NAME/.fetched, which training ignores. Its files appear in data/NAME
+only when all of them are complete and have the expected checksums.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gpt2kit.cli import parser
 from gpt2kit.errors import DataError, MachineError, UserError, first_line
 
 FETCHED = ".fetched"
-# A server that sends nothing for this many seconds is given up.
+# Seconds without an answer after which a download fails.
 TIMEOUT = 60
 # Errors of the local disk, not of the network.
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -42,15 +42,15 @@ LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 @dataclass(frozen=True)
 class PublicText:
-    """A text that anybody may download."""
+    """A text that anyone may download."""
 
     about: str
     licence: str
     home: str
     download: Callable[[Path], None]
-    """Put the text's files into this folder, unless they are there."""
+    """Download the text's files into this folder, unless they are complete."""
     files: tuple[str, ...]
-    """Names or patterns of these files."""
+    """Names or patterns of the files."""
 
 
 def get(names: list[str], /, output_dir: Path = Path("data")) -> None:
@@ -73,45 +73,45 @@ def get(names: list[str], /, output_dir: Path = Path("data")) -> None:
                 text.download(folder)
                 shutil.rmtree(folder / FETCHED, ignore_errors=True)
         except Timeout:
-            raise MachineError(f"{folder}: another process is downloading it. Wait until it has ended") from None
+            raise MachineError(f"{folder}: another process is downloading this text. Wait for it to finish") from None
         paths = sorted(path for pattern in text.files for path in folder.glob(pattern))
         print(f"{folder}: {', '.join(f'{path.name} {path.stat().st_size / 1e6:,.1f} MB' for path in paths)}")
 
 
 def unknown(name: str) -> str:
-    """The message for a name that is not in the catalogue."""
+    """Return the error message for a name that is not in the catalogue."""
     if name in NOT_PUBLIC:
         return f"{name}: {NOT_PUBLIC[name]}"
     similar = difflib.get_close_matches(name, [*TEXTS, *NOT_PUBLIC], n=1)
     hint = f" Did you mean {similar[0]}?" if similar else ""
-    return f"{name}: no such text.{hint} There are {', '.join(TEXTS)}"
+    return f"{name}: not a public text.{hint} Available: {', '.join(TEXTS)}"
 
 
 # Downloads
 
 
 def fetch(url: str, path: Path, sha256: str | None = None) -> str:
-    """Download a file of a few MB to `path`, unless it is there, and return its SHA-256, which must be `sha256`."""
+    """Download a file of a few MB to `path`, unless it exists, and return its SHA-256, which must be `sha256`."""
     complete = path.is_file()
     if complete:
         content = path.read_bytes()
     else:
         request = urllib.request.Request(url, headers={"User-Agent": "gpt2kit"})
         try:
-            with urllib.request.build_opener().open(request, timeout=TIMEOUT) as answer:
-                content = answer.read()  # raises IncompleteRead if the connection breaks
+            with urllib.request.build_opener().open(request, timeout=TIMEOUT) as response:
+                content = response.read()  # raises IncompleteRead if the connection breaks
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             raise DataError(
-                f"{url}: the download failed ({first_line(error)}). Run the same command again. Without a network "
-                f"here, download the file elsewhere and put it at {path}"
+                f"{url}: the download failed ({first_line(error)}). Run the same command again. Without a network, "
+                f"download the file on another machine and copy it to {path}"
             ) from None
     actual = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, actual):
         advice = f"Delete {path} and run" if complete else "Run"
         raise DataError(
-            f"{path if complete else url}: has the SHA-256 {actual} instead of {sha256}, so it is damaged or has "
+            f"{path if complete else url}: the SHA-256 is {actual} instead of {sha256}, so the file is damaged or has "
             f"changed. {advice} the same command again"
         )
     if not complete:
@@ -123,7 +123,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
 def download_dataset(folder: Path, dataset: str, revision: str, subfolder: str) -> None:
     """Download the Parquet files in a folder of a Hugging Face data set at one commit.
 
-    A download that broke off is continued by the next call.
+    The next call continues an interrupted download.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -131,40 +131,39 @@ def download_dataset(folder: Path, dataset: str, revision: str, subfolder: str) 
     hub, fetched = HfApi(), folder / FETCHED
     arrived = []
     try:
-        found = hub.list_repo_tree(dataset, subfolder, revision=revision, repo_type="dataset")
-        entries = [entry for entry in found if isinstance(entry, RepoFile) and entry.path.endswith(".parquet")]
+        tree = hub.list_repo_tree(dataset, subfolder, revision=revision, repo_type="dataset")
+        entries = [entry for entry in tree if isinstance(entry, RepoFile) and entry.path.endswith(".parquet")]
         entries = [entry for entry in entries if PurePosixPath(entry.path).parent == PurePosixPath(subfolder)]
         missing = [entry for entry in entries if not is_complete(folder / PurePosixPath(entry.path).name, entry.size)]
         needed = sum(entry.size for entry in missing if not (fetched / entry.path).is_file())
-        if needed > shutil.disk_usage(folder).free:  # better now than after hours
-            raise OSError(errno.ENOSPC, f"{needed / 1e6:,.0f} MB are needed", str(folder))
+        if needed > shutil.disk_usage(folder).free:  # fail now and not after hours
+            raise OSError(errno.ENOSPC, f"{needed / 1e6:,.0f} MB needed", str(folder))
         for entry in missing:
             hub.hf_hub_download(dataset, entry.path, repo_type="dataset", revision=revision, local_dir=fetched)
             arrived.append((fetched / entry.path, entry.lfs.sha256 if entry.lfs else None))
-    except Exception as error:  # each version of the hub's client has errors of its own
+    except Exception as error:  # the hub's client raises many kinds, which depend on its version
         if isinstance(error, DataError) or getattr(error, "errno", None) in LOCAL:
             raise
         raise DataError(
-            f"{dataset}: the download failed ({first_line(error.__cause__ or error)}). Run the same command again: it "
-            f"continues. Without a network here, run this elsewhere: hf download {dataset} --repo-type dataset "
-            f"--revision {revision} --include '{subfolder}/*'; and give the folder to trainer.py --data.train_files "
+            f"{dataset}: the download failed ({first_line(error.__cause__ or error)}). Run the same command again to "
+            f"continue it. Without a network, run on another machine: hf download {dataset} --repo-type dataset "
+            f"--revision {revision} --include '{subfolder}/*'; and name the folder with trainer.py --data.train_files "
             "FOLDER"
         ) from None
     if not entries:
-        raise DataError(f"{dataset}: no Parquet files in {subfolder}. It may have moved")
+        raise DataError(f"{dataset}: no Parquet files in {subfolder}. Check whether the data set has moved")
     for path, sha256 in arrived:
         if sha256 not in (None, files.digest(path)):
             path.unlink()
             raise DataError(
-                f"{dataset}: {path.name} arrived with another SHA-256 than {sha256}, and was deleted. Run the same "
-                "command again"
+                f"{dataset}: the SHA-256 of {path.name} is not {sha256}, so it was deleted. Run the same command again"
             )
     for path, _ in arrived:
         os.replace(path, folder / path.name)
 
 
 def is_complete(path: Path, size: int) -> bool:
-    """Whether the file is there. Raise DataError if it has another size."""
+    """Return whether the file exists; raise DataError if it has another size."""
     if path.is_file() and path.stat().st_size != size:
         raise DataError(
             f"{path}: has {path.stat().st_size:,} bytes instead of {size:,}. Delete it and run the same command again"
@@ -180,12 +179,12 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 POEMS = "https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/99ebbef7e1345c0985c44b9fd96a3f9e776f117b/"
 POEMS += quote("全唐诗")
-# Of the lines `SHA-256  NAME` of all files, in the order of `poem_files`.
+# The checksum of the lines `SHA-256  NAME` of all files, in the order of `poem_files`.
 POEMS_SHA256 = "f2ef19522d3fb0f8f2a790f446b59f970311b6da6d1de2b7cd5e0b00145242a3"
 
 
 def download_shakespeare(folder: Path) -> None:
-    """The first nine tenths for training, the rest for validation: nanoGPT's split, so that losses are comparable."""
+    """Split as nanoGPT does, so that losses are comparable: nine tenths for training, the rest for validation."""
     train, valid = folder / "train.txt", folder / "valid.txt"
     if train.is_file() and valid.is_file():
         return
@@ -198,12 +197,13 @@ def download_shakespeare(folder: Path) -> None:
 
 
 def poem_files() -> list[str]:
-    """The names of the files with the poems of Tang and Song, a thousand poems each."""
-    return [f"poet.{time}.{n}.json" for time, end in (("tang", 58_000), ("song", 255_000)) for n in range(0, end, 1000)]
+    """Return the names of the files with the poems of Tang and Song, a thousand poems each."""
+    dynasties = {"tang": 58_000, "song": 255_000}
+    return [f"poet.{name}.{n}.json" for name, end in dynasties.items() for n in range(0, end, 1000)]
 
 
 def download_poems(folder: Path) -> None:
-    """One poem per line, `{"author": ..., "title": ..., "text": ...}`; 1 % each for validation and test."""
+    """Write one poem per line, `{"author": ..., "title": ..., "text": ...}`; 1 % each for validation and test."""
     splits = {split: folder / f"{split}.jsonl.gz" for split in ("train", "valid", "test")}
     if all(path.is_file() for path in splits.values()):
         return
@@ -213,7 +213,7 @@ def download_poems(folder: Path) -> None:
         lines += f"{fetch(f'{POEMS}/{path.name}', path)}  {path.name}\n"
     if hashlib.sha256(lines.encode()).hexdigest() != POEMS_SHA256:
         raise DataError(
-            f"{folder / FETCHED}: the checksum of its files is not {POEMS_SHA256}, so one of them is damaged or has "
+            f"{folder / FETCHED}: the checksum of the files is not {POEMS_SHA256}, so one of them is damaged or has "
             "changed. Delete the folder and run the same command again"
         )
     with ExitStack() as stack:
@@ -223,7 +223,7 @@ def download_poems(folder: Path) -> None:
 
 
 def poems(sources: list[Path]) -> Iterator[dict[str, str]]:
-    """The poems that have text."""
+    """Yield the poems that have text."""
     for path in sources:
         for poem in json.loads(path.read_text(encoding="utf-8")):
             text = "\n".join(poem["paragraphs"])
@@ -232,9 +232,9 @@ def poems(sources: list[Path]) -> Iterator[dict[str, str]]:
 
 
 def split_of(text: str) -> str:
-    """The split of a poem, by a hash of its text, so that equal poems are in the same split.
+    """Return the split of a poem, by a hash of its text, so that equal poems are in the same split.
 
-    It is the hash by which `data.valid_fraction` splits a text, with seed 1.
+    `data.valid_fraction` splits a text by the same hash with seed 1.
     """
     digest = hashlib.blake2b(f"1\n{text}".encode(), digest_size=6).digest()
     position = int.from_bytes(digest) / (1 << 48)
@@ -245,7 +245,7 @@ def split_of(text: str) -> str:
 
 @contextmanager
 def gzip_file(path: Path) -> Iterator[gzip.GzipFile]:
-    """A gzip file that appears when it is complete. It holds no time stamp: the same text gives the same bytes."""
+    """Yield a gzip file that appears when it is complete. It has no time stamp, so equal text gives equal bytes."""
     with (
         files.replacing(path) as temporary,
         open(temporary, "wb") as raw,
@@ -282,8 +282,8 @@ TEXTS = {
         files=("*.parquet",),
     ),
     "gpt2_124m": PublicText(
-        about="FineWeb-Edu's sample of 10 billion tokens of the English web, about 30 GB (the recipe also reads it by "
-        "its name on the hub, without this download)",
+        about="FineWeb-Edu's sample of 10 billion tokens of the English web, about 30 GB (the recipe also reads it "
+        "from the hub without this download)",
         licence="ODC-By 1.0, and Common Crawl's terms of use",
         home="https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu",
         download=functools.partial(
@@ -295,14 +295,14 @@ TEXTS = {
         files=("*.parquet",),
     ),
 }
-LYRICS = "has no public text, since songs belong to their authors. Put yours into data/lyrics (data/README.md)"
-# Recipes for a text of your own, and what to do.
+LYRICS = "has no public text, since songs are under copyright. Put your own into data/lyrics (data/README.md)"
+# Recipes without a public text, and what to do.
 NOT_PUBLIC = {
-    "python": "its text is made here, without a network: python data/demo.py",
+    "python": "its text is not downloaded. Collect it with: python data/demo.py",
     **dict.fromkeys(("lyrics_char", "lyrics_word", "lyrics_finetune", "lyrics_finetune_word"), LYRICS),
-    "words": "has no public text. Put a text whose words are separated by spaces, and its vocabulary, into data/words "
+    "words": "has no public text. Put a text with words separated by spaces, and its vocabulary, into data/words "
     "(data/README.md)",
-    "novels": "has no public text, since novels belong to their authors. Put yours into data/novels (data/README.md)",
+    "novels": "has no public text, since novels are under copyright. Put your own into data/novels (data/README.md)",
 }
 
 if __name__ == "__main__":

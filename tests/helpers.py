@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import html.parser
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,26 @@ class Run:
     work: Path
 
 
+class PageText(html.parser.HTMLParser):
+    """The tags, the text and the links to other files of an HTML page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data") and value and not value.startswith("#"):
+                self.links.append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
 class Parsed(Exception):
     """The command line of trainer.py is valid."""
 
@@ -122,6 +144,19 @@ def train_run(work: Path, options: list[str], *more: str) -> Path:
     return max((work / "lightning_logs").glob("version_*"))
 
 
+def write_metrics(folder: Path, steps: int) -> Path:
+    """Write the metrics.csv of a run of some steps that is validated every tenth, and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["epoch,grad_norm,hours,lr,step,tokens_per_s,tokens_seen,train_loss,val_bpb,val_loss\n"]
+    for step in range(1, steps + 1):
+        loss = 2 + 3 * math.exp(-step / steps * 5)
+        lines.append(f"{step / 50},{0.5 + step % 7 / 10},{step / 3600},0.01,{step},1000,{step * 128},{loss},,\n")
+        if step % 10 == 0:
+            lines.append(f"{step / 50},,{step / 3600},,{step},,,,{loss / 3},{loss + 0.1}\n")
+    (folder / "metrics.csv").write_text("".join(lines))
+    return folder
+
+
 def logged_rows(run: Path) -> list[dict[str, float]]:
     """Return the rows of a run's metrics.csv."""
     with open(run / "metrics.csv", encoding="utf-8") as file:
@@ -138,17 +173,12 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def export_with_transformers(run: Run, folder: Path) -> Path:
-    """Write what `transformers` itself writes for the run's model."""
+def save_huggingface_model(tokenizer_folder: Path, folder: Path, vocab_size: int = 320) -> Path:
+    """Write a GPT-2 with random weights and a tokenizer, as transformers does, and return their folder."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    opened = checkpoint.open(run.folder)
-    model = GPT2LMHeadModel(GPT2Config(**opened.model.shape))
-    state = opened.model.state_dict()
-    rows = int(opened.model.shape["vocab_size"])
-    for name in ("transformer.wte.weight", "lm_head.weight"):
-        state[name] = state[name][:rows]  # without the rows that pad the vocabulary
-    model.load_state_dict(state)
-    model.save_pretrained(folder)
-    tokenizer.save(opened.tokenizer, folder)
+    torch.manual_seed(1)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 16, "vocab_size": vocab_size}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    tokenizer.save(tokenizer.load(tokenizer_folder), folder)
     return folder

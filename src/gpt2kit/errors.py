@@ -1,7 +1,7 @@
 """Errors that a user can fix, and the exit code of each.
 
     UserError            2   a wrong option or configuration
-    ├── DataError        3   text or tokenizer
+    ├── DataError        3   text, tokenizer, or a file of a run's folder
     ├── CheckpointError  4   a checkpoint or model file
     ├── MachineError     5   disk, memory, port, device
     └── DivergedError    6   NaN or Inf in training
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """Text files or tokenizers that cannot be used."""
+    """Text, a tokenizer, or a file of a run's folder that cannot be used."""
 
     exit_code = 3
 

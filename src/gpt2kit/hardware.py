@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -10,41 +11,41 @@ from pathlib import Path
 
 import torch
 
-# Dense TFLOP/s by the makers' data sheets: 16 bits with 32-bit sums, TF32, float32. Data sheets print twice as much for
-# sparse matrices, and for GeForce cards for 16-bit sums.
-_CARDS: dict[str, tuple[float, float, float]] = {
-    "GB200": (2500.0, 1250.0, 80.0),
-    "B200": (2250.0, 1125.0, 75.0),
-    "H200 NVL": (835.5, 417.5, 60.0),
-    "H200": (989.4, 494.7, 66.9),
-    "GH200": (989.4, 494.7, 66.9),
-    "H100 NVL": (835.5, 417.5, 60.0),
-    "H100 PCIe": (756.0, 378.0, 51.2),
-    "H100": (989.4, 494.7, 66.9),
-    "H800": (989.4, 494.7, 66.9),
-    "H20": (148.0, 74.0, 44.0),
-    "A100": (312.0, 156.0, 19.5),
-    "A800": (312.0, 156.0, 19.5),
-    "A30": (165.0, 82.0, 10.3),
-    "A40": (149.7, 74.8, 37.4),
-    "A10G": (70.0, 35.0, 31.2),
-    "A10": (125.0, 62.5, 31.2),
-    "L40S": (362.0, 183.0, 91.6),
-    "L40": (181.0, 90.5, 90.5),
-    "L4": (121.0, 60.0, 30.3),
-    "RTX 6000 Ada": (364.2, 182.1, 91.1),
-    "RTX A6000": (154.8, 77.4, 38.7),
-    "RTX 5090": (209.5, 104.8, 104.8),
-    "RTX 4090": (165.2, 82.6, 82.6),
-    "RTX 4080": (97.5, 48.7, 48.7),
-    "RTX 3090": (71.0, 35.6, 35.6),
-    "V100 SXM2": (125.0, 15.7, 15.7),
-    "V100 PCIE": (112.0, 14.0, 14.0),
-    "T4": (65.0, 8.1, 8.1),
+# Dense TFLOP/s by the makers' data sheets, in 16 bits with 32-bit sums and in float32. Data sheets print twice as much
+# for sparse matrices, and for GeForce cards for 16-bit sums.
+_CARDS = {
+    "GB200": (2500.0, 80.0),
+    "B200": (2250.0, 75.0),
+    "H200 NVL": (835.5, 60.0),
+    "H200": (989.4, 66.9),
+    "GH200": (989.4, 66.9),
+    "H100 NVL": (835.5, 60.0),
+    "H100 PCIe": (756.0, 51.2),
+    "H100": (989.4, 66.9),
+    "H800": (989.4, 66.9),
+    "H20": (148.0, 44.0),
+    "A100": (312.0, 19.5),
+    "A800": (312.0, 19.5),
+    "A30": (165.0, 10.3),
+    "A40": (149.7, 37.4),
+    "A10G": (70.0, 31.2),
+    "A10": (125.0, 31.2),
+    "L40S": (362.0, 91.6),
+    "L40": (181.0, 90.5),
+    "L4": (121.0, 30.3),
+    "RTX 6000 Ada": (364.2, 91.1),
+    "RTX A6000": (154.8, 38.7),
+    "RTX 5090": (209.5, 104.8),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 4080": (97.5, 48.7),
+    "RTX 3090": (71.0, 35.6),
+    "V100 SXM2": (125.0, 15.7),
+    "V100 PCIE": (112.0, 14.0),
+    "T4": (65.0, 8.1),
 }
-# Cards without bfloat16.
-_NO_BFLOAT16 = ("V100 SXM2", "V100 PCIE", "T4")
-# With one of these words a name means another card, which is measured.
+# Cards of before Ampere, which have neither bfloat16 nor TF32.
+_BEFORE_AMPERE = ("V100 SXM2", "V100 PCIE", "T4")
+# Names with one of these words mean other cards, which are measured.
 _VARIANTS = {"ti", "super", "laptop", "d", "mig", "max"}
 # Time limit of a measurement.
 _SECONDS = 0.3
@@ -66,10 +67,10 @@ def data_sheet_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float
     if not cards or words & _VARIANTS:
         return None
     card = max(cards, key=len)
-    half, tensor_core, single = _CARDS[card]
-    flops = {torch.float16: half, torch.float32: tensor_core if tf32 else single}
-    if card not in _NO_BFLOAT16:
-        flops[torch.bfloat16] = half
+    half, single = _CARDS[card]
+    flops = {torch.float16: half, torch.float32: single}
+    if card not in _BEFORE_AMPERE:
+        flops |= {torch.bfloat16: half, torch.float32: half / 2 if tf32 else single}  # TF32 has half the speed
     return flops[dtype] * 1e12 if dtype in flops else None
 
 
@@ -122,7 +123,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def resident_memory() -> int:
-    """Return the bytes that this process holds now; its peak on systems that do not tell."""
+    """Return the bytes that this process holds now; on other systems than Linux its peak."""
     try:
         return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -157,18 +158,13 @@ def device_name(device: torch.device) -> str:
     """Return the device's name for reports."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    if device.type == "cpu":
-        return f"{processor_name()}, {torch.get_num_threads()} threads"
-    return device.type
-
-
-def processor_name() -> str:
-    """Return the processor's name as far as the system tells it."""
-    try:
+    if device.type != "cpu":
+        return device.type
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # not Linux
         lines = _read("/proc/cpuinfo").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The files in configs/ are short and valid, and public names stay (recipes: test_recipes.py)."""
+"""The files in configs/ name existing options and compose; public names stay. Recipes: test_recipes.py."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ GROUPS = {"model": GPT2Module, "data": TextDataModule, "trainer": make_trainer}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_a_config_is_short_and_starts_with_a_comment(path: Path) -> None:
+def test_config_is_short_and_opens_with_a_comment(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ") and len(lines) <= 25
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda path: path.stem)
-def test_a_section_file_names_only_existing_options(path: Path) -> None:
+def test_group_file_names_existing_options(path: Path) -> None:
     parameters = inspect.signature(GROUPS[path.parent.name]).parameters
-    own = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    options = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     lightning = set(inspect.signature(train.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
-    assert set(yaml.safe_load(path.read_text())) <= own | lightning
+    assert set(yaml.safe_load(path.read_text())) <= options | lightning
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
-def test_section_files_can_be_combined(path: Path, options: list[str], inside: Path) -> None:
-    built = TrainCLI(
+def test_group_files_compose(path: Path, options: list[str], inside: Path) -> None:
+    cli = TrainCLI(
         [
             *options,
             f"--model={CONFIGS / 'model/nano.yaml'}",
@@ -48,27 +48,27 @@ def test_section_files_can_be_combined(path: Path, options: list[str], inside: P
             "--model.n_layer=1",
         ]
     )
-    assert built.model.shape["n_layer"] == 1 and built.model.shape["n_embd"] == 128
-    assert built.config.trainer.max_steps == 10
-    spec = yaml.safe_load(path.read_text())
-    built.model.take_vocabulary(built.datamodule.vocab_size, None)
-    built.model.build()
-    optimizer = built.model.optimizer(parameter_groups(built.model.model))
-    assert type(optimizer).__name__ == spec["class_path"].rsplit(".", 1)[1]
-    assert optimizer.param_groups[0]["lr"] == spec["init_args"]["lr"]
+    assert cli.model.shape["n_layer"] == 1 and cli.model.shape["n_embd"] == 128
+    assert cli.config.trainer.max_steps == 10
+    config = yaml.safe_load(path.read_text())
+    cli.model.take_vocabulary(cli.datamodule.vocab_size, None)
+    cli.model.build()
+    optimizer = cli.model.optimizer(parameter_groups(cli.model.model))
+    assert type(optimizer).__name__ == config["class_path"].rsplit(".", 1)[1]
+    assert optimizer.param_groups[0]["lr"] == config["init_args"]["lr"]
 
 
-def test_the_later_of_several_configs_wins(options: list[str], inside: Path) -> None:
+def test_later_config_wins(options: list[str], inside: Path) -> None:
     (inside / "one.yaml").write_text("model:\n  n_layer: 3\n  n_embd: 64\n")
     (inside / "two.yaml").write_text("model:\n  n_layer: 1\n")
-    arguments = [option for option in options if "n_layer" not in option and "n_embd" not in option]
-    built = TrainCLI([*arguments, "--config", "one.yaml", "--config", "two.yaml"])
-    assert (built.model.shape["n_layer"], built.model.shape["n_embd"]) == (1, 64)
-    assert TrainCLI([*arguments, "--config=one.yaml", "--model.n_layer=2"]).model.shape["n_layer"] == 2
+    others = [option for option in options if "n_layer" not in option and "n_embd" not in option]
+    cli = TrainCLI([*others, "--config", "one.yaml", "--config", "two.yaml"])
+    assert (cli.model.shape["n_layer"], cli.model.shape["n_embd"]) == (1, 64)
+    assert TrainCLI([*others, "--config=one.yaml", "--model.n_layer=2"]).model.shape["n_layer"] == 2
 
 
-def test_public_names_of_the_options() -> None:
-    """Users' YAML files contain these names. A renamed one breaks these files and needs an entry in CHANGELOG.md."""
+def test_public_option_names_exist() -> None:
+    """Users' YAML files contain these names: renaming one is a breaking change and belongs in CHANGELOG.md."""
     public = {
         GPT2Module: "n_layer n_head n_embd n_inner activation_function dropout embd_pdrop attn_pdrop resid_pdrop "
         "initializer_range layer_norm_epsilon gradient_checkpointing attention optimizer schedule max_nonfinite_steps "
@@ -85,8 +85,8 @@ def test_public_names_of_the_options() -> None:
         assert set(names.split()) <= set(inspect.signature(owner).parameters), owner.__name__
 
 
-def test_public_class_paths(options: list[str], inside: Path) -> None:
-    """Configs, saved configs and cache keys contain these paths, in whatever module the classes are defined."""
+def test_public_class_paths_are_saved_and_importable(options: list[str], inside: Path) -> None:
+    """Configs, saved configs and cache keys name classes by these paths, wherever the classes are defined."""
     (inside / "c.yaml").write_text(
         "trainer: {callbacks: [{class_path: gpt2kit.callbacks.TextSamples, init_args: {prompts: [the]}}]}\n"
         "model:\n"
@@ -95,13 +95,13 @@ def test_public_class_paths(options: list[str], inside: Path) -> None:
         "data: {reader: {class_path: gpt2kit.text.Reader, init_args: {document: file}}}\n",
         encoding="utf-8",
     )
-    built = TrainCLI([*options, "--config", "c.yaml"])
-    saved = yaml.safe_load(built.parser.dump(built.config, skip_none=False))
+    cli = TrainCLI([*options, "--config", "c.yaml"])
+    saved = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     assert saved["trainer"]["callbacks"][0]["class_path"] == "gpt2kit.callbacks.TextSamples"
     assert saved["model"]["optimizer"]["class_path"] == "gpt2kit.optim.AdamW"
     assert saved["model"]["schedule"]["class_path"] == "gpt2kit.optim.Cosine"
     assert saved["data"]["reader"]["class_path"] == "gpt2kit.text.Reader"
-    assert built.datamodule.reader.identity()["reader"] == "gpt2kit.text.Reader"
+    assert cli.datamodule.reader.identity()["reader"] == "gpt2kit.text.Reader"
     muon = TrainCLI([*options, "--model.optimizer=gpt2kit.optim.Muon"])
     assert yaml.safe_load(muon.parser.dump(muon.config))["model"]["optimizer"]["class_path"] == "gpt2kit.optim.Muon"
     for path in ("gpt2kit.callbacks.EpochExports", "gpt2kit.data.TextDataModule", "gpt2kit.optim.WarmupStableDecay"):

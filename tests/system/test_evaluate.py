@@ -138,7 +138,7 @@ def test_scores_do_not_depend_on_the_size_of_chunks_of_logits(
 
     scorer = Scorer(opened.model, store, Windows(len(store), CONTEXT, CONTEXT))
     nll = scorer.score()
-    monkeypatch.setattr(gpt2, "LOGITS", 320 * 7)
+    monkeypatch.setattr(gpt2, "CHUNK", 320 * 7)
     np.testing.assert_allclose(scorer.score(), nll)
 
 

@@ -1,6 +1,6 @@
-"""A run that an earlier version wrote (commit 547bc70) opens, scores, generates, exports and resumes as it did there.
+"""A run of an earlier version (commit 547bc70) has the same scores, text and exports, and resumes bit-identically.
 
-`tests/data/run_547bc70/expected.json` holds what that commit printed and the SHA-256 of what it wrote.
+`tests/data/run_547bc70/expected.json` has what that commit printed, and the SHA-256 of the weights that it wrote.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from gpt2kit.cli import export, generate, parser, test, train
 
 OLD = ROOT / "tests" / "data" / "run_547bc70"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
+# Other vector units, or another version of torch, add in another order, so sums are rounded differently.
 SAME_MACHINE = (
     EXPECTED["cpu"] == torch.backends.cpu.get_cpu_capability() and EXPECTED["torch"] == torch.__version__.split("+")[0]
 )
-"""Whether sums are rounded as they were: other vector units, or another torch, add in another order."""
 
 
 @pytest.fixture
 def old(inside: Path) -> Path:
-    """A copy of the run's folder, which is the working directory; its checkpoint of step 16."""
+    """Work in a copy of the run; return its checkpoint of step 16."""
     shutil.copytree(OLD, inside, dirs_exist_ok=True)
     return next((inside / "lightning_logs/version_0/checkpoints").glob("*step=16*.ckpt"))
 
 
 def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in nested containers, by their paths."""
+    """Yield the tensors in nested containers with their paths."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, (dict, list, tuple)):
@@ -47,12 +47,12 @@ def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]
 
 
 def digest(raw: dict[str, Any]) -> str:
-    """SHA-256 of weights and optimizer state."""
+    """Return the SHA-256 of weights and optimizer state."""
     state = {name: raw[name] for name in ("state_dict", "optimizer_states")}
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(tensors(state), key=lambda pair: pair[0]):
-        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
+        sha256.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def test_an_old_run_resumes_bit_identically(old: Path, call: Callable[..., Outcome]) -> None:
@@ -74,19 +74,19 @@ def test_an_old_run_resumes_bit_identically(old: Path, call: Callable[..., Outco
     assert norms == pytest.approx(expected["norm"], rel=1e-4)
 
 
-def test_an_old_checkpoint_scores_as_it_did(old: Path, call: Callable[..., Outcome]) -> None:
+def test_an_old_checkpoint_has_the_same_scores(old: Path, call: Callable[..., Outcome]) -> None:
     code, _, err = call(
         partial(parser.run, test.test), "--ckpt_path", old, "--files", "test.txt", "--json_output", "test.json"
     )
     assert code == 0, err
-    found = json.loads(Path("test.json").read_text(encoding="utf-8"))["results"][0]
-    assert {name: found[name] for name in EXPECTED["test"]} == pytest.approx(EXPECTED["test"], rel=1e-6)
+    scores = json.loads(Path("test.json").read_text(encoding="utf-8"))["results"][0]
+    assert {name: scores[name] for name in EXPECTED["test"]} == pytest.approx(EXPECTED["test"], rel=1e-6)
 
 
 def test_an_old_checkpoint_generates_the_same_text(old: Path, call: Callable[..., Outcome]) -> None:
-    words = ["--prompt", "the quick", "number 7", "--seed", 5, "--num_samples", 2, "--max_new_tokens", 30]
+    options = ["--prompt", "the quick", "number 7", "--seed", 5, "--num_samples", 2, "--max_new_tokens", 30]
     code, out, err = call(
-        partial(parser.run, generate.generate), "--ckpt_path", old, *words, "--precision", "32", "--json"
+        partial(parser.run, generate.generate), "--ckpt_path", old, *options, "--precision", "32", "--json"
     )
     assert code == 0, err
     assert [json.loads(line)["text"] for line in out.splitlines()] == EXPECTED["generate"]
@@ -95,5 +95,5 @@ def test_an_old_checkpoint_generates_the_same_text(old: Path, call: Callable[...
 def test_an_old_checkpoint_exports_the_same_weights(old: Path, call: Callable[..., Outcome]) -> None:
     code, _, err = call(partial(parser.run, export.export), "--ckpt_path", old, "--output_dir", "hf")
     assert code == 0, err
-    found = load_file("hf/model.safetensors")
-    assert {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in found.items()} == EXPECTED["export"]
+    state = load_file("hf/model.safetensors")
+    assert {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.items()} == EXPECTED["export"]

@@ -199,10 +199,13 @@ def test_a_run_with_another_order_of_blocks_is_not_resumed(
 
 def test_other_data_or_batch_is_not_resumed(run: Run, call: Callable[..., Outcome], tmp_path: Path) -> None:
     copied = shutil.copytree(run.folder, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in copied.rglob("*.*") if "tfevents" not in path.name}
     code, _, err = call(train.main, *run.options, "--ckpt_path", copied, "--data.batch_size=4")
     assert code == 4 and "global_batch was 8, now 4" in err
     code, _, err = call(train.main, *run.options, "--ckpt_path", copied, "--seed_everything=7")
     assert code == 4 and "seed was 1, now 7" in err
+    after = {path: path.read_bytes() for path in copied.rglob("*.*") if "tfevents" not in path.name}
+    assert after == before, "a refused resume changes nothing"
 
 
 def test_signal_handlers_are_restored_after_a_run(options: list[str], inside: Path) -> None:

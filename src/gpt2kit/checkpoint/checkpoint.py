@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,25 +40,20 @@ _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The content of a checkpoint without its tensors; see `LoadedCheckpoint`."""
-
-    path: Path
-    shape: Shape
-    tokenizer: Tokenizer
-    metadata: dict[str, Any]
-    document_start: int | None = None
-
-
-@dataclass
-class LoadedCheckpoint:
-    """The content of a checkpoint."""
+    """The content of a checkpoint without its tensors."""
 
     path: Path  # the file, or the Hugging Face folder
     shape: Shape
-    state: dict[str, Tensor]  # on the CPU, in float32
     tokenizer: Tokenizer
     metadata: dict[str, Any]  # the entry `gpt2kit`; for a Hugging Face folder, only that it has no test text
     document_start: int | None = None  # the token that begins a document, if tokens see only their own document
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint(CheckpointInfo):
+    """The content of a checkpoint."""
+
+    state: dict[str, Tensor] = field(kw_only=True)  # on the CPU, in float32
 
     @functools.cached_property
     def model(self) -> GPT2:
@@ -153,7 +148,7 @@ def open(path: str | Path, verify: bool = True) -> LoadedCheckpoint:
     if info.path.is_file():
         # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    return LoadedCheckpoint(info.path, info.shape, tensors, info.tokenizer, info.metadata, info.document_start)
+    return LoadedCheckpoint(**vars(info), state=tensors)
 
 
 def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -197,22 +192,22 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
 
 
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | None]:
-    """Return the run's test text: its files, and the share of their documents that was kept out of training."""
+    """Return the run's test text: its files, and the hashes of the documents that were kept out of training."""
     names = checkpoint.metadata.get("test_files")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
-    return names, read_share(checkpoint, "test_share")
+    return names, read_hash_range(checkpoint, "test_share")
 
 
-def read_share(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
-    """Return a share of the documents that the metadata contains, such as `train_share`."""
-    share = checkpoint.metadata.get(name)
-    if share is None:
+def read_hash_range(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
+    """Return the hashes of documents under a name of the metadata, such as `train_share`; None for all documents."""
+    hashes = checkpoint.metadata.get(name)
+    if hashes is None:
         return None
-    is_valid = isinstance(share, dict) and set(share) == {"low", "high", "seed"} and type(share["seed"]) is int
-    if not (is_valid and all(type(share[end]) in (int, float) and 0 <= share[end] <= 1 for end in ("low", "high"))):
+    is_valid = isinstance(hashes, dict) and set(hashes) == {"low", "high", "seed"} and type(hashes["seed"]) is int
+    if not (is_valid and all(type(hashes[end]) in (int, float) and 0 <= hashes[end] <= 1 for end in ("low", "high"))):
         raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
-    return HashRange(**share)
+    return HashRange(**hashes)
 
 
 def read(file: Path, verify: bool = True) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gpt2kit.checkpoint import validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.trainers import EOS
+from gpt2kit.tokenization.tokenizer import EOS
 
 CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

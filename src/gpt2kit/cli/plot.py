@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2kit import files
-from gpt2kit.errors import DataError, MachineError, UserError
+from gpt2kit.errors import MachineError, UserError
 from gpt2kit.runs import curves, folder
 from gpt2kit.runs import report as report_page
 from gpt2kit.runs.curves import XAxis
@@ -31,17 +31,14 @@ def plot(
         raise UserError(f"--output {output}: unknown image format. Use {', '.join(_FORMATS)}")
     loaded = [folder.read_run(run) for run in runs]
     if report is not None:
-        try:
-            files.write_text(report, report_page.render_report(loaded, x))
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of another version
-            names = f"{folder.START} or {folder.TEST} of {', '.join(str(run.folder) for run in loaded)}"
-            raise DataError(f"{names}: not what this version writes ({error!r}). Move the file away") from error
+        files.write_text(report, report_page.render_report(loaded, x))
         print(report)
     if show:
         _show(loaded, x)
     elif output is not None or report is None:
         target = output or (loaded[0].folder if len(loaded) == 1 else Path()) / "curves.png"
-        curves.write_figure(loaded, x, target)
+        with files.replacing(target) as temporary:
+            curves.save(curves.draw_figure(loaded, x), temporary, target.suffix[1:].lower())
         print(target)
 
 

@@ -38,16 +38,13 @@ from gpt2kit.training.trainer import make_trainer
 class AtomicConfig(SaveConfigCallback):
     """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
 
-    folder: str | None = None
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.folder = trainer.log_dir  # a collective call, and save_config runs on one rank only
-        super().setup(trainer, pl_module, stage)
+        """Write nothing yet: a run that is not resumed, because its text differs, must keep its config."""
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.folder is not None:
-            text = self.parser.dump(self.config, skip_none=False)
-            files.write_text(Path(self.folder) / self.config_filename, text)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = trainer.log_dir  # a collective call
+        if folder is not None and trainer.is_global_zero:
+            files.write_text(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
 
 class TrainCLI(LightningCLI):
@@ -60,7 +57,6 @@ class TrainCLI(LightningCLI):
             trainer_class=make_trainer,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
             save_config_callback=AtomicConfig,
-            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={
                 "exit_on_error": False,
                 "allow_abbrev": False,
@@ -114,7 +110,7 @@ class TrainCLI(LightningCLI):
             )
         data = self._datamodule()
         if part is not None:
-            return parallel_build.build_each(data.corpora(), *parallel_build.numbers(part), data.cache_dir)
+            return parallel_build.build_each(data.corpora(), *parallel_build.parse_part(part), data.cache_dir)
         return parallel_build.merge_each(data.corpora(), merge, data.cache_dir)
 
     def instantiate_classes(self) -> None:

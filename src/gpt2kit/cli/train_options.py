@@ -172,7 +172,8 @@ class TrainOptions:
             merge_saved_config(self.config, self._command(parser, saved_args).parse())
         initialize.restore_tokenizer(self.config, self.resumed)
         if run:
-            reuse_logger_ids(self.config, run_folder.read_starts(run))
+            with run_folder.refuse_damaged(run / run_folder.START):
+                reuse_logger_ids(self.config, run_folder.read_starts(run))
 
 
 # The options of trainer.py that belong to no class: name, type, default, help.

@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, log_renames, new_kind
-from gpt2kit.errors import Problems, UserError, refuse
+from gpt2kit.errors import UserError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import train as training
 from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.sampling import Sample
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
-from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 LOSSES = (
     "wordpiece loses text: runs of spaces and line ends become one space or none, control characters vanish, and a "
@@ -42,7 +43,6 @@ def train_tokenizer(
         compare: Print a table of several sizes, kinds, kind:size, or tokenizer folders, such as `--compare 4096 8192
             char spm-unigram:8192`, measured on held-out text. No tokenizer is written.
     """
-    _check(spec)
     trainers.check(spec)
     if report is not None:
         texts = _sample(files, reader, 10 * REPORT_BYTES, spec.seed)
@@ -54,14 +54,14 @@ def train_tokenizer(
     if output_dir is None:
         raise UserError("--output_dir: missing. Name the folder to write")
     if spec.vocab is not None:
-        tokenizer = training.adopt(spec)
+        tokenizer = adopt(spec)
         measured_on = _sample(files, reader, REPORT_BYTES, spec.seed) if files else None
     else:
         tokenizer, measured_on = training.train(spec, _documents(files, reader))
     save(training.with_special_tokens(tokenizer, spec), output_dir)
     tokenizer = load(output_dir)
     size = tokenizer.get_vocab_size()
-    largest = None if spec.vocab is not None else training.with_default_size(spec).vocab_size
+    largest = None if spec.vocab is not None else spec.max_size
     fewer = f" (the text yields no more; --vocab_size is {largest:,})" if largest and size < largest else ""
     print(f"{output_dir}: {size:,} tokens{fewer}")
     if spec.kind == "wordpiece":
@@ -69,34 +69,6 @@ def train_tokenizer(
     if measured_on is not None:
         measured_on.shrink(REPORT_BYTES)
         print(reports.describe(reports.measure(tokenizer, measured_on), output_dir))
-
-
-def _check(spec: TokenizerSpec) -> None:
-    kind, tokens, problems = spec.kind, list(spec.special_tokens), Problems()
-    has_vocab = spec.vocab is not None
-    adoptable = ("wordpiece", "words", "existing")
-    problems.check(
-        not has_vocab or kind in adoptable, f"--kind {kind}: does not take --vocab; {', '.join(adoptable)} do"
-    )
-    problems.check(
-        has_vocab or kind != "existing", "--kind existing: needs --vocab, a folder, a tokenizer.json or a hub name"
-    )
-    problems.check(
-        not has_vocab or (spec.vocab_size, spec.min_frequency, spec.max_train_bytes) == (None, None, None),
-        "--vocab: nothing is trained with it. Leave out --vocab_size, --min_frequency and --max_train_bytes",
-    )
-    is_unique = len({EOS, *tokens}) > len(tokens)
-    problems.check("" not in tokens and is_unique, "--special_tokens: a token is empty or is given twice")
-    problems.check(
-        kind != "existing" or spec.normalizer == "none", "--normalizer: an existing tokenizer has its own. Omit it"
-    )
-    problems.check(
-        not (spec.parse_special and kind == "words"), "--parse_special: not for words, where each word is a token"
-    )
-    for name, least in (("min_frequency", 1), ("max_token_length", 2), ("max_train_bytes", 1)):
-        value = getattr(spec, name)
-        problems.check(value is None or value >= least, f"--{name} {value}: must be at least {least}")
-    refuse(problems.messages)
 
 
 def _documents(files: Sequence[str], reader: Reader | None) -> Iterator[str]:
@@ -118,7 +90,7 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
     train_texts, held_out = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
     for number, document in enumerate(documents):
         (held_out if number % 10 == 9 else train_texts).offer(document)
-    sizes = (training.sample_size(candidate.kind, train_texts.unspaced_fraction) for candidate in specs.values())
+    sizes = (training.sample_size(candidate.kind, train_texts.spaceless_fraction) for candidate in specs.values())
     train_texts.shrink(spec.max_train_bytes or min(sizes))
     held_out.shrink(REPORT_BYTES)
     measured_on = held_out if len(held_out) else train_texts
@@ -144,9 +116,8 @@ def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]
         kind, size = spec.kind, candidate
     if kind in TRAINERS and (not size or size.isdecimal()):
         spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)
-        spec = training.with_default_size(spec)
         trainers.check(spec)
-        return f"{kind}:{spec.vocab_size}" if spec.vocab_size else kind, spec
+        return f"{kind}:{spec.max_size}" if spec.max_size else kind, spec
     if Path(candidate).exists():
         return candidate, replace(spec, kind="existing")
     raise UserError(

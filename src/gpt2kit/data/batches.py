@@ -1,6 +1,6 @@
 """Batches from a token store: `[batch_size, block_size + 1]` integers, for training and for evaluation.
 
-Knows nothing about Lightning, so that worker processes start quickly.
+Does not import Lightning, so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 
 @dataclass(frozen=True)
 class BlockDataset(Dataset[Tensor]):
-    """The blocks of a store. Many are read at once: their numbers give `[numbers, block_size + 1]`.
+    """The blocks of a store. An array of block numbers gives a tensor `[numbers, block_size + 1]`.
 
     Positions beyond the end of the text are IGNORE.
     """
@@ -46,7 +46,7 @@ class BlockDataset(Dataset[Tensor]):
 
 
 class TrainBatches:
-    """Endless training batches. It has no length, so that Lightning sees one endless epoch."""
+    """Endless training batches. They have no length, so that Lightning sees one endless epoch."""
 
     def __init__(self, blocks: BlockDataset, micro_batches: Iterable[NDArray[np.int64]], num_workers: int = 0) -> None:
         self._blocks, self._micro_batches, self._num_workers = blocks, micro_batches, num_workers
@@ -65,17 +65,17 @@ class TrainBatches:
         )
         try:
             yield from loader
-        except (RuntimeError, OSError, EOFError) as error:  # which one depends on what the worker was doing
+        except (RuntimeError, OSError, EOFError) as error:  # depends on what the worker was doing
             raise MachineError(
-                f"data.num_workers {self._num_workers}: one of these processes died or failed ({error}). "
-                "If memory ran out, use data.num_workers 0"
+                f"data.num_workers {self._num_workers}: a worker died or failed ({error}). If memory ran out, use "
+                "data.num_workers 0"
             ) from None
 
 
 class EvalBatches:
     """Batches that predict every token after the first exactly once, over all ranks.
 
-    Each rank yields the same number of batches, so that none waits forever: where the text has ended, rows are IGNORE.
+    Each rank yields the same number of batches, so that no rank waits forever. Rows after the text's end are IGNORE.
     """
 
     def __init__(self, store: TokenStore, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -93,11 +93,11 @@ class EvalBatches:
 
 
 def _start_method() -> str:
-    """Return how to start workers. A fork would copy locks that the tokenizer's threads may hold."""
+    """Return how to start workers: a fork would copy locks that the tokenizer's threads may hold."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Ignore signals that reach all processes: the trainer answers them, and needs its next batch for that."""
+    """Ignore signals that reach all processes: the trainer handles them, and needs its next batch for that."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

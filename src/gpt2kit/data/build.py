@@ -1,11 +1,11 @@
-"""Build token stores. A store is never stale or half-written, and is bit-identical however often its build was killed.
+"""Build token stores. A build that is killed and continued writes the same bytes as an uninterrupted one.
 
-1. Read the journal: the shards that are finished.
-2. Skip the pieces of text in them; they must be those that the .doc files record.
-3. Encode the rest in order. Close a shard when it is full and append it to the journal.
+1. Read the journal, which lists the finished shards.
+2. Skip the pieces of text in them. They must match the .doc files.
+3. Encode the rest in order. Close a shard when it is full, and append it to the journal.
 4. Write the index.
 
-A store's folder is named after a hash of its content, so other text or another tokenizer makes another store.
+A store's folder is named after a hash of its text, tokenizer and options, so a store is never out of date.
 """
 
 from __future__ import annotations
@@ -51,31 +51,32 @@ from gpt2kit.tokenization.sampling import StrT, batched
 
 logger = logging.getLogger(__name__)
 
-# Called with the bytes of the files that are read, and with the size of all files; compressed ones count as stored.
+# Called after each batch with the bytes of the files that were read, and the size of all files; compressed files count
+# as stored.
 Progress = Callable[[int, int], None]
 Ids = NDArray[np.unsignedinteger]
 
-# Characters of a batch: what is read, encoded and written at a time. A shard ends with a batch.
+# Characters that are read, encoded and written at a time. A shard ends with a batch.
 BATCH = 1 << 20
-# Batches that are encoded, or wait to be, while the caller works on another one.
+# Batches that are encoded, or wait for it, while the caller works on another one.
 AHEAD = 2
-# Characters encoded by one call of `tokenizers`: each takes 100 to 250 bytes meanwhile.
+# Characters that one call of `tokenizers` encodes: each takes 100 to 250 bytes meanwhile.
 _SLICE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text and how it is tokenized: all that decides a store's content."""
+    """Text and how it is tokenized: everything that decides a store's content."""
 
     paths: Sequence[PathOrURL]  # in the order of their documents in the store
     tokenizer: Tokenizer
     reader: Reader
-    share: HashRange | None = None  # the split to take; None takes all documents
+    hash_range: HashRange | None = None  # the split to take; None: all documents
     append_eos: bool = True
-    shard_tokens: int = 1 << 26  # a shard has about as many; also the most work that a killed build can lose
-    # Which part of a text this is, such as `3/16`, to be merged with the others (`parallel_build`). It may be empty.
+    shard_tokens: int = 1 << 26  # approximate tokens per shard; a killed build loses at most one shard
+    # Which part of a text this is, such as `3/16`; the parts are merged later (`parallel_build`). A part may be empty.
     part: str = ""
-    leading_eos: bool = True  # every store begins with an end-of-document token; of the parts, only the first one does
+    leading_eos: bool = True  # whether the store begins with an end-of-document token; only the first part does
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -83,14 +84,14 @@ class Corpus:
         return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << 16 else "<u4")
 
     def key(self, cache_dir: Path) -> str:
-        """Return a name that changes with the text, the tokenizer, the reader's options and the formats."""
+        """Return a hash of the text, the tokenizer, the reader's options and the formats."""
         content = {
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
             "reader": self.reader.identity(),
             "files": sources.digests(self.paths, cache_dir),
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
-            "share": asdict(self.share) if self.share else None,
+            "share": asdict(self.hash_range) if self.hash_range else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
             **({"part": [self.part, self.leading_eos]} if self.part else {}),
@@ -108,14 +109,14 @@ Write = Callable[[Path, Corpus, Progress], Index]
 
 
 class Piece(str):
-    """A piece of text with what its .doc record holds, the tokens excepted."""
+    """A piece of text with the fields of its .doc record, except for the tokens."""
 
     hash: int
     bytes: int
     ends_document: bool
 
     def record(self, tokens: int) -> tuple[int, int, int, int, bool]:
-        """Return the PIECE record."""
+        """Return the PIECE record for this number of tokens."""
         return self.hash, tokens, self.bytes, len(self), self.ends_document
 
 
@@ -126,18 +127,18 @@ def open_or_build(
 
     Args:
         corpus: the text, and how it is tokenized.
-        cache_dir: holds stores, each in a folder named after its content.
+        cache_dir: the folder that holds stores.
         progress: called while the text is read.
-        write: writes the shards; by default from the text.
+        write: writes the shards. Default: `encode`.
     """
     folder = cache_dir / corpus.key(cache_dir)
-    if (store := _open(folder)) is not None:  # a part may be empty, and an empty store is false
+    if (store := _open(folder)) is not None:  # not by its truth: the store of a part may be empty
         return store
     from filelock import FileLock
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # the system drops the lock of a process that dies
-        if (store := _open(folder, "it is built again from the text")) is not None:
+        if (store := _open(folder, "it is rebuilt from the text")) is not None:
             return store
         (folder / INDEX).unlink(missing_ok=True)
         before = sources.digests(corpus.paths, cache_dir)
@@ -145,16 +146,16 @@ def open_or_build(
             index = (write or encode)(folder, corpus, progress)
         finally:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # unless something is in it, from which the next build continues
+                folder.rmdir()  # fails unless it is empty: the next build continues from what is in it
         for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
             if old != new:
-                raise DataError(f"{path}: was changed while it was being read. Run the same command again")
+                raise DataError(f"{path}: changed while it was being read. Run the same command again")
         durable.write_text(folder / INDEX, index.to_json())
         return TokenStore(folder)
 
 
 def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, write: Write | None = None) -> TokenStore:
-    """Open or build the store of a corpus, with a progress bar if there is a terminal; `what` names the text."""
+    """Open or build the store of a corpus, with a progress bar on a terminal; `what` names the text in it."""
     with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -165,7 +166,7 @@ def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, write: Write | Non
 
 
 def _open(folder: Path, remedy: str = "") -> TokenStore | None:
-    """Open the store if it is there and undamaged, and mark it as used."""
+    """Open the store if it exists and is undamaged, and mark it as used."""
     try:
         store = TokenStore(folder)
     except FileNotFoundError:
@@ -175,16 +176,16 @@ def _open(folder: Path, remedy: str = "") -> TokenStore | None:
             logger.info(f"{error}; {remedy}")
         return None
     with contextlib.suppress(OSError):
-        os.utime(folder / INDEX)  # the time of its last use, by which `cache` prunes
+        os.utime(folder / INDEX)  # `cache` prunes by this time
     return store
 
 
 def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
-    """Write the shards that an earlier build has not finished, and those that are missing or damaged."""
+    """Write the shards that an earlier build did not finish, and those that are missing or damaged."""
     shards = read_journal(folder)
     to_repair = find_damaged(folder, shards)
     report = ReadReport(is_part=bool(corpus.part))
-    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.share))
+    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.hash_range))
     size = sum(sources.size(path) for path in corpus.paths)
 
     def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
@@ -200,12 +201,12 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
             again = _skip(folder, record, own)
         if again != record:
             write_journal(folder, [])
-            raise DataError(f"{folder / JOURNAL}: does not fit the text, and was deleted. Run the same command again")
+            raise DataError(f"{folder / JOURNAL}: does not match the text, so it was reset. Run the same command again")
     rest = encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
-        add_to_journal(folder, shard)
         shards.append(shard)
-    if corpus.part:  # judged by the merge
+        write_journal(folder, shards)
+    if corpus.part:  # the merge checks the records of all parts together
         notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.notes})]
     else:
         refuse_empty(shards, corpus, report)
@@ -214,7 +215,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
 
 
 def describe(texts: Iterable[str]) -> Iterator[Piece]:
-    """Yield the reader's texts as pieces, hashed and measured."""
+    """Yield the reader's texts as pieces, with their hashes and sizes."""
     hasher = hashlib.blake2b(digest_size=8)
     for number, text in enumerate(texts):
         try:
@@ -235,10 +236,10 @@ def describe(texts: Iterable[str]) -> Iterator[Piece]:
 def encode_batches(
     batches: Iterable[list[StrT]], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]
 ) -> Iterator[tuple[list[StrT], list[Ids]]]:
-    """Yield each batch with the ids of each of its texts, in order; no special token is added to a text.
+    """Yield each batch with the ids of its texts, in order; no special tokens are added.
 
-    A thread encodes, on all cores, while the caller reads text and writes ids. It never reads far ahead, so memory does
-    not depend on the corpus. Exhaust or close the iterator, and the thread ends.
+    A thread encodes on all cores while the caller reads text and writes ids. At most AHEAD batches wait, so memory does
+    not depend on the corpus. The thread ends when the iterator is exhausted or closed.
     """
     waiting: collections.deque[tuple[list[StrT], Future[list[Ids]]]] = collections.deque()
     pool = ThreadPoolExecutor(1, "encoding")
@@ -255,7 +256,7 @@ def encode_batches(
 
 
 def _encode_batch(texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype[np.unsignedinteger]) -> list[Ids]:
-    """Encode a batch in slices: the library's results take a hundred times the memory of the ids."""
+    """Encode a batch in slices, because the library's results take a hundred times the memory of the ids."""
     count = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
     arrays: list[Ids] = []
     for start in range(0, len(texts), count):
@@ -265,22 +266,22 @@ def _encode_batch(texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype[np
 
 
 def _skip(folder: Path, shard: Shard, pieces: Iterable[Piece]) -> Shard:
-    """Describe a finished shard as it would be if it were written from these pieces of the text."""
+    """Return the description that a finished shard would have if it were written from these pieces of the text."""
     records = np.fromiter((piece.record(tokens=0) for piece in pieces), PIECE)
     doc = np.fromfile(folder / shard.doc_name, PIECE)
     if len(records) == len(doc):
-        records["tokens"] = doc["tokens"]  # all that is unknown without encoding
+        records["tokens"] = doc["tokens"]  # unknown without encoding
     return Shard.from_pieces(shard.name, shard.tokens, shard.sha256, records)
 
 
 def _write_shard(
     folder: Path, number: int, batches: Iterator[tuple[list[Piece], list[Ids]]], corpus: Corpus
 ) -> Shard | None:
-    """Write encoded batches into the shard of this number until it is full; return None if no batch is left."""
+    """Write encoded batches into the shard with this number until it is full; return None if no batch is left."""
     eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
     end = [eos] if corpus.append_eos else []
     arrays = [eos] if corpus.leading_eos and number == 0 else []
-    # Even without text, the first part has the token that the store begins with.
+    # Even without text, the first part has the store's leading token.
     first = next(batches, ([], []) if corpus.part and arrays else None)
     if first is None:
         return None
@@ -323,26 +324,28 @@ def _count_sources(folder: Path, corpus: Corpus, shards: list[Shard], report: Re
 
 
 def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> None:
-    """Raise if there was no text."""
-    if not any(shard.documents for shard in shards):
-        what = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
-        share = corpus.share
-        split = f" for the {share.high - share.low:.3g} of it that this split takes" if share else ""
-        notes = f" ({'; '.join(report.lines())})" if report.notes else ""
-        raise DataError(f"{what}: no text in it{split}{notes}. Name files that hold text")
+    """Raise if the text has no documents."""
+    if any(shard.documents for shard in shards):
+        return
+    where = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
+    notes = f" ({'; '.join(report.lines())})" if report.notes else ""
+    if corpus.hash_range:
+        fraction = f"{corpus.hash_range.high - corpus.hash_range.low:.3g}"
+        raise DataError(f"{where}: no document in this split, a fraction of {fraction}{notes}. Increase the fraction")
+    raise DataError(f"{where}: no text in it{notes}. Name files that contain text")
 
 
 def read_journal(folder: Path) -> list[Shard]:
-    """Return the shards that an earlier build has finished, and drop what it has left unfinished."""
+    """Return the shards that an earlier build finished, and delete its temporary files."""
     for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()  # of a build that was killed; this one holds the lock
+        temporary.unlink()  # that build was killed, since this one holds the lock
     if not (folder / JOURNAL).is_file():
         return []
     shards: list[Shard] = []
     for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             shard = parse(Shard, json.loads(line))
-        except (ValueError, TypeError):  # the last line may be torn
+        except (ValueError, TypeError):
             break
         if shard.name != shard_name(len(shards)):
             break
@@ -352,13 +355,5 @@ def read_journal(folder: Path) -> list[Shard]:
 
 
 def write_journal(folder: Path, shards: list[Shard]) -> None:
-    """Record exactly these shards as finished."""
+    """Record these shards, and no others, as finished."""
     durable.write_text(folder / JOURNAL, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
-
-
-def add_to_journal(folder: Path, shard: Shard) -> None:
-    """Record one more shard as finished, durably."""
-    with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
-        journal.write(json.dumps(asdict(shard)) + "\n")
-        journal.flush()
-        os.fsync(journal.fileno())

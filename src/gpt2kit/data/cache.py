@@ -20,12 +20,12 @@ _DAY = 86400
 
 @dataclass(frozen=True)
 class Entry:
-    """A store on disk; `index` is None if it is unfinished or damaged."""
+    """A store on disk."""
 
     folder: Path
-    index: Index | None
+    index: Index | None  # None if the store is incomplete or damaged
     bytes: int
-    used: float
+    used: float  # the time when it was last opened or written
 
     @property
     def days(self) -> float:
@@ -34,7 +34,7 @@ class Entry:
 
 
 def entries(cache_dir: Path) -> Iterator[Entry]:
-    """Yield all stores, the most recently used first, unfinished ones included."""
+    """Yield all stores, also incomplete ones, the most recently used first."""
     stores = []
     for folder in cache_dir.glob("*/"):
         files = [path for path in folder.iterdir() if path.is_file()]
@@ -50,25 +50,31 @@ def entries(cache_dir: Path) -> Iterator[Entry]:
 
 
 def table(stores: list[Entry], verify: bool) -> str:
-    """Describe each store in one line; with `verify`, read all of its files and compare their checksums."""
+    """Describe each store in one line; with `verify`, read all its files and compare their checksums."""
     lines = []
     for entry in stores:
         index = entry.index
         if index is None:
-            what = "unfinished, or of another version: the command that made it completes it, or builds it again"
+            what = "incomplete, or of another version; the command that built it completes or rebuilds it"
         else:
             bad = _reread(entry) if verify else []
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
             first = index.sources[0].name if index.sources else "?"
             more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
             what = f"{tokens:,} tokens, {documents:,} documents of {first}{more}"
-            what += f"; DAMAGED: {', '.join(bad)}, made again when next used" if bad else "; sound" if verify else ""
+            if bad:
+                what += f"; DAMAGED: {', '.join(bad)}, rebuilt at the next use"
+            elif verify:
+                what += "; valid"
         lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")
     return "\n".join(lines)
 
 
 def remove(folder: Path) -> bool:
-    """Delete a store, its index first, so that no part of it counts as complete; return False if it is being built."""
+    """Delete a store, its index first, so that a killed deletion leaves no complete store.
+
+    Return False if another process is building it.
+    """
     from filelock import FileLock, Timeout
 
     try:
@@ -85,5 +91,5 @@ def remove(folder: Path) -> bool:
 def _reread(entry: Entry) -> list[str]:
     assert entry.index is not None
     with contextlib.suppress(OSError):
-        (entry.folder / VERIFIED).unlink()  # so that every file is read
+        (entry.folder / VERIFIED).unlink()  # then every file is read again
     return find_damaged(entry.folder, entry.index.shards)

@@ -1,6 +1,6 @@
 """Text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
 
-Joins the stages, each of which is a module of its own: text, tokenization, build, store, order, batches.
+Joins text, tokenization, build, store, order and batches into a LightningDataModule.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.train import resolve
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
-# The folder of the tokenizer, unless data.tokenizer names another one.
+# The default of data.tokenizer.
 TOKENIZER = "tokenizer"
 
 
@@ -97,8 +97,8 @@ class TextDataModule(pl.LightningDataModule):
             "valid": _as_list(valid_files),
             "test": _as_list(test_files),
         }
-        self.shares = split_ranges(valid_fraction, test_fraction, seed)
-        for split in self.shares:
+        self.hash_ranges = split_ranges(valid_fraction, test_fraction, seed)
+        for split in self.hash_ranges:
             self.files[split] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
@@ -123,7 +123,7 @@ class TextDataModule(pl.LightningDataModule):
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         is_trained = isinstance(self._tokenizer, TokenizerSpec)
         paths = find_files(self.files["train"]) if is_trained else []
-        return resolve(self._tokenizer, paths, self.reader, self.shares.get("train"), self.cache_dir)
+        return resolve(self._tokenizer, paths, self.reader, self.hash_ranges.get("train"), self.cache_dir)
 
     @property
     def vocab_size(self) -> int:
@@ -132,7 +132,7 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def document_start(self) -> int | None:
-        """The token that begins a document, if no token may see another document."""
+        """The token that begins a document, if attention is masked between documents."""
         return tokenizers.eos_id(self.tokenizer) if self.mask_documents else None
 
     def prepare_data(self) -> None:
@@ -142,14 +142,14 @@ class TextDataModule(pl.LightningDataModule):
             self.order(self.global_batch(self.trainer))  # refuses a text that is too short before the run has a folder
 
     def setup(self, stage: str) -> None:
-        """Open the stores. That of the test text is needed to report documents that are also in the training text."""
+        """Open the stores; that of the test text to report documents that are also in the training text."""
         self.store("train")
         for split in ("valid", "test"):
             if self.files[split]:
                 self.store(split)
 
     def store(self, split: Split) -> TokenStore:
-        """Return the token store of a split; it is built if it is not in the cache."""
+        """Return the token store of a split; build it if it is not in the cache."""
         if split not in self._stores:
             corpus, name = self.corpus(split), f"{split} text"
             store: TokenStore
@@ -159,22 +159,22 @@ class TextDataModule(pl.LightningDataModule):
                 store = build.open_with_bar(corpus, self.cache_dir, name)
             if store.tokens < 2:
                 raise DataError(
-                    f"{self.files[split][0]}: the tokenizer makes no token of this text. Use another tokenizer"
+                    f"{self.files[split][0]}: the tokenizer encodes this text to no tokens. Use another tokenizer"
                 )
             self._stores[split] = store
         return self._stores[split]
 
     def corpus(self, split: Split) -> Corpus:
         """Return a split's text and how it is tokenized."""
-        paths, share = find_files(self.files[split]), self.shares.get(split)
-        return Corpus(paths, self.tokenizer, self.reader, share, self.append_eos, self.shard_tokens)
+        paths, hash_range = find_files(self.files[split]), self.hash_ranges.get(split)
+        return Corpus(paths, self.tokenizer, self.reader, hash_range, self.append_eos, self.shard_tokens)
 
     def corpora(self) -> dict[Split, Corpus]:
         """Return the corpora of all splits that have files."""
         return {split: self.corpus(split) for split in get_args(Split) if self.files[split]}
 
     def notes(self) -> list[str]:
-        """Return what the user should know about the text: what was left out, and documents in two splits."""
+        """Return notes on the text for the user, such as skipped records and documents in two splits."""
         splits = list(self.corpora())
         notes = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
         for a, b in itertools.combinations(splits, 2):
@@ -205,20 +205,20 @@ class TextDataModule(pl.LightningDataModule):
         return self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def valid_text(self) -> Score:
-        """Return the size of the validation text, as a score without loss."""
-        return text_size(self.store("valid"))
+        """Return the size of the validation text, as a score without loss; each document's end counts as a byte."""
+        store = self.store("valid")
+        return Score(0.0, store.tokens - 1, store.bytes + store.ends)
 
     def train_dataloader(self) -> TrainBatches:
         trainer = self._attached_trainer()
         order, store = self.order(self.global_batch(trainer)), self.store("train")
-        place = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
+        position = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
         if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
-            dataset = BlockDataset(
-                store, self.block_size, stride=1
-            )  # a window's blocks have their first token's number
-            return TrainBatches(dataset, blocks.prefetching_batches(order, store.prefetch, *place))
+            # stride=1: in windows, a block's number is that of its first token.
+            dataset = BlockDataset(store, self.block_size, stride=1)
+            return TrainBatches(dataset, blocks.prefetching_batches(order, store.prefetch, *position))
         dataset = BlockDataset(store, self.block_size, self.stride)
-        return TrainBatches(dataset, order.micro_batches(*place), self.num_workers)
+        return TrainBatches(dataset, order.micro_batches(*position), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
         if not self.files["valid"]:
@@ -228,17 +228,12 @@ class TextDataModule(pl.LightningDataModule):
         return EvalBatches(store, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Pin the memory of a batch, so that it is copied to a GPU during the step before."""
+        """Pin the memory of a batch, so that it is copied to a GPU during the previous step."""
         return batch.pin_memory() if self._attached_trainer().strategy.root_device.type == "cuda" else batch
 
     def _attached_trainer(self) -> pl.Trainer:
         assert self.trainer is not None
         return self.trainer
-
-
-def text_size(store: TokenStore) -> Score:
-    """Return what a text's loss is divided by: each token after the first; bytes, and one for each document's end."""
-    return Score(0.0, store.tokens - 1, store.bytes + store.ends)
 
 
 def data_problems(options: dict[str, Any]) -> list[str]:
@@ -264,7 +259,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     )
     problems.check(
         workers <= 0 or not options["streaming"],
-        f"data.num_workers {workers}: not with data.streaming, which reads ahead in threads. Leave it out",
+        f"data.num_workers {workers}: not with data.streaming, which reads ahead in threads. Omit it",
     )
     return problems.messages + split_problems(options)
 

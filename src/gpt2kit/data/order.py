@@ -1,17 +1,16 @@
 """The order of training blocks: pure functions of (seed, epoch, position), without state and without torch.
 
-    N blocks of `block_size` tokens; G = sequences per optimizer step, over all ranks and accumulation
-    step s  ->  epoch = s // (N // G);  its positions are p .. p + G - 1 with p = (s % (N // G)) * G
-    block(p) = permute(seed, epoch, N, p), each block at most once per epoch; the tail shorter than a step is left out,
-    and is another one in each epoch
+    N blocks of `block_size` tokens; G sequences per optimizer step, over all ranks and accumulation
+    step s: epoch = s // (N // G), positions p .. p + G - 1 with p = (s % (N // G)) * G
+    block(p) = permute(seed, epoch, N, p), so each block comes at most once per epoch
 
-Ranks and micro-batches only split the G positions of a step, so the samples of a step are the same on any number of
-devices.
+The last N % G positions of an epoch are not used; they are other blocks in each epoch. Ranks and micro-batches only
+split the G positions of a step, so the samples of a step are the same on any number of devices.
 
-Where only a few of a store's shards are on the local disk (`WindowOrder`), the shards are permuted by (seed, epoch),
-and `window` of them in a row are a window. No block spans two shards. Positions go through the windows one after
-another, and through the blocks of each window in an order of (seed, epoch, window): each block at most once per epoch.
-A block is identified by its first token, so it is read like any span of the store.
+If only a few of a store's shards are on the local disk (`WindowOrder`), the shards are permuted by (seed, epoch), and
+`window` consecutive shards are a window. No block spans two shards. Positions run through one window after another, and
+through the blocks of each window in an order of (seed, epoch, window). Each block comes at most once per epoch. It is
+identified by its first token, so it is read like any span of the store.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Fills a batch's short rows; never an input to the model, never a target.
+# Fills a batch's short rows; it is never an input or a target of the model.
 IGNORE = -100
 
-# Stored in checkpoints. Raise it when the order of blocks changes: a run of another order is refused, since resuming it
-# would repeat some blocks and leave out others.
+# Stored in checkpoints. Raise it when the order of blocks changes: a run with another version cannot be resumed, since
+# it would repeat some blocks and skip others.
 ORDER_VERSION = 1
 
 _ROUNDS = 6
-# Positions permuted by one call: vectorised, the permutation costs about 50 ns per position.
+# Positions that are permuted by one call: vectorised, a position takes about 50 ns.
 _POSITIONS = 4096
 
 
 def count_train(tokens: int, block_size: int, stride: int | None = None) -> int:
-    """Count the whole blocks in a text, one every `stride` tokens (default: `block_size`)."""
+    """Count the complete blocks in a text, one every `stride` tokens (default: `block_size`)."""
     # A block predicts `block_size` tokens, so it reads one more.
     return (tokens - 1 - block_size) // (stride or block_size) + 1 if tokens > block_size else 0
 
@@ -58,21 +57,23 @@ class BlockOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which each block comes at most once."""
+        """Optimizer steps in one epoch, in which each block comes at most once."""
         return self.blocks // self.global_batch
 
     def step(self, step: int) -> NDArray[np.int64]:
         """Return the G block numbers of one optimizer step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         positions = np.arange(within * self.global_batch, (within + 1) * self.global_batch)
-        return self._at(epoch, positions)
+        return self.blocks_at(epoch, positions)
 
     def micro_batches(
         self, first_step: int, batch_size: int, rank: int, world_size: int
     ) -> Iterator[NDArray[np.int64]]:
         """Yield this rank's block numbers endlessly, `batch_size` for each forward pass, from `first_step` on."""
         if self.global_batch % (batch_size * world_size):
-            raise ValueError(f"{self.global_batch} sequences a step cannot be shared by {world_size} x {batch_size}")
+            raise ValueError(
+                f"{self.global_batch} sequences per step cannot be divided by {world_size} ranks x {batch_size}"
+            )
         passes = self.global_batch // (batch_size * world_size)  # forward passes per step
         own = (np.arange(passes)[:, None] * world_size + rank) * batch_size + np.arange(batch_size)  # (passes, B)
         step = first_step
@@ -81,18 +82,19 @@ class BlockOrder:
             steps = min(max(_POSITIONS // own.size, 1), self.steps_per_epoch - within)
             starts = (within + np.arange(steps)) * self.global_batch
             positions = starts[:, None, None] + own  # (steps, passes, B)
-            yield from self._at(epoch, positions.ravel()).reshape(-1, batch_size)
+            yield from self.blocks_at(epoch, positions.ravel()).reshape(-1, batch_size)
             step += steps
 
-    def _at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def blocks_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the block numbers at these positions of an epoch."""
         return permute(positions, self.blocks, self.seed, epoch) if self.shuffle else positions
 
 
 def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int, *more: int) -> NDArray[np.int64]:
-    """Map positions through a permutation of 0 .. n-1 that is keyed by (seed, epoch) and maybe more numbers.
+    """Map positions through a permutation of 0 .. n-1 with the key (seed, epoch, *more).
 
-    A Feistel network permutes 0 .. 2^b - 1 with 2^b the next power of two; a value outside n goes through it again
-    until it is inside (fewer than two passes on average). Halves are mixed as 32-bit words, so n < 2^64.
+    A Feistel network permutes 0 .. 2^b - 1, with 2^b the next power of two. A value of n or more goes through it again
+    until it is below n, in fewer than two passes on average. Halves are mixed as 32-bit words, so n < 2^64.
     """
     bits = max(n - 1, 1).bit_length()
     low_bits = bits // 2
@@ -116,7 +118,7 @@ def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int, *more: 
 
 
 def _mix(value: NDArray[np.uint64], key: np.uint32) -> NDArray[np.uint64]:
-    """Apply Murmur3's 32-bit finaliser, which spreads each bit over all others."""
+    """Apply Murmur3's 32-bit finalizer, which spreads each bit over all others."""
     x = value.astype(np.uint32) ^ key
     x ^= x >> np.uint32(16)
     x *= np.uint32(0x85EBCA6B)
@@ -128,19 +130,19 @@ def _mix(value: NDArray[np.uint64], key: np.uint32) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WindowOrder(BlockOrder):
-    """The order of training blocks, each identified by its first token."""
+    """The order of training blocks in windows of shards; a block's number is that of its first token."""
 
     firsts: NDArray[np.int64]  # the number of each shard's first token
     counts: NDArray[np.int64]  # blocks in each shard
-    stride: int  # tokens from a block's beginning to that of the next one
-    window: int  # shards whose blocks are mixed
+    stride: int  # tokens between the starts of two blocks
+    window: int  # shards whose blocks are shuffled together
 
-    __hash__, __eq__ = object.__hash__, object.__eq__  # arrays have none; `_plan` caches by the order itself
+    __hash__, __eq__ = object.__hash__, object.__eq__  # by identity, for `_plan`: arrays cannot be hashed
 
-    def files_at(self, step: int) -> list[int]:
-        """Return the shards that this step and the next one read, and those of another window if these are of one.
+    def shards_at(self, step: int) -> list[int]:
+        """Return the shards that this step and the next one read; if they are of one window, also those of the next.
 
-        So at most two windows are named, unless a step is larger than a window.
+        So these are the shards of at most two windows, unless a step is larger than a window.
         """
         windows = dict.fromkeys([*self._windows(step), *self._windows(step + 1)])
         if len(windows) == 1:
@@ -148,18 +150,19 @@ class WindowOrder(BlockOrder):
         shards = [_plan(self, epoch).shards(number) for epoch, number in windows]
         return list(dict.fromkeys(itertools.chain(*shards)))
 
-    def _at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def blocks_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first tokens of the blocks at these positions of an epoch."""
         plan = _plan(self, epoch)
-        mixed = positions.astype(np.int64)
+        permuted = positions.astype(np.int64)
         if self.shuffle:
             windows = plan.windows(positions)
             for number in np.unique(windows).tolist():
                 begin, end = plan.borders[number : number + 2].tolist()
                 inside = windows == number
-                # + 1: numpy's seeds (s, e) and (s, e, 0) are the same.
-                mixed[inside] = begin + permute(positions[inside] - begin, end - begin, self.seed, epoch, number + 1)
-        slots = np.searchsorted(plan.edges, mixed, side="right") - 1
-        return self.firsts[plan.order[slots]] + (mixed - plan.edges[slots]) * self.stride
+                # + 1, because numpy's seeds (s, e) and (s, e, 0) are the same.
+                permuted[inside] = begin + permute(positions[inside] - begin, end - begin, self.seed, epoch, number + 1)
+        slots = np.searchsorted(plan.edges, permuted, side="right") - 1
+        return self.firsts[plan.order[slots]] + (permuted - plan.edges[slots]) * self.stride
 
     def _windows(self, step: int) -> list[tuple[int, int]]:
         """Return (epoch, number) of the windows that a step reads."""
@@ -180,7 +183,7 @@ class WindowOrder(BlockOrder):
 def window_order(
     tokens: Sequence[int], block_size: int, stride: int, window: int, global_batch: int, seed: int, shuffle: bool
 ) -> WindowOrder:
-    """Return the order for shards with these numbers of tokens."""
+    """Return the order of blocks in shards with these numbers of tokens."""
     counts = np.array([count_train(count, block_size, stride) for count in tokens])
     firsts = np.cumsum([0, *tokens])[:-1]
     return WindowOrder(
@@ -196,10 +199,10 @@ def prefetching_batches(
     rank: int,
     world_size: int,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the order's micro-batches; before each step, `prefetch` the shards that it and the next one read."""
+    """Yield the order's micro-batches; before each step, call `prefetch` with the shards that are needed soon."""
     micro_batches = order.micro_batches(first_step, batch_size, rank, world_size)
     for step in itertools.count(first_step):
-        prefetch(order.files_at(step))
+        prefetch(order.shards_at(step))
         yield from itertools.islice(micro_batches, order.global_batch // (batch_size * world_size))
 
 
@@ -217,7 +220,7 @@ class _Plan:
         return np.append(self.edges[: -1 : self.window], self.edges[-1])
 
     def windows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the windows of positions; a window without a block has no position."""
+        """Return the window of each position; a window without blocks has no position."""
         return np.searchsorted(self.borders, positions, side="right") - 1
 
     def shards(self, number: int) -> list[int]:

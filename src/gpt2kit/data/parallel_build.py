@@ -1,8 +1,8 @@
 """Build a token store in parts, on any number of machines, and merge the parts by renaming their files.
 
-Part i of n is a store of its own, built from consecutive whole files of the text, about an n-th of their bytes. So no
-document is in two parts, and the shards of all parts in order are a store of the whole text. Its tokens and documents
-are those of a single build; only the sizes of the shards differ.
+Part i of n is a separate store of consecutive files of the text, with about an n-th of its bytes. So no document is in
+two parts, and the shards of all parts in order are a store of the complete text. It has the tokens and documents of a
+single build; only the sizes of the shards differ.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from gpt2kit.text.sources import ReadReport
 _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
-def numbers(part: str) -> tuple[int, int]:
-    """Return which part of how many: `3/16`, counted from 1; or `auto`, by the rank that torchrun or srun has set.
+def parse_part(part: str) -> tuple[int, int]:
+    """Return the number of a part, from 1, and the number of parts: of `3/16`, or from torchrun's or srun's ranks.
 
-    SLURM arrays do not count: if one task of an array runs again alone, the array has one task.
+    `auto` does not support SLURM arrays: if one task of an array runs again alone, the array has one task.
     """
     if part == "auto":
         for rank, world_size in _LAUNCHER_VARIABLES:
             if rank in os.environ and world_size in os.environ:
                 return int(os.environ[rank]) + 1, int(os.environ[world_size])
-        raise UserError("--part auto: not started by torchrun or srun. Say which part, such as 3/16")
+        raise UserError("--part auto: not started by torchrun or srun. Give the part, such as 3/16")
     number, _, count = part.partition("/")
     if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
-    raise UserError(f"--part {part}: must be a part and their number, from 1/16 to 16/16, or auto")
+    raise UserError(f"--part {part}: must be a part and the number of parts, such as 3/16, or auto")
 
 
-def parts_of(corpus: Corpus, count: int) -> dict[int, Corpus]:
-    """Return the text of each part that has any, by its number. The only part of one is the corpus itself."""
+def split_corpus(corpus: Corpus, count: int) -> dict[int, Corpus]:
+    """Return the parts that have files, by their numbers. A single part is the corpus itself."""
     if count == 1:
         return {1: corpus}
     if corpus.reader.max_documents is not None:
-        raise UserError("reader.max_documents: counts over all files, so not with --part. Leave it out")
+        raise UserError("reader.max_documents: counts over all files, so not with --part. Omit it")
     sizes = [sources.size(path) for path in corpus.paths]
     if not any(sizes):
         sizes = [1] * len(sizes)
@@ -69,11 +69,11 @@ def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_d
     """Build one part of the store of each split; return a line for each."""
     lines = []
     for split, corpus in corpora.items():
-        if part := parts_of(corpus, count).get(number):
+        if part := split_corpus(corpus, count).get(number):
             store = build.open_with_bar(part, cache_dir, f"{split} text, part {number}")
             lines.append(f"{split} text: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
         else:
-            lines.append(f"{split} text: no file is left for part {number} of {count}")
+            lines.append(f"{split} text: there is no file for part {number} of {count}")
     return lines
 
 
@@ -84,12 +84,12 @@ def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> 
 
 
 def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:
-    """Merge the parts of a corpus, all of which must be finished, into its store, and delete what is left of them.
+    """Merge the parts of a corpus, all of which must be complete, into its store, and delete the parts.
 
-    The parts' indexes stay until the store's index is written. So a merge that was killed is continued by the next one:
-    a file that is no longer in its part has been moved already.
+    The parts' indexes are kept until the store's index is written. So the next merge continues one that was killed: a
+    file that is no longer in its part has been moved already.
     """
-    folders = {number: cache_dir / part.key(cache_dir) for number, part in parts_of(corpus, count).items()}
+    folders = {number: cache_dir / part.key(cache_dir) for number, part in split_corpus(corpus, count).items()}
 
     def join(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         return _join(folders, count, folder, corpus)
@@ -108,13 +108,13 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
     origins = [(number, shard) for number, index in indexes.items() for shard in index.shards]
     build.refuse_empty([shard for _, shard in origins], corpus, report)
     folder.mkdir(exist_ok=True)
-    build.write_journal(folder, [])  # a single build may have been killed here: its files are replaced now
+    build.write_journal(folder, [])  # a single build may have been killed here; its files are replaced
     shards = [replace(shard, name=shard_name(number)) for number, (_, shard) in enumerate(origins)]
     for (number, old), new in zip(origins, shards, strict=True):
         _move(parts[number] / old.name, folder / new.name)
         _move(parts[number] / old.doc_name, folder / new.doc_name)
     for path in {*folder.glob("0*")} - {folder / name for shard in shards for name in (shard.name, shard.doc_name)}:
-        path.unlink()  # that single build had more shards
+        path.unlink()  # of a single build with more shards
     names = find_damaged(folder, shards)
     broken = sorted({number for (number, _), shard in zip(origins, shards, strict=True) if shard.name in names})
     if broken:
@@ -133,15 +133,15 @@ def _read_indexes(parts: Mapping[int, Path], count: int) -> dict[int, Index]:
             indexes[number] = read_index(folder)
     if missing := [number for number in parts if number not in indexes]:
         raise DataError(
-            f"--merge {count}: not finished in {next(iter(parts.values())).parent}: part "
-            f"{', '.join(map(str, missing))} (or they were made of another text, by other options or for another "
-            f"number of parts). Run --part {missing[0]}/{count} again"
+            f"--merge {count}: incomplete in {next(iter(parts.values())).parent}: part "
+            f"{', '.join(map(str, missing))} (or built from another text, with other options or for another number of "
+            f"parts). Run --part {missing[0]}/{count} again"
         )
     return indexes
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename a file, or copy it to another disk; nothing if an earlier merge has done so."""
+    """Rename a file, or copy it to another disk; do nothing if an earlier merge has moved it."""
     if not source.exists():
         return
     try:
@@ -154,13 +154,13 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> ReadReport:
-    """Join what was met in all parts, and judge the bad records as those of one text."""
+    """Join the reports of all parts, and check the bad records as those of one text."""
     report = ReadReport(corpus.reader.max_bad_fraction)
     for index in indexes:
         part = json.loads(index.notes[0])
         report.records += part["records"]
         report.bad += part["bad"]
-        for what, (times, first) in part["met"].items():
-            report.note(what, first, times)
+        for what, (number, first) in part["met"].items():
+            report.note(what, first, number)
     report.check_bad_fraction()
     return report

@@ -1,6 +1,6 @@
 """Read a token store from a URL that fsspec supports, or from a slow disk, through a bounded window on the local disk.
 
-The store there is a copy of a folder that was built locally (`build`). Only a few of its shards are on the local disk
+The remote store is a copy of a folder that was built locally (`build`). Only a few of its shards are on the local disk
 at a time, in the folder `streamed` of the scratch folder.
 """
 
@@ -30,30 +30,28 @@ from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, map_tok
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 
-# What streaming keeps on the local disk is in this folder.
+# The local folder for the shards in the window.
 SCRATCH = Path(".cache/gpt2kit")
+# Seconds between the attempts to reach a server.
+RETRY_PAUSES = [0.5, 1.0, 2.0, 4.0]
 
-# Files fetched at the same time: enough to hide a server's latency.
+# Files that are fetched at the same time: enough to hide a server's latency.
 _CONCURRENCY = 4
-
 # Errors of the local machine, which another attempt does not fix.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
-
-# Seconds between the attempts to reach a server.
-_PAUSES = [0.5, 1.0, 2.0, 4.0]
 
 _T = TypeVar("_T")
 
 
 class StreamedStore(TokenStore):
-    """A complete store at another place, read-only.
+    """A complete store at a URL, read-only.
 
-    On the local disk are the shards that `prefetch` named last, or, when the store is read in order, the shard that is
-    read and those before and after it. Each is compared with its checksum. Processes on one machine share them. A
-    shard that is deleted while it is mapped stays readable (on Windows it stays on the disk).
+    The local disk has the shards that `prefetch` named last or, if the store is read in order, the current shard and
+    those before and after it. Each is compared with its checksum. Processes on one machine share them. A shard that is
+    deleted while it is mapped stays readable (on Windows it stays on the disk).
 
     Args:
-        place: the URL or folder of the store. FileNotFoundError if there is none.
+        place: the URL or folder of the store. Raises FileNotFoundError if it has no index.
         scratch: a local folder.
     """
 
@@ -75,7 +73,7 @@ class StreamedStore(TokenStore):
         return type(self), (self.place, self._scratch)
 
     def prefetch(self, numbers: Sequence[int]) -> None:
-        """Fetch these shards in the background, the most urgent first, and delete all others."""
+        """Fetch these shards in the background, the most urgent one first, and delete all others."""
         if self._window != numbers:
             self._window = list(numbers)
             self._keep(self._window)
@@ -83,18 +81,18 @@ class StreamedStore(TokenStore):
     def shard(self, number: int) -> NDArray[np.unsignedinteger]:
         """Return the tokens of one shard; wait until it is fetched."""
         fetch = self._fetches.get(number)
-        missing = fetch is None or has_failed(fetch)
+        is_missing = fetch is None or has_failed(fetch)
         if number in self._window:
-            if missing:
+            if is_missing:
                 self._keep(self._window)
-        elif missing or number + 1 not in self._fetches:
-            # Read in order. A span may cross the end of a shard, so one shard back may be needed again.
+        elif is_missing or number + 1 not in self._fetches:
+            # Reading in order. A span may cross the end of a shard, so the previous shard may be needed again.
             self._window = []
             self._keep([n for n in (number, number + 1) if n < len(self.shards)], spare=number - 1)
         return self._fetches[number].result()
 
     def _keep(self, numbers: list[int], spare: int = -1) -> None:
-        """Begin to fetch the shards that are missing; delete all others but `spare`."""
+        """Start to fetch the missing ones of these shards; delete all others except `spare`."""
         with self._lock:
             for number in self._fetches.keys() - {*numbers, spare}:
                 self._fetches.pop(number).cancel()
@@ -106,8 +104,7 @@ class StreamedStore(TokenStore):
     def _start(self, act: Callable[[], _T]) -> Future[_T]:
         """Run `act` in a thread as soon as a slot is free.
 
-        The threads are daemons and not the standard library's pool, which would delay the end of the program until it
-        has fetched all that it was asked for.
+        The threads are daemons: before the program ends, the standard library's pool would fetch all that it queues.
         """
         future: Future[_T] = Future()
 
@@ -131,39 +128,38 @@ class StreamedStore(TokenStore):
                 path.unlink()
 
     def _fetch_shard(self, number: int) -> NDArray[np.unsignedinteger]:
-        """Fetch one shard, unless another process has done so, and map it."""
+        """Fetch one shard, unless another process has fetched it, and map it."""
         path = self._path(number)
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    self._download(number, path)
+                    self._download(self.shards[number], path)
                 with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
                     tokens = map_tokens(path, self.dtype)
                     break
         with self._lock:
-            if number not in self._fetches:  # no longer needed when it came
+            if number not in self._fetches:  # it is no longer needed
                 self._delete(number)
         return tokens
 
-    def _download(self, number: int, path: Path) -> None:
+    def _download(self, shard: Shard, path: Path) -> None:
         """Download a token file; it gets its name after its checksum was compared."""
-        shard = self.shards[number]
-        # A shard that is deleted and needed again may be fetched by two threads at once.
+        # Two threads may fetch a shard at once if it is deleted and needed again.
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+        def fetch(url: str) -> Path:
+            self._filesystem.get_file(url, str(temporary))
+            return temporary
+
         try:
-            for _ in range(2):
-                self._request(shard.name, lambda url: self._filesystem.get_file(url, str(temporary)))
-                complete = temporary.stat().st_size == shard.tokens * self.dtype.itemsize
-                if complete and durable.digest(temporary) == shard.sha256:
-                    os.replace(temporary, path)
-                    return
+            self._fetch_verified(shard.name, shard.sha256, fetch, durable.digest)
+            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        raise self._damaged(shard.name)
 
     def read_doc(self, shard: Shard) -> bytes:
-        """Return the content of a shard's .doc file; those of the next shards are fetched meanwhile."""
+        """Return the content of a shard's .doc file; fetch those of the next shards in the background."""
         number = int(Path(shard.name).stem)
         for ahead in range(number, min(number + _CONCURRENCY, len(self.shards))):
             if ahead not in self._doc_fetches:
@@ -171,25 +167,26 @@ class StreamedStore(TokenStore):
         return self._doc_fetches.pop(number).result()
 
     def _fetch_doc(self, shard: Shard) -> bytes:
-        for _ in range(2):
-            raw = self._request(shard.doc_name, lambda url: bytes(self._filesystem.cat_file(url)))
-            if hashlib.sha256(raw).hexdigest() == shard.doc_sha256:
-                return raw
-        raise self._damaged(shard.doc_name)
+        def fetch(url: str) -> bytes:
+            return bytes(self._filesystem.cat_file(url))
 
-    def _request(self, name: str, act: Callable[[str], _T]) -> _T:
-        """Call `act` with the URL of the store's file of this name."""
+        return self._fetch_verified(
+            shard.doc_name, shard.doc_sha256, fetch, lambda raw: hashlib.sha256(raw).hexdigest()
+        )
+
+    def _fetch_verified(self, name: str, sha256: str, fetch: Callable[[str], _T], digest: Callable[[_T], str]) -> _T:
+        """Fetch a file of the store by its URL, a second time if its content does not match its checksum."""
+        where = f"{self.place}/{name}"
         try:
-            return retry(f"{self.place}/{name}", lambda: act(f"{self._root}/{name}"))
+            for _ in range(2):
+                content = retry(where, lambda: fetch(f"{self._root}/{name}"))
+                if digest(content) == sha256:
+                    return content
         except FileNotFoundError:
-            raise DataError(
-                f"{self.place}/{name}: is missing, but {INDEX} names it. Copy the store's folder there again"
-            ) from None
-
-    def _damaged(self, name: str) -> DataError:
-        return Damaged(
-            f"{self.place}/{name}: its content, fetched twice, does not match its checksum, so the file there is "
-            "damaged. Copy it there again"
+            raise DataError(f"{where}: is missing, but {INDEX} names it. Copy the store's folder there again") from None
+        raise Damaged(
+            f"{where}: its content, fetched twice, does not match its checksum, so the remote file is damaged. Copy it "
+            "there again"
         )
 
 
@@ -197,10 +194,10 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
     """Open the store of a corpus that was copied to a URL.
 
     Args:
-        cache_dir: the URL or folder that holds stores, each in a folder named after its content.
+        cache_dir: the URL or folder that holds stores.
         corpus: the text, and how it is tokenized.
-        what: names the text in messages: `train text`.
-        scratch: a local folder for the shards in the window, and for the hashes of texts.
+        what: names the text in messages, such as `train text`.
+        scratch: a local folder for the shards in the window, and for the hashes of the text's files.
     """
     key = corpus.key(scratch)
     place = f"{cache_dir.rstrip('/')}/{key}"
@@ -208,8 +205,8 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
         return StreamedStore(place, scratch)
     except FileNotFoundError:
         raise DataError(
-            f"{place}: there is no complete token store of the {what} with these options. Build it on a local disk: "
-            "the same command with --data.streaming false --data.cache_dir FOLDER --part 1/1. Then copy the folder "
+            f"{place}: there is no complete token store of the {what} with these options. Build it on a local disk "
+            "with the same command and --data.streaming false --data.cache_dir FOLDER --part 1/1. Then copy the folder "
             f"FOLDER/{key} to {place}"
         ) from None
     except Damaged as error:
@@ -217,25 +214,27 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
 
 
 def retry(url: str, act: Callable[[], _T]) -> _T:
-    """Call `act`, again after a pause if a server or the network fails, and report the failure in one line.
+    """Call `act`; call it again after a pause if a server or the network fails.
 
-    FileNotFoundError and errors of the local disk are raised as they are.
+    The last failure is raised as a DataError, FileNotFoundError and errors of the local disk as they are.
     """
-    for pause in [*_PAUSES, None]:
+    for pause in [*RETRY_PAUSES, None]:
         try:
             return act()
         except (FileNotFoundError, NotImplementedError, MemoryError, DataError):
             raise
         except PermissionError as error:
-            raise DataError(f"{url}: may not be read ({error.strerror or error}). Check your credentials") from None
-        except Exception as error:  # each kind of server has errors of its own
+            raise DataError(
+                f"{url}: no permission to read it ({error.strerror or error}). Check your credentials"
+            ) from None
+        except Exception as error:  # each kind of server has its own errors
             if getattr(error, "errno", None) in _LOCAL_ERRORS:
                 raise
             if pause is None:
                 why = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
                 raise DataError(
-                    f"{url}: cannot be read, in {len(_PAUSES) + 1} attempts ({why}). Check the URL, the network and "
-                    "your credentials, and run the same command again"
+                    f"{url}: cannot be read, in {len(RETRY_PAUSES) + 1} attempts ({why}). Check the URL, the network "
+                    "and your credentials, and run the same command again"
                 ) from None
             time.sleep(pause)
     raise AssertionError
@@ -247,7 +246,7 @@ def has_failed(future: Future[Any]) -> bool:
 
 
 def claim_folder(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
-    """Return a folder that processes may share, and a function that releases it."""
+    """Return a folder that several processes may use, and a function that releases it."""
     root.mkdir(parents=True, exist_ok=True)
     folder = root / name
     with FileLock(root / ".lock"):
@@ -265,7 +264,7 @@ def claim_folder(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
 
 
 def _delete_unused(root: Path) -> None:
-    """Delete the folders that no process uses: this one's own at its end, and those of killed ones."""
+    """Delete the folders that no process uses: that of a process at its end, and those of killed processes."""
     for folder in root.glob("*/"):
         if unlock := _lock_folder(folder, shared=False):
             shutil.rmtree(folder, ignore_errors=True)
@@ -273,13 +272,13 @@ def _delete_unused(root: Path) -> None:
 
 
 def _lock_folder(folder: Path, shared: bool) -> Callable[[], None] | None:
-    """Lock a folder and return the function that unlocks it, or None if another process has a lock on it.
+    """Lock a folder and return the function that unlocks it, or None if another process holds a lock on it.
 
     The system drops the lock of a process that dies.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: what a killed process leaves stays
+    except ImportError:  # on Windows the files of a killed process are kept
         return None
     descriptor = os.open(folder / ".used", os.O_RDWR | os.O_CREAT, 0o666)
     try:

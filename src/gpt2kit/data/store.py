@@ -1,19 +1,19 @@
 """The token store on disk: shards of raw token ids, opened through memory maps. `build` writes it.
 
-A store is a folder named after the content that it was made from:
+A store is a folder named after a hash of what it was built from:
 
     000000.bin ...   a shard: little-endian token ids, uint16 if every id fits, else uint32
     000000.doc ...   one PIECE record for each piece of text in that shard
-    000000.mask ...  reserved: a loss mask, one byte per token. Nothing writes it yet
+    000000.mask ...  reserved for a loss mask of one byte per token; not written yet
     journal.jsonl    one line per finished shard, from which a killed build continues
-    index.json       written last: a store is complete if it is there
-    verified.json    the files whose checksums were compared, and their sizes and times at that moment
+    index.json       written last, so a store with an index is complete
+    verified.json    the files whose checksums were compared, with their sizes and times at that moment
 
-The reader gives text in pieces: a short document is one piece, a long one several. A shard holds whole pieces, so it
-depends on no other shard, but a document may begin in one shard and end in another.
+The reader yields text in pieces: a short document is one piece, a long one several. A shard holds complete pieces, so
+it depends on no other shard, but a document may begin in one shard and end in another.
 
-The first token is an end-of-document token. Then follow the tokens of each document and one more such token, so every
-token of the text has a token before it and is predicted exactly once.
+The first token is an end-of-document token. The tokens of each document follow, each with an end-of-document token. So
+every token of the text has a token before it and is predicted exactly once.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ INDEX, JOURNAL, VERIFIED = "index.json", "journal.jsonl", "verified.json"
 
 _Record = TypeVar("_Record", "Shard", "Source", "Index")
 
-# A record of a .doc file. The hash is of the document's text from its beginning to the end of this piece, so the last
-# piece has the hash of the whole document, however it was cut. The end-of-document token is not counted.
+# A record of a .doc file. The hash is of the document's text from its start to the end of this piece, so the last piece
+# has the hash of the document, wherever it was cut. The end-of-document token is not counted.
 PIECE = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("characters", "<u4"), ("ends_document", "?")])
 
 
@@ -63,7 +63,7 @@ class Shard:
 
     @classmethod
     def from_pieces(cls, name: str, tokens: int, sha256: str, pieces: NDArray[np.void]) -> Shard:
-        """Describe a token file by the records of its pieces."""
+        """Return the description of a token file with these pieces."""
         documents = int(pieces["ends_document"].sum())
         size, characters = (int(pieces[field].sum(dtype=np.int64)) for field in ("bytes", "characters"))
         doc_sha256 = hashlib.sha256(pieces.tobytes()).hexdigest()
@@ -77,7 +77,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of the text and what the store has of it. Sources follow one another, so the counts tell where each is."""
+    """A file of the text and its part of the store. Sources are in order, so the counts tell where each begins."""
 
     name: str  # path or URL
     pieces: int
@@ -96,7 +96,7 @@ class Index:
     sources: list[Source]
     notes: list[str]  # what the reader reports: records left out, encodings detected, and so on
     shards: list[Shard]
-    loss_mask: bool = False  # reserved: whether each shard has a .mask file
+    loss_mask: bool = False  # whether each shard has a .mask file; reserved
 
     def to_json(self) -> str:
         """Return the content of index.json."""
@@ -116,18 +116,18 @@ class Index:
                 raise ValueError(f"dtype {index.dtype!r}")
             if not all(isinstance(note, str) for note in index.notes):
                 raise ValueError("notes")
-            # A store may be untrusted: no file outside its folder may be named.
+            # A store may be untrusted: it must not name files outside its folder.
             if any(shard.name != shard_name(number) for number, shard in enumerate(index.shards)):
                 raise ValueError("names of shards")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Damaged(f"{where}: not a sound index ({error})") from None
-        if index.loss_mask:  # not Damaged: such a store must not be built again without its mask
+            raise Damaged(f"{where}: not a valid index ({error})") from None
+        if index.loss_mask:  # not Damaged: a rebuilt store would lack its mask
             raise DataError(f"{where}: the store has a loss mask, which this version cannot read. Update gpt2kit")
         return index
 
 
 def parse(kind: type[_Record], values: dict[str, Any]) -> _Record:
-    """Make a dataclass from JSON; raise ValueError if a value is negative or does not have the declared type."""
+    """Return a dataclass from JSON values; raise ValueError if one is negative or has another type than declared."""
     record = kind(**values)
     for field in fields(kind):
         value = getattr(record, field.name)
@@ -152,7 +152,7 @@ class TokenStore:
 
     Args:
         folder: the store.
-        verify: compare the files' checksums, except of files that were compared before and have not changed since.
+        verify: compare the checksums of all files that have changed since they were last compared.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
@@ -160,7 +160,7 @@ class TokenStore:
         self._use(read_index(folder))
         if verify:
             for name in find_damaged(folder, self.shards):
-                raise Damaged(f"{folder / name}: its content does not fit its checksum, so it is damaged")
+                raise Damaged(f"{folder / name}: its content does not match its checksum")
         self._maps = [map_tokens(folder / shard.name, self.dtype) for shard in self.shards]
 
     def _use(self, index: Index) -> None:
@@ -168,7 +168,7 @@ class TokenStore:
         self.shards = index.shards
         self.dtype = np.dtype(index.dtype)
         self.notes = index.notes
-        # Identity of the token files: it differs if the same tokens are cut into other files.
+        # Identity of the token files. It changes when the same tokens are cut into other files.
         self.files_digest = hashlib.sha256(json.dumps([s.sha256 for s in self.shards]).encode()).hexdigest()
         self.tokens = sum(shard.tokens for shard in self.shards)
         self.documents = sum(shard.documents for shard in self.shards)
@@ -180,20 +180,20 @@ class TokenStore:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the documents and their tokens, independent of the files they came from and are cut into.
+        """Identity of the documents and their tokens, independent of the files of the text and of the store.
 
-        A document's tokens follow from its text and the tokenizer, so hashes of both, and sizes, identify them.
+        The text and the tokenizer decide a document's tokens, so the hashes of both, and sizes, identify them.
         """
         hashes, sizes = hashlib.sha256(), hashlib.sha256()
         for document_hashes, document_sizes in self.documents_by_shard():
             hashes.update(document_hashes.tobytes())
-            sizes.update(pack(document_sizes.ravel()))  # as format 3 stored them, for the checkpoints of that time
+            sizes.update(pack(document_sizes.ravel()))  # as in format 3, whose checkpoints must still resume
         index = self.index
         identity = [index.tokenizer, index.eos_id, index.append_eos, hashes.hexdigest(), sizes.hexdigest()]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        """Return whether a checkpoint recorded this text; older checkpoints recorded the digest of its files."""
+        """Return whether this is the fingerprint in a checkpoint; older checkpoints have the digest of the files."""
         return fingerprint in (self.fingerprint, self.files_digest)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -219,16 +219,16 @@ class TokenStore:
         return self._maps[number]
 
     def hashes(self) -> Iterator[NDArray[np.uint64]]:
-        """Yield the hashes of the documents' texts, those that end in one shard at a time."""
+        """Yield the hashes of the documents that end in each shard, shard by shard."""
         for hashes, _ in self.documents_by_shard():
             yield hashes
 
     def lengths(self) -> NDArray[np.int64]:
-        """Return the tokens, bytes and characters of each document, `(documents, 3)`; its end token is not counted."""
+        """Return the tokens, bytes and characters of each document, `(documents, 3)`; end tokens are not counted."""
         return np.concatenate([sizes for _, sizes in self.documents_by_shard()])
 
     def documents_by_shard(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        """Yield hashes `(D,)`, and tokens, bytes and characters `(D, 3)`, of the D documents that end in each shard."""
+        """Yield hashes `(D,)` and tokens, bytes and characters `(D, 3)` of the D documents that end in each shard."""
         total = np.zeros(3, np.int64)  # of all pieces so far
         end = total[None]  # the total at the end of the last document, which may be in an earlier shard
         for shard in self.shards:
@@ -246,27 +246,26 @@ class TokenStore:
 
 
 def leakage_note(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a line about the documents of `b` that are in `a`, too, with the first of them; no line if none is."""
+    """Return a line about the documents that `b` shares with `a`, with the first of them; no line if it shares none."""
     count, first = count_shared(a, b)
     if not count:
         return []
     start = tokenizer.decode(document_tokens(b, first, 32))[:60]
-    return [
-        f"{count:,} {name_b} documents ({count / b.documents:.1%}) stand in the {name_a} text, too, such as {start!r}"
-    ]
+    fraction = f"{count:,} {name_b} documents ({count / b.documents:.1%})"
+    return [f"{fraction} are also in the {name_a} text, such as {start!r}"]
 
 
 def count_shared(a: TokenStore, b: TokenStore) -> tuple[int, int]:
-    """Count the documents of `b` that are in `a`, too; return the number of the first as well (0 if there is none).
+    """Count the documents of `b` that are also in `a`; return the count and the number of the first one, or 0.
 
-    Takes about 32 bytes of memory per document of `b`, so `b` should be the smaller one. Hashes have 8 bytes: the
-    chance that two texts of ten million documents each seem to share one is 1 in 200,000.
+    Takes about 32 bytes of memory per document of `b`, so `b` should be the smaller store. Hashes have 8 bytes: two
+    texts of ten million different documents each seem to share one with a probability of 1 in 200,000.
     """
     unique, inverse = np.unique(np.concatenate([*b.hashes()]), return_inverse=True)
     in_a = np.zeros(len(unique), bool)
     for hashes in a.hashes():
-        places = np.minimum(np.searchsorted(unique, hashes), len(unique) - 1)
-        in_a[places[unique[places] == hashes]] = True
+        positions = np.minimum(np.searchsorted(unique, hashes), len(unique) - 1)
+        in_a[positions[unique[positions] == hashes]] = True
     shared = in_a[inverse]  # (documents of b,)
     return int(shared.sum()), int(shared.argmax())
 
@@ -293,7 +292,7 @@ def find_damaged(folder: Path, shards: list[Shard]) -> list[str]:
 
 
 def pack(numbers: NDArray[np.int64]) -> bytes:
-    """Encode numbers in base 128, the lowest digit first; all digits but a number's last have their highest bit set."""
+    """Encode numbers in base 128, the lowest digit first; the highest bit says that more digits follow."""
     width = max(int(numbers.max(initial=1)).bit_length() + 6, 7) // 7
     rest = numbers[:, None] >> (7 * np.arange(width))  # (numbers, width)
     digits = np.where(rest > 127, rest & 127 | 128, rest)
@@ -303,7 +302,7 @@ def pack(numbers: NDArray[np.int64]) -> bytes:
 
 
 def map_tokens(path: Path, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
-    """Map one token file, with read-ahead off: blocks are read in random order."""
+    """Map a token file into memory, without read-ahead: blocks are read in random order."""
     if not path.stat().st_size:
         return np.empty(0, dtype)
     mapped = np.memmap(path, dtype, mode="r")

@@ -14,18 +14,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gpt2kit.metrics import FIGURES, Score
-from gpt2kit.text.reader import UnfinishedPiece
+from gpt2kit.text.reader import read_rest
 from gpt2kit.tokenization.report import first_difference
+from gpt2kit.tokenization.sampling import SPACELESS, WIDE_PUNCTUATION
 
 # Bytes of text that are encoded and decoded to check a tokenizer.
 CHECKED_BYTES = 16_000_000
 
-# Scripts without spaces: Thai, Lao, Tibetan, Burmese, Khmer, Tai scripts, kana, bopomofo, Han, and wide punctuation.
-_SPACELESS = (
-    "\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u3001-\u312f"
-    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f\U0001b000-\U0001b16f"
-    "\U00020000-\U0003ffff"
-)
+# A character of a script without spaces, or wide punctuation, counts as a word.
+_SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in [*SPACELESS, *WIDE_PUNCTUATION])
 _CHARACTER = re.compile(f"[{_SPACELESS}]")
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
 _LETTER = re.compile(rf"[^\s{_SPACELESS}]")
@@ -85,7 +82,7 @@ def measure_text(
     for first in itertools.islice(pieces, documents):
         words, last = 0, ""
         is_checked, differences = checked < checked_bytes, [""] * len(tokenizers)
-        for piece in _document(first, pieces):
+        for piece in itertools.chain([first], read_rest(first, pieces)):
             count, spaceless = count_words(piece)
             is_continued = last and piece and _LETTER.match(last) and _LETTER.match(piece)
             words += count - 1 if is_continued else count  # a word that is split between two pieces counts once
@@ -103,14 +100,6 @@ def measure_text(
     for check in stats.round_trips:
         check.bytes = checked
     return stats
-
-
-def _document(piece: str, pieces: Iterator[str]) -> Iterator[str]:
-    """Yield the pieces of the document that begins with `piece`."""
-    yield piece
-    while isinstance(piece, UnfinishedPiece):
-        piece = next(pieces)
-        yield piece
 
 
 def count_words(text: str) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def _open_candidate(path: str, has_reader: bool) -> Candidate:
             reason = str(error).split(". ")[0]
             advice = "Give a reader, such as --reader.document line"
             raise CheckpointError(f"{info.path}: {reason}. {advice}") from None
-    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_share(info, "train_share")
+    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_hash_range(info, "train_share")
     return Candidate(path, info, reader, append_eos, test_text, train_split)
 
 

@@ -47,7 +47,7 @@ def plain_attention(
 ) -> tuple[Tensor, None]:
     """Compute causal attention by the interface of transformers; return `[rows, T, heads, head_size]`.
 
-    Without a mask each query sees all keys up to its own.
+    Without a mask a query sees the keys up to its own position.
     """
     length, keys = query.shape[2], key.shape[2]
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -61,13 +61,15 @@ def plain_attention(
         scores = scores.masked_fill(~mask, MASKED) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
         weights = apply_dropout(F.softmax(scores, dim=-1).to(value.dtype), dropout, module.training)
         bands.append(weights @ value[:, :, :visible])  # (rows, heads, band, head_size)
-    attended = bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)
+    attended = bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)  # (rows, heads, T, head_size)
     return attended.transpose(1, 2), None
 
 
 def split_queries(length: int) -> list[tuple[int, int]]:
-    """Return the begin and end of each band: 1 for short rows, at most 4 (more save little and cost calls)."""
-    count = 1 if length < 256 else 2 if length <= 512 else 4
+    """Return the begin and end of each band of queries."""
+    count = 4  # more would save little and cost calls
+    if length <= 512:
+        count = 1 if length < 256 else 2
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
@@ -76,9 +78,9 @@ def separate_documents(inputs: Tensor, start: int) -> dict[str, Tensor]:
 
     A document is a token `start` and everything up to the next one. Its positions count from that token.
     """
-    is_start = inputs == start
-    index = torch.arange(inputs.shape[1], device=inputs.device)
-    document_begin = (is_start * index).cummax(dim=1).values  # (rows, T), the place of the last `start`
-    document = is_start.cumsum(dim=1)  # (rows, T), the number of the document
+    is_start = inputs == start  # (rows, T)
+    index = torch.arange(inputs.shape[1], device=inputs.device)  # (T,)
+    document_begin = (is_start * index).cummax(dim=1).values  # (rows, T): the position of the last `start`
+    document = is_start.cumsum(dim=1)  # (rows, T): the number of the document
     mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (rows, 1, T, T)
     return {"attention_mask": mask, "position_ids": index - document_begin}

@@ -39,9 +39,6 @@ class Choice(NamedTuple):
     value: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.value} ({self.reason})"
-
 
 def full_precision_name(precision: Precision) -> str:
     """Return Lightning's full name of a precision: 16-mixed for 16."""

@@ -1,7 +1,7 @@
 """Faster dropout and GELU for CPUs, where torch's take as long as the matrix products.
 
 torch draws one number of a serial generator per element for dropout; here one draw of 64 bits decides on four. The
-library computes GELU in nine operations; here it is one. bench/quick_layers.py measures both.
+library computes GELU in nine operations; here it is one. docs/experiments.md has the measurements.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, p)
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # (elements / 4,)
+    keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2  # like x
     return torch.where(keep, x * (_LEVELS / (_LEVELS - dropped)), 0.0)
 
 
@@ -59,7 +59,7 @@ class GELU(nn.Module):
 
 
 def replace_layers(model: nn.Module) -> None:
-    """Replace torch's dropout and the library's GELU by these, everywhere in a model."""
+    """Replace torch's dropout and the library's GELU everywhere in a model."""
     from transformers.activations import NewGELUActivation
 
     for part in list(model.modules()):

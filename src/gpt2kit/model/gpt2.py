@@ -14,10 +14,7 @@ from gpt2kit.model.attention import separate_documents, use_attention
 from gpt2kit.model.backends import Attention, Compile, choose_attention
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.model.cpu_layers import COMPILE_OPTIONS, replace_layers
-from gpt2kit.model.loss import chunked_nll, full_nll, widen
-
-# Logits that `token_nll` computes at a time.
-LOGITS = 1 << 24
+from gpt2kit.model.loss import CHUNK, chunked_nll, full_nll, widen
 
 
 class GPT2(GPT2LMHeadModel):
@@ -53,19 +50,19 @@ class GPT2(GPT2LMHeadModel):
         Args:
             batch: `[rows, block_size + 1]` ids; short rows are filled with IGNORE.
         """
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]  # position t predicts token t + 1
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]  # (rows, T): position t predicts token t + 1
         return self._sum_nll(inputs, targets, self._document_masks(inputs)), (targets != IGNORE).sum()
 
     def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
         """Return the nats of each target but the first `known` of a row, `[rows, block_size - known]`; 0 for IGNORE.
 
-        For evaluation: `nll` is the sum. Logits are computed for a few positions at a time.
+        Logits are computed for a few positions at a time.
         """
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]
+        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]  # (rows, T), (rows, T - known)
         hidden = self._hidden(inputs, self._document_masks(inputs))[:, known:].flatten(0, 1)  # (positions, n_embd)
         size = self.shape["vocab_size"]
-        chunk = max(LOGITS // size, 1)
-        chunks = zip(torch.split(hidden, chunk), torch.split(targets.flatten(), chunk), strict=True)
+        positions = max(CHUNK // size, 1)
+        chunks = zip(torch.split(hidden, positions), torch.split(targets.flatten(), positions), strict=True)
         nll = [
             F.cross_entropy(widen(self.lm_head(states)[:, :size]), tokens, ignore_index=IGNORE, reduction="none")
             for states, tokens in chunks

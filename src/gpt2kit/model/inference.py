@@ -77,7 +77,7 @@ class InferenceGPT2:
         self._weights = {
             name.removeprefix("transformer."): tensor.detach().to(self.device, dtype)
             for name, tensor in state.items()
-            if name != "lm_head.weight"  # it is the token embedding
+            if name != "lm_head.weight"  # tied to wte
         }
 
     def new_cache(self) -> KVCache:
@@ -92,22 +92,22 @@ class InferenceGPT2:
             ids: `[rows, T]` new tokens.
             positions: `[rows, T]` their positions.
             cache: what the rows have read so far; gains the new tokens.
-            mask: `[rows, 1, T, cache + T]`, true where a token sees another. Default: all up to itself.
+            mask: `[rows, 1, T, cache + T]`, true where a token sees another. Default: causal attention.
         """
         weights = self._weights
         x = weights["wte.weight"][ids] + weights["wpe.weight"][positions]  # (rows, T, n_embd)
         for layer in range(self.shape["n_layer"]):
             x = x + self._attention(layer, self._norm(f"h.{layer}.ln_1", x), cache, mask)
-            hidden = self._activation(self._project(f"h.{layer}.mlp.c_fc", self._norm(f"h.{layer}.ln_2", x)))
-            x = x + self._project(f"h.{layer}.mlp.c_proj", hidden)
-        last = self._norm("ln_f", x[:, -1])
+            hidden = self._project(f"h.{layer}.mlp.c_fc", self._norm(f"h.{layer}.ln_2", x))  # (rows, T, n_inner)
+            x = x + self._project(f"h.{layer}.mlp.c_proj", self._activation(hidden))
+        last = self._norm("ln_f", x[:, -1])  # (rows, n_embd)
         return (last @ weights["wte.weight"][: self.shape["vocab_size"]].T).float()
 
     def _attention(self, layer: int, x: Tensor, cache: KVCache, mask: Tensor | None) -> Tensor:
         rows, length, width = x.shape
         queries_keys_values = self._project(f"h.{layer}.attn.c_attn", x).view(rows, length, 3, self.shape["n_head"], -1)
         query, key, value = queries_keys_values.permute(2, 0, 3, 1, 4)  # each (rows, heads, T, head_size)
-        keys, values = cache.append(layer, key, value)
+        keys, values = cache.append(layer, key, value)  # each (rows, heads, cache + T, head_size)
         causal = mask is None and length > 1  # more than one new token comes only with an empty cache
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal)
         return self._project(f"h.{layer}.attn.c_proj", attended.transpose(1, 2).reshape(rows, length, width))

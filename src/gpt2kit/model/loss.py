@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gpt2kit.data.order import IGNORE
 
-# Logits that `chunked_nll` computes at a time.
+# Logits that are computed at a time: 64 MB in float32.
 CHUNK = 1 << 24
 
 # Positions whose gradients float16 can sum up without an overflow, which no loss scale could prevent.
@@ -29,7 +29,10 @@ def full_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tens
 
 
 def chunked_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
-    """Return the same, a chunk of positions at a time, each with its gradient, so that no logits are kept."""
+    """Return the same as `full_nll`, from a chunk of positions at a time.
+
+    The gradient of a chunk is computed with its loss, so no logits are kept for the backward pass.
+    """
     nll: Tensor = _ChunkedNLL.apply(hidden.flatten(0, 1), weight, targets.flatten(), size)  # type: ignore[no-untyped-call]
     return nll
 
@@ -40,7 +43,7 @@ class _ChunkedNLL(torch.autograd.Function):
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        table = weight.to(dtype)
+        table = weight.to(dtype)  # (padded size, n_embd)
         nll = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
@@ -59,13 +62,13 @@ class _ChunkedNLL(torch.autograd.Function):
                 nll -= logits.gather(1, tokens).mul(counts).sum()
                 if grad_hidden is None and grad_weight is None:
                     continue
-                grad_logits = logits.exp_()  # softmax minus the one-hot target
+                grad_logits = logits.exp_()  # the gradient is softmax minus the one-hot target
                 grad_logits.scatter_add_(1, tokens, torch.full_like(tokens, -1, dtype=wide))
                 grad_logits = grad_logits.mul_(counts).to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[start : start + positions] = grad_logits @ table
+                    grad_hidden[start : start + positions] = grad_logits @ table  # (positions, n_embd)
                 if grad_weight is not None:
-                    grad_weight += grad_logits.T @ states
+                    grad_weight += grad_logits.T @ states  # (padded size, n_embd)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return nll

@@ -98,7 +98,7 @@ def resize_positions(positions: Tensor, count: int) -> Tensor:
     """Return position embeddings, `[count, n_embd]`: the first ones, or for a longer context all, interpolated.
 
     An interpolated position is like one that the model knows, so it works from the first step on; rows that are
-    repeated or new do no better than random ones (docs/huggingface.md).
+    repeated or new do no better than random ones (docs/experiments.md).
     """
     if count <= len(positions):
         return positions[:count].clone()

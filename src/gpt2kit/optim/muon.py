@@ -80,11 +80,13 @@ class Muon(Optimizer):
         parts = group.get("parts") or [1] * len(group["params"])
         matrices = [pair for pair in zip(group["params"], parts, strict=True) if pair[0].grad is not None]
         batches = group_by_shape(matrices, ranks)
-        for first in range(0, len(batches), ranks):  # one batch for each rank
-            updates = [(batch, self._momentum(*batch, group)) for batch in batches[first : first + ranks]]
+        for first in range(0, len(batches), ranks):
+            # All ranks have the momenta of `ranks` batches; each orthogonalizes one batch and sends it to the others.
+            round_batches = batches[first : first + ranks]
+            updates = [self._momentum(*batch, group) for batch in round_batches]
             if rank < len(updates):
-                updates[rank][1].copy_(orthogonalize(updates[rank][1]))
-            for owner, (batch, update) in enumerate(updates):
+                updates[rank].copy_(orthogonalize(updates[rank]))
+            for owner, (batch, update) in enumerate(zip(round_batches, updates, strict=True)):
                 if ranks > 1:
                     dist.broadcast(update, owner)
                 self._apply(*batch, update, group)
@@ -100,16 +102,17 @@ class Muon(Optimizer):
             mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
             momentum = dtensor.full_tensor(gradient.lerp(mean, group["momentum"]).bfloat16())  # (rows, parts * columns)
             momentum = split_qkv(momentum, parts)  # (parts, rows, columns)
-            momenta.append(momentum if momentum.shape[1] <= momentum.shape[2] else momentum.mT)
+            momenta.append(momentum if momentum.shape[1] <= momentum.shape[2] else momentum.mT)  # (parts, short, long)
         return torch.cat(momenta)
 
     def _apply(self, matrices: list[Tensor], parts: int, updates: Tensor, group: dict[str, Any]) -> None:
         """Decay and update matrices of one shape, on each rank the rows that it holds."""
+        # Singular values near 1 give weights of size 1 / sqrt(long); AdamW's updates have about 0.2.
         size = 0.2 * math.sqrt(updates.shape[2])
         for matrix, update in zip(matrices, torch.split(updates, parts), strict=True):
             update = update if update.shape[1] == matrix.shape[0] else update.mT  # (parts, rows, columns)
             first, end = dtensor.local_rows(matrix)
-            weight = split_qkv(dtensor.local_tensor(matrix), parts)
+            weight = split_qkv(dtensor.local_tensor(matrix), parts)  # (parts, local rows, columns), a view
             weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update[:, first:end], alpha=-group["lr"] * size)
 
 
@@ -119,7 +122,7 @@ def group_by_shape(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[t
     A batch is small enough for the caches, and for each of `ranks` processes to get one.
     """
     groups: dict[tuple[int, int, int, torch.device], list[Tensor]] = defaultdict(list)
-    for matrix, parts in matrices:
+    for matrix, parts in matrices:  # (rows, parts * columns)
         short, long = sorted((matrix.shape[0], matrix.shape[1] // parts))
         groups[short, long, parts, matrix.device].append(matrix)
     batches = []
@@ -141,12 +144,12 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     A step is x <- (a + b g + c g^2) x with g = x x^T. For long rows, two steps at once need fewer multiplications.
     """
     x = matrices.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values are at most 1
     steps = 5
     if x.shape[2] >= 2 * x.shape[1]:
         x, steps = _two_steps(_two_steps(x)), 1
     for _ in range(steps):
-        x = torch.baddbmm(x, _slope(x @ x.mT), x, beta=_A)
+        x = torch.baddbmm(x, _slope(x @ x.mT), x, beta=_A)  # x @ x.mT: (count, rows, rows)
     return x
 
 
@@ -158,9 +161,9 @@ def _two_steps(x: Tensor) -> Tensor:
     """
     gram = x @ x.mT  # (count, rows, rows)
     slope = _slope(gram)
-    half = torch.baddbmm(gram, slope, gram, beta=_A)
+    half = torch.baddbmm(gram, slope, gram, beta=_A)  # (a + b g + c g^2) g
     next_slope = _slope(torch.baddbmm(half, slope, half, beta=_A))
-    slope.diagonal(dim1=1, dim2=2).add_(_A)
+    slope.diagonal(dim1=1, dim2=2).add_(_A)  # a + b g + c g^2
     return torch.bmm(torch.baddbmm(slope, next_slope, slope, beta=_A), x)
 
 

@@ -38,7 +38,7 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} has no `after`")
 
     def constant_until(self, total: int) -> int | None:
-        """Return the step up to which, after the warmup, the factor is 1 whatever `total` is; None if there is none."""
+        """Return the step until which the factor stays 1 after the warmup, for any `total`; None if it never does."""
         return None
 
 

@@ -10,10 +10,8 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gpt2kit import files
 from gpt2kit.errors import UserError
 from gpt2kit.runs.folder import Run
 
@@ -62,12 +60,6 @@ MEMORY = Panel("Memory", "GB at most", "memory_gb", exact=True)
 BITS = Panel("Validation", "bits per byte", valid="val_bpb")
 
 
-def write_figure(runs: Sequence[Run], x: XAxis, target: Path) -> None:
-    """Write the figure to a file."""
-    with files.replacing(target) as temporary:
-        save(draw_figure(runs, x), temporary, target.suffix[1:].lower())
-
-
 def save(figure: Figure, target: Any, format: str) -> None:
     """Save a figure to a path or a stream, without the time."""
     with warnings.catch_warnings():
@@ -96,7 +88,7 @@ def draw_figure(runs: Sequence[Run], x: XAxis, new_figure: Callable[..., Figure]
 
 def choose_panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
     """Return the four panels. Losses of different tokenizers are not comparable, so bits per byte replace them."""
-    tokenizers = {run.facts("text").get("tokenizer") for run in runs if run.starts}
+    tokenizers = {str(run.facts("text").get("tokenizer")) for run in runs if run.starts}
     return (BITS, *PANELS[1:]) if len(tokenizers) > 1 else PANELS
 
 
@@ -109,10 +101,10 @@ def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
         position = x_position(run, x)
         train, valid = run.metric(panel.train), run.metric(panel.valid)
         if train:
-            at, values = [position(step) / scale for step in train], [*train.values()]
-            points, means, lows, highs = thin(at, values if panel.exact else smooth(values), values)
-            if single and not panel.exact and len(points) == len(at):
-                ax.plot(at, values, color=colour, alpha=0.3, linewidth=1)
+            positions, values = [position(step) / scale for step in train], [*train.values()]
+            points, means, lows, highs = thin(positions, values if panel.exact else smooth(values), values)
+            if single and not panel.exact and len(points) == len(positions):
+                ax.plot(positions, values, color=colour, alpha=0.3, linewidth=1)
             elif single and not panel.exact:
                 ax.fill_between(points, lows, highs, color=colour, alpha=0.2, linewidth=0)
             label = name

@@ -1,17 +1,20 @@
-"""Read a run's folder with the standard library alone: metrics, starts, status."""
+"""Read a run's folder with the standard library alone: metrics, starts, status.
+
+The files may be damaged, so whatever uses their content runs under `refuse_damaged`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import json
-import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpt2kit.errors import UserError
+from gpt2kit.errors import DataError, UserError, first_line
 
 METRICS, CONFIG, START = "metrics.csv", "config.yaml", "start.json"
 STATUS, SAMPLES, TEST = "status.json", "samples.md", "test.json"
@@ -22,14 +25,20 @@ SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
 Series = dict[int, float]
 Content = TypeVar("Content", list[Any], dict[str, Any])
 
+# matplotlib cannot place ticks between numbers near the largest float.
+_TOO_LARGE = 1e100
+
+# What Python raises for values that are missing, or of another type or range.
+_BAD_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 @dataclass
 class Run:
-    """What a run's folder holds."""
+    """The metrics and the starts of a run."""
 
     folder: Path
     series: dict[str, Series]  # the columns of metrics.csv
-    starts: list[dict[str, Any]]  # of start.json: facts of the first start and of each resume
+    starts: list[dict[str, Any]]  # facts about the first start and each resume, from start.json
 
     @property
     def name(self) -> str:
@@ -37,12 +46,14 @@ class Run:
         return self.folder.resolve().name
 
     def metric(self, name: str) -> Series:
-        """Return a metric without NaN and Inf; empty if it was not logged."""
-        return {step: value for step, value in self.series.get(name, {}).items() if math.isfinite(value)}
+        """Return a metric without NaN, Inf and numbers too large to draw; empty if it was not logged."""
+        series = self.series.get(name, {})
+        return {step: value for step, value in series.items() if abs(step) < _TOO_LARGE and abs(value) < _TOO_LARGE}
 
-    def facts(self, part: str) -> dict[str, Any]:
-        """Return a part of what start.json says of the newest start."""
-        return (self.starts[-1].get(part) or {}) if self.starts else {}
+    def facts(self, part: str, start: int = -1) -> dict[str, Any]:
+        """Return a part of what start.json contains about a start, by default the newest one."""
+        with refuse_damaged(self.folder / START):
+            return dict(self.starts[start].get(part) or {}) if self.starts else {}
 
 
 def read_run(folder: str | Path) -> Run:
@@ -59,44 +70,58 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     Of a step that was logged twice, before and after a resume, the last entry counts, so a resumed run is one line.
     """
     path = folder / METRICS
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
-            if "step" not in series:
-                raise UserError(f"{path}: no column `step`, so not a log of trainer.py. Name a run folder")
-            for row in rows:
-                if None in row or None in row.values():  # the last row of a run that was killed while writing it
-                    continue
-                with contextlib.suppress(ValueError, OverflowError):
-                    step = int(float(row.pop("step")))
-                    for name, cell in row.items():
-                        if cell:
-                            series[name][step] = float(cell)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, so there is nothing to draw. Name a run folder that has it") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file, so not a log of trainer.py. Name a run folder") from None
-    return {name: dict(sorted(values.items())) for name, values in series.items() if values}
+    if not path.exists():
+        raise UserError(f"{path}: not found, so there is nothing to draw. Name a run folder that has it")
+    with refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
+        if "step" not in series:
+            raise DataError(f"{path}: no column `step`, so not a log of trainer.py. Name a run folder")
+        for row in complete_rows(rows):
+            with contextlib.suppress(ValueError, OverflowError):
+                step = int(float(row.pop("step")))
+                for name, cell in row.items():
+                    if cell:
+                        series[name][step] = float(cell)
+    return {name: dict(sorted(values.items())) for name, values in series.items() if name and values}
+
+
+def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows with a cell in each column; a run that was killed may have a part of a row."""
+    return (row for row in rows if None not in row and None not in row.values())
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """Read the facts of each start; empty for a run without start.json."""
+    """Read the facts about each start; empty for a run without start.json."""
     return read_json(folder / START, list)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Read the run's last status; empty if there is none."""
+    """Read the run's last status; empty for a run without status.json."""
     return read_json(folder / STATUS, dict)
 
 
 def read_json(path: Path, kind: type[Content]) -> Content:
-    """Read a list or dict from a JSON file; an empty one if the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Read a list or dict from a JSON file; return an empty one if there is no file."""
+    if not path.exists():
         return kind()
-    return content if isinstance(content, kind) else kind()
+    with refuse_damaged(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise TypeError(f"{type(content).__name__} instead of {kind.__name__}")
+        return content
+
+
+@contextlib.contextmanager
+def refuse_damaged(path: Path) -> Iterator[None]:
+    """Raise a DataError that names the file if its content cannot be used."""
+    try:
+        yield
+    except (*_BAD_VALUE, csv.Error, IsADirectoryError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise DataError(
+            f"{path}: damaged, or written by another version of gpt2kit ({reason}). Move the file away"
+        ) from error
 
 
 def read_text(path: Path) -> str:

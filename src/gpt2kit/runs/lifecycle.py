@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
-from gpt2kit.errors import CheckpointError, MachineError
+from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,10 @@ def claim(run: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        status = run_folder.read_status(run)
-        holder = f"process {status.get('pid')} on {status.get('host')}" if status else "another process"
+        holder = "another process"
+        with contextlib.suppress(DataError):
+            if status := run_folder.read_status(run):
+                holder = f"process {status.get('pid')} on {status.get('host')}"
         raise MachineError(f"{run}: {holder} is training in this folder. Wait for it to end, or stop it") from None
     return lock
 
@@ -88,25 +91,23 @@ def truncate_metrics(run: Path, step: int) -> None:
     path = run / run_folder.METRICS
     if not path.is_file():
         return
-    text = io.StringIO(newline="")
-    with path.open(encoding="utf-8", newline="") as file:
+    with run_folder.refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        writer = csv.DictWriter(text, rows.fieldnames or [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in rows if _is_complete_until(row, step))
+        complete = run_folder.complete_rows(rows)
+        write_metrics(path, rows.fieldnames or [], [row for row in complete if float(row["step"] or "nan") <= step])
+
+
+def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace metrics.csv, with the line ends of Lightning's logger."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
     files.write_text(path, text.getvalue())
 
 
-def _is_complete_until(row: Mapping[str, str | None], step: int) -> bool:
-    """Return whether a row is of a step up to `step`; one that was being written when the run was killed is not."""
-    try:
-        return None not in row.values() and float(row.get("step") or "nan") <= step
-    except ValueError:
-        return False
-
-
 def space_problem(run: Path, size: int) -> str:
-    """Return what is wrong if the disk has no space for a checkpoint of `size` bytes, else nothing."""
+    """Return what is wrong if the disk has no space for a checkpoint of `size` bytes; empty if it has."""
     free = shutil.disk_usage(run).free
     if free >= size:
         return ""
@@ -160,12 +161,12 @@ def flatten(settings: object, name: str = "") -> dict[str, Any]:
 
 
 def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str], rename: Rename) -> list[str]:
-    """Return the settings in which a run's own config tells it apart from `settings`."""
+    """Return the data and model settings that differ between a run's config and `settings`."""
     import yaml
 
     try:
         config = yaml.safe_load((run / run_folder.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):
         config = None
     if not isinstance(config, dict):
         return ["it has no valid config.yaml"]
@@ -182,4 +183,4 @@ def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _version(run: Path) -> int:
     number = run.name.removeprefix("version_")
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isdecimal() else -1

@@ -13,8 +13,8 @@ _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
-    """Fill in a template. In HTML all values are escaped and hidden ones shown; a name without a value is an error."""
-    import jinja2  # here, so that --help need not wait for it
+    """Fill in a template; a name without a value is an error. In HTML, values are escaped and nothing is hidden."""
+    import jinja2  # here, so that --help does not wait for it
 
     is_html = template.endswith(".html")
     environment = jinja2.Environment(
@@ -35,16 +35,17 @@ def passage(
     number: int, why: str, bits_per_byte: float, boxes: Iterable[tuple[str, Sequence[float]]], more: int
 ) -> dict[str, Any]:
     """Return a passage for the template tokens.html; `boxes` are pieces of text with the nats of their tokens."""
-    shown = []
+    spans = []
     for text, nats in boxes:
         tokens = f", {len(nats)} tokens" if len(nats) > 1 else ""
         title = " + ".join(f"{token:.2f}" for token in nats) + f" nats{tokens}"
-        shown.append({"text": visible(text) or "·", "opacity": opacity(sum(nats) / len(nats)), "title": title})
-    return {"number": number + 1, "why": why, "bits_per_byte": bits_per_byte, "boxes": shown, "more": more}
+        spans.append({"text": visible(text) or "·", "opacity": opacity(sum(nats) / len(nats)), "title": title})
+    title = f"document {number + 1:,}, {visible(why)}, {bits_per_byte:.3f} bits per byte"
+    return {"title": title, "boxes": spans, "more": f"{more:,}" if more else ""}
 
 
 def visible(text: str) -> str:
-    """Show line ends and tabs by signs, and hidden characters by their code points."""
+    """Put a sign before each line end and tab, and show hidden characters by their code points."""
     return mark_hidden(text).replace("\n", "↵\n").replace("\t", "→\t")
 
 

@@ -41,17 +41,21 @@ def render_report(runs: Sequence[Run], x: XAxis) -> str:
 
 
 def _describe(run: Run) -> dict[str, Any]:
-    """Return what the template shows of a run."""
+    """Return what the template shows of a run: strings, so that a damaged file is noticed here."""
+    with folder.refuse_damaged(run.folder / folder.TEST):
+        test = _test_results(folder.read_json(run.folder / folder.TEST, dict))
+    with folder.refuse_damaged(run.folder / folder.START):
+        text, settings, reproduction = _text_table(run.facts("text")), list(_settings(run)), _reproduction(run)
     return {
         "name": run.name,
         "state": _state(run),
         "cards": list(_cards(run)),
         "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
-        "test": _test_results(folder.read_json(run.folder / folder.TEST, dict)),
-        "text": _text_table(run.facts("text")),
-        "settings": list(_settings(run)),
+        "test": test,
+        "text": text,
+        "settings": settings,
         "config": folder.read_text(run.folder / folder.CONFIG),
-        "reproduction": _reproduction(run),
+        "reproduction": reproduction,
     }
 
 
@@ -60,9 +64,8 @@ def _state(run: Run) -> str:
     status = folder.read_status(run.folder)
     if "state" in status:
         parts.append(f"{status['state']} at step {status.get('step', '?')}")
-    if run.starts:
-        time = str((run.starts[0].get("start") or {}).get("time", ""))
-        parts += [f"started {time[:16].replace('T', ' ')}"] if time else []
+    if time := run.facts("start", 0).get("time"):
+        parts.append(f"started {str(time)[:16].replace('T', ' ')}")
     resumes = len(run.starts) - 1
     if resumes > 0:
         parts.append("resumed once" if resumes == 1 else f"resumed {resumes} times")
@@ -121,21 +124,26 @@ def _samples(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
         prompt, texts = "", []
         for block in re.split(r"\n(?=[^ \n])", blocks):
             first, _, body = block.strip("\n").partition("\n")
-            if match := re.fullmatch(r"Prompt: (`+) ?(.*?) ?\1", first):
-                prompt = match[2].replace("↵", "\n")
-            elif first.startswith("No prompt"):
-                prompt = ""
+            if first.startswith(("Prompt: ", "No prompt")):
+                prompt = _read_prompt(first)
             lines = [line[4:] for line in body.strip("\n").split("\n") if line.startswith("    ") or not line.strip()]
             sample = "\n".join(lines)
             if any(lines):
-                shown = prompt if sample.startswith(prompt) else ""
-                texts.append((shown, sample.removeprefix(shown)))
+                beginning = prompt if sample.startswith(prompt) else ""
+                texts.append((beginning, sample.removeprefix(beginning)))
         sections.append((title.removeprefix("## "), texts))
     return sections[::-1]
 
 
+def _read_prompt(line: str) -> str:
+    """Return the prompt in a line of samples.md, which is Markdown code between backticks."""
+    code = line.partition("Prompt: ")[2]  # empty for "No prompt"
+    marks = len(code) - len(code.lstrip("`"))
+    return code[marks : len(code) - marks].removeprefix(" ").removesuffix(" ").replace("↵", "\n")
+
+
 def _test_results(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what test.py has left in the folder."""
+    """Return the figures and passages that test.py has written to the run's folder."""
     if not results.get("results"):
         return None
     row, text = results["results"][0], results.get("text") or {}
@@ -149,7 +157,7 @@ def _test_results(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "about": f"{files}: {size}; checkpoint {row.get('file', '')}",
         "cells": cells,
-        "notes": results.get("notes") or [],
+        "notes": [str(note) for note in results.get("notes") or []],
         "passages": [pages.passage(**passage) for passage in results.get("passages") or []],
     }
 
@@ -164,7 +172,7 @@ def _text_table(text: Mapping[str, Any]) -> dict[str, Any] | None:
         files = split.get("files") or []
         names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         cells.append([name, *counts, f"{ratio:.2f}", f"{split.get('duplicates', 0):,}", names])
-    return {"cells": cells, "notes": text.get("notes") or []}
+    return {"cells": cells, "notes": [str(note) for note in text.get("notes") or []]}
 
 
 def _settings(run: Run) -> Iterator[tuple[str, str]]:
@@ -197,8 +205,8 @@ def _reproduction(run: Run) -> dict[str, Any] | None:
         "commands": "\n".join(f"python {shlex.join(map(str, command))}" for command in commands if command),
         "cells": [
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-            *((f"{name} text", split.get("fingerprint")) for name, split in (text.get("splits") or {}).items()),
-            ("tokenizer", text.get("tokenizer")),
+            *((f"{name} text", str(split.get("fingerprint"))) for name, split in (text.get("splits") or {}).items()),
+            ("tokenizer", str(text.get("tokenizer"))),
         ],
     }
 

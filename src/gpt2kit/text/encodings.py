@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 from collections.abc import Iterator
 
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, nearest
 from gpt2kit.text.sources import PathOrURL, ReadReport
 
 AUTO = "auto"
 
-# Names that the option accepts, and Python's codec for each. A closed list: `codecs.lookup` imports a module by name,
-# and the name may come from a checkpoint.
+# The names that the option accepts, each with Python's codec. A closed list: `codecs.lookup` imports a module by name,
+# and a name may come from a checkpoint.
 _NAMES = (
     "utf-8 utf-16 utf-16-le utf-16-be gb18030 gbk big5 big5hkscs cp950 shift-jis cp932 euc-jp euc-kr cp949 koi8-r "
     "koi8-u ascii cp1250 cp1251 cp1252 cp1253 cp1254 cp1256 latin-1 iso8859-15"
@@ -34,32 +33,31 @@ _BINARY = {
     b"\xfd7zXZ\0": "xz data, not text. Name it .xz",
     b"BZh": "bzip2 data, not text. Name it .bz2",
     b"PK\x03\x04": "a zip archive, not text. Unpack it",
-    b"PK\x05\x06": "an empty zip archive, not text. Leave it out",
     b"PAR1": "a Parquet file, not text. Name it .parquet",
     b"%PDF-": "a PDF file, not text. Convert it",
 }
 
-# What may be detected: charset-normalizer's name, and the codec to use. No Western encodings: Latin-1, cp1250 and
-# cp1257 differ in a few letters only, and nobody would notice a wrong choice.
+# Encodings that may be detected: charset-normalizer's name, and the codec to use. No Western ones: Latin-1, cp1250 and
+# cp1257 differ in a few letters only, so a wrong choice would go unnoticed.
 _DETECTABLE = {"gb18030": "gb18030", "gbk": "gb18030", "big5": "big5", "cp932": "cp932", "shift_jis": "cp932"}
 _DETECTABLE |= {"euc_jp": "euc-jp", "euc_jis_2004": "euc-jp", "cp949": "cp949", "euc_kr": "cp949", "cp1251": "cp1251"}
-# Bytes of a file that detection looks at.
+# Bytes from the start of a file that detection uses.
 _DETECTION_BYTES = 1 << 16
 
 
 def encoding_problems(name: str) -> list[str]:
     """List what is invalid in an encoding's name, in terms of the option."""
-    if name == AUTO or _normalize_name(name) in ENCODINGS:
+    normalized = _normalize_name(name)
+    if name == AUTO or normalized in ENCODINGS:
         return []
-    near = difflib.get_close_matches(_normalize_name(name), ENCODINGS, n=1)
-    suggestion = f". Did you mean {near[0]}?" if near else ""
+    suggestion = nearest(normalized, ENCODINGS)
     return [f"reader.encoding {name}: unknown{suggestion}. Use auto or one of {', '.join(ENCODINGS)}"]
 
 
 def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: bool, report: ReadReport) -> Iterator[str]:
-    """Yield the text of a file, about as much at once as the chunks have, with LF line ends and no byte order mark.
+    """Yield the text of a file, chunk by chunk, with LF line ends and without its byte order mark.
 
-    Undecodable bytes and NULs raise an error that names the place, or, with `replace`, become U+FFFD and are counted.
+    Undecodable bytes and NULs raise an error with their position. With `replace` they become U+FFFD and are counted.
     """
     chunk = next(chunks, b"")
     codec, offset = _choose_codec(path, chunk, encoding, report)
@@ -72,7 +70,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
         try:
             text = decoder.decode(chunk, not following)
         except UnicodeDecodeError as error:
-            # error.object begins with the decoder's rest of the last chunk, state[0].
+            # error.object begins with state[0], the bytes that the decoder kept from the last chunk.
             before = normalize_newlines(carry + error.object[: error.start].decode(codec))
             error_line, error_byte = line + before.count("\n"), offset - len(state[0]) + error.start
             where = f"{path} line {error_line}, byte {error_byte}"
@@ -90,8 +88,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             where = f"{path} line {nul_line}"
             if not replace:
                 raise DataError(
-                    f"{where}: a NUL character, so this may not be text. Leave the file out, or set "
-                    "reader.errors replace"
+                    f"{where}: a NUL character, so this may not be text. Remove the file, or set reader.errors replace"
                 )
             report.note("NUL characters replaced", where, text.count("\0"))
             text = text.replace("\0", "�")
@@ -118,7 +115,7 @@ def _decode_with_replacement(decoder: codecs.IncrementalDecoder, chunk: bytes, f
     decoder.errors = "replace"
     text = decoder.decode(chunk, final)
     decoder.errors = "strict"
-    return text, text.count("�") - valid.count("�")  # the file may contain U+FFFD itself
+    return text, text.count("�") - valid.count("�")  # the file itself may contain U+FFFD
 
 
 def _choose_codec(path: PathOrURL, head: bytes, encoding: str, report: ReadReport) -> tuple[str, int]:
@@ -133,7 +130,10 @@ def _choose_codec(path: PathOrURL, head: bytes, encoding: str, report: ReadRepor
     if codec.startswith("utf-16"):
         return ("utf-16-le" if codec == "utf-16" else codec), 0
     if b"\0" in head:
-        raise DataError(f"{path}: contains NUL bytes, so it is not text (or UTF-16 without its mark). Leave it out")
+        raise DataError(
+            f"{path}: contains NUL bytes, so it is not text, or UTF-16 without a byte order mark. Remove it, or set "
+            "reader.encoding utf-16"
+        )
     if encoding == AUTO and not is_utf8(head):
         detected = _detect(path, head)
         if detected:
@@ -143,20 +143,20 @@ def _choose_codec(path: PathOrURL, head: bytes, encoding: str, report: ReadRepor
 
 
 def is_utf8(head: bytes) -> bool:
-    """Return whether this is UTF-8, perhaps damaged: more than half of the bytes beyond ASCII are valid."""
-    beyond = len(head) - len(head.decode("ascii", "ignore"))
+    """Return whether this is UTF-8, perhaps damaged: more than half of the bytes outside ASCII are valid."""
+    total = len(head) - len(head.decode("ascii", "ignore"))
     text = head.decode("utf-8", "ignore")
-    return beyond == 0 or len(text.encode()) - len(text.encode("ascii", "ignore")) > 0.5 * beyond
+    valid = len(text.encode()) - len(text.encode("ascii", "ignore"))
+    return total == 0 or valid > 0.5 * total
 
 
 def _detect(path: PathOrURL, head: bytes) -> str | None:
-    """Return the codec, if one fits clearly better than all others."""
+    """Return the codec that fits clearly better than all others, or None."""
     try:
         from charset_normalizer import from_bytes
     except ImportError:
         raise DataError(
-            f"{path}: not UTF-8. Set reader.encoding (such as gb18030), or have it detected: "
-            "pip install charset-normalizer"
+            f"{path}: not UTF-8. Set reader.encoding, such as gb18030, or detect it: pip install charset-normalizer"
         ) from None
     sample = head[:_DETECTION_BYTES]
     sample = sample[: sample.rfind(b"\n") + 1] or sample

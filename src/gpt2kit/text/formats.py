@@ -1,6 +1,6 @@
-"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, data sets of the Hugging Face hub.
+"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, datasets of the Hugging Face hub.
 
-A record is held whole; a file is read some records at a time.
+Files are read a few records at a time, so memory depends on the largest record and not on the file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gpt2kit.errors import DataError
 from gpt2kit.text.encodings import normalize_newlines
 from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
 
-# Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make one cell of the rest of the file.
+# Maximum characters in a CSV cell. Without a limit, a stray quotation mark makes one cell of the rest of the file.
 MAX_CELL = 1 << 26
 
-# Where a record is, and its value: a string, any other JSON value, or the BadRecord that was read instead.
+# Where a record is, and its value: a string, another JSON value, or a BadRecord.
 Record = tuple[str, object]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -32,7 +32,7 @@ class BadRecord(ValueError):
 
 
 def extract_texts(records: Iterable[Record], field: str, replace: bool, report: ReadReport) -> Iterator[str]:
-    """Yield the text of each record, or its field's, with LF line ends. Bad records are counted, or raise."""
+    """Yield the text of each record, with LF line ends. A bad record is counted or raises, as the report decides."""
     for where, value in records:
         report.records += 1
         try:
@@ -54,7 +54,7 @@ def extract_texts(records: Iterable[Record], field: str, replace: bool, report: 
 
 
 def read_json_lines(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
-    """Yield the records of a file with a JSON value per line; blank lines do not count."""
+    """Yield the records of a file with one JSON value per line; skip blank lines."""
     for number, line in enumerate(_lines(text), 1):
         if not line.isspace():
             yield f"{path} line {number}", _parse(line)
@@ -82,9 +82,9 @@ def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
 
 
 class _JsonStream:
-    """Reads JSON values, one after another, from a text of any length, and keeps no more of it than it needs."""
+    """Reads consecutive JSON values from text of any length; holds one value and the chunks that it is in."""
 
-    # A number, a word or an escape that ends this close to the end of the text may continue in the next chunk.
+    # A number, a name or an escape that ends this close to the end of the text may continue in the next chunk.
     _MARGIN = 16
 
     def __init__(self, chunks: Iterator[str]) -> None:
@@ -97,7 +97,7 @@ class _JsonStream:
         return self._first_line + self._text.count("\n", 0, self.position)
 
     def peek(self) -> str:
-        """Skip spaces and return the next character; nothing at the end of the text."""
+        """Skip spaces and return the next character, or an empty string at the end of the text."""
         while True:
             self.position = _SPACE.match(self._text, self.position).end()  # type: ignore[union-attr]
             if self.position < len(self._text):
@@ -106,7 +106,7 @@ class _JsonStream:
                 return ""
 
     def read_value(self) -> object:
-        """Return the next value. If it is broken, stop at the broken character and raise ValueError."""
+        """Return the next value. If it is invalid, stop at the invalid character and raise ValueError."""
         self.peek()
         while True:
             message = ""
@@ -127,7 +127,7 @@ class _JsonStream:
             return value
 
     def _read_more(self) -> bool:
-        """Read at least as much text as there is, so that a long value is parsed few times; False at the end."""
+        """Read at least as much text as is held, so that a long value is parsed few times; return False at the end."""
         rest = self._text[self.position :]
         chunks, size = [], 0
         for chunk in self._chunks:
@@ -143,7 +143,7 @@ class _JsonStream:
 
 
 def read_csv(text: Iterator[str], path: PathOrURL, field: str, delimiter: str) -> Iterator[Record]:
-    """Yield one column of a file with a header. A row with another number of cells than the header is bad."""
+    """Yield one column of a file with a header. A row whose number of cells differs from the header's is bad."""
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -185,7 +185,7 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
                 raise DataError(f"{path}: column {field!r} is {kind}, not text. Set reader.field")
             number = 0
             for batch in table.iter_batches(_rows_per_batch(table.metadata), columns=[field]):
-                # As bytes, because Parquet does not ensure that its strings are UTF-8.
+                # As bytes, because Parquet does not guarantee that its strings are UTF-8.
                 for value in batch.column(0).cast(kind).cast(arrow.large_binary()):
                     number += 1
                     where, raw = f"{path} row {number}", value.as_py()
@@ -202,7 +202,7 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
 
 
 def read_hub_dataset(url: str) -> Iterator[Record]:
-    """Yield the rows of a data set of the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
+    """Yield the rows of a dataset of the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -216,8 +216,8 @@ def read_hub_dataset(url: str) -> Iterator[Record]:
 
 
 def _lines(chunks: Iterator[str]) -> Iterator[str]:
-    """Yield the lines of a text with their ends."""
-    line: list[str] = []  # a line may be much longer than a chunk: joined once
+    """Yield the lines of a text with their line ends."""
+    line: list[str] = []  # a line may be much longer than a chunk, so its parts are joined once
     for chunk in chunks:
         first, *others = chunk.split("\n")
         line.append(first)
@@ -238,7 +238,7 @@ def _parse(line: str) -> object:
 
 
 def _text_of(value: object, field: str) -> str:
-    """Return the text of a record: itself, or its field."""
+    """Return the text of a record: the value itself, or its field."""
     if isinstance(value, BadRecord):
         raise value
     if isinstance(value, dict):
@@ -256,7 +256,7 @@ def _check_column(field: str, columns: list[str], path: PathOrURL) -> None:
 
 
 def _rows_per_batch(metadata: Any) -> int:
-    """Return a number of rows that are about 4 MiB together."""
+    """Return the number of rows that are about 4 MiB together."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
     return int(min(max((1 << 22) / max(row_bytes, 1), 1), 4096))

@@ -1,4 +1,4 @@
-"""Read files as documents: where each begins and ends, and in which split it is."""
+"""Read files as documents: find where each begins and ends, and which split it belongs to."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class UnfinishedPiece(str):
 
 @dataclass(frozen=True)
 class HashRange:
-    """The documents of a text whose hash, from 0 to 1, is in [low, high): one split of the text.
+    """The documents of a text whose hash, a number from 0 to 1, is in [low, high): one split of the text.
 
-    The hash is of the seed and of the document's first HEAD_LENGTH characters. So it does not depend on the order,
-    equal documents are in the same split, and the test split stays the same when the validation split changes.
+    The hash is of the seed and of the document's first HEAD_LENGTH characters. So the order of documents does not
+    matter, and equal documents are in the same split.
     """
 
     low: float
@@ -43,7 +43,7 @@ class HashRange:
     seed: int
 
     def contains(self, head: str) -> bool:
-        """Return whether it has a document that begins with `head`: all of it, or at least HEAD_LENGTH characters."""
+        """Return whether it contains a document; `head` is its first HEAD_LENGTH characters, or more."""
         text = f"{self.seed}\n{head[:HEAD_LENGTH]}".encode("utf-8", "surrogatepass")
         point = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
         return self.low <= point < self.high
@@ -93,9 +93,9 @@ class Reader:
         refuse(_problems(self))
 
     def identity(self) -> dict[str, object]:
-        """Return what the documents depend on besides the files' content. Part of checkpoints and cache keys."""
+        """Return what decides the documents besides the files' content. Part of checkpoints and cache keys."""
         kind = type(self)
-        # The public name, in whatever module the class is.
+        # The public name, whatever module defines the class.
         name = "gpt2kit.text.Reader" if kind is Reader else f"{kind.__module__}.{kind.__qualname__}"
         options = {_STORED_NAMES.get(name, name): value for name, value in vars(self).items() if name[0] != "_"}
         return {"reader": name, **options}
@@ -108,9 +108,9 @@ class Reader:
         Args:
             paths: what `find_files` returns.
             report: filled while the files are read.
-            hash_range: yield these documents only; `min_chars` and `max_documents` apply before it.
+            hash_range: yield only these documents; `min_chars` and `max_documents` are applied first.
         """
-        reader = copy.copy(self)  # so that a report belongs to one reading, and two can happen at the same time
+        reader = copy.copy(self)  # the copy holds the report, so that two iterations can run at the same time
         reader._report = report = report or ReadReport()
         report.max_bad_fraction = self.max_bad_fraction
         count = 0
@@ -131,7 +131,7 @@ class Reader:
                     return
                 count += 1
                 is_selected = hash_range is None or hash_range.contains(start[0])
-                for piece in itertools.chain(start, _read_rest(start[-1], pieces)):
+                for piece in itertools.chain(start, read_rest(start[-1], pieces)):
                     if is_selected:
                         report.pieces[-1] += 1
                         yield piece
@@ -163,7 +163,7 @@ class Reader:
 
 
 def reader_from(identity: dict[str, object]) -> Reader:
-    """Return the reader with this identity. No class is imported by name: a checkpoint must not run code."""
+    """Return the reader with this identity. No class is imported by its name: a checkpoint must not run code."""
     names = {stored: name for name, stored in _STORED_NAMES.items()}
     options = {names.get(name, name): value for name, value in identity.items() if name != "reader"}
     parameters = set(inspect.signature(Reader).parameters)
@@ -174,9 +174,9 @@ def reader_from(identity: dict[str, object]) -> Reader:
 
 
 def split_ranges(valid_fraction: float, test_fraction: float, seed: int) -> dict[Split, HashRange]:
-    """Return the documents of the training text that each split has; nothing if the text is not split.
+    """Return the part of the training text that each split takes; empty if the text is not split.
 
-    Test documents hash to the lower end and validation documents to the upper: changing one leaves the other alone.
+    Test documents hash to the lower end and validation documents to the upper, so a change of one keeps the other.
     """
     if not valid_fraction and not test_fraction:
         return {}
@@ -196,7 +196,7 @@ def split_problems(options: dict[str, Any]) -> list[str]:
         problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
         problems.check(
             not (fraction and options[f"{split}_files"]),
-            f"{option} {fraction}: data.{split}_files are set, too. Leave one out",
+            f"{option} {fraction}: data.{split}_files are set, too. Remove one",
         )
     total = options["valid_fraction"] + options["test_fraction"]
     problems.check(
@@ -223,21 +223,21 @@ def _problems(reader: Reader) -> list[str]:
     return problems.messages
 
 
+def read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the pieces that follow `piece`, up to the end of its document."""
+    while isinstance(piece, UnfinishedPiece):
+        piece = next(pieces)
+        yield piece
+
+
 def _separator(document: str, auto: str) -> str:
-    """Return what separates documents; nothing if they are never split."""
+    """Return what separates documents; empty if they are never split."""
     return {"auto": auto, "line": "\n", "paragraph": "\n\n", "file": ""}.get(document, document)
 
 
 def _margin(separator: str) -> str:
     """Return the characters to strip from documents: several blank lines separate paragraphs as one does."""
     return "\n" if separator == "\n\n" else ""
-
-
-def _read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:
-    """Yield the pieces that follow up to the end of the document."""
-    while isinstance(piece, UnfinishedPiece):
-        piece = next(pieces)
-        yield piece
 
 
 def _split_records(texts: Iterator[str], separator: str) -> Iterator[str]:
@@ -249,10 +249,10 @@ def _split_records(texts: Iterator[str], separator: str) -> Iterator[str]:
 
 
 def _split_text(chunks: Iterator[str], separator: str) -> Iterator[str]:
-    """Split a plain text into documents; holds at most about two pieces of it."""
+    """Split plain text into documents, and long documents into pieces; hold at most about two pieces."""
     margin = _margin(separator)
     rest = ""
-    is_continued = False  # an UnfinishedPiece of this document has been yielded
+    is_continued = False  # whether a piece of this document has been yielded
     for chunk in chunks:
         *documents, rest = (rest + chunk).split(separator) if separator else [rest + chunk]
         for document in documents:
@@ -260,7 +260,7 @@ def _split_text(chunks: Iterator[str], separator: str) -> Iterator[str]:
             is_continued = False
         if not is_continued:
             rest = rest.lstrip(margin)
-        # At least the length of a separator stays: one may begin there, and a last piece must not be empty.
+        # Keep at least a separator's length: a separator may begin there, and the last piece must not be empty.
         while len(rest) > PIECE_LENGTH + len(separator):
             end = rest.rfind("\n", PIECE_LENGTH // 2, PIECE_LENGTH) + 1 or PIECE_LENGTH
             yield UnfinishedPiece(rest[:end])
@@ -269,7 +269,7 @@ def _split_text(chunks: Iterator[str], separator: str) -> Iterator[str]:
 
 
 def _strip(document: str, margin: str, is_continued: bool) -> Iterator[str]:
-    """Yield the document without the margin, unless nothing is left."""
+    """Yield the document without its margin, unless it is empty then."""
     document = document.rstrip(margin)
     if not is_continued:
         document = document.lstrip(margin)

@@ -1,4 +1,4 @@
-"""Find files by paths, folders, patterns and URLs, and read their bytes, decompressed. Knows nothing about text."""
+"""Find files by paths, folders, patterns and URLs, and read their decompressed bytes. Knows nothing about text."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from gpt2kit.errors import DataError
 # A local file, or the URL of a remote one.
 PathOrURL = Path | str
 
-# Bytes read at once.
+# Bytes that are read at a time.
 CHUNK = 1 << 18
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
 
-# Words in the names that fsspec's file systems give to the size, version and time of a file.
+# fsspec's file systems have one of these words in the names of a file's size, version and time.
 _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", "created", "version", "commit", "oid")
 
 
 @dataclass
 class ReadReport:
-    """What happened while text was read, for the user and for the progress bar."""
+    """What happened while text was read: counts for the progress bar, notes for the user."""
 
     max_bad_fraction: float = 0.0  # the fraction of the records that may be bad; with 0 the first bad record raises
-    is_part: bool = False  # of a larger text, whose bad records are judged together
+    is_part: bool = False  # of a larger text, whose bad records are counted together
     bytes: int = 0  # read so far, before decompression
     records: int = 0  # of structured files (JSON, CSV, Parquet), good or bad
     bad: int = 0  # records without usable text
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # what happened: how often, and where first
-    pieces: list[int] = field(default_factory=list)  # that `Reader.read` has yielded from each file
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # what happened: how often, and the first place
+    pieces: list[int] = field(default_factory=list)  # of each file, that `Reader.read` has yielded
 
     def note(self, what: str, where: str, count: int = 1) -> None:
-        """Count something that the user should know; `what` follows a number."""
+        """Count an event that the user should know about; `what` is worded to follow a number."""
         before, first = self.notes.get(what, (0, where))
         self.notes[what] = (before + count, first)
 
@@ -59,14 +59,14 @@ class ReadReport:
         if not self.max_bad_fraction:
             more = f" ({detail})" if detail else ""
             raise DataError(
-                f"{where}: {reason}{more}. Fix it, or leave such records out: reader.max_bad_fraction is the fraction "
-                "that may be bad, such as 0.01"
+                f"{where}: {reason}{more}. Fix it, or skip such records: reader.max_bad_fraction is the fraction that "
+                "may be bad, such as 0.01"
             )
         self.bad += 1
         self.note(f"records left out: {reason}", where)
 
     def check_bad_fraction(self) -> None:
-        """Raise if more records were bad than may be. Called when everything is read."""
+        """Raise if too many records were bad. Called when all files are read."""
         if not self.is_part and self.bad > self.max_bad_fraction * self.records:
             first = next(where for what, (_, where) in self.notes.items() if what.startswith("records left out"))
             raise DataError(
@@ -80,7 +80,7 @@ class ReadReport:
 
 
 def find_files(patterns: list[str]) -> list[PathOrURL]:
-    """Return the files that paths, folders (recursively), patterns and URLs name, each once, in a fixed order."""
+    """Return the files that paths, folders, patterns and URLs name, each once, in a fixed order."""
     files: dict[PathOrURL, None] = {}
     for pattern in patterns:
         for path in _find_remote(pattern) if "://" in pattern else _find_local(pattern):
@@ -89,19 +89,19 @@ def find_files(patterns: list[str]) -> list[PathOrURL]:
 
 
 def suffixes(path: PathOrURL) -> tuple[str, str]:
-    """Return the suffixes of the format and of the compression, or nothing: `(".jsonl", ".gz")`."""
+    """Return the suffixes of the format and of the compression, such as `(".jsonl", ".gz")`; either may be empty."""
     name = Path(urlsplit(path).path if isinstance(path, str) else path).name.lower()
     stem, last = os.path.splitext(name)
     return (os.path.splitext(stem)[1], last) if last in COMPRESSIONS else (last, "")
 
 
 def is_hub_dataset(path: PathOrURL) -> bool:
-    """Return whether this is a data set of the Hugging Face hub rather than a file in one."""
+    """Return whether this is a dataset of the Hugging Face hub rather than a file in one."""
     return isinstance(path, str) and path.startswith(HUB) and urlsplit(path).path.count("/") <= 2
 
 
 def size(path: PathOrURL) -> int:
-    """Return the bytes of the file as it is stored; 0 if they are not known."""
+    """Return the size of the file as stored, in bytes; 0 if it is unknown."""
     with translate_errors(path):
         if isinstance(path, Path):
             return path.stat().st_size
@@ -112,7 +112,7 @@ def size(path: PathOrURL) -> int:
 
 
 def digests(paths: Sequence[PathOrURL], cache_dir: Path) -> list[str]:
-    """Return the hash of each local file's content, cached in `cache_dir`, and the identity of each remote file."""
+    """Return the hash of each local file, cached in `cache_dir`, and the identity of each remote one."""
     local = [path for path in paths if isinstance(path, Path)]
     try:
         hashes = iter(durable.Digests(cache_dir / "digests.json").of(local))
@@ -123,7 +123,7 @@ def digests(paths: Sequence[PathOrURL], cache_dir: Path) -> list[str]:
 
 
 def remote_identity(url: str) -> str:
-    """Return a hash of the URL and of what the server says about the file's version: size, tag or time."""
+    """Return a hash of the URL and of the version that the server reports: size, tag or time."""
     with translate_errors(url):
         if is_hub_dataset(url):
             from huggingface_hub import HfApi
@@ -138,7 +138,7 @@ def remote_identity(url: str) -> str:
 
 
 def read_chunks(path: PathOrURL, report: ReadReport) -> Iterator[bytes]:
-    """Yield the file's bytes, decompressed, CHUNK at once: the reader's pieces must not depend on a server's."""
+    """Yield the decompressed bytes, CHUNK at a time: the reader's pieces must not depend on how a server sends them."""
     rest = b""
     with translate_errors(path), _open(path, report) as file:
         for data in _decompress(path, file):
@@ -153,7 +153,7 @@ def read_chunks(path: PathOrURL, report: ReadReport) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def open_seekable(path: PathOrURL, report: ReadReport) -> Iterator[IO[bytes]]:
-    """Open the file, decompressed, for a reader that seeks; a temporary copy of it where needed."""
+    """Open the decompressed file for a reader that seeks; where needed, a temporary copy."""
     with translate_errors(path), _open(path, report) as file:
         if not suffixes(path)[1] and file.seekable():
             yield file
@@ -172,7 +172,7 @@ def translate_errors(path: PathOrURL) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: not found, or deleted while in use. Restore it, or leave it out") from None
+        raise DataError(f"{path}: not found, or deleted while in use. Restore it, or remove it from the list") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it{_owner(path)}. Change its permissions") from None
     except EOFError:
@@ -185,7 +185,7 @@ def translate_errors(path: PathOrURL) -> Iterator[None]:
         if error.errno is None and suffixes(path)[1]:  # gzip and bz2 raise an OSError without a number
             raise DataError(f"{path}: damaged compressed data ({error}). Download or copy the file again") from None
         raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check the file and its disk") from None
-    except Exception as error:  # each kind of server has errors of its own
+    except Exception as error:  # each kind of server has its own errors
         if isinstance(path, Path):
             raise
         reason = f"{type(error).__name__}: {str(error)[:200]}"
@@ -236,7 +236,7 @@ def _is_hidden(path: Path) -> bool:
 
 def _find_remote(pattern: str) -> list[str]:
     if is_hub_dataset(pattern) or pattern.startswith(("http://", "https://")):
-        return [pattern]  # a web server lists no folders, and a ? is part of the address
+        return [pattern]  # a web server lists no folders, and ? is part of the address
     with translate_errors(pattern):
         filesystem, path = filesystem_of(pattern)
         if glob.has_magic(path):
@@ -251,7 +251,7 @@ def _find_remote(pattern: str) -> list[str]:
 
 
 def _owner(path: PathOrURL) -> str:
-    with contextlib.suppress(OSError, KeyError, NotImplementedError):  # the last one on Windows
+    with contextlib.suppress(OSError, KeyError, NotImplementedError):  # NotImplementedError on Windows
         if isinstance(path, Path):
             return f" (mode {stat.S_IMODE(path.stat().st_mode):o}, owner {path.owner()})"
     return ""
@@ -259,7 +259,7 @@ def _owner(path: PathOrURL) -> str:
 
 @contextlib.contextmanager
 def _open(path: PathOrURL, report: ReadReport) -> Iterator[Any]:
-    """Open the file as it is stored, and count the bytes that are read from it."""
+    """Open the file as stored, and count the bytes that are read from it."""
 
     def count(number: int) -> None:
         report.bytes += number
@@ -292,7 +292,7 @@ def _decompress_zstd(path: PathOrURL, file: Any) -> Iterator[bytes]:
     except ImportError:
         raise missing_package(path, "zstd", "zstandard") from None
     frame, rest = None, b""
-    while data := rest or file.read(4096):  # little at a time: 4 KiB can hold 100 MB of zeros
+    while data := rest or file.read(4096):  # 4 KiB can decompress to 100 MB of zeros
         frame = frame or zstandard.ZstdDecompressor().decompressobj()
         try:
             yield frame.decompress(data)

@@ -13,4 +13,4 @@ def __getattr__(name: str) -> Any:
         from gpt2kit.tokenization.trainers import TokenizerSpec
 
         return TokenizerSpec
-    raise AttributeError(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Report how well a tokenizer fits a text: figures, examples, and a table of several with a suggestion."""
+"""Report how well a tokenizer fits a text: figures and examples; a table of several tokenizers with a suggestion."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tokenizers import Tokenizer
 
 from gpt2kit.tokenization.sampling import batched
 
-# Characters encoded at once.
+# Characters that are encoded at a time.
 _BATCH = 1 << 18
 # Characters of a document that an example shows.
 _EXAMPLE_LENGTH = 90
 # Parameters of the `small` GPT-2 (12 layers, width 768) besides its token embedding: 12 d^2 + 13 d per layer, the last
 # layer norm, the positions.
-_SMALL = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 1024 * 768
+SMALL_PARAMETERS = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 1024 * 768
 # What a lossless tokenizer must reproduce: spaces, line ends, an unassigned character, an emoji, a special token.
 _PROBE = "  a  b\n\n\t\u0378 \U0001fae8 <|endoftext|> "
-# Tokenizers with at most this many times the fewest tokens are as good as the best.
+# A tokenizer is as good as the best if it needs at most this many times its tokens.
 _NEAR = 1.1
 
 
 @dataclass
 class TokenizerReport:
-    """How a tokenizer encodes a text. Ends of documents do not count."""
+    """How a tokenizer encodes a text. End-of-document tokens are not counted."""
 
     size: int  # tokens in the vocabulary
     documents: int = 0
@@ -35,11 +35,11 @@ class TokenizerReport:
     characters: int = 0
     tokens: int = 0
     used: int = 0  # tokens of the vocabulary that the text contains
-    partial: int = 0  # tokens of the text that are a part of a character, which the vocabulary lacks
-    unknown: int = 0  # tokens of the text that mean something lost
+    partial: int = 0  # tokens of the text that are part of a character, which the vocabulary lacks
+    unknown: int = 0  # tokens of the text that stand for lost characters
     failures: int = 0  # documents that decode to another text
     difference: str = ""  # where the first of them differs
-    is_lossless: bool = True  # _PROBE decodes to itself, too
+    is_lossless: bool = True  # whether _PROBE decodes to itself
     longest: list[str] = field(default_factory=list)  # tokens of the vocabulary
     examples: list[list[str]] = field(default_factory=list)  # beginnings of documents, split into tokens
 
@@ -55,7 +55,7 @@ class TokenizerReport:
     def embedding(self) -> float:
         """The fraction of a `small` GPT-2's parameters in the token embedding, whose rows are a multiple of 64."""
         parameters = -(-self.size // 64) * 64 * 768
-        return parameters / (parameters + _SMALL)
+        return parameters / (parameters + SMALL_PARAMETERS)
 
 
 def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
@@ -82,7 +82,7 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
     report.used = int((counts > 0).sum())
     ids = list(vocabulary.values())
     texts = dict(zip(ids, tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False), strict=True))
-    # Part of a character decodes to U+FFFD; a token may also contain U+FFFD itself.
+    # Part of a character decodes to U+FFFD, which a token may also contain itself.
     partial = [i for token, i in vocabulary.items() if "�" in texts[i] and "�" not in token]
     report.partial = int(counts[partial].sum())
     unknown = vocabulary.get(getattr(tokenizer.model, "unk_token", None) or "")
@@ -93,7 +93,7 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
 
 
 def split_into_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Return the text of each token; tokens of one character together."""
+    """Return the text of each token; tokens of one character are joined."""
     pieces, start = [], 0
     for _, end in tokenizer.encode(text, add_special_tokens=False).offsets:
         if end > start:
@@ -142,7 +142,7 @@ def table(reports: dict[str, TokenizerReport]) -> str:
 
 
 def suggest(reports: dict[str, TokenizerReport]) -> str:
-    """Suggest the smallest vocabulary of the lossless tokenizers with at most 10 % more tokens than the fewest."""
+    """Suggest the smallest vocabulary of the lossless tokenizers that need at most 10 % more tokens than the best."""
     lossless = {name: report for name, report in reports.items() if report.is_lossless and not report.failures}
     if not lossless:
         return "suggestion: none; each of these loses text. Try bpe"

@@ -1,4 +1,4 @@
-"""Streams of documents: an even sample within a budget of bytes, batches, and counts of characters."""
+"""Streams of documents: an even sample of at most N bytes, batches, and counts of characters."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ StrT = TypeVar("StrT", bound=str)
 
 # By how much a sample may exceed its budget before it is reduced.
 _SLACK = 1.25
-# Characters counted at once.
-_COUNT_BATCH = 1 << 20
-# Scripts written without spaces: Thai, Lao, Tibetan, Myanmar; Khmer; kana; Han and its extensions.
-_UNSPACED = [(0x0E00, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF)]
-_UNSPACED += [(0xF900, 0xFAFF), (0x20000, 0x3FFFF)]
+# Characters that are counted at a time.
+COUNT_BATCH = 1 << 20
+
+# Scripts without spaces between words, by their first and last code points: Thai, Lao, Tibetan and Burmese; Khmer; Tai
+# scripts; kana and bopomofo; Han; half-width kana.
+SPACELESS = [(0x0E01, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAD), (0x3040, 0x312F)]
+SPACELESS += [(0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)]
+SPACELESS += [(0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF)]
+# The wide punctuation of East Asian scripts.
+WIDE_PUNCTUATION = [(0x3001, 0x303F), (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF65)]
 
 
 class Sample:
-    """At most `budget` bytes of whole items, sampled evenly: each item of the stream is equally likely.
+    """At most `budget` bytes of complete items; each item of the stream is equally likely to be in the sample.
 
-    Every item gets a random key from the seed. Those with the smallest keys are kept, in the order of the stream. So
-    the sample depends on the stream and the seed alone, and the memory on the budget alone.
+    Every item gets a random key. The items with the smallest keys are kept, in the order of the stream. So the sample
+    depends only on the stream and the seed, and the memory only on the budget.
 
     Args:
         budget: bytes of UTF-8 to keep.
@@ -33,7 +38,7 @@ class Sample:
 
     def __init__(self, budget: int, seed: int = 1) -> None:
         self.budget = budget
-        self.seen = 0  # bytes that were offered
+        self.seen = 0  # bytes of all items so far
         self._random = random.Random(seed)
         self._largest_key = 1.0
         self._raw = bytearray()
@@ -53,7 +58,7 @@ class Sample:
         self.shrink(self.budget)
 
     def offer(self, item: str) -> None:
-        """Keep or drop one more item. Until `shrink` the sample may exceed its budget by a quarter."""
+        """Keep or drop one more item. The sample may exceed its budget by a quarter until `shrink` is called."""
         raw = item.encode()
         self.seen += len(raw)
         key = self._random.random()
@@ -90,13 +95,13 @@ class Sample:
             start += length
 
     @property
-    def unspaced_fraction(self) -> float:
+    def spaceless_fraction(self) -> float:
         """The fraction of bytes in scripts without spaces, such as Chinese and Thai, estimated from 1 MB."""
         starts = np.linspace(0, max(len(self) - 1024, 0), 1024).astype(int)
         raw = b"".join(bytes(self._raw[start : start + 1024]) for start in starts)
         codes = np.frombuffer(raw.decode(errors="ignore").encode("utf-32-le"), np.uint32)
-        count = sum(int(((codes >= low) & (codes <= high)).sum()) for low, high in _UNSPACED)
-        return min(3 * count / max(len(raw), 1), 1.0)  # most of these characters have three bytes
+        count = sum(int(((codes >= first) & (codes <= last)).sum()) for first, last in SPACELESS)
+        return min(3 * count / max(len(raw), 1), 1.0)  # nearly all of these characters have three bytes
 
 
 def _compact(raw: bytearray, lengths: np.ndarray, is_kept: np.ndarray) -> None:
@@ -112,7 +117,7 @@ def _compact(raw: bytearray, lengths: np.ndarray, is_kept: np.ndarray) -> None:
 
 
 def batched(pieces: Iterable[StrT], size: int) -> Iterator[list[StrT]]:
-    """Group pieces into lists; a list ends with the piece that brings it to `size` characters."""
+    """Group pieces into lists of at least `size` characters; only the last may have fewer."""
     batch: list[StrT] = []
     characters = 0
     for piece in pieces:
@@ -126,9 +131,9 @@ def batched(pieces: Iterable[StrT], size: int) -> Iterator[list[StrT]]:
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:
-    """Return how often each character occurs; the most frequent first, equal ones by code point."""
+    """Count each character; the most frequent first, equally frequent ones by code point."""
     counts = np.zeros(0x110000, np.int64)
-    for batch in batched(texts, _COUNT_BATCH):
+    for batch in batched(texts, COUNT_BATCH):
         codes = np.frombuffer("".join(batch).encode("utf-32-le"), np.uint32)
         counts += np.bincount(codes, minlength=len(counts))
     used = np.flatnonzero(counts)

@@ -11,13 +11,15 @@ from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization.trainers import EOS, read_utf8
+
+# Ends each document, and begins each text, as in GPT-2.
+EOS = "<|endoftext|>"
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json`, and the small file next to it that `transformers` needs."""
+    """Write `tokenizer.json`, and `tokenizer_config.json`, which `transformers` needs."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": EOS,
@@ -48,8 +50,8 @@ def to_json(tokenizer: Tokenizer) -> str:
 def from_json(text: str, where: str) -> Tokenizer:
     """Return the tokenizer that `to_json` wrote; `where` names its source in errors.
 
-    Special tokens inside a text are encoded as ordinary text, so a corpus or a prompt cannot end a document.
-    (`parse_special` makes tokens that are not special, and these are recognized.)
+    Special tokens in a text are encoded as ordinary text, so a corpus or a prompt cannot end a document. (With
+    `parse_special` tokens are not special, and are recognized.)
     """
     tokenizer = from_plain_json(text, where)
     if tokenizer.token_to_id(EOS) is None:
@@ -69,7 +71,7 @@ def from_plain_json(text: str, where: str) -> Tokenizer:
     """Return any tokenizer of the `tokenizers` library, without padding, truncation and dropout."""
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
+    except Exception as error:  # that is what the library raises
         raise DataError(f"{where}: not a tokenizer ({error}). Train it again with train_tokenizer.py") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -86,7 +88,7 @@ def eos_id(tokenizer: Tokenizer) -> int:
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """Return the largest id + 1: the rows that a model needs. Some ids may not have a token."""
+    """Return the largest id + 1: the number of rows that a model needs. Some ids may have no token."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
@@ -96,9 +98,10 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """Return the UTF-8 bytes that each id adds to a text, maybe a part of a character; empty for ids without a token.
+    """Return the UTF-8 bytes that each id adds to a text; empty for ids without a token.
 
-    The bytes of a text are those of its tokens, one after another. Only wordpiece puts spaces between some of them.
+    A token may be part of a character. A text is the concatenation of its tokens' bytes, except that wordpiece puts
+    spaces between some of them.
     """
     raw = json.loads(tokenizer.to_str())
     decoder = json.dumps(raw["decoder"], ensure_ascii=False)
@@ -125,7 +128,15 @@ def added_ids(tokenizer: Tokenizer) -> set[int]:
 
 
 def _byte_level_letters() -> dict[str, int]:
-    """Return the byte of each of GPT-2's letters: printable Latin-1 is itself, 256, 257, ... are the other bytes."""
+    """Return the byte of each of GPT-2's letters: printable Latin-1 is itself, 256, 257, ... stand for the others."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def read_utf8(path: Path, where: str) -> str:
+    """Return the text of a file; `where` names it in the error."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another") from None

@@ -1,15 +1,12 @@
-"""Train a tokenizer on text, adopt an existing one, or find the one that `data.tokenizer` means."""
+"""Train a tokenizer on text, or open the one that `data.tokenizer` names; keep what is trained in a cache."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +18,10 @@ from gpt2kit.text.reader import HashRange, Reader
 from gpt2kit.text.sources import PathOrURL, ReadReport
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.sampling import Sample
-from gpt2kit.tokenization.tokenizer import from_plain_json, load, save, to_json
-from gpt2kit.tokenization.trainers import EOS, TokenizerSpec
+from gpt2kit.tokenization.tokenizer import EOS, load, save, to_json
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -38,56 +36,35 @@ TRAINERS: dict[str, Callable[[Iterable[str], TokenizerSpec], Tokenizer]] = {
 _MB = 1_000_000
 REPORT_BYTES = 2 * _MB
 LARGEST_SAMPLE = 200 * _MB
-# Part of the cache key: another number when the same options would make another tokenizer.
+# Part of the cache key. Raise it when the same options would make another tokenizer.
 _FORMAT = 1
 
 
 def train(spec: TokenizerSpec, documents: Iterator[str]) -> tuple[Tokenizer, Sample]:
-    """Train a tokenizer; return it, and a sample of the text to measure it on."""
+    """Train a tokenizer; return it with a sample of the text to measure it on."""
     if spec.kind == "char" and spec.max_train_bytes is None:
         texts = Sample(REPORT_BYTES, spec.seed)
         return TRAINERS[spec.kind](texts.watch(documents), spec), texts
     texts = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed).fill(documents)
     if spec.max_train_bytes is None:
-        texts.shrink(sample_size(spec.kind, texts.unspaced_fraction))
+        texts.shrink(sample_size(spec.kind, texts.spaceless_fraction))
     if len(texts) < texts.seen:
-        print(
+        logger.info(
             f"training on a sample of {reports.format_bytes(len(texts))} of {reports.format_bytes(texts.seen)} "
             "of text; --max_train_bytes BYTES sets its size"
         )
-    return TRAINERS[spec.kind](texts, with_default_size(spec)), texts
+    return TRAINERS[spec.kind](texts, spec), texts
 
 
-def sample_size(kind: str, unspaced: float) -> int:
-    """Return the bytes to train on, so that about 2 GB of memory and a minute or so are enough.
+def sample_size(kind: str, spaceless: float) -> int:
+    """Return the bytes to train on with about 2 GB of memory and in about a minute; `spaceless` as of a Sample.
 
-    Where no spaces separate words, a pair encoder keeps nearly each stretch between two marks as a word of its own:
-    100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python, were measured for bpe.
+    Where no spaces separate words, a pair encoder keeps nearly every stretch between two marks as a word of its own:
+    bpe was measured to take 100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python.
     """
     if kind in ("bpe", "spm-bpe"):
-        return int(1700 * _MB / (100 * unspaced + 3.5 * (1 - unspaced)))
+        return int(1700 * _MB / (100 * spaceless + 3.5 * (1 - spaceless)))
     return 20 * _MB if kind == "spm-unigram" else LARGEST_SAMPLE
-
-
-def with_default_size(spec: TokenizerSpec) -> TokenizerSpec:
-    """Return the options with the kind's own default of vocab_size."""
-    has_size = spec.vocab_size or spec.kind in ("char", "words")
-    return spec if has_size else replace(spec, vocab_size=trainers.VOCAB_SIZE)
-
-
-def adopt(spec: TokenizerSpec) -> Tokenizer:
-    """Return an existing tokenizer, or one of an existing vocabulary."""
-    assert spec.vocab is not None
-    if spec.kind == "wordpiece":
-        return trainers.build_wordpiece(trainers.read_vocabulary(spec.vocab), spec)
-    if spec.kind == "words":
-        return trainers.build_words(trainers.read_vocabulary(spec.vocab), spec)
-    raw = json.loads(to_json(from_plain_json(trainers.read_tokenizer_json(spec.vocab), spec.vocab)))
-    # GPT-2 reads the ids of the text alone: no [CLS] and [SEP] around it, nothing truncated or padded.
-    raw |= {"post_processor": None, "truncation": None, "padding": None}
-    tokenizer = from_plain_json(json.dumps(raw), spec.vocab)
-    tokenizer.add_special_tokens(trainers.as_special(spec.all_special_tokens))
-    return tokenizer
 
 
 def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
@@ -108,7 +85,8 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, hash_range: HashR
         is_empty = False
         yield document
     if is_empty:
-        raise DataError(f"{paths[0]}{' and the others' if paths[1:] else ''}: no text in it. Name files that hold text")
+        where = f"{paths[0]}{' and the others' if paths[1:] else ''}"
+        raise DataError(f"{where}: no text in it. Name files that contain text")
     for line in report.lines():
         logger.info(line)
 
@@ -120,9 +98,9 @@ def resolve(
     hash_range: HashRange | None,
     cache_dir: Path,
 ) -> Tokenizer:
-    """Return the tokenizer that `data.tokenizer` means: a folder, a name on the hub, or options to train it by.
+    """Return the tokenizer that `data.tokenizer` names: a folder, a name on the hub, or options to train it with.
 
-    One that is trained from the documents of `paths`, or fetched from the hub, is cached in `cache_dir`.
+    A tokenizer that is trained on the documents of `paths`, or fetched from the hub, is cached in `cache_dir`.
     """
     if isinstance(tokenizer, TokenizerSpec):
         return _cached(tokenizer, paths, reader, hash_range, cache_dir)
@@ -131,7 +109,7 @@ def resolve(
     try:
         return _cached(TokenizerSpec("existing", vocab=tokenizer), [], reader, None, cache_dir)
     except DataError as error:
-        reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").split(". ")[0]
+        reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").rpartition(". ")[0]
         raise DataError(
             f"{tokenizer}: no such tokenizer ({reason}). Train one with train_tokenizer.py --output_dir {tokenizer}"
         ) from None
@@ -140,7 +118,7 @@ def resolve(
 def _cached(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
 ) -> Tokenizer:
-    """Load a tokenizer from the cache, or make it; other processes wait meanwhile."""
+    """Load a tokenizer from the cache, or make it while other processes wait."""
     folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, hash_range, cache_dir)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
@@ -158,18 +136,13 @@ def _make(spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_
         trainers.check(spec)
         if spec.vocab is not None:
             return adopt(spec)
-        if spec.kind == "existing":
-            raise UserError("--vocab: missing. Name the tokenizer to adopt")
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            tokenizer, _ = train(spec, read_documents(paths, reader, hash_range))
-        print(output.getvalue(), end="", file=sys.stderr)
+        return train(spec, read_documents(paths, reader, hash_range))[0]
     except UserError as error:
         raise type(error)(f"data.tokenizer: {error}") from None
-    return tokenizer
 
 
 def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
-    """Return the files of a local vocabulary; none for a name on the hub."""
+    """Return the files of a local vocabulary; no files for a name on the hub."""
     path = Path(spec.vocab or "")
     if path.is_dir():
         return sorted(entry for entry in path.iterdir() if entry.is_file())
@@ -179,7 +152,7 @@ def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
 def _cache_key(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
 ) -> str:
-    """Return a name that changes with the options and, if the tokenizer is trained, with the text."""
+    """Return a name that depends on the options and, if the tokenizer is trained, on the text."""
     is_trained = spec.vocab is None
     content = {
         "format": _FORMAT,

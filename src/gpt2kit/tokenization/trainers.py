@@ -1,7 +1,7 @@
-"""The kinds of tokenizer: each function builds one from documents, or from an existing vocabulary.
+"""The kinds of tokenizers, and how each is trained.
 
-Every kind becomes one `tokenizers.Tokenizer`, so that one JSON holds all of it and encodes the same everywhere. All
-but wordpiece are lossless: what a vocabulary lacks is encoded as bytes, and decoding returns exactly the text.
+Every kind becomes one `tokenizers.Tokenizer`, so that one JSON file holds it and encodes the same everywhere. All but
+wordpiece are lossless: characters that the vocabulary lacks are encoded as bytes, and decoding returns the exact text.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.tokenization.sampling import count_characters
+from gpt2kit.tokenization.tokenizer import EOS
 
-# Ends each document, and begins each text, as in GPT-2.
-EOS = "<|endoftext|>"
 UNKNOWN = "[UNK]"
 # Default vocab_size of the kinds that do not take all tokens of the text.
 VOCAB_SIZE = 8192
@@ -30,24 +28,27 @@ VOCAB_SIZE = 8192
 _NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 _SENTENCEPIECE = ("spm-bpe", "spm-unigram")
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-# Characters without a space after which pair encoders get the text split: merging in a word of a million letters takes
-# hours.
+# Text without spaces is split after this number of characters for pair encoders: merging inside a word of a million
+# letters takes hours.
 _LONGEST_RUN = 256
 _RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_RUN + 1},}}")
-# Characters of the lines that SentencePiece gets.
+# Maximum characters of a line for SentencePiece.
 _LONGEST_LINE = 1 << 12
-# A space that WordPiece's decoder puts before Han characters and their punctuation.
+# The space that WordPiece's decoder puts before Han characters and their punctuation.
 _SPACE_BEFORE_HAN = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
 
-# Tokens that a kind needs besides special tokens, if not 256.
+# The number of tokens that a kind needs besides special tokens, where it is not 256.
 _SMALLEST = {"wordpiece": (2, f"{UNKNOWN}, a character")}
 _SMALLEST |= dict.fromkeys(_SENTENCEPIECE, (273, "256 bytes, 17 more"))
 # The kinds that do not support an option.
 _UNSUPPORTED = {
     "min_frequency": _SENTENCEPIECE,
     "max_token_length": ("char", "words", "wordpiece"),
-    "normalizer": ("words",),
+    "normalizer": ("words", "existing"),
+    "parse_special": ("words",),
 }
+# The kinds that can be made from an existing vocabulary.
+_ADOPTABLE = ("wordpiece", "words", "existing")
 
 Kind = Literal["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece", "existing"]
 
@@ -91,21 +92,43 @@ class TokenizerSpec:
         """The special tokens, the end of document first."""
         return [EOS, *self.special_tokens]
 
+    @property
+    def max_size(self) -> int | None:
+        """The maximum number of tokens; None for as many as the text has."""
+        return VOCAB_SIZE if self.vocab_size is None and self.kind not in ("char", "words") else self.vocab_size
+
 
 def check(spec: TokenizerSpec) -> None:
-    """Raise if this kind does not support an option, before any text is read."""
+    """Raise if an option is invalid or does not fit the kind, before any text is read."""
     kind, problems = spec.kind, Problems()
-    least, tokens = _SMALLEST.get(kind, (256, "256 bytes"))
-    least += len(spec.all_special_tokens)
-    tokens = ", ".join([tokens, *spec.all_special_tokens])
+    has_vocab = spec.vocab is not None
+    problems.check(
+        not has_vocab or kind in _ADOPTABLE, f"--kind {kind}: does not take --vocab; {', '.join(_ADOPTABLE)} do"
+    )
+    problems.check(
+        has_vocab or kind != "existing", "--kind existing: needs --vocab, a folder, a tokenizer.json or a hub name"
+    )
+    problems.check(
+        not has_vocab or (spec.vocab_size, spec.min_frequency, spec.max_train_bytes) == (None, None, None),
+        "--vocab: nothing is trained with it. Omit --vocab_size, --min_frequency and --max_train_bytes",
+    )
+    special = spec.all_special_tokens
+    problems.check(
+        "" not in special and len(set(special)) == len(special), "--special_tokens: a token is empty or is given twice"
+    )
+    least, parts = _SMALLEST.get(kind, (256, "256 bytes"))
+    least += len(special)
     problems.check(
         spec.vocab_size is None or spec.vocab_size >= least,
-        f"--vocab_size {spec.vocab_size}: {kind} needs at least {least} ({tokens})",
+        f"--vocab_size {spec.vocab_size}: {kind} needs at least {least} ({', '.join([parts, *special])})",
     )
+    for option, minimum in (("min_frequency", 1), ("max_token_length", 2), ("max_train_bytes", 1)):
+        value = getattr(spec, option)
+        problems.check(value is None or value >= minimum, f"--{option} {value}: must be at least {minimum}")
     for option, kinds in _UNSUPPORTED.items():
         value = getattr(spec, option)
         is_default = value == getattr(TokenizerSpec, option)
-        problems.check(kind not in kinds or is_default, f"--{option} {value}: {kind} has no such option. Leave it out")
+        problems.check(kind not in kinds or is_default, f"--{option} {value}: not available for {kind}. Omit it")
     problems.check(
         kind not in _SENTENCEPIECE or importlib.util.find_spec("sentencepiece"),
         f"--kind {kind}: needs SentencePiece. Run: pip install 'sentencepiece>=0.2'",
@@ -132,7 +155,7 @@ def train_bpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
 
 
 def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """Build a tokenizer with a token per character, the most frequent first; others are encoded as their bytes."""
+    """Build a tokenizer with one token per character, the most frequent first; others are encoded as bytes."""
     tokens = _frequent(count_characters(_normalize(documents, spec)), spec)
     ids = {token: i for i, token in enumerate([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens])}
     tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True))
@@ -140,7 +163,7 @@ def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
 
 
 def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """Build a tokenizer with a token per word, for text whose words are separated by spaces; see `build_words`."""
+    """Build a tokenizer with one token per word, for text whose words are separated by spaces."""
     counts: Counter[str] = Counter()
     for document in documents:
         counts.update(document.split(" "))
@@ -150,8 +173,8 @@ def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
 
 
 def build_words(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
-    """Build a tokenizer of words, whose ids are their positions; other words are encoded as their bytes."""
-    # A word's token begins with the space before it; the text's first word gets one, which decoding removes.
+    """Build a tokenizer of words, whose ids are their positions; other words are encoded as bytes."""
+    # A word's token begins with the space before it. The first word of a text gets a space, which decoding removes.
     ids = {f" {word}": i for i, word in enumerate(vocabulary)}
     for token in [*spec.all_special_tokens, *_BYTE_TOKENS]:
         ids.setdefault(token, len(ids))
@@ -164,13 +187,13 @@ def build_words(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
 
 
 def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
-    """Train BERT's WordPiece: words and punctuation, Han characters one by one, [UNK] for what is unknown."""
+    """Train BERT's WordPiece: words and punctuation, single Han characters, [UNK] for words that cannot be encoded."""
     special = [EOS, UNKNOWN, *spec.special_tokens]
     size = spec.vocab_size or VOCAB_SIZE
-    tokenizer = _build_bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), spec)
+    tokenizer = build_bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), spec)
     normalize, pre_tokenize = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     alphabet: list[str] = []
-    inner: list[str] = []  # the trainer numbers `##x` in the order of a hash and without a limit, so we number them
+    inner: list[str] = []  # numbered here: the trainer numbers `##x` in the order of a hash and without a limit
     for character in count_characters(map(normalize, documents)):
         if character.isspace():
             continue
@@ -194,21 +217,6 @@ def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(raw))
 
 
-def build_wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
-    """Build BERT's tokenizer from a vocab.txt, whose positions are the ids.
-
-    A vocabulary without any capital letter is for lowercase text, like those of BERT's uncased models.
-    """
-    special = [token for token in vocabulary if re.fullmatch(r"\[[A-Za-z0-9_]+\]", token)]
-    if UNKNOWN not in special:
-        raise DataError(f"--vocab: no {UNKNOWN} in it, so it is not a WordPiece vocabulary. Give one token per line")
-    is_lower = all(token == token.lower() for token in vocabulary if token not in special)
-    ids = {token: i for i, token in enumerate(vocabulary)}
-    tokenizer = _build_bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, is_lower)
-    tokenizer.add_special_tokens(as_special([*special, *spec.all_special_tokens]))
-    return tokenizer
-
-
 def train_sentencepiece(model_type: str, documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """Train SentencePiece's `bpe` or `unigram`, both with byte fallback."""
     return convert_sentencepiece(model_type, train_sentencepiece_model(model_type, documents, spec), spec)
@@ -220,9 +228,9 @@ def train_sentencepiece_model(model_type: str, documents: Iterable[str], spec: T
 
     size = (spec.vocab_size or VOCAB_SIZE) - len(spec.all_special_tokens)
     counts = count_characters(_normalize(documents, spec))
-    # The alphabet is 99.95 % of the text, but at most half of the room beside 256 bytes and the unknown token. Other
-    # characters are encoded as bytes: the text is split at them, since SentencePiece's own option has no maximum and
-    # refuses to leave out much. To SentencePiece U+2581 is a space, U+2585 the unknown token, and a tab its separator.
+    # The alphabet covers 99.95 % of the text, but takes at most half of the room beside 256 bytes and the unknown
+    # token. Other characters are encoded as bytes, and the text is split at them: SentencePiece's own option has no
+    # maximum and refuses to drop much. It reads U+2581 as a space, U+2585 as the unknown token, a tab as a separator.
     room, total, covered = (size - 257) // 2, sum(counts.values()), 0
     excluded = list("\t\0\u2581\u2585")
     for rank, (character, count) in enumerate(counts.items()):
@@ -253,16 +261,16 @@ def train_sentencepiece_model(model_type: str, documents: Iterable[str], spec: T
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = f"SentencePiece cannot learn from this text ({error})"
-        raise DataError(f"spm-{model_type}: {reason}. Give more text") from None
+        reason = f"SentencePiece cannot train on this text ({error})"
+        raise DataError(f"spm-{model_type}: {reason}. Use more text") from None
     return model.getvalue()
 
 
 def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) -> Tokenizer:
-    """Convert a model of `train_sentencepiece_model` id for id, with the special tokens after its pieces.
+    """Convert a model of `train_sentencepiece_model`, keeping its ids, and append the special tokens.
 
-    Spaces are spaces instead of U+2581, so that a text may contain that character, too. Text is split where no piece
-    can cross (before a space that follows something else), which changes no id and makes encoding fast.
+    A space stays a space instead of U+2581, so that text may contain that character, too. Text is split where no piece
+    can cross (before a space that follows another character), which changes no id and makes encoding fast.
     """
     import sentencepiece
 
@@ -277,97 +285,28 @@ def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) ->
         tokenizer = Tokenizer(models.BPE(ids, _merges(best_first), byte_fallback=True))
         tokenizer.pre_tokenizer = split
     else:
-        # Six decimals are what 32 bits hold; longer scores would change when the JSON is read and written again.
+        # 32 bits hold six decimals; longer scores would change when the JSON is read and written again.
         scores = [(piece, round(processor.get_score(i), 6)) for i, piece in enumerate(pieces)]
         tokenizer = Tokenizer(models.Unigram(scores, unk_id=processor.unk_id(), byte_fallback=True))
-        # Text that looks like the token of a byte must not become that token.
+        # Text that looks like a byte's token must not become that token.
         byte_names = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>|unk>)"), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([byte_names, split])
     return _add_byte_fallback(tokenizer, spec)
 
 
-def read_vocabulary(path: str) -> list[str]:
-    """Return the tokens of a vocab.txt, one per line."""
-    if not Path(path).is_file():
-        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
-    lines = read_utf8(Path(path), f"--vocab {path}").split("\n")
-    if lines[-1] == "":
-        del lines[-1]
-    if not lines:
-        raise DataError(f"--vocab {path}: empty. Give one token per line")
-    return [line.rstrip("\r") for line in lines]
-
-
-def read_utf8(path: Path, where: str) -> str:
-    """Return the text of a file; `where` names it in the error."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another") from None
-
-
-def read_tokenizer_json(name: str) -> str:
-    """Return the tokenizer.json of a folder, a file or a hub name; older formats are converted by transformers."""
-    path = Path(name)
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
-        return _convert_folder(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if path.is_file():
-        return read_utf8(path, f"--vocab {name}")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise DataError(f"--vocab {name}: no such folder or file. Check the path")
-    return _download(name)
-
-
-def _convert_folder(folder: Path) -> str:
-    from transformers import AutoTokenizer
-
-    try:
-        backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
-    except Exception as error:  # the library raises many kinds
-        raise DataError(f"--vocab {folder}: no tokenizer in it ({error}). Name a folder with tokenizer.json") from None
-    return str(backend.to_str())
-
-
-def _download(name: str) -> str:
-    """Return the hub's tokenizer.json, from the local cache if it is there.
-
-    `hf_hub_download` retries for 24 seconds on an offline machine, so there is one attempt instead.
-    """
-    import urllib.error
-    import urllib.request
-
-    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    if isinstance(cached := try_to_load_from_cache(name, "tokenizer.json"), str):
-        return Path(cached).read_text(encoding="utf-8")
-    reason = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        request = urllib.request.Request(hf_hub_url(name, "tokenizer.json"), headers=build_hf_headers())
-        try:
-            with urllib.request.urlopen(request, timeout=20) as response:
-                return bytes(response.read()).decode()
-        except urllib.error.HTTPError as error:
-            reason = f"the hub answers {error.code} {error.reason}"
-        except OSError as error:
-            reason = f"the hub cannot be reached: {getattr(error, 'reason', error)}"
-    raise DataError(f"--vocab {name}: no such folder here, and {reason}. Check the name, or give a tokenizer's folder")
-
-
 def as_special(tokens: Iterable[str]) -> list[AddedToken]:
-    """Return the tokens as special ones, which no normalizer changes."""
+    """Return special tokens with these names; no normalizer changes them."""
     return [AddedToken(token, special=True, normalized=False) for token in tokens]
 
 
 def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
-    """Return the tokens that occur often enough, as many as fit beside special tokens and bytes."""
+    """Return the tokens that occur often enough, at most as many as fit beside special tokens and bytes."""
     tokens = [token for token, count in counts.items() if count >= (spec.min_frequency or 1)]
     return tokens[: spec.vocab_size - len(spec.all_special_tokens) - 256] if spec.vocab_size else tokens
 
 
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """Return every pair of pieces that makes a piece, the best piece first, as SentencePiece merges."""
+    """Return every pair of pieces that joins to a piece, in the order of the pieces, as SentencePiece merges them."""
     vocabulary = set(pieces)
     return [
         (piece[:at], piece[at:])
@@ -377,7 +316,8 @@ def _merges(pieces: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Tokenizer:
+def build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Tokenizer:
+    """Return a tokenizer that splits text as BERT does, for a WordPiece model."""
     tokenizer = Tokenizer(model)
     bert = normalizers.BertNormalizer(lowercase=is_lower, strip_accents=is_lower)
     first = _normalizer(spec)

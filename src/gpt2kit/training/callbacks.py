@@ -96,7 +96,8 @@ class TextSamples(Callback):
 
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
-        source = LoadedCheckpoint(Path(), gpt2.shape, plain_state(gpt2, gpt2.state_dict()), tokenizer, {})
+        state = plain_state(gpt2, gpt2.state_dict())
+        source = LoadedCheckpoint(Path(), gpt2.shape, tokenizer, {}, state=state)
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text
@@ -165,7 +166,8 @@ class EpochExports(Callback):
         try:
             with isolate_rng():
                 metadata = run_state.describe(trainer, settings={})
-                source = LoadedCheckpoint(target, shape, plain_state(gpt2_of(trainer), state), tokenizer, metadata)
+                state = plain_state(gpt2_of(trainer), state)
+                source = LoadedCheckpoint(target, shape, tokenizer, metadata, state=state)
                 with huggingface.replacing_folder(target) as folder:
                     huggingface.write(source, folder, target.name, self.dtype)
                     huggingface.check(source, folder, self.dtype)

@@ -61,8 +61,8 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "document_start": text.document_start,
         "test_files": text.files["test"],
         # The names of the format: HashRange of the documents in each split.
-        "test_share": asdict(text.shares["test"]) if "test" in text.shares else None,
-        "train_share": asdict(text.shares["train"]) if "train" in text.shares else None,
+        "test_share": asdict(text.hash_ranges["test"]) if "test" in text.hash_ranges else None,
+        "train_share": asdict(text.hash_ranges["train"]) if "train" in text.hash_ranges else None,
         "train_tokens": text.store("train").tokens,
         "settings": settings,
         "step": step,

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, enough by themselves, and harmless when they come from strangers."""
+"""Checkpoints are complete, self-contained, and safe to open whoever wrote them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
 
 
-def test_one_file_is_enough(run: Run, tmp_path: Path) -> None:
+def test_one_file_is_self_contained(run: Run, tmp_path: Path) -> None:
     shutil.copy(checkpoint.find(run.folder), tmp_path / "alone.ckpt")
     opened = checkpoint.open(tmp_path / "alone.ckpt")
     assert opened.tokenizer.get_vocab_size() == 320
@@ -26,7 +27,7 @@ def test_one_file_is_enough(run: Run, tmp_path: Path) -> None:
     assert opened.metadata["tokens_seen"] == 40 * 8 * 16
 
 
-def test_it_holds_only_plain_types(run: Run) -> None:
+def test_metadata_has_only_plain_types(run: Run) -> None:
     def plain(value: Any) -> bool:
         if isinstance(value, dict):
             return all(plain(k) and plain(v) for k, v in value.items())
@@ -38,35 +39,35 @@ def test_it_holds_only_plain_types(run: Run) -> None:
     assert plain({key: value for key, value in raw.items() if key not in ("optimizer_states", "state_dict")})
 
 
-def test_public_names_of_the_format(run: Run) -> None:
-    """These names are in people's files. Adding one is fine; for another change raise checkpoint.FORMAT."""
+def test_the_format_has_these_names(run: Run) -> None:
+    """Users have files with these names. A name may be added; any other change needs another checkpoint.FORMAT."""
     raw = checkpoint.read(checkpoint.find(run.folder))
-    facts = raw["gpt2kit"]
-    assert set(facts) == {
+    metadata = raw["gpt2kit"]
+    assert set(metadata) == {
         *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
         "append_eos",
         *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped", "start", "freeze", "val_bpb"),
     }
-    assert set(facts["shape"]) == {
+    assert set(metadata["shape"]) == {
         *("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "initializer_range", "layer_norm_epsilon"),
         *("embd_pdrop", "attn_pdrop", "resid_pdrop", "vocab_size", "n_positions"),
     }
-    assert set(facts["data"]) == {
+    assert set(metadata["data"]) == {
         *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents", "window_shards"),
         *("token_files", "order_version"),
     }
     assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
 
 
-def test_names_tell_best_and_newest(tmp_path: Path) -> None:
+def test_file_names_give_the_newest_and_the_best(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for step, loss in ((9, 1.5), (10, 1.25), (100, 1.3), (200, None), (300, float("nan"))):
         (folder / checkpoint.file_name(0, step, loss)).touch()
-    found = checkpoint.checkpoints(tmp_path)
-    assert [checkpoint.step_of(path) for path in found] == [300, 200, 100, 10, 9]
-    assert [checkpoint.step_of(path) for path in checkpoint.best_of(found, 2)] == [10, 100]
-    assert checkpoint.best_of([p for p in found if "val_loss" not in p.name]) == found[:1]
+    paths = checkpoint.checkpoints(tmp_path)
+    assert [checkpoint.step_of(path) for path in paths] == [300, 200, 100, 10, 9]
+    assert [checkpoint.step_of(path) for path in checkpoint.best_of(paths, 2)] == [10, 100]
+    assert checkpoint.best_of([path for path in paths if "val_loss" not in path.name]) == paths[:1]
     assert checkpoint.best_of([]) == []
 
 
@@ -91,12 +92,12 @@ HOSTILE: dict[str, Any] = {
     "wrong shape": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(3, 3)}),
     "wrong dtype": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": torch.zeros(16, 32).long()}),
     "untied": lambda raw: raw["state_dict"]["model.lm_head.weight"].add_(1),
-    "a number for a tensor": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": 3}),
-    "a number for a name": lambda raw: raw["state_dict"].update({3: torch.zeros(1)}),
-    "a sparse tensor": lambda raw: raw["state_dict"].update(
+    "number as tensor": lambda raw: raw["state_dict"].update({"model.transformer.wpe.weight": 3}),
+    "number as name": lambda raw: raw["state_dict"].update({3: torch.zeros(1)}),
+    "sparse tensor": lambda raw: raw["state_dict"].update(
         {"model.transformer.wpe.weight": torch.zeros(16, 32).to_sparse()}
     ),
-    "repeated places": lambda raw: raw["state_dict"].update(
+    "expanded tensor": lambda raw: raw["state_dict"].update(
         {"model.transformer.wpe.weight": torch.zeros(1).expand(16, 32)}
     ),
     "nan": lambda raw: raw["state_dict"]["model.transformer.wpe.weight"].fill_(torch.nan),
@@ -108,12 +109,16 @@ HOSTILE: dict[str, Any] = {
     "no tokenizer": lambda raw: raw["gpt2kit"].update(tokenizer="{"),
     "no shape": lambda raw: raw["gpt2kit"].pop("shape"),
     "later format": lambda raw: raw["gpt2kit"].update(format=99),
-    "not ours": lambda raw: raw.pop("gpt2kit"),
+    **{
+        f"lora_alpha {alpha}": lambda raw, alpha=alpha: raw["gpt2kit"].update(freeze={"lora": 4, "lora_alpha": alpha})
+        for alpha in ("x", 0, True, float("inf"))
+    },
+    "other program": lambda raw: raw.pop("gpt2kit"),
 }
 
 
 @pytest.mark.parametrize("harm", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_strangers_file_is_refused(
+def test_a_hostile_file_is_refused(
     run: Run, tmp_path: Path, harm: Any, call: Callable[..., Outcome], inside: Path
 ) -> None:
     raw = checkpoint.read(checkpoint.find(run.folder))
@@ -142,7 +147,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     assert "canary" not in sys.modules
 
 
-def test_a_flipped_bit_is_found(run: Run, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_noticed(run: Run, tmp_path: Path) -> None:
     source = checkpoint.find(run.folder)
     content = bytearray(source.read_bytes())
     content[len(content) // 2] ^= 1
@@ -169,3 +174,12 @@ def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, t
     torch.save(raw, tmp_path / "nan.ckpt")
     with pytest.raises(CheckpointError, match="contains NaN or Inf"):
         checkpoint.peek(tmp_path / "nan.ckpt")
+
+
+@pytest.mark.parametrize(
+    "share", [{"low": 0.0}, {"low": "0", "high": 1.0, "seed": 1}, {"low": 0.0, "high": 9.0, "seed": 1}, [], 3]
+)
+def test_an_invalid_split_in_a_checkpoint_is_refused(share: object) -> None:
+    info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": share})
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: its test_share is invalid"):
+        checkpoint.read_test_text(info)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""Hugging Face folders: the same figures as the checkpoint they were made of, and harmless when they are hostile."""
+"""Models in Hugging Face's format, also older, unusual and hostile ones."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,72 +12,47 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Outcome, Run, export_with_transformers
+from helpers import save_huggingface_model, train_tokenizer
 from safetensors.torch import load_file, save_file
 
 from gpt2kit.checkpoint import checkpoint, huggingface
-from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.config import padded_vocab_size
 from gpt2kit.tokenization import tokenizer
 
 
-def main(args: list[str]) -> None:
-    parser.run(test.test, args)
-
-
 @pytest.fixture(scope="module")
-def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_with_transformers(run, tmp_path_factory.mktemp("hf") / "model")
+def model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_huggingface_model(corpus / "tokenizer", tmp_path_factory.mktemp("hf") / "model")
 
 
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
+def folder(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "model"))
 
 
-def edited(file: Path, **changes: Any) -> None:
+def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_an_exported_model_has_the_same_figures(
-    run: Run, whole: Path, call: Callable[..., Outcome], inside: Path, corpus: Path
-) -> None:
-    code, out, err = call(main, "--ckpt_path", run.folder, whole, "--json_output", "-")
-    one, other = json.loads(out)["results"]
-    assert code == 0 and f"{whole}: tested on the text of" in err
-    assert (
-        one["nll"] == other["nll"] and one["tokens"] == other["tokens"] and one["interval_95"] == other["interval_95"]
-    )
-    assert other["difference"]["bits_per_byte"] == 0 and other["difference"]["interval_95"] == [0, 0]
-    code, out, _ = call(main, "--ckpt_path", whole, "--files", corpus / "test.txt", "--json_output", "-")
-    assert code == 0 and json.loads(out)["results"][0]["nll"] == one["nll"]
-    code, _, err = call(main, "--ckpt_path", whole)
-    assert code == 2 and "Name text files with --files" in err
+def test_a_vocabulary_that_is_not_a_multiple_of_64(corpus: Path, tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
 
-
-def test_a_vocabulary_that_fills_no_rows_of_64(corpus: Path, tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    found = tokenizer.load(corpus / "tokenizer")
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=8, vocab_size=333, bos_token_id=0, eos_token_id=0)
-    model = GPT2LMHeadModel(config).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save(found, tmp_path)
+    save_huggingface_model(corpus / "tokenizer", tmp_path, vocab_size=333)
     opened = checkpoint.open(tmp_path)
     ids = torch.arange(8)[None]
     with torch.no_grad():
-        ours = opened.model(ids).logits
-        theirs = model(ids, labels=ids)
+        logits = opened.model(ids).logits
+        expected = GPT2LMHeadModel.from_pretrained(tmp_path).eval()(ids, labels=ids)
         nll = opened.model.token_nll(ids)
-    assert ours.shape[-1] == padded_vocab_size(333) == 384
-    torch.testing.assert_close(ours[..., :333], theirs.logits, rtol=0, atol=0)
-    assert nll.mean().item() == pytest.approx(theirs.loss.item(), rel=1e-6), "rows that are no tokens take nothing"
+    assert logits.shape[-1] == padded_vocab_size(333) == 384
+    torch.testing.assert_close(logits[..., :333], expected.logits)
+    assert nll.mean().item() == pytest.approx(expected.loss.item(), rel=1e-6), "the padding is not in the loss"
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_older_files_of_pickled_tensors(folder: Path, prefix: bool) -> None:
-    wanted = checkpoint.open(folder).model.state_dict()
+    expected = checkpoint.open(folder).model.state_dict()
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril().bool()
@@ -84,32 +60,32 @@ def test_older_files_of_pickled_tensors(folder: Path, prefix: bool) -> None:
     if not prefix:
         state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if "lm_head" not in name}
     torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=prefix)
-    found = checkpoint.open(folder).model.state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    actual = checkpoint.open(folder).model.state_dict()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
-def test_half_precision_weights_are_taken(folder: Path) -> None:
+def test_half_precision_weights_become_float32(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor.bfloat16() for name, tensor in state.items()}, folder / "model.safetensors")
-    found = checkpoint.open(folder).model.state_dict()["transformer.wpe.weight"]
-    assert found.dtype == torch.float32 and torch.equal(found, state["transformer.wpe.weight"].bfloat16().float())
+    weights = checkpoint.open(folder).state["transformer.wpe.weight"]
+    assert weights.dtype == torch.float32 and torch.equal(weights, state["transformer.wpe.weight"].bfloat16().float())
 
 
-@pytest.mark.parametrize("how", ["tokenizer_config", "config"])
-def test_another_end_of_text_token_is_used(how: str, folder: Path) -> None:
+@pytest.mark.parametrize("named_in", ["tokenizer_config", "config"])
+def test_the_own_end_of_text_token_is_used(named_in: str, folder: Path) -> None:
     before = checkpoint.open(folder).tokenizer
     number = tokenizer.eos_id(before)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "[END]"))
     (folder / "tokenizer_config.json").unlink()
-    if how == "tokenizer_config":
+    if named_in == "tokenizer_config":
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "[END]"}}))
-    edited(folder / "config.json", eos_token_id=number if how == "config" else 50256)
-    found = checkpoint.open(folder).tokenizer
-    assert tokenizer.eos_id(found) == number and found.encode("the fox").ids == before.encode("the fox").ids
-    assert found.decode(found.encode("[END] <|endoftext|>").ids) == "[END] <|endoftext|>"
+    edit_json(folder / "config.json", eos_token_id=number if named_in == "config" else 50256)
+    after = checkpoint.open(folder).tokenizer
+    assert tokenizer.eos_id(after) == number and after.encode("the fox").ids == before.encode("the fox").ids
+    assert after.decode(after.encode("[END] <|endoftext|>").ids) == "[END] <|endoftext|>"
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
-    edited(folder / "config.json", eos_token_id=None)
+    edit_json(folder / "config.json", eos_token_id=None)
     with pytest.raises(CheckpointError, match="has no end-of-text token"):
         checkpoint.open(folder)
 
@@ -138,14 +114,14 @@ def with_bin(make: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
 
 
 def with_config(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edited(folder / "config.json", **changes)
+    return lambda folder: edit_json(folder / "config.json", **changes)
 
 
-def writing(name: str, content: bytes) -> Callable[[Path], None]:
+def with_file(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
-def truncated(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
@@ -155,7 +131,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle bomb": (with_bin(lambda state: {**state, "x": Bomb()}), "not a readable file of tensors"),
     "a bomb alone": (with_bin(lambda state: Bomb()), "not a readable file of tensors"),
     "a list of tensors": (with_bin(lambda state: list(state.values())), "not a dictionary of tensors"),
-    "repeated places": (
+    "expanded tensor": (
         with_bin(lambda state: {**state, WPE: torch.zeros(1).expand(16, 32)}),
         f"tensor model.{WPE} is",
     ),
@@ -171,9 +147,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         "the output embedding differs from the input embedding",
     ),
     "untied by config": (with_config(tie_word_embeddings=False), "tie_word_embeddings is False"),
-    "truncated": (truncated, "not a readable file of tensors"),
-    "text for tensors": (writing("model.safetensors", b"hello"), "not a readable file of tensors"),
-    "a header of absurd size": (writing("model.safetensors", b"\xff" * 7 + b"\x7f{}"), "not a readable file"),
+    "truncated": (truncate, "not a readable file of tensors"),
+    "text for tensors": (with_file("model.safetensors", b"hello"), "not a readable file of tensors"),
+    "a header of absurd size": (with_file("model.safetensors", b"\xff" * 7 + b"\x7f{}"), "not a readable file"),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "contains neither"),
     "absurd size": (with_config(n_embd=1 << 40), "n_embd 1099511627776 is invalid"),
     "absurd vocabulary": (with_config(vocab_size=1 << 24), "requires floats (16777216, 32)"),
@@ -187,60 +163,53 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "quantized": (with_config(quantization_config={"bits": 4}), "quantization_config"),
     "other attention": (with_config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
-    "no JSON": (writing("config.json", b"{"), "not a readable JSON file"),
-    "a JSON list": (writing("config.json", b"[]"), "not a JSON object"),
-    "deep JSON": (writing("config.json", b"[" * 100_000), "not a readable JSON file"),
-    "binary config": (writing("config.json", b"\xff\xfe"), "not a readable JSON file"),
+    "no JSON": (with_file("config.json", b"{"), "not a readable JSON file"),
+    "a JSON list": (with_file("config.json", b"[]"), "not a JSON object"),
+    "deep JSON": (with_file("config.json", b"[" * 100_000), "not a readable JSON file"),
+    "binary config": (with_file("config.json", b"\xff\xfe"), "not a readable JSON file"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "contains no tokenizer.json"),
-    "a broken tokenizer": (writing("tokenizer.json", b"{}"), "not a tokenizer"),
-    "a text for a tokenizer": (writing("tokenizer.json", b"hello"), "not a readable JSON file"),
+    "a broken tokenizer": (with_file("tokenizer.json", b"{}"), "not a tokenizer"),
+    "a text for a tokenizer": (with_file("tokenizer.json", b"hello"), "not a readable JSON file"),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_strangers_folder_is_refused_in_one_line(
-    case: str, folder: Path, call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hostile_folder_is_refused(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "canary.py").write_text("import sys; sys.canary = True")
     monkeypatch.syspath_prepend(folder)
     harm, message = HOSTILE[case]
     harm(folder)
-    code, out, err = call(main, "--ckpt_path", folder, "--files", "a.txt")
-    assert code == 4 and err.startswith("error: ") and err.count("\n") == 1 and not out, err
-    assert message in err and str(folder) in err
+    with pytest.raises(CheckpointError, match=re.escape(message)) as error:
+        checkpoint.open(folder)
+    assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)
     assert not hasattr(sys, "bomb") and not hasattr(sys, "canary") and "canary" not in sys.modules
-    assert not list(inside.glob("*")) or list(inside.iterdir()) == [folder]
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, corpus: Path) -> None:
-    from helpers import train_tokenizer
-
     train_tokenizer([str(corpus / "train.txt")], folder, vocab_size=330)
     with pytest.raises(CheckpointError, match="330 tokens, the model 320"):
         checkpoint.open(folder)
 
 
-def test_the_hub(whole: Path, call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a name that is clearly one; a mistyped path goes nowhere."""
+def test_only_hub_names_go_to_the_network(model: Path, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    asked: list[tuple[str, list[str]]] = []
+    requests: list[tuple[str, list[str]]] = []
 
     def unreachable(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+        requests.append((name, allow_patterns))
         raise ConnectionError("no network\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     for name in ("hf://owner/name", "owner/name"):
-        code, _, err = call(main, "--ckpt_path", name)
-        assert code == 4 and "no such folder, and not available from the hub (ConnectionError: no network)" in err
-        assert err.count("\n") == 1
+        with pytest.raises(CheckpointError, match=r"not available from the hub \(ConnectionError: no network\)"):
+            checkpoint.open(name)
     (inside / "runs").mkdir()
     for name in ("runs/version_1", "version_1", "a/b/c"):
-        code, _, err = call(main, "--ckpt_path", name)
-        assert code == 4 and "no such checkpoint or run folder" in err
-    assert [name for name, _ in asked] == ["owner/name"] * 2
-    assert all("*" not in pattern and ".py" not in pattern for pattern in asked[0][1])
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(whole))
-    assert checkpoint.open("hf://owner/name").model.shape["n_embd"] == 32
-    assert huggingface.find_folder(str(whole)) == whole
+        with pytest.raises(CheckpointError, match="no such checkpoint or run folder"):
+            checkpoint.open(name)
+    assert [name for name, _ in requests] == ["owner/name"] * 2
+    assert all("*" not in pattern and ".py" not in pattern for pattern in requests[0][1])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(model))
+    assert checkpoint.open("hf://owner/name").shape["n_embd"] == 32
+    assert huggingface.find_folder(str(model)) == model

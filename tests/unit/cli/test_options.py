@@ -276,3 +276,9 @@ def test_a_section_without_options(
 def test_nearest() -> None:
     assert nearest("n_layr", ["model.n_layer", "data.n"]) == ". Did you mean model.n_layer?"
     assert nearest("qqq", ["model.n_layer"]) == ""
+
+
+@pytest.mark.parametrize("option", ["--verify_resume", "--tune=lr"])
+def test_trials_do_not_resume_a_run(option: str, options: list[str], call: Callable[..., Outcome]) -> None:
+    code, _, err = call(train.main, *options, option, "--ckpt_path=last")
+    assert code == 2 and "Leave out --ckpt_path" in err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from helpers import Outcome
+from tokenizers import Tokenizer
 
 from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser
@@ -15,46 +16,45 @@ from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import TokenStore
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization import tokenizer
 
 
 @pytest.fixture
-def stores(corpus: Path, tmp_path: Path) -> list[TokenStore]:
-    """Three stores: one of today, one last used ten days ago, one whose building was broken off."""
-    trained = tokenizer.load(corpus / "tokenizer")
-    made = [
+def stores(corpus: Path, trained: Tokenizer, tmp_path: Path) -> list[TokenStore]:
+    """Three stores: a new one, one last used ten days ago, and an incomplete one."""
+    stores = [
         build.open_or_build(Corpus([corpus / f"{name}.txt"], trained, Reader()), tmp_path / "cache")
         for name in ("train", "valid", "test")
     ]
-    for path in made[1].folder.iterdir():
+    for path in stores[1].folder.iterdir():
         os.utime(path, (time.time() - 10 * 86400,) * 2)
-    (made[2].folder / "index.json").unlink()
-    return made
+    (stores[2].folder / "index.json").unlink()
+    return stores
 
 
 @pytest.fixture
 def manage(call: Callable[..., Outcome], stores: list[TokenStore]) -> Callable[..., Outcome]:
-    return lambda *words: call(
-        lambda args: parser.run(cli_cache.manage, args), "--cache_dir", stores[0].folder.parent, *words
+    """Run cache.py."""
+    return lambda *arguments: call(
+        lambda args: parser.run(cli_cache.manage, args), "--cache_dir", stores[0].folder.parent, *arguments
     )
 
 
-def test_it_lists_what_lies_there(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
+def test_stores_are_listed(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     code, out, _ = manage()
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0 and lines.keys() == {store.folder.name for store in stores}
     first = lines[stores[0].folder.name]
     assert f"{len(stores[0]):,} tokens, 300 documents of " in first and first.endswith("train.txt")
     assert "10.0 days" in lines[stores[1].folder.name]
-    assert "unfinished" in lines[stores[2].folder.name]
+    assert "incomplete" in lines[stores[2].folder.name]
 
 
-def test_it_prunes_what_was_not_used_for_long(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
+def test_unused_stores_are_pruned(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     assert "1 stores deleted" in manage("--unused_for", 9.5)[1]
     assert [store.folder.exists() for store in stores] == [True, False, True]
 
 
-def test_it_prunes_by_name_and_all(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
+def test_stores_are_pruned_by_name_and_all(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     code, _, err = manage("--prune", "nothing")
     assert code == 2 and "--prune nothing: not the beginning of one store's name" in err
     assert manage("--prune", stores[0].folder.name[:8])[0] == 0
@@ -63,28 +63,26 @@ def test_it_prunes_by_name_and_all(manage: Callable[..., Outcome], stores: list[
     assert not any(store.folder.exists() for store in stores)
 
 
-def test_a_store_that_is_being_built_stays(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
+def test_a_store_that_is_being_built_is_kept(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     with FileLock(stores[2].folder.with_suffix(".lock")):
         assert "another process is building it" in manage("--prune", "all")[2]
     assert [store.folder.exists() for store in stores] == [False, False, True]
 
 
-def test_it_reads_everything_again(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
-    assert manage("--verify")[1].count("; sound") == 2
+def test_damaged_stores_are_found(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
+    assert manage("--verify")[1].count("; valid") == 2
     shard = stores[0].folder / "000000.bin"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     assert "DAMAGED: 000000.bin" in manage("--verify")[1]
 
 
-def test_using_a_store_counts_as_use(stores: list[TokenStore], corpus: Path) -> None:
-    trained = tokenizer.load(corpus / "tokenizer")
+def test_opening_a_store_marks_it_as_used(stores: list[TokenStore], corpus: Path, trained: Tokenizer) -> None:
     build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), stores[1].folder.parent)
     assert max(entry.days for entry in cache.entries(stores[1].folder.parent)) < 1
 
 
-def test_a_corpus_of_very_many_files_is_not_miscounted(corpus: Path, tmp_path: Path) -> None:
+def test_a_text_of_many_files_is_listed_by_its_first(trained: Tokenizer, tmp_path: Path) -> None:
     for number in range(120):
         (tmp_path / f"{number:03d}.txt").write_text(f"text {number}\n")
-    trained = tokenizer.load(corpus / "tokenizer")
     build.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader()), tmp_path / "cache")
     assert cache.table([*cache.entries(tmp_path / "cache")], verify=False).endswith("000.txt and 119 more")

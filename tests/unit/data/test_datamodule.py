@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import train_tokenizer
+from tokenizers import Tokenizer
 
-from gpt2kit.data import build, datamodule
+from gpt2kit.data import build
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.datamodule import TextDataModule, data_problems
 from gpt2kit.data.order import IGNORE, BlockOrder
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, MachineError, UserError
@@ -24,9 +25,19 @@ from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
 @pytest.fixture(scope="module")
-def store(corpus: Path) -> TokenStore:
-    trained = tokenizer.load(corpus / "tokenizer")
+def store(corpus: Path, trained: Tokenizer) -> TokenStore:
     return build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), corpus / "cache")
+
+
+def data_module(corpus: Path, **options: object) -> TextDataModule:
+    defaults = {
+        "train_files": str(corpus / "train.txt"),
+        "tokenizer": str(corpus / "tokenizer"),
+        "cache_dir": str(corpus / "cache"),
+        "block_size": 16,
+        "batch_size": 4,
+    }
+    return TextDataModule(**{**defaults, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -41,7 +52,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(
     assert predicted[predicted != IGNORE].tolist() == store[1 : len(store)].tolist()
 
 
-def test_training_rows_are_the_ordered_blocks(store: TokenStore) -> None:
+def test_training_batches_are_the_ordered_blocks(store: TokenStore) -> None:
     order = BlockOrder(blocks=20, global_batch=4, seed=1)
     batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 4, 0, 1)))
     for step in range(12):
@@ -51,59 +62,63 @@ def test_training_rows_are_the_ordered_blocks(store: TokenStore) -> None:
             assert np.array_equal(row.numpy(), store[block * 16 : block * 16 + 17])
 
 
-def test_the_size_of_a_text_counts_each_documents_end(store: TokenStore) -> None:
-    size = datamodule.text_size(store)
+def test_the_size_of_a_text_counts_each_documents_end(corpus: Path, store: TokenStore) -> None:
+    size = data_module(corpus, valid_files=str(corpus / "valid.txt")).valid_text()
     assert (size.tokens, size.bytes) == (len(store) - 1, store.bytes + 40)
 
 
-def test_too_little_text_for_a_step_is_refused(corpus: Path) -> None:
-    module = TextDataModule(
-        train_files=str(corpus / "valid.txt"),
-        tokenizer=str(corpus / "tokenizer"),
-        cache_dir=str(corpus / "cache"),
-        block_size=64,
-    )
+def test_a_text_that_is_too_short_for_one_step_is_refused(corpus: Path) -> None:
     with pytest.raises(DataError, match=r"fewer than the 1000 of one optimizer step"):
-        module.order(1000)
+        data_module(corpus, train_files=str(corpus / "valid.txt"), block_size=64).order(1000)
 
 
-def module(corpus: Path, **options: object) -> TextDataModule:
-    defaults = {
-        "train_files": str(corpus / "train.txt"),
-        "tokenizer": str(corpus / "tokenizer"),
-        "cache_dir": str(corpus / "cache"),
-        "block_size": 16,
-        "batch_size": 4,
-    }
-    return TextDataModule(**{**defaults, **options})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_read_the_same_batches_in_the_same_order(store: TokenStore, num_workers: int) -> None:
+def test_workers_read_the_same_batches_and_ignore_signals_to_all_processes(store: TokenStore) -> None:
     order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    plain = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
-    worked = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers))
-    for _ in range(30):  # over the ends of six epochs
-        assert torch.equal(next(plain), next(worked))
+    expected = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
+    batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers=2))
+    for number in range(30):  # six epochs
+        if number == 10:
+            for worker in worker_ids():
+                for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                    os.kill(worker, stop)
+        assert torch.equal(next(expected), next(batches))
 
 
-def test_a_store_sent_to_another_process_takes_only_its_name_along(store: TokenStore) -> None:
-    sent = pickle.dumps(BlockDataset(store, 16, 16))
-    assert len(sent) < 1000
-    assert torch.equal(pickle.loads(sent)[np.array([3])], BlockDataset(store, 16, 16)[np.array([3])])
+def test_a_worker_that_dies_is_reported_in_one_line(store: TokenStore) -> None:
+    order = BlockOrder(blocks=40, global_batch=8, seed=1)
+    batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    next(batches)
+    for worker in worker_ids():
+        os.kill(worker, signal.SIGKILL)
+    with pytest.raises(MachineError, match=r"data\.num_workers 1: a worker died or failed"):
+        for _ in range(10):
+            next(batches)
 
 
-def test_strided_blocks_overlap(corpus: Path) -> None:
-    text = module(corpus, stride=5)
-    store = text.store("train")
-    assert text.order(4).blocks == (len(store) - 17) // 5 + 1
+def worker_ids() -> list[int]:
+    """Return the processes that the loaders of this process have started."""
+    workers = [process.pid for process in multiprocessing.active_children() if process.pid]
+    assert workers
+    return workers
+
+
+def test_a_store_is_pickled_by_its_name(store: TokenStore) -> None:
+    pickled = pickle.dumps(BlockDataset(store, 16, 16))
+    assert len(pickled) < 1000
+    assert torch.equal(pickle.loads(pickled)[np.array([3])], BlockDataset(store, 16, 16)[np.array([3])])
+
+
+def test_blocks_with_a_stride_overlap(corpus: Path) -> None:
+    data = data_module(corpus, stride=5)
+    store = data.store("train")
+    assert data.order(4).blocks == (len(store) - 17) // 5 + 1
     rows = BlockDataset(store, 16, 5)[np.array([0, 1, 7])]
     for row, start in zip(rows.numpy(), (0, 5, 35), strict=True):
         assert np.array_equal(row, store[start : start + 17])
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"stride": 0}, "data.stride 0: must be from 1 to data.block_size 16"),
         ({"stride": 17}, "data.stride 17: must be from 1 to data.block_size 16"),
@@ -116,8 +131,8 @@ def test_strided_blocks_overlap(corpus: Path) -> None:
         ({"train_files": []}, "data.train_files: names no file"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
-    sound = {
+def test_invalid_options_are_reported(options: dict[str, object], message: str) -> None:
+    valid = {
         "block_size": 16,
         "batch_size": 4,
         "shard_tokens": 9,
@@ -125,105 +140,73 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
         "num_workers": 0,
         "global_batch_size": None,
     }
-    sound |= {
+    valid |= {
         "train_files": "a.txt",
         "mask_documents": False,
         "append_eos": True,
         "valid_fraction": 0.0,
         "test_fraction": 0.0,
     }
-    sound |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
-    assert not datamodule.data_problems(sound)
-    (problem,) = datamodule.data_problems({**sound, **options})
-    assert problem.startswith(said)
+    valid |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
+    assert not data_problems(valid)
+    (problem,) = data_problems({**valid, **options})
+    assert problem.startswith(message)
 
 
-def test_a_tokenizer_is_made_on_first_use_and_kept(corpus: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_is_trained_on_first_use_and_cached(corpus: Path, tmp_path: Path) -> None:
     spec = TokenizerSpec(kind="char")
-    first = module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
+    first = data_module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
     assert not (tmp_path / "tokenizers").exists(), "a constructor trains nothing"
     first.prepare_data()
     (folder,) = (path for path in (tmp_path / "tokenizers").iterdir() if path.is_dir())
-    made = (folder / "tokenizer.json").stat()
-    again = module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
+    before = (folder / "tokenizer.json").stat().st_mtime_ns
+    again = data_module(corpus, tokenizer=spec, cache_dir=str(tmp_path))
     again.prepare_data()
     assert tokenizer.to_json(first.tokenizer) == tokenizer.to_json(again.tokenizer)
-    assert (folder / "tokenizer.json").stat().st_mtime_ns == made.st_mtime_ns
+    assert (folder / "tokenizer.json").stat().st_mtime_ns == before
     text = "the quick brown fox"
     assert len(first.tokenizer.encode(text).ids) == len(text)
-    other = module(corpus, tokenizer=spec, cache_dir=str(tmp_path), train_files=str(corpus / "valid.txt"))
+    other = data_module(corpus, tokenizer=spec, cache_dir=str(tmp_path), train_files=str(corpus / "valid.txt"))
     assert tokenizer.to_json(other.tokenizer) != "" and len(list((tmp_path / "tokenizers").glob("*/"))) == 2
 
 
-def test_a_tokenizer_learns_nothing_from_the_share_that_is_kept_out(tmp_path: Path) -> None:
+def test_a_tokenizer_is_not_trained_on_held_out_documents(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n".join(f"line {n} {chr(0x4E00 + n)}" for n in range(500)), encoding="utf-8")
-    text = module(
+    data = data_module(
         tmp_path,
         tokenizer=TokenizerSpec(kind="char"),
         cache_dir=str(tmp_path),
         train_files=str(path),
         valid_fraction=0.2,
     )
-    train, whole = text.store("train").documents, 500
-    known = sum(len(text.tokenizer.encode(chr(0x4E00 + n)).ids) == 1 for n in range(500))
-    assert train < whole and known == train
+    known = sum(len(data.tokenizer.encode(chr(0x4E00 + n)).ids) == 1 for n in range(500))
+    assert known == data.store("train").documents < 500
 
 
-def test_a_tokenizer_spec_says_what_is_wrong_with_it(corpus: Path, tmp_path: Path) -> None:
+def test_invalid_tokenizers_are_reported(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.tokenizer: --vocab_size 3: bpe needs"):
-        module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path)).prepare_data()
-    with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder here, and HF_HUB_OFFLINE"):
-        module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path)).prepare_data()
+        data_module(corpus, tokenizer=TokenizerSpec(vocab_size=3), cache_dir=str(tmp_path)).prepare_data()
+    with pytest.raises(DataError, match=r"owner/name: no such tokenizer \(no such folder, and not available from"):
+        data_module(corpus, tokenizer="owner/name", cache_dir=str(tmp_path)).prepare_data()
 
 
-def test_signals_that_reach_all_processes_do_not_take_the_readers(store: TokenStore) -> None:
-    order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    plain = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1)))
-    worked = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
-    next(plain), next(worked)
-    readers = _readers()
-    assert readers
-    for reader in readers:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            os.kill(reader, number)
-    for _ in range(10):  # more than lie ready
-        assert torch.equal(next(plain), next(worked))
-
-
-def test_a_reader_that_dies_is_one_line(store: TokenStore) -> None:
-    order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    worked = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
-    next(worked)
-    for reader in _readers():
-        os.kill(reader, signal.SIGKILL)
-    with pytest.raises(MachineError, match=r"data\.num_workers 1: one of these processes died or failed"):
-        for _ in range(10):
-            next(worked)
-
-
-def _readers() -> list[int]:
-    """Processes that the loaders of this one have started."""
-    return [process.pid for process in multiprocessing.active_children() if process.pid]
-
-
-def test_a_local_vocabulary_that_changes_is_another_tokenizer(corpus: Path, tmp_path: Path) -> None:
+def test_a_changed_local_vocabulary_is_another_tokenizer(corpus: Path, tmp_path: Path) -> None:
     local = tmp_path / "tokenizer"
     spec = TokenizerSpec(kind="existing", vocab=str(local))
     sizes = []
     for vocab_size in (300, 310):
         train_tokenizer([str(corpus / "train.txt")], local, vocab_size=vocab_size)
-        sizes.append(module(corpus, tokenizer=spec, cache_dir=str(tmp_path / "cache")).vocab_size)
+        sizes.append(data_module(corpus, tokenizer=spec, cache_dir=str(tmp_path / "cache")).vocab_size)
     assert sizes == [300, 310]
 
 
-def test_text_without_any_token_is_refused(corpus: Path, tmp_path: Path) -> None:
-
+def test_text_that_is_encoded_to_no_tokens_is_refused(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\u4e00\n")
-    made = module(corpus, train_files=str(tmp_path / "a.txt"), append_eos=False, cache_dir=str(tmp_path))
-    made.tokenizer = tokenizer.from_json(LETTERS, "letters")
-    with pytest.raises(DataError, match="the tokenizer makes no token of this text"):
-        made.store("train")
+    data = data_module(corpus, train_files=str(tmp_path / "a.txt"), append_eos=False, cache_dir=str(tmp_path))
+    data.tokenizer = tokenizer.from_json(LETTERS, "letters")
+    with pytest.raises(DataError, match="the tokenizer encodes this text to no tokens"):
+        data.store("train")
 
 
 LETTERS = """{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [{"id": 0, "content":

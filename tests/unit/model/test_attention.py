@@ -1,51 +1,94 @@
-"""Our attention against torch's own."""
+"""Attention as matrix products against torch's own, and attention within documents."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2kit.model.attention import plain_attention, split_queries
+from gpt2kit.model.attention import plain_attention, separate_documents, split_queries
+from gpt2kit.model.backends import Attention
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.training.module import GPT2Module
+
+START = 7
 
 
 @pytest.mark.parametrize("length", [1, 7, 255, 256, 300, 700])
-@pytest.mark.parametrize("before", [0, 5])
-def test_it_is_causal_attention(length: int, before: int) -> None:
-    """With and without keys from before, forward and backward."""
+@pytest.mark.parametrize("cached", [0, 5])
+def test_values_and_gradients_are_those_of_torch(length: int, cached: int) -> None:
     torch.manual_seed(1)
-    query, key, value = (torch.randn(2, 3, n, 4, requires_grad=True) for n in (length, *[length + before] * 2))
-    mask = torch.ones(length, length + before, dtype=torch.bool).tril(before)
-    ours = plain_attention(nn.Module(), query, key, value, None)[0]
-    theirs = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
-    torch.testing.assert_close(ours, theirs)
-    slope = torch.randn_like(ours)
-    for one, other in zip(
-        torch.autograd.grad(ours, (query, key, value), slope),
-        torch.autograd.grad(theirs, (query, key, value), slope),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other)
+    query, key, value = (torch.randn(2, 3, n, 4, requires_grad=True) for n in (length, *[length + cached] * 2))
+    mask = torch.ones(length, length + cached, dtype=torch.bool).tril(cached)
+    plain = plain_attention(nn.Module(), query, key, value, None)[0]
+    fused = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+    torch.testing.assert_close(plain, fused)
+    grad = torch.randn_like(plain)
+    plain_grads, fused_grads = (torch.autograd.grad(x, (query, key, value), grad) for x in (plain, fused))
+    torch.testing.assert_close(plain_grads, fused_grads)
 
 
-def test_bands_cover_all_queries_once() -> None:
+def test_bands_contain_each_query_once() -> None:
     for length in (1, 255, 256, 257, 512, 513, 2047):
-        cut = split_queries(length)
-        assert [n for start, end in cut for n in range(start, end)] == list(range(length))
+        assert [n for start, end in split_queries(length) for n in range(start, end)] == list(range(length))
 
 
-def test_a_query_that_sees_nothing_is_no_nan() -> None:
+def test_a_query_without_visible_keys_gives_no_nan() -> None:
     query = torch.randn(1, 1, 3, 4)
     mask = torch.tensor([[False, False, False], [False, True, False], [False, True, True]])[None, None]
-    found = plain_attention(nn.Module(), query, query, query, mask)[0]
-    assert found.isfinite().all()
-    torch.testing.assert_close(found[0, 1, 0], query[0, 0, 1])
+    attended = plain_attention(nn.Module(), query, query, query, mask)[0]
+    assert attended.isfinite().all()
+    torch.testing.assert_close(attended[0, 1, 0], query[0, 0, 1])
 
 
-def test_dropout_is_for_training_alone() -> None:
+def test_dropout_applies_in_training_only() -> None:
     module = nn.Module()
     query = torch.randn(1, 1, 30, 4)
-    still = plain_attention(module.eval(), query, query, query, None, dropout=0.5)[0]
-    assert torch.equal(still, plain_attention(module, query, query, query, None)[0])
-    assert not torch.equal(still, plain_attention(module.train(), query, query, query, None, dropout=0.5)[0])
+    evaluated = plain_attention(module.eval(), query, query, query, None, dropout=0.5)[0]
+    assert torch.equal(evaluated, plain_attention(module, query, query, query, None)[0])
+    assert not torch.equal(evaluated, plain_attention(module.train(), query, query, query, None, dropout=0.5)[0])
+
+
+def build(attention: Attention, start: int | None = START) -> GPT2:
+    torch.manual_seed(0)
+    gpt2 = GPT2Module(n_layer=2, n_head=2, n_embd=32, vocab_size=50, n_positions=24, document_start=start).model.eval()
+    gpt2.use_attention(attention)
+    return gpt2
+
+
+def logits(gpt2: GPT2, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        masks = separate_documents(inputs, START) if gpt2.document_start is not None else {}
+        output: Tensor = gpt2(input_ids=inputs, use_cache=False, **masks).logits
+    return output
+
+
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
+def test_documents_in_one_block_have_the_logits_of_each_alone(attention: Attention) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(8, 50, (3, 24), generator=generator)
+    inputs[0, [0, 5, 6, 15]] = START  # the second document is empty
+    inputs[1, [11]] = START  # the block begins within a document
+    masked, unmasked = logits(build(attention), inputs), logits(build(attention, None), inputs)
+    for row, bounds in enumerate([[0, 5, 6, 15, 24], [0, 11, 24], [0, 24]]):
+        for begin, end in itertools.pairwise(bounds):
+            single = logits(build(attention, None), inputs[row : row + 1, begin:end])
+            torch.testing.assert_close(masked[row, begin:end], single[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(masked[0, 7:], unmasked[0, 7:])
+    torch.testing.assert_close(masked[2], unmasked[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
+def test_masked_documents_have_finite_gradients_in_bfloat16(attention: Attention) -> None:
+    batch = torch.randint(8, 50, (4, 25), generator=torch.Generator().manual_seed(1))
+    batch[:, ::6] = START
+    gpt2 = build(attention)
+    exact, _ = gpt2.nll(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = gpt2.nll(batch)
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.01)
+    rounded.backward()
+    assert all(torch.isfinite(p.grad).all() for p in gpt2.parameters() if p.grad is not None)

@@ -1,39 +1,35 @@
-"""What `auto` may choose, and what is said when a machine cannot do what is asked."""
+"""What `auto` means for precision, attention, compilation and TF32."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, Outcome, train_run
+from helpers import SMALL_SHAPE
 
-from gpt2kit.cli import train as cli
 from gpt2kit.errors import MachineError
 from gpt2kit.model import backends
+from gpt2kit.model.backends import choose_attention, choose_compile, choose_precision
 
-GPU, CPU = torch.device("cuda"), torch.device("cpu")
+CPU, CUDA, OTHER = (torch.device(name) for name in ("cpu", "cuda", "meta"))
 
 
 @pytest.fixture
-def matmul() -> Iterator[None]:
+def matmul_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "environment", "wanted"),
+    ("device", "precision", "environment", "expected"),
     [
-        (GPU, "bf16-mixed", {}, "high"),
-        (GPU, "16-mixed", {}, "high"),
-        (GPU, "32-true", {}, "highest"),
-        (GPU, "bf16-mixed", {"NVIDIA_TF32_OVERRIDE": "0"}, "highest"),
+        (CUDA, "bf16-mixed", {}, "high"),
+        (CUDA, "16-mixed", {}, "high"),
+        (CUDA, "32-true", {}, "highest"),
+        (CUDA, "bf16-mixed", {"NVIDIA_TF32_OVERRIDE": "0"}, "highest"),
         (CPU, "bf16-mixed", {}, "highest"),
     ],
 )
@@ -41,77 +37,61 @@ def test_tf32_is_for_mixed_precision_on_a_gpu(
     device: torch.device,
     precision: str,
     environment: dict[str, str],
-    wanted: str,
-    matmul: None,
+    expected: str,
+    matmul_precision: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     torch.set_float32_matmul_precision("highest")
     backends.allow_tf32(device, precision)
-    assert torch.get_float32_matmul_precision() == wanted
-    torch.set_float32_matmul_precision("medium")  # somebody's own wish
+    assert torch.get_float32_matmul_precision() == expected
+    torch.set_float32_matmul_precision("medium")  # set by the user
     backends.allow_tf32(device, precision)
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_a_compiler_that_is_not_there_is_said_in_one_line(
-    options: list[str], inside: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(inside))
-    monkeypatch.delenv("CXX", raising=False)
-    code, _, err = call(cli.main, *options, "--trainer.max_steps=2", "--model.compile=blocks")
-    assert code == 5 and err.count("error: ") == 1
-    assert err.splitlines()[-1].startswith("error: model.compile blocks: needs a C++ compiler (g++), which is not")
-    assert not (inside / "lightning_logs").exists()
-    backends.refuse_missing_compiler("auto", CPU)
-    backends.refuse_missing_compiler("off", CPU)
+def test_precision_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: True)
+    assert choose_precision("auto", "cpu").value == "bf16-mixed"
+    monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: False)
+    assert choose_precision("auto", "cpu").value == "32-true"
 
 
-def test_pythons_headers_are_looked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.shutil, "which", lambda name: name)
-    monkeypatch.setattr(backends.sys, "platform", "linux")
-    monkeypatch.setattr(backends.sysconfig, "get_path", lambda name: str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [("16", "16-mixed"), (16, "16-mixed"), ("bf16", "bf16-mixed"), (32, "32-true"), ("bf16-true", "bf16-true")],
+)
+def test_short_names_of_precisions_mean_what_they_mean_in_lightning(name: backends.Precision, full: str) -> None:
+    assert choose_precision(name, "cuda") == (full, "as requested")
+
+
+def test_attention_depends_on_device_block_size_and_dropout() -> None:
+    shape = {**SMALL_SHAPE, "n_positions": 2048, "n_head": 2, "n_embd": 64, "attn_pdrop": 0.0}
+    assert choose_attention("auto", CPU, {**shape, "n_head": 1}).value == "plain"
+    assert choose_attention("auto", CPU, shape).value == "sdpa"
+    assert choose_attention("auto", CPU, {**shape, "attn_pdrop": 0.1}).value == "plain"
+    assert choose_attention("auto", OTHER, SMALL_SHAPE).value == "sdpa"
+    assert choose_attention("sdpa", CPU, SMALL_SHAPE) == ("sdpa", "as requested")
+
+
+def test_only_long_runs_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_compile("auto", CPU, "32-true", 1e12, None).value == "off"
+    assert choose_compile("auto", CPU, "32-true", 1e16, None).value == "blocks"
+    assert choose_compile("auto", CPU, "32-true", 1e16, 30.0).value == "off"
+    assert choose_compile("model", CPU, "32-true", 1.0, None) == ("model", "as requested")
+    assert choose_compile("auto", OTHER, "32-true", 1e16, None).value == "off"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "C++ compiler" in choose_compile("auto", CPU, "32-true", 1e16, None).reason
+
+
+def test_a_requested_compilation_needs_pythons_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/bin/sh")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(MachineError, match="Python's headers"):
         backends.refuse_missing_compiler("model", CPU)
+    backends.refuse_missing_compiler("auto", CPU)
+    backends.refuse_missing_compiler("off", CPU)
     (tmp_path / "Python.h").touch()
     backends.refuse_missing_compiler("model", CPU)
-
-
-def test_compiling_that_fails_is_said_in_one_line(options: list[str], tmp_path: Path) -> None:
-    """A compiler that is there and does not work; in a process of its own, since torch remembers what it has found."""
-    broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
-    broken.chmod(0o755)
-    words = [*options, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=2", "--model.compile=blocks"]
-    environment = {**os.environ, "CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, str(ROOT / "trainer.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
-    assert last.startswith("error: model.compile: torch.compile failed") and "model.compile off" in last
-    assert backends.compile_failure(RuntimeError("other")) is None
-
-
-def test_a_resumed_run_says_what_auto_has_chosen_otherwise(
-    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The settings are the same; the machine is not."""
-    words = [word for word in options if "precision" not in word]
-    monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: True)
-    run = train_run(tmp_path, words, "--trainer.max_steps=2")
-    assert json.loads((run / "start.json").read_text())[-1]["start"]["chosen"]["precision"][0] == "bf16-mixed"
-    train_run(tmp_path, words, "--trainer.max_steps=3", "--ckpt_path=last")
-    assert "resume: precision" not in capsys.readouterr().err
-    monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: False)
-    train_run(tmp_path, words, "--trainer.max_steps=4", "--ckpt_path=last")
-    said = (
-        "resume: precision was bf16-mixed, now 32-true (this CPU has no fast bfloat16); the same results up to rounding"
-    )
-    assert said in capsys.readouterr().err
-
-
-def test_searches_and_proofs_do_not_go_on_in_a_run(options: list[str], call: Callable[..., Outcome]) -> None:
-    for what in (["--verify_resume"], ["--tune=lr"]):
-        code, _, err = call(cli.main, *options, *what, "--ckpt_path=last")
-        assert code == 2 and "Leave out --ckpt_path" in err

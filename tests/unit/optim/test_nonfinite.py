@@ -1,4 +1,4 @@
-"""What is done about a gradient with NaN or Inf."""
+"""The policy for gradients with NaN or Inf."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt2kit.errors import DivergedError
-from gpt2kit.optim.nonfinite import NonFiniteGuard
+from gpt2kit.optim.adamw import AdamW
+from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
 
 GOOD, BAD = torch.tensor(1.0), torch.tensor(torch.inf)
 
@@ -20,19 +21,19 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 class OnGPU(Tensor):
-    """A number that says that it lies on a GPU."""
+    """A tensor that pretends to be on a GPU."""
 
     device = torch.device("cuda", 0)  # type: ignore[assignment]
 
 
-def test_it_stops_before_the_update(optimizer: torch.optim.Optimizer) -> None:
+def test_a_bad_gradient_stops_training_before_the_update(optimizer: torch.optim.Optimizer) -> None:
     guard = NonFiniteGuard()
     guard.before_update(optimizer, GOOD, 1, scaled=False)
     with pytest.raises(DivergedError, match="step 2: the gradient norm is inf, so training stopped"):
         guard.before_update(optimizer, BAD, 2, scaled=False)
 
 
-def test_so_many_updates_are_left_out_and_no_more(
+def test_a_limited_number_of_updates_is_skipped(
     optimizer: torch.optim.Optimizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guard = NonFiniteGuard(max_nonfinite_steps=1)
@@ -44,8 +45,7 @@ def test_so_many_updates_are_left_out_and_no_more(
         guard.before_update(optimizer, BAD, 3, scaled=False)
 
 
-def test_under_fp16_only_many_overflows_on_end_stop(optimizer: torch.optim.Optimizer) -> None:
-    """The loss scaler skips such steps by itself; here is only the count of those on end."""
+def test_only_consecutive_fp16_overflows_stop_training(optimizer: torch.optim.Optimizer) -> None:
     guard = NonFiniteGuard(max_grad_scaler_skips=2)
     for norm in (BAD, BAD, GOOD, BAD, BAD):
         guard.before_update(optimizer, norm, 7, scaled=True)
@@ -54,11 +54,20 @@ def test_under_fp16_only_many_overflows_on_end_stop(optimizer: torch.optim.Optim
     assert guard.skipped == 0
 
 
-def test_on_a_gpu_it_looks_only_when_asked_and_names_the_first_bad_step(optimizer: torch.optim.Optimizer) -> None:
-    """A look at each step would make the program wait for the device."""
+def test_norms_on_a_gpu_are_collected_until_the_next_check(optimizer: torch.optim.Optimizer) -> None:
+    """Checking at each step would make the program wait for the device."""
     guard = NonFiniteGuard()
     for step, norm in enumerate((GOOD, BAD, BAD), start=1):
         guard.before_update(optimizer, norm.as_subclass(OnGPU), step, scaled=False)
     with pytest.raises(DivergedError, match="step 2"):
         guard.check()
-    guard.check()  # looked at once
+    guard.check()  # each norm is checked once
+
+
+def test_an_unfused_optimizer_still_updates() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = AdamW([parameter])
+    unfuse(optimizer)
+    optimizer.step()
+    assert (parameter != 1).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpt2kit.optim.schedules import Constant, Cosine, WarmupStableDecay
-from gpt2kit.training.run_setup import interval_steps, planned_end, total_steps
+from gpt2kit.training.run_setup import interval_steps, planned_end, report_other_choices, total_steps
 
 
 def test_limits_and_intervals_are_converted_to_optimizer_steps() -> None:
@@ -40,3 +40,19 @@ def test_the_rate_is_constant_until_the_stated_step(schedule: WarmupStableDecay 
         assert end is not None and end > schedule.warmup_steps(total)
         assert {schedule(step, total) for step in range(schedule.warmup_steps(total), end)} == {1.0}
     assert Cosine().constant_until(1000) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "messages"),
+    [
+        ("no bf16", ["resume: precision was bf16-mixed, now 32-true (no bf16); the same results up to rounding"]),
+        ("as requested", []),
+    ],
+)
+def test_a_resumed_run_reports_what_auto_chooses_on_another_machine(
+    reason: str, messages: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gpt2kit")
+    earlier = [{"start": {"chosen": {"precision": ["bf16-mixed", "fast"], "compile": ["off", "short"]}}}]
+    report_other_choices(earlier, {"chosen": {"precision": ["32-true", reason], "compile": ["off", "short"]}})
+    assert caplog.messages == messages

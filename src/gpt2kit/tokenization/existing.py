@@ -1,0 +1,94 @@
+"""Adopt an existing tokenizer or vocabulary from a file, a folder or the Hugging Face hub. Its ids are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer, models
+
+from gpt2kit.errors import DataError, first_line
+from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, to_json
+from gpt2kit.tokenization.trainers import UNKNOWN, TokenizerSpec, as_special, build_bert, build_words
+
+
+def adopt(spec: TokenizerSpec) -> Tokenizer:
+    """Return the tokenizer that `spec.vocab` names, or the one with the vocabulary that it names."""
+    assert spec.vocab is not None
+    if spec.kind == "wordpiece":
+        return build_wordpiece(read_vocabulary(spec.vocab), spec)
+    if spec.kind == "words":
+        return build_words(read_vocabulary(spec.vocab), spec)
+    raw = json.loads(to_json(from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
+    raw["post_processor"] = None  # it puts [CLS] and [SEP] around a text; GPT-2 reads the ids of the text alone
+    tokenizer = from_plain_json(json.dumps(raw), spec.vocab)
+    tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
+    return tokenizer
+
+
+def build_wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
+    """Build BERT's tokenizer from the tokens of a vocab.txt, whose positions are the ids.
+
+    A vocabulary without a capital letter is for lowercase text, like those of BERT's uncased models.
+    """
+    special = [token for token in vocabulary if re.fullmatch(r"\[[A-Za-z0-9_]+\]", token)]
+    if UNKNOWN not in special:
+        raise DataError(f"--vocab: no {UNKNOWN} in it, so it is not a WordPiece vocabulary. Give one token per line")
+    is_lower = all(token == token.lower() for token in vocabulary if token not in special)
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    tokenizer = build_bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, is_lower)
+    tokenizer.add_special_tokens(as_special([*special, *spec.all_special_tokens]))
+    return tokenizer
+
+
+def read_vocabulary(path: str) -> list[str]:
+    """Return the tokens of a vocab.txt, one per line."""
+    if not Path(path).is_file():
+        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
+    lines = read_utf8(Path(path), f"--vocab {path}").split("\n")
+    if lines[-1] == "":
+        del lines[-1]
+    if not lines:
+        raise DataError(f"--vocab {path}: empty. Give one token per line")
+    return [line.rstrip("\r") for line in lines]
+
+
+def read_tokenizer_json(name: str) -> str:
+    """Return the tokenizer.json of a folder, a file or a hub name; transformers converts older formats."""
+    path = Path(name)
+    if path.is_dir() and not (path / "tokenizer.json").is_file():
+        return _convert_folder(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_file():
+        return read_utf8(path, f"--vocab {name}")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise DataError(f"--vocab {name}: no such folder or file. Check the path")
+    return _download(name)
+
+
+def _convert_folder(folder: Path) -> str:
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
+    except Exception as error:  # the library raises many classes
+        raise DataError(f"--vocab {folder}: no tokenizer in it ({error}). Name a folder with tokenizer.json") from None
+    return str(backend.to_str())
+
+
+def _download(name: str) -> str:
+    """Return the tokenizer.json of a name on the hub, from the hub's local cache if it is unchanged."""
+    # Not hf_hub_download: on an offline machine it retries for 24 seconds.
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(name, allow_patterns=["tokenizer.json"])) / "tokenizer.json"
+    except Exception as error:  # the network and the hub raise many classes
+        raise DataError(
+            f"--vocab {name}: no such folder, and not available from the hub ({type(error).__name__}: "
+            f"{first_line(error)}). Check the name, or download the tokenizer and give its folder"
+        ) from None
+    if not path.is_file():
+        raise DataError(f"--vocab {name}: has no tokenizer.json on the hub. Use another tokenizer")
+    return read_utf8(path, f"--vocab {name}")
