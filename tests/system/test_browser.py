@@ -110,7 +110,7 @@ def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypa
     tab.page.get_by_label("Prompt").fill("the quick")
     tab.set_tokens(40)
     tab.generate.click()
-    tab.wait_for_status("tokens/s")
+    tab.wait_for_status(r"tokens\/s")
     first = tab.text()
     assert first.startswith("the quick") and len(first) > 20
     tab.page.locator(".t").first.hover()
@@ -128,7 +128,7 @@ def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypa
     tab.page.get_by_label("Model").click()
     tab.page.get_by_role("option").nth(1).click()
     tab.generate.click()
-    tab.wait_for_status("tokens/s")
+    tab.wait_for_status(r"tokens\/s")
     assert tab.text() == first, "the same weights and seed under another name"
     assert not tab.dialogs and not tab.external_requests
 
@@ -138,7 +138,7 @@ def test_the_text_is_copied_and_downloaded_exactly(browser: Any, url: str) -> No
     tab.page.get_by_label("Prompt").fill("<b>春</b> 🙂 é\nthe quick")
     tab.set_tokens(30)
     tab.generate.click()
-    tab.wait_for_status("tokens/s")
+    tab.wait_for_status(r"tokens\/s")
     text = tab.text()
     assert text.startswith("<b>春</b> 🙂 é\nthe quick") and len(text) > 30
     tab.page.locator("#text button").first.click()
@@ -168,7 +168,7 @@ def test_the_page_needs_the_password(browser: Any, service: Service) -> None:
         tab.page.get_by_label("Prompt").fill("the")
         tab.set_tokens(20)
         tab.generate.click()
-        tab.wait_for_status("tokens/s")
+        tab.wait_for_status(r"tokens\/s")
         assert tab.text().startswith("the") and not tab.dialogs and not tab.external_requests
     gc.collect()
 
@@ -179,7 +179,7 @@ def test_hostile_prompts_stay_text(browser: Any, url: str, prompt: str) -> None:
     tab.page.get_by_label("Prompt").fill(prompt)
     tab.set_tokens(30)
     tab.generate.click()
-    tab.wait_for_status("tokens/s")
+    tab.wait_for_status(r"tokens\/s")
     assert not tab.dialogs and not tab.external_requests and tab.page.locator("img[src=x]").count() == 0
 
 
@@ -204,7 +204,7 @@ def test_the_page_fits_a_phone(browser: Any, url: str) -> None:
     tab.page.get_by_label("Prompt").fill("the")
     tab.set_tokens(60)
     tab.generate.tap()
-    tab.wait_for_status("tokens/s")
+    tab.wait_for_status(r"tokens\/s")
     assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     tab.page.locator(".t").last.tap()
     box = tab.page.locator(".t .a:visible").first.bounding_box()
@@ -218,15 +218,15 @@ def test_concurrent_requests_do_not_affect_each_other(url: str) -> None:
         with playwright.sync_playwright() as started:
             chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             tab = Tab(chromium, url)
-            tab.page.get_by_label("Seed").fill(str(seed % 4))
+            tab.page.get_by_label("Seed").fill(str(seed % 2))
             tab.page.get_by_label("Prompt").fill("the")
-            tab.set_tokens(300)
+            tab.set_tokens(100)
             tab.generate.click()
-            tab.wait_for_status("tokens/s")
+            tab.wait_for_status(r"tokens\/s")
             text = tab.text()
             chromium.close()
         return text
 
-    with ThreadPoolExecutor(8) as users:
-        texts = list(users.map(visit, range(8)))
-    assert texts[:4] == texts[4:] and len(set(texts)) == 4
+    with ThreadPoolExecutor(4) as users:
+        texts = list(users.map(visit, range(4)))
+    assert texts[:2] == texts[2:] and len(set(texts)) == 2

@@ -228,7 +228,7 @@ def _format_row(row: Row) -> list[str]:
 def render_page(checkpoints: Iterable[tuple[str, str, list[Passage]]]) -> str:
     """Return the page: for each checkpoint its name, its figures and its passages."""
     sections = [
-        (name, figures, [pages.passage(p.number, p.why, p.bits_per_byte, p.boxes, p.more) for p in passages])
+        (name, figures, [pages.passage(**asdict(passage)) for passage in passages])
         for name, figures, passages in checkpoints
     ]
     return pages.render("heatmap.html", title="Nats per token", checkpoints=sections)

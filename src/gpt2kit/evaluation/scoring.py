@@ -62,12 +62,15 @@ def join_ranks() -> Iterator[Ranks]:
     torch.distributed.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), world_size, int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        with contextlib.ExitStack() as stack:
-            if ranks.rank:
-                devnull = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(contextlib.redirect_stdout(devnull))
-                stack.enter_context(contextlib.redirect_stderr(devnull))
+        if ranks.rank == 0:
             yield ranks
+        else:
+            with (
+                open(os.devnull, "w", encoding="utf-8") as null,
+                contextlib.redirect_stdout(null),
+                contextlib.redirect_stderr(null),
+            ):
+                yield ranks
     except UserError as error:
         if not ranks.rank:
             raise

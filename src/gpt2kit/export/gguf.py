@@ -79,9 +79,14 @@ def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokeniz
             continue
         gguf_key = names.get_name(key, try_suffixes=(".weight", ".bias"))
         assert gguf_key is not None, key
-        values = tensor.T.contiguous() if key.endswith(TRANSPOSED) else tensor
-        is_float32 = tensor.ndim < 2 or key == "transformer.wpe.weight"
-        _add_tensor(writer, gguf_key, values.float() if is_float32 else values)
+        values = (tensor.T if key.endswith(TRANSPOSED) else tensor).contiguous()
+        if tensor.ndim < 2 or key == "transformer.wpe.weight":
+            values = values.float()
+        if values.dtype == torch.bfloat16:  # numpy has no such type
+            raw = values.view(torch.int16).numpy().view("uint8")
+            writer.add_tensor(gguf_key, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        else:
+            writer.add_tensor(gguf_key, values.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -118,13 +123,3 @@ def _add_metadata(writer: Any, shape: Shape, tokenizer: Tokenizer, name: str, dt
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
     writer.add_add_bos_token(True)  # in training, this token precedes each text
-
-
-def _add_tensor(writer: Any, name: str, tensor: Tensor) -> None:
-    import gguf
-
-    if tensor.dtype == torch.bfloat16:
-        bits = tensor.contiguous().view(torch.int16).numpy().view("uint8")
-        writer.add_tensor(name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
-    else:
-        writer.add_tensor(name, tensor.contiguous().numpy())

@@ -236,11 +236,10 @@ def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, a
 def reload_folder(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
     """Return the results of `reload_check.reload`, from a process that imports nothing of gpt2kit."""
     with tempfile.TemporaryDirectory(prefix="gpt2kit-export-") as scratch:
-        arguments, results = Path(scratch) / "arguments.json", Path(scratch) / "results.pt"
-        content = {"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text}
-        arguments.write_text(json.dumps(content), encoding="utf-8")
+        results = Path(scratch) / "results.pt"
+        arguments = json.dumps({"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text})
         process = subprocess.run(
-            [sys.executable, "-P", str(Path(reload_check.__file__)), str(arguments), str(results)],
+            [sys.executable, "-P", reload_check.__file__, arguments, str(results)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             cwd=scratch,
             capture_output=True,

@@ -52,10 +52,10 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
 
 
 def main(arguments: str, results: str) -> None:
-    """Read the arguments of `reload` from one file, and save its results to another."""
+    """Call `reload` with arguments in JSON, and save its results to a file."""
     import torch
 
-    torch.save(reload(**json.loads(Path(arguments).read_text(encoding="utf-8"))), results)
+    torch.save(reload(**json.loads(arguments)), results)
 
 
 if __name__ == "__main__":

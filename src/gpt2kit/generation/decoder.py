@@ -23,19 +23,12 @@ from gpt2kit.model.inference import InferenceGPT2
 
 @dataclass(eq=False)  # compared and hashed by identity: two samples of one prompt may have the same ids
 class TokenSequence:
-    """A sequence of tokens that is being generated.
+    """A sequence of tokens that is being generated."""
 
-    Args:
-        prompt: its first ids, beginning with an end-of-document token, as every document does in training.
-        sample: its number among the samples of its prompt; with the seed it decides every draw.
-        constraints: what may come next.
-        new: the ids generated so far.
-    """
-
-    prompt: list[int]
-    sample: int = 0
+    prompt: list[int]  # the first id is the end-of-document token, as before every document in training
+    sample: int = 0  # number among the samples of the prompt; with the seed it decides every draw
     constraints: Sequence[Constraint] = ()
-    new: list[int] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)  # the ids generated so far
 
     @property
     def ids(self) -> list[int]:
@@ -65,8 +58,8 @@ class BatchReader:
         self.context = int(gpt2.shape["n_positions"])
         self.has_outgrown_context = False
         self._cache = gpt2.new_cache()
-        self._starts: list[int] = []  # of each row, the first id that the model sees
-        self._lengths: list[int] = []  # of each row, how many ids it had at the last call
+        self._starts = np.zeros(0, np.int64)  # of each row, the first id that the model sees
+        self._lengths = np.zeros(0, np.int64)  # of each row, how many ids it had at the last call
         self._is_token = torch.empty(0)  # (rows, T); false for padding
         self._is_padded = False
 
@@ -75,19 +68,15 @@ class BatchReader:
 
         Either each row has one more id than at the last call, or all rows are new.
         """
-        lengths = [len(row) for row in rows]
-        is_grown = lengths == [length + 1 for length in self._lengths]
+        lengths = np.array([len(row) for row in rows])
+        is_grown = np.array_equal(lengths, self._lengths + 1)
         if not is_grown:
-            self._starts = [max(length - self.context, 0) for length in lengths]
-        must_slide = [length - start > self.context for length, start in zip(lengths, self._starts, strict=True)]
-        half = max(self.context // 2, 1)
-        self._starts = [
-            length - half if slide else start
-            for length, start, slide in zip(lengths, self._starts, must_slide, strict=True)
-        ]
+            self._starts = np.maximum(lengths - self.context, 0)
+        must_slide = lengths - self._starts > self.context
+        self._starts = np.where(must_slide, lengths - max(self.context // 2, 1), self._starts)
         self._lengths = lengths
-        self.has_outgrown_context |= any(self._starts)
-        if is_grown and not any(must_slide):
+        self.has_outgrown_context |= bool(self._starts.any())
+        if is_grown and not must_slide.any():
             return self._read_last([row[-1] for row in rows])
         return self._read_all([row[start:] for row, start in zip(rows, self._starts, strict=True)])
 
@@ -96,8 +85,8 @@ class BatchReader:
         index = torch.tensor(rows, device=self.gpt2.device)
         self._cache.select(index)
         self._is_token = self._is_token[index]
-        self._starts = [self._starts[row] for row in rows]
-        self._lengths = [self._lengths[row] for row in rows]
+        self._starts = self._starts[list(rows)]
+        self._lengths = self._lengths[list(rows)]
 
     def _read_all(self, rows: Sequence[list[int]]) -> Tensor:
         width, device = max(map(len, rows)), self.gpt2.device
@@ -116,10 +105,10 @@ class BatchReader:
     def _read_last(self, tokens: list[int]) -> Tensor:
         device = self.gpt2.device
         self._is_token = torch.cat([self._is_token, self._is_token.new_ones(len(tokens), 1)], 1)
-        positions = [length - start - 1 for length, start in zip(self._lengths, self._starts, strict=True)]
+        positions = torch.from_numpy(self._lengths - self._starts - 1).to(device)
         mask = self._is_token[:, None, None, :] if self._is_padded else None  # (rows, 1, 1, T)
-        ids = torch.tensor(tokens, device=device)[:, None]
-        return self.gpt2.next_logits(ids, torch.tensor(positions, device=device)[:, None], self._cache, mask)
+        ids = torch.tensor(tokens, device=device)
+        return self.gpt2.next_logits(ids[:, None], positions[:, None], self._cache, mask)
 
 
 class Decoder:

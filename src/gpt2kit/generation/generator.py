@@ -26,23 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextChunk:
-    """The next characters of a text.
+    """The next characters of a text."""
 
-    Args:
-        prompt: the index of the prompt.
-        sample: which of the prompt's samples.
-        text: the new characters; may be empty.
-        end: empty until the last chunk, then why the text ends: document, length, stop or form.
-        tokens: how many tokens have been generated.
-        sampled: the token that brought the characters.
-    """
-
-    prompt: int
-    sample: int
-    text: str
-    end: str
-    tokens: int
-    sampled: SampledToken | None = None
+    prompt: int  # index of the prompt
+    sample: int  # number among the samples of the prompt
+    text: str  # the new characters; may be empty
+    end: str  # empty until the last chunk, then why the text ends: document, length, stop or form
+    tokens: int  # number of tokens generated so far
+    sampled: SampledToken | None = None  # the token that completes the characters
 
 
 class Generator:
@@ -126,7 +117,7 @@ class Generator:
                     chunk = text.flush()
                 else:
                     chunk = text.push(sampled.token)
-                if text.is_stopped:
+                if text.stop.is_reached:
                     decoder.drop([sequence])
                     end = "stop"
                 yield TextChunk(*batch[sequence], chunk, end, len(sequence.new), sampled)
@@ -162,19 +153,15 @@ class _Text:
     """The text of one sequence: whole characters, up to a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, sequence: TokenSequence, stop: Sequence[str]) -> None:
-        self._stream = TextStream(tokenizer, sequence.prompt[1:])
-        self._stop = StopStrings(stop)
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._stop.is_reached
+        self.stream = TextStream(tokenizer, sequence.prompt[1:])
+        self.stop = StopStrings(stop)
 
     def push(self, token: int) -> str:
-        return self._stop.push(self._stream.push(token))
+        return self.stop.push(self.stream.push(token))
 
     def flush(self) -> str:
         """Return the rest of the text, without an incomplete character at its end."""
-        return self._stop.push(self._stream.flush().rstrip("\N{REPLACEMENT CHARACTER}")) + self._stop.flush()
+        return self.stop.push(self.stream.flush().rstrip("\N{REPLACEMENT CHARACTER}")) + self.stop.flush()
 
 
 def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:

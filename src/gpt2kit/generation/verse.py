@@ -33,19 +33,12 @@ _FREE = "\0"
 
 @dataclass(frozen=True)
 class VerseForm:
-    """A poem's form.
-
-    Args:
-        lines: the number of lines.
-        length: letters per line. A letter is a character of Unicode category L; a Han character is one letter.
-        ends: text after the first line, the second, and so on, repeated. The poem's last line breaks are dropped.
-        rhyme: groups of letters that rhyme. The second line, the fourth, and so on end in different letters of a group.
-    """
+    """The form of a poem. A letter is a character of Unicode category L, so a Han character is one letter."""
 
     lines: int
-    length: int
-    ends: tuple[str, ...] = LINE_ENDS
-    rhyme: tuple[str, ...] = ()
+    length: int  # letters per line
+    ends: tuple[str, ...] = LINE_ENDS  # text after each line, repeated; the last line breaks of a poem are dropped
+    rhyme: tuple[str, ...] = ()  # groups of letters; every second line ends in a different letter of one group
 
     @property
     def rhymes(self) -> int:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,18 @@ def truncate_metrics(run: Path, step: int) -> None:
     path = run / run_folder.METRICS
     if not path.is_file():
         return
-    text = io.StringIO(newline="")
     with run_folder.refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        writer = csv.DictWriter(text, rows.fieldnames or [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in run_folder.complete_rows(rows) if float(row["step"] or "nan") <= step)
+        complete = run_folder.complete_rows(rows)
+        write_metrics(path, rows.fieldnames or [], [row for row in complete if float(row["step"] or "nan") <= step])
+
+
+def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace metrics.csv, with the line ends of Lightning's logger."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
     files.write_text(path, text.getvalue())
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +53,21 @@ class DurableIO(TorchCheckpointIO):
         return checkpoint.read(Path(path))
 
 
+@dataclass(eq=False)
 class ExactResume(Checkpoint):
     """Saves between optimizer steps, and makes a resumed run continue exactly.
 
     Batches and random numbers are functions of the seed and the step, so no generator's state is saved. A checkpoint
     is written at the start of the next step: by then the last step is logged, and validated if that was due.
-
-    Args:
-        every: optimizer steps between checkpoints; there is also one after each validation. None: write none at all.
-        save_top_k: checkpoints with the lowest validation loss to keep, besides the newest.
-        max_seconds: save and stop after the first step that ends later than this.
-        override_optimizer: on resume, take the optimizer's settings from the config instead of the checkpoint.
-        settings: the resolved config as plain types, stored in each checkpoint.
     """
 
-    def __init__(
-        self,
-        every: int | None,
-        save_top_k: int,
-        max_seconds: float | None,
-        override_optimizer: bool,
-        settings: dict[str, Any],
-    ) -> None:
-        self.every, self.save_top_k, self.max_seconds = every, save_top_k, max_seconds
-        self.override_optimizer, self.settings = override_optimizer, settings
+    every: int | None  # optimizer steps between checkpoints; there is also one after each validation. None: none at all
+    save_top_k: int  # checkpoints with the lowest validation loss to keep, besides the newest
+    max_seconds: float | None  # save and stop after the first step that ends later than this
+    override_optimizer: bool  # on resume, take the optimizer's settings from the config instead of the checkpoint
+    settings: dict[str, Any]  # the resolved config as plain types, stored in each checkpoint
+
+    def __post_init__(self) -> None:
         self._signal = 0
         self._previous_maximum: tuple[torch.Tensor, torch.cuda.Event] | None = None  # over the ranks, one step ago
         self._handlers: dict[signal.Signals, Any] = {}  # Lightning's own, to be restored

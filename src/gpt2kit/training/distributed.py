@@ -65,8 +65,9 @@ def _count_devices(devices: Any) -> int | None:
         return None
     if isinstance(devices, list | tuple):
         return len(devices)
-    numbers = [number for number in str(devices).split(",") if number.strip()]
-    return len(numbers) if "," in str(devices) else int(devices)
+    if "," in str(devices):
+        return len([number for number in devices.split(",") if number.strip()])
+    return int(devices)
 
 
 def refuse_missing_devices(accelerator: Any, devices: Any, available: int) -> None:
@@ -113,13 +114,7 @@ def explain_launch_error(error: BaseException) -> MachineError | None:
 
 
 def refuse_disagreement(trainer: pl.Trainer, settings: Mapping[str, Any], resumed: Path | None) -> None:
-    """Raise on all ranks if their settings, or what they have read, differ.
-
-    Args:
-        trainer: the trainer, whose processes are connected.
-        settings: the resolved config, as plain types.
-        resumed: the checkpoint from which the run resumes.
-    """
+    """Raise on all ranks if their settings, what they have read, or the checkpoint to resume from differ."""
     if trainer.world_size == 1 or not distributed.is_initialized():
         return
     ranks: list[Any] = [None] * trainer.world_size

@@ -171,14 +171,8 @@ def estimate_step(
     These are forward and backward, when activations and logits are largest, and the update, when the optimizer works.
     A copy of the model without data takes two optimizer steps, the second one with the optimizer state of the first,
     and each tensor is counted while it exists. So dropout, attention, precision, recomputation and any optimizer count
-    as they are, without a formula for each. What libraries take, and what compilation saves, is not included.
-
-    Args:
-        gpt2: the model, which is not changed.
-        batch: sequences in one forward pass, and tokens in each.
-        precision: Lightning's name of the precision.
-        device: the device of the training.
-        accumulate: forward passes in an optimizer step.
+    as they are, without a formula for each. What libraries take, and what compilation saves, is not included. `batch`
+    is the sequences in one forward pass and the tokens in each, `accumulate` the forward passes in an optimizer step.
     """
     mode = FakeTensorMode()
     copied = _copy_without_data(gpt2, mode)
@@ -272,11 +266,7 @@ class _PartClassifier:
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that exist, by part, and keeps the counts of the peak.
-
-    Args:
-        classify: returns the part of a new tensor.
-    """
+    """Counts the bytes of all tensors that exist, by the part that `classify` returns, and keeps those of the peak."""
 
     def __init__(self, classify: Callable[[Tensor], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -286,7 +276,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._finalizers: dict[int, weakref.finalize[Any, Any]] = {}
 
     def reset_peak(self) -> Counter[str]:
-        """Return the counts of the peak so far, and begin a new one."""
+        """Return the counts of the peak so far, and start a new one."""
         peak, self.peak = self.peak, self.now.copy()
         return peak
 

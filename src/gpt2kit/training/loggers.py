@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.runs import lifecycle
 
@@ -90,14 +88,9 @@ class _AppendingWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Write the file again with new columns, so that a kill leaves the old file or the new one."""
-        path = Path(self.metrics_file_path)
-        with path.open(encoding="utf-8", newline="") as file:
+        with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames, lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write_text(path, text.getvalue())
+        lifecycle.write_metrics(Path(self.metrics_file_path), fieldnames, rows)
 
 
 def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> list[Logger]:

@@ -148,8 +148,13 @@ class GPT2Module(pl.LightningModule):
         if vocab_size is not None:
             self.build()
 
-    def take_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
-        """Set what the tokenizer decides; raise if another value was given."""
+    def prepare_data(self) -> None:
+        """Compare what the user gave with the tokenizer, before the run has a folder."""
+        if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+            self.check_vocabulary(text.vocab_size, text.document_start)
+
+    def check_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
+        """Raise if the user gave other values than the tokenizer decides."""
         decided = {"vocab_size": vocab_size, "document_start": document_start}
         refuse(
             [
@@ -158,6 +163,10 @@ class GPT2Module(pl.LightningModule):
                 if repr(value) != repr(decided[name])  # 0 is not False
             ]
         )
+
+    def take_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
+        """Set what the tokenizer decides."""
+        self.check_vocabulary(vocab_size, document_start)
         self.shape["vocab_size"], self.document_start = vocab_size, document_start
         if self.is_built:
             self.model.document_start = document_start

@@ -122,11 +122,7 @@ class ThroughputMetrics(callbacks.Callback):
 
 
 class StepTimer:
-    """Measures the speed of a run since it was started or resumed.
-
-    Args:
-        step: the optimizer steps that were done before.
-    """
+    """Measures the speed of a run since it was started or resumed, after `step` optimizer steps."""
 
     def __init__(self, step: int) -> None:
         self._start = time.monotonic()
@@ -217,11 +213,7 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 
 
 class SmoothedMean:
-    """An exponential moving mean without a bias towards 0 at its start.
-
-    Args:
-        decay: the factor of a value's weight with each later value.
-    """
+    """An exponential moving mean without a bias towards 0; `decay` multiplies a value's weight with each later one."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay

@@ -170,7 +170,7 @@ def plan_lines(info: RunInfo) -> list[Line]:
     bars = "".join(_BARS[min(round(factor * 7), 7)] for factor in run["schedule"])
     resumed = info["start"]["resumed"]
     return [
-        *[("text", _format_split(*split) + _format_details(split[1])) for split in text["splits"].items()],
+        *[("text", _format_split(name, split) + _format_details(split)) for name, split in text["splits"].items()],
         ("", f"vocabulary of {text['vocabulary']:,}"),
         *[("note", note) for note in text["notes"]],
         *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
@@ -209,9 +209,8 @@ def _format_model(model: RunInfo) -> str:
 
 def _format_run(run: RunInfo) -> str:
     interval = run["validation_every"]
-    validation = (
-        f"validation every {interval:,} steps" if interval else "no validation (no valid_files or valid_fraction)"
-    )
+    no_validation = "no validation (no valid_files or valid_fraction)"
+    validation = f"validation every {interval:,} steps" if interval else no_validation
     steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
     if run["steps"] is None:
         return f"until the time is over, in {steps}; an epoch has {epoch}; {validation}"
@@ -271,10 +270,9 @@ def memory_lines(memory: RunInfo) -> list[Line]:
 def _time_lines(speed: RunInfo, run: RunInfo) -> list[Line]:
     if "problem" in speed:
         return [("time", f"not measured: {speed['problem']}")]
-    validations = (
-        f", {speed['validations']:,} validations of {speed['validation']:.3g} s" if speed["validations"] else ""
-    )
-    steps = f"{speed['left']:,} steps of {speed['step']:.3g} s{validations}"
+    steps = f"{speed['left']:,} steps of {speed['step']:.3g} s"
+    if speed["validations"]:
+        steps += f", {speed['validations']:,} validations of {speed['validation']:.3g} s"
     lines = [("time", f"about {_format_time(speed['seconds'])}: {steps}")]
     max_time = run["max_time"]
     if max_time is not None and max_time < speed["seconds"] and run["steps"] is not None:

@@ -144,25 +144,15 @@ def planned_end(schedule: Schedule, end: int | None, step: int, total: int, ever
 
 @dataclass
 class RunSetup(Callback):
-    """Applies the limits in `setup`, when the text is known and the loops have not started; records each start.
+    """Applies the limits in `setup`, when the text is known and the loops have not started; records each start."""
 
-    Args:
-        options: the trainer's options as the user gave them.
-        seconds: the time limit, if there is one.
-        time_limit: sets the last step of a run that a time alone limits.
-        precision: what is used, and why.
-        arguments: the command line.
-        resumed: the checkpoint from which the run resumes.
-        settings: the resolved config as plain types.
-    """
-
-    options: Mapping[str, Any]
-    seconds: float | None
+    options: Mapping[str, Any]  # of the trainer, as the user gave them
+    seconds: float | None  # the time limit
     time_limit: TimeLimit
     precision: Choice
-    arguments: list[str]
-    resumed: Path | None
-    settings: Mapping[str, Any]
+    arguments: list[str]  # the command line
+    resumed: Path | None  # the checkpoint from which the run resumes
+    settings: Mapping[str, Any]  # the resolved config as plain types
     info: RunInfo | None = field(default=None, init=False)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

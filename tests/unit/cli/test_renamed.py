@@ -136,7 +136,7 @@ def test_old_and_new_name_in_one_file_are_refused(call: Callable[..., Outcome], 
     assert code == 2 and "old.yaml line 2: data.valid_share: an old name of data.valid_fraction, which is set" in err
 
 
-@pytest.mark.parametrize("old", [*{name.replace(".init_args", "") for name, *_ in IN_CONFIG}])
+@pytest.mark.parametrize("old", sorted({name.replace(".init_args", "") for name, *_ in IN_CONFIG}))
 def test_old_option_of_the_trainer_is_unknown_and_the_new_one_is_named(
     old: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2kit.evaluation.scoring import Windows
+from gpt2kit.evaluation.scoring import Ranks, Windows
 
 sizes = st.integers(1, 40).flatmap(
     lambda context: st.tuples(st.integers(0, 200), st.just(context), st.integers(1, context))
@@ -44,3 +46,9 @@ def test_the_windows_of_a_span_are_the_fewest_that_predict_it(size: tuple[int, i
         predicted += range(windows.first_target(number), windows.span(number)[1])
     assert set(range(first, last)) <= set(predicted)
     assert all(windows.first_target(number) < last for number in numbers[1:])
+
+
+def test_each_batch_is_scored_by_one_rank() -> None:
+    batches = list(Windows(200, 16, 7).batches(4))
+    by_rank = [list(Ranks(rank, 3).select(batches)) for rank in range(3)]
+    assert sorted(itertools.chain(*by_rank), key=lambda batch: batch.start) == batches

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import GRADIO_WARNINGS, HOSTILE_PROMPTS, Outcome, Run
+from helpers import GRADIO_WARNINGS, Outcome, Run
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import parser, web_demo
@@ -134,12 +134,6 @@ def test_settings_that_the_page_does_not_offer_are_refused(
 def test_an_unknown_model_is_refused(service: Service) -> None:
     with pytest.raises(UserError, match="no model"):
         list(page.generate_content(service, "../../etc/passwd", "the", 5, 1.0, 0, 1.0, 1.0, 1, 1))
-
-
-@pytest.mark.parametrize("prompt", HOSTILE_PROMPTS)
-def test_hostile_prompts_are_text(service: Service, prompt: str) -> None:
-    text, tokens, _ = list(page.generate_content(service, "version_0", prompt, 5, 1.0, 0, 1.0, 1.0, 1, 1))[-1]
-    assert text.startswith(prompt) and "<img" not in tokens and "<script" not in tokens
 
 
 def test_tokens_are_escaped(service: Service) -> None:
