@@ -168,6 +168,14 @@ def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
     assert checkpoint.open(copy, verify=False).shape == info.shape
 
 
+def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
+    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
+    torch.save(raw, tmp_path / "nan.ckpt")
+    with pytest.raises(CheckpointError, match="contains NaN or Inf"):
+        checkpoint.peek(tmp_path / "nan.ckpt")
+
+
 @pytest.mark.parametrize(
     "share", [{"low": 0.0}, {"low": "0", "high": 1.0, "seed": 1}, {"low": 0.0, "high": 9.0, "seed": 1}, [], 3]
 )
