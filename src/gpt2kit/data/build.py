@@ -331,7 +331,7 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
     notes = f" ({'; '.join(report.lines())})" if report.notes else ""
     if corpus.hash_range:
         fraction = f"{corpus.hash_range.high - corpus.hash_range.low:.3g}"
-        raise DataError(f"{where}: no document in this split, a fraction of {fraction}{notes}. Increase the fraction")
+        raise DataError(f"{where}: no document in this split, a fraction of {fraction}{notes}. Increase it")
     raise DataError(f"{where}: no text in it{notes}. Name files that contain text")
 
 

@@ -18,7 +18,7 @@ from gpt2kit.tokenization import tokenizer
 def untrained(corpus: Path) -> LoadedCheckpoint:
     shape = {**SMALL_SHAPE, "vocab_size": 320}
     state = GPT2(shape).state_dict()
-    return LoadedCheckpoint(Path("/work/run"), shape, tokenizer.load(corpus / "tokenizer"), {}, state=state)
+    return LoadedCheckpoint(Path("/runs/one"), shape, tokenizer.load(corpus / "tokenizer"), {}, state=state)
 
 
 def test_weights_too_large_for_half_precision_are_refused(untrained: LoadedCheckpoint) -> None:

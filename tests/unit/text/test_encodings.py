@@ -1,9 +1,8 @@
-"""Any encoding to text; a wrong one stops with the place, or is counted."""
+"""Bytes in any encoding are decoded; invalid ones raise an error with their position, or are replaced and counted."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,26 +32,25 @@ ENCODED = [
 def decode(
     raw: bytes, encoding: str = "auto", replace: bool = False, size: int = 1 << 20, report: ReadReport | None = None
 ) -> str:
-    pieces = (raw[start : start + size] for start in range(0, len(raw), size))
-    return "".join(decode_chunks(pieces, Path("a.txt"), encoding, replace, report or ReadReport()))
+    chunks = (raw[start : start + size] for start in range(0, len(raw), size))
+    return "".join(decode_chunks(chunks, Path("a.txt"), encoding, replace, report or ReadReport()))
 
 
 @pytest.mark.parametrize(("text", "encoding"), ENCODED)
-def test_an_encoding_that_is_asked_for(text: str, encoding: str) -> None:
-    raw = text.encode(encoding)
-    for size in (1, 2, 3, 7, 1 << 20):
-        assert decode(raw.replace(b"\n", b"\r\n"), encoding, size=size) == text
+def test_a_named_encoding_is_decoded_in_chunks_of_any_size(text: str, encoding: str) -> None:
+    raw = text.encode(encoding).replace(b"\n", b"\r\n")
+    assert all(decode(raw, encoding, size=size) == text for size in (1, 2, 3, 7, 1 << 20))
 
 
 @pytest.mark.parametrize(("text", "encoding"), ENCODED[:-1])
-def test_an_encoding_beyond_doubt_is_found(text: str, encoding: str) -> None:
+def test_a_clear_encoding_is_detected(text: str, encoding: str) -> None:
     pytest.importorskip("charset_normalizer")
     report = ReadReport()
     assert decode(text.encode(encoding), report=report) == text
     assert "as detected (first: a.txt)" in report.lines()[0]
 
 
-def test_western_encodings_differ_in_too_little_to_be_guessed() -> None:
+def test_western_encodings_are_not_guessed() -> None:
     pytest.importorskip("charset_normalizer")
     for text, encoding in ((FRENCH, "latin-1"), ("Zażółć gęślą jaźń. Wszyscy ludzie.\n" * 9, "cp1250")):
         with pytest.raises(DataError, match=r"a\.txt line 1, byte \d+: not UTF-8. Set reader.encoding"):
@@ -66,22 +64,22 @@ def test_utf8_with_some_damage_is_utf8() -> None:
     assert not any(is_utf8(text.encode(encoding)) for text, encoding in ENCODED)
 
 
-def test_a_damaged_utf8_text_is_not_taken_for_another_encoding() -> None:
+def test_damaged_utf8_is_not_taken_for_another_encoding() -> None:
     raw = (CHINESE * 3).encode()
     with pytest.raises(DataError, match="line 1, byte 30: not UTF-8"):
         decode(raw[:30] + b"\xb5\xb5" + raw[30:])
 
 
-def test_without_the_detector_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_detector_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "charset_normalizer", None)
     with pytest.raises(DataError, match="pip install charset-normalizer"):
         decode(CHINESE.encode("gb18030"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-@pytest.mark.parametrize("asked", ["auto", "gb18030"])
-def test_a_byte_order_mark_decides(encoding: str, asked: str) -> None:
-    assert decode(CHINESE.encode(encoding), asked, size=1001) == CHINESE
+@pytest.mark.parametrize("option", ["auto", "gb18030"])
+def test_a_byte_order_mark_has_priority(encoding: str, option: str) -> None:
+    assert decode(CHINESE.encode(encoding), option, size=1001) == CHINESE
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 1 << 20])
@@ -89,35 +87,33 @@ def test_a_byte_order_mark_decides(encoding: str, asked: str) -> None:
     ("encoding", "text", "bad"),
     [("utf-8", "日本\r\n語", b"\xff"), ("gb18030", "日本\r\n語", b"\xff"), ("euc-kr", "한국\r\n어", b"\xff")],
 )
-def test_undecodable_bytes_are_named_or_replaced_and_counted(encoding: str, text: str, bad: bytes, size: int) -> None:
-    sound = text.encode(encoding)
-    raw = sound + bad + b"ab" + bad + b"\n" + sound[:-1]  # the last character is cut off
+def test_undecodable_bytes_are_located_or_replaced_and_counted(encoding: str, text: str, bad: bytes, size: int) -> None:
+    valid = text.encode(encoding)
+    raw = valid + bad + b"ab" + bad + b"\n" + valid[:-1]  # the last character is incomplete
     if size > 5:
-        with pytest.raises(DataError, match=f"line 2, byte {len(sound)}: not {encoding.upper()}"):
+        with pytest.raises(DataError, match=f"line 2, byte {len(valid)}: not {encoding.upper()}"):
             decode(raw, encoding, size=size)
     report = ReadReport()
-    found = decode(raw, encoding, replace=True, size=max(size, 2), report=report)
+    decoded = decode(raw, encoding, replace=True, size=max(size, 2), report=report)
     expected = text.replace("\r\n", "\n")
-    assert found.startswith(expected + "�ab�\n" + expected[:-1]) and found.endswith("�")
+    assert decoded.startswith(expected + "�ab�\n" + expected[:-1]) and decoded.endswith("�")
     assert report.lines()[0].startswith("3 undecodable bytes replaced (first: a.txt line 2, byte")
 
 
-def test_replacing_is_not_slow_where_all_is_wrong() -> None:
+def test_replacing_many_bytes_is_fast() -> None:
     report = ReadReport()
     assert decode(b"\xff" * 300_000, "utf-8", replace=True, report=report) == "�" * 300_000
     assert report.notes["undecodable bytes replaced"][0] == 300_000
 
 
-def test_a_nul_beyond_the_head_stops_or_is_counted() -> None:
-    def pieces() -> Iterator[bytes]:
-        yield from (b"one\n", b"two\n\0\n")
-
+def test_a_nul_after_the_first_chunk_raises_or_is_replaced() -> None:
+    raw = b"one\ntwo\n\0\n"
     with pytest.raises(DataError, match="line 3: a NUL"):
-        list(decode_chunks(pieces(), Path("a.txt"), "auto", False, ReadReport()))
-    assert "".join(decode_chunks(pieces(), Path("a.txt"), "auto", True, ReadReport())) == "one\ntwo\n�\n"
+        decode(raw, size=4)
+    assert decode(raw, replace=True, size=4) == "one\ntwo\n�\n"
 
 
-def test_encodings_by_name() -> None:
+def test_unknown_encodings_are_reported_with_a_suggestion() -> None:
     assert not encoding_problems("auto") and not encoding_problems("Shift_JIS") and not encoding_problems("GB2312")
     assert "Did you mean gb18030?" in encoding_problems("gb18031")[0]
     assert encoding_problems("rot13") and encoding_problems("os.path")

@@ -1,4 +1,4 @@
-"""Structured files: the text of each record; what is broken stops or is counted."""
+"""Structured files give the text of each record; bad records raise or are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORDS = [{"n": 1, "text": TEXTS[0]}, {"text": TEXTS[1], "more": {"text": ["no"
 
 
 def write(path: Path) -> Path:
-    """A file with TEXTS in the format of its name."""
+    """Write TEXTS in the format of the file's name."""
     if path.suffix in (".jsonl", ".ndjson"):
         path.write_text("\n\n".join(json.dumps(r) for r in [*RECORDS, TEXTS[3]]) + "\n", encoding="utf-8")
     elif path.suffix == ".json":
@@ -39,12 +39,11 @@ def write(path: Path) -> Path:
 
 
 def documents(path: Path, **options: object) -> list[str]:
-    """The documents of a file."""
     return list(Reader(**options).read([path]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet"])
-def test_each_format_gives_its_texts(name: str, tmp_path: Path) -> None:
+def test_each_format_gives_its_documents(name: str, tmp_path: Path) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     path = write(tmp_path / name)
@@ -57,7 +56,7 @@ def test_each_format_gives_its_texts(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_chunks_of_any_size_give_the_same_records(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each record is cut at each place."""
+    """Each record is cut at each position."""
     path = write(tmp_path / name)
     for size in range(1, 30):
         monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
@@ -65,7 +64,7 @@ def test_chunks_of_any_size_give_the_same_records(name: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("value", ["-1.25e+10", "12", "true", "null", "NaN", "-Infinity"])
-def test_a_number_or_word_that_a_chunk_cuts(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_or_name_may_be_cut_by_a_chunk(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text(f'[{value}, "a", {{"n": {value}, "text": "b"}}, {value}, "c", {value}]')
     for size in range(1, 60):
@@ -73,7 +72,7 @@ def test_a_number_or_word_that_a_chunk_cuts(value: str, tmp_path: Path, monkeypa
         assert documents(path, max_bad_fraction=0.6) == ["a", "b", "c"], size
 
 
-def test_a_record_is_never_in_parts(tmp_path: Path) -> None:
+def test_a_record_is_one_piece(tmp_path: Path) -> None:
     text = "word\n" * (reader.PIECE_LENGTH // 2)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
     (tmp_path / "a.json").write_text(json.dumps([text]))
@@ -84,7 +83,7 @@ def test_a_record_is_never_in_parts(tmp_path: Path) -> None:
     assert [type(piece) for piece in Reader("file").read([tmp_path / "a.txt"])] == [UnfinishedPiece] * 2 + [str]
 
 
-def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path: Path) -> None:
+def test_byte_order_marks_and_line_ends_change_nothing(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv", "a.json"):
         path = write(tmp_path / name)
         raw = path.read_bytes().replace(b"\r\n", b"\n")
@@ -106,22 +105,22 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "why"), BAD_LINES)
-def test_a_bad_line_stops_with_its_place_or_is_counted(line: str, why: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_a_bad_line_raises_with_its_number_or_is_counted(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(f'{{"text": "sound"}}\n{line}\n{{"text": "also"}}\n')
-    with pytest.raises(DataError) as stopped:
+    path.write_text(f'{{"text": "one"}}\n{line}\n{{"text": "two"}}\n')
+    with pytest.raises(DataError) as error:
         documents(path)
-    assert f"a.jsonl line 2: {why}" in str(stopped.value) and "reader.max_bad_fraction" in str(stopped.value)
+    assert f"a.jsonl line 2: {reason}" in str(error.value) and "reader.max_bad_fraction" in str(error.value)
     report = ReadReport()
-    assert list(Reader(max_bad_fraction=0.4).read([path], report)) == ["sound", "also"]
-    assert report.bad == 1 and f"1 records left out: {why.split(' (')[0]} (first:" in report.lines()[0]
+    assert list(Reader(max_bad_fraction=0.4).read([path], report)) == ["one", "two"]
+    assert report.bad == 1 and f"1 records left out: {reason.split(' (')[0]} (first:" in report.lines()[0]
     with pytest.raises(DataError, match=r"1 of 3 records are bad .* more than reader.max_bad_fraction 0.3"):
         list(Reader(max_bad_fraction=0.3).read([path]))
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "reason"),
     [
         ('{"text": "x"}', "not a JSON list. Name it .jsonl"),
         ("", "not a JSON list. Name it .jsonl"),
@@ -134,17 +133,17 @@ def test_a_bad_line_stops_with_its_place_or_is_counted(line: str, why: str, tmp_
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 4, 1 << 18])
-def test_a_broken_list_always_stops(
-    content: str, why: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_invalid_list_always_raises(
+    content: str, reason: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.json").write_text(content)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", chunk)
-    with pytest.raises(DataError) as stopped:
+    with pytest.raises(DataError) as error:
         documents(tmp_path / "a.json", max_bad_fraction=0.9)
-    assert why in str(stopped.value) and "\n" not in str(stopped.value)
+    assert reason in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_broken_list_stops_where_it_is_broken(tmp_path: Path) -> None:
+def test_an_invalid_list_is_read_up_to_the_invalid_item(tmp_path: Path) -> None:
     """The rest of the file is not read in search of the end of an item."""
     good = json.dumps({"text": "word " * 20}) + ",\n"
     (tmp_path / "a.json").write_text("[" + good * 10 + '{"text" "x"},\n' + good * 100_000 + "]")
@@ -155,22 +154,22 @@ def test_a_broken_list_stops_where_it_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "reason"),
     [
         ("text,n\na,1\nb\n", "line 3: not as many cells as the header (1 instead of 2)"),
         ('text,n\na,1\n"b,2\n', "line 3: not CSV"),
         ('text,n\na,1\n"b"c,2\n', "line 3: not CSV"),
     ],
 )
-def test_bad_rows(content: str, why: str, tmp_path: Path) -> None:
+def test_a_bad_row_raises_with_its_line_or_is_skipped(content: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(content)
-    with pytest.raises(DataError) as stopped:
+    with pytest.raises(DataError) as error:
         documents(tmp_path / "a.csv")
-    assert why in str(stopped.value)
+    assert reason in str(error.value)
     assert documents(tmp_path / "a.csv", max_bad_fraction=0.6) == ["a"]
 
 
-def test_a_parquet_file_with_nulls_other_types_and_damage(tmp_path: Path) -> None:
+def test_nulls_other_types_and_damage_in_a_parquet_file(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -186,31 +185,31 @@ def test_a_parquet_file_with_nulls_other_types_and_damage(tmp_path: Path) -> Non
         documents(path)
 
 
-def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
+def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
 
-    def load(*words: object, **options: object) -> list[dict[str, object]]:
-        asked.extend([words, options])
+    def load(*arguments: object, **options: object) -> list[dict[str, object]]:
+        calls.extend([arguments, options])
         return [{"text": "a"}, {"text": "b"}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
     assert list(Reader().read(["hf://datasets/me/poems?config=tang&split=test"])) == ["a", "b"]
-    assert asked == [("me/poems", "tang"), {"split": "test", "streaming": True}]
+    assert calls == [("me/poems", "tang"), {"split": "test", "streaming": True}]
 
 
 @pytest.mark.parametrize(
-    ("place", "module", "package"),
+    ("path", "module", "package"),
     [
         ("hf://datasets/me/poems", "datasets", "datasets"),
         ("a.parquet", "pyarrow", "pyarrow"),
         ("a.txt.zst", "zstandard", "zstandard"),
     ],
 )
-def test_a_missing_package_is_named_with_its_command(
-    place: str, module: str, package: str, inside: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(
+    path: str, module: str, package: str, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (inside / "a.parquet").touch()
     (inside / "a.txt.zst").touch()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=f"pip install {package}$"):
-        list(Reader().read([place if "://" in place else Path(place)]))
+        list(Reader().read([path if "://" in path else Path(path)]))

@@ -1,4 +1,4 @@
-"""Places to bytes: found once in a fixed order, from anywhere, compressed or not, counted as they lie there."""
+"""Files are found once, in a fixed order, on disks and servers; their bytes are decompressed and counted as stored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def memory() -> Iterator[str]:
-    """A remote file system, as fsspec's in memory."""
+    """A remote folder in memory."""
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -47,7 +47,7 @@ def memory() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_compressed_files_give_their_content_and_count_their_own_bytes(suffix: str, tmp_path: Path) -> None:
+def test_compressed_files_are_decompressed_and_counted_as_stored(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.txt.{suffix}"
     path.write_bytes(PACKERS[suffix](TEXT) + PACKERS[suffix](b"a second stream\n"))
     report = ReadReport()
@@ -56,18 +56,18 @@ def test_compressed_files_give_their_content_and_count_their_own_bytes(suffix: s
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_compressed_files_that_end_early_or_are_damaged(suffix: str, tmp_path: Path) -> None:
+def test_truncated_and_damaged_compressed_files_are_reported(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.txt.{suffix}"
     packed = PACKERS[suffix](TEXT)
     path.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(DataError, match=rf"a\.txt\.{suffix}: the compressed data ends early"):
         list(read_chunks(path, ReadReport()))
-    path.write_bytes(b"no such thing, but long enough to be looked at")
+    path.write_bytes(b"not compressed, but as long as a header")
     with pytest.raises(DataError, match=rf"a\.txt\.{suffix}: damaged compressed data"):
         list(read_chunks(path, ReadReport()))
 
 
-def test_a_compressed_parquet_file(tmp_path: Path) -> None:
+def test_a_compressed_parquet_file_is_read(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -79,21 +79,21 @@ def test_a_compressed_parquet_file(tmp_path: Path) -> None:
 def test_remote_files_are_found_read_and_identified(memory: str) -> None:
     import fsspec
 
-    found = find_files([memory, f"{memory}/*.txt"])
-    assert found == ["memory:///t/b.txt", "memory:///t/sub/a.jsonl"]
+    urls = find_files([memory, f"{memory}/*.txt"])
+    assert urls == ["memory:///t/b.txt", "memory:///t/sub/a.jsonl"]
     report = ReadReport()
-    assert list(Reader().read(found, report)) == ["b", "a"]
-    assert report.bytes == sum(sources.size(place) for place in found)
-    before = sources.remote_identity(str(found[0]))
-    assert before == sources.remote_identity(str(found[0]))
+    assert list(Reader().read(urls, report)) == ["b", "a"]
+    assert report.bytes == sum(sources.size(url) for url in urls)
+    before = sources.remote_identity(str(urls[0]))
+    assert before == sources.remote_identity(str(urls[0]))
     fsspec.filesystem("memory").pipe("/t/b.txt", b"other\n")
-    assert before != sources.remote_identity(str(found[0]))
+    assert before != sources.remote_identity(str(urls[0]))
     for missing in ("/none.txt", "/*.none"):
         with pytest.raises(DataError, match="no such file, or no file matches"):
             find_files([memory + missing])
 
 
-def test_a_web_server(tmp_path: Path) -> None:
+def test_files_of_a_web_server_are_read(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT))
 
@@ -105,7 +105,7 @@ def test_a_web_server(tmp_path: Path) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         assert b"".join(read_chunks(f"{url}/a.txt.gz?download=1", ReadReport())) == TEXT
         assert sources.remote_identity(f"{url}/a.txt.gz") == sources.remote_identity(f"{url}/a.txt.gz")
@@ -114,7 +114,7 @@ def test_a_web_server(tmp_path: Path) -> None:
         server.shutdown()
 
 
-def test_protocols_that_are_unknown_or_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_protocols_and_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(DataError, match=r"s3://bucket/a\.txt: a package is not installed\. Install s3fs"):
         find_files(["s3://bucket/a.txt"])
@@ -122,7 +122,7 @@ def test_protocols_that_are_unknown_or_need_a_package(monkeypatch: pytest.Monkey
         find_files(["nowhere://a.txt"])
 
 
-def test_formats_by_name() -> None:
+def test_names_tell_the_format() -> None:
     assert sources.suffixes(Path("a.JSONL.gz")) == (".jsonl", ".gz")
     assert sources.suffixes("https://host/a.csv?x=.gz") == (".csv", "")
     assert sources.suffixes(Path("folder.gz/a")) == ("", "")
@@ -130,7 +130,7 @@ def test_formats_by_name() -> None:
     assert not sources.is_hub_dataset("hf://datasets/me/poems/data/a.parquet")
 
 
-def test_links_in_circles_and_pipes(tmp_path: Path) -> None:
+def test_circular_links_and_pipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
@@ -143,14 +143,14 @@ def test_links_in_circles_and_pipes(tmp_path: Path) -> None:
         find_files([str(tmp_path / "pipe")])
 
 
-def test_hidden_folders_are_left_alone(tmp_path: Path) -> None:
+def test_hidden_folders_are_skipped(tmp_path: Path) -> None:
     for name in (".git/a.txt", "b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     assert [Path(p).name for p in find_files([str(tmp_path)])] == ["b.txt"]
 
 
-def test_what_may_not_be_read_is_named_with_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_reported_with_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
     path.chmod(0o200)
