@@ -44,7 +44,7 @@ def test_the_model_card_has_the_figures_and_no_paths(untrained: LoadedCheckpoint
     assert "| shape | 2 layers, 2 heads, width 32 |" in card and "| context | 16 tokens |" in card
     assert f"| parameters | {parameter_count(untrained.shape):,}, as float32 |" in card
     assert "| initial weights | a/b |" in card and "base_model" not in card
-    assert "/work" not in card and "/home" not in card
+    assert "/runs" not in card and "/home" not in card
 
 
 def test_the_model_card_names_a_base_model_of_the_hub(untrained: LoadedCheckpoint) -> None:
