@@ -76,7 +76,7 @@ def test_an_exported_model_has_the_scores_of_its_checkpoint(
     assert all(first[name] == second[name] for name in ("nll", "tokens", "interval_95"))
     assert second["difference"]["bits_per_byte"] == 0 and second["difference"]["interval_95"] == [0, 0]
     code, _, err = call(main, "--ckpt_path", folder)
-    assert code == 2 and "Name text files with --files" in err
+    assert code == 2 and "Give text files as --files" in err
 
 
 @pytest.mark.parametrize("kind", ["run", "folder"])
