@@ -134,7 +134,7 @@ def without_override_of_permissions() -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs capset(2)")
 @pytest.mark.parametrize("command_name", ["train_tokenizer", "trainer", "test"])
-def test_text_without_read_permission_is_refused(
+def test_text_that_may_not_be_read(
     command_name: str, corpus: Path, options: list[str], run: Run, call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "a.txt").write_text(VALID)

@@ -72,11 +72,11 @@ def test_an_exported_model_has_the_scores_of_its_checkpoint(
 
     code, out, err = call(main, "--ckpt_path", run.folder, folder, "--json_output", "-")
     first, second = json.loads(out)["results"]
-    assert code == 0 and f"{folder}: tested on the text of" in err
+    assert code == 0 and f"{folder}: tested on the test text of" in err
     assert all(first[name] == second[name] for name in ("nll", "tokens", "interval_95"))
     assert second["difference"]["bits_per_byte"] == 0 and second["difference"]["interval_95"] == [0, 0]
     code, _, err = call(main, "--ckpt_path", folder)
-    assert code == 2 and "Name text files with --files" in err
+    assert code == 2 and "Give text files as --files" in err
 
 
 @pytest.mark.parametrize("kind", ["run", "folder"])

@@ -66,7 +66,7 @@ def test(
         print(report.to_json() if json_output == "-" else report.to_text() + "\n", end="")
         if json_path:
             write_text(json_path, report.to_json())
-        report.keep_in_runs()
+        report.write_to_runs()
         if options.html:
             write_text(options.html, report.to_page())
 

@@ -69,7 +69,7 @@ class Report:
         rows = zip(self.rows, self.results, strict=True)
         return render_page((row["checkpoint"], describe_one(row, self.text), result.passages) for row, result in rows)
 
-    def keep_in_runs(self) -> None:
+    def write_to_runs(self) -> None:
         """Write the figures of a checkpoint to its run's folder, for plot.py, unless only a part was tested."""
         for row, result in zip(self.rows, self.results, strict=True):
             run = lifecycle.run_of(result.candidate.info.path)

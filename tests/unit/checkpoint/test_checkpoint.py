@@ -1,4 +1,4 @@
-"""Checkpoints are complete, self-contained, and safe to open whoever wrote them."""
+"""Checkpoints are complete, self-contained, and safe to open even if they are hostile."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from gpt2kit.tokenization import tokenizer
 def untrained(corpus: Path) -> LoadedCheckpoint:
     shape = {**SMALL_SHAPE, "vocab_size": 320}
     state = GPT2(shape).state_dict()
-    return LoadedCheckpoint(Path("/work/run"), shape, state, tokenizer.load(corpus / "tokenizer"), {})
+    return LoadedCheckpoint(Path("/runs/one"), shape, tokenizer.load(corpus / "tokenizer"), {}, state=state)
 
 
 def test_weights_too_large_for_half_precision_are_refused(untrained: LoadedCheckpoint) -> None:
@@ -44,7 +44,7 @@ def test_the_model_card_has_the_figures_and_no_paths(untrained: LoadedCheckpoint
     assert "| shape | 2 layers, 2 heads, width 32 |" in card and "| context | 16 tokens |" in card
     assert f"| parameters | {parameter_count(untrained.shape):,}, as float32 |" in card
     assert "| initial weights | a/b |" in card and "base_model" not in card
-    assert "/work" not in card and "/home" not in card
+    assert "/runs" not in card and "/home" not in card
 
 
 def test_the_model_card_names_a_base_model_of_the_hub(untrained: LoadedCheckpoint) -> None:
