@@ -5,7 +5,7 @@ RUN = $$(ls -d lightning_logs/version_* | sort -V | tail -n 1)
 
 .PHONY: demo test unit prove check format lint types docs clean
 
-demo: .venv/installed  ## from text to a tested, writing GPT-2, in some minutes
+demo: .venv/installed  ## from text to a tested GPT-2 that generates text, in a few minutes
 	$(BIN)/python data/demo.py
 	$(BIN)/python train_tokenizer.py --files data/demo/train --vocab_size 4096 --output_dir tokenizers/demo --reader.document file
 	$(BIN)/python trainer.py --config configs/recipe/python.yaml
@@ -18,13 +18,13 @@ test: .venv/installed  ## the whole test suite, one process per core
 unit: .venv/installed  ## the unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
 
-prove: .venv/installed  ## hundreds of kills, each compared to the last bit, 4 ranks, and 4 GB of text; an hour
+prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks, 4 GB of text; takes an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_distributed.py
 	GPT2KIT_BUILD_KILLS=100 $(BIN)/python -m pytest tests/system/test_build_kill.py
 	$(BIN)/python tests/proofs/prove_data.py
 
-check: format lint types test  ## all that a commit must pass
+check: format lint types test  ## everything that a commit must pass
 
 format: .venv/installed
 	$(BIN)/ruff format .
@@ -37,7 +37,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-docs: .venv/installed  ## docs/cli.md, out of the parsers
+docs: .venv/installed  ## docs/cli.md from the parsers
 	$(BIN)/python scripts/cli_page.py
 
 .venv/installed: requirements.txt requirements-dev.txt
@@ -46,5 +46,5 @@ docs: .venv/installed  ## docs/cli.md, out of the parsers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-clean:  ## forget the environment and tokenized text; runs and tokenizers stay
+clean:  ## delete the environment and tokenized text; keep runs and tokenizers
 	rm -rf .venv .cache

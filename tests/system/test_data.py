@@ -149,3 +149,16 @@ def test_a_store_is_not_built_at_a_url(argument: str, options: list[str], call: 
     streaming = ["--data.streaming=true", "--data.cache_dir=memory://stores"]
     code, _, err = call(train.main, *options, *streaming, argument)
     assert code == 2 and "--part and --merge build a store on a local disk" in err and "--data.streaming false" in err
+
+
+def test_a_missing_file_of_any_split_is_reported_before_a_tokenizer_is_trained(
+    options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    args = [
+        *without(options, "valid_files", "tokenizer"),
+        "--data.valid_files=missing.txt",
+        "--data.tokenizer={kind: char}",
+        f"--data.cache_dir={inside}/cache",
+    ]
+    code, _, err = call(train.main, *args)
+    assert code == 3 and err.startswith("error: missing.txt: no such file") and not list(inside.rglob("*"))

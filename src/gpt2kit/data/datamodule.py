@@ -137,6 +137,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Train the tokenizer and build the token stores. Lightning runs this first in one process of each machine."""
+        for files in self.files.values():
+            find_files(files)  # reports a wrong path of any split before a tokenizer is trained
         self.setup("fit")
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.order(self.global_batch(self.trainer))  # refuses a text that is too short before the run has a folder
