@@ -1,4 +1,4 @@
-"""The options in the documentation's commands exist, except those of docs/experiments.md, which names old commits."""
+"""The options in the documentation's commands exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import cli_page
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "data/README.md"]
-PAGES.remove(ROOT / "docs/experiments.md")
+PAGES.remove(ROOT / "docs/experiments.md")  # its commands belong to the commits that it names
 # Options of trainer.py besides those with a value: sections, and what jsonargparse adds.
 ADDED = {"help", "print_config", "debug", "data", "model", "trainer"}
 option_names = cache(cli_page.option_names)

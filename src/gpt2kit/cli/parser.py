@@ -160,6 +160,8 @@ def _machine(error: Exception) -> MachineError | None:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Return whether torch raised an error because another process of the run does not answer."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):  # torch need not be imported
+        return True
     return bool(re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE))
 
 

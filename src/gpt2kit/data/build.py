@@ -329,9 +329,9 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
         return
     where = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
     notes = f" ({'; '.join(report.lines())})" if report.notes else ""
-    if corpus.hash_range:
-        fraction = f"{corpus.hash_range.high - corpus.hash_range.low:.3g}"
-        raise DataError(f"{where}: no document in this split, a fraction of {fraction}{notes}. Increase it")
+    if part := corpus.hash_range:
+        fraction = f"a fraction of {part.high - part.low:.3g}"
+        raise DataError(f"{where}: no document in this split, {fraction}{notes}. Increase it, or name more text")
     raise DataError(f"{where}: no text in it{notes}. Name files that contain text")
 
 

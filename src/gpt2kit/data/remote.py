@@ -51,16 +51,16 @@ class StreamedStore(TokenStore):
     deleted while it is mapped stays readable (on Windows it stays on the disk).
 
     Args:
-        place: the URL or folder of the store. Raises FileNotFoundError if it has no index.
+        location: the URL or folder of the store. Raises FileNotFoundError if it has no index.
         scratch: a local folder.
     """
 
-    def __init__(self, place: str, scratch: Path = SCRATCH) -> None:
-        self.place, self._scratch = place, scratch
-        with sources.translate_errors(place):
-            self._filesystem, self._root = sources.filesystem_of(place)
-        raw = retry(f"{place}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
-        self._use(Index.from_json(raw.decode(errors="replace"), f"{place}/{INDEX}"))
+    def __init__(self, location: str, scratch: Path = SCRATCH) -> None:
+        self.location, self._scratch = location, scratch
+        with sources.translate_errors(location):
+            self._filesystem, self._root = sources.filesystem_of(location)
+        raw = retry(f"{location}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
+        self._use(Index.from_json(raw.decode(errors="replace"), f"{location}/{INDEX}"))
         self.folder, release = claim_folder(scratch / "streamed", self.files_digest[:24])
         weakref.finalize(self, release)
         self._slots = threading.Semaphore(_CONCURRENCY)
@@ -70,7 +70,7 @@ class StreamedStore(TokenStore):
         self._doc_fetches: dict[int, Future[bytes]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.place, self._scratch)
+        return type(self), (self.location, self._scratch)
 
     def prefetch(self, numbers: Sequence[int]) -> None:
         """Fetch these shards in the background, the most urgent one first, and delete all others."""
@@ -176,7 +176,7 @@ class StreamedStore(TokenStore):
 
     def _fetch_verified(self, name: str, sha256: str, fetch: Callable[[str], _T], digest: Callable[[_T], str]) -> _T:
         """Fetch a file of the store by its URL, a second time if its content does not match its checksum."""
-        where = f"{self.place}/{name}"
+        where = f"{self.location}/{name}"
         try:
             for _ in range(2):
                 content = retry(where, lambda: fetch(f"{self._root}/{name}"))
@@ -200,14 +200,14 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
         scratch: a local folder for the shards in the window, and for the hashes of the text's files.
     """
     key = corpus.key(scratch)
-    place = f"{cache_dir.rstrip('/')}/{key}"
+    location = f"{cache_dir.rstrip('/')}/{key}"
     try:
-        return StreamedStore(place, scratch)
+        return StreamedStore(location, scratch)
     except FileNotFoundError:
         raise DataError(
-            f"{place}: there is no complete token store of the {what} with these options. Build it on a local disk "
+            f"{location}: there is no complete token store of the {what} with these options. Build it on a local disk "
             "with the same command and --data.streaming false --data.cache_dir FOLDER --part 1/1. Then copy the folder "
-            f"FOLDER/{key} to {place}"
+            f"FOLDER/{key} to {location}"
         ) from None
     except Damaged as error:
         raise DataError(f"{error}. Copy the store's folder there again") from None

@@ -46,11 +46,6 @@ def test_seed_and_epoch_change_the_permutation() -> None:
     assert len(orders) == 9
 
 
-def test_positions_are_permuted_one_by_one_as_together() -> None:
-    together = permute(np.arange(1000), 1000, 1, 0)
-    assert together[137] == permute(np.array([137]), 1000, 1, 0)[0]
-
-
 def test_the_permutation_is_uniform_by_chi_square() -> None:
     """Count the positions of 50 blocks over 1,000 epochs: a mean of 20 in each of 2,500 cells."""
     counts = np.zeros((50, 50))
@@ -219,19 +214,3 @@ def test_windows_are_shuffled_inside_and_change_with_the_epoch() -> None:
     assert len(set(epochs[0][0].tolist())) == 3, "a step reads from all shards of the window"
     assert len({order.step(step).tobytes() for step in range(24)}) == 24
     assert len({np.argsort(order.step(step)).tobytes() for step in range(3)}) == 3
-
-
-def test_at_most_two_windows_are_needed_and_the_next_one_is_named_in_time() -> None:
-    order = window_order([1001] * 12, 10, 10, 3, 7, seed=1, shuffle=True)
-    before: set[int] = set()
-    for step in range(2 * order.steps_per_epoch):
-        read = set((order.step(step) // 1001).tolist())
-        named = set(order.shards_at(step))
-        assert read <= named and len(named) <= 6
-        assert step == 0 or read <= before, "named at least one step before"
-        before = named
-
-
-def test_a_window_may_have_all_shards() -> None:
-    order = window_order([101] * 4, 10, 10, 99, 4, seed=1, shuffle=True)
-    assert all(sorted(order.shards_at(step)) == [0, 1, 2, 3] for step in range(25))
