@@ -1,10 +1,10 @@
-"""Attention alone, forward and backward: gpt2kit's matrix products, torch's kernels, and transformers' eager way.
+"""Attention alone, forward and backward: gpt2kit's matrix products, torch's kernels, transformers' eager attention.
 
     python bench/attention.py                         # not compiled, no dropout
     python bench/attention.py --compiled --dropout 0.1
 
-2,048 tokens of width 384 in rows of one block each; queries, keys and values come out of one product, as in GPT-2. The
-ways take turns; a figure is the median. `backends.choose_attention` follows these tables.
+2,048 tokens of width 384 in rows of one block each; queries, keys and values are parts of one tensor, as in GPT-2. The
+implementations take turns; a figure is the median. `backends.choose_attention` follows these tables.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
     dtype = torch.float32 if args.float32 else torch.bfloat16
     MODULE.train()
-    options = COMPILE_OPTIONS if DEVICE == "cpu" else None  # as GPT2.compile_for_training
+    options = COMPILE_OPTIONS if DEVICE == "cpu" else None  # as in GPT2.compile_for_training
     rows: list[dict[str, object]] = []
     for block in args.blocks:
         for size in args.head_sizes:

@@ -104,7 +104,7 @@ def build_gpt2kit(text: Path, tokenizer_folder: str, folder: Path, cores: int) -
 
 
 def build_one_document(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:
-    """Build the text as one document, which leaves out what its many short lines cost."""
+    """Build the text as one document, without the cost of many short ones."""
     build.open_or_build(Corpus([text], tokenizer.load(tokenizer_folder), Reader("file")), folder)
 
 
@@ -173,7 +173,7 @@ BUILDS: dict[str, Callable[[Path, str, Path, int], None]] = {
 
 def measure_loaders(work: Path, ways: list[str], rounds: int, batches: int) -> list[dict[str, object]]:
     """Return million tokens/s of each loader with blocks of 1,024 in random order, and the time to its first batch."""
-    importlib.import_module("gpt2kit.data.batches")  # importing torch is not the loader's time
+    importlib.import_module("gpt2kit.data.batches")  # so that the loader's time does not include importing torch
     rates: dict[tuple[str, int, int], list[float]] = {}
     firsts: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(rounds):

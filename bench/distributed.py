@@ -1,9 +1,9 @@
-"""Two processes on this machine compared with one, and whether sharing Muon's work between them pays.
+"""The speed of two processes on this machine compared with one, and of Muon with and without sharing its work.
 
     python bench/distributed.py
 
-Processes on one machine share its cores and memory, so this measures what DDP and FSDP cost (they exchange gradients
-through gloo and the loopback network), not what two GPUs gain. Each figure is the best of three runs, with one thread
+Processes on one machine share its cores and memory, so this measures the cost of DDP and FSDP (they exchange gradients
+through gloo and the loopback network), not the gain of two GPUs. Each figure is the best of three runs, with one thread
 per process.
 """
 

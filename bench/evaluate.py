@@ -1,8 +1,8 @@
-"""How fast test.py is compared with the forward pass of training: `python bench/evaluate.py [--model small ...]`.
+"""The speed of test.py compared with the forward pass of training: `python bench/evaluate.py [--model small ...]`.
 
 Both get the same blocks of random tokens, in float32 on one device, and take turns; the best round counts. The forward
-pass is that of a training step (`GPT2.nll` in training mode, which keeps what the backward pass needs). Testing is all
-of `Scorer.score`: reading, the model, sums by document.
+pass is that of a training step (`GPT2.nll` in training mode, which keeps what the backward pass needs). Testing is
+`Scorer.score` as a whole: reading, the model, sums by document.
 """
 
 from __future__ import annotations

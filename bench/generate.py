@@ -4,9 +4,9 @@
     python bench/generate.py --shape 12 12 768 1024 50257 --repeats 3
     python bench/generate.py --ckpt_path lightning_logs/version_0 --cold 5     # starts generate.py, too
 
-All generate with the same weights in one process and take turns; a figure is the median of the turns. `no cache` is
-how many small scripts generate: for each token, the whole context goes through the model again. `--shape` takes random
-weights instead of a checkpoint: layers, heads, width, context, vocabulary.
+All three generate with the same weights in one process and take turns; a figure is the median of the turns. `no cache`
+sends the whole context through the model for each token, as many small scripts do. `--shape` takes random weights
+instead of a checkpoint: layers, heads, width, context, vocabulary.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
             "gpt2kit": lambda b=batch: generate_gpt2kit(inference, b, args.tokens),
             "no cache": lambda b=batch: generate_without_cache(gpt2, b, args.tokens),
         }
-        if args.tokens < context:  # it cannot exceed the context
+        if args.tokens < context:  # transformers cannot exceed the context
             ways["transformers"] = lambda b=batch: generate_transformers(gpt2, b, args.tokens)
         results: dict[str, list[Times]] = {name: [] for name in ways}
         for _ in range(args.repeats):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure training and generation on a GPU, in under nine minutes: bash bench/gpu.sh OUTPUT_FOLDER
+# Measure training and generation on a GPU, in at most 13 minutes: bash bench/gpu.sh OUTPUT_FOLDER
 #
 # PYTHON names a Python with gpt2kit's dependencies (torch 2.11 or newer); default: python3. NANOGPT names a copy of
 # nanoGPT to compare with; TRAIN and VALID name a text of characters for the comparison of losses.

@@ -1,7 +1,7 @@
-"""How well `trainer.py --plan` estimates memory: `python bench/memory.py`.
+"""The memory that `trainer.py --plan` estimates compared with measurements: `python bench/memory.py`.
 
-Each row comes from two processes: one that estimates, and a `trainer.py` of a few steps. Measured is the largest
-resident memory of the second one (on a GPU, the largest that torch has allocated, from metrics.csv).
+Each row comes from two processes: one estimates, the other is a `trainer.py` of a few steps. Its largest resident
+memory is measured (on a GPU, the largest memory that torch has allocated, from metrics.csv).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHAPES = {
     "26 M": (12, 12, 384, 128, 12),
     "small": (12, 12, 768, 256, 4),
 }
-# What the first process runs: `--plan`, of which it prints the estimate.
+# The program of the first process: it plans a run and prints the estimate.
 ESTIMATE = "import json, sys; from gpt2kit.cli import train; "
 ESTIMATE += "print(json.dumps(train.TrainCLI([*sys.argv[1:], '--plan']).measure_plan()['memory']))"
 
@@ -46,7 +46,7 @@ def measure(
     Args:
         shapes: names of SHAPES. Default: all.
         attention: plain, sdpa or both. Default: both.
-        precision: by Lightning's name.
+        precision: Lightning's name of it.
         vocab_size: tokens in the vocabulary, which is trained on this environment's Python files.
         steps: training steps.
         options: further options of trainer.py, such as model.gradient_checkpointing=true.

@@ -1,10 +1,10 @@
-"""What an update costs: AdamW, torch's Muon (one matrix at a time), and gpt2kit's (matrices of one shape together;
+"""The time of an update: AdamW, torch's Muon (one matrix at a time), and gpt2kit's (matrices of one shape together;
 queries, keys and values as three matrices, or as one).
 
     python bench/muon.py --shapes 4,128 6,384 12,768
 
-A shape is layers and width. Only the hidden matrices are updated, with random gradients. The ways take turns; a figure
-is the median.
+A shape is layers and width. Only the hidden matrices are updated, with random gradients. The optimizers take turns; a
+figure is the median.
 """
 
 from __future__ import annotations

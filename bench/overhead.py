@@ -1,11 +1,11 @@
-"""What Lightning and gpt2kit's callbacks add to a training step, in processor time.
+"""The processor time that Lightning and gpt2kit's callbacks add to a training step.
 
     python bench/overhead.py
 
-One thread and a model of one layer, width 16, over 32 tokens: there is next to nothing to compute, so the rest stands
-out. A figure is the mean over all steps, including those that log (every 10th); the ways take turns in one process, and
-the median of the rounds counts. Lightning is compared with a plain loop over the same model, trainer.py with a plain
-loop over gpt2kit's module and optimizer.
+One thread and a model of one layer, width 16, over 32 tokens: there is next to nothing to compute, so nearly all of the
+time is overhead. Each round takes the mean over all steps, including those that log (every 10th); a figure is the
+median of the rounds. The loops take turns in one process. Lightning is compared with a plain loop over the same model,
+trainer.py with a plain loop over gpt2kit's module and optimizer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import warnings
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all four on the processor
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all loops run on the CPU
 
 import torch
 import train_step

@@ -1,4 +1,4 @@
-"""How fast a token store is read through a simulated slow network.
+"""The speed of reading a token store through a simulated slow network.
 
     python bench/streaming.py
     python bench/streaming.py --shard_tokens 67108864 --shards 12
@@ -115,7 +115,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
                 seconds = time.perf_counter() - begin
                 tokens = (steps + 1) * args.batch_size * args.block_size
                 figures["million tokens/s, one epoch"] = round(tokens / seconds / 1e6, 1)
-            for number in order.shards_at(step):  # so that none of them uses the connection while the next one is timed
+            for number in order.shards_at(step):  # or their downloads would slow down the next measurement
                 store.shard(number)
         figures[f"largest local MB, {name}"] = round(size.largest / 1e6, 1)
         del batches, store

@@ -42,12 +42,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--steps", type=int, default=2000, help="steps of the AdamW recipe")
     parser.add_argument(
-        "--gpt2kit_steps", type=int, nargs="*", help="steps of each gpt2kit run; default: as many, a third"
+        "--gpt2kit_steps",
+        type=int,
+        nargs="*",
+        help="steps of each gpt2kit run; default: those of the recipe, and a third of them",
     )
     parser.add_argument("--validations", type=int, default=20, help="per run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--options", nargs="*", default=[], help="further options of trainer.py")
-    parser.add_argument("--eager", action="store_true", help="compile neither")
+    parser.add_argument("--eager", action="store_true", help="without compilation")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,7 @@ def run_gpt2kit(args: argparse.Namespace, seed: int, steps: int) -> list[Point]:
         )
         since = step
         points.append({"step": step, "tokens": step * tokens, "seconds": seconds, "val_loss": losses[step]})
-    # The first steps compile. What they take beyond the usual pace is reported separately.
+    # The first steps compile. Their excess over the usual pace is reported separately.
     paces = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(points)]
     if paces:
         extra = max(points[0]["seconds"] - sorted(paces)[len(paces) // 2] * points[0]["step"], 0.0)

@@ -1,14 +1,15 @@
-"""How fast a training step is: gpt2kit's, and the same model trained as the documentation of other libraries shows it.
+"""The speed of a training step: gpt2kit's, and that of other libraries, used as their documentation shows.
 
     python bench/train_step.py
     python bench/train_step.py --shapes small --batch 32 --block 1024 --ways gpt2kit plain_compiled hf_trainer
-    python bench/train_step.py --nanogpt ../nanoGPT     # a copy of nanoGPT: its model, in its own settings
+    python bench/train_step.py --nanogpt ../nanoGPT     # a copy of nanoGPT: its model with its own settings
     pip install --no-deps --target ../litgpt litgpt==0.5.13 lightning==2.6.6 psutil
     python bench/train_step.py --litgpt ../litgpt       # the same for litgpt
 
-Each way runs in a process of its own. The ways take turns, round after round; a figure is the median over the rounds of
-the median step. All ways get the same random tokens and one count of FLOPs (`model.config.flops_per_token`). The
-fastest matmul is the largest matrix product in bfloat16 per second, measured at the start of each process.
+Each way of training (`--ways`) runs in a process of its own. They take turns, round after round; a figure is the median
+over the rounds of the median step. All get the same random tokens and the same count of FLOPs
+(`model.config.flops_per_token`). The fastest matmul is the largest matrix product in bfloat16 per second, measured at
+the start of each process.
 
 gpt2kit            trainer.py with Muon and compiled blocks; gpt2kit_adamw: with AdamW; gpt2kit_fp16: 16-mixed (a GPU)
 gpt2kit_eager, gpt2kit_model    the same, not compiled; compiled as a whole
@@ -109,7 +110,7 @@ def main() -> None:
 def row(
     shape: str, way: str, results: list[dict[str, float]], last: list[dict[str, float]], peak: float
 ) -> dict[str, object]:
-    """Return one way's figures; `last` are the results of the way that all are compared with."""
+    """Return one way's figures; `last` are the results of the way with which all are compared."""
     seconds, last_seconds = (statistics.median(r["seconds"] for r in each) for each in (results, last))
     return {
         "shape": shape,
@@ -161,7 +162,7 @@ def now() -> float:
 
 
 def train_gpt2kit(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
-    """Train with `trainer.py` and all that it does in a step: log, check the gradient, keep the position."""
+    """Train with `trainer.py`, whose steps also log, check gradients and track the position."""
     from gpt2kit.cli.train import TrainCLI
 
     with tempfile.TemporaryDirectory() as folder:
@@ -230,7 +231,7 @@ def endless_loader(batches: Tensor) -> Any:
 
 
 def make_clock() -> Any:
-    """Return a callback that keeps the time after each step."""
+    """Return a callback that records the time after each step."""
     import pytorch_lightning as pl
 
     class Clock(pl.Callback):
@@ -366,8 +367,7 @@ def train_nanogpt(way: str, shape: dict[str, int], batches: Tensor, steps: int, 
 
 
 def train_litgpt(_: str, shape: dict[str, int], batches: Tensor, steps: int, folder: Path | None) -> Iterator[float]:
-    """Train litgpt's model in the loop of its pretrain.py. It has GPT-2's sizes, but rotary positions and an output
-    layer of its own."""
+    """Train litgpt's model in the loop of its pretrain.py: GPT-2's sizes, but rotary positions and an untied output."""
     sys.path.insert(0, str(folder))
     from lightning import Fabric  # type: ignore[import-not-found]
     from litgpt.config import Config  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-"""Time and memory of training tokenizers, and the speed of encoding: a table, and the same as JSON.
+"""Time and memory of training tokenizers, and the speed of encoding.
 
     python bench/train_tokenizer.py --chinese poems.txt --output bench.json
 

@@ -45,7 +45,7 @@ NESTED: dict[str, list[type]] = {
     "model.optimizer": [optim.Muon, optim.AdamW],
     "model.schedule": [optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant],
 }
-# Descriptions of Lightning's own trainer options. Options that are not in this table are only named.
+# Descriptions of Lightning's trainer options. The page only names options that are not in this table.
 LIGHTNING = {
     "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best one available.",
     "strategy": "`ddp` replicates the model on every device, `fsdp` shards it (docs/distributed.md).",
@@ -99,13 +99,13 @@ _SKIPPED = (
 )
 
 
-class _Built(Exception):
-    """Carries the parser of trainer.py."""
+class _ParserReady(Exception):
+    """Carries the parser of trainer.py out of its constructor."""
 
 
 class _ParserOnly(train.TrainCLI):
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        raise _Built(parser)
+        raise _ParserReady(parser)
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the content of docs/cli.md."""
     rows = {action.dest: action for action in options(trainer_parser())}
     groups: dict[str, list[argparse.Action]] = {"": [], "data": [], "model": [], "trainer": []}
     for name, action in rows.items():
@@ -167,13 +167,13 @@ def trainer_parser() -> ArgumentParser:
     """Return the parser of trainer.py, before it parses anything."""
     try:
         _ParserOnly([])
-    except _Built as built:
-        return typing.cast(ArgumentParser, built.args[0])
+    except _ParserReady as ready:
+        return typing.cast(ArgumentParser, ready.args[0])
     raise AssertionError
 
 
 def option_names(script: str) -> set[str]:
-    """Return the names of all options of a script, with those of the classes that trainer.py's options name."""
+    """Return the names of all options of a script, including those of classes such as the reader."""
     parser = trainer_parser() if script == "trainer.py" else command.parser_of(SCRIPTS[script])
     names = {action.dest for action in options(parser)}
     if script == "trainer.py":
@@ -191,7 +191,7 @@ def option_names(script: str) -> set[str]:
 
 
 def describe(kind: type, where: str = "", more: str = "") -> Iterator[str]:
-    """Yield the section of a class that configs name: its summary and its options."""
+    """Yield the section of a class that configs may name: its summary and its options."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip={"params"})
@@ -208,9 +208,9 @@ def public_path(kind: type) -> str:
     """Return the shortest path by which a config may name the class."""
     parts = kind.__module__.split(".")
     packages = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    faces = (importlib.import_module(name) for name in (*packages, "gpt2kit.callbacks"))
-    homes = [face.__name__ for face in faces if getattr(face, kind.__name__, None) is kind]
-    return f"{min(homes, key=len)}.{kind.__name__}"
+    modules = (importlib.import_module(name) for name in (*packages, "gpt2kit.callbacks"))
+    names = [module.__name__ for module in modules if getattr(module, kind.__name__, None) is kind]
+    return f"{min(names, key=len)}.{kind.__name__}"
 
 
 def options(parser: ArgumentParser) -> Iterator[argparse.Action]:
@@ -221,7 +221,7 @@ def options(parser: ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def own_options(parser: ArgumentParser) -> Iterator[argparse.Action]:
-    """Return the options of a command, without those of the classes that they name."""
+    """Return the options of a command, without those of its classes."""
     return (action for action in options(parser) if "." not in action.dest)
 
 
@@ -237,7 +237,7 @@ def table(actions: Iterable[argparse.Action], prefix: str = "", texts: dict[str,
 
 
 def format_type(action: argparse.Action) -> str:
-    """Return the type of an option for people."""
+    """Return a readable type of an option."""
     if isinstance(action, argparse._StoreTrueAction):
         return "flag"
     prefix = "one or more: " if action.nargs == "+" else ""
@@ -245,7 +245,7 @@ def format_type(action: argparse.Action) -> str:
 
 
 def format_hint(hint: Any) -> str:
-    """Return a type hint for people."""
+    """Return a type hint in readable form."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None):
         return "null"

@@ -24,7 +24,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     """Return the script and the options of each command in a page's code blocks."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"^ *(?:python|torchrun [^#\n]*?) ?(\S+\.py)\b([^#\n]*)", text, re.MULTILINE)
-    return [(script, re.findall(r" --([\w.]+)", words)) for script, words in lines]
+    return [(script, re.findall(r" --([\w.]+)", arguments)) for script, arguments in lines]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -8,7 +8,7 @@ from helpers import ROOT
 from gpt2kit.training.module import GPT2Module
 
 
-def test_the_tables_are_those_that_the_benchmark_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_match_the_output_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import scaling
 

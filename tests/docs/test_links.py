@@ -1,4 +1,4 @@
-"""Relative links of the documentation lead to files that exist, and to headings that these have."""
+"""Relative links of the documentation lead to existing files and headings."""
 
 from __future__ import annotations
 

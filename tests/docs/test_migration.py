@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "data"))
 import cli_page
 import get
 
-PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8").replace("\\\n", " ")
 COMMANDS = {**COMMANDS, "cache.py": cli_cache.manage, "data/get.py": get.get}
 # Code spans of gpt2kit's column that are not an option, a script, a file or a class of this repository.
 OTHER_SPANS = {"AutoTokenizer", "<|endoftext|>", "hf://", "lightning_logs/version_N", "weights_only=True"}
@@ -29,7 +29,7 @@ OTHER_SPANS |= {"torchrun ..."}
 
 
 def gpt2kit_spans() -> list[str]:
-    """Return each code span of the tables' second columns, which name what is in gpt2kit."""
+    """Return each code span of the tables' second columns, those of gpt2kit."""
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.splitlines() if line.startswith("|")]
     rows = [row for row in rows if set("".join(row)) - set("-")]
     return [span.replace("\\|", "|") for row in rows for span in re.findall("`([^`]+)`", row[1])]
@@ -39,19 +39,19 @@ option_names = cache(cli_page.option_names)
 
 
 def find_missing(span: str) -> str | None:
-    """Return what a code span names that does not exist; None if all of it exists."""
-    words = span.split()
-    script = words[0] if re.fullmatch(r"(data/)?\w+\.py", words[0]) else "trainer.py"
+    """Return the first name in a code span that does not exist; None if all exist."""
+    parts = span.split()
+    script = parts[0] if re.fullmatch(r"(data/)?\w+\.py", parts[0]) else "trainer.py"
     if not (ROOT / script).is_file():
         return script
     if span in OTHER_SPANS or span == script:
         return None
     if re.match(r"configs/", span):
-        return None if (ROOT / words[0]).exists() else words[0]
+        return None if (ROOT / parts[0]).exists() else parts[0]
     if match := re.fullmatch(r"(gpt2kit\.\w+)\.(\w+)", span):
         return None if hasattr(importlib.import_module(match[1]), match[2]) else span
-    names = [word.removeprefix("--") for word in words if word.startswith("--")]
-    names += [word for word in words[:1] if word != script and re.match(r"(data|model|trainer)\.", word)]
+    names = [part.removeprefix("--") for part in parts if part.startswith("--")]
+    names += [part for part in parts[:1] if part != script and re.match(r"(data|model|trainer)\.", part)]
     if not names:
         return f"{span} (not an option, file or class; remove the code marks or correct the name)"
     return next((f"{script} {name}" for name in names if name not in option_names(script)), None)
@@ -78,19 +78,19 @@ def test_a_wrong_name_is_detected(span: str) -> None:
 @pytest.mark.parametrize("line", re.findall(r"^python .*$", PAGE, re.MULTILINE))
 def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    _, script, *words = shlex.split(line)
+    _, script, *args = shlex.split(line)
     if script in COMMANDS:
-        assert command.parse(COMMANDS[script], words)
+        assert command.parse(COMMANDS[script], args)
         return
     for recipe in re.findall(r"--config (\S+)", line):
         assert Path(recipe).is_file(), recipe
     if "hf://" in line:  # opening the weights needs a network, so only the names are checked
         parser = cli_page.trainer_parser()
-        assert isinstance(parser, cli_page.ArgumentParser) and parser.parse_args(words)
+        assert isinstance(parser, cli_page.ArgumentParser) and parser.parse_args(args)
         return
     with pytest.raises(Parsed):
-        ParseOnly(words)
-    assert parse_early(words)
+        ParseOnly(args)
+    assert parse_early(args)
 
 
 def test_every_recipe_is_named() -> None:

@@ -1,4 +1,4 @@
-"""README.md is true: its commands parse and run, its packages exist, its lists of files are those that run."""
+"""README.md matches the code: its commands parse and run, its packages exist, its lists of files are those that run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ SOURCE = ROOT / "src" / "gpt2kit"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 BLOCKS, SERVING_BLOCKS = (
-    re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) for page in (README, SERVING)
+    re.findall(r"^```\w*\n(.*?)^```$", page.replace("\\\n", " "), re.DOTALL | re.MULTILINE)
+    for page in (README, SERVING)
 )
 COMMAND_LINES = [
     line.split("#")[0].strip()
