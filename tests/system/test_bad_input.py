@@ -38,7 +38,7 @@ def write(raw: bytes | str) -> Callable[[Path], object]:
 TEXTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     # the case: the name of the file, the function that writes it, a part of the message
     "no such file": ("a.txt", lambda path: None, "FILE: no such file or folder"),
-    "a pattern without matches": ("*.txt", lambda path: None, "FILE: no file matches (looked from"),
+    "a pattern without matches": ("*.txt", lambda path: None, "FILE: no file matches (current folder"),
     "an empty folder": ("a", lambda path: path.mkdir(), "FILE: no files in this folder"),
     "a folder of empty files": ("a", lambda path: (path.mkdir(), (path / "b.txt").touch()), "b.txt: no text in it"),
     "an empty file": ("a.txt", write(""), "FILE: no text in it"),
