@@ -196,7 +196,7 @@ def test_errors_in_the_text_name_the_ranks(options: list[str], tmp_path: Path) -
     processes = start(run_args(Setting("two", args, 2), tmp_path), {}, 2, tmp_path / "log.txt")
     assert finish(processes)[0] == 3, log_of(tmp_path)
     first, second = sorted(log_of(tmp_path).splitlines())
-    assert first.startswith("error: ") and "no text in it" in first
+    assert first.startswith("error: ") and "no text found" in first
     assert second.startswith("rank 1: error: another process of this run has gone")
 
 
