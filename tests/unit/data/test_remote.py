@@ -109,11 +109,11 @@ def batches_of(store: StreamedStore, order: WindowOrder, first_step: int, batch_
     return iter(TrainBatches(BlockDataset(store, 16, 1), micro_batches))
 
 
-@pytest.mark.parametrize("place", ["memory://stores", "local"])
+@pytest.mark.parametrize("location", ["memory://stores", "local"])
 def test_a_streamed_store_equals_its_copy(
-    place: str, text: Corpus, local: TokenStore, url: str, tmp_path: Path
+    location: str, text: Corpus, local: TokenStore, url: str, tmp_path: Path
 ) -> None:
-    root = place if "://" in place else str(tmp_path / place)
+    root = location if "://" in location else str(tmp_path / location)
     store = open_store(root, text, "text", tmp_path / "s")
     assert not local_files(tmp_path / "s"), "nothing is fetched before it is read"
     assert len(store.shards) > 20 and store.fingerprint == local.fingerprint
@@ -171,13 +171,13 @@ def test_requests_are_repeated_when_a_web_server_fails(
     failures["fail"] = 3
     assert np.array_equal(store.lengths(), local.lengths())
     failures["fail"] = 100
-    with pytest.raises(DataError, match=r"000000\.bin: cannot be read, in 5 attempts .*Check the URL, the network"):
+    with pytest.raises(DataError, match=r"000000\.bin: cannot be read after 5 attempts .*Check the URL, the network"):
         store.shard(0)
     failures["fail"] = 0
     assert store.shard(0)[:9].tolist() == local[:9].tolist(), "the next access requests it again"
 
 
-def test_a_place_without_the_store_is_reported_with_the_command_that_builds_it(
+def test_a_url_without_the_store_is_reported_with_the_command_that_builds_it(
     text: Corpus,
     local: TokenStore,
     memory: str,
@@ -195,10 +195,10 @@ def test_a_place_without_the_store_is_reported_with_the_command_that_builds_it(
 
 
 def test_a_file_that_was_not_copied_is_named(local: TokenStore, url: str, tmp_path: Path) -> None:
-    place = f"/stores/{local.folder.name}"
+    location = f"/stores/{local.folder.name}"
     for name in ("000003.bin", "000007.doc"):
-        MEMORY.rm(f"{place}/{name}")
-    store = StreamedStore(f"memory:/{place}", tmp_path / "s")
+        MEMORY.rm(f"{location}/{name}")
+    store = StreamedStore(f"memory:/{location}", tmp_path / "s")
     with pytest.raises(DataError, match=r"000003\.bin: is missing, but index\.json names it\. Copy the store's folder"):
         store.shard(3)
     with pytest.raises(DataError, match=r"000007\.doc: is missing"):
