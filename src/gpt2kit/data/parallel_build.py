@@ -31,7 +31,7 @@ _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def parse_part(part: str) -> tuple[int, int]:
-    """Return the number of a part, from 1, and the number of parts, from `3/16` or, for `auto`, from the launcher's ranks.
+    """Parse `3/16`, or for `auto` the launcher's ranks: return the number of a part, from 1, and the number of parts.
 
     `auto` does not support SLURM arrays: if one task of an array is run again, SLURM reports an array of one task.
     """

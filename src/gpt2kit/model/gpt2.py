@@ -86,8 +86,8 @@ class GPT2(GPT2LMHeadModel):
     def compile_for_training(self, kind: Compile) -> None:
         """Compile in place; weights keep their names. Each part is compiled for one shape of batch.
 
-        `blocks` compiles the head and one block, whose code all blocks share. That takes seconds. `model` takes minutes,
-        for steps of about the same speed (docs/benchmarks.md).
+        `blocks` compiles the head and one block, whose code all blocks share, in seconds. `model` takes minutes, for
+        steps of about the same speed (docs/benchmarks.md).
         """
         if kind == "off":
             return
