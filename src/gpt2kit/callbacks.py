@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Import a public class at its first use."""
+    """Import a public class on first use."""
     if name not in ("EpochExports", "TextSamples"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("gpt2kit.training.callbacks"), name)

@@ -1,4 +1,4 @@
-"""Tensors that may be sharded by rows over the ranks (FSDP2): shard and gather them, get this rank's part and rows."""
+"""Helpers for tensors that may be sharded by rows over the ranks (FSDP2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shard_model(model: nn.Module, blocks: Iterable[nn.Module], methods: Iterable
     Args:
         model: the model. Weights outside the blocks are gathered together, so tied tensors stay tied.
         blocks: modules that are gathered one after the other.
-        methods: every method that is called from outside; in any other the weights would be sharded.
+        methods: names of the methods that are called from outside. In all others the weights would be sharded.
         mesh: the ranks.
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -36,12 +36,12 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor."""
+    """Return the part of a tensor that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_rows(tensor: Tensor) -> tuple[int, int]:
-    """Return the first row that this rank holds, and the one after the last."""
+    """Return the rows that this rank holds: the first, and one past the last."""
     if not isinstance(tensor, DTensor):
         return 0, len(tensor)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -49,7 +49,7 @@ def local_rows(tensor: Tensor) -> tuple[int, int]:
 
 
 def shard_like(parameter: Tensor, value: Any) -> Any:
-    """Return a value of a checkpoint, sharded like its parameter if both are matrices or vectors."""
+    """Shard a value of a checkpoint like its parameter; return scalars, and values of full parameters, unchanged."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.shape:
         return value
     first, end = local_rows(parameter)
@@ -58,15 +58,15 @@ def shard_like(parameter: Tensor, value: Any) -> Any:
 
 
 def gather(value: Any, is_kept: bool, gathered: dict[object, Tensor | None] | None = None) -> Any:
-    """Return nested containers with full tensors on the CPU instead of sharded ones, or with None unless `is_kept`.
+    """Replace the sharded tensors in nested containers with full ones on the CPU, or with None unless `is_kept`.
 
-    All ranks must call this. Tensors are gathered one at a time, and tied tensors stay one.
+    All ranks must call this. Tensors are gathered one at a time, and tied tensors stay tied.
     """
     gathered = {} if gathered is None else gathered
     if isinstance(value, DTensor):
         rows = value.to_local()
         key = (rows.data_ptr(), value.shape) if rows.numel() else object()
-        full = value.full_tensor()  # also if it is tied: a rank that skipped this would make the others wait forever
+        full = value.full_tensor()  # for tied tensors, too: if one rank skipped this, the others would wait forever
         return gathered.setdefault(key, full.detach().cpu() if is_kept else None)
     if isinstance(value, dict):
         return {name: gather(part, is_kept, gathered) for name, part in value.items()}

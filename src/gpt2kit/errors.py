@@ -33,7 +33,7 @@ class CheckpointError(UserError):
 
 
 class MachineError(UserError):
-    """Disk, memory, port or device."""
+    """A problem with the disk, the memory, a port or the device."""
 
     exit_code = 5
 
@@ -50,17 +50,17 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return '. Did you mean X?' for the most similar of `names`, or an empty text."""
+    """Return '. Did you mean X?' for the most similar of `names`, or an empty string."""
     last = {known.rsplit(".", 1)[-1]: known for known in names}
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
     return f". Did you mean {last[near[0]]}?" if near else ""
 
 
 class Problems:
-    """Collects what is invalid, so that one error reports everything.
+    """Collects problems, so that one error reports all of them.
 
     Args:
-        messages: what is known to be invalid.
+        messages: the first problems.
     """
 
     def __init__(self, messages: Iterable[str] = ()) -> None:
@@ -79,7 +79,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def problems_of(check: Callable[..., object], *args: object, **kwargs: object) -> list[str]:
-    """Call `check` and return the message of the UserError that it raises, as a list of one message or none."""
+    """Call `check`; return the message of the UserError that it raises as a list, which is empty without an error."""
     try:
         check(*args, **kwargs)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Durable files: whenever a process is killed, a reader sees the old content or the new, never half of it."""
+"""Write files durably: if the process is killed, a reader sees the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# On POSIX a mapped file can be deleted and renamed, folders can be synced, and a change of content shows in a time that
-# nobody can set back. None of this holds on Windows.
+# On POSIX a mapped file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
+# set back. None of this holds on Windows.
 POSIX = os.name == "posix"
 
 
@@ -31,19 +31,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` durably, as UTF-8 with LF line ends on every system."""
+    """Write `text` durably, as UTF-8 with LF line endings on every system."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of `path` survive a power cut."""
+    """Make the content of `path` survive a power failure."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut, where folders can be opened."""
+    """Make a rename inside `folder` survive a power failure; do nothing on Windows."""
     if POSIX:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -61,8 +61,8 @@ def digest(path: Path) -> str:
 class Digests:
     """SHA-256 digests of files, cached while a file's size, times and inode stay the same.
 
-    Hashing a large corpus at each start would be slow, and a modification time alone would miss an edit: unlike the
-    change time (ctime), it can be set back. Windows has no change time, so there every file is hashed again.
+    Hashing a large corpus at each start would be slow, and a modification time alone could miss an edit: unlike the
+    change time (ctime), it can be set back. Windows has no change time, so every file is hashed again there.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -84,7 +84,7 @@ class Digests:
             try:
                 write_text(self._cache, json.dumps(self._entries))
             except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a folder of another user
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # the folder may be read-only
                     raise
         return [str(self._entries[names[path]][-1]) for path in paths]
 

@@ -1,4 +1,4 @@
-"""What the device can do: its fastest matrix product, its memory, and what this process uses of it."""
+"""The device's peak FLOP/s and memory, and the memory that this process uses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-# Dense TFLOP/s by the makers' data sheets, in 16 bits with 32-bit sums and in float32. Data sheets print twice as much
-# for sparse matrices, and for GeForce cards for 16-bit sums.
+# Dense TFLOP/s from the vendors' data sheets: in 16 bits with float32 accumulation, and in float32. Data sheets also
+# list twice as much, for sparse matrices and, on GeForce cards, for float16 accumulation.
 _CARDS = {
     "GB200": (2500.0, 80.0),
     "B200": (2250.0, 75.0),
@@ -43,9 +43,9 @@ _CARDS = {
     "V100 PCIE": (112.0, 14.0),
     "T4": (65.0, 8.1),
 }
-# Cards of before Ampere, which have neither bfloat16 nor TF32.
+# Cards older than Ampere, which have neither bfloat16 nor TF32.
 _BEFORE_AMPERE = ("V100 SXM2", "V100 PCIE", "T4")
-# Names with one of these words mean other cards, which are measured.
+# A name with one of these words is of a variant that is not in the table; its speed is measured.
 _VARIANTS = {"ti", "super", "laptop", "d", "mig", "max"}
 # Time limit of a measurement.
 _SECONDS = 0.3
@@ -75,7 +75,7 @@ def data_sheet_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of the best square matrix product within a third of a second, without random numbers."""
+    """Time square matrix products for a third of a second; return the best FLOP/s. Draws no random numbers."""
     end = time.perf_counter() + _SECONDS
     size, largest = 256, 2048 if device.type == "cpu" else 8192
     matrix = _square_matrix(size, device, dtype)
@@ -105,13 +105,13 @@ def _time_product(matrix: torch.Tensor) -> float:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Return the dtype of matrix products under Lightning's name of a precision."""
+    """Return the dtype of matrix products for one of Lightning's names of a precision."""
     dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
     return dtypes.get(precision.split("-")[0], torch.float32)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes that this process has held: GPU memory, or resident on a CPU. None: unknown."""
+    """Return this process's peak memory in bytes: GPU memory, or resident memory on a CPU. None if it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
@@ -123,7 +123,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def resident_memory() -> int:
-    """Return the bytes that this process holds now; on other systems than Linux its peak."""
+    """Return this process's resident memory in bytes; its peak on systems other than Linux."""
     try:
         return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -131,7 +131,7 @@ def resident_memory() -> int:
 
 
 def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """Return the free and total bytes of the device's memory, within the limits of a container. None: unknown."""
+    """Return the device's free and total memory in bytes, within the limits of a container. None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return this process's rank as its launcher sets it, before any process group exists."""
+    """Return the rank that the launcher gave to this process; works before a process group exists."""
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
 
 
@@ -24,7 +24,7 @@ class _RankZeroHandler(logging.Handler):
 
 
 def configure() -> None:
-    """Have a command print notes and warnings. In a program that imports gpt2kit, its own logging setup decides."""
+    """Print notes and warnings. Only commands call this: a program that imports gpt2kit sets up logging itself."""
     logger = logging.getLogger("gpt2kit")
     if not any(isinstance(handler, _RankZeroHandler) for handler in logger.handlers):
         logger.addHandler(_RankZeroHandler())

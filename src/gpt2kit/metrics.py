@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# The properties of a Score, which are also their names in tables and JSON.
+# The properties of a Score. Tables and JSON use the same names.
 FIGURES = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "perplexity_per_word")
 
 

@@ -38,10 +38,10 @@ def write(raw: bytes | str) -> Callable[[Path], object]:
 TEXTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     # the case: the name of the file, the function that writes it, a part of the message
     "no such file": ("a.txt", lambda path: None, "FILE: no such file or folder"),
-    "a pattern without matches": ("*.txt", lambda path: None, "FILE: no file matches (looked from"),
+    "a pattern without matches": ("*.txt", lambda path: None, "FILE: no file matches (current folder"),
     "an empty folder": ("a", lambda path: path.mkdir(), "FILE: no files in this folder"),
-    "a folder of empty files": ("a", lambda path: (path.mkdir(), (path / "b.txt").touch()), "b.txt: no text in it"),
-    "an empty file": ("a.txt", write(""), "FILE: no text in it"),
+    "a folder of empty files": ("a", lambda path: (path.mkdir(), (path / "b.txt").touch()), "b.txt: no text found"),
+    "an empty file": ("a.txt", write(""), "FILE: no text found"),
     "latin-1": ("a.txt", write(VALID.encode() + FRENCH.encode("latin-1")), "FILE line 61, byte "),
     "bytes of no encoding": ("a.txt", write(VALID.encode() + b"a\xff\xfeb\n"), "FILE line 61, byte "),
     "latin-1 in a record": (
@@ -63,8 +63,8 @@ TEXTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "half a surrogate pair": ("a.jsonl", write('"valid"\n"\\ud83d"\n'), "FILE line 2: half a surrogate pair"),
     "a pipe": ("a.txt", os.mkfifo, "FILE: not a regular file"),
     "a device": ("/dev/null", lambda path: None, "FILE: not a regular file"),
-    "blank lines only": ("a.txt", write("\n\r\n\n"), "FILE: no text in it"),
-    "empty records only": ("a.jsonl", write('""\n{"text": ""}\n'), "FILE: no text in it"),
+    "blank lines only": ("a.txt", write("\n\r\n\n"), "FILE: no text found"),
+    "empty records only": ("a.jsonl", write('""\n{"text": ""}\n'), "FILE: no text found"),
     "a circular link": ("a.txt", lambda path: path.symlink_to(path), "FILE: a broken or circular symbolic link"),
     "a broken link": ("a.txt", lambda path: path.symlink_to("missing"), "FILE: a broken or circular symbolic link"),
     "a broken record": ("a.jsonl", write('"valid"\n{"text": \n'), "FILE line 2: not JSON"),
@@ -227,7 +227,7 @@ def copy_tokenizer(corpus: Path, folder: Path, change: Callable[[str], str]) -> 
         (
             ["--data.valid_files=null", "--data.valid_fraction=1e-9"],
             3,
-            "no document in this split, a fraction of 1e-09",
+            "no document in a split of 1e-09 of the text",
         ),
     ],
 )

@@ -198,7 +198,7 @@ def test_errors_in_the_text_name_the_ranks(options: list[str], tmp_path: Path) -
     assert finish(processes)[0] == 3, log_of(tmp_path)
     # torch warns of the lost connection, too
     first, second = sorted(re.findall("^(?:rank 1: )?error: .*", log_of(tmp_path), re.MULTILINE))
-    assert first.startswith("error: ") and "no text in it" in first
+    assert first.startswith("error: ") and "no text found" in first
     assert second.startswith("rank 1: error: another process of this run has gone")
 
 

@@ -1,1 +1,1 @@
-"""Weights on disk to a model."""
+"""Write, verify and open checkpoints, and start runs from them."""

@@ -64,14 +64,14 @@ class LoadedCheckpoint(CheckpointInfo):
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:
-    """Write to a temporary file, sync and rename it. So a file with its final name is complete and has its checksum."""
+    """Write to a temporary file, sync and rename it. So a file with its final name is complete and has a checksum."""
     with files.replacing(target) as temporary:
         torch.save(checkpoint, temporary)
         files.write_text(_checksum_file(target), files.digest(temporary) + "\n")
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
-    """Return a name that tells the best and the newest checkpoint without opening any."""
+    """Return a file name from which the best and the newest checkpoint can be told without opening any."""
     score = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
     return f"epoch={epoch}-step={step}{score}.ckpt"
 
@@ -100,7 +100,9 @@ def find(path: str | Path) -> Path:
     if path.is_file() or (path.suffix == ".ckpt" and path.is_dir()):
         return path
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint or run folder (looked from {Path.cwd()}). Check the path")
+        raise CheckpointError(
+            f"{path}: no such checkpoint or run folder (current folder: {Path.cwd()}). Check the path"
+        )
     best = best_of(checkpoints(path))
     if not best:
         raise CheckpointError(
@@ -111,7 +113,7 @@ def find(path: str | Path) -> Path:
 
 
 def newest_valid(run: Path) -> Path | None:
-    """Return the newest checkpoint of a run that verifies and can be resumed; report those that are skipped."""
+    """Return the newest checkpoint of a run that is valid and can be resumed; report those that are skipped."""
     for path in checkpoints(run):
         try:
             check_resumable(path)
@@ -123,7 +125,7 @@ def newest_valid(run: Path) -> Path | None:
 
 
 def check_resumable(file: Path) -> None:
-    """Raise unless the file is a valid checkpoint with all that resuming needs."""
+    """Raise unless the file is a valid checkpoint with everything that resuming needs."""
     raw = read(file)
     if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
         raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one written by trainer.py")
@@ -192,7 +194,7 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
 
 
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | None]:
-    """Return the run's test text: its files, and the hashes of the documents that were kept out of training."""
+    """Return the run's test text: its files, and the hash range of its documents if they are a split of these files."""
     names = checkpoint.metadata.get("test_files")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
@@ -200,7 +202,7 @@ def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | N
 
 
 def read_hash_range(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
-    """Return the hashes of documents under a name of the metadata, such as `train_share`; None for all documents."""
+    """Return the hash range under a name of the metadata, such as `train_share`; None for all documents."""
     hashes = checkpoint.metadata.get(name)
     if hashes is None:
         return None

@@ -1,6 +1,6 @@
 """Hugging Face GPT-2 folders: `config.json`, `model.safetensors` (or `pytorch_model.bin`) and `tokenizer.json`.
 
-A folder may come from anyone: its numbers are read and compared, and no code that it contains or names is run.
+A folder may come from anyone: its values are checked, and no code that it contains or names is run.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "p
 TOKENIZER_CONFIG = "tokenizer_config.json"
 HUB = "hf://"
 
-# Bytes of the largest JSON file that is read; the largest tokenizers have about 2^25.
+# Maximum size of a JSON file in bytes; the largest tokenizers have about 2^25.
 _MAX_JSON_BYTES = 1 << 28
 
-# The values of options that a config.json leaves out.
+# Values of options that are missing in a config.json.
 _DEFAULTS: dict[str, Any] = {
     **{"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "activation_function": "gelu_new"},
     **{"initializer_range": 0.02, "layer_norm_epsilon": 1e-5, "vocab_size": 50257, "n_positions": 1024},
@@ -81,7 +81,7 @@ def _read_shape(file: Path, config: dict[str, Any]) -> Shape:
     kind, names = config.get("model_type"), config.get("architectures") or ["GPT2LMHeadModel"]
     if kind != "gpt2" or not isinstance(names, list) or not set(map(str, names)) <= {"GPT2LMHeadModel", "GPT2Model"}:
         raise CheckpointError(
-            f"{file}: a model of type {kind!r} ({names}), not a GPT-2 language model. Use another one"
+            f"{file}: a model of type {kind!r} ({names}), not a GPT-2 language model. Use another model"
         )
     for name, required in _REQUIRED.items():
         value = config.get(name, required)
@@ -158,7 +158,7 @@ def _end_token(tokenizer: Tokenizer, settings: dict[str, Any], config: dict[str,
 
 
 def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """Return a tokenizer's JSON with a special token renamed, and without what it would add around a text."""
+    """Return a tokenizer's JSON with a special token renamed, and without the tokens that it adds around a text."""
     vocabulary: Any = raw["model"]["vocab"]
     if isinstance(vocabulary, dict):
         renamed: Any = {new if token == old else token: number for token, number in vocabulary.items()}

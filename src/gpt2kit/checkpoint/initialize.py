@@ -25,7 +25,7 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
-    """List what is invalid in the model's options of initial weights and fine-tuning."""
+    """List what is invalid in the model's options for initial weights and fine-tuning."""
     init_from, freeze, steps = (options[name] for name in ("init_from", "freeze", "freeze_steps"))
     rank, alpha = options["lora_r"], options["lora_alpha"]
     can_replace = init_from or not options["replace_tokenizer"]
@@ -37,7 +37,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems.check(init_from or not rank, "model.lora_r: needs model.init_from, the weights to fine-tune")
     problems.check(alpha is None or 0 < alpha < math.inf, f"model.lora_alpha {alpha}: must be above 0")
     problems.check(alpha is None or rank, f"model.lora_alpha {alpha}: needs model.lora_r")
-    problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Leave out one of the two")
+    problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Omit one of the two")
     problems.check(can_replace, "model.replace_tokenizer: needs model.init_from, the weights to adapt")
     return problems.messages
 
@@ -67,7 +67,7 @@ def source_defaults(source: LoadedCheckpoint, config: Any) -> dict[str, Any]:
 
 
 def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
-    """Set data.tokenizer if it means the weights' own; list the options that contradict the weights."""
+    """Set data.tokenizer to that of the weights if no other is named; list options that contradict the weights."""
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = cache_tokenizer(source.tokenizer, config.data.cache_dir)
     return [
@@ -112,7 +112,7 @@ def map_source_vocabulary(
     if not mapping.is_identity and not replace_tokenizer:
         raise UserError(
             f"data.tokenizer: not the vocabulary of model.init_from {init_from} ({size:,} tokens instead of "
-            f"{source_size:,}). Leave out data.tokenizer to use the model's own, or adapt the model to this one with "
+            f"{source_size:,}). Omit data.tokenizer to use the model's own, or adapt the model to this one with "
             "--model.replace_tokenizer true"
         )
     return mapping
@@ -135,7 +135,7 @@ def load_initial_weights(
     model.load_state_dict(state, strict=True)
     lines = [f"weights of {init_from}"]
     if context != old_context:
-        change = "interpolated; train some steps" if context > old_context else "cut off"
+        change = "interpolated; train for some steps" if context > old_context else "cut off"
         lines.append(f"context {context} instead of {old_context} tokens: position embeddings are {change}")
     counts = None if mapping.is_identity else mapping.counts()
     if counts:
@@ -157,7 +157,7 @@ def load_initial_weights(
 
 
 def hash_weights(source: LoadedCheckpoint) -> str:
-    """Return the SHA-256 of the weights, which does not depend on the kind of file."""
+    """Return the SHA-256 of the weights, which does not depend on the file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(source.state.items()):
         if name != "lm_head.weight":  # tied to wte

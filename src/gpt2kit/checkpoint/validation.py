@@ -25,7 +25,7 @@ def check_shape(file: Path, raw: object) -> Shape:
         if not _is_valid(name, value):
             raise CheckpointError(f"{file}: model.{name} {value!r} is invalid: the file is damaged. Use another one")
     if names := sorted(set(raw) ^ set(SHAPE_FIELDS), key=str):
-        raise CheckpointError(f"{file}: the model shape lacks, or has unknown, {names}. Use another checkpoint")
+        raise CheckpointError(f"{file}: missing or unknown options in the model shape: {names}. Use another checkpoint")
     floats = ("initializer_range", "layer_norm_epsilon")  # transformers refuses integers for these
     shape = {name: float(value) if name in floats else value for name, value in raw.items()}
     if problems := shape_problems(shape):
@@ -44,7 +44,7 @@ def _is_valid(name: object, value: object) -> bool:
 
 
 def check_tensors(file: Path, shape: Shape, state: dict[str, Any]) -> None:
-    """Raise unless the tensors are exactly those of a model of this shape, and finite; allocate nothing for it.
+    """Raise unless the tensors are exactly those of a model of this shape, and finite. The model is not built.
 
     The output embedding must equal the input embedding: the model has one tensor for both and would lose one of them.
     """
@@ -78,7 +78,7 @@ def is_float_tensor(tensor: object) -> TypeGuard[torch.Tensor]:
 
 
 def check_tokenizer(file: Path, shape: Shape, tokenizer: Tokenizer) -> None:
-    """Raise if the tokenizer has ids that the model does not know."""
+    """Raise if the tokenizer has more ids than the model."""
     size = tokenizers.size(tokenizer)
     if size > shape["vocab_size"]:
         raise CheckpointError(
@@ -88,5 +88,5 @@ def check_tokenizer(file: Path, shape: Shape, tokenizer: Tokenizer) -> None:
 
 
 def model_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the tensors of a checkpoint in float32, by the model's names instead of the LightningModule's."""
+    """Return the tensors of a checkpoint in float32, under the model's names instead of the LightningModule's."""
     return {name.removeprefix("model."): tensor.float() for name, tensor in state.items()}

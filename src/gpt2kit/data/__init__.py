@@ -1,4 +1,4 @@
-"""Token ids to a store on disk, and batches from it."""
+"""Store token ids on disk, and read batches from them."""
 
 from __future__ import annotations
 

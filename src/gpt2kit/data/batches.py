@@ -27,7 +27,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 
 @dataclass(frozen=True)
 class BlockDataset(Dataset[Tensor]):
-    """The blocks of a store. An array of block numbers gives a tensor `[numbers, block_size + 1]`.
+    """The blocks of a store. Indexing it with an array of N block numbers returns a tensor `[N, block_size + 1]`.
 
     Positions beyond the end of the text are IGNORE.
     """
@@ -65,7 +65,7 @@ class TrainBatches:
         )
         try:
             yield from loader
-        except (RuntimeError, OSError, EOFError) as error:  # depends on what the worker was doing
+        except (RuntimeError, OSError, EOFError) as error:  # the class depends on what the worker was doing
             raise MachineError(
                 f"data.num_workers {self._num_workers}: a worker died or failed ({error}). If memory ran out, use "
                 "data.num_workers 0"
@@ -93,11 +93,11 @@ class EvalBatches:
 
 
 def _start_method() -> str:
-    """Return how to start workers: a fork would copy locks that the tokenizer's threads may hold."""
+    """Return how to start workers. Not by fork, which would copy locks that the tokenizer's threads may hold."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Ignore signals that reach all processes: the trainer handles them, and needs its next batch for that."""
+    """Ignore signals that reach all processes. The trainer handles them, and needs another batch to do so."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Build token stores. A build that is killed and continued writes the same bytes as an uninterrupted one.
 
 1. Read the journal, which lists the finished shards.
-2. Skip the pieces of text in them. They must match the .doc files.
+2. Skip the pieces of text in these shards. They must match the .doc files.
 3. Encode the rest in order. Close a shard when it is full, and append it to the journal.
 4. Write the index.
 
@@ -51,16 +51,16 @@ from gpt2kit.tokenization.sampling import StrT, batched
 
 logger = logging.getLogger(__name__)
 
-# Called after each batch with the bytes of the files that were read, and the size of all files; compressed files count
-# as stored.
+# Called after each batch with the bytes that were read so far and the size of all files. Compressed files count as
+# stored.
 Progress = Callable[[int, int], None]
 Ids = NDArray[np.unsignedinteger]
 
-# Characters that are read, encoded and written at a time. A shard ends with a batch.
+# Characters that are read, encoded and written at a time. A shard holds complete batches.
 BATCH = 1 << 20
-# Batches that are encoded, or wait for it, while the caller works on another one.
+# Batches that are queued or being encoded while the caller works on another one.
 AHEAD = 2
-# Characters that one call of `tokenizers` encodes: each takes 100 to 250 bytes meanwhile.
+# Characters that one call of `tokenizers` encodes. During the call each takes 100 to 250 bytes of memory.
 _SLICE = 1 << 16
 
 
@@ -132,7 +132,7 @@ def open_or_build(
         write: writes the shards. Default: `encode`.
     """
     folder = cache_dir / corpus.key(cache_dir)
-    if (store := _open(folder)) is not None:  # not by its truth: the store of a part may be empty
+    if (store := _open(folder)) is not None:  # `is not None`, because the store of a part may be empty
         return store
     from filelock import FileLock
 
@@ -146,7 +146,7 @@ def open_or_build(
             index = (write or encode)(folder, corpus, progress)
         finally:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # fails unless it is empty: the next build continues from what is in it
+                folder.rmdir()  # fails unless it is empty: the next build continues from the files in it
         for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
             if old != new:
                 raise DataError(f"{path}: changed while it was being read. Run the same command again")
@@ -155,7 +155,7 @@ def open_or_build(
 
 
 def open_with_bar(corpus: Corpus, cache_dir: Path, what: str, write: Write | None = None) -> TokenStore:
-    """Open or build the store of a corpus, with a progress bar on a terminal; `what` names the text in it."""
+    """Open or build the store of a corpus, with a progress bar on a terminal; the bar names the text by `what`."""
     with tqdm(desc=f"tokenizing {what}", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -194,12 +194,12 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
             progress(min(report.bytes, size or report.bytes), size)
 
     for number, record in enumerate(shards):
-        own = itertools.islice(pieces, record.pieces)
+        shard_pieces = itertools.islice(pieces, record.pieces)
         if record.name in to_repair:
-            again = _write_shard(folder, number, encode_pieces(own), corpus)
+            actual = _write_shard(folder, number, encode_pieces(shard_pieces), corpus)
         else:
-            again = _skip(folder, record, own)
-        if again != record:
+            actual = _skip(folder, record, shard_pieces)
+        if actual != record:
             write_journal(folder, [])
             raise DataError(f"{folder / JOURNAL}: does not match the text, so it was reset. Run the same command again")
     rest = encode_pieces(pieces)
@@ -221,8 +221,8 @@ def describe(texts: Iterable[str]) -> Iterator[Piece]:
         try:
             raw = text.encode()
         except UnicodeEncodeError as error:
-            what = f"{error.reason} ({text[error.start]!r})"
-            raise DataError(f"piece {number} of the text: {what}. Fix the reader") from None
+            reason = f"{error.reason} ({text[error.start]!r})"
+            raise DataError(f"piece {number} of the text: {reason}. Fix the reader") from None
         hasher.update(raw)
         piece = Piece(text)
         piece.hash = int.from_bytes(hasher.digest(), "little")
@@ -327,18 +327,18 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
     """Raise if the text has no documents."""
     if any(shard.documents for shard in shards):
         return
-    where = f"{corpus.paths[0]}{' and the others' if corpus.paths[1:] else ''}"
+    where = f"{corpus.paths[0]} and {len(corpus.paths) - 1} more" if corpus.paths[1:] else f"{corpus.paths[0]}"
     notes = f" ({'; '.join(report.lines())})" if report.notes else ""
-    if part := corpus.hash_range:
-        fraction = f"a fraction of {part.high - part.low:.3g}"
-        raise DataError(f"{where}: no document in this split, {fraction}{notes}. Increase it, or name more text")
-    raise DataError(f"{where}: no text in it{notes}. Name files that contain text")
+    if corpus.hash_range:
+        fraction = f"{corpus.hash_range.high - corpus.hash_range.low:.3g}"
+        raise DataError(f"{where}: no document in a split of {fraction} of the text{notes}. Increase the fraction")
+    raise DataError(f"{where}: no text found{notes}. Name files that contain text")
 
 
 def read_journal(folder: Path) -> list[Shard]:
     """Return the shards that an earlier build finished, and delete its temporary files."""
     for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()  # that build was killed, since this one holds the lock
+        temporary.unlink()  # the other build was killed, since this one holds the lock
     if not (folder / JOURNAL).is_file():
         return []
     shards: list[Shard] = []

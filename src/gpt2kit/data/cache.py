@@ -34,7 +34,7 @@ class Entry:
 
 
 def entries(cache_dir: Path) -> Iterator[Entry]:
-    """Yield all stores, also incomplete ones, the most recently used first."""
+    """Yield all stores, including incomplete ones, the most recently used first."""
     stores = []
     for folder in cache_dir.glob("*/"):
         files = [path for path in folder.iterdir() if path.is_file()]
@@ -55,18 +55,18 @@ def table(stores: list[Entry], verify: bool) -> str:
     for entry in stores:
         index = entry.index
         if index is None:
-            what = "incomplete, or of another version; the command that built it completes or rebuilds it"
+            status = "incomplete, or of another version; the command that built it completes or rebuilds it"
         else:
-            bad = _reread(entry) if verify else []
+            damaged = _reread(entry) if verify else []
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
             first = index.sources[0].name if index.sources else "?"
             more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
-            what = f"{tokens:,} tokens, {documents:,} documents of {first}{more}"
-            if bad:
-                what += f"; DAMAGED: {', '.join(bad)}, rebuilt at the next use"
+            status = f"{tokens:,} tokens, {documents:,} documents of {first}{more}"
+            if damaged:
+                status += f"; DAMAGED: {', '.join(damaged)}, rebuilt at the next use"
             elif verify:
-                what += "; valid"
-        lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {what}")
+                status += "; valid"
+        lines.append(f"{entry.folder.name}  {entry.bytes / 1e6:10,.1f} MB  {entry.days:5.1f} days  {status}")
     return "\n".join(lines)
 
 
@@ -89,6 +89,7 @@ def remove(folder: Path) -> bool:
 
 
 def _reread(entry: Entry) -> list[str]:
+    """Compare the checksums of all files of a store; return the names of damaged shards."""
     assert entry.index is not None
     with contextlib.suppress(OSError):
         (entry.folder / VERIFIED).unlink()  # then every file is read again

@@ -1,4 +1,4 @@
-"""Text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
+"""From text files to batches: files -> documents -> token store -> blocks -> `[batch_size, block_size + 1]` integers.
 
 Joins text, tokenization, build, store, order and batches into a LightningDataModule.
 """
@@ -34,32 +34,31 @@ TOKENIZER = "tokenizer"
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Text files as blocks of tokens. They are tokenized once, into a cache that is keyed by their content.
+    """Text files as blocks of tokens. Files are tokenized once, into a cache that is keyed by their content.
 
     Args:
         train_files: text files, folders, patterns or URLs to train on.
         valid_files: text for validation during training; its loss also decides which checkpoint is the best.
         test_files: the default text of test.py.
         tokenizer: a folder that train_tokenizer.py has written, a tokenizer.json, a name on the Hugging Face hub, or
-            what to train from the training text on first use, such as `{kind: char}` or `{vocab_size: 16000}`.
-            Default: that of model.init_from, else the folder `tokenizer`.
-        block_size: context length in tokens, in training and later.
+            options of a tokenizer to train on the training text on first use, such as `{kind: char}` or
+            `{vocab_size: 16000}`. Default: the tokenizer of model.init_from, else the folder `tokenizer`.
+        block_size: context length in tokens.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
-        global_batch_size: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` follows
-            from it and the devices, so a run can be resumed on another number of them.
+        global_batch_size: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` is
+            computed from it, so a run can be resumed on another number of devices.
         reader: turns files into documents.
         valid_fraction: instead of valid_files, the fraction of the training documents to hold out for validation, such
             as 0.01. A hash of the text and the seed decides, so equal documents are in the same split.
         test_fraction: instead of test_files, the fraction of the training documents to hold out for test.py.
         stride: tokens between the starts of two training blocks. Default: block_size, so that each token is predicted
             once per epoch; with less, blocks overlap and epochs are longer.
-        mask_documents: let no token see another document, and count positions from the start of each document.
+        mask_documents: mask attention between documents, and count positions from the start of each document.
         append_eos: end each document with the end-of-document token. Without it nothing separates documents.
-        shuffle: take the blocks in random order, a different one in each epoch.
-        cache_dir: where tokenized text is kept; safe to delete. With streaming, the URL or folder that it was copied
-            to.
-        shard_tokens: approximate number of tokens in one file of the cache, and of those that a killed build may lose.
+        shuffle: read the blocks in random order, a different one in each epoch.
+        cache_dir: folder for tokenized text; safe to delete. With streaming, the URL or folder that it was copied to.
+        shard_tokens: approximate number of tokens in one file of the cache. A killed build loses at most one file.
         num_workers: processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
         streaming: read tokenized text from cache_dir, such as `s3://bucket/stores`, and keep on the local disk only the
@@ -144,7 +143,7 @@ class TextDataModule(pl.LightningDataModule):
             self.order(self.global_batch(self.trainer))  # refuses a text that is too short before the run has a folder
 
     def setup(self, stage: str) -> None:
-        """Open the stores; that of the test text to report documents that are also in the training text."""
+        """Open the stores. The test text is opened to report its documents that are also in the training text."""
         self.store("train")
         for split in ("valid", "test"):
             if self.files[split]:
@@ -244,7 +243,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     for name in ("block_size", "batch_size", "shard_tokens", "window_shards", "global_batch_size"):
         value = options[name]
         problems.check(value is None or value >= 1, f"data.{name} {value}: must be at least 1")
-    problems.check(options["train_files"], "data.train_files: names no file")
+    problems.check(options["train_files"], "data.train_files: empty. Name the text to train on")
     stride, block_size, workers = options["stride"], options["block_size"], options["num_workers"]
     problems.check(
         stride is None or 1 <= stride <= block_size,
@@ -261,7 +260,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     )
     problems.check(
         workers <= 0 or not options["streaming"],
-        f"data.num_workers {workers}: not with data.streaming, which reads ahead in threads. Omit it",
+        f"data.num_workers {workers}: not supported with data.streaming, which reads ahead in threads. Omit it",
     )
     return problems.messages + split_problems(options)
 
@@ -279,7 +278,7 @@ def file_problems(options: Mapping[str, Any], has_initial_weights: bool) -> list
 
 
 def text_problems(data: TextDataModule, global_batch: int) -> list[str]:
-    """List what is invalid in the text itself: each split is read."""
+    """Read each split, and list what is invalid in the text itself."""
     problems = [problem for split in data.files if data.files[split] for problem in problems_of(data.store, split)]
     return problems or problems_of(data.order, global_batch)
 

@@ -4,8 +4,8 @@
     step s: epoch = s // (N // G), positions p .. p + G - 1 with p = (s % (N // G)) * G
     block(p) = permute(seed, epoch, N, p), so each block comes at most once per epoch
 
-The last N % G positions of an epoch are not used; they are other blocks in each epoch. Ranks and micro-batches only
-split the G positions of a step, so the samples of a step are the same on any number of devices.
+The last N % G positions of an epoch are not used; which blocks are there differs between epochs. Ranks and
+micro-batches only split the G positions of a step, so the samples of a step are the same on any number of devices.
 
 If only a few of a store's shards are on the local disk (`WindowOrder`), the shards are permuted by (seed, epoch), and
 `window` consecutive shards are a window. No block spans two shards. Positions run through one window after another, and
@@ -31,7 +31,7 @@ IGNORE = -100
 ORDER_VERSION = 1
 
 _ROUNDS = 6
-# Positions that are permuted by one call: vectorised, a position takes about 50 ns.
+# Positions that one call permutes. Vectorized, a position takes about 50 ns.
 _POSITIONS = 4096
 
 
@@ -140,9 +140,9 @@ class WindowOrder(BlockOrder):
     __hash__, __eq__ = object.__hash__, object.__eq__  # by identity, for `_plan`: arrays cannot be hashed
 
     def shards_at(self, step: int) -> list[int]:
-        """Return the shards that this step and the next one read; if they are of one window, also those of the next.
+        """Return the shards that this step and the next one read; if both read one window, also those of the next.
 
-        So these are the shards of at most two windows, unless a step is larger than a window.
+        These are the shards of at most two windows, unless a step is larger than a window.
         """
         windows = dict.fromkeys([*self._windows(step), *self._windows(step + 1)])
         if len(windows) == 1:

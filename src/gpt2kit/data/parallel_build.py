@@ -31,9 +31,9 @@ _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def parse_part(part: str) -> tuple[int, int]:
-    """Return the number of a part, from 1, and the number of parts: of `3/16`, or from torchrun's or srun's ranks.
+    """Parse `3/16`, or for `auto` the launcher's ranks: return the number of a part, from 1, and the number of parts.
 
-    `auto` does not support SLURM arrays: if one task of an array runs again alone, the array has one task.
+    `auto` does not support SLURM arrays: if one task of an array is run again, SLURM reports an array of one task.
     """
     if part == "auto":
         for rank, world_size in _LAUNCHER_VARIABLES:
@@ -47,15 +47,15 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 def split_corpus(corpus: Corpus, count: int) -> dict[int, Corpus]:
-    """Return the parts that have files, by their numbers. A single part is the corpus itself."""
+    """Return the parts that have files, by their numbers. If `count` is 1, the part is the corpus itself."""
     if count == 1:
         return {1: corpus}
     if corpus.reader.max_documents is not None:
-        raise UserError("reader.max_documents: counts over all files, so not with --part. Omit it")
+        raise UserError("reader.max_documents: not supported with --part, because it counts over all files. Omit it")
     sizes = [sources.size(path) for path in corpus.paths]
     if not any(sizes):
         sizes = [1] * len(sizes)
-    # A file is in the part that its middle byte is in.
+    # A file belongs to the part that its middle byte is in.
     middles = np.cumsum(sizes) - np.array(sizes) / 2
     owners = np.minimum(middles * count // sum(sizes), count - 1).astype(int) + 1
     parts: dict[int, Corpus] = {}
@@ -73,7 +73,7 @@ def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_d
             store = build.open_with_bar(part, cache_dir, f"{split} text, part {number}")
             lines.append(f"{split} text: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
         else:
-            lines.append(f"{split} text: there is no file for part {number} of {count}")
+            lines.append(f"{split} text: part {number} of {count}: no files")
     return lines
 
 
@@ -86,8 +86,8 @@ def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> 
 def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:
     """Merge the parts of a corpus, all of which must be complete, into its store, and delete the parts.
 
-    The parts' indexes are kept until the store's index is written. So the next merge continues one that was killed: a
-    file that is no longer in its part has been moved already.
+    The parts' indexes are kept until the store's index is written. So a merge continues one that was killed: a file
+    that is no longer in its part has been moved already.
     """
     folders = {number: cache_dir / part.key(cache_dir) for number, part in split_corpus(corpus, count).items()}
 
@@ -141,7 +141,7 @@ def _read_indexes(parts: Mapping[int, Path], count: int) -> dict[int, Index]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename a file, or copy it to another disk; do nothing if an earlier merge has moved it."""
+    """Move a file, by a copy if it is on another disk; do nothing if an earlier merge has moved it."""
     if not source.exists():
         return
     try:

@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 class StreamedStore(TokenStore):
     """A complete store at a URL, read-only.
 
-    The local disk has the shards that `prefetch` named last or, if the store is read in order, the current shard and
+    The local disk holds the shards of the last `prefetch` or, if the store is read in order, the current shard and
     those before and after it. Each is compared with its checksum. Processes on one machine share them. A shard that is
     deleted while it is mapped stays readable (on Windows it stays on the disk).
 
@@ -66,7 +66,7 @@ class StreamedStore(TokenStore):
         self._slots = threading.Semaphore(_CONCURRENCY)
         self._lock = threading.Lock()
         self._fetches: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
-        self._window: list[int] = []  # the shards that `prefetch` named last
+        self._window: list[int] = []  # the shards of the last `prefetch`
         self._doc_fetches: dict[int, Future[bytes]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -92,7 +92,7 @@ class StreamedStore(TokenStore):
         return self._fetches[number].result()
 
     def _keep(self, numbers: list[int], spare: int = -1) -> None:
-        """Start to fetch the missing ones of these shards; delete all others except `spare`."""
+        """Start to fetch those of these shards that are missing; delete all others except `spare`."""
         with self._lock:
             for number in self._fetches.keys() - {*numbers, spare}:
                 self._fetches.pop(number).cancel()
@@ -104,7 +104,7 @@ class StreamedStore(TokenStore):
     def _start(self, act: Callable[[], _T]) -> Future[_T]:
         """Run `act` in a thread as soon as a slot is free.
 
-        The threads are daemons: before the program ends, the standard library's pool would fetch all that it queues.
+        The threads are daemons. A thread pool would finish all queued fetches before the program could end.
         """
         future: Future[_T] = Future()
 
@@ -139,12 +139,12 @@ class StreamedStore(TokenStore):
                     tokens = map_tokens(path, self.dtype)
                     break
         with self._lock:
-            if number not in self._fetches:  # it is no longer needed
+            if number not in self._fetches:  # the shard is no longer needed
                 self._delete(number)
         return tokens
 
     def _download(self, shard: Shard, path: Path) -> None:
-        """Download a token file; it gets its name after its checksum was compared."""
+        """Download a token file to a temporary name, compare its checksum, and rename it."""
         # Two threads may fetch a shard at once if it is deleted and needed again.
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
 
@@ -175,7 +175,7 @@ class StreamedStore(TokenStore):
         )
 
     def _fetch_verified(self, name: str, sha256: str, fetch: Callable[[str], _T], digest: Callable[[_T], str]) -> _T:
-        """Fetch a file of the store by its URL, a second time if its content does not match its checksum."""
+        """Fetch a file of the store; fetch it a second time if its content does not match its checksum."""
         where = f"{self.location}/{name}"
         try:
             for _ in range(2):
@@ -216,7 +216,7 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
 def retry(url: str, act: Callable[[], _T]) -> _T:
     """Call `act`; call it again after a pause if a server or the network fails.
 
-    The last failure is raised as a DataError, FileNotFoundError and errors of the local disk as they are.
+    The last failure is raised as a DataError. FileNotFoundError and errors of the local disk are raised unchanged.
     """
     for pause in [*RETRY_PAUSES, None]:
         try:
@@ -231,10 +231,10 @@ def retry(url: str, act: Callable[[], _T]) -> _T:
             if getattr(error, "errno", None) in _LOCAL_ERRORS:
                 raise
             if pause is None:
-                why = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+                reason = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
                 raise DataError(
-                    f"{url}: cannot be read, in {len(RETRY_PAUSES) + 1} attempts ({why}). Check the URL, the network "
-                    "and your credentials, and run the same command again"
+                    f"{url}: cannot be read after {len(RETRY_PAUSES) + 1} attempts ({reason}). Check the URL, the "
+                    "network and your credentials, and run the same command again"
                 ) from None
             time.sleep(pause)
     raise AssertionError
@@ -264,7 +264,7 @@ def claim_folder(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
 
 
 def _delete_unused(root: Path) -> None:
-    """Delete the folders that no process uses: that of a process at its end, and those of killed processes."""
+    """Delete the folders that no process uses, including those of killed processes."""
     for folder in root.glob("*/"):
         if unlock := _lock_folder(folder, shared=False):
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,12 +7,12 @@ A store is a folder named after a hash of what it was built from:
     000000.mask ...  reserved for a loss mask of one byte per token; not written yet
     journal.jsonl    one line per finished shard, from which a killed build continues
     index.json       written last, so a store with an index is complete
-    verified.json    the files whose checksums were compared, with their sizes and times at that moment
+    verified.json    the checksums of files that were read, with the files' sizes and times at that moment
 
 The reader yields text in pieces: a short document is one piece, a long one several. A shard holds complete pieces, so
 it depends on no other shard, but a document may begin in one shard and end in another.
 
-The first token is an end-of-document token. The tokens of each document follow, each with an end-of-document token. So
+The first token is an end-of-document token. The documents follow, each with an end-of-document token at its end. So
 every token of the text has a token before it and is predicted exactly once.
 """
 
@@ -40,7 +40,7 @@ INDEX, JOURNAL, VERIFIED = "index.json", "journal.jsonl", "verified.json"
 _Record = TypeVar("_Record", "Shard", "Source", "Index")
 
 # A record of a .doc file. The hash is of the document's text from its start to the end of this piece, so the last piece
-# has the hash of the document, wherever it was cut. The end-of-document token is not counted.
+# has the hash of the document, wherever it was cut. End-of-document tokens are not counted.
 PIECE = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("characters", "<u4"), ("ends_document", "?")])
 
 
@@ -55,7 +55,7 @@ class Shard:
     name: str
     tokens: int  # end-of-document tokens included
     pieces: int
-    documents: int  # those that end in it
+    documents: int  # that end in it
     bytes: int  # of its text, as UTF-8
     characters: int
     sha256: str  # of the token file
@@ -108,7 +108,7 @@ class Index:
         try:
             values = json.loads(text)
             if values.pop("format") != FORMAT:
-                raise ValueError("of another format")
+                raise ValueError("another format")
             values["sources"] = [parse(Source, source) for source in values["sources"]]
             values["shards"] = [parse(Shard, shard) for shard in values["shards"]]
             index = parse(cls, values)
@@ -168,7 +168,7 @@ class TokenStore:
         self.shards = index.shards
         self.dtype = np.dtype(index.dtype)
         self.notes = index.notes
-        # Identity of the token files. It changes when the same tokens are cut into other files.
+        # Identity of the token files. It changes when the same tokens are split into files differently.
         self.files_digest = hashlib.sha256(json.dumps([s.sha256 for s in self.shards]).encode()).hexdigest()
         self.tokens = sum(shard.tokens for shard in self.shards)
         self.documents = sum(shard.documents for shard in self.shards)
@@ -182,7 +182,7 @@ class TokenStore:
     def fingerprint(self) -> str:
         """Identity of the documents and their tokens, independent of the files of the text and of the store.
 
-        The text and the tokenizer decide a document's tokens, so the hashes of both, and sizes, identify them.
+        A document's tokens depend only on its text and the tokenizer, so hashes of both, and the sizes, identify them.
         """
         hashes, sizes = hashlib.sha256(), hashlib.sha256()
         for document_hashes, document_sizes in self.documents_by_shard():
@@ -246,20 +246,20 @@ class TokenStore:
 
 
 def leakage_note(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a line about the documents that `b` shares with `a`, with the first of them; no line if it shares none."""
+    """Return a line on the documents of `b` that are also in `a`, with an example; no line if there are none."""
     count, first = count_shared(a, b)
     if not count:
         return []
     start = tokenizer.decode(document_tokens(b, first, 32))[:60]
-    fraction = f"{count:,} {name_b} documents ({count / b.documents:.1%})"
-    return [f"{fraction} are also in the {name_a} text, such as {start!r}"]
+    duplicates = f"{count:,} {name_b} documents ({count / b.documents:.1%})"
+    return [f"{duplicates} are also in the {name_a} text, such as {start!r}"]
 
 
 def count_shared(a: TokenStore, b: TokenStore) -> tuple[int, int]:
     """Count the documents of `b` that are also in `a`; return the count and the number of the first one, or 0.
 
-    Takes about 32 bytes of memory per document of `b`, so `b` should be the smaller store. Hashes have 8 bytes: two
-    texts of ten million different documents each seem to share one with a probability of 1 in 200,000.
+    Takes about 32 bytes of memory per document of `b`, so `b` should be the smaller store. Hashes have 8 bytes: for two
+    texts of ten million different documents each, the probability of a collision is 1 in 200,000.
     """
     unique, inverse = np.unique(np.concatenate([*b.hashes()]), return_inverse=True)
     in_a = np.zeros(len(unique), bool)

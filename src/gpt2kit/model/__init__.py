@@ -1,1 +1,1 @@
-"""GPT-2 and its arithmetic."""
+"""GPT-2: the model, its layers, and changes to its weights."""

@@ -1,8 +1,8 @@
 """Attention as plain matrix products, a band of queries at a time: the fastest way on a CPU.
 
-torch's fused kernel for CPUs spends its time in the backward pass; matrix products do not. A band of queries is
-multiplied only with the keys up to its end, which leaves out most products above the diagonal. bench/attention.py
-measures it; docs/benchmarks.md has the results.
+torch's fused kernel for CPUs has a slow backward pass; matrix products do not. A band of queries is multiplied only
+with the keys up to its end, which skips most products above the diagonal. bench/attention.py measures it;
+docs/benchmarks.md has the results.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def plain_attention(
 
 
 def split_queries(length: int) -> list[tuple[int, int]]:
-    """Return the begin and end of each band of queries."""
+    """Return the start and the end of each band of queries."""
     count = 4  # more would save little and cost calls
     if length <= 512:
         count = 1 if length < 256 else 2
@@ -74,9 +74,9 @@ def split_queries(length: int) -> list[tuple[int, int]]:
 
 
 def separate_documents(inputs: Tensor, start: int) -> dict[str, Tensor]:
-    """Return the mask and the positions with which the documents of `inputs`, `[rows, T]`, do not see each other.
+    """Return the attention mask and the positions that separate the documents in `inputs`, `[rows, T]`.
 
-    A document is a token `start` and everything up to the next one. Its positions count from that token.
+    A document begins with the token `start` and ends before the next one. Its positions count from that token.
     """
     is_start = inputs == start  # (rows, T)
     index = torch.arange(inputs.shape[1], device=inputs.device)  # (T,)

@@ -1,7 +1,7 @@
-"""What `auto` means for precision, attention and compilation. Each choice follows a measurement and has its reason.
+"""Choose precision, attention and compilation where the user sets `auto`. Each choice is based on measurements.
 
 bench/attention.py and bench/train_step.py measure; docs/benchmarks.md has the results. A choice never depends on how
-busy the machine is, so that a resumed run makes the same one.
+busy the machine is, so that a resumed run makes the same choice.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PRECISION_ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "
 Attention = Literal["auto", "sdpa", "plain"]
 Compile = Literal["auto", "blocks", "model", "off"]
 
-# Seconds of training above which compilation pays: it takes 5 to 20 seconds and saves about a third of a step.
+# Seconds of training above which compilation pays off: it takes 5 to 20 seconds and saves about a third of a step.
 MIN_SECONDS_TO_COMPILE = 60.0
 
-# The reason of a choice that the user made.
+# The reason for a choice that the user made.
 REQUESTED = "as requested"
 
 
@@ -46,13 +46,13 @@ def full_precision_name(precision: Precision) -> str:
 
 
 def choose_precision(requested: Precision, accelerator: object) -> Choice:
-    """Choose what the device computes fast, unless a precision is requested."""
+    """Choose a precision that is fast on the device, unless one is requested."""
     if requested != "auto":
         return Choice(full_precision_name(requested), REQUESTED)
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Choice("bf16-mixed", "this GPU computes bfloat16")
-        return Choice("16-mixed", "this GPU has no bfloat16")
+            return Choice("bf16-mixed", "this GPU supports bfloat16 in hardware")
+        return Choice("16-mixed", "this GPU does not support bfloat16 in hardware")
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return Choice("32-true", "bfloat16 is no faster on this device")
     if cpu_has_fast_bf16():
@@ -89,12 +89,12 @@ def choose_compile(
         return Choice("off", problem)
     duration = min(flops / typical_flops_per_second(device, precision), seconds or float("inf"))
     if duration < MIN_SECONDS_TO_COMPILE:
-        return Choice("off", f"training takes about {duration:.0f} s, too short for compilation to pay")
-    return Choice("blocks", "the run is long enough for compilation to pay")
+        return Choice("off", f"training takes about {duration:.0f} s, too short for compilation to pay off")
+    return Choice("blocks", "the run is long enough for compilation to pay off")
 
 
 def typical_flops_per_second(device: torch.device, precision: str) -> float:
-    """Return roughly what training without compilation reaches: half of what a good device does."""
+    """Return a rough estimate of training speed without compilation: half of that of a good device."""
     if device.type == "cuda":
         return 100e12
     is_fast = precision.startswith("bf16") and cpu_has_fast_bf16()
@@ -121,17 +121,17 @@ def compiler_problem(device: torch.device) -> str | None:
 
 
 def compile_failure(error: BaseException) -> MachineError | None:
-    """Return an error of torch.compile as one of the machine; None if it is not from torch.compile."""
+    """Return an error of torch.compile as a MachineError; None if the error is not from torch.compile."""
     if not any(kind.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for kind in type(error).__mro__):
         return None
-    why = first_line(error)[:300]
-    return MachineError(f"model.compile: torch.compile failed on this machine ({why}). Use model.compile off")
+    reason = first_line(error)[:300]
+    return MachineError(f"model.compile: torch.compile failed on this machine ({reason}). Use model.compile off")
 
 
 def allow_tf32(device: torch.device, precision: str) -> None:
     """Let a GPU multiply float32 matrices in TF32 in mixed precision, where most products have 16 bits anyway.
 
-    A setting of NVIDIA_TF32_OVERRIDE or of torch's own stays.
+    NVIDIA_TF32_OVERRIDE and a precision that was set in torch take precedence.
     """
     is_unset = torch.get_float32_matmul_precision() == "highest" and "NVIDIA_TF32_OVERRIDE" not in os.environ
     if device.type == "cuda" and precision.endswith("-mixed") and is_unset:

@@ -1,4 +1,4 @@
-"""The options that define a model, their checks, and the numbers of parameters and FLOPs. No torch."""
+"""The options that define a model, their checks, and the numbers of parameters and FLOPs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 # The type that an export rounds the weights to.
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-# The options that a model's weights decide.
+# The options that a model's weights determine.
 ARCHITECTURE_FIELDS = (
     *("n_layer", "n_head", "n_embd", "n_inner"),
     *("activation_function", "initializer_range", "layer_norm_epsilon"),
@@ -25,7 +25,7 @@ SHAPE_FIELDS = (*ARCHITECTURE_FIELDS, "embd_pdrop", "attn_pdrop", "resid_pdrop",
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """Return the rows of the token embedding: the next multiple of 64, which devices multiply faster.
+    """Return the rows of the token embedding: the vocabulary size, rounded up to a multiple of 64 for speed.
 
     The logits of the rows beyond the vocabulary are cut off before the loss and before sampling.
     """
@@ -77,11 +77,11 @@ def parameter_count(shape: Shape) -> int:
 def flops_per_token(shape: Mapping[str, Any], model: Any = None) -> int:
     """Return the FLOPs of training on one token, forward and backward: 6 N + 12 L d T, as in papers on utilization.
 
-    N is the number of weights that each token is multiplied with: the layers' matrices and the output embedding, while
-    the input embedding is a lookup. The second term is attention over a block of T = n_positions tokens, masked ones
-    included. Norms, the optimizer, padded rows and recomputed activations do not count.
+    N is the number of weights that each token is multiplied with: the layers' matrices and the output embedding, but
+    not the input embedding, which is a lookup. The second term is attention over a block of T = n_positions tokens,
+    masked ones included. Norms, the optimizer, padded rows and recomputed activations do not count.
 
-    With `model`, a GPT2LMHeadModel of that shape, the work that its frozen parameters spare is left out.
+    With `model`, a GPT2LMHeadModel of that shape, the gradients that its frozen parameters do not need do not count.
     """
     layers, width, context = shape["n_layer"], shape["n_embd"], shape["n_positions"]
     inner = shape.get("n_inner") or 4 * width
@@ -93,7 +93,7 @@ def flops_per_token(shape: Mapping[str, Any], model: Any = None) -> int:
 
 
 def _flops_with_frozen_parameters(model: Any, head: int, attention: int) -> int:
-    """Add up FLOPs in forward order, for `head` weights and `attention` forward FLOPs per layer."""
+    """Add up the FLOPs of a token in forward order; `attention` is the forward FLOPs of attention in each layer."""
     # Of 6 FLOPs per weight, 2 are the forward pass, 2 the weight's gradient, and 2 the gradient of the input, which is
     # needed only if something before it is trained.
     body = model.transformer

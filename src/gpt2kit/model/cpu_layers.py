@@ -1,7 +1,7 @@
 """Faster dropout and GELU for CPUs, where torch's take as long as the matrix products.
 
-torch draws one number of a serial generator per element for dropout; here one draw of 64 bits decides on four. The
-library computes GELU in nine operations; here it is one. docs/experiments.md has the measurements.
+For dropout, torch draws a number from a serial generator for each element; here one draw of 64 bits decides on four.
+transformers computes GELU in nine operations; here it is one. docs/experiments.md has the measurements.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Options of torch.compile on a CPU: draw random numbers as without it. The compiler's own generator is slow.
+# Options of torch.compile on a CPU: draw random numbers as in eager mode. The compiler's own generator is slow.
 COMPILE_OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 # 16 of the 64 bits of a draw decide on an element, so a probability is rounded to a multiple of 1 / 65,536.
@@ -59,7 +59,7 @@ class GELU(nn.Module):
 
 
 def replace_layers(model: nn.Module) -> None:
-    """Replace torch's dropout and the library's GELU everywhere in a model."""
+    """Replace torch's dropout and transformers' GELU everywhere in a model."""
     from transformers.activations import NewGELUActivation
 
     for part in list(model.modules()):

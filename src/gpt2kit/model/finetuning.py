@@ -1,7 +1,7 @@
-"""Training a part of a model: frozen parameters, and LoRA.
+"""Train a part of a model: frozen parameters, and LoRA.
 
-LoRA trains small matrices next to the hidden ones instead of these; the `peft` package adds them. Only a training run
-has them: opening its checkpoint merges them, so evaluation, generation, export and `init_from` see a plain GPT-2.
+LoRA freezes the hidden matrices and trains small matrices next to them; the `peft` package adds these. They exist only
+in training: opening a checkpoint merges them, so evaluation, generation, export and `init_from` see a plain GPT-2.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import nn
 
 from gpt2kit.errors import UserError, refuse
 
-# What the product of the two LoRA matrices is multiplied by, unless model.lora_alpha is set.
+# The factor on the product of the two LoRA matrices, unless model.lora_alpha is set.
 LORA_SCALE = 2.0
 
-# Names for several parts. The body is all but the token embedding, which is also the output layer.
+# Names for several parts. The body is everything but the token embedding, which is also the output layer.
 _GROUPS = {"embeddings": r"(wte|wpe)\.", "layers": r"h\.", "body": r"(?!wte\.)"}
 _LAYER_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _BASE = ".base_layer."
@@ -28,13 +28,13 @@ _BASE = ".base_layer."
 class FrozenParameters:
     """Parameters that are not trained, for the whole run or for its first steps.
 
-    Frozen for the whole run, they get no gradient and are not in the optimizer. For some steps, they keep
-    `requires_grad`, which compiled and distributed models rely on, and lose their gradient before each update; without
-    a gradient an optimizer neither changes a parameter nor creates state for it.
+    If they are frozen for the whole run, they get no gradient and are not in the optimizer. If they are frozen for its
+    first steps, they keep `requires_grad`, which compiled and distributed models rely on, and their gradients are
+    dropped before each update. Without a gradient an optimizer neither changes a parameter nor creates state for it.
 
     Args:
         model: the model, before it is compiled or sharded.
-        parts: what is frozen, see `find_parameters`.
+        parts: the parts to freeze, see `find_parameters`.
         steps: the number of optimizer steps. Default: all.
     """
 
@@ -47,7 +47,7 @@ class FrozenParameters:
                 model.get_parameter(name).requires_grad_(False)
 
     def drop_gradients(self, step: int) -> None:
-        """Drop the gradients of what is frozen at optimizer step `step`, counted from 0."""
+        """Drop the gradients of the parameters that are frozen at optimizer step `step`, counted from 0."""
         if self.steps is not None and step < self.steps:
             for name in self.names:
                 self._model.get_parameter(name).grad = None  # looked up by name, because FSDP replaces parameters
@@ -103,14 +103,14 @@ def _pattern(part: str) -> str:
 
 
 def lora_scale(rank: int, alpha: float | None) -> float:
-    """Return what the product of the two LoRA matrices is multiplied by."""
+    """Return the factor on the product of the two LoRA matrices."""
     return LORA_SCALE if alpha is None or not rank else alpha / rank
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float | None, train_embedding: bool) -> None:
     """Add two matrices of `rank` to each hidden matrix, which change nothing at first, and freeze the rest.
 
-    `train_embedding` excepts the token embedding. With rank 0, or if they are there already, this does nothing.
+    With `train_embedding` the token embedding is not frozen. With rank 0, or if the model has LoRA already, do nothing.
     """
     if not rank or any("lora_" in name for name, _ in model.named_parameters()):
         return
@@ -130,7 +130,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None, train_embedding: 
 def merge_lora(state: dict[str, Any], scale: float = LORA_SCALE) -> dict[str, Any]:
     """Return the tensors of a plain GPT-2: W + scale (B A)^T for each hidden matrix.
 
-    Matrices that do not fit together keep their names, which the comparison with the model's names then refuses.
+    Matrices of the wrong shapes keep their names. `checkpoint.validation` refuses these names later.
     """
     plain = dict(state)
     for name, base in state.items():

@@ -1,4 +1,4 @@
-"""GPT-2 as an `nn.Module`: Hugging Face's `GPT2LMHeadModel` and the loss of a batch. It knows nothing of Lightning."""
+"""GPT-2 as an `nn.Module`: Hugging Face's `GPT2LMHeadModel` and the loss of a batch. Knows nothing about Lightning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GPT2(GPT2LMHeadModel):
 
     @classmethod
     def from_state(cls, shape: Shape, state: Mapping[str, Tensor], document_start: int | None = None) -> GPT2:
-        """Return a model in eval mode over these very tensors: none is copied, and no weight is drawn."""
+        """Return a model in eval mode that uses these tensors: none is copied, and no weight is initialized."""
         with torch.device("meta"):
             model = cls(shape, document_start)
         model.load_state_dict(state, strict=True, assign=True)
@@ -54,7 +54,7 @@ class GPT2(GPT2LMHeadModel):
         return self._sum_nll(inputs, targets, self._document_masks(inputs)), (targets != IGNORE).sum()
 
     def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
-        """Return the nats of each target but the first `known` of a row, `[rows, block_size - known]`; 0 for IGNORE.
+        """Return the nats of the targets but the first `known` of each row, `[rows, block_size - known]`; 0 for IGNORE.
 
         Logits are computed for a few positions at a time.
         """
@@ -80,14 +80,14 @@ class GPT2(GPT2LMHeadModel):
         return {} if self.document_start is None else separate_documents(inputs, self.document_start)
 
     def use_attention(self, requested: Attention = "auto") -> None:
-        """Compute attention as requested; auto: in the way that is faster on the device of the weights."""
+        """Compute attention as requested; `auto` takes what is faster on the device of the weights."""
         use_attention(self, choose_attention(requested, self.device, self.shape).value)
 
     def compile_for_training(self, kind: Compile) -> None:
         """Compile in place; weights keep their names. Each part is compiled for one shape of batch.
 
-        Blocks share their code, so one compilation serves all of them, with the head as a second one. That takes
-        seconds, where the whole model takes minutes for steps of about the same speed (docs/benchmarks.md).
+        `blocks` compiles the head and one block, whose code all blocks share, in seconds. `model` takes minutes, for
+        steps of about the same speed (docs/benchmarks.md).
         """
         if kind == "off":
             return

@@ -1,8 +1,9 @@
-"""GPT-2's forward pass for generation, with a key-value cache. It needs torch alone.
+"""GPT-2's forward pass for generation, with a key-value cache. Needs only torch.
 
 Training, evaluation and export use `model.gpt2.GPT2`, a subclass of Hugging Face's model. Importing transformers takes
-longer than all else that generate.py does before its first token, and its forward pass costs a small model several
-times the arithmetic (bench/generate.py measures both). This module computes the same logits from the same tensors.
+longer than everything else that generate.py does before its first token, and the overhead of its forward pass is
+several times the arithmetic of a small model (bench/generate.py measures both). This module computes the same logits
+from the same tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class KVCache:
-    """Keys and values of the tokens that each row has read, `[rows, heads, T, head_size]` for each of the layers."""
+    """Keys and values of the tokens that each row has read, `[rows, heads, T, head_size]` for each layer."""
 
     def __init__(self, n_layer: int) -> None:
         self.length = 0
@@ -59,13 +60,13 @@ def _with_room(tensor: Tensor, length: int) -> Tensor:
 
 
 class InferenceGPT2:
-    """GPT-2 over tensors that it does not copy, unless `device` or `dtype` differ from theirs.
+    """GPT-2 for generation. It uses the tensors of `state` without a copy, unless `device` or `dtype` differ.
 
     Args:
         shape: the options of the model, see `model.config.SHAPE_FIELDS`.
-        state: its tensors, by Hugging Face's names.
+        state: the model's tensors, by Hugging Face's names.
         device: where to compute.
-        dtype: of weights and arithmetic.
+        dtype: the type of weights and arithmetic.
     """
 
     def __init__(
@@ -108,12 +109,12 @@ class InferenceGPT2:
         queries_keys_values = self._project(f"h.{layer}.attn.c_attn", x).view(rows, length, 3, self.shape["n_head"], -1)
         query, key, value = queries_keys_values.permute(2, 0, 3, 1, 4)  # each (rows, heads, T, head_size)
         keys, values = cache.append(layer, key, value)  # each (rows, heads, cache + T, head_size)
-        causal = mask is None and length > 1  # more than one new token comes only with an empty cache
+        causal = mask is None and length > 1  # without a mask, several new tokens come only with an empty cache
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal)
         return self._project(f"h.{layer}.attn.c_proj", attended.transpose(1, 2).reshape(rows, length, width))
 
     def _project(self, name: str, x: Tensor) -> Tensor:
-        """Multiply by a matrix that GPT-2 keeps as [in, out]."""
+        """Apply a linear layer, whose weight GPT-2 stores as [in, out]."""
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
 

@@ -14,22 +14,22 @@ from gpt2kit.data.order import IGNORE
 # Logits that are computed at a time: 64 MB in float32.
 CHUNK = 1 << 24
 
-# Positions whose gradients float16 can sum up without an overflow, which no loss scale could prevent.
+# Positions whose gradients are summed at a time in float16: a larger sum could overflow, at any loss scale.
 _FLOAT16_POSITIONS = 4096
 
 
 def full_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
     """Return the sum of nats of `targets` `[rows, T]` after `hidden` `[rows, T, n_embd]`, from all logits at once.
 
-    `weight` `[padded size, n_embd]` is the token embedding; rows from `size` on are padding. A compiler fuses this so
-    that float32 logits are never written to memory.
+    `weight` `[padded size, n_embd]` is the token embedding; rows from `size` on are padding. torch.compile fuses this,
+    so float32 logits are never written to memory.
     """
     logits = F.linear(hidden, weight)[..., :size].flatten(0, 1)  # (rows * T, size)
     return F.cross_entropy(widen(logits), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def chunked_nll(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
-    """Return the same as `full_nll`, from a chunk of positions at a time.
+    """Return the same as `full_nll`, computed from a chunk of positions at a time.
 
     The gradient of a chunk is computed with its loss, so no logits are kept for the backward pass.
     """

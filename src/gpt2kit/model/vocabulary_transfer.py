@@ -1,6 +1,6 @@
 """Move a model to another vocabulary: a new token starts as the mean of the old tokens that spell it.
 
-Tokens that both vocabularies have are copied. Special tokens are in no mean: they mark ends of texts, not characters.
+Tokens that both vocabularies have are copied. Special tokens are not averaged: they mark ends of texts, not characters.
 One matrix is both the input and the output embedding.
 """
 
@@ -19,13 +19,13 @@ from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
 
 @dataclass(frozen=True)
 class VocabularyMapping:
-    """The old ids that each new id is made of: one for the same token, several that spell it, or none."""
+    """The old ids for each new id: one for the same token, several that spell it, or none."""
 
     old_ids: list[list[int]]  # for each new id
-    text_ids: list[int]  # the old ids of text; a new token that none of them spell starts as the mean of all
+    text_ids: list[int]  # old ids that are text; a new token that they do not spell starts as the mean of all
 
     def counts(self) -> dict[str, int]:
-        """Return the new tokens that are copied, means, or without old tokens; and the old tokens `of` all means."""
+        """Count new tokens by how they start: copied, spelled (a mean) or unspelled; `of`: old tokens in all means."""
         sizes = Counter(min(len(ids), 2) for ids in self.old_ids)
         in_means = sum(len(ids) for ids in self.old_ids if len(ids) > 1)
         return {"copied": sizes[1], "spelled": sizes[2], "of": in_means, "unspelled": sizes[0]}
@@ -37,15 +37,15 @@ class VocabularyMapping:
 
 
 def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
-    """Find the old ids for each new one.
+    """Find the old ids for each new id.
 
-    In this order: the old token with the same bytes; the old tokenizer's encoding of the token's text; the longest old
-    tokens that make up its bytes, since a token may be part of a character or lie across a boundary between words.
+    The first of these that exists: the old token with the same bytes; the old tokenizer's encoding of the token's text;
+    the longest old tokens that make up its bytes, since a token may be part of a character or span two words.
     """
     old_bytes, old_added = token_bytes(old), added_ids(old)
     text_ids = [i for i, text in enumerate(old_bytes) if text and i not in old_added]
     by_bytes: dict[bytes, int] = {}
-    for i in sorted(text_ids, key=lambda i: str(old.id_to_token(i)).startswith("<0x")):  # a letter before its byte
+    for i in sorted(text_ids, key=lambda i: str(old.id_to_token(i)).startswith("<0x")):  # byte tokens last
         by_bytes.setdefault(old_bytes[i], i)
     unknown = getattr(old.model, "unk_token", None)
     not_text = old_added | ({old.token_to_id(unknown)} if unknown else set())
@@ -63,14 +63,15 @@ def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
             text = piece.decode("utf-8", errors="replace")
             ids = [j for j in old.encode(text, add_special_tokens=False).ids if j not in not_text]
             if b"".join(old_bytes[j] for j in ids) != piece:
-                # Part of a character; or a tokenizer that changes text, such as to lower case: better than nothing.
+                # The piece is part of a character, or the old tokenizer changes text, such as to lower case. Then its
+                # ids are still better than none.
                 ids = _longest_tokens(piece, by_bytes) or (ids if "\N{REPLACEMENT CHARACTER}" not in text else [])
             old_ids[i] = ids
     return VocabularyMapping(old_ids, text_ids)
 
 
 def _longest_tokens(text: bytes, by_bytes: dict[bytes, int]) -> list[int]:
-    """Return the ids whose bytes make up `text`, always the longest that fits; none if some byte has no token."""
+    """Return the ids whose bytes make up `text`, the longest first at each point; none if a byte has no token."""
     ids, start = [], 0
     while start < len(text):
         end = next((end for end in range(len(text), start, -1) if text[start:end] in by_bytes), None)
@@ -95,10 +96,10 @@ def remap_embedding(embedding: Tensor, mapping: VocabularyMapping, rows: int) ->
 
 
 def resize_positions(positions: Tensor, count: int) -> Tensor:
-    """Return position embeddings, `[count, n_embd]`: the first ones, or for a longer context all, interpolated.
+    """Return position embeddings, `[count, n_embd]`: the first ones, or all of them interpolated to a longer context.
 
-    An interpolated position is like one that the model knows, so it works from the first step on; rows that are
-    repeated or new do no better than random ones (docs/experiments.md).
+    An interpolated position is like one that the model knows, so it works from the first step on; repeated or new rows
+    are no better than random ones (docs/experiments.md).
     """
     if count <= len(positions):
         return positions[:count].clone()

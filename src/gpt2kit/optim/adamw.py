@@ -13,7 +13,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Split the trained parameters into two groups for any torch optimizer.
 
     The first holds the hidden matrices, which decay; the second biases, norms and embeddings, which do not. `parts` has
-    one number per matrix: how many it holds side by side. GPT-2 keeps those for queries, keys and values in one.
+    the number of matrices that are side by side in each one: GPT-2 stores queries, keys and values in one matrix.
     """
     # The output layer shares the token embedding's weight, so it needs no case of its own.
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}

@@ -26,9 +26,10 @@ class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
     Each matrix moves along its momentum with all singular values near 1 (five Newton-Schulz steps in bfloat16). Updates
-    have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's, and are the same for
-    a transposed weight, which GPT-2's layers have. Queries, keys and values, one matrix in GPT-2, are orthogonalized
-    separately, which lowers the loss. Each part moves as under `torch.optim.Muon`, in less time (bench/muon.py).
+    have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's. They are the same
+    for a transposed weight, as in GPT-2's layers. Queries, keys and values, one matrix in GPT-2, are orthogonalized
+    separately, which lowers the loss. The updates of each part are those of `torch.optim.Muon`, computed in less time
+    (bench/muon.py).
 
     Args:
         params: the two groups of `parameter_groups`.
@@ -106,7 +107,7 @@ class Muon(Optimizer):
         return torch.cat(momenta)
 
     def _apply(self, matrices: list[Tensor], parts: int, updates: Tensor, group: dict[str, Any]) -> None:
-        """Decay and update matrices of one shape, on each rank the rows that it holds."""
+        """Decay and update matrices of one shape: on each rank, the rows that it holds."""
         # Singular values near 1 give weights of size 1 / sqrt(long); AdamW's updates have about 0.2.
         size = 0.2 * math.sqrt(updates.shape[2])
         for matrix, update in zip(matrices, torch.split(updates, parts), strict=True):
@@ -117,7 +118,7 @@ class Muon(Optimizer):
 
 
 def group_by_shape(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[tuple[list[Tensor], int]]:
-    """Group matrices, given with their number of parts, into batches whose parts have one shape or its transpose.
+    """Group matrices and their numbers of parts into batches whose parts have one shape or its transpose.
 
     A batch is small enough for the caches, and for each of `ranks` processes to get one.
     """

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 class NonFiniteGuard:
     """Checks the gradient norm before each update.
 
-    On a GPU a check makes the program wait for the device. Unless updates may be skipped, norms are only collected
-    there, and checked when the program waits anyway: at log steps, validations, and before anything is saved. So a bad
+    On a GPU, a check makes the program wait for the device. Unless updates may be skipped, norms are only collected on
+    a GPU, and checked when the program waits anyway: at log steps, validations, and before anything is saved. So a bad
     update may be applied, but it is never saved.
 
     Args:
@@ -32,7 +32,7 @@ class NonFiniteGuard:
         self._unchecked: list[tuple[int, Tensor]] = []  # step and norm
 
     def before_update(self, optimizer: Optimizer, norm: Tensor, step: int, scaled: bool) -> None:
-        """Check the norm, or collect it. `step` counts from 1; `scaled`: a loss scaler skips bad updates itself."""
+        """Check the norm, or collect it. `step` counts from 1; if `scaled`, a loss scaler skips bad updates itself."""
         if scaled:
             self._scaler_skips = 0 if torch.isfinite(norm) else self._scaler_skips + 1
             if self._scaler_skips > self.max_grad_scaler_skips:
@@ -48,7 +48,7 @@ class NonFiniteGuard:
                 self.check()
 
     def check(self) -> None:
-        """Stop if a norm that is not checked yet is NaN or Inf."""
+        """Raise if a norm that has not been checked yet is NaN or Inf."""
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked or torch.isfinite(torch.stack([norm for _, norm in unchecked])).all():
             return

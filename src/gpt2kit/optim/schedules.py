@@ -17,8 +17,8 @@ class Schedule:
     def __init__(self, warmup: int | float = 0.02) -> None:
         if warmup < 0 or (isinstance(warmup, float) and warmup > 1):
             raise UserError(
-                f"model.schedule.warmup {warmup}: neither steps nor a fraction of them. Give a whole number, or "
-                "a fraction from 0.0 to 1.0"
+                f"model.schedule.warmup {warmup}: neither a number of steps nor a fraction of them. Give a whole "
+                "number, or a fraction from 0.0 to 1.0"
             )
         self.warmup = warmup
 

@@ -1,1 +1,1 @@
-"""A run's folder and what is drawn from it."""
+"""A run's folder, and its curves and report."""

@@ -1,6 +1,6 @@
 """Curves of one or several runs: loss, learning rate, gradient norm and throughput against steps, tokens or hours.
 
-matplotlib is imported where it draws; torch is not needed.
+matplotlib is imported only to draw; torch is not needed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 XAxis = Literal["steps", "tokens", "hours"]
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+# Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A")
-# Of axes and text; a page replaces it by its own colour.
+# Colour of axes and text; an HTML page replaces it with its own.
 INK = "#22272E"
 
 _DASHES = ("-", "--", ":")
-# Points of a line; more cannot be seen.
+# Maximum points of a line; more would not be visible.
 _MAX_POINTS = 800
-# Curves are smoothed over one part in this many.
+# Curves are smoothed over this fraction of their length: 1 / 40.
 _SMOOTHING = 40
 _CJK_FONTS = (
     "Noto Sans CJK SC",
@@ -61,9 +61,9 @@ BITS = Panel("Validation", "bits per byte", valid="val_bpb")
 
 
 def save(figure: Figure, target: Any, format: str) -> None:
-    """Save a figure to a path or a stream, without the time."""
+    """Save a figure to a path or a stream, without a timestamp."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a run's name in a script that no font here has
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a run's name in a script that no installed font has
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format)
         figure.savefig(target, format=format, metadata=metadata)
 
@@ -167,7 +167,7 @@ def x_position(run: Run, x: XAxis) -> Callable[[int], float]:
     column = "tokens_seen" if x == "tokens" else "hours"
     steps, values = [*run.metric(column)], [*run.metric(column).values()]
     if not steps:
-        raise UserError(f"{run.folder}: no {column} in its metrics.csv. Draw against --x steps")
+        raise UserError(f"{run.folder}: no {column} in its metrics.csv. Use --x steps")
     if x == "tokens":
         return lambda step: step * (values[-1] / max(steps[-1], 1))
     return lambda step: values[min(bisect.bisect_left(steps, step), len(steps) - 1)]
@@ -184,9 +184,9 @@ def x_axis(runs: Sequence[Run], x: XAxis) -> tuple[str, float]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Return the mean of each value and its neighbours, a fortieth of the curve in all.
+    """Return a moving average over a fortieth of the curve, centred at each value.
 
-    Towards both ends there are fewer neighbours, so that the line neither lags nor bends there.
+    Towards both ends it is over fewer neighbours, so that the line neither lags nor bends there.
     """
     count, reach = len(values), len(values) // (2 * _SMOOTHING)
     sums = [0.0, *itertools.accumulate(values)]
@@ -200,7 +200,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 def thin(
     positions: Sequence[float], means: Sequence[float], values: Sequence[float]
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return as few points as can be seen: of each interval its end, the mean there, and the range of values."""
+    """Split a curve into at most _MAX_POINTS intervals; return their ends, the means there, their lows and highs."""
     size = math.ceil(len(positions) / _MAX_POINTS)
     intervals = [slice(start, start + size) for start in range(0, len(positions), size)]
     lows, highs = ([extreme(values[interval]) for interval in intervals] for extreme in (min, max))
@@ -208,11 +208,11 @@ def thin(
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Return the folders' names, or their paths where two have one name, so that matplotlib shows them as they are."""
+    """Return the folders' names, or their paths if two have the same name, escaped for matplotlib."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
-    # matplotlib leaves out labels that begin with _, and takes text between $ for a formula.
+    # matplotlib omits labels that begin with _, and reads text between $ as a formula.
     return [(f" {name}" if name.startswith("_") else name).replace("$", r"\$") for name in names]
 
 

@@ -1,6 +1,6 @@
-"""Read a run's folder with the standard library alone: metrics, starts, status.
+"""Read a run's folder with only the standard library: metrics, starts, status.
 
-The files may be damaged, so whatever uses their content runs under `refuse_damaged`.
+The files may be damaged, so code that uses their content runs under `refuse_damaged`.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def read_run(folder: str | Path) -> Run:
     """Read the run in a folder."""
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"{path}: no such run folder (looked from {Path.cwd()}). Check the path")
+        raise UserError(f"{path}: no such run folder (current folder: {Path.cwd()}). Check the path")
     return Run(path, read_metrics(path), read_starts(path))
 
 
 def read_metrics(folder: Path) -> dict[str, Series]:
-    """Read the columns of metrics.csv but `step`.
+    """Read the columns of metrics.csv, except `step`.
 
-    Of a step that was logged twice, before and after a resume, the last entry counts, so a resumed run is one line.
+    If a step was logged twice, before and after a resume, the last entry counts. So a resumed run is one line.
     """
     path = folder / METRICS
     if not path.exists():
@@ -76,7 +76,7 @@ def read_metrics(folder: Path) -> dict[str, Series]:
         rows = csv.DictReader(file)
         series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
         if "step" not in series:
-            raise DataError(f"{path}: no column `step`, so not a log of trainer.py. Name a run folder")
+            raise DataError(f"{path}: no column `step`, so it is not a log of trainer.py. Name a run folder")
         for row in complete_rows(rows):
             with contextlib.suppress(ValueError, OverflowError):
                 step = int(float(row.pop("step")))
@@ -87,7 +87,7 @@ def read_metrics(folder: Path) -> dict[str, Series]:
 
 
 def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows with a cell in each column; a run that was killed may have a part of a row."""
+    """Yield the rows with a cell in each column; a run that was killed may leave an incomplete row."""
     return (row for row in rows if None not in row and None not in row.values())
 
 

@@ -1,4 +1,4 @@
-"""A run's folder during training: its lock, its status, its log after a resume, and the run that `last` means."""
+"""Manage a run's folder during training: lock, status, log after a resume. Find the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from gpt2kit.runs import folder as run_folder
 logger = logging.getLogger(__name__)
 
 LOGS = "lightning_logs"
-# (flat settings of an earlier run, today's) -> those of the earlier run under today's names
+# (flat settings of an earlier run, current settings) -> settings of the earlier run under current names
 Rename = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-# Settings that may change from one start of a run to the next; all others of `data` and `model` tell runs apart.
+# Settings that may change from one start of a run to the next; all others of `data` and `model` identify a run.
 _CHANGEABLE = {
     *("data.batch_size", "data.global_batch_size", "data.cache_dir", "data.seed", "data.num_workers"),
     *("model.optimizer", "model.schedule", "model.attention"),
@@ -83,7 +83,7 @@ def set_aside(run: Path, step: int) -> None:
             aside = path.with_name(f"{path.name}.aside")
             path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
-            logger.info(f"resume: {path.name} is renamed to {aside.name}")
+            logger.info(f"resume: renamed {path.name} to {aside.name}")
 
 
 def truncate_metrics(run: Path, step: int) -> None:
@@ -98,7 +98,7 @@ def truncate_metrics(run: Path, step: int) -> None:
 
 
 def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace metrics.csv, with the line ends of Lightning's logger."""
+    """Replace metrics.csv, with the line endings of Lightning's logger."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, names, lineterminator="\r\n")
     writer.writeheader()
@@ -107,7 +107,7 @@ def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def space_problem(run: Path, size: int) -> str:
-    """Return what is wrong if the disk has no space for a checkpoint of `size` bytes; empty if it has."""
+    """Return a message if the disk has no space for a checkpoint of `size` bytes, else an empty string."""
     free = shutil.disk_usage(run).free
     if free >= size:
         return ""
@@ -123,8 +123,8 @@ def find_resumable(
 ) -> Path:
     """Return the checkpoint to resume from: a file, or the newest valid one of a run folder.
 
-    `last` is the newest run in `logs` that has the same data and model settings, apart from those in `ignored`. With
-    settings None it is the newest run. `rename` returns the flat settings of an earlier run under the names of today's.
+    `last` is the newest run in `logs` that has the same data and model settings, apart from those in `ignored`; if
+    `settings` is None, the newest run. `rename` returns the flat settings of an earlier run under their current names.
     """
     path = Path(ckpt_path)
     if ckpt_path == "last":
@@ -146,7 +146,7 @@ def find_resumable(
         differences = differences or f"; the newest run, {run.name}, has other settings: {'; '.join(changes[:4])}"
     raise CheckpointError(
         f"--ckpt_path {ckpt_path}: no valid checkpoint to resume from in {where}{differences}. Name a run folder, or "
-        "leave out --ckpt_path to start a new run"
+        "omit --ckpt_path to start a new run"
     )
 
 

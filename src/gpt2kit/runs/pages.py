@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Controls but the line end and the tab, other line ends, and direction marks, which make text look like other text.
+# Control characters except newline and tab, other line separators, and direction marks, which can disguise text.
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
-    """Fill in a template; a name without a value is an error. In HTML, values are escaped and nothing is hidden."""
+    """Fill in a template; a name without a value is an error. HTML is escaped, and shows hidden characters."""
     import jinja2  # here, so that --help does not wait for it
 
     is_html = template.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=is_html,
-        finalize=lambda value: mark_hidden(value) if is_html and type(value) is str else value,  # not what is markup
+        finalize=lambda value: mark_hidden(value) if is_html and type(value) is str else value,  # but not Markup
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -45,7 +45,7 @@ def passage(
 
 
 def visible(text: str) -> str:
-    """Put a sign before each line end and tab, and show hidden characters by their code points."""
+    """Put a sign before each newline and tab, and show hidden characters by their code points."""
     return mark_hidden(text).replace("\n", "↵\n").replace("\t", "→\t")
 
 

@@ -25,7 +25,7 @@ _TEST_FIGURES = {
 
 
 def render_report(runs: Sequence[Run], x: XAxis) -> str:
-    """Return the page."""
+    """Return the HTML page."""
     panels = list(curves.choose_panels(runs))
     if curves.BITS not in panels and any("val_bpb" in run.series for run in runs):
         panels.insert(1, curves.BITS)
@@ -185,7 +185,7 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
         )
     if plan:
         rates = " and ".join(dict.fromkeys(f"{rate:g}" for rate in plan["learning_rates"]))
-        steps = f"{plan['steps']:,}" if plan["steps"] else "as many as fit into the time,"
+        steps = f"{plan['steps']:,}" if plan["steps"] else "limited by time,"
         yield "optimizer", f"{plan['optimizer']}, learning rate {rates}, {plan['schedule_name']}"
         yield "steps", f"{steps} of {plan['global_batch']} x {plan['block_size']} tokens"
     for name, (value, reason) in (start.get("chosen") or {}).items():

@@ -1,4 +1,4 @@
-"""Files and URLs to documents."""
+"""Read documents from files and URLs."""
 
 from gpt2kit.text.reader import Reader
 

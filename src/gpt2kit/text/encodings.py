@@ -1,4 +1,4 @@
-"""Decode bytes to text: choose a file's encoding, and report or replace what is invalid in it."""
+"""Decode bytes to text: choose a file's encoding, and report or replace invalid bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gpt2kit.text.sources import PathOrURL, ReadReport
 
 AUTO = "auto"
 
-# The names that the option accepts, each with Python's codec. A closed list: `codecs.lookup` imports a module by name,
-# and a name may come from a checkpoint.
+# The names that the option accepts, with Python's codec for each. The list is closed, because `codecs.lookup` imports a
+# module by name, and the name may come from a checkpoint.
 _NAMES = (
     "utf-8 utf-16 utf-16-le utf-16-be gb18030 gbk big5 big5hkscs cp950 shift-jis cp932 euc-jp euc-kr cp949 koi8-r "
     "koi8-u ascii cp1250 cp1251 cp1252 cp1253 cp1254 cp1256 latin-1 iso8859-15"
@@ -37,11 +37,11 @@ _BINARY = {
     b"%PDF-": "a PDF file, not text. Convert it",
 }
 
-# Encodings that may be detected: charset-normalizer's name, and the codec to use. No Western ones: Latin-1, cp1250 and
-# cp1257 differ in a few letters only, so a wrong choice would go unnoticed.
+# Encodings that may be detected: charset-normalizer's name, and the codec to use. Western ones are missing: Latin-1,
+# cp1250 and cp1257 differ only in a few letters, so a wrong choice would go unnoticed.
 _DETECTABLE = {"gb18030": "gb18030", "gbk": "gb18030", "big5": "big5", "cp932": "cp932", "shift_jis": "cp932"}
 _DETECTABLE |= {"euc_jp": "euc-jp", "euc_jis_2004": "euc-jp", "cp949": "cp949", "euc_kr": "cp949", "cp1251": "cp1251"}
-# Bytes from the start of a file that detection uses.
+# Bytes at the start of a file that are used for detection.
 _DETECTION_BYTES = 1 << 16
 
 
@@ -55,7 +55,7 @@ def encoding_problems(name: str) -> list[str]:
 
 
 def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: bool, report: ReadReport) -> Iterator[str]:
-    """Yield the text of a file, chunk by chunk, with LF line ends and without its byte order mark.
+    """Yield the text of a file, chunk by chunk, with LF line endings and without its byte order mark.
 
     Undecodable bytes and NULs raise an error with their position. With `replace` they become U+FFFD and are counted.
     """
@@ -63,7 +63,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
     codec, offset = _choose_codec(path, chunk, encoding, report)
     chunk = chunk[offset:]
     decoder = codecs.getincrementaldecoder(codec)("strict")
-    line, carry = 1, ""  # carry: a CR at the end of a chunk, whose LF may follow
+    line, carry = 1, ""  # carry: a CR at the end of a chunk, since its LF may be in the next one
     while True:
         following = next(chunks, b"")
         state = decoder.getstate()
@@ -102,7 +102,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
 
 
 def normalize_newlines(text: str) -> str:
-    """Return the text with LF as its only line end."""
+    """Return the text with LF line endings."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -131,19 +131,19 @@ def _choose_codec(path: PathOrURL, head: bytes, encoding: str, report: ReadRepor
         return ("utf-16-le" if codec == "utf-16" else codec), 0
     if b"\0" in head:
         raise DataError(
-            f"{path}: contains NUL bytes, so it is not text, or UTF-16 without a byte order mark. Remove it, or set "
-            "reader.encoding utf-16"
+            f"{path}: contains NUL bytes, so it is either not text or UTF-16 without a byte order mark. Remove it, or "
+            "set reader.encoding utf-16"
         )
     if encoding == AUTO and not is_utf8(head):
         detected = _detect(path, head)
         if detected:
-            report.note(f"files read as {detected}, as detected", str(path))
+            report.note(f"files detected as {detected}", str(path))
             return detected, 0
     return codec, 0
 
 
 def is_utf8(head: bytes) -> bool:
-    """Return whether this is UTF-8, perhaps damaged: more than half of the bytes outside ASCII are valid."""
+    """Return whether this is UTF-8, possibly damaged: more than half of the non-ASCII bytes are valid."""
     total = len(head) - len(head.decode("ascii", "ignore"))
     text = head.decode("utf-8", "ignore")
     valid = len(text.encode()) - len(text.encode("ascii", "ignore"))
@@ -156,7 +156,7 @@ def _detect(path: PathOrURL, head: bytes) -> str | None:
         from charset_normalizer import from_bytes
     except ImportError:
         raise DataError(
-            f"{path}: not UTF-8. Set reader.encoding, such as gb18030, or detect it: pip install charset-normalizer"
+            f"{path}: not UTF-8. Set reader.encoding (such as gb18030), or detect it: pip install charset-normalizer"
         ) from None
     sample = head[:_DETECTION_BYTES]
     sample = sample[: sample.rfind(b"\n") + 1] or sample

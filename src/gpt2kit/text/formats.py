@@ -1,6 +1,6 @@
-"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, datasets of the Hugging Face hub.
+"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, datasets on the Hugging Face hub.
 
-Files are read a few records at a time, so memory depends on the largest record and not on the file.
+Files are read a few records at a time, so memory use depends on the largest record, not on the size of the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpt2kit.errors import DataError
 from gpt2kit.text.encodings import normalize_newlines
 from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
 
-# Maximum characters in a CSV cell. Without a limit, a stray quotation mark makes one cell of the rest of the file.
+# Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make a cell of the rest of the file.
 MAX_CELL = 1 << 26
 
 # Where a record is, and its value: a string, another JSON value, or a BadRecord.
@@ -32,7 +32,7 @@ class BadRecord(ValueError):
 
 
 def extract_texts(records: Iterable[Record], field: str, replace: bool, report: ReadReport) -> Iterator[str]:
-    """Yield the text of each record, with LF line ends. A bad record is counted or raises, as the report decides."""
+    """Yield the text of each record, with LF line endings. `report` decides whether a bad record raises."""
     for where, value in records:
         report.records += 1
         try:
@@ -73,7 +73,7 @@ def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
             value = stream.read_value()
             following = stream.peek()
             if following not in (",", "]"):
-                raise ValueError(f"{following!r} after it" if following else "the list does not end")
+                raise ValueError(f"{following!r} after the item" if following else "the list does not end")
         except ValueError as error:
             line = stream.line_number()
             raise DataError(f"{path} line {line}, item {number}: not JSON ({error}). Fix the file") from None
@@ -84,7 +84,7 @@ def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
 class _JsonStream:
     """Reads consecutive JSON values from text of any length; holds one value and the chunks that it is in."""
 
-    # A number, a name or an escape that ends this close to the end of the text may continue in the next chunk.
+    # A number, a literal or an escape that ends this close to the end of the text may continue in the next chunk.
     _MARGIN = 16
 
     def __init__(self, chunks: Iterator[str]) -> None:
@@ -118,7 +118,7 @@ class _JsonStream:
                 message, end = error.msg, error.pos
                 is_incomplete = end > margin or message.startswith("Unterminated string")
             except RecursionError:
-                raise ValueError("nested too deep") from None
+                raise ValueError("nested too deeply") from None
             if is_incomplete and self._read_more():
                 continue
             self.position = end
@@ -127,7 +127,7 @@ class _JsonStream:
             return value
 
     def _read_more(self) -> bool:
-        """Read at least as much text as is held, so that a long value is parsed few times; return False at the end."""
+        """At least double the text, so that a long value is parsed few times; return False at the end of the file."""
         rest = self._text[self.position :]
         chunks, size = [], 0
         for chunk in self._chunks:
@@ -194,7 +194,7 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
                     except UnicodeDecodeError:
                         if not replace:
                             raise DataError(f"{where}: not UTF-8. Fix it, or set reader.errors replace") from None
-                        report.note("undecodable records, their bad bytes replaced", where)
+                        report.note("records with undecodable bytes, replaced", where)
                         text = raw.decode("utf-8", "replace")
                     yield where, text
         except arrow.ArrowException as error:
@@ -202,7 +202,7 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
 
 
 def read_hub_dataset(url: str) -> Iterator[Record]:
-    """Yield the rows of a dataset of the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
+    """Yield the rows of a dataset on the hub: `hf://datasets/OWNER/NAME?config=C&split=train&revision=R`."""
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -216,7 +216,7 @@ def read_hub_dataset(url: str) -> Iterator[Record]:
 
 
 def _lines(chunks: Iterator[str]) -> Iterator[str]:
-    """Yield the lines of a text with their line ends."""
+    """Yield the lines of a text with their line endings."""
     line: list[str] = []  # a line may be much longer than a chunk, so its parts are joined once
     for chunk in chunks:
         first, *others = chunk.split("\n")
@@ -232,7 +232,7 @@ def _parse(line: str) -> object:
     try:
         return json.loads(line)
     except RecursionError:
-        return BadRecord("not JSON", "nested too deep")
+        return BadRecord("not JSON", "nested too deeply")
     except ValueError as error:
         return BadRecord("not JSON", str(error))
 
@@ -256,7 +256,7 @@ def _check_column(field: str, columns: list[str], path: PathOrURL) -> None:
 
 
 def _rows_per_batch(metadata: Any) -> int:
-    """Return the number of rows that are about 4 MiB together."""
+    """Return the number of rows that take about 4 MiB."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
     return int(min(max((1 << 22) / max(row_bytes, 1), 1), 4096))

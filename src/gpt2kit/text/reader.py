@@ -14,12 +14,12 @@ from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.text import encodings, formats
 from gpt2kit.text.sources import PathOrURL, ReadReport, is_hub_dataset, read_chunks, suffixes
 
-# Characters after which a long document of plain text is yielded in pieces, so that memory does not depend on it.
+# A longer document of plain text is yielded in pieces of about this many characters, which bounds memory use.
 PIECE_LENGTH = 1 << 18
-# Characters of a document that decide its split. Less than half a piece, so that they are always in the first one.
+# Characters of a document that decide its split. Less than half a piece, so that they are always in the first piece.
 HEAD_LENGTH = 1 << 16
 
-# The names of options in checkpoints and cache keys, if they differ.
+# Names of options that are stored differently in checkpoints and cache keys.
 _STORED_NAMES = {"errors": "on_bad_text", "max_bad_fraction": "bad_share"}
 
 Errors = Literal["stop", "replace"]
@@ -27,12 +27,12 @@ Split = Literal["train", "valid", "test"]
 
 
 class UnfinishedPiece(str):
-    """A piece of a plain text document that continues in the next item; a plain `str` ends its document."""
+    """A piece of a document of plain text that continues in the next item; a plain `str` ends its document."""
 
 
 @dataclass(frozen=True)
 class HashRange:
-    """The documents of a text whose hash, a number from 0 to 1, is in [low, high): one split of the text.
+    """One split of a text: the documents whose hash, a number from 0 to 1, is in [low, high).
 
     The hash is of the seed and of the document's first HEAD_LENGTH characters. So the order of documents does not
     matter, and equal documents are in the same split.
@@ -43,7 +43,7 @@ class HashRange:
     seed: int
 
     def contains(self, head: str) -> bool:
-        """Return whether it contains a document; `head` is its first HEAD_LENGTH characters, or more."""
+        """Return whether the split contains a document; `head` has at least its first HEAD_LENGTH characters."""
         text = f"{self.seed}\n{head[:HEAD_LENGTH]}".encode("utf-8", "surrogatepass")
         point = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
         return self.low <= point < self.high
@@ -53,22 +53,23 @@ class Reader:
     """Reads files as documents: plain text, and .jsonl, .ndjson, .json, .csv, .tsv, .parquet by their names, each also
     as .gz, .zst, .xz or .bz2. For another format, subclass it and override `documents`.
 
-    Line ends become LF, a byte order mark is dropped, and empty documents do not count.
+    Line endings become LF, a byte order mark is dropped, and empty documents are skipped.
 
     Args:
         document: what one document is: `auto` (a line of plain text, a record of any other format), `line`,
             `paragraph` (separated by blank lines), `file`, or any other text, which is then the separator between
-            documents. The line end or separator is not part of the document. In structured files this splits each
+            documents. The newline or separator is not part of the document. In structured files this splits each
             record's text, and `file` means the record.
         field: the name of the text in structured files: a column, or a key of a JSON object. JSON strings need none.
         encoding: auto, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
-            order mark has priority; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
-            detected beyond doubt.
-        errors: what to do with bytes that are invalid in this encoding: stop, or replace them by U+FFFD and count them.
-        max_bad_fraction: maximum fraction of a structured file's records that may be bad (broken, null, not text, field
-            missing). They are left out and counted. With 0 the first one stops.
-        min_chars: leave out documents with fewer characters, and count them.
-        max_documents: stop after this number of documents of all files together.
+            order mark takes precedence; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
+            detected without doubt.
+        errors: what to do with bytes that are invalid in this encoding: stop, or replace them with U+FFFD and count
+            them.
+        max_bad_fraction: maximum fraction of the records of structured files that may be bad (broken, null, not text,
+            field missing). They are skipped and counted. With 0 the first one is an error.
+        min_chars: skip documents with fewer characters, and count them.
+        max_documents: read at most this number of documents, over all files.
     """
 
     _report: ReadReport | None = None
@@ -174,9 +175,9 @@ def reader_from(identity: dict[str, object]) -> Reader:
 
 
 def split_ranges(valid_fraction: float, test_fraction: float, seed: int) -> dict[Split, HashRange]:
-    """Return the part of the training text that each split takes; empty if the text is not split.
+    """Return the range of each split of the training text; empty if the text is not split.
 
-    Test documents hash to the lower end and validation documents to the upper, so a change of one keeps the other.
+    The test split is at the lower end and the validation split at the upper, so changing one does not move the other.
     """
     if not valid_fraction and not test_fraction:
         return {}
@@ -196,7 +197,7 @@ def split_problems(options: dict[str, Any]) -> list[str]:
         problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
         problems.check(
             not (fraction and options[f"{split}_files"]),
-            f"{option} {fraction}: data.{split}_files are set, too. Remove one",
+            f"{option} {fraction}: data.{split}_files is set, too. Remove one of the two",
         )
     total = options["valid_fraction"] + options["test_fraction"]
     problems.check(
@@ -236,7 +237,7 @@ def _separator(document: str, auto: str) -> str:
 
 
 def _margin(separator: str) -> str:
-    """Return the characters to strip from documents: several blank lines separate paragraphs as one does."""
+    """Return the characters to strip from documents: newlines for paragraphs, which may have several between them."""
     return "\n" if separator == "\n\n" else ""
 
 
@@ -269,7 +270,7 @@ def _split_text(chunks: Iterator[str], separator: str) -> Iterator[str]:
 
 
 def _strip(document: str, margin: str, is_continued: bool) -> Iterator[str]:
-    """Yield the document without its margin, unless it is empty then."""
+    """Strip the margin of a document, and yield what is left unless it is empty."""
     document = document.rstrip(margin)
     if not is_continued:
         document = document.lstrip(margin)

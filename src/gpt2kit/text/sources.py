@@ -33,7 +33,7 @@ CHUNK = 1 << 18
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
 
-# fsspec's file systems have one of these words in the names of a file's size, version and time.
+# fsspec's file systems report a file's size, version and time under names that contain one of these words.
 _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", "created", "version", "commit", "oid")
 
 
@@ -41,13 +41,13 @@ _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", 
 class ReadReport:
     """What happened while text was read: counts for the progress bar, notes for the user."""
 
-    max_bad_fraction: float = 0.0  # the fraction of the records that may be bad; with 0 the first bad record raises
-    is_part: bool = False  # of a larger text, whose bad records are counted together
+    max_bad_fraction: float = 0.0  # fraction of the records that may be bad; with 0 the first bad record raises
+    is_part: bool = False  # whether this is a part of a text; bad records are then counted over all parts
     bytes: int = 0  # read so far, before decompression
     records: int = 0  # of structured files (JSON, CSV, Parquet), good or bad
     bad: int = 0  # records without usable text
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # what happened: how often, and the first place
-    pieces: list[int] = field(default_factory=list)  # of each file, that `Reader.read` has yielded
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # event to count and first place
+    pieces: list[int] = field(default_factory=list)  # for each file, the pieces that `Reader.read` has yielded
 
     def note(self, what: str, where: str, count: int = 1) -> None:
         """Count an event that the user should know about; `what` is worded to follow a number."""
@@ -55,18 +55,18 @@ class ReadReport:
         self.notes[what] = (before + count, first)
 
     def reject_record(self, where: str, reason: str, detail: str = "") -> None:
-        """Count a record without usable text; raise if none may be bad."""
+        """Count a record without usable text; raise if no record may be bad."""
         if not self.max_bad_fraction:
             more = f" ({detail})" if detail else ""
             raise DataError(
-                f"{where}: {reason}{more}. Fix it, or skip such records: reader.max_bad_fraction is the fraction that "
-                "may be bad, such as 0.01"
+                f"{where}: {reason}{more}. Fix it, or skip such records: set reader.max_bad_fraction to the fraction "
+                "that may be bad, such as 0.01"
             )
         self.bad += 1
         self.note(f"records left out: {reason}", where)
 
     def check_bad_fraction(self) -> None:
-        """Raise if too many records were bad. Called when all files are read."""
+        """Raise if too many records were bad. Call this after all files are read."""
         if not self.is_part and self.bad > self.max_bad_fraction * self.records:
             first = next(where for what, (_, where) in self.notes.items() if what.startswith("records left out"))
             raise DataError(
@@ -123,7 +123,7 @@ def digests(paths: Sequence[PathOrURL], cache_dir: Path) -> list[str]:
 
 
 def remote_identity(url: str) -> str:
-    """Return a hash of the URL and of the version that the server reports: size, tag or time."""
+    """Return a hash of the URL and of the version that the server reports: size, ETag or time."""
     with translate_errors(url):
         if is_hub_dataset(url):
             from huggingface_hub import HfApi
@@ -138,7 +138,7 @@ def remote_identity(url: str) -> str:
 
 
 def read_chunks(path: PathOrURL, report: ReadReport) -> Iterator[bytes]:
-    """Yield the decompressed bytes, CHUNK at a time: the reader's pieces must not depend on how a server sends them."""
+    """Yield the decompressed bytes, CHUNK at a time, so that pieces do not depend on how a server sends them."""
     rest = b""
     with translate_errors(path), _open(path, report) as file:
         for data in _decompress(path, file):
@@ -153,7 +153,7 @@ def read_chunks(path: PathOrURL, report: ReadReport) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def open_seekable(path: PathOrURL, report: ReadReport) -> Iterator[IO[bytes]]:
-    """Open the decompressed file for a reader that seeks; where needed, a temporary copy."""
+    """Open the decompressed file for a reader that seeks, as a temporary copy if needed."""
     with translate_errors(path), _open(path, report) as file:
         if not suffixes(path)[1] and file.seekable():
             yield file
@@ -226,7 +226,7 @@ def _find_local(pattern: str) -> list[Path]:
     files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
     if not files:
         reason = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
-        raise DataError(f"{pattern}: {reason} (looked from {Path.cwd()}). Check the path")
+        raise DataError(f"{pattern}: {reason} (current folder: {Path.cwd()}). Check the path")
     return files
 
 
@@ -286,7 +286,7 @@ def _decompress(path: PathOrURL, file: Any) -> Iterator[bytes]:
 
 
 def _decompress_zstd(path: PathOrURL, file: Any) -> Iterator[bytes]:
-    """Decompress consecutive frames. The library's own reader does not report that the last one is cut off."""
+    """Decompress consecutive frames. The library's own reader does not report a truncated last frame."""
     try:
         import zstandard
     except ImportError:

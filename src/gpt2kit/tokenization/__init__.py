@@ -1,4 +1,4 @@
-"""Documents to token ids and back."""
+"""Encode documents as token ids, and decode them."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ from gpt2kit.tokenization.trainers import UNKNOWN, TokenizerSpec, as_special, bu
 
 
 def adopt(spec: TokenizerSpec) -> Tokenizer:
-    """Return the tokenizer that `spec.vocab` names, or the one with the vocabulary that it names."""
+    """Return the tokenizer that `spec.vocab` names, or one with the vocabulary that it names."""
     assert spec.vocab is not None
     if spec.kind == "wordpiece":
         return build_wordpiece(read_vocabulary(spec.vocab), spec)
     if spec.kind == "words":
         return build_words(read_vocabulary(spec.vocab), spec)
     raw = json.loads(to_json(from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
-    raw["post_processor"] = None  # it puts [CLS] and [SEP] around a text; GPT-2 reads the ids of the text alone
+    raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
     tokenizer = from_plain_json(json.dumps(raw), spec.vocab)
     tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
     return tokenizer
@@ -34,7 +34,10 @@ def build_wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
     """
     special = [token for token in vocabulary if re.fullmatch(r"\[[A-Za-z0-9_]+\]", token)]
     if UNKNOWN not in special:
-        raise DataError(f"--vocab: no {UNKNOWN} in it, so it is not a WordPiece vocabulary. Give one token per line")
+        raise DataError(
+            f"--vocab {spec.vocab}: contains no {UNKNOWN}, so it is not a WordPiece vocabulary. Name a file with one "
+            "token per line"
+        )
     is_lower = all(token == token.lower() for token in vocabulary if token not in special)
     ids = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = build_bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, is_lower)
@@ -50,7 +53,7 @@ def read_vocabulary(path: str) -> list[str]:
     if lines[-1] == "":
         del lines[-1]
     if not lines:
-        raise DataError(f"--vocab {path}: empty. Give one token per line")
+        raise DataError(f"--vocab {path}: empty. Name a text file with one token per line")
     return [line.rstrip("\r") for line in lines]
 
 
@@ -73,7 +76,7 @@ def _convert_folder(folder: Path) -> str:
     try:
         backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
     except Exception as error:  # the library raises many classes
-        raise DataError(f"--vocab {folder}: no tokenizer in it ({error}). Name a folder with tokenizer.json") from None
+        raise DataError(f"--vocab {folder}: has no tokenizer ({error}). Name a folder with tokenizer.json") from None
     return str(backend.to_str())
 
 

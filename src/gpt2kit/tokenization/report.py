@@ -1,4 +1,4 @@
-"""Report how well a tokenizer fits a text: figures and examples; a table of several tokenizers with a suggestion."""
+"""Report how well a tokenizer fits a text, with figures and examples; compare several tokenizers and suggest one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _EXAMPLE_LENGTH = 90
 # Parameters of the `small` GPT-2 (12 layers, width 768) besides its token embedding: 12 d^2 + 13 d per layer, the last
 # layer norm, the positions.
 SMALL_PARAMETERS = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 1024 * 768
-# What a lossless tokenizer must reproduce: spaces, line ends, an unassigned character, an emoji, a special token.
+# A lossless tokenizer must reproduce spaces, newlines, an unassigned character, an emoji and a special token.
 _PROBE = "  a  b\n\n\t\u0378 \U0001fae8 <|endoftext|> "
-# A tokenizer is as good as the best if it needs at most this many times its tokens.
+# A tokenizer is near the best one if it needs at most this many times as many tokens.
 _NEAR = 1.1
 
 
@@ -53,13 +53,13 @@ class TokenizerReport:
 
     @property
     def embedding(self) -> float:
-        """The fraction of a `small` GPT-2's parameters in the token embedding, whose rows are a multiple of 64."""
+        """The token embedding's fraction of a `small` GPT-2's parameters, with its rows padded to a multiple of 64."""
         parameters = -(-self.size // 64) * 64 * 768
         return parameters / (parameters + SMALL_PARAMETERS)
 
 
 def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
-    """Encode documents, decode them again, and count."""
+    """Encode and decode documents, and count bytes, characters, tokens and differences."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     report = TokenizerReport(len(vocabulary))
     probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
@@ -116,7 +116,7 @@ def describe(report: TokenizerReport, name: object) -> str:
     }
     if report.unknown:
         lines["unknown"] = f"{_percent(report.unknown, report.tokens)} of the text's tokens"
-    title = f"report on {name}, by {report.documents:,} documents, {format_bytes(report.bytes)}"
+    title = f"report on {name}, over {report.documents:,} documents, {format_bytes(report.bytes)}"
     examples = ["|".join(pieces).replace("\n", "\\n").replace("\t", "\\t") for pieces in report.examples]
     labelled = [*lines.items(), *(("tokens", example) for example in examples)]
     return "\n".join([title, *(f"  {label:<24}{line}" for label, line in labelled)])
@@ -142,15 +142,15 @@ def table(reports: dict[str, TokenizerReport]) -> str:
 
 
 def suggest(reports: dict[str, TokenizerReport]) -> str:
-    """Suggest the smallest vocabulary of the lossless tokenizers that need at most 10 % more tokens than the best."""
+    """Suggest the lossless tokenizer with the smallest vocabulary that needs at most 10 % more tokens than the best."""
     lossless = {name: report for name, report in reports.items() if report.is_lossless and not report.failures}
     if not lossless:
-        return "suggestion: none; each of these loses text. Try bpe"
+        return "suggestion: none, because each of these loses text. Try bpe"
     best = max(report.bytes_per_token for report in lossless.values())
     near = [name for name, report in lossless.items() if report.bytes_per_token * _NEAR >= best]
     smallest = min(near, key=lambda name: (lossless[name].size, name))
     return (
-        f"suggestion: {smallest}, the smallest vocabulary of those that lose nothing and need at most 10 % more tokens "
+        f"suggestion: {smallest}, the smallest vocabulary of those that lose no text and need at most 10 % more tokens "
         "than the best"
     )
 
@@ -161,7 +161,7 @@ def format_bytes(size: int) -> str:
 
 
 def first_difference(text: str, other: str) -> str:
-    """Describe where two texts differ first, with a little context."""
+    """Describe the first difference of two texts, with some context."""
     pairs = enumerate(zip(text, other, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
     context = slice(max(start - 8, 0), start + 8)

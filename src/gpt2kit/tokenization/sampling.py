@@ -1,4 +1,4 @@
-"""Streams of documents: an even sample of at most N bytes, batches, and counts of characters."""
+"""Sample a stream of documents evenly, group it into batches, and count its characters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 StrT = TypeVar("StrT", bound=str)
 
-# By how much a sample may exceed its budget before it is reduced.
+# A sample is reduced when it exceeds its budget by this factor.
 _SLACK = 1.25
 # Characters that are counted at a time.
 COUNT_BATCH = 1 << 20
 
-# Scripts without spaces between words, by their first and last code points: Thai, Lao, Tibetan and Burmese; Khmer; Tai
+# Scripts without spaces between words, as first and last code points: Thai, Lao, Tibetan and Burmese; Khmer; Tai
 # scripts; kana and bopomofo; Han; half-width kana.
 SPACELESS = [(0x0E01, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAD), (0x3040, 0x312F)]
 SPACELESS += [(0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)]
@@ -26,14 +26,14 @@ WIDE_PUNCTUATION = [(0x3001, 0x303F), (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3
 
 
 class Sample:
-    """At most `budget` bytes of complete items; each item of the stream is equally likely to be in the sample.
+    """A random sample of a stream: complete items, with at most `budget` bytes in all.
 
     Every item gets a random key. The items with the smallest keys are kept, in the order of the stream. So the sample
-    depends only on the stream and the seed, and the memory only on the budget.
+    depends only on the stream, the budget and the seed, and memory use only on the budget.
 
     Args:
-        budget: bytes of UTF-8 to keep.
-        seed: of the random keys.
+        budget: maximum bytes of UTF-8 to keep.
+        seed: seed of the random keys.
     """
 
     def __init__(self, budget: int, seed: int = 1) -> None:
@@ -45,13 +45,13 @@ class Sample:
         self._keys, self._lengths = array("d"), array("q")
 
     def fill(self, items: Iterable[str]) -> Sample:
-        """Offer every item of a stream."""
+        """Offer every item of a stream, and return the sample."""
         for _ in self.watch(items):
             pass
         return self
 
     def watch(self, items: Iterable[str]) -> Iterator[str]:
-        """Yield the items of a stream, and offer each of them."""
+        """Offer every item of a stream, and yield it."""
         for item in items:
             self.offer(item)
             yield item

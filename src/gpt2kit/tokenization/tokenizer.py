@@ -43,15 +43,15 @@ def load(folder: str | Path) -> Tokenizer:
 
 
 def to_json(tokenizer: Tokenizer) -> str:
-    """Return the tokenizer as a string; equal strings encode equally."""
+    """Return the tokenizer as a string; tokenizers with equal strings encode equally."""
     return str(tokenizer.to_str(pretty=True))
 
 
 def from_json(text: str, where: str) -> Tokenizer:
     """Return the tokenizer that `to_json` wrote; `where` names its source in errors.
 
-    Special tokens in a text are encoded as ordinary text, so a corpus or a prompt cannot end a document. (With
-    `parse_special` tokens are not special, and are recognized.)
+    Special tokens in a text are encoded as ordinary text, so a corpus or a prompt cannot end a document. Tokens that
+    `parse_special` recognizes in a text are not stored as special.
     """
     tokenizer = from_plain_json(text, where)
     if tokenizer.token_to_id(EOS) is None:
@@ -71,7 +71,7 @@ def from_plain_json(text: str, where: str) -> Tokenizer:
     """Return any tokenizer of the `tokenizers` library, without padding, truncation and dropout."""
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # that is what the library raises
+    except Exception as error:  # the library raises no other class
         raise DataError(f"{where}: not a tokenizer ({error}). Train it again with train_tokenizer.py") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -128,7 +128,7 @@ def added_ids(tokenizer: Tokenizer) -> set[int]:
 
 
 def _byte_level_letters() -> dict[str, int]:
-    """Return the byte of each of GPT-2's letters: printable Latin-1 is itself, 256, 257, ... stand for the others."""
+    """Map GPT-2's letters to bytes: printable Latin-1 stands for itself, characters from 256 on for the other bytes."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -139,4 +139,4 @@ def read_utf8(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another") from None
+        raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another file") from None

@@ -1,4 +1,4 @@
-"""Train a tokenizer on text, or open the one that `data.tokenizer` names; keep what is trained in a cache."""
+"""Train a tokenizer on text, or open the one that `data.tokenizer` names; cache trained tokenizers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ TRAINERS: dict[str, Callable[[Iterable[str], TokenizerSpec], Tokenizer]] = {
 _MB = 1_000_000
 REPORT_BYTES = 2 * _MB
 LARGEST_SAMPLE = 200 * _MB
-# Part of the cache key. Raise it when the same options would make another tokenizer.
+# Part of the cache key. Raise it when the same options would give another tokenizer.
 _FORMAT = 1
 
 
 def train(spec: TokenizerSpec, documents: Iterator[str]) -> tuple[Tokenizer, Sample]:
-    """Train a tokenizer; return it with a sample of the text to measure it on."""
+    """Train a tokenizer; return it and a sample of the text to measure it on."""
     if spec.kind == "char" and spec.max_train_bytes is None:
         texts = Sample(REPORT_BYTES, spec.seed)
         return TRAINERS[spec.kind](texts.watch(documents), spec), texts
@@ -57,10 +57,10 @@ def train(spec: TokenizerSpec, documents: Iterator[str]) -> tuple[Tokenizer, Sam
 
 
 def sample_size(kind: str, spaceless: float) -> int:
-    """Return the bytes to train on with about 2 GB of memory and in about a minute; `spaceless` as of a Sample.
+    """Return how many bytes can be trained on with about 2 GB of memory and in about a minute.
 
-    Where no spaces separate words, a pair encoder keeps nearly every stretch between two marks as a word of its own:
-    bpe was measured to take 100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python.
+    `spaceless` is `Sample.spaceless_fraction`. Without spaces, nearly every run of text between two punctuation marks
+    is a different word. So bpe takes 100 MB of memory for 1 MB of Chinese, but 3.5 MB for 1 MB of English or Python.
     """
     if kind in ("bpe", "spm-bpe"):
         return int(1700 * _MB / (100 * spaceless + 3.5 * (1 - spaceless)))
@@ -85,8 +85,8 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, hash_range: HashR
         is_empty = False
         yield document
     if is_empty:
-        where = f"{paths[0]}{' and the others' if paths[1:] else ''}"
-        raise DataError(f"{where}: no text in it. Name files that contain text")
+        where = f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
+        raise DataError(f"{where}: no text found. Name files that contain text")
     for line in report.lines():
         logger.info(line)
 
@@ -118,7 +118,7 @@ def resolve(
 def _cached(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
 ) -> Tokenizer:
-    """Load a tokenizer from the cache, or make it while other processes wait."""
+    """Load a tokenizer from the cache, or create it while other processes wait."""
     folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, hash_range, cache_dir)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
@@ -126,12 +126,12 @@ def _cached(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
-                save(with_special_tokens(_make(spec, paths, reader, hash_range), spec), folder)
-                logger.info(f"trained a tokenizer; it is kept in {folder}")
+                save(with_special_tokens(_create(spec, paths, reader, hash_range), spec), folder)
+                logger.info(f"saved the tokenizer in {folder}")
     return load(folder)
 
 
-def _make(spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None) -> Tokenizer:
+def _create(spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None) -> Tokenizer:
     try:
         trainers.check(spec)
         if spec.vocab is not None:

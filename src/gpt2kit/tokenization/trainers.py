@@ -1,6 +1,6 @@
 """The kinds of tokenizers, and how each is trained.
 
-Every kind becomes one `tokenizers.Tokenizer`, so that one JSON file holds it and encodes the same everywhere. All but
+Every kind is built as a `tokenizers.Tokenizer`, so one JSON file stores it and gives the same ids everywhere. All but
 wordpiece are lossless: characters that the vocabulary lacks are encoded as bytes, and decoding returns the exact text.
 """
 
@@ -22,22 +22,22 @@ from gpt2kit.tokenization.sampling import count_characters
 from gpt2kit.tokenization.tokenizer import EOS
 
 UNKNOWN = "[UNK]"
-# Default vocab_size of the kinds that do not take all tokens of the text.
+# Default vocab_size, except for the kinds that take all tokens of the text.
 VOCAB_SIZE = 8192
 
 _NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 _SENTENCEPIECE = ("spm-bpe", "spm-unigram")
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-# Text without spaces is split after this number of characters for pair encoders: merging inside a word of a million
-# letters takes hours.
+# Before bpe or wordpiece is trained, words are split after this number of characters: merging inside a word of a
+# million letters takes hours.
 _LONGEST_RUN = 256
 _RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_RUN + 1},}}")
-# Maximum characters of a line for SentencePiece.
+# Maximum characters in a line for SentencePiece.
 _LONGEST_LINE = 1 << 12
 # The space that WordPiece's decoder puts before Han characters and their punctuation.
 _SPACE_BEFORE_HAN = r"^ (?=[\p{Han}\p{Hiragana}\p{Katakana}，。！？；：、）」』》〉…])"
 
-# The number of tokens that a kind needs besides special tokens, where it is not 256.
+# The number of tokens that a kind needs besides special tokens. Default: the 256 bytes.
 _SMALLEST = {"wordpiece": (2, f"{UNKNOWN}, a character")}
 _SMALLEST |= dict.fromkeys(_SENTENCEPIECE, (273, "256 bytes, 17 more"))
 # The kinds that do not support an option.
@@ -55,12 +55,12 @@ Kind = Literal["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece", "e
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer to train from text, or to adopt. The options of train_tokenizer.py, and of `data.tokenizer`."""
+    """A tokenizer to train on text or to adopt: the options of train_tokenizer.py and `data.tokenizer`."""
 
     kind: Kind = "bpe"
     """bpe: byte-level byte-pair encoding, as in GPT-2. spm-bpe, spm-unigram: SentencePiece's two models, with byte
     fallback. char: one token per character. words: one token per word, for text whose words are separated by spaces.
-    wordpiece: as in BERT. existing: a tokenizer that exists, see vocab. Every kind that is trained, except wordpiece,
+    wordpiece: as in BERT. existing: an existing tokenizer, see vocab. Every kind that is trained, except wordpiece,
     encodes any text in any language without loss. docs/tokenizers.md says which to choose."""
     vocab_size: int | None = None
     """Maximum number of tokens, including special tokens and the 256 bytes. Default: 8192; for char and words as many
@@ -70,20 +70,20 @@ class TokenizerSpec:
     existing: a folder, a tokenizer.json, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added
     after them if it is missing."""
     special_tokens: Sequence[str] = ()
-    """More special tokens besides `<|endoftext|>`, such as `<user>`."""
+    """Special tokens besides `<|endoftext|>`, such as `<user>`."""
     parse_special: bool = False
-    """A special token's name in a text means the token. Default: it is encoded as ordinary text. `<|endoftext|>` is
-    always ordinary text: to end documents there, make it the reader's separator."""
+    """Encode the name of a special token in a text as that token. Default: as ordinary text. `<|endoftext|>` is always
+    ordinary text: to end documents there, make it the reader's separator."""
     min_frequency: int | None = None
-    """Leave out what occurs less often: pairs for bpe and wordpiece, characters for char, words for words."""
+    """Minimum number of occurrences: of a pair for bpe and wordpiece, a character for char, a word for words."""
     max_token_length: int = 24
     """Length of the longest token: in bytes for bpe, in characters for spm-bpe and spm-unigram."""
     normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = "none"
     """Change text before it is encoded: nfc and nfkc are Unicode's normal forms. Decoded text is then changed, too."""
     max_train_bytes: int | None = None
     """Maximum bytes of text to train on; a larger text is sampled evenly over its documents. Default: as many as fit
-    into about 2 GB of memory: 200 MB, down to 17 MB the more of the text is Chinese, Japanese or Thai; 20 MB for
-    spm-unigram; the whole text for char."""
+    into about 2 GB of memory: 200 MB, or less for text in Chinese, Japanese or Thai, down to 17 MB; 20 MB for
+    spm-unigram; all text for char."""
     seed: int = 1
     """Random seed of the sample."""
 
@@ -114,7 +114,8 @@ def check(spec: TokenizerSpec) -> None:
     )
     special = spec.all_special_tokens
     problems.check(
-        "" not in special and len(set(special)) == len(special), "--special_tokens: a token is empty or is given twice"
+        "" not in special and len(set(special)) == len(special),
+        "--special_tokens: a token is empty or appears twice. Remove it",
     )
     least, parts = _SMALLEST.get(kind, (256, "256 bytes"))
     least += len(special)
@@ -147,7 +148,7 @@ def train_bpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
         special_tokens=as_special(spec.all_special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         min_frequency=spec.min_frequency or 0,
-        max_token_length=spec.max_token_length + 1,  # the library stays below it
+        max_token_length=spec.max_token_length + 1,  # the library's limit is exclusive
         show_progress=False,
     )
     tokenizer.train_from_iterator(_split_long_runs(documents), trainer)
@@ -193,7 +194,7 @@ def train_wordpiece(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     tokenizer = build_bert(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN), spec)
     normalize, pre_tokenize = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     alphabet: list[str] = []
-    inner: list[str] = []  # numbered here: the trainer numbers `##x` in the order of a hash and without a limit
+    inner: list[str] = []  # given to the trainer as special tokens: it would add `##x` in hash order, without a limit
     for character in count_characters(map(normalize, documents)):
         if character.isspace():
             continue
@@ -228,7 +229,7 @@ def train_sentencepiece_model(model_type: str, documents: Iterable[str], spec: T
 
     size = (spec.vocab_size or VOCAB_SIZE) - len(spec.all_special_tokens)
     counts = count_characters(_normalize(documents, spec))
-    # The alphabet covers 99.95 % of the text, but takes at most half of the room beside 256 bytes and the unknown
+    # The alphabet covers 99.95 % of the text, but takes at most half of the room besides 256 bytes and the unknown
     # token. Other characters are encoded as bytes, and the text is split at them: SentencePiece's own option has no
     # maximum and refuses to drop much. It reads U+2581 as a space, U+2585 as the unknown token, a tab as a separator.
     room, total, covered = (size - 257) // 2, sum(counts.values()), 0
@@ -306,7 +307,7 @@ def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
 
 
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """Return every pair of pieces that joins to a piece, in the order of the pieces, as SentencePiece merges them."""
+    """Return all pairs of pieces that join to another piece, in the order of the pieces, as SentencePiece merges."""
     vocabulary = set(pieces)
     return [
         (piece[:at], piece[at:])

@@ -19,7 +19,7 @@ from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
 
 
-def test_one_file_is_self_contained(run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_is_self_contained(run: Run, tmp_path: Path) -> None:
     shutil.copy(checkpoint.find(run.folder), tmp_path / "alone.ckpt")
     opened = checkpoint.open(tmp_path / "alone.ckpt")
     assert opened.tokenizer.get_vocab_size() == 320
@@ -39,7 +39,7 @@ def test_metadata_has_only_plain_types(run: Run) -> None:
     assert plain({key: value for key, value in raw.items() if key not in ("optimizer_states", "state_dict")})
 
 
-def test_the_format_has_these_names(run: Run) -> None:
+def test_names_in_a_checkpoint_do_not_change(run: Run) -> None:
     """Users have files with these names. A name may be added; any other change needs another checkpoint.FORMAT."""
     raw = checkpoint.read(checkpoint.find(run.folder))
     metadata = raw["gpt2kit"]
@@ -168,7 +168,7 @@ def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
     assert checkpoint.open(copy, verify=False).shape == info.shape
 
 
-def test_a_model_without_finite_weights_is_found_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path) -> None:
     raw = checkpoint.read(checkpoint.find(run.folder))
     raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
     torch.save(raw, tmp_path / "nan.ckpt")

@@ -35,7 +35,7 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_a_vocabulary_that_is_not_a_multiple_of_64(corpus: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_is_not_a_multiple_of_64_is_padded(corpus: Path, tmp_path: Path) -> None:
     from transformers import GPT2LMHeadModel
 
     save_huggingface_model(corpus / "tokenizer", tmp_path, vocab_size=333)
@@ -51,7 +51,7 @@ def test_a_vocabulary_that_is_not_a_multiple_of_64(corpus: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_older_files_of_pickled_tensors(folder: Path, prefix: bool) -> None:
+def test_older_files_of_pickled_tensors_are_read(folder: Path, prefix: bool) -> None:
     expected = checkpoint.open(folder).model.state_dict()
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -72,7 +72,7 @@ def test_half_precision_weights_become_float32(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("named_in", ["tokenizer_config", "config"])
-def test_the_own_end_of_text_token_is_used(named_in: str, folder: Path) -> None:
+def test_the_end_of_text_token_of_the_folder_is_used(named_in: str, folder: Path) -> None:
     before = checkpoint.open(folder).tokenizer
     number = tokenizer.eos_id(before)
     path = folder / "tokenizer.json"

@@ -55,8 +55,8 @@ def test_loaded_weights_give_the_logits_of_their_source(source: LoadedCheckpoint
     assert torch.equal(logits(source.model, embeddings), expected), "training does not change the source"
 
 
-@pytest.mark.parametrize(("size", "change"), [(8, "cut off"), (24, "interpolated; train some steps")])
-def test_another_context(size: int, change: str, source: LoadedCheckpoint) -> None:
+@pytest.mark.parametrize(("size", "change"), [(8, "cut off"), (24, "interpolated; train for some steps")])
+def test_positions_are_adapted_to_another_context(size: int, change: str, source: LoadedCheckpoint) -> None:
     model = GPT2({**source.shape, "n_positions": size})
     start, lines = initialize.load_initial_weights(model, source, source.tokenizer, "a")
     assert lines[1:] == [f"context {size} instead of 16 tokens: position embeddings are {change}"]

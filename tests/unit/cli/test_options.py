@@ -110,7 +110,7 @@ def test_files_that_an_option_or_a_file_names_are_compared(
             ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.patience=b"],
             "--trainer.callbacks.patience b: must be a whole number",
         ),
-        (["--data.train_files=[]"], "data.train_files: names no file"),
+        (["--data.train_files=[]"], "data.train_files: empty"),
         (["--trainer.strategy=ddpp"], "trainer: You selected an invalid strategy name"),
         (["--seed_everything=-5"], "seed_everything -5: must be from 0 to 4294967295"),
         (["--config=."], ".: cannot be read"),

@@ -180,7 +180,7 @@ def test_a_store_of_an_old_format_is_rebuilt(
     index = {"format": 3, "dtype": "<u2", "eos_id": 0, "append_eos": True, "tokenizer": "", "sources": ["a.txt"]}
     (tokens.folder / "index.json").write_text(json.dumps({**index, "notes": [], "shards": [old]}))
     again = build_store()
-    assert "not a valid index (of another format); it is rebuilt from the text" in capsys.readouterr().err
+    assert "not a valid index (another format); it is rebuilt from the text" in capsys.readouterr().err
     assert content(again) == before and again.index == tokens.index
 
 

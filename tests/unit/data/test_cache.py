@@ -69,7 +69,7 @@ def test_a_store_that_is_being_built_is_kept(manage: Callable[..., Outcome], sto
     assert [store.folder.exists() for store in stores] == [False, False, True]
 
 
-def test_damaged_stores_are_found(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
+def test_damaged_stores_are_reported(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     assert manage("--verify")[1].count("; valid") == 2
     shard = stores[0].folder / "000000.bin"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")

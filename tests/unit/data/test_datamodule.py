@@ -102,7 +102,7 @@ def worker_ids() -> list[int]:
     return workers
 
 
-def test_a_store_is_pickled_by_its_name(store: TokenStore) -> None:
+def test_a_store_is_pickled_as_its_folder(store: TokenStore) -> None:
     pickled = pickle.dumps(BlockDataset(store, 16, 16))
     assert len(pickled) < 1000
     assert torch.equal(pickle.loads(pickled)[np.array([3])], BlockDataset(store, 16, 16)[np.array([3])])
@@ -126,9 +126,9 @@ def test_blocks_with_a_stride_overlap(corpus: Path) -> None:
         ({"shard_tokens": 0}, "data.shard_tokens 0: must be at least 1"),
         ({"mask_documents": True, "append_eos": False}, "data.mask_documents: needs data.append_eos"),
         ({"cache_dir": "s3://bucket/stores"}, "data.cache_dir s3://bucket/stores: a URL needs data.streaming true"),
-        ({"streaming": True, "num_workers": 1}, "data.num_workers 1: not with data.streaming"),
+        ({"streaming": True, "num_workers": 1}, "data.num_workers 1: not supported with data.streaming"),
         ({"streaming": True, "window_shards": 0}, "data.window_shards 0: must be at least 1"),
-        ({"train_files": []}, "data.train_files: names no file"),
+        ({"train_files": []}, "data.train_files: empty"),
     ],
 )
 def test_invalid_options_are_reported(options: dict[str, object], message: str) -> None:

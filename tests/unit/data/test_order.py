@@ -23,7 +23,7 @@ from gpt2kit.data.order import (
 BLOCK = 8
 
 
-def test_counts() -> None:
+def test_blocks_are_counted() -> None:
     assert [count_train(tokens, 4) for tokens in (0, 1, 4, 5, 8, 9)] == [0, 0, 0, 1, 1, 2]
     assert [count_eval(tokens, 4) for tokens in (0, 1, 2, 5, 6, 9)] == [0, 0, 1, 1, 2, 2]
 

@@ -171,13 +171,13 @@ def test_requests_are_repeated_when_a_web_server_fails(
     failures["fail"] = 3
     assert np.array_equal(store.lengths(), local.lengths())
     failures["fail"] = 100
-    with pytest.raises(DataError, match=r"000000\.bin: cannot be read, in 5 attempts .*Check the URL, the network"):
+    with pytest.raises(DataError, match=r"000000\.bin: cannot be read after 5 attempts .*Check the URL, the network"):
         store.shard(0)
     failures["fail"] = 0
     assert store.shard(0)[:9].tolist() == local[:9].tolist(), "the next access requests it again"
 
 
-def test_a_place_without_the_store_is_reported_with_the_command_that_builds_it(
+def test_a_url_without_the_store_is_reported_with_the_command_that_builds_it(
     text: Corpus,
     local: TokenStore,
     memory: str,

@@ -66,7 +66,7 @@ def test_any_span_is_read_across_shards(two_files: None, small_batches: None, bu
             assert np.array_equal(shards[start : start + length], tokens[start : start + length])
 
 
-def test_lengths_and_hashes_are_those_of_the_documents(
+def test_lengths_and_hashes_match_the_documents(
     tmp_path: Path, trained: Tokenizer, small_batches: None, build_store: BuildStore
 ) -> None:
     lines = ["one", "the quick brown fox " * 40, "日本 " * 100, "two", "x" * 200]

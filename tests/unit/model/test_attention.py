@@ -19,7 +19,7 @@ START = 7
 
 @pytest.mark.parametrize("length", [1, 7, 255, 256, 300, 700])
 @pytest.mark.parametrize("cached", [0, 5])
-def test_values_and_gradients_are_those_of_torch(length: int, cached: int) -> None:
+def test_values_and_gradients_equal_those_of_torch(length: int, cached: int) -> None:
     torch.manual_seed(1)
     query, key, value = (torch.randn(2, 3, n, 4, requires_grad=True) for n in (length, *[length + cached] * 2))
     mask = torch.ones(length, length + cached, dtype=torch.bool).tril(cached)
@@ -67,7 +67,7 @@ def logits(gpt2: GPT2, inputs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["plain", "sdpa"])
-def test_documents_in_one_block_have_the_logits_of_each_alone(attention: Attention) -> None:
+def test_documents_in_one_block_have_the_same_logits_as_alone(attention: Attention) -> None:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randint(8, 50, (3, 24), generator=generator)
     inputs[0, [0, 5, 6, 15]] = START  # the second document is empty

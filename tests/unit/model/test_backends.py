@@ -1,4 +1,4 @@
-"""What `auto` means for precision, attention, compilation and TF32."""
+"""The choices of `auto` for precision, attention, compilation and TF32."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_tf32_is_for_mixed_precision_on_a_gpu(
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_precision_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: True)
     assert choose_precision("auto", "cpu").value == "bf16-mixed"
     monkeypatch.setattr(backends, "cpu_has_fast_bf16", lambda: False)
@@ -62,7 +62,7 @@ def test_precision_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> 
     ("name", "full"),
     [("16", "16-mixed"), (16, "16-mixed"), ("bf16", "bf16-mixed"), (32, "32-true"), ("bf16-true", "bf16-true")],
 )
-def test_short_names_of_precisions_mean_what_they_mean_in_lightning(name: backends.Precision, full: str) -> None:
+def test_short_names_of_precisions_mean_the_same_as_in_lightning(name: backends.Precision, full: str) -> None:
     assert choose_precision(name, "cuda") == (full, "as requested")
 
 

@@ -28,7 +28,7 @@ def test_dropout_drops_a_fraction_and_keeps_the_mean(p: float, dtype: torch.dtyp
     assert x.grad is not None and torch.equal(x.grad, y), "the gradient is 0 or the scale, like the output"
 
 
-def test_elements_of_one_random_number_are_independent() -> None:
+def test_elements_that_share_a_random_draw_are_independent() -> None:
     torch.manual_seed(2)
     dropped = dropout(torch.ones(400_000), 0.3, training=True) == 0
     assert (dropped.view(-1, 4).double().mean(0) - 0.3).abs().max() < 0.01
@@ -38,7 +38,7 @@ def test_elements_of_one_random_number_are_independent() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 5])
-def test_dropout_of_any_number_of_elements(size: int) -> None:
+def test_dropout_works_for_any_number_of_elements(size: int) -> None:
     x = torch.ones(size)
     assert dropout(x, 0.5, training=True).shape == x.shape
     assert dropout(x, 0.5, training=False) is x and dropout(x, 0.0, training=True) is x
@@ -60,7 +60,7 @@ def test_other_devices_use_torchs_dropout(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-6)])
-def test_gelu_is_that_of_transformers(dtype: torch.dtype, tolerance: float) -> None:
+def test_gelu_equals_that_of_transformers(dtype: torch.dtype, tolerance: float) -> None:
     from transformers.activations import NewGELUActivation
 
     x = torch.linspace(-12, 12, 4001, dtype=dtype)

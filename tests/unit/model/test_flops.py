@@ -22,7 +22,7 @@ def counted_flops(gpt2: GPT2Module) -> float:
     return counter.get_total_flops() / (2 * 24)
 
 
-def test_flops_of_gpt2_small() -> None:
+def test_flops_of_gpt2_small_match_the_formula() -> None:
     small = {"n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
     assert flops_per_token(small) == pytest.approx(0.854e9, rel=0.001)
 
@@ -44,7 +44,7 @@ def test_flops_of_gpt2_small() -> None:
     ],
     ids=str,
 )
-def test_flops_are_those_that_torch_counts(options: dict[str, Any]) -> None:
+def test_flops_equal_those_that_torch_counts(options: dict[str, Any]) -> None:
     """Gradients that frozen weights do not need are not computed, so they do not count."""
     if "lora_r" in options:
         pytest.importorskip("peft", reason="optional: pip install 'peft>=0.18'")

@@ -20,7 +20,7 @@ def gpt2() -> GPT2Module:
     return GPT2Module(**SMALL).eval()
 
 
-def test_the_loss_is_that_of_transformers(gpt2: GPT2Module) -> None:
+def test_the_loss_equals_that_of_transformers(gpt2: GPT2Module) -> None:
     batch = torch.randint(0, 40, (3, 17))
     nll, tokens = gpt2.model.nll(batch)
     log_probabilities = gpt2.model(batch[:, :-1]).logits[..., :40].log_softmax(-1)
@@ -82,7 +82,7 @@ def test_model_configs_have_the_sizes_in_their_names(name: str, millions: float)
 
 
 @pytest.mark.parametrize("n_inner", [None, 40])
-def test_tensor_sizes_are_those_of_the_model(n_inner: int | None) -> None:
+def test_tensor_sizes_equal_those_of_the_model(n_inner: int | None) -> None:
     shape = {**SMALL_SHAPE, "n_inner": n_inner}
     model = GPT2(shape)
     assert tensor_sizes(shape) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

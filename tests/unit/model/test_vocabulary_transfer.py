@@ -79,7 +79,7 @@ def test_a_new_special_token_starts_as_the_mean_of_all_tokens(tokenizers: dict[s
     torch.testing.assert_close(vocabulary_transfer.remap_embedding(rows, mapping, 384)[separator], rows[others].mean(0))
 
 
-def test_wordpiece_marks_and_special_tokens_are_in_no_mean(tokenizers: dict[str, Tokenizer]) -> None:
+def test_wordpiece_marks_and_special_tokens_are_not_averaged(tokenizers: dict[str, Tokenizer]) -> None:
     """A tokenizer may put special tokens around each text that it encodes."""
     raw = json.loads(tokenizers["wordpiece"].to_str())
     raw["post_processor"] = {

@@ -58,7 +58,7 @@ def test_weight_decay_changes_hidden_matrices_only(kind: type) -> None:
         (WarmupStableDecay(warmup=0, decay_ratio=0.0), {99: 1.0}),
     ],
 )
-def test_factors_of_the_schedules(schedule: Schedule, table: dict[int, float]) -> None:
+def test_schedules_return_these_factors(schedule: Schedule, table: dict[int, float]) -> None:
     for step, factor in table.items():
         assert schedule(step, 100) == pytest.approx(factor)
 

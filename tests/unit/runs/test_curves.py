@@ -25,7 +25,7 @@ def main(args: list[str]) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_pictures_of_each_format(tmp_path: Path, call: Callable[..., Outcome], ending: str) -> None:
+def test_pictures_are_drawn_in_each_format(tmp_path: Path, call: Callable[..., Outcome], ending: str) -> None:
     target = tmp_path / f"a.{ending}"
     code, out, _ = call(main, write_metrics(tmp_path / "run", 40), "--output", target)
     assert code == 0 and out.strip() == str(target)
@@ -71,7 +71,7 @@ def test_steps_logged_again_after_a_resume_count_once(tmp_path: Path) -> None:
     assert [*losses] == list(range(1, 31)) and [*losses.values()][14:] == [100.0 + step for step in range(15, 31)]
 
 
-def test_positions_on_the_x_axis(tmp_path: Path) -> None:
+def test_x_positions_are_steps_tokens_or_hours(tmp_path: Path) -> None:
     run = read_run(write_metrics(tmp_path / "run", 100))
     assert curves.x_position(run, "tokens")(50) == 50 * 128
     assert curves.x_position(run, "hours")(36) == pytest.approx(0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2kit.runs import lifecycle
 
 
-def test_later_checkpoints_are_set_aside_as_often_as_needed(tmp_path: Path) -> None:
+def test_later_checkpoints_are_renamed_even_repeatedly(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for content in ("first", "second"):

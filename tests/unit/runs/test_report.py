@@ -1,4 +1,4 @@
-"""The report of a run, and what damaged files in its folder lead to."""
+"""The report of a run, and how damaged files in its folder are reported."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpt2kit.runs.folder import read_run
 pytest.importorskip("matplotlib", reason="optional: pip install matplotlib")
 
 
-def test_a_run_without_other_files_than_its_log(tmp_path: Path) -> None:
+def test_a_run_with_only_a_log_has_a_report(tmp_path: Path) -> None:
     assert "Curves" in report.render_report([read_run(write_metrics(tmp_path / "old", 30))], "steps")
 
 
-def test_several_runs_with_different_tokenizers(tmp_path: Path) -> None:
+def test_runs_with_different_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_metrics(tmp_path / name, 50)
         (tmp_path / name / "start.json").write_text(json.dumps([{"text": {"tokenizer": name}}]))

@@ -43,11 +43,12 @@ def test_a_named_encoding_is_decoded_in_chunks_of_any_size(text: str, encoding: 
 
 
 @pytest.mark.parametrize(("text", "encoding"), ENCODED[:-1])
-def test_a_clear_encoding_is_detected(text: str, encoding: str) -> None:
+def test_an_unambiguous_encoding_is_detected(text: str, encoding: str) -> None:
     pytest.importorskip("charset_normalizer")
     report = ReadReport()
     assert decode(text.encode(encoding), report=report) == text
-    assert "as detected (first: a.txt)" in report.lines()[0]
+    line = report.lines()[0]
+    assert "files detected as" in line and line.endswith("(first: a.txt)")
 
 
 def test_western_encodings_are_not_guessed() -> None:
@@ -64,7 +65,7 @@ def test_utf8_with_some_damage_is_utf8() -> None:
     assert not any(is_utf8(text.encode(encoding)) for text, encoding in ENCODED)
 
 
-def test_damaged_utf8_is_not_taken_for_another_encoding() -> None:
+def test_damaged_utf8_is_not_detected_as_another_encoding() -> None:
     raw = (CHINESE * 3).encode()
     with pytest.raises(DataError, match="line 1, byte 30: not UTF-8"):
         decode(raw[:30] + b"\xb5\xb5" + raw[30:])
@@ -78,7 +79,7 @@ def test_a_missing_detector_is_reported_with_the_command_that_installs_it(monkey
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("option", ["auto", "gb18030"])
-def test_a_byte_order_mark_has_priority(encoding: str, option: str) -> None:
+def test_a_byte_order_mark_takes_precedence(encoding: str, option: str) -> None:
     assert decode(CHINESE.encode(encoding), option, size=1001) == CHINESE
 
 

@@ -64,7 +64,7 @@ def test_chunks_of_any_size_give_the_same_records(name: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("value", ["-1.25e+10", "12", "true", "null", "NaN", "-Infinity"])
-def test_a_number_or_name_may_be_cut_by_a_chunk(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_or_literal_may_be_cut_by_a_chunk(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text(f'[{value}, "a", {{"n": {value}, "text": "b"}}, {value}, "c", {value}]')
     for size in range(1, 60):
@@ -83,7 +83,7 @@ def test_a_record_is_one_piece(tmp_path: Path) -> None:
     assert [type(piece) for piece in Reader("file").read([tmp_path / "a.txt"])] == [UnfinishedPiece] * 2 + [str]
 
 
-def test_byte_order_marks_and_line_ends_change_nothing(tmp_path: Path) -> None:
+def test_byte_order_marks_and_line_endings_change_nothing(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv", "a.json"):
         path = write(tmp_path / name)
         raw = path.read_bytes().replace(b"\r\n", b"\n")
@@ -101,7 +101,7 @@ BAD_LINES = [
     ("[1]", "list instead of text"),
     ('{"title": "x"}', "no field 'text' (it has title; see reader.field)"),
     ('{"text": "\\ud800"}', "half a surrogate pair"),
-    ("[" * 100_000, "not JSON (nested too deep)"),
+    ("[" * 100_000, "not JSON (nested too deeply)"),
 ]
 
 
@@ -125,11 +125,11 @@ def test_a_bad_line_raises_with_its_number_or_is_counted(line: str, reason: str,
         ('{"text": "x"}', "not a JSON list. Name it .jsonl"),
         ("", "not a JSON list. Name it .jsonl"),
         ('["a", "b"', "line 1, item 2: not JSON (the list does not end)"),
-        ('["a" "b"]', "line 1, item 1: not JSON ('\"' after it)"),
+        ('["a" "b"]', "line 1, item 1: not JSON ('\"' after the item)"),
         ('["a",]', "line 1, item 2: not JSON (Expecting value)"),
         ('["a",\n{"text": "b}]', "line 2, item 2: not JSON (Unterminated string starting at)"),
         ('["a", tru]', "line 1, item 2: not JSON (Expecting value)"),
-        ("[" * 100_000, "line 1, item 1: not JSON (nested too deep)"),
+        ("[" * 100_000, "line 1, item 1: not JSON (nested too deeply)"),
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 4, 1 << 18])
@@ -169,7 +169,7 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(content: str, reason: str,
     assert documents(tmp_path / "a.csv", max_bad_fraction=0.6) == ["a"]
 
 
-def test_nulls_other_types_and_damage_in_a_parquet_file(tmp_path: Path) -> None:
+def test_nulls_other_types_and_damage_in_a_parquet_file_are_reported(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 

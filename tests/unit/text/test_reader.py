@@ -26,12 +26,12 @@ def read(path: Path, content: bytes, document: str = "line") -> list[str]:
         ("b ", ["a\n\n\n", "c\nd\n"]),
     ],
 )
-def test_separators_of_documents(tmp_path: Path, document: str, expected: list[str]) -> None:
+def test_documents_are_split_at_the_separator(tmp_path: Path, document: str, expected: list[str]) -> None:
     assert read(tmp_path / "t.txt", b"a\n\n\nb c\nd\n", document) == expected
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_line_ends_and_byte_order_marks_do_not_change_the_text(tmp_path: Path, end: bytes) -> None:
+def test_line_endings_and_byte_order_marks_do_not_change_the_text(tmp_path: Path, end: bytes) -> None:
     content = b"\xef\xbb\xbf" + "日本\u2028x".encode() + end + b"two"
     assert read(tmp_path / "t.txt", content) == ["日本\u2028x", "two"]
 

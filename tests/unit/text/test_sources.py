@@ -122,7 +122,7 @@ def test_unknown_protocols_and_missing_packages_are_reported(monkeypatch: pytest
         find_files(["nowhere://a.txt"])
 
 
-def test_names_tell_the_format() -> None:
+def test_suffixes_and_hub_datasets_are_recognized_by_name() -> None:
     assert sources.suffixes(Path("a.JSONL.gz")) == (".jsonl", ".gz")
     assert sources.suffixes("https://host/a.csv?x=.gz") == (".csv", "")
     assert sources.suffixes(Path("folder.gz/a")) == ("", "")

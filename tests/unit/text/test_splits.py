@@ -30,7 +30,7 @@ def test_every_document_is_in_one_split_in_any_order(tmp_path: Path) -> None:
     assert {*split(tmp_path / "a.txt", LINES, seed=2)["test"]} != {*splits["test"]}
 
 
-def test_a_split_does_not_change_with_the_other(tmp_path: Path) -> None:
+def test_changing_one_fraction_does_not_change_the_other_split(tmp_path: Path) -> None:
     splits = split(tmp_path / "a.txt", LINES)
     other = split(tmp_path / "a.txt", LINES, valid=0.3)
     assert other["test"] == splits["test"] and {*splits["valid"]} < {*other["valid"]}
@@ -63,7 +63,7 @@ def test_invalid_fractions_are_reported() -> None:
     options = {"valid_files": None, "test_files": None, "valid_fraction": 0.1, "test_fraction": 0.2}
     assert not split_problems(options)
     (problem,) = split_problems({**options, "valid_files": "a.txt"})
-    assert problem.startswith("data.valid_fraction 0.1: data.valid_files are set, too")
+    assert problem.startswith("data.valid_fraction 0.1: data.valid_files is set, too")
     (problem,) = split_problems({**options, "test_fraction": 1})
     assert problem.startswith("data.test_fraction 1: must be from 0 to below 1")
     (problem,) = split_problems({**options, "test_fraction": 0.9})

@@ -13,7 +13,7 @@ from gpt2kit.tokenization.report import TokenizerReport
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
-def test_the_figures_count_the_text() -> None:
+def test_the_report_counts_bytes_characters_and_tokens() -> None:
     tokenizer = trainers.train_char(["abc é"], TokenizerSpec())
     figures = report.measure(tokenizer, ["abc", "é日", "a\N{REPLACEMENT CHARACTER}b cab"])
     assert (figures.documents, figures.bytes, figures.characters) == (3, 17, 12)
@@ -24,7 +24,7 @@ def test_the_figures_count_the_text() -> None:
     assert figures.embedding == pytest.approx(rows / (rows + 85_056_000 + 786_432))
 
 
-def test_small_is_as_large_as_gpt2() -> None:
+def test_small_has_as_many_parameters_as_gpt2() -> None:
     assert report.SMALL_PARAMETERS + 50257 * 768 == 124_439_808
 
 

@@ -8,7 +8,7 @@ from gpt2kit.tokenization import sampling
 from gpt2kit.tokenization.sampling import Sample, count_characters
 
 
-def test_a_small_text_is_its_own_sample() -> None:
+def test_the_sample_of_a_small_text_is_the_text() -> None:
     items = ["a", "", "日本", "x", "\n"]
     sample = Sample(1000).fill(items)
     assert list(sample) == items
@@ -38,7 +38,7 @@ def test_a_sample_that_shrinks_is_the_sample_of_the_smaller_budget() -> None:
     assert list(sample) == list(Sample(2000, 3).fill(items))
 
 
-def test_one_item_is_kept_however_long_it_is() -> None:
+def test_one_item_is_kept_even_if_it_exceeds_the_budget() -> None:
     assert list(Sample(10).fill(["x" * 50])) == ["x" * 50]
 
 

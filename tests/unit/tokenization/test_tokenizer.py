@@ -31,9 +31,9 @@ examples = settings(max_examples=60, deadline=None, derandomize=True, database=N
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("kinds")
-    train_each_kind(made)
-    return made
+    kinds = tmp_path_factory.mktemp("kinds")
+    train_each_kind(kinds)
+    return kinds
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_vocab_size_is_an_upper_bound(kind: str, vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_ids_are_those_of_sentencepiece(model_type: str) -> None:
+def test_ids_equal_those_of_sentencepiece(model_type: str) -> None:
     import sentencepiece
 
     model = trainers.train_sentencepiece_model(model_type, SAMPLE_TEXTS, TokenizerSpec(vocab_size=480))
@@ -201,9 +201,9 @@ def test_a_text_may_yield_fewer_tokens_than_vocab_size(tmp_path: Path, capsys: p
 def test_training_time_does_not_grow_with_the_square_of_a_word(kind: str) -> None:
     """If the text were not split, a word of 100,000 letters would take 5 seconds, and a million letters hours."""
     word = "".join(random.Random(1).choices("ACGT", k=30_000 if kind == "spm-unigram" else 100_000))
-    begin = time.process_time()
+    start = time.process_time()
     train.TRAINERS[kind]([word], TokenizerSpec(vocab_size=350))
-    assert time.process_time() - begin < 2
+    assert time.process_time() - start < 2
 
 
 def test_options_change_the_vocabulary(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
     assert round_trip(converted, "白 the") == "白 the"
 
 
-def test_a_name_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder / "char"))
     train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
     assert tokenizer.size(tokenizer.load(tmp_path / "out")) == tokenizer.size(tokenizer.load(folder / "char"))
@@ -299,11 +299,11 @@ def test_a_name_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatc
         ("--kind char --vocab v.txt", 2, "--kind char: does not take --vocab"),
         ("--kind words --vocab t.txt --min_frequency 2", 2, "--vocab: nothing is trained"),
         ("--kind wordpiece --vocab none.txt", 3, "none.txt: no such file"),
-        ("--kind wordpiece --vocab t.txt", 3, "no [UNK] in it"),
+        ("--kind wordpiece --vocab t.txt", 3, "contains no [UNK]"),
         ("--kind words --vocab empty.txt", 3, "empty.txt: empty"),
         ("--kind existing --vocab t.txt", 3, "t.txt: not a tokenizer"),
         ("--kind existing --vocab ./no/such/folder", 3, "no such folder or file"),
-        ("--special_tokens <a> <a>", 2, "is given twice"),
+        ("--special_tokens <a> <a>", 2, "appears twice"),
         ("--special_tokens «s»", 2, "would not decode to itself"),
         ("--max_train_bytes 0", 2, "--max_train_bytes 0: must be at least 1"),
         ("--compare nine", 2, "--compare nine: not a size"),
@@ -338,7 +338,7 @@ def test_sentencepiece_is_an_optional_package(monkeypatch: pytest.MonkeyPatch, t
         train_tokenizer(["x"], tmp_path, "spm-unigram")
 
 
-def test_padding_truncation_and_dropout_are_dropped(folder: Path, tmp_path: Path) -> None:
+def test_padding_truncation_and_dropout_are_removed(folder: Path, tmp_path: Path) -> None:
     """They make ids depend on other texts, on a length and on chance."""
     trained = tokenizer.load(folder / "bpe")
     texts = ["a", "the quick brown fox jumps", "fox " * 50]
