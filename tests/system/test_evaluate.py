@@ -362,7 +362,7 @@ def test_figures_agree_with_those_of_validation(
         assert row["documents_apart"] == (run == masked)
         assert row["predicts_ends"] == (run == masked)
     code, _, err = call(main, "--ckpt_path", masked, without_ends)
-    assert code == 0 and "does not predict the ends of documents, as the others do" in err
+    assert code == 0 and "does not predict the ends of documents, unlike others" in err
 
 
 def test_precisions_agree_within_their_rounding(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
@@ -404,9 +404,9 @@ def test_the_html_page_shows_passages_as_text(
         (["--stride", "0", "--batch_size", "0", "--max_tokens", "0"], "--batch_size 0: must be at least 1; --stride 0"),
         (["--seed", "-1"], "--seed -1: must be from 0"),
         (["--memorization"], "Give it as --train_files"),
-        (["--train_files", "a.txt"], "--train_files: is for --memorization"),
+        (["--train_files", "a.txt"], "--train_files: has no effect without --memorization"),
         (["--memorization", "--train_files", "nofile.txt"], "nofile.txt: no such file or folder"),
-        (["--precision", "16-mixed"], "a CPU computes it very slowly"),
+        (["--precision", "16-mixed"], "very slow on a CPU"),
         (["--precision", "8"], "--precision"),
         (["--strid", "3"], "Did you mean --stride?"),
         (["--json_output", "."], "--json_output .: is a folder"),
@@ -445,7 +445,7 @@ def test_another_training_text_is_reported(run: Run, call: Callable[..., Outcome
     _, out, err = call(main, *arguments)
     memorization = json.loads(out)["results"][0]["copies"]
     assert memorization["same_text"] is False and memorization["generated"]["shares"]["8"] == 0
-    assert "was trained on another text than --train_files" in err
+    assert "was not trained on exactly the text of --train_files" in err
 
 
 def test_each_checkpoint_is_hashed_once(

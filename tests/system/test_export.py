@@ -120,7 +120,7 @@ def test_only_an_export_is_replaced_and_only_with_force(
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", other, "--force")
     assert code == 2 and "was not written by export.py" in err and (other / "README.md").read_text() == "mine"
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", target / "config.json")
-    assert code == 2 and "a file. Name a folder" in err
+    assert code == 2 and "is a file. Name a folder" in err
 
 
 @pytest.fixture
