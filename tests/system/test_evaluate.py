@@ -199,7 +199,7 @@ def test_the_command_needs_only_a_checkpoint(
     assert code == 0 and "bits per byte" in out and "documents            80" in out
 
 
-def test_the_hash_depends_on_the_documents_only(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+def test_the_hash_depends_only_on_the_documents(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     hashes = []
     for name, text in {"a.txt": "one\ntwo\n", "b.txt": "one\r\n\r\ntwo", "c.txt": "onetwo\n"}.items():
         (inside / name).write_bytes(text.encode())
@@ -411,7 +411,7 @@ def test_the_html_page_shows_passages_as_text(
         (["--strid", "3"], "Did you mean --stride?"),
         (["--json_output", "."], "--json_output .: is a folder"),
         (["--html", "a.txt/x.html"], "a.txt is not a folder"),
-        (["--json_output", "x", "--html", "x"], "one file for both"),
+        (["--json_output", "x", "--html", "x"], "must not be the same file"),
     ],
 )
 def test_invalid_options_are_reported_before_the_test(
@@ -439,7 +439,7 @@ def test_memorization_is_reported(run: Run, corpus: Path, call: Callable[..., Ou
     assert (inside / "a.json").read_text() != (inside / "b.json").read_text()
 
 
-def test_another_training_text_is_reported(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+def test_a_different_training_text_is_reported(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "other.txt").write_text("zzzz\n")
     arguments = ["--ckpt_path", run.folder, "--memorization", "--train_files", "other.txt", "--json_output", "-"]
     _, out, err = call(main, *arguments)
