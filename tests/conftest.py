@@ -23,13 +23,13 @@ torch.set_num_threads(1)  # models this small are slower on more, and far slower
 
 @pytest.fixture(scope="session", autouse=True)
 def logs_on_stderr() -> None:
-    """Print notes and warnings as the commands do, also where a test calls a function directly."""
+    """Print notes and warnings as the commands do, also if a test calls a function directly."""
     logs.configure()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_sync() -> Iterator[None]:
-    """Do not wait for the disk: no test cuts the power, and on a busy disk these waits are most of a test's time."""
+    """Do not sync files: no test simulates a power failure, and on a busy disk syncing takes most of a test's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -46,7 +46,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def options(corpus: Path) -> list[str]:
-    """The command line of a tiny model on the tiny corpus."""
+    """Arguments of trainer.py for a tiny model on the tiny corpus."""
     return [
         *(f"--data.{split}_files={corpus / split}.txt" for split in ("train", "valid", "test")),
         f"--data.tokenizer={corpus / 'tokenizer'}",
@@ -60,19 +60,19 @@ def options(corpus: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     work = tmp_path_factory.mktemp("run")
-    words = [
+    arguments = [
         *options,
         "--trainer.max_steps=40",
         "--trainer.val_check_interval=15",
         f"--trainer.default_root_dir={work}",
     ]
-    train.main(words)
-    return Run(work / "lightning_logs" / "version_0", words, work)
+    train.main(arguments)
+    return Run(work / "lightning_logs" / "version_0", arguments, work)
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Call a script's body as its user does: exit code, stdout, stderr."""
+    """Call a command as its script does; return exit code, stdout and stderr."""
 
     def outcome(main: Callable[[list[str]], object], *args: object) -> Outcome:
         capsys.readouterr()
@@ -89,7 +89,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Iterator[Path]:
-    """Work in an empty folder."""
+    """Change to an empty folder and return it."""
     before = Path.cwd()
     os.chdir(tmp_path)
     yield tmp_path

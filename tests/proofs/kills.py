@@ -69,7 +69,7 @@ def _die() -> None:
 
 
 def _arm(kill: Kill) -> None:
-    """Patch the program so that it kills itself at the point."""
+    """Patch the program so that it kills itself at the point of `kill`."""
     reached = _counted(kill.n, _die)
 
     def before(owner: Any, name: str, when: Callable[..., bool] = lambda *args: True) -> None:
@@ -127,7 +127,7 @@ def _arm(kill: Kill) -> None:
 
 
 def child(args: list[str], kill: Kill | None, environment: dict[str, str], log: str) -> None:
-    """Run trainer.py in this process, which prints into a file."""
+    """Run trainer.py in this process, with its output in a file."""
     os.environ.update(environment)
     os.chdir(environment.get("CWD", "."))
     torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def start(
         args: the arguments of trainer.py.
         kills: the kills of some ranks.
         ranks: the number of processes.
-        log: the file into which they print.
+        log: the file for their output.
         environments: further environment variables of some ranks. CWD is the working directory, and ARGS are further
             arguments.
     """

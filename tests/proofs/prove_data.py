@@ -1,8 +1,8 @@
-"""`make prove`: building a store needs no more memory for 4 GB of text than for 1 GB, and a known share of disk.
+"""`make prove`: building a store needs no more memory for 4 GB of text than for 1 GB, and a known amount of disk space.
 
     python tests/proofs/prove_data.py [--gigabytes 1 4]
 
-The text is generated. Each build runs in a process of its own, whose largest resident memory counts.
+The text is generated. Each build runs in its own process, whose peak resident memory is measured.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write(folder: Path, size: int) -> int:
-    """Fill the folder with files of about 100 MB until it has `size` bytes; return the bytes that it has."""
+    """Fill the folder with files of about 100 MB until it has `size` bytes; return its size."""
     draw = random.Random(7)
     words = ["".join(draw.choices("abcdefghijklmnoprstuvwyz", k=draw.randint(1, 9))) for _ in range(50_000)]
     sums = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(words))))
@@ -88,7 +88,7 @@ def write(folder: Path, size: int) -> int:
 
 
 def build(text: Path, work: Path) -> tuple[float, str]:
-    """Build the store in a process; return its largest resident memory in MB, and what it printed."""
+    """Build the store in a process; return its peak resident memory in MB, and its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", BUILD, str(text), str(work / "tokenizer"), str(work / "cache")]
     with tempfile.TemporaryFile() as output:

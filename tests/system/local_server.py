@@ -1,4 +1,4 @@
-"""A web server for tests, whose answers a test decides."""
+"""A web server whose responses are set by the test."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Server:
-    """What the server sends, and what it was asked for."""
+    """The responses of the server, and the requests that it received."""
 
     url: str
     files: dict[str, bytes] = field(default_factory=dict)
     """Content by path, without the query."""
     breaks: list[int] = field(default_factory=list)
-    """Bytes after which each of the next answers breaks off."""
+    """Number of bytes after which each of the next responses breaks off."""
     commit: str = "0" * 40
     """The commit that a hub names with each file."""
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     """Path of each GET."""
 
 
 class _Quiet(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves early is no error of the test."""
+        """Ignore clients that disconnect early."""
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def serving() -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            state.asked.append(self.path.partition("?")[0])
+            state.requests.append(self.path.partition("?")[0])
             body = self.send_head()
             self.wfile.write(body[: state.breaks.pop(0) if state.breaks else len(body)])
 

@@ -254,7 +254,7 @@ def test_resuming_with_another_text_or_tokenizer_is_refused(
     train_tokenizer(["a.txt"], inside / "tokenizer", vocab_size=320)
     option = {"text": "--data.train_files=a.txt", "tokenizer": "--data.tokenizer=tokenizer"}[other]
     code, _, err = call(train.main, "--ckpt_path", run.folder, option, "--trainer.max_steps=50")
-    assert code == 4 and "this checkpoint belongs to another run: text was" in err
+    assert code == 4 and "this checkpoint belongs to a different run: text was" in err
 
 
 def test_a_truncated_store_is_rebuilt(run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path) -> None:

@@ -1,4 +1,4 @@
-"""What torch.compile does to the model and its layers, and what happens where it does not work."""
+"""torch.compile on the model and its layers, and the errors where it does not work."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_missing_compiler_is_reported_before_the_run_has_a_folder(
 
 
 def test_a_failed_compilation_is_reported_in_one_line(options: list[str], tmp_path: Path) -> None:
-    """In a process of its own, since torch remembers the compiler that it has found."""
+    """Run in a separate process, since torch caches the compiler that it uses."""
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
     compiler.chmod(0o755)

@@ -52,13 +52,13 @@ def test_a_run_is_tested_on_the_documents_that_it_held_out(
     assert figures["bytes"] == sum(len(document.encode()) for document in expected)
     assert test("--files", "all.txt")["documents"] == 400
     code, _, err = call(train.main, "--ckpt_path", run, "--data.test_fraction=0.3", "--trainer.max_steps=3")
-    assert code == 4 and "another run: text was" in err
+    assert code == 4 and "a different run: text was" in err
 
 
 def test_a_store_is_built_in_parts_and_merged_by_the_training_command(
     options: list[str], call: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    """The command that will train, with `--part` and `--merge`; then the run finds its store and builds nothing."""
+    """Add `--part` and `--merge` to the training command; the run then uses the store and builds nothing."""
     arguments = [*without(options, "cache_dir", "valid_files"), "--data.valid_fraction=0.2", "--trainer.max_steps=2"]
     arguments += [f"--data.cache_dir={tmp_path / 'cache'}", f"--trainer.default_root_dir={tmp_path}"]
     for part in ("1/2", "2/2"):

@@ -1,4 +1,4 @@
-"""The design card, walked as a user walks it: names at the top level, a config printed, edited, trained and tested."""
+"""The design card, followed as a user would: top-level names; a config is printed, edited, trained and tested."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ FILES = ("trainer.py", "test.py", "train_tokenizer.py", "requirements.txt", "REA
 FOLDERS = ("src", "configs", "data", "lightning_logs")
 
 
-def script(folder: Path, *words: object) -> str:
-    """Run one of the scripts in `folder`; what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])],
+def script(folder: Path, name: str, *arguments: object) -> str:
+    """Run one of the scripts in `folder`; return its output."""
+    process = subprocess.run(
+        [sys.executable, str(ROOT / name), *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-def test_the_top_level_has_the_names_of_the_card() -> None:
+def test_the_top_level_has_the_files_and_folders_of_the_card() -> None:
     assert [name for name in FILES if not (ROOT / name).is_file()] == []
     assert [name for name in FOLDERS if not (ROOT / name).is_dir()] == []
 

@@ -100,7 +100,7 @@ def test_fsdp_writes_the_ordinary_checkpoint(runs_of: dict[str, Path]) -> None:
         assert opened.model.lm_head.weight is opened.model.transformer.wte.weight
 
 
-def test_an_old_sharded_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_old_sharded_checkpoint_is_refused_with_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "epoch=0-step=8.ckpt"
     folder.mkdir(parents=True)
     (folder / "sha256.json").write_text("{}")
@@ -153,7 +153,7 @@ def test_all_ranks_stop_when_one_dies(options: list[str], tmp_path: Path) -> Non
     assert finish(processes, 30) == [5, -9]
     assert time.monotonic() - started < 30
     log = log_of(tmp_path / "work")
-    assert "error: another process of this run has gone" in log and "--ckpt_path last" in log
+    assert "error: another process of this run has ended" in log and "--ckpt_path last" in log
     status = run_folder.read_status(last_run(tmp_path / "work"))
     assert status["state"] == "failed"
 

@@ -199,7 +199,7 @@ def test_the_command_needs_only_a_checkpoint(
     assert code == 0 and "bits per byte" in out and "documents            80" in out
 
 
-def test_the_hash_depends_on_the_documents_only(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+def test_the_hash_depends_only_on_the_documents(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     hashes = []
     for name, text in {"a.txt": "one\ntwo\n", "b.txt": "one\r\n\r\ntwo", "c.txt": "onetwo\n"}.items():
         (inside / name).write_bytes(text.encode())
@@ -362,7 +362,7 @@ def test_figures_agree_with_those_of_validation(
         assert row["documents_apart"] == (run == masked)
         assert row["predicts_ends"] == (run == masked)
     code, _, err = call(main, "--ckpt_path", masked, without_ends)
-    assert code == 0 and "does not predict the ends of documents, as the others do" in err
+    assert code == 0 and "does not predict the ends of documents, unlike others" in err
 
 
 def test_precisions_agree_within_their_rounding(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
@@ -404,14 +404,14 @@ def test_the_html_page_shows_passages_as_text(
         (["--stride", "0", "--batch_size", "0", "--max_tokens", "0"], "--batch_size 0: must be at least 1; --stride 0"),
         (["--seed", "-1"], "--seed -1: must be from 0"),
         (["--memorization"], "Give it as --train_files"),
-        (["--train_files", "a.txt"], "--train_files: is for --memorization"),
+        (["--train_files", "a.txt"], "--train_files: has no effect without --memorization"),
         (["--memorization", "--train_files", "nofile.txt"], "nofile.txt: no such file or folder"),
-        (["--precision", "16-mixed"], "a CPU computes it very slowly"),
+        (["--precision", "16-mixed"], "very slow on a CPU"),
         (["--precision", "8"], "--precision"),
         (["--strid", "3"], "Did you mean --stride?"),
         (["--json_output", "."], "--json_output .: is a folder"),
         (["--html", "a.txt/x.html"], "a.txt is not a folder"),
-        (["--json_output", "x", "--html", "x"], "one file for both"),
+        (["--json_output", "x", "--html", "x"], "must not be the same file"),
     ],
 )
 def test_invalid_options_are_reported_before_the_test(
@@ -439,13 +439,13 @@ def test_memorization_is_reported(run: Run, corpus: Path, call: Callable[..., Ou
     assert (inside / "a.json").read_text() != (inside / "b.json").read_text()
 
 
-def test_another_training_text_is_reported(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
+def test_a_different_training_text_is_reported(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     (inside / "other.txt").write_text("zzzz\n")
     arguments = ["--ckpt_path", run.folder, "--memorization", "--train_files", "other.txt", "--json_output", "-"]
     _, out, err = call(main, *arguments)
     memorization = json.loads(out)["results"][0]["copies"]
     assert memorization["same_text"] is False and memorization["generated"]["shares"]["8"] == 0
-    assert "was trained on another text than --train_files" in err
+    assert "was not trained on exactly the text of --train_files" in err
 
 
 def test_each_checkpoint_is_hashed_once(

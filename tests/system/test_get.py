@@ -56,13 +56,13 @@ def test_shakespeare_has_the_split_of_nanogpt(server: Server, call: Callable[...
     train, valid = ((inside / f"data/shakespeare_char/{name}.txt").read_bytes() for name in ("train", "valid"))
     assert train + valid == PLAYS and len(train) == int(0.9 * len(PLAYS))
     assert not (inside / "data/shakespeare_char/.fetched").exists()
-    assert call(main, "shakespeare_char")[0] == 0 and server.asked == ["/input.txt"], "downloaded once"
+    assert call(main, "shakespeare_char")[0] == 0 and server.requests == ["/input.txt"], "downloaded once"
 
 
 def test_complete_file_is_not_downloaded_again(server: Server, inside: Path) -> None:
     path = inside / "new/text.txt"
     assert get.fetch(f"{server.url}/input.txt", path, SHA256) == get.fetch(f"{server.url}/input.txt", path) == SHA256
-    assert path.read_bytes() == PLAYS and server.asked == ["/input.txt"]
+    assert path.read_bytes() == PLAYS and server.requests == ["/input.txt"]
 
 
 def test_broken_connection_leaves_no_file(server: Server, call: Callable[..., Outcome], inside: Path) -> None:
@@ -172,7 +172,7 @@ def test_files_of_an_interrupted_download_are_kept(poems: Server, call: Callable
     assert call(main, "poems")[0] == 3
     poems.files["/poet.400.json"] = missing
     assert call(main, "poems")[0] == 0
-    assert poems.asked == ["/poet.0.json", "/poet.400.json", "/poet.400.json"]
+    assert poems.requests == ["/poet.0.json", "/poet.400.json", "/poet.400.json"]
 
 
 def test_poem_files_have_their_names() -> None:
@@ -208,7 +208,7 @@ def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def downloads(hub: Server) -> list[str]:
-    return [path.rsplit("/", 1)[1] for path in hub.asked if path.endswith(".parquet")]
+    return [path.rsplit("/", 1)[1] for path in hub.requests if path.endswith(".parquet")]
 
 
 def test_hub_data_set_is_downloaded_once(hub: Server, call: Callable[..., Outcome], inside: Path) -> None:

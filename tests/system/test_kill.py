@@ -56,7 +56,7 @@ def check_difference(setting: Setting, run: Path, kills: list[Kill]) -> None:
 def test_a_run_killed_once_anywhere_ends_bit_identically(
     number: int, uninterrupted: dict[str, Setting], tmp_path: Path
 ) -> None:
-    """Each setting has a quarter of the kills; proofs/prove_resume.py tries hundreds."""
+    """Each setting gets a quarter of the kills; proofs/prove_resume.py tries hundreds."""
     setting, kills = list(uninterrupted.values())[number], ONCE[number :: len(SETTINGS)]
     total = 0
     for kill in kills:
@@ -85,7 +85,7 @@ def test_a_run_killed_several_times_ends_bit_identically(
 
 
 def test_two_killed_ranks_resume_on_two_and_on_one(options: list[str], tmp_path: Path) -> None:
-    """On as many ranks the end is bit-identical. On 2 -> 1 -> 2 ranks the samples are, and sums have another order."""
+    """On as many ranks the end is bit-identical. On 2 -> 1 -> 2 ranks the samples are, but sums have another order."""
     args = [*options, *LIMITED]  # with dropout, whose masks must be those of the step
     two = Setting("2 ranks", [*args, "--trainer.accumulate_grad_batches=1"], ranks=2)
     one = Setting("1 rank", [*args, "--trainer.accumulate_grad_batches=2"])

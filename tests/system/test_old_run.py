@@ -1,6 +1,6 @@
 """A run of an earlier version (commit 547bc70) has the same scores, text and exports, and resumes bit-identically.
 
-`tests/data/run_547bc70/expected.json` has what that commit printed, and the SHA-256 of the weights that it wrote.
+`tests/data/run_547bc70/expected.json` contains the output of that commit and the SHA-256 of its weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpt2kit.cli import export, generate, parser, test, train
 
 OLD = ROOT / "tests" / "data" / "run_547bc70"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
-# Other vector units, or another version of torch, add in another order, so sums are rounded differently.
+# Other vector units or versions of torch add in a different order, so sums are rounded differently.
 SAME_MACHINE = (
     EXPECTED["cpu"] == torch.backends.cpu.get_cpu_capability() and EXPECTED["torch"] == torch.__version__.split("+")[0]
 )

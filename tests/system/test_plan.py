@@ -130,6 +130,6 @@ def test_find_lr_tries_rising_rates_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_measurement_that_fails_returns_its_error(options: list[str]) -> None:
+def test_a_failed_measurement_returns_its_error(options: list[str]) -> None:
     result, problem = tuning.measure_in_child([*options, "--plan", "--data.batch_size=1000000"])
     assert not result and "fewer than the 1000000 of one optimizer step" in problem

@@ -1,4 +1,4 @@
-"""Windows lacks signals, fork servers, change times and more. Each test takes one of them away on this system."""
+"""Windows lacks signals, fork servers, change times and more. Each test removes one of them on this system."""
 
 from __future__ import annotations
 

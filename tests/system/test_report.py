@@ -1,4 +1,4 @@
-"""A trained run, tested by test.py and shown by plot.py."""
+"""The report of a trained run, with the results of test.py."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_changed_settings_are_reported_and_the_optimizer_is_kept(
 
 
 def test_a_later_end_changes_the_next_learning_rate(options: list[str], tmp_path: Path) -> None:
-    """By the old end, the saved rate of the next step is 0."""
+    """The saved rate of the next step is 0, since the old run ended there."""
     args = [*options, *SHORT, "--model.schedule=Linear"]
     before = final_weights(train_run(tmp_path, args, "--trainer.max_steps=4"))
     run = train_run(tmp_path, args, "--trainer.max_steps=5", "--ckpt_path=last")
@@ -190,7 +190,7 @@ def test_a_later_end_changes_the_next_learning_rate(options: list[str], tmp_path
 def test_a_run_with_another_order_of_blocks_is_not_resumed(
     run: Run, call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later version that orders blocks in another way must not repeat some and leave out others."""
+    """With a different order of blocks, a resumed run would repeat some and skip others."""
     copied = shutil.copytree(run.folder, tmp_path / "lightning_logs" / "version_0")
     monkeypatch.setattr(run_state, "ORDER_VERSION", 2)
     code, _, err = call(train.main, *run.options, "--ckpt_path", copied, "--trainer.max_steps=99")

@@ -1,4 +1,4 @@
-"""Runs that `trainer.max_time` alone limits."""
+"""Runs that are limited by `trainer.max_time` alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_run_by_time_equals_a_run_by_steps(options: list[str], tmp_path: Path, clock: Clock) -> None:
+def test_a_run_limited_by_time_equals_one_limited_by_steps(options: list[str], tmp_path: Path, clock: Clock) -> None:
     """Bit for bit: the rate does not depend on the last step before it is set."""
     timed = train_run(tmp_path / "timed", options, *TIMED)
     steps = checkpoint.step_of(checkpoint.checkpoints(timed)[0])
@@ -94,4 +94,4 @@ def test_a_schedule_that_depends_on_the_last_step_is_refused(
     code, _, err = call(train.main, *args, "--model.schedule=Cosine")
     assert code == 2 and "trainer.max_time alone" in err and "Add trainer.max_epochs or max_steps" in err
     code, out, _ = call(train.main, *args, "--plan")
-    assert code == 0 and "until the time is over, in steps of 8 x 16 tokens" in out
+    assert code == 0 and "until the time limit, in steps of 8 x 16 tokens" in out

@@ -1,4 +1,4 @@
-"""Whole runs on a few kilobytes of text: what they log and save, and with what of Lightning they work."""
+"""Complete runs on a few kilobytes of text: logs, checkpoints, and callbacks of Lightning and of the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TextSamples and EpochExports in whole runs: what they write, and that they do not affect the training."""
+"""TextSamples and EpochExports in complete runs: what they write, and that they do not affect training."""
 
 from __future__ import annotations
 

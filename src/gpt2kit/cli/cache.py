@@ -24,10 +24,12 @@ def manage(
     """
     stores = list(entries(cache_dir))
     if unused_for is not None and unused_for < 0:
-        raise UserError(f"--unused_for {unused_for}: days, must not be negative")
+        raise UserError(f"--unused_for {unused_for}: must not be negative")
     for name in prune:
         if name != "all" and sum(entry.folder.name.startswith(name) for entry in stores) != 1:
-            raise UserError(f"--prune {name}: not the beginning of one store's name in {cache_dir}. See the list")
+            raise UserError(
+                f"--prune {name}: must begin the name of one store in {cache_dir}. Omit --prune to list the stores"
+            )
     selected = [
         entry
         for entry in stores

@@ -1,4 +1,4 @@
-"""Read YAML into plain values and mappings that know the lines of their keys. Nothing here knows about options."""
+"""Read YAML into plain values and mappings that record the lines of their keys. Knows nothing about options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Mapping(dict[str, Any]):
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Refuses what would exhaust the stack or the memory: libyaml recurses until the process crashes."""
+    """Refuses files that would exhaust the stack or the memory: libyaml recurses until the process crashes."""
 
     level = values = 0
 

@@ -39,11 +39,11 @@ def export(
         huggingface.write(opened, folder, output_dir.name, dtype, gguf)
         agreement = huggingface.check(opened, folder, dtype)
     size = sum(path.stat().st_size for path in output_dir.iterdir())
-    print(f"{output_dir}: {opened.path} as {dtype}, {size / 1e6:,.1f} MB; transformers loads it")
-    print(f"largest difference of logits {agreement.largest:.2g} (rounding may make {agreement.allowed:.2g})")
+    print(f"{output_dir}: {opened.path} as {dtype}, {size / 1e6:,.1f} MB; loads in transformers")
+    print(f"largest difference of logits {agreement.largest:.2g} (rounding can cause up to {agreement.allowed:.2g})")
     if dtype != "float32":
-        print(f"rounding to {dtype} moves logits by up to {agreement.rounding:.2g}")
+        print(f"rounding to {dtype} changes logits by up to {agreement.rounding:.2g}")
     print(f"a greedy continuation is the same for {agreement.tokens} tokens")
     if push_to_hub is not None:
         huggingface.push(output_dir, push_to_hub)
-        print(f"sent to {push_to_hub} on the hub")
+        print(f"uploaded to {push_to_hub} on the hub")

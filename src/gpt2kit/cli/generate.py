@@ -63,7 +63,7 @@ def generate(
         "--interactive: reads prompts from the terminal. Leave out --prompt and --prompts_file",
     )
     problems.check(
-        not (interactive and (output or json)), "--interactive: prints the text. Leave out --output and --json"
+        not (interactive and (output or json)), "--interactive: prints to the terminal. Leave out --output and --json"
     )
     refuse(problems.messages)
     prompts = [] if interactive else read_prompts(prompt, prompts_file, field)
@@ -74,10 +74,10 @@ def generate(
     if interactive:
         run_session(generator, options)
     elif output is None:
-        for text in printed(generator, prompts, options, json):
+        for text in format_texts(generator, prompts, options, json):
             print(text, end="", flush=True)
     else:
-        files.write_text(output, "".join(printed(generator, prompts, options, json)))
+        files.write_text(output, "".join(format_texts(generator, prompts, options, json)))
         print(f"wrote {len(prompts) * options.num_samples} texts to {output}", file=sys.stderr)
 
 
@@ -87,7 +87,7 @@ def unescape(text: str) -> str:
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None, field: str) -> list[Prompt]:
-    """Return the prompts of a command line; without any, the start of a document. `-` is standard input."""
+    """Return all prompts; an empty one, the start of a document, if there are none. `-` is standard input."""
     if arguments.count("-") > 1:
         raise UserError("--prompt -: standard input can be read only once. Give it once")
     prompts = [Prompt(read_standard_input() if argument == "-" else argument) for argument in arguments]
@@ -100,7 +100,7 @@ def read_standard_input() -> str:
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"standard input: not UTF-8 (byte {error.start}). Convert it") from None
+        raise DataError(f"standard input: not UTF-8 (byte {error.start}). Convert it to UTF-8") from None
     return text.replace("\r\n", "\n").removesuffix("\n")
 
 
@@ -113,7 +113,7 @@ def read_prompts_file(file: Path, field: str) -> list[Prompt]:
     except IsADirectoryError:
         raise DataError(f"--prompts_file {file}: a folder. Name a file") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"--prompts_file {file}: not UTF-8 (byte {error.start}). Convert it") from None
+        raise DataError(f"--prompts_file {file}: not UTF-8 (byte {error.start}). Convert it to UTF-8") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise DataError(f"--prompts_file {file}: empty. Give one prompt per line")
@@ -133,10 +133,10 @@ def _prompt_of_record(line: str, field: str, where: str) -> Prompt:
     return Prompt(fields[field], {name: value for name, value in fields.items() if name != field})
 
 
-def printed(
+def format_texts(
     generator: Generator, prompts: Sequence[Prompt], options: GenerationOptions, json: bool, first_sample: int = 0
 ) -> Iterator[str]:
-    """Yield what goes to standard output: each text with its prompt and a line break after it, or a line of JSON.
+    """Yield the output: each text with its prompt before it and a line break after it, or as a line of JSON.
 
     The texts of a batch grow together but are printed one after another: the first one while it grows.
     """
@@ -178,7 +178,7 @@ def json_line(prompt: Prompt, chunks: Sequence[TextChunk]) -> str:
 
 
 def run_session(generator: Generator, options: GenerationOptions) -> None:
-    """Read prompts and print texts until the input ends. Each line has draws of its own."""
+    """Read prompts and print texts until the input ends. Each prompt gets new random draws."""
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):  # Windows, whose console edits lines by itself
@@ -186,7 +186,7 @@ def run_session(generator: Generator, options: GenerationOptions) -> None:
     for first_sample in count(step=options.num_samples):
         try:
             prompt = Prompt(input("> " if is_terminal else ""))
-            for text in printed(generator, [prompt], options, False, first_sample):
+            for text in format_texts(generator, [prompt], options, False, first_sample):
                 print(text, end="", flush=True)
         except EOFError:
             if is_terminal:

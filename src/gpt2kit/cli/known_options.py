@@ -25,8 +25,8 @@ from gpt2kit.cli import config_files, renamed
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.errors import UserError, nearest, refuse
 
-SHOWN = 20  # problems in one message
-LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # values that an option takes by its `nargs`, else one
+MAX_PROBLEMS = 20  # in one message
+LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # number of values by `nargs`; 1 for any other
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -51,7 +51,7 @@ class Option(NamedTuple):
     hint: Any
 
     def fits(self, value: Any) -> bool:
-        """Return whether jsonargparse takes a value."""
+        """Return whether jsonargparse accepts a value."""
         config = Namespace()  # type: ignore[no-untyped-call]
         config[self.action.dest] = [value] if self.action.nargs == "+" else value
         try:
@@ -62,10 +62,10 @@ class Option(NamedTuple):
 
 
 class CommandLine:
-    """The arguments of a command, all of whose options exist.
+    """The arguments of a command line, whose options are checked when it is created.
 
-    The parser must raise its errors. Linked options, which another one decides, may be set only if they agree with it.
-    Where the other is None, the value is known later: `linked_values` has what is to be compared with it.
+    The parser must raise its errors. `linked` names options that another one decides; they may only be set to the same
+    value. If the other is None, its value is known later, and `linked_values` has the values to compare with it.
     """
 
     def __init__(self, parser: ArgumentParser, args: list[str], linked: dict[str, str | None] | None = None) -> None:
@@ -74,9 +74,9 @@ class CommandLine:
         self._args: list[str] = []  # without linked options
         self._sections = {"", *(parser.groups or ())}
         self._options: dict[str, Option] = {}  # with the parameters of classes
-        self._classes: dict[str, str] = {}  # options that name classes, and the path of the class if it is known
-        self._required: dict[str, list[str]] = {}  # what is still to be set, of the command ("") and of classes
-        self._class_labels: list[tuple[str, list[str]]] = []  # with what is still to be set of each class
+        self._classes: dict[str, str] = {}  # options that name classes, with the path of the class if it is known
+        self._required: dict[str, list[str]] = {}  # required options not set yet, of the command ("") and of classes
+        self._class_labels: list[tuple[str, list[str]]] = []  # with the required options that each still lacks
         self._entries: list[tuple[Option, Entry]] = []
         self._problems: list[str] = []
         self.renames: list[Rename] = []  # old names that are read under their new ones
@@ -94,18 +94,18 @@ class CommandLine:
             source_value = latest[source].value if source in latest else self._options[source].action.default
             if repr(_parse(latest[name].value)) != repr(_parse(source_value)):  # 0 is not False
                 self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
-        if len(self._problems) > SHOWN:
-            self._problems[SHOWN:] = [f"and {len(self._problems) - SHOWN:,} more"]
+        if len(self._problems) > MAX_PROBLEMS:
+            self._problems[MAX_PROBLEMS:] = [f"and {len(self._problems) - MAX_PROBLEMS:,} more"]
         refuse(self._problems)
         self.missing = self._required[""]
 
     def parse(self, *more: str) -> Namespace:
-        """Parse the arguments, and `more`, which stand for what is missing."""
+        """Parse the arguments and `more`, which replaces missing options."""
         try:
             return self._parser.parse_args([*self._args, *more])
         except argparse.ArgumentError as error:
             misfits = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
-            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:SHOWN]])
+            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
             refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
             raise UserError(" ".join(str(error).split())) from error
@@ -170,9 +170,8 @@ class CommandLine:
             holder: list[Any] = values[:limit]
             for index in range(len(holder)):
                 yield from self._flatten(option, dotted_name, holder, index)
-            if (
-                len(self.renames) > renames
-            ):  # jsonargparse gets the new names, and what config files hold instead of these
+            if len(self.renames) > renames:
+                # jsonargparse gets the new names, and the content of config files instead of their paths.
                 texts = [value if isinstance(value, str) else _dump(value) for value in holder]
                 self._args[start:] = [f"{option}={texts[0]}"] if limit == 1 else [option, *texts]
             for value in values[limit:]:
@@ -187,8 +186,8 @@ class CommandLine:
     def _flatten(self, label: str, name: str, parent: Any, key: Any, file: str = "") -> Iterator[Entry]:
         """Yield an entry for each option in the value `parent[key]`.
 
-        Those of a section or a class may be in a file of their own. The value is replaced by what the file holds, and
-        old names in it by the new ones.
+        A section or a class may have a file of its own. The value is then replaced by the content of the file, and old
+        names in it by new ones.
         """
         value = parent[key]
         branch = name in self._sections or name in self._classes
@@ -232,7 +231,7 @@ class CommandLine:
             yield Entry(label, name, value)
 
     def _new_name(self, name: str) -> str | None:
-        """Return the new name of an option, if `name` is an old one and stands for no other option."""
+        """Return the new name of an option, if `name` is an old one and no current option."""
         new = renamed.new_name(name)
         is_class_known = self._classes.get(name.rpartition(".")[0]) != ""
         is_renamed = new in self._options if is_class_known else True
@@ -267,7 +266,7 @@ class CommandLine:
             self._problems.append(f"{label}: no such option. Did you mean --{new}?")
 
     def _name_class(self, option: str, entry: Entry) -> None:
-        """Find the class that an option names. If a short name means several, jsonargparse says which."""
+        """Find the class that an option names. If a short name is ambiguous, jsonargparse reports it."""
         known, path = classes(self._options[option].hint), str(entry.value)
         paths = [path] if "." in path else [name for name in known if name.endswith(f".{path}")]
         self._classes[option] = ""
@@ -285,7 +284,7 @@ class CommandLine:
 
     def _report_unknown(self, problem: str, name: str, known: Iterable[str]) -> None:
         similar = ""
-        if len(self._problems) < SHOWN:  # to look for one takes a while
+        if len(self._problems) < MAX_PROBLEMS:  # the search takes a while
             names, new = list(known), renamed.new_name(name) or ""
             exact = [known for known in names if known.removeprefix("--") in (new, new.rpartition(".")[2])]
             similar = f". Did you mean {exact[0]}?" if exact else nearest(name, names)
@@ -293,7 +292,7 @@ class CommandLine:
 
 
 def leaves(hint: Any) -> list[Any]:
-    """Return the types that a type is made of."""
+    """Return the innermost types of a type hint."""
     inner = typing.get_args(hint)
     return [leaf for part in inner for leaf in leaves(part)] if inner else [hint]
 
@@ -328,7 +327,7 @@ def _dump(value: Any) -> str:
 
 
 def _parse(value: Any) -> Any:
-    """Return the value of YAML text, or what is no YAML text as it is."""
+    """Parse YAML text; return any other value unchanged."""
     try:
         return config_files.parse(value) if isinstance(value, str) else value
     except (yaml.YAMLError, ValueError):  # ValueError: a number such as 0x_

@@ -1,4 +1,4 @@
-"""Make a command line out of a function's signature and docstring, and print errors as one line."""
+"""Build a command line from a function's signature and docstring, and print errors as one line."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from gpt2kit.errors import MachineError, UserError
 def run(function: Callable[..., object], args: list[str] | None = None) -> None:
     """Call `function` with options parsed from the command line.
 
-    A parameter that is a list takes several values and may be given several times: `--files a b --files c`; one that
-    is a bool is off unless it is named: `--json`. One before a `/` in the signature is given without a name: `RUN RUN`.
+    A list takes several values and may be repeated: `--files a b --files c`. A bool is a flag: `--json`. A parameter
+    before `/` in the signature is positional: `RUN RUN`.
     """
     guarded(lambda argv: call(function, parse(function, argv)), args)
 
@@ -46,7 +46,7 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
 
 
 def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
-    """Return the options for `function` that `args` give."""
+    """Parse the arguments of a command line to options of `function`."""
     parser = parser_of(function)
     command = CommandLine(parser, args)
     options = dict(parser.instantiate(command.parse()).as_dict())
@@ -98,7 +98,7 @@ def _is_group(hint: object) -> bool:
 
 def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
     """Run `main(args)`; print a UserError as one line on stderr and exit with its code (`--debug`: the traceback)."""
-    speak_utf8()
+    use_utf8()
     logs.configure()
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
@@ -107,11 +107,11 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
         main(argv)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe (head, less) has left
+    except BrokenPipeError:  # the reader of a pipe (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
-        known = error if isinstance(error, UserError) else _machine(error)
+        known = error if isinstance(error, UserError) else _machine_error(error)
         if known is None:
             raise
         if debug:
@@ -121,14 +121,14 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
 
 
 def print_error(error: Exception, rank: int = 0) -> None:
-    """Print an error as one line on stderr. An error of another rank than 0 names it."""
+    """Print an error as one line on stderr. A rank other than 0 is named."""
     message = f"error: {' '.join(str(error).split())}\n"
     sys.stderr.write(f"rank {rank}: {message}" if rank else message)  # one write, so that lines of ranks do not mix
     sys.stderr.flush()
 
 
-def speak_utf8() -> None:
-    """Read and write UTF-8 on every system. A terminal with another encoding shows ? for what it lacks."""
+def use_utf8() -> None:
+    """Read and write UTF-8 on every system. A terminal with another encoding shows ? for characters that it lacks."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             if not stream.isatty():
@@ -140,14 +140,14 @@ def speak_utf8() -> None:
         module.open = functools.partial(open, encoding="utf-8")
 
 
-def _machine(error: Exception) -> MachineError | None:
-    """Return a system error that says that the machine is at its limit as a MachineError, else None."""
+def _machine_error(error: Exception) -> MachineError | None:
+    """Return a MachineError if an error reports a limit of the machine, such as a full disk; else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
-        return MachineError(f"not enough memory ({error}). Take a smaller model, data.batch_size or data.block_size")
+        return MachineError(f"not enough memory ({error}). Use a smaller model, data.batch_size or data.block_size")
     if is_lost_connection(error):
         reason = str(error).split(". ")[0]
         return MachineError(
-            f"another process of this run has gone ({reason}). See its error; resume with --ckpt_path last"
+            f"another process of this run has ended ({reason}). See its error; resume with --ckpt_path last"
         )
     if not isinstance(error, OSError):
         return None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-# Old name -> new name. A name also stands for the ends of longer ones: `data.reader.errors` ends in `reader.errors`.
+# Old name -> new name. An old name also matches the end of a longer one, such as `data.reader.on_bad_text`.
 RENAMED = {
     "data.valid_share": "data.valid_fraction",
     "data.test_share": "data.test_fraction",
@@ -57,7 +57,7 @@ def new_name(name: str) -> str | None:
 
 
 def new_value(name: str, value: Any) -> Any:
-    """Return the value for a new option that an old one of this name had."""
+    """Return the value of the new option for a value of the old option `name`."""
     if value is None and name.endswith("model.lora"):
         return 0  # no LoRA
     return value
@@ -83,7 +83,7 @@ def rename_settings(settings: Mapping[str, Any], current: Mapping[str, Any]) -> 
 
 
 def log_renames(renames: Iterable[Rename]) -> None:
-    """Log one note for each place, which lists the old names in it."""
+    """Log one note for each place that lists the old names in it."""
     places: dict[str, dict[str, None]] = {}
     for place, old, new in renames:
         places.setdefault(place, {})[f"{old} (now {new})"] = None

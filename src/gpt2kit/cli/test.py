@@ -30,14 +30,14 @@ def test(
             Several are compared on the same documents, even if their tokenizers differ.
         files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
         reader: How files become documents. Default: as in training.
-        json_output: Write every figure with all digits to this file; -: to standard output, instead of the table.
+        json_output: Write every figure with full precision to this file; -: to standard output, instead of the table.
         config: Accepted but not needed: a checkpoint holds its settings.
     """
     json_path = None if json_output in (None, "-") else Path(str(json_output))
     problems = Problems(evaluation_problems(options))
     problems.check(
         json_path is None or json_path != options.html,
-        f"--json_output {json_path}, --html {json_path}: one file for both",
+        f"--json_output {json_path}, --html {json_path}: must not be the same file",
     )
     for name, path in {"html": options.html, "json_output": json_path}.items():
         reason = "" if path is None else why_not_writable(path)
@@ -72,7 +72,7 @@ def test(
 
 
 def why_not_writable(path: Path) -> str:
-    """Return why a file cannot be written, before hours of testing; empty if it can."""
+    """Return why a file cannot be written; empty if it can. Checked before a test, which may take hours."""
     if path.is_dir():
         return "is a folder. Name a file"
     parent = next(parent for parent in path.absolute().parents if parent.exists())

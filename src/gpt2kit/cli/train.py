@@ -1,4 +1,4 @@
-"""Implements `trainer.py`: a LightningCLI that builds model, data and trainer and runs what the options ask for."""
+"""Implements `trainer.py`: a LightningCLI that builds model, data and trainer and runs the requested action."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from gpt2kit.training.trainer import make_trainer
 
 
 class AtomicConfig(SaveConfigCallback):
-    """Writes the run's config.yaml whole or not at all: a resumed run reads it, and any run may be killed."""
+    """Writes the run's config.yaml atomically: a resumed run reads it, and any run may be killed."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write nothing yet: a run that is not resumed, because its text differs, must keep its config."""
+        """Write nothing yet: if the resume is refused because the text differs, the run keeps its config."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = trainer.log_dir  # a collective call
@@ -80,7 +80,7 @@ class TrainCLI(LightningCLI):
         add_options(parser)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
-        # RunSetup sets these when the tokenizer is there; the links keep them out of the config and --help.
+        # RunSetup sets these when the tokenizer is known; the links keep them out of the config and --help.
         parser.link_arguments("data.tokenizer", "model.vocab_size", compute_fn=lambda _: None)
         parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
 
@@ -99,7 +99,7 @@ class TrainCLI(LightningCLI):
         return data
 
     def build_text(self) -> list[str]:
-        """Build what --part or --merge asks for; return a line for each split."""
+        """Tokenize the text for --part or --merge; return a line for each split."""
         part, merge = self.config.part, self.config.merge
         if merge is not None and (merge < 1 or part is not None):
             raise UserError(f"--merge {merge}: must be at least 1, and without --part")
@@ -129,7 +129,9 @@ class TrainCLI(LightningCLI):
         self.model.source, self.options.source = self.options.source, None
         self.model.expected = {name.partition(".")[2]: value for name, value in self.options.linked_values.items()}
         if self.options.resumed is not None:
-            self.model.init_from = None  # a resumed run has its weights, and its initial ones may be gone
+            self.model.init_from = (
+                None  # a resumed run has weights, and the source of its initial ones may not exist any more
+            )
         self._check_vocabulary()
         seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
         only_time = has_only_time(options)
@@ -192,7 +194,7 @@ class TrainCLI(LightningCLI):
         return [self.run_setup, *others, *own]
 
     def measure_plan(self) -> run_info.RunInfo:
-        """Return what the run would be, after a few steps of it with a trainer of their own."""
+        """Return the plan of the run, after measuring a few steps with a separate trainer."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
         with self.options.collect():
             gpt2.take_vocabulary(data.vocab_size, data.document_start)
@@ -217,7 +219,7 @@ class TrainCLI(LightningCLI):
         return options | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
 
     def find_learning_rate(self) -> None:
-        """Print how the loss falls at rising learning rates."""
+        """Print the loss at rising learning rates."""
         data = self.datamodule
         refuse([*self.options.problems, *text_problems(data, data.global_batch(self.trainer))])
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
@@ -232,7 +234,7 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
     early = parse_early(args)
     if early.ckpt_path is not None and (early.verify_resume or early.tune):
-        raise UserError("--verify_resume and --tune: start runs of their own. Leave out --ckpt_path")
+        raise UserError("--verify_resume and --tune: start new runs. Leave out --ckpt_path")
     try:
         if early.verify_resume:
             verify_resume.verify_resume([arg for arg in args if arg != "--verify_resume"])
@@ -248,7 +250,7 @@ def main(args: list[str]) -> None:
         )
         rank = launched_rank()
         if rank and known is None and is_lost_connection(error):
-            known = MachineError("another process of this run has gone. See its error; resume with --ckpt_path last")
+            known = MachineError("another process of this run has ended. See its error; resume with --ckpt_path last")
         if known is None or (known is error and not rank):
             raise
         if not rank:
@@ -272,7 +274,7 @@ def _train(args: list[str]) -> None:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except SystemExit as stop:  # a signal before the first step, which Lightning answers with 0 or 1
+    except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
         if cli is not None and cli.trainer.interrupted and stop.code in (None, 0, 1):
             if cli.trainer.received_sigterm:
                 raise SystemExit(128 + signal.SIGTERM) from None

@@ -30,11 +30,11 @@ from gpt2kit.training.trainer import callback_problems, trainer_problems
 
 logger = logging.getLogger(__name__)
 
-# Options that others decide. They may be given only if they agree.
+# Options that others decide. They may only be set to the same value.
 LINKED: dict[str, str | None] = {
     "data.seed": "seed_everything",
     "model.n_positions": "data.block_size",
-    "model.vocab_size": None,  # known when the tokenizer is there
+    "model.vocab_size": None,  # known when the tokenizer is loaded
     "model.document_start": None,
 }
 
@@ -43,8 +43,8 @@ class TrainOptions:
     """The resolved options of a command line.
 
     Args:
-        parser: knows all options.
-        args: the command line.
+        parser: the parser of all options.
+        args: the arguments of the command line.
     """
 
     config: Any
@@ -52,7 +52,7 @@ class TrainOptions:
 
     def __init__(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.is_plan = False
-        """Whether --plan is given: problems are then collected, and reported together."""
+        """Whether --plan is set: problems are then collected, and reported together."""
         self.problems: list[str] = []
         self.resumed: Path | None = None
         """The checkpoint to resume from."""
@@ -60,7 +60,7 @@ class TrainOptions:
         """The checkpoint of `model.init_from`."""
         self._renames: list[Rename] = []
         self.linked_values: dict[str, Any] = {}
-        """Values given for options that the tokenizer decides."""
+        """The user's values of options that the tokenizer decides."""
         early = parse_early(args)
         if early.ckpt_path is None:
             self._parse_new_run(parser, args)
@@ -91,7 +91,7 @@ class TrainOptions:
             self.problems.append(str(error))
 
     def refuse(self, problems: list[str]) -> None:
-        """Raise one error with the problems so far and these. A plan without new ones goes on, to look for more."""
+        """Raise one error with the problems so far and these. A plan without new ones continues, to find more."""
         if problems or not self.is_plan:
             refuse(list(dict.fromkeys([*self.problems, *problems])))
 
@@ -145,13 +145,13 @@ class TrainOptions:
             self.problems += initialize.apply_defaults(self.config, self.source)
 
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
-        """Find the run to resume. Its own config comes before the arguments, and each difference is printed."""
+        """Find the run to resume. The arguments override its own config, and each difference is printed."""
         settings, at_default = None, set[str]()
         command = self._command(parser, args)
         missing = command.missing  # the run's own config has them
         self._set_config(command.parse(*(f"--{name}=[]" for name in missing)))
         if missing and early.config and not self.is_plan:
-            command.parse()  # raises: a config file says which run is meant, so it must be complete
+            command.parse()  # raises: a config file identifies the run, so it must be complete
         if not missing:
             early.root = self.config.trainer.default_root_dir or "."
             settings = yaml.safe_load(parser.dump(self.config, skip_validation=True))
@@ -204,7 +204,12 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         None,
         "Try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) and print them.",
     ),
-    ("plan", bool, False, "Print what this run would be, and everything that is invalid. Nothing is trained."),
+    (
+        "plan",
+        bool,
+        False,
+        "Print the size, memory, time and files of this run, and everything that is invalid, instead of training.",
+    ),
     (
         "part",
         str | None,
@@ -239,7 +244,7 @@ def parse_early(args: list[str]) -> argparse.Namespace:
 
 
 def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
-    """List options that a config file sets although they are read before config files are."""
+    """List options in a config file that are only allowed on the command line, and flags with invalid values."""
     flags = [name for name in ("plan", "override_optimizer", "verify_resume") if not isinstance(config[name], bool)]
     ignored = [name for name in ("ckpt_path", "tune", "verify_resume") if config[name] and not getattr(early, name)]
     return [f"{name} {config[name]}: must be true or false" for name in flags] + [
@@ -254,7 +259,7 @@ def without_tune(args: list[str]) -> list[str]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return an option that is nothing, one value or several as a list."""
+    """Return the value of an option, which may be None, one value or several, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -21,7 +21,7 @@ from gpt2kit.tokenization.trainers import TokenizerSpec
 
 LOSSES = (
     "wordpiece loses text: runs of spaces and line ends become one space or none, control characters vanish, and a "
-    f"word with an unknown character becomes {trainers.UNKNOWN}. Every other kind decodes a text to itself"
+    f"word with an unknown character becomes {trainers.UNKNOWN}. All other kinds are lossless"
 )
 
 

@@ -26,7 +26,7 @@ def serve(
         ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders. May be given several times.
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
-        auth: NAME:PASSWORD that the page asks for.
+        auth: NAME:PASSWORD that users must enter.
         max_concurrency: Requests that are generated at the same time; others wait in a queue.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
@@ -37,7 +37,7 @@ def serve(
     problems.check(max_concurrency >= 1, f"--max_concurrency {max_concurrency}: must be at least 1")
     refuse(problems.messages)
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("web_demo.py: needs Gradio. pip install 'gradio>=6,<7'")
+        raise UserError("web_demo.py: needs Gradio. Run pip install 'gradio>=6,<7'")
     from gpt2kit.serving import app  # here, so that --help does not import torch
     from gpt2kit.serving.models import Service, find_models
 
@@ -50,7 +50,7 @@ def serve(
 
     address = f"[{host}]" if ":" in host else host
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
-    print(f"http://{address}:{port}  {count}; Ctrl-C ends it", file=sys.stderr)
+    print(f"http://{address}:{port}  {count}; Ctrl-C stops it", file=sys.stderr)
     if not app.is_loopback(host) and not auth:
-        logger.info(f"anyone who reaches {host} can use it. --auth NAME:PASSWORD asks for a password")
+        logger.info(f"anyone who can reach {host} can use it. Require a password with --auth NAME:PASSWORD")
     uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)

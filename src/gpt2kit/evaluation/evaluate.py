@@ -30,7 +30,7 @@ MAX_TOKENS = 1000
 # The bits per byte of a shorter document are mostly chance.
 _MIN_BYTES = 32
 
-# Some characters, and the nats of their tokens.
+# A piece of text, and the nats of its tokens.
 Box = tuple[str, list[float]]
 
 
@@ -38,11 +38,11 @@ Box = tuple[str, list[float]]
 class Passage:
     """A document, or the beginning of a long one, with the nats of each token."""
 
-    number: int  # of the document in the text, from 0
-    why: str  # it was selected
+    number: int  # index of the document in the text
+    why: str  # reason for its selection
     bits_per_byte: float  # of the whole document
     boxes: list[Box]
-    more: int  # tokens that are left out
+    more: int  # number of tokens that are left out
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Result:
 def evaluate(
     candidates: Sequence[Candidate], test_set: TestSet, options: EvaluationOptions, ranks: Ranks
 ) -> tuple[list[Result], TextStats]:
-    """Return the result of each candidate and the statistics of the text; on other ranks than the first, neither."""
+    """Return the result of each candidate and the statistics of the text; both are empty on ranks other than 0."""
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
         corpus = test_set.corpora[0]
@@ -77,7 +77,7 @@ def evaluate(
         tokens = int(scoring.boundaries(store)[test_set.documents])
         if tokens < 2:
             raise DataError(
-                f"{test_set.files[0]}: the tokenizer of {candidate.name} makes no token of this text. Use another text"
+                f"{test_set.files[0]}: the tokenizer of {candidate.name} encodes it to no tokens. Use a different text"
             )
         windows = Windows(tokens, candidate.context, options.stride or candidate.context)
         scorer = Scorer(gpt2, store, windows, options.precision)
@@ -110,7 +110,7 @@ def _measure_memorization(
 def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple[int, str]]:
     """Return the numbers of the first documents and of those with the most bits per byte, and why each is selected.
 
-    `checkpoint` names the one whose scores these are, if there are several.
+    `checkpoint` is the name of the scored checkpoint if several are tested.
     """
     is_long = scores.bytes >= _MIN_BYTES
     bits = np.divide(scores.nll, scores.bytes * math.log(2), out=np.zeros(len(scores)), where=is_long)

@@ -66,7 +66,7 @@ def measure_memorization(
 ) -> Memorization:
     """Generate text, draw held-out documents, and search the training text for both.
 
-    `fingerprint` is that of the text on which the model was trained, if its checkpoint says.
+    `fingerprint` is that of the text on which the model was trained, if its checkpoint records it.
     """
     length = min(_MAX_LENGTH, int(gpt2.shape["n_positions"]))
     generated = generate_texts(gpt2, training.index.eos_id, length, seed)
@@ -140,7 +140,7 @@ def find_matches(training: TokenStore, texts: Sequence[Tokens], chunk: int = 1 <
 
 
 def _are_present(training: TokenStore, tokens: Tokens, lengths: Tokens, chunk: int) -> NDArray[np.bool_]:
-    """Return, for each token, whether the span of `lengths` tokens from it on is in the training text; 0 tokens: no."""
+    """Return, for each token, whether the span of `lengths` > 0 tokens from it on is in the training text."""
     spans = [tokens[start : start + length].tobytes() for start, length in enumerate(lengths.tolist())]
     prefix = prefix_sums(tokens)
     missing: dict[int, dict[bytes, np.uint64]] = {}  # by length, each distinct span and its hash
@@ -158,7 +158,7 @@ def _are_present(training: TokenStore, tokens: Tokens, lengths: Tokens, chunk: i
 
 
 def _remove_present(missing: dict[bytes, np.uint64], text: Tokens, length: int, hashes: Hashes) -> None:
-    """Remove the spans that are in a text; `hashes` are those of all its spans. Equal hashes are compared by token."""
+    """Remove the spans that are in a text. `hashes` has one hash per span of it; if two agree, tokens are compared."""
     shift = np.uint64(64 - _TABLE_BITS)
     is_likely = np.zeros(1 << _TABLE_BITS, bool)
     is_likely[np.array([*missing.values()]) >> shift] = True
@@ -193,7 +193,7 @@ def hash_spans(prefix: tuple[Hashes, Hashes], length: int) -> Hashes:
 
 
 def summarize(texts: list[Tokens], matches: list[Tokens], tokenizer: Tokenizer) -> MatchStats:
-    """Return the figures of texts whose tokens have these longest matches."""
+    """Summarize the longest matches of some texts."""
     shares: dict[int, float | None] = {}
     for span in SPANS:
         spans = sum(max(len(text) - span + 1, 0) for text in texts)

@@ -14,13 +14,13 @@ Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true",
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How checkpoints are tested. test.json keeps these settings in this order."""
+    """How checkpoints are tested. test.json stores these settings in this order."""
 
     stride: int | None = None
     """Tokens from one window of text to the next. Default: the context, so that windows do not overlap. A smaller
     stride gives each token more context and takes proportionally longer."""
     max_tokens: int | None = None
-    """Test on the first documents only: as many whole ones as have at most this many tokens together."""
+    """Test only the first documents: as many as fit completely into this number of tokens."""
     precision: Precision = "32-true"
     """Precision of weights and arithmetic: 32, bf16, 16 or 64; bf16-mixed and 16-mixed keep the weights in float32. All
     but 32 and 64 are faster and less exact."""
@@ -51,6 +51,6 @@ def evaluation_problems(options: EvaluationOptions) -> list[str]:
     )
     problems.check(
         options.memorization or not options.train_files,
-        "--train_files: is for --memorization. Add --memorization, or remove --train_files",
+        "--train_files: has no effect without --memorization. Add --memorization, or remove --train_files",
     )
     return problems.messages

@@ -52,7 +52,7 @@ class Report:
         return "\n\n".join([table, *parts])
 
     def to_json(self, rows: Sequence[Row] | None = None, **more: Any) -> str:
-        """Return all figures with all digits as JSON; those that are not finite are null."""
+        """Return all figures as JSON with full precision; values that are not finite become null."""
         versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
         content = {
             "versions": versions | {"gpt2kit": __version__, "python": platform.python_version()},
@@ -117,8 +117,8 @@ def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
 def _describe_text(
     scores: DocumentScores, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
 ) -> Row:
-    """Return what the text is, and how it was read."""
-    ends = len(scores) if test_set.stores[0].ends else 0  # which the scores count
+    """Return the files and sizes of the text, and how it was read."""
+    ends = len(scores) if test_set.stores[0].ends else 0  # the scores include them
     return {
         "files": test_set.files,
         "share": test_set.split.high - test_set.split.low if test_set.split else 1.0,
@@ -151,10 +151,10 @@ def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
                 f"when encoded and decoded, such as {check['example']}. Its bits per byte are not comparable"
             )
         if row.get("copies", {}).get("same_text") is False:
-            notes.append(f"{name}: was trained on another text than --train_files")
+            notes.append(f"{name}: was not trained on exactly the text of --train_files")
     if any(row["predicts_ends"] for row in rows):
         notes += [
-            f"{row['checkpoint']}: does not predict the ends of documents, as the others do, so its figures are lower"
+            f"{row['checkpoint']}: does not predict the ends of documents, unlike others, so its figures are lower"
             for row in rows
             if not row["predicts_ends"]
         ]

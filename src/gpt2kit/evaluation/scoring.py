@@ -84,7 +84,7 @@ def join_ranks() -> Iterator[Ranks]:
 class Windows:
     """The windows in which a text is scored."""
 
-    tokens: int  # of the text, with the end-of-document token before it
+    tokens: int  # in the text, with the end-of-document token before it
     context: int  # maximum number of tokens that the model sees
     stride: int  # from the start of a window to that of the next; equal to the context if windows do not overlap
 
@@ -112,7 +112,7 @@ class Windows:
         return number * self.stride + 1 + self.known(number)
 
     def batches(self, batch_size: int) -> Iterator[range]:
-        """Yield the windows in order. Those of a batch have the same length and known targets, so none is padded."""
+        """Yield the windows in order. All of a batch have the same length and known targets, so none is padded."""
         count = len(self)
         # The first window has no known targets, and the last one may be short.
         edges = sorted({0, min(1, count), max(count - 1, 0), count})
@@ -155,8 +155,10 @@ class Scorer:
                 bar.update(nats.size * ranks.world_size)
         nll = ranks.sum(nll)
         for number in np.flatnonzero(~np.isfinite(nll))[:1]:
-            advice = "The weights are unusable" if self._precision == "32-true" else "Use 32-true"
-            raise DivergedError(f"document {number}: its loss is NaN or Inf in --precision {self._precision}. {advice}")
+            advice = "The weights are unusable" if self._precision == "32-true" else "Use --precision 32-true"
+            raise DivergedError(
+                f"document {number}: its loss is NaN or Inf with --precision {self._precision}. {advice}"
+            )
         return nll
 
     @torch.inference_mode()
@@ -186,7 +188,7 @@ class Scorer:
 def prepare(gpt2: GPT2, device: str, precision: Precision) -> GPT2:
     """Move a model to its device and dtype, ready for inference."""
     if precision.startswith("16") and device == "cpu":
-        raise UserError(f"--precision {precision}: a CPU computes it very slowly. Use bf16-mixed or 32-true")
+        raise UserError(f"--precision {precision}: very slow on a CPU. Use bf16-mixed or 32-true")
     gpt2.to(device)
     if not precision.endswith("mixed"):
         gpt2.to(DTYPES[precision.split("-")[0]])

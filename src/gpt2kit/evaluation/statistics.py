@@ -39,9 +39,9 @@ Interval = tuple[float, float]
 class RoundTripCheck:
     """Whether a tokenizer reproduces documents when it encodes and decodes them."""
 
-    documents: int = 0  # that were checked
+    documents: int = 0  # number of checked documents
     bytes: int = 0
-    changed: int = 0  # documents that differ afterwards
+    changed: int = 0  # number of documents that differ afterwards
     example: str = ""  # where the first of them differs
 
     @property
@@ -73,7 +73,7 @@ class TextStats:
 def measure_text(
     pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int, checked_bytes: int = CHECKED_BYTES
 ) -> TextStats:
-    """Count the words of the first documents; check each tokenizer on those within the first bytes.
+    """Count the words of the first `documents` documents; check each tokenizer on their first `checked_bytes` bytes.
 
     A reader yields a long document in pieces; each piece is encoded separately, as in a token store.
     """
@@ -103,7 +103,7 @@ def measure_text(
 
 
 def count_words(text: str) -> tuple[int, int]:
-    """Return the number of words, and of those that are one character of a script without spaces."""
+    """Return the number of words, and how many of them are one character of a script without spaces."""
     if text.isascii() or not _CHARACTER.search(text):
         return len(text.split()), 0
     return len(_WORD.findall(text)), len(_CHARACTER.findall(text))

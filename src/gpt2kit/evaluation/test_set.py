@@ -29,7 +29,7 @@ class Candidate:
 
     name: str  # as the user gave it
     info: CheckpointInfo
-    reader: Reader | None  # of its training text; None if it is not recorded, or if the user gives another
+    reader: Reader | None  # of its training text; None if it is not recorded, or if the user sets one
     append_eos: bool  # whether it was trained to predict the ends of documents
     test_text: tuple[list[str], HashRange | None]  # its own test files, and the split of them kept out of training
     train_split: HashRange | None  # of its training files; None: all documents
@@ -75,7 +75,7 @@ class TestSet:
 def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) -> list[Candidate]:
     """Verify all checkpoints, and return them without their weights.
 
-    If the user gives a reader, those of the checkpoints are ignored. The stride must not be larger than a context.
+    If the user sets a reader, those of the checkpoints are ignored. The stride must not be larger than a context.
     """
     candidates = [_open_candidate(path, has_reader) for path in paths]
     problems = Problems()
@@ -140,7 +140,7 @@ def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], HashRang
     for candidate in candidates:
         if candidate.test_text != first.test_text:
             logger.info(
-                f"{candidate.name}: tested on the test text of {first.name}, which is not its own. If it was trained "
+                f"{candidate.name}: tested on the test text of {first.name}, not on its own. If it was trained "
                 "on this text, its figures are meaningless"
             )
     return first.test_text
@@ -154,7 +154,7 @@ def _hash_documents(store: TokenStore) -> str:
 
 
 def _count_documents(stores: Sequence[TokenStore], max_tokens: int | None) -> int:
-    """Return the maximum number of first documents that have at most `max_tokens` tokens in each store."""
+    """Return how many of the first documents fit into `max_tokens` tokens in every store."""
     if max_tokens is None:
         return stores[0].documents
     ends = [boundaries(store)[1:] - 1 for store in stores]  # tokens up to the end of each document

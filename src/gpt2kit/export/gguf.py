@@ -1,7 +1,7 @@
 """Write a model as a GGUF file, for llama.cpp and programs built on it.
 
 llama.cpp implements GPT-2 with its byte-level tokenizer. Other kinds of tokenizers and other activations are refused,
-because llama.cpp would generate other text with them.
+because llama.cpp would generate different text with them.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def write(path: Path, shape: Shape, state: dict[str, Tensor], tokenizer: Tokeniz
     """Write the file, or raise if there are `gguf_problems`. Vectors and positions are float32.
 
     Args:
-        path: of the file.
-        shape: of the model.
-        state: its tensors by Hugging Face's names, without padded rows.
-        tokenizer: its tokenizer.
-        name: of the model, for display.
+        path: the file to write.
+        shape: the shape of the model.
+        state: the tensors of the model under Hugging Face's names, without padded rows.
+        tokenizer: the tokenizer of the model.
+        name: the name of the model, for display.
     """
     refuse(gguf_problems(shape, tokenizer))
     import gguf

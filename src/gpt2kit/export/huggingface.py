@@ -27,11 +27,11 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs.pages import render
 from gpt2kit.tokenization import tokenizer as tokenizers
 
-# The key in config.json with the version of gpt2kit that has written the folder.
+# The key in config.json that holds the version of gpt2kit that wrote the folder.
 VERSION_KEY = "gpt2kit"
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
-# --force only replaces a folder that contains no other files than these.
+# --force only replaces a folder that contains no files other than these.
 REPLACEABLE = {*FILES, gguf_file.NAME}
 # Number of tokens to compare; half of them are a greedy continuation.
 _LENGTH = 64
@@ -42,15 +42,15 @@ class Agreement:
     """How closely an exported folder agrees with its checkpoint."""
 
     largest: float  # difference of logits between the two, with the same rounded weights
-    allowed: float  # difference that the order of float32 sums may make
+    allowed: float  # difference that the order of float32 sums can cause
     rounding: float  # difference of logits due to rounding the weights to 16 bits; 0 for float32
-    tokens: int  # of a greedy continuation that agree
+    tokens: int  # number of tokens of a greedy continuation that agree
 
 
 def refuse_other_files(target: Path, force: bool) -> None:
     """Raise unless `target` is new or empty, or contains only an export that may be replaced."""
     if target.is_file():
-        raise UserError(f"--output_dir {target}: a file. Name a folder")
+        raise UserError(f"--output_dir {target}: is a file. Name a folder")
     present = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     others = [name for name in present if name not in REPLACEABLE]
     if others:
@@ -193,7 +193,7 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
         )
     all_logits = [reloaded[name] for name in ("logits", "gguf") if reloaded[name] is not None]
     largest = max(float((logits - other).abs().max()) for other in all_logits)
-    allowed = 1e-4 * max(1.0, float(logits.abs().max()))  # what another order of float32 sums may change
+    allowed = 1e-4 * max(1.0, float(logits.abs().max()))  # a different order of float32 sums may change this much
     tokens = count_agreeing(ids, reloaded["greedy"], logits, allowed, prompt)
     if not largest <= allowed or tokens < 0:
         raise CheckpointError(
@@ -202,7 +202,7 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
         )
     if reloaded["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
         raise CheckpointError(
-            "the exported tokenizer gives other ids than that of the checkpoint. Nothing was written; please report it"
+            "the exported tokenizer gives different ids than the checkpoint's. Nothing was written; please report it"
         )
     return Agreement(largest, allowed, rounding, tokens)
 
@@ -223,7 +223,7 @@ def continue_greedily(gpt2: GPT2, ids: list[int], length: int) -> list[int]:
 
 
 def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, allowed: float, prompt: int) -> int:
-    """Return how many tokens of two continuations agree; -1 if they differ by more than a near tie of two logits."""
+    """Return how many tokens of two continuations agree; -1 if they differ where the two logits are not nearly tied."""
     if len(other_ids) < len(ids):
         return -1
     for i in range(prompt, len(ids)):
@@ -234,7 +234,7 @@ def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, a
 
 
 def reload_folder(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
-    """Return the results of `reload_check.reload`, from a process that imports nothing of gpt2kit."""
+    """Run `reload_check.reload` in a process that does not import gpt2kit, and return its results."""
     with tempfile.TemporaryDirectory(prefix="gpt2kit-export-") as scratch:
         results = Path(scratch) / "results.pt"
         arguments = json.dumps({"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text})

@@ -1,6 +1,6 @@
-"""Load an exported folder with transformers alone, and compute with it what `export` compares.
+"""Load an exported folder with transformers alone, and compute the results that `export` compares.
 
-`export` runs this file in a separate process, from outside the package, so that the result depends on the folder alone.
+`export` runs this file in a separate process, from outside the package, so that the results depend on the folder alone.
 """
 
 from __future__ import annotations

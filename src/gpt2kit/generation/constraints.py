@@ -1,4 +1,4 @@
-"""Constraints on the next token, and banned words, which are matched in bytes, however they are split into tokens."""
+"""Constraints on the next token. Banned words are matched as bytes, whatever tokens spell them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-# From the ids generated so far to the tokens that may come next, (vocab_size,). It depends on one sequence alone, so
-# the text does not depend on the others in the batch.
+# A function from the ids generated so far to a mask of the tokens that may come next, (vocab_size,). It sees one
+# sequence only, so a text does not depend on the rest of its batch.
 Constraint = Callable[[Sequence[int]], Mask]
 
 

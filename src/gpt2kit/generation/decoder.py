@@ -1,7 +1,7 @@
-"""The generation loop: a batch of sequences, one token of each per step.
+"""The generation loop: each step samples one token for every sequence of a batch.
 
 It differs from transformers' `generate` in three ways: a text does not depend on the rest of its batch (a draw is keyed
-by the seed, the sample and the position), it may be longer than the model's context, and it can be read while it grows.
+by the seed, the sample and the position), it may be longer than the model's context, and it can be streamed.
 It knows nothing about text: ids in, ids out. bench/generate.py compares the speed of the two.
 """
 
@@ -58,8 +58,8 @@ class BatchReader:
         self.context = int(gpt2.shape["n_positions"])
         self.has_outgrown_context = False
         self._cache = gpt2.new_cache()
-        self._starts = np.zeros(0, np.int64)  # of each row, the first id that the model sees
-        self._lengths = np.zeros(0, np.int64)  # of each row, how many ids it had at the last call
+        self._starts = np.zeros(0, np.int64)  # for each row, the index of the first id that the model sees
+        self._lengths = np.zeros(0, np.int64)  # for each row, the number of ids at the last call
         self._is_token = torch.empty(0)  # (rows, T); false for padding
         self._is_padded = False
 
@@ -112,7 +112,7 @@ class BatchReader:
 
 
 class Decoder:
-    """Generates sequences together, one token of each per step.
+    """Generates a batch of sequences; each step samples one token for every active sequence.
 
     Args:
         gpt2: the model.
@@ -138,11 +138,11 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[SampledToken]:
-        """Sample one token of each active sequence. A sequence that gets the token `eos` is dropped."""
+        """Sample one token for each active sequence, and drop the sequences whose token is `eos`."""
         sequences = self.active
         model_logits = self.reader.logits([sequence.ids for sequence in sequences])  # (rows, vocab_size)
         logits = apply_constraints(model_logits, sequences)
-        # Penalties ignore the end-of-document token before a text: otherwise it would rarely or never come again.
+        # Penalties ignore the end-of-document token before a text; otherwise the model would rarely or never end it.
         texts = [s.ids[1:] if s.prompt[:1] == [self._eos] else s.ids for s in sequences]
         logits = sampling.apply_penalties(logits, self._options, texts)
         keys = [(sequence.sample, len(sequence.new)) for sequence in sequences]
@@ -182,7 +182,7 @@ def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Ten
 
 
 def add_probabilities(sampled: Sequence[SampledToken], probabilities: Tensor, count: int) -> list[SampledToken]:
-    """Return the tokens with the model's own probabilities, `[rows, vocab_size]`, of them and of the `count` best."""
+    """Add to each token its probability and the `count` most likely tokens; `probabilities` is `[rows, vocab_size]`."""
     best = probabilities.topk(min(count, probabilities.shape[-1]))
     result = []
     for row, item in enumerate(sampled):

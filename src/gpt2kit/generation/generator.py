@@ -41,7 +41,7 @@ class Generator:
 
     Args:
         checkpoint: the open checkpoint.
-        precision: of weights and arithmetic.
+        precision: precision of weights and arithmetic.
         note: called once with each note to the user. Default: log it.
     """
 
@@ -86,7 +86,7 @@ class Generator:
         try:
             ids = self.encode(prompt)
         except (UnicodeEncodeError, TypeError):
-            raise UserError(f"prompt {prompt!r}: contains bytes that are not UTF-8. Give it in UTF-8") from None
+            raise UserError(f"prompt {prompt!r}: contains bytes that are not UTF-8. Encode it as UTF-8") from None
         decoded = self.tokenizer.decode(ids, skip_special_tokens=False)
         if decoded != prompt:
             self.note(f"the tokenizer cannot encode the prompt {_shorten(prompt)}: the model reads {_shorten(decoded)}")
@@ -96,7 +96,7 @@ class Generator:
         return [self.eos, *ids]
 
     def note(self, text: str) -> None:
-        """Pass a note on, unless it was passed on before."""
+        """Report a note to the user, unless it was reported before."""
         if text not in self._notes:
             self._notes.add(text)
             self._note(text)
@@ -173,7 +173,7 @@ def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:
     elif name == "auto":
         name = "bf16" if torch.cuda.is_bf16_supported() else "16"
     if name == "16" and device == "cpu":
-        raise UserError("--precision 16: a CPU computes it a thousand times slower. Use 32 or bf16")
+        raise UserError("--precision 16: about a thousand times slower on a CPU. Use 32 or bf16")
     return device, {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[name]
 
 

@@ -20,13 +20,13 @@ class SamplingOptions:
     temperature: float = 0.8
     """Sampling temperature: lower is more conservative, higher more random, 0 is greedy."""
     top_k: int = 0
-    """Sample from the k most likely tokens only. 0: from all."""
+    """Sample from the k most likely tokens only. 0: off."""
     top_p: float = 0.95
-    """Sample from the most likely tokens whose probabilities together reach top_p. 1: from all."""
+    """Sample from the most likely tokens whose probabilities together reach top_p. 1: off."""
     min_p: float = 0.0
-    """Sample from tokens with at least this fraction of the most likely token's probability. 0: from all."""
+    """Sample from tokens with at least this fraction of the most likely token's probability. 0: off."""
     typical_p: float = 1.0
-    """Sample from the tokens closest to the expected information content, up to this probability. 1: from all."""
+    """Sample from the tokens closest to the expected information content, up to this total probability. 1: off."""
     repetition_penalty: float = 1.0
     """Above 1, tokens that the text already contains become less likely. 1: off."""
     no_repeat_ngram_size: int = 0
@@ -42,9 +42,9 @@ class GenerationOptions(SamplingOptions):
     num_samples: int = 1
     """Texts per prompt."""
     max_new_tokens: int | None = None
-    """Maximum number of tokens to generate; a text may end before. Default: 200. Verse has no such limit."""
+    """Maximum number of tokens to generate; a text may end earlier. Default: 200. Verse has no such limit."""
     stop: Sequence[str] = ()
-    """End before this text. May be given several times; \\n is a line break."""
+    """Stop before this text. May be given several times; \\n is a line break."""
     bad_words: Sequence[str] = ()
     """Never generate this text. May be given several times; \\n is a line break."""
     max_newlines: int | None = None
@@ -52,11 +52,11 @@ class GenerationOptions(SamplingOptions):
     no_special_tokens: bool = False
     """Never generate the tokenizer's special tokens."""
     lines: int | None = None
-    """Generate verse with this many lines. The form always holds."""
+    """Generate verse with this many lines. Every poem has exactly this form."""
     chars_per_line: int | None = None
     """Letters in each line of the verse, such as 5 or 7. Default: 7."""
     line_ends: Sequence[str] = ()
-    """Text after the first line of the verse, the second, and so on, repeated. Default: ， 。\\n"""
+    """Text after each line of the verse, one value per line, repeated as needed. Default: ， 。\\n"""
     rhyme: Sequence[str] = ()
     """Letters that rhyme, as groups. Every second line ends in a different letter of one group."""
     batch_size: int = 16
@@ -72,7 +72,7 @@ class GenerationOptions(SamplingOptions):
 
     @property
     def token_limit(self) -> int | None:
-        """Tokens after which a text ends; None for verse, which ends where its form does."""
+        """Maximum number of new tokens; None for verse, which ends with its form."""
         if self.lines is not None:
             return None
         return 200 if self.max_new_tokens is None else self.max_new_tokens
@@ -107,9 +107,9 @@ def generation_problems(options: GenerationOptions) -> list[str]:
         limit is None or not is_verse, "--max_new_tokens: verse ends where its form ends. Leave out one of the two"
     )
     problems.check(options.batch_size >= 1, f"--batch_size {options.batch_size}: must be at least 1")
-    problems.check("" not in options.stop, "--stop: an empty text would stop at once. Leave it out")
+    problems.check("" not in options.stop, "--stop: an empty text would stop at once. Omit it")
     problems.check(not (options.stop and is_verse), "--stop: verse ends where its form ends. Leave out one of the two")
-    problems.check("" not in options.bad_words, "--bad_words: an empty word bans everything. Leave it out")
+    problems.check("" not in options.bad_words, "--bad_words: an empty word bans everything. Omit it")
     newlines = options.max_newlines
     problems.check(newlines is None or newlines >= 0, f"--max_newlines {newlines}: must not be negative")
     has_form_options = options.chars_per_line is not None or options.line_ends or options.rhyme
@@ -118,7 +118,7 @@ def generation_problems(options: GenerationOptions) -> list[str]:
     )
     for name in ("stop", "bad_words", "line_ends", "rhyme"):
         texts = getattr(options, name)
-        problems.check(all(map(is_text, texts)), f"--{name}: contains bytes that are not UTF-8. Give it in UTF-8")
+        problems.check(all(map(is_text, texts)), f"--{name}: contains bytes that are not UTF-8. Encode it as UTF-8")
     return problems.messages + (verse.form_problems(options.form) if options.form else [])
 
 

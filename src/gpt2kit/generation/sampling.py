@@ -1,4 +1,4 @@
-"""Sampling of the next token: pure functions of logits `[rows, vocab_size]`, and draws that depend on their keys alone.
+"""Sampling of the next token: pure functions of logits `[rows, vocab_size]`, with draws that depend only on their keys.
 
 The order is fixed: constraints, repetition penalty, repeated n-grams, temperature, top_k, top_p, min_p, typical_p,
 draw. Each filter sees the probabilities that remain after the earlier ones.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt2kit.generation.options import SamplingOptions
 
-# 256 tokens mostly suffice to reach top_p; sorting them is far faster than sorting the vocabulary.
+# 256 tokens usually suffice to reach top_p; sorting them is far faster than sorting the vocabulary.
 SORTED_FIRST = 256
 
 
@@ -112,13 +112,13 @@ def typical_p(logits: Tensor, p: float) -> Tensor:
 
 
 def sample_at(logits: Tensor, points: Sequence[float]) -> Tensor:
-    """Return, of each row, the id whose interval of the cumulative probabilities contains the row's point in [0, 1)."""
+    """Return, for each row, the id whose interval of cumulative probabilities contains the row's point in [0, 1)."""
     sums = logits.softmax(-1).double().cumsum(-1)
     scaled = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * sums[:, -1:]
     return torch.searchsorted(sums, scaled, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
-    """Return a number in [0, 1) that depends on these three alone, so neither the batch nor the machine matters."""
+    """Return a number in [0, 1) that depends only on these three, so neither the batch nor the machine matters."""
     digest = hashlib.blake2b(f"{seed} {sample} {position}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)

@@ -50,7 +50,7 @@ class TextStream:
 
 
 class StopStrings:
-    """Ends a text before the first of some strings; what may be the beginning of one is held back."""
+    """Ends a text before the first of several strings. Characters that may begin one of them are held back."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = strings
@@ -58,7 +58,7 @@ class StopStrings:
         self.is_reached = False
 
     def push(self, chunk: str) -> str:
-        """Return the text that no string can begin in any more; nothing once a string is reached."""
+        """Return the characters that cannot be part of a stop string; none once a string is reached."""
         if self.is_reached:
             return ""
         text = self._held + chunk
@@ -71,12 +71,12 @@ class StopStrings:
         return text[:end]
 
     def flush(self) -> str:
-        """Return what was held back; nothing once a string is reached."""
+        """Return the characters that were held back; none once a string is reached."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, string: str) -> int:
-    """Return how many of the last characters of `text` are a beginning of `string`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
     longest = min(len(string) - 1, len(text))
     return next((length for length in range(longest, 0, -1) if text.endswith(string[:length])), 0)

@@ -123,7 +123,7 @@ class VerseConstraint:
             )
         missing = set(self._template) - characters - {_FREE}
         if missing:
-            raise UserError(f"--line_ends: this tokenizer has no token for {sorted(missing)}. Give others")
+            raise UserError(f"--line_ends: this tokenizer has no token for {sorted(missing)}. Use other marks")
         return characters
 
     def beginning(self, prompt: str) -> str:
@@ -184,7 +184,7 @@ class VerseConstraint:
         return ids[fits]
 
     def _line(self, text: str, number: int) -> str:
-        """Return the letters of a line, numbered from 0, that the text has."""
+        """Return the letters of line `number`, counted from 0, that the text contains so far."""
         return text[self._line_starts[number] :][: self.form.length]
 
     def _used_rhymes(self, text: str) -> list[str]:
@@ -209,8 +209,8 @@ class VerseConstraint:
     def _find_letter_tokens(self, start: bytes) -> tuple[Ids, Ids, list[tuple[str, bytes]]]:
         """Return the tokens that consist of letters, after the first bytes of a letter.
 
-        The arrays have their ids and the number of letters that each has or begins. The list has what `decode_start`
-        returns for `start` and each token.
+        The arrays contain their ids and the number of letters that each contains or begins. The list contains the
+        result of `decode_start` for `start` and each token.
         """
         ids, decoded = [], []
         for i, token in enumerate(self._tokens):

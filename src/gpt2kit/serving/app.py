@@ -10,9 +10,9 @@ from gpt2kit.errors import MachineError
 from gpt2kit.serving import page
 from gpt2kit.serving.models import Service
 
-# Maximum number of bytes in the body of a request.
+# Maximum number of bytes in a request body.
 _MAX_BODY = 1 << 18
-# Paths by which Gradio serves files and other servers. The page does not need them.
+# Paths on which Gradio takes uploads, serves files and forwards to other servers. The page does not need them.
 _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/upload", "/file", "/proxy")
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -27,7 +27,7 @@ _HEADERS = {
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise if the port is not available, with the next one that is."""
+    """Raise if the port is not available, and suggest the next one that is."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     def try_port(candidate: int) -> OSError | None:
@@ -85,7 +85,7 @@ def app(service: Service, host: str, auth: tuple[str, str] | None, max_concurren
 
 
 class Guard:
-    """Middleware that refuses large bodies and closed paths, and adds the headers."""
+    """Middleware that refuses large bodies and closed paths, and adds security headers."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

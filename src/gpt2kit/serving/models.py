@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass
 class Model:
-    """A checkpoint of the service."""
+    """A checkpoint that the service loads."""
 
     name: str
     path: str
@@ -49,7 +49,7 @@ class Service:
 
     Args:
         models: from `find_models`.
-        precision: of weights and arithmetic.
+        precision: precision of weights and arithmetic.
     """
 
     def __init__(self, models: Sequence[Model], precision: Precision = "auto") -> None:
@@ -58,7 +58,7 @@ class Service:
         self._precision = precision
 
     def load(self) -> threading.Thread:
-        """Start to load the models in their order."""
+        """Start loading the models, in their order."""
         thread = threading.Thread(target=self._load, daemon=True)
         thread.start()
         return thread
@@ -70,7 +70,7 @@ class Service:
                 model.facts = describe(opened)
                 model.generator = Generator(opened, self._precision, note=lambda text: None)
                 model.examples = find_examples(opened.metadata) or generate_examples(model.generator)
-            except Exception as error:  # the other models are served whatever it is
+            except Exception as error:  # whatever it is, the other models are served
                 model.failure = str(error)
             finally:
                 model.done.set()
@@ -96,7 +96,7 @@ class Service:
         yield from generator.generate([prompt], options, alternatives=alternatives)
 
     def problems(self, prompt: str, options: GenerationOptions) -> list[str]:
-        """List what is invalid in a request, or above the limits."""
+        """List what is invalid in a request, and what is above the limits."""
         limits, problems = self.limits, Problems(generation_problems(options))
         for name, value, limit in (
             ("characters in the prompt", len(prompt), limits.prompt_chars),
@@ -137,7 +137,7 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
 
 
 def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
-    """Return a model's size, training text, bits per byte and context, as far as its checkpoint and its run say."""
+    """Return a model's size, training text, bits per byte and context, as far as they are recorded."""
     files = _get(opened.metadata, "settings", "data", "train_files") or []
     names = [str(name) for name in (files if isinstance(files, list) else [files])]
     text = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) or "unknown"

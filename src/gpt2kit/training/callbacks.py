@@ -34,7 +34,7 @@ from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
 logger = logging.getLogger(__name__)
 
 SHARDED_PROBLEM = "trainer.callbacks TextSamples: does not work with sharded weights. Omit it"
-# The subfolder of a run's folder that has the exports.
+# The subfolder of a run's folder that contains the exports.
 EXPORTS = "exports"
 _HEADER = "# Samples\n\nThe same prompts and the same seed each time, continued by the weights of that step.\n"
 # The longest prompt that a section shows in full, in characters.
@@ -42,15 +42,16 @@ _MAX_PROMPT = 60
 
 
 class TextSamples(Callback):
-    """Continues prompts with the current weights after each validation. The texts are in samples.md of the run's folder
-    and in TensorBoard, W&B or MLflow. Training is not affected: the weights are bit-identical with and without it.
+    """Continues prompts with the current weights after each validation. The texts are written to samples.md in the
+    run's folder and to TensorBoard, W&B or MLflow. Training is not affected: the weights are bit-identical with and
+    without it.
 
     Args:
         prompts: text to continue; an empty prompt is the start of a document.
         max_new_tokens: maximum number of tokens of each text.
         temperature: lower is more conservative, higher more random, 0 is greedy.
-        top_k: sample from the k most likely tokens only. 0: from all.
-        top_p: sample from the most likely tokens whose probabilities together reach top_p. 1: from all.
+        top_k: sample from the k most likely tokens only. 0: off.
+        top_p: sample from the most likely tokens whose probabilities together reach top_p. 1: off.
         num_samples: texts per prompt.
         seed: random seed, the same at each validation, so that texts differ by the weights alone.
     """
@@ -125,7 +126,7 @@ class EpochExports(Callback):
         self.every, self.dtype = every, dtype
         self._folder: Path | None = None
         self._steps_per_epoch = 0
-        self._first_step = -1  # of this start
+        self._first_step = -1  # the first step after the run was started or resumed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._folder = _run_folder(trainer)
@@ -135,11 +136,11 @@ class EpochExports(Callback):
         self._steps_per_epoch = text.order(text.global_batch(trainer)).steps_per_epoch
         self._first_step = trainer.global_step
         if self._folder is not None and trainer.is_global_zero:
-            for leftover in self._folder.glob(f"{EXPORTS}/.*"):  # of a killed process: this one holds the run's lock
+            for leftover in self._folder.glob(f"{EXPORTS}/.*"):  # of a killed process; this one holds the lock
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is validated by now, and not yet saved
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # by now the last step is validated, but not yet saved
             self._between_steps(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,8 +152,9 @@ class EpochExports(Callback):
         if self._folder is None or steps or not epoch or epoch % self.every:
             return
         target = self._folder / EXPORTS / f"epoch_{epoch}"
-        # A run that resumes at the end of an epoch writes the folder only if a kill has prevented that. After a step
-        # that was just trained, an existing folder is replaced: the run was resumed from before, so weights may differ.
+        # A run that resumes at the end of an epoch writes the folder only if it is missing because of a kill. After a
+        # step that was just trained, an existing folder is replaced: the run went back to an earlier step, so the
+        # weights may differ.
         if step == self._first_step and trainer.strategy.broadcast(target.is_dir()):
             return
         state = trainer.strategy.lightning_module_state_dict()  # a collective call: weights may be sharded
@@ -185,7 +187,7 @@ def _run_folder(trainer: pl.Trainer) -> Path | None:
 
 
 def plain_state(gpt2: GPT2Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a GPT2Module by GPT-2's own names. None is copied but those that LoRA adds to."""
+    """Return the tensors of a GPT2Module under GPT-2's own names. Only those that LoRA adds to are copied."""
     scale = finetuning.lora_scale(gpt2.lora_r, gpt2.lora_alpha)
     return validation.model_state(finetuning.merge_lora(state, scale))
 
@@ -206,14 +208,14 @@ def format_section(
 
 
 def append_section(path: Path, step: int, section: str) -> None:
-    """Write a section after those of earlier steps, and drop those from `step` on: a resumed run replaces them."""
+    """Write a section after those of earlier steps; delete those from `step` on, which a resumed run replaces."""
     text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
     later = [match.start() for match in run_folder.SECTION.finditer(text) if int(match[1]) >= step]
     files.write_text(path, f"{text[: min(later, default=len(text))].rstrip()}\n\n{section}")
 
 
 def _format_prompt(prompt: str) -> str:
-    """Return a prompt as one line of Markdown code, between more backticks than it has in a row."""
+    """Return a prompt as one line of Markdown code, enclosed in more backticks than any run of them in it."""
     line = mark_hidden(prompt).replace("\n", "↵")
     if len(line) > _MAX_PROMPT:
         line = line[: _MAX_PROMPT - 1] + "…"

@@ -28,16 +28,17 @@ from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, sche
 
 logger = logging.getLogger(__name__)
 
-# The newest checkpoints that are kept, besides the best.
+# Number of newest checkpoints to keep, besides the best ones.
 KEEP_NEWEST = 2
-# The run stops when this many saves have failed in a row.
+# Number of failed saves in a row that stop the run.
 MAX_FAILED_SAVES = 3
 
 
 class DurableIO(TorchCheckpointIO):
     """Reads and writes Lightning's checkpoints through `gpt2kit.checkpoint`.
 
-    A failed save is kept in `failure` instead of raised: the other ranks wait for this one, and training may continue.
+    The error of a failed save is stored in `failure`, not raised: the other ranks wait for this one, and training may
+    continue.
     """
 
     failure = ""
@@ -61,7 +62,7 @@ class ExactResume(Checkpoint):
     is written at the start of the next step: by then the last step is logged, and validated if that was due.
     """
 
-    every: int | None  # optimizer steps between checkpoints; there is also one after each validation. None: none at all
+    every: int | None  # optimizer steps between checkpoints; and one after each validation. None: no checkpoints
     save_top_k: int  # checkpoints with the lowest validation loss to keep, besides the newest
     max_seconds: float | None  # save and stop after the first step that ends later than this
     override_optimizer: bool  # on resume, take the optimizer's settings from the config instead of the checkpoint
@@ -121,7 +122,7 @@ class ExactResume(Checkpoint):
         self._restore_signals()  # here, because Lightning restores the user's handlers before teardown
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # If the start was refused, for example because another process uses the folder, that run's status stays.
+        # If the start was refused, for example because another process uses the folder, the status file is kept.
         if self._is_started and not isinstance(exception, SystemExit):
             self._write_status(trainer, "failed", f"{type(exception).__name__}: {exception}")
         self.teardown(trainer, pl_module, "fit")
@@ -197,7 +198,7 @@ class ExactResume(Checkpoint):
             self._failed_saves += 1
             if self._failed_saves >= MAX_FAILED_SAVES:
                 count = f"{self._failed_saves} saves have failed"
-                raise MachineError(f"{problem}; {count}. Make room and resume with --ckpt_path last")
+                raise MachineError(f"{problem}; {count}. Free some space and resume with --ckpt_path last")
             count = f"failure {self._failed_saves} of {MAX_FAILED_SAVES}"
             logger.warning(f"NOT SAVED, training continues: {problem} ({count})")
         elif trainer.is_global_zero:
@@ -210,7 +211,7 @@ class ExactResume(Checkpoint):
 
     def _write_status(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:
-            with contextlib.suppress(OSError):  # on a full disk the old status stays
+            with contextlib.suppress(OSError):  # on a full disk the old status is kept
                 lifecycle.write_status(self._run, state, trainer.global_step, reason)
 
     def handle_signal(self, number: int, frame: Any) -> None:
@@ -228,7 +229,7 @@ class ExactResume(Checkpoint):
     def _maximum_of_ranks(self, trainer: pl.Trainer, *numbers: int) -> list[int]:
         """Return the maximum over all ranks of each number, so that all ranks stop at the same step.
 
-        On GPUs it is the maximum of the step before: that of this step would make the program wait for the device.
+        On GPUs it is the maximum of the step before: reading that of this step would have to wait for the device.
         """
         if trainer.world_size == 1:
             return list(numbers)
@@ -265,7 +266,7 @@ def apply_config_settings(trainer: pl.Trainer) -> None:
 
 
 def update_learning_rates(trainer: pl.Trainer) -> None:
-    """Compute the learning rates of the next step again: with another last step they are not the saved ones."""
+    """Recompute the learning rates of the next step: they differ from the saved ones if the last step has changed."""
     groups, schedule = trainer.optimizers[0].param_groups, schedule_of(trainer)
     for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(schedule.last_epoch)

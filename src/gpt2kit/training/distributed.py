@@ -26,12 +26,12 @@ from gpt2kit.training.run_state import datamodule_of, gpt2_of
 RankInfo = dict[str, str]
 # What torch reports when processes cannot connect, and what it means.
 _LAUNCH_ERRORS = {
-    r"EADDRINUSE|address already in use": "this port is taken by another program. Set MASTER_PORT to a free port; with "
+    r"EADDRINUSE|address already in use": "another program uses this port. Set MASTER_PORT to a free port; with "
     "torchrun, use --standalone (one machine) or another --rdzv-endpoint",
     r"(\d+)/(\d+) clients joined": "only {} of {} processes connected. Read the messages of the others, and check that "
     "each machine can reach this address",
     r"client socket has (timed out|failed)|failed to connect to|could not resolve": "rank 0 cannot be reached. Check "
-    "MASTER_ADDR (torchrun: --rdzv-endpoint), the network, and whether rank 0 still runs",
+    "MASTER_ADDR (torchrun: --rdzv-endpoint), the network, and whether rank 0 is still running",
 }
 
 
@@ -88,7 +88,7 @@ def refuse_missing_devices(accelerator: Any, devices: Any, available: int) -> No
 
 
 def accumulation_steps(global_batch: int, batch_size: int, world_size: int) -> int:
-    """Return the forward passes of an optimizer step on each device; raise UserError if it is not a whole number."""
+    """Return the number of forward passes per step on each device; raise UserError if it is not a whole number."""
     per_pass = batch_size * world_size
     if global_batch % per_pass == 0:
         return global_batch // per_pass
@@ -105,7 +105,7 @@ def accumulation_steps(global_batch: int, batch_size: int, world_size: int) -> i
 
 
 def explain_launch_error(error: BaseException) -> MachineError | None:
-    """Return what an error of torch means if the processes of a run could not connect."""
+    """Explain an error of torch if it means that the processes of a run could not connect; else return None."""
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     for pattern, message in _LAUNCH_ERRORS.items():
         if match := re.search(pattern, str(error), re.IGNORECASE):
@@ -114,7 +114,7 @@ def explain_launch_error(error: BaseException) -> MachineError | None:
 
 
 def refuse_disagreement(trainer: pl.Trainer, settings: Mapping[str, Any], resumed: Path | None) -> None:
-    """Raise on all ranks if their settings, what they have read, or the checkpoint to resume from differ."""
+    """Raise on all ranks if their settings, their text or the checkpoint to resume from differ."""
     if trainer.world_size == 1 or not distributed.is_initialized():
         return
     ranks: list[Any] = [None] * trainer.world_size
@@ -127,7 +127,7 @@ def refuse_disagreement(trainer: pl.Trainer, settings: Mapping[str, Any], resume
 
 
 def describe_rank(trainer: pl.Trainer, settings: Mapping[str, Any], resumed: Path | None) -> RankInfo:
-    """Return everything in which the ranks of a run must agree, by names for people."""
+    """Return everything in which the ranks of a run must agree, under the names for the message."""
     text, gpt2 = datamodule_of(trainer), gpt2_of(trainer)
     info = {
         "gpt2kit": __version__,
@@ -189,14 +189,14 @@ class FSDP(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Open a checkpoint of any strategy and number of ranks. It is mapped into memory, so a rank reads its rows."""
+        """Open a checkpoint of any strategy and number of ranks. It is memory-mapped, so a rank reads only its rows."""
         return checkpoint.read(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         assert self.lightning_module is not None
         state = self.lightning_module.state_dict()
         if set(state) != set(checkpoint["state_dict"]):
-            raise ValueError("the names of the checkpoint's weights are not those of the model")
+            raise ValueError("the weights of the checkpoint have other names than those of the model")
         for name, tensor in state.items():
             tensor.copy_(dtensor.shard_like(tensor, checkpoint["state_dict"][name]))
 

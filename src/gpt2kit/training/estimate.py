@@ -1,4 +1,4 @@
-"""Estimates what a run takes: memory from two steps on tensors without data, the disk, time from a few real steps."""
+"""Estimates what a run needs: memory from two steps on tensors without data, disk space, time from a few real steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gpt2kit.training.trainer import make_trainer
 
 # The dry run ends after this many optimizer steps, or with the first step that ends after this many seconds.
 _STEPS, _SECONDS = 6, 30.0
-# The end of a run whose number of steps is not known, for its schedule.
+# The last step that the schedule assumes if the number of steps is not known.
 _MANY_STEPS = 1_000_000
 # The options in which the trainer of a dry run differs from the run's: it writes nothing.
 DRY_RUN_OPTIONS: dict[str, Any] = {
@@ -50,13 +50,13 @@ PARTS = ("weights", "gradients", "optimizer state", "16-bit copies", "activation
 _LIBRARY_BYTES = 90_000_000
 # The fraction of memory that compiled blocks and a compiled head still need. Dropout keeps its masks.
 _COMPILED = {"activations": 0.85, "logits": 2 / 3}
-# The fraction of the memory for activations that lies idle between blocks in use: freed, but too small for the next
-# tensors, so the process still has it.
+# The fraction of the memory for activations that is lost to fragmentation: freed, but in pieces too small for the next
+# tensors, so the process keeps it.
 _FRAGMENTED = 0.55
 
 
 def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:
-    """Return the bytes of each part at a step's peak, and what the device has."""
+    """Return the bytes of each part at the peak of a step, and the memory of the device."""
     device, batch = trainer.strategy.root_device, (data.batch_size, data.block_size)
     passes, update = estimate_step(gpt2, batch, str(trainer.precision), device, trainer.accumulate_grad_batches)
     if gpt2.compiled != "off":
@@ -67,7 +67,7 @@ def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module)
     process = 0
     if device.type == "cpu":
         process = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) + _LIBRARY_BYTES
-        # At the update, too: the process does not get back all memory that the passes have freed.
+        # At the update, too: the process keeps some of the memory that the passes have freed.
         parts["fragmented memory"] = round(_FRAGMENTED * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]
@@ -77,7 +77,7 @@ def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module)
 
 
 def describe_files(folder: str | None, gpt2: GPT2Module, checkpoints: int) -> RunInfo:
-    """Return what is written where, and the free space of the disk."""
+    """Return the run's folder, the size and number of its checkpoints, and the free space on the disk."""
     if folder is None:
         return {"folder": None}
     path = Path(folder).absolute()
@@ -170,9 +170,9 @@ def estimate_step(
 
     These are forward and backward, when activations and logits are largest, and the update, when the optimizer works.
     A copy of the model without data takes two optimizer steps, the second one with the optimizer state of the first,
-    and each tensor is counted while it exists. So dropout, attention, precision, recomputation and any optimizer count
-    as they are, without a formula for each. What libraries take, and what compilation saves, is not included. `batch`
-    is the sequences in one forward pass and the tokens in each, `accumulate` the forward passes in an optimizer step.
+    and each tensor is counted while it exists. So dropout, attention, precision, recomputation and any optimizer need
+    no formulas. The memory that libraries use and that compilation saves is not included. `batch` is the number of
+    sequences per forward pass and of tokens per sequence, `accumulate` the number of forward passes per step.
     """
     mode = FakeTensorMode()
     copied = _copy_without_data(gpt2, mode)

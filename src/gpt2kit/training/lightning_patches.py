@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 def set_max_steps(trainer: pl.Trainer, steps: int) -> None:
     """Set the last optimizer step of a trainer that is already built; -1: not known yet.
 
-    `Trainer.max_steps` only reads this attribute. The number of steps is known after the text is.
+    `Trainer.max_steps` only reads this attribute. The number of steps depends on the text, which is read later.
     """
     trainer.fit_loop.epoch_loop.max_steps = steps
 
@@ -28,7 +28,7 @@ def disable_signal_broadcast(trainer: pl.Trainer) -> None:
 
 
 def correct_step_count(trainer: pl.Trainer) -> None:
-    """Set the counter that decides which steps Lightning logs. After some resumes it is one short."""
+    """Set the counter that decides which steps Lightning logs. After some resumes it is one too low."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 

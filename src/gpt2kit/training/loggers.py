@@ -14,7 +14,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.runs import lifecycle
 
-# The names of metrics in TensorBoard, which shows those with one prefix together.
+# The names of metrics in TensorBoard, which groups them by their prefix.
 GROUPS = {
     "train_loss": "loss/train",
     "val_loss": "loss/valid",
@@ -30,9 +30,9 @@ GROUPS = {
     "tokens_seen": "progress/tokens_seen",
     "hours": "progress/hours",
 }
-# The metrics beside the settings in TensorBoard's HParams view, which shows the newest value of each.
+# The metrics next to the settings in TensorBoard's HParams view, which shows the newest value of each.
 FINAL = ("bits_per_byte/valid", "loss/valid", "loss/train")
-# The beginnings of the names of the settings that W&B and MLflow compare runs by.
+# Prefixes of the settings by which W&B and MLflow compare runs.
 _COMPARED = (
     *("model.", "data.block_size", "data.batch_size", "data.stride", "data.mask_documents", "data.append_eos"),
     *("data.shuffle", "data.tokenizer", "trainer.precision", "trainer.accumulate_grad_batches"),
@@ -51,7 +51,7 @@ class GroupedTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
-        """Write the settings now, so that the view also has runs that are in progress."""
+        """Write the settings now, so that the view also shows runs in progress."""
         from torch.utils.tensorboard.summary import hparams
 
         self.hparams.update(params)
@@ -96,7 +96,7 @@ class _AppendingWriter(ExperimentWriter):
 def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> list[Logger]:
     """Return TensorBoard and CSV in the run's folder, which is a new one or the resumed run's, and the user's loggers.
 
-    A TensorBoard or CSV logger of the user has a folder for the run itself, so it replaces gpt2kit's.
+    A TensorBoard or CSV logger of the user decides the run's folder itself, so it replaces gpt2kit's.
     """
     others = [logger for logger in user_loggers if isinstance(logger, Logger)]
     if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in others):
@@ -111,7 +111,7 @@ def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> li
 
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that runs are compared by, flat, as numbers and strings."""
+    """Return the settings by which runs are compared, as a flat mapping to numbers and strings."""
     flat: dict[str, Any] = {"seed": settings["seed_everything"]}
     for name, value in lifecycle.flatten(settings).items():
         if value is None or not name.startswith(_COMPARED):
@@ -124,7 +124,7 @@ def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @rank_zero_only
 def log_settings(logger: Logger, settings: dict[str, Any]) -> None:
-    """Log settings as hyperparameters. Those that a resumed MLflow run has with another value become tags."""
+    """Log settings as hyperparameters. In a resumed MLflow run, those that have changed become tags."""
     if isinstance(logger, MLFlowLogger):  # MLflow raises if a parameter changes
         saved = logger.experiment.get_run(logger.run_id).data.params
         for name in [name for name in settings if saved.get(name, str(settings[name])) != str(settings[name])]:
@@ -134,7 +134,7 @@ def log_settings(logger: Logger, settings: dict[str, Any]) -> None:
 
 @rank_zero_only
 def write_text(loggers: list[Logger], name: str, text: str, step: int) -> None:
-    """Send a Markdown text to each logger that can hold one."""
+    """Send a Markdown text to each logger that supports it."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, text, step)

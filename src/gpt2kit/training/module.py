@@ -127,20 +127,20 @@ class GPT2Module(pl.LightningModule):
         self.wants_compile = compile
         self.compiled: Compile = "off" if compile == "auto" else compile  # RunSetup decides what auto means
         self.document_start = document_start
-        # Values that the user gave for what the tokenizer decides: they must agree.
+        # The user's values of options that the tokenizer decides. They must agree with it.
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
         self.init_from, self.replace_tokenizer = init_from, replace_tokenizer
         self.lora_r, self.lora_alpha = lora_r, lora_alpha
         self.source: LoadedCheckpoint | None = None  # the checkpoint of `init_from`, if it is open already
-        # The initial weights as plain types, which are part of the run's state, and in words. None: random weights.
+        # A description of the initial weights, which is stored in checkpoints, and notes on them. None: random weights.
         self.start: dict[str, Any] | None = None
         self.start_notes: list[str] = []
         self._freeze, self._freeze_steps = freeze, freeze_steps
         self._recompute = gradient_checkpointing
         self.is_built = False
         self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)
-        self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings by the config, not by a checkpoint
-        self.estimated_steps = 0  # of a run that a time alone limits; 0: unknown, or the last step is known
+        self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
+        self.estimated_steps = 0  # if only time limits the run; 0: unknown, or the last step is known
         self._losses: list[Tensor] = []  # of the micro-batches of the current optimizer step
         self._sums: list[tuple[Tensor, Tensor]] = []  # nats and tokens of each validation batch
         self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
@@ -149,12 +149,12 @@ class GPT2Module(pl.LightningModule):
             self.build()
 
     def prepare_data(self) -> None:
-        """Compare what the user gave with the tokenizer, before the run has a folder."""
+        """Check the user's values against the tokenizer, before the run's folder is created."""
         if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             self.check_vocabulary(text.vocab_size, text.document_start)
 
     def check_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
-        """Raise if the user gave other values than the tokenizer decides."""
+        """Raise if the user's values differ from those that the tokenizer decides."""
         decided = {"vocab_size": vocab_size, "document_start": document_start}
         refuse(
             [
@@ -165,7 +165,7 @@ class GPT2Module(pl.LightningModule):
         )
 
     def take_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
-        """Set what the tokenizer decides."""
+        """Set the vocabulary size and the document start that the tokenizer decides."""
         self.check_vocabulary(vocab_size, document_start)
         self.shape["vocab_size"], self.document_start = vocab_size, document_start
         if self.is_built:
@@ -188,7 +188,7 @@ class GPT2Module(pl.LightningModule):
         self.is_built = True
 
     def load_initial_weights(self, tokenizer: Tokenizer) -> None:
-        """Load the weights of `init_from`, fitted to the context and the tokenizer."""
+        """Load the weights of `init_from`, adapted to the context and the tokenizer."""
         assert self.init_from is not None
         source = self.source or initialize.open_source(self.init_from)
         self.start, self.start_notes = initialize.load_initial_weights(
@@ -258,7 +258,7 @@ class GPT2Module(pl.LightningModule):
         return (self.trainer.global_step + 1) % log_every(self.trainer) == 0
 
     def add_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Give metrics to callbacks at once, and to the loggers with the row of the step.
+        """Pass metrics to the callbacks at once, and to the loggers in the row of the step.
 
         `self.log` would log the optimizer step as the metric `step`, which stays in `callback_metrics`, so a
         ModelCheckpoint that saves between log steps would put it into the names of its files. It also takes half a
@@ -275,7 +275,7 @@ class GPT2Module(pl.LightningModule):
         self._metrics |= added
 
     def _write_metrics(self) -> None:
-        """Give the loggers one row with all metrics of the step."""
+        """Log all metrics of the step as one row."""
         if not self._metrics:
             return
         row, step = {name: value.item() for name, value in self._metrics.items()}, self.trainer.global_step
@@ -283,7 +283,7 @@ class GPT2Module(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step)
             logger.save()
-        if self.trainer.logged_metrics:  # of a user's callback: Lightning's row of them gets the same step and epoch
+        if self.trainer.logged_metrics:  # of a user's callback: Lightning logs them in a row with this step and epoch
             position = {"step": float(step), **{name: value for name, value in row.items() if name == "epoch"}}
             self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in position.items()})
 

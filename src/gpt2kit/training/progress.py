@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics in the logs, the progress bar, and what it gains on initial weights."""
+"""Progress of a run: metrics for the loggers, the progress bar, and the gain over the initial weights."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class ThroughputMetrics(callbacks.Callback):
     tokens_per_s is over the time since the last log step, without validations. mfu is the fraction of the peak FLOP/s
     (`hardware.peak_flops`) that the model's own work needs (`config.flops_per_token`). memory_gb is the peak of the
     first device so far, in 10^9 bytes. hours is the time of the run, with validations, without pauses between a stop
-    and its resume. hours_left is estimated from the speed of this start.
+    and a resume. hours_left is estimated from the speed of this start.
     """
 
     def __init__(self) -> None:
         self._steps = 0  # since the last log step
-        self._since = 0.0  # the time of the last log step, moved on by each validation
+        self._since = 0.0  # the time of the last log step, plus the time of validations since then
         self._validation_start = 0.0
         self._losses: deque[float] = deque(maxlen=50)
         self._earlier_seconds = 0.0  # of earlier starts
@@ -133,7 +133,7 @@ class StepTimer:
         return time.monotonic() - self._start
 
     def step(self, step: int) -> None:
-        """Note that this optimizer step is done."""
+        """Record the time at which this optimizer step ended."""
         self._marks = [*self._marks[:2], (step, time.monotonic())]
 
     def seconds_until(self, total: int) -> float:
@@ -152,7 +152,7 @@ class StepTimer:
 
 
 class ProgressBar(callbacks.ProgressBar):
-    """Shows the step, epoch, smoothed loss, val_bpb, speed, memory and time left; without a terminal, as lines."""
+    """Shows the step, epoch, smoothed loss, val_bpb, speed, memory and time left; as lines if there is no terminal."""
 
     def __init__(self) -> None:
         super().__init__()

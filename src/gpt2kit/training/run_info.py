@@ -1,6 +1,6 @@
-"""What a run is, as plain data and in words: text, model, steps, machine, memory, files.
+"""Describe a run as plain data and as printed lines: text, model, steps, machine, memory, files.
 
-A run prints a summary when it starts, and keeps the data in start.json, which plot.py's report reads; `--plan` prints
+A run prints a summary when it starts, and writes the data to start.json, which plot.py's report reads. `--plan` prints
 more.
 """
 
@@ -29,9 +29,9 @@ from gpt2kit.training import loggers
 from gpt2kit.training.module import GPT2Module
 
 RunInfo = dict[str, Any]
-# A label, which is empty if it is that of the line before, and a text.
+# A label, empty if it is the same as on the line before, and a text.
 Line = tuple[str, str]
-# The schedule of a run whose number of steps is not known is shown for this many.
+# Number of steps for which a schedule is shown if that of the run is not known.
 _ASSUMED_STEPS = 10_000
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -106,7 +106,7 @@ def describe_start(
 
 
 def summarize(info: RunInfo, settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return what runs are compared by in TensorBoard's HParams view.
+    """Return the values by which TensorBoard's HParams view compares runs.
 
     It shows the first five in the order of their names, so the choices of `auto` have names that come last.
     """
@@ -213,7 +213,7 @@ def _format_run(run: RunInfo) -> str:
     validation = f"validation every {interval:,} steps" if interval else no_validation
     steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
     if run["steps"] is None:
-        return f"until the time is over, in {steps}; an epoch has {epoch}; {validation}"
+        return f"until the time limit, in {steps}; an epoch has {epoch}; {validation}"
     return f"{run['steps']:,} {steps} = {run['epochs']:.2f} epochs of {epoch}; {validation}"
 
 
@@ -224,7 +224,7 @@ def _device_lines(start: RunInfo) -> list[Line]:
 
 
 def compare_sizes(info: RunInfo) -> str:
-    """Return how the size of the model, the text and the run fit.
+    """Compare the sizes of the model, the text and the run, and return advice.
 
     About 20 tokens per parameter are the best use of a compute budget (Hoffmann et al., 2022). Up to about four epochs,
     repeated text is almost as good as new text (Muennighoff et al., 2023).
@@ -253,7 +253,7 @@ def memory_lines(memory: RunInfo) -> list[Line]:
     parts = memory["parts"]
     available = ""
     if memory["free"] is not None:
-        available = f" of {_format_bytes(memory['free'])} free ({_format_bytes(memory['machine'])} in all)"
+        available = f" of {_format_bytes(memory['free'])} free ({_format_bytes(memory['machine'])} in total)"
     lines = [
         ("memory", f"about {_format_bytes(memory['total'])}{available}"),
         ("", ", ".join(f"{part} {_format_bytes(size)}" for part, size in parts.items() if size)),
@@ -276,8 +276,8 @@ def _time_lines(speed: RunInfo, run: RunInfo) -> list[Line]:
     lines = [("time", f"about {_format_time(speed['seconds'])}: {steps}")]
     max_time = run["max_time"]
     if max_time is not None and max_time < speed["seconds"] and run["steps"] is not None:
-        lines.append(("", f"trainer.max_time stops it after {_format_time(max_time)}, before its last step"))
-    memory = f"; {_format_bytes(speed['memory'])} of memory at most" if speed["memory"] else ""
+        lines.append(("", f"trainer.max_time stops the run after {_format_time(max_time)}, before its last step"))
+    memory = f"; peak memory {_format_bytes(speed['memory'])}" if speed["memory"] else ""
     rate = f"{speed['tokens_per_s']:,.0f} tokens/s, MFU {speed['mfu']:.0%}{memory}"
     return [*lines, ("", f"measured over {speed['steps']} steps: {rate}")]
 
@@ -293,7 +293,7 @@ def _file_lines(files: RunInfo) -> list[Line]:
         ("", f"{checkpoints}, {space}"),
     ]
     if peak > files["free"]:
-        lines.append(("", "MORE THAN IS FREE: make room, or use another trainer.default_root_dir"))
+        lines.append(("", "MORE THAN IS FREE: free some space, or use another trainer.default_root_dir"))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Turns the limits of a run into optimizer steps: epochs, steps and tokens at its start, a time while it trains."""
+"""Converts the limits of a run to optimizer steps: epochs, steps and tokens at its start, a time while it trains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 LIMITS = ("max_epochs", "max_steps", "max_tokens")
 # The fraction of a time limit that is planned for steps; the rest is for the last validation and save.
 _USABLE = 0.98
-# A last step that would come late by more than this fraction of the steps is set again.
+# The last step is changed if it would come late by more than this fraction of the steps.
 _TOLERANCE = 0.01
 
 
@@ -73,12 +73,12 @@ class TimeLimit(Callback):
     """Sets the last step of a run that `trainer.max_time` alone limits, as soon as the schedule needs it.
 
     The learning rate is a function of the step and of the last step, never of the clock. While it rises or is constant,
-    the last step need not be known. It is set when the time that is left is no more than what the decay takes at the
-    speed so far; from then on it is a run with `trainer.max_steps`. The last step and the time so far are part of each
-    checkpoint, so a resumed run uses the rates that the stopped one would have used.
+    the last step need not be known. It is set when the remaining time is no longer than the decay takes at the current
+    speed; from then on the run behaves like one with `trainer.max_steps`. The last step and the time so far are part of
+    each checkpoint, so a resumed run uses the rates that the stopped one would have used.
 
     Args:
-        seconds: time of the whole run, over all its starts. None: the last step is known, and this does nothing.
+        seconds: time of the whole run, over all its starts. None: the last step is known, so nothing is done.
         schedule: the schedule of the learning rate; constant up to some step.
     """
 
@@ -146,7 +146,7 @@ def planned_end(schedule: Schedule, end: int | None, step: int, total: int, ever
 class RunSetup(Callback):
     """Applies the limits in `setup`, when the text is known and the loops have not started; records each start."""
 
-    options: Mapping[str, Any]  # of the trainer, as the user gave them
+    options: Mapping[str, Any]  # the user's options of the trainer
     seconds: float | None  # the time limit
     time_limit: TimeLimit
     precision: Choice
@@ -203,9 +203,9 @@ class RunSetup(Callback):
 
 
 def report_other_choices(starts: list[RunInfo], start: RunInfo) -> None:
-    """Report what `auto` chooses otherwise than at the last start, on another machine for example."""
+    """Report the choices of `auto` that differ from the last start, for example on another machine."""
     last = starts[-1].get("start", {}) if starts else {}
     for name, (old, _) in last.get("chosen", {}).items():
         value, reason = start["chosen"].get(name, (old, REQUESTED))
         if value != old and reason != REQUESTED:  # requested values are reported with the other settings
-            logger.info(f"resume: {name} was {old}, now {value} ({reason}); the same results up to rounding")
+            logger.info(f"resume: {name} was {old}, now {value} ({reason}); results are equal up to rounding")

@@ -1,4 +1,4 @@
-"""What a checkpoint stores about a run, and whether a resumed run agrees with it; typed access to the trainer."""
+"""Describe a run for its checkpoints, and check that a resumed run agrees with them; typed access to the trainer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def epochs_done(trainer: pl.Trainer) -> float:
 
 
 def schedule_of(trainer: pl.Trainer) -> LambdaLR:
-    """Return the schedule of the learning rates, which GPT2Module makes."""
+    """Return the schedule of the learning rates, which GPT2Module creates."""
     schedule = trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(schedule, LambdaLR)
     return schedule
@@ -60,7 +60,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "append_eos": text.append_eos,
         "document_start": text.document_start,
         "test_files": text.files["test"],
-        # The names of the format: HashRange of the documents in each split.
+        # The checkpoint format calls the HashRange of a split its share.
         "test_share": asdict(text.hash_ranges["test"]) if "test" in text.hash_ranges else None,
         "train_share": asdict(text.hash_ranges["train"]) if "train" in text.hash_ranges else None,
         "train_tokens": text.store("train").tokens,
@@ -75,7 +75,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
-    """Return what must be the same in a resumed run, so that each step has the same samples."""
+    """Return the settings that a resumed run must not change, so that each step sees the same samples."""
     store, is_streamed = text.store("train"), text.window_shards is not None
     return {
         "text": store.fingerprint,
@@ -92,9 +92,9 @@ def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
 
 
 def saved_identity(saved: dict[str, Any], text: TextDataModule) -> dict[str, Any]:
-    """Return the identity that a checkpoint holds.
+    """Return the identity that a checkpoint stores, in the current format.
 
-    Older checkpoints name the text by its token files, and have the first version of the order.
+    Older checkpoints identify the text by its token files, and have the first version of the order.
     """
     saved = {"order_version": 1, **saved}
     if "token_files" in saved or saved.get("text") != text.store("train").files_digest:
@@ -104,7 +104,7 @@ def saved_identity(saved: dict[str, Any], text: TextDataModule) -> dict[str, Any
 
 
 def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise CheckpointError if the resumed run would see other samples."""
+    """Raise CheckpointError if the resumed run would see different samples."""
     changes = _changes(saved, current, current)
     if not changes:
         return
@@ -112,8 +112,8 @@ def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
     batch = saved.get("global_batch")
     if batch != current.get("global_batch"):
         batch_option = f"--data.global_batch_size {batch} --trainer.accumulate_grad_batches 1"
-        advice += f" (on another number of devices: {batch_option})"
-    raise CheckpointError(f"this checkpoint belongs to another run: {'; '.join(changes)}. {advice}")
+        advice += f" (with a different number of devices: {batch_option})"
+    raise CheckpointError(f"this checkpoint belongs to a different run: {'; '.join(changes)}. {advice}")
 
 
 def refuse_other_shape(saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -122,12 +122,12 @@ def refuse_other_shape(saved: dict[str, Any], current: dict[str, Any]) -> None:
     if changes:
         changes = [f"model.{change}" for change in changes]
         raise CheckpointError(
-            f"this checkpoint has another model: {'; '.join(changes)}. Leave out the model's options when resuming"
+            f"this checkpoint has a different model: {'; '.join(changes)}. Leave out the model's options when resuming"
         )
 
 
 def freeze_identity(gpt2: GPT2Module) -> dict[str, Any]:
-    """Return what is trained, and LoRA's rank and alpha, under the names that checkpoints have for them."""
+    """Return the frozen parts and LoRA's rank and alpha, under the names that checkpoints use."""
     identity = {**gpt2.frozen.identity(), "lora": gpt2.lora_r or None}
     has_default_scale = lora_scale(gpt2.lora_r, gpt2.lora_alpha) == LORA_SCALE
     return identity if has_default_scale else {**identity, "lora_alpha": gpt2.lora_alpha}
@@ -137,8 +137,8 @@ def refuse_other_freeze(saved: object, gpt2: GPT2Module) -> None:
     """Raise CheckpointError if other parameters would be trained: the optimizer's state would not fit."""
     if saved is not None and saved != freeze_identity(gpt2):
         raise CheckpointError(
-            "this checkpoint's run has another model.freeze, model.freeze_steps, model.lora_r or model.lora_alpha. Set "
-            "them as they were, or start a new run with model.init_from"
+            "this checkpoint was trained with other values of model.freeze, model.freeze_steps, model.lora_r or "
+            "model.lora_alpha. Use the same ones, or start a new run with model.init_from"
         )
 
 

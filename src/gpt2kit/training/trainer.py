@@ -22,13 +22,13 @@ from gpt2kit.model.backends import Precision, full_precision_name
 from gpt2kit.training.callbacks import SHARDED_PROBLEM, TextSamples
 from gpt2kit.training.distributed import FSDP
 
-# Names of `trainer.strategy` for which Lightning has something else (FSDP1) or something that takes more memory.
+# Names of `trainer.strategy` that in Lightning mean a different strategy (FSDP1) or one that needs more memory.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDP,
     "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # without it DDP holds each gradient twice
 }
 # Training is one endless epoch for Lightning, so its callbacks and options for epochs would have no effect or end the
-# run. The values of the options are those that are allowed.
+# run. Each option has its allowed values, and advice for the others.
 _EPOCH_CALLBACKS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
 _EPOCH_OPTIONS = {
     "limit_train_batches": ((None,), "use trainer.max_steps instead"),
@@ -85,7 +85,7 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
     )
     problems.check(
         0 not in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
-        "trainer.max_epochs, max_steps and max_tokens: must not be 0, nothing would be trained",
+        "trainer.max_epochs, max_steps and max_tokens: must not be 0, since nothing would be trained",
     )
     problems.check(
         global_batch is None or trainer["accumulate_grad_batches"] in (None, 1),
@@ -95,7 +95,7 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
     is_half = precision in ("16-mixed", "16-true")
     on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     problems.check(
-        not (is_half and on_cpu), f"trainer.precision {precision}: a thousand times slower on a CPU. Use auto"
+        not (is_half and on_cpu), f"trainer.precision {precision}: about a thousand times slower on a CPU. Use auto"
     )
     problems.check(
         not (is_half and trainer["strategy"] == "fsdp"),

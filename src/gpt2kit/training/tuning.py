@@ -37,7 +37,7 @@ print(json.dumps({"speed": info["speed"], "memory": info["memory"]["total"]}))
 
 
 def measure_in_child(args: list[str]) -> tuple[dict[str, Any], str]:
-    """Return what a process of its own measures, or why it cannot."""
+    """Measure in a child process. Return the result, or the reason why there is none."""
     source = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-c", _MEASURE, source, *args]
     child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
@@ -52,7 +52,7 @@ def find_batch_size(
 ) -> None:
     """Measure batches of 1, 2, 4, ... sequences until one does not fit, and print a table.
 
-    Each size has a process of its own, because the system kills one that takes too much memory.
+    Each size is measured in its own process, because the system kills one that uses too much memory.
     """
     print(f"{'data.batch_size':>16}{'tokens/s':>12}{'memory, MB':>12}")
     speeds: dict[int, float] = {}
@@ -74,13 +74,13 @@ def find_batch_size(
     fastest = max(speeds.values())
     smallest = next(size for size, speed in speeds.items() if speed >= 0.95 * fastest)
     print(
-        f"data.batch_size {smallest} is as fast as it gets, within 5 %. It need not change the sequences of an "
-        "optimizer step: set data.global_batch_size."
+        f"data.batch_size {smallest} is within 5 % of the fastest. To keep the number of sequences per optimizer step, "
+        "set data.global_batch_size."
     )
 
 
 class LRRangeTest(Callback):
-    """Keeps the loss of each step, and ends training when it has risen far above the lowest."""
+    """Records the loss of each step, and ends training when it is far above the lowest."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -119,7 +119,7 @@ def find_learning_rate(options: dict[str, Any], data: TextDataModule, gpt2: GPT2
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Return moving means."""
+    """Return exponential moving means."""
     mean = SmoothedMean(0.8)
     return [mean.add(loss) for loss in losses]
 

@@ -1,7 +1,7 @@
 """Implements `trainer.py --verify_resume`: a killed and resumed run must end like an uninterrupted one.
 
-Two short runs of trainer.py have processes of their own: one is uninterrupted, one is killed with SIGKILL in the middle
-and resumed with `--ckpt_path last`. Their last checkpoints are compared tensor by tensor.
+Two short runs of trainer.py are started as child processes: one is uninterrupted, one is killed with SIGKILL in the
+middle and resumed with `--ckpt_path last`. Their last checkpoints are compared tensor by tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def verify_resume(args: list[str]) -> None:
             root = Path(folder) / name
             run, run_command = root / lifecycle.LOGS / "version_0", [*command, f"--trainer.default_root_dir={root}"]
             if name == "resumed":
-                print("killed: some steps, then SIGKILL", file=sys.stderr)
+                print("killed: a few steps, then SIGKILL", file=sys.stderr)
                 _run_and_kill(run_command, run)
                 run_command.append("--ckpt_path=last")
             print(f"{name}: {STEPS} steps", file=sys.stderr)
@@ -68,7 +68,7 @@ def compare(raw: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
 
 
 def _group_tensors(raw: dict[str, Any]) -> dict[tuple[str, str], torch.Tensor]:
-    """Return what decides how a run continues, by (group, name): weights by layer, optimizer state, learning rates."""
+    """Return the tensors that decide how a run continues: weights by layer, optimizer state, learning rates."""
     tensors: dict[tuple[str, str], torch.Tensor] = {}
     for name, tensor in raw["state_dict"].items():
         parts = name.removeprefix("model.transformer.").split(".")
@@ -83,7 +83,7 @@ def _group_tensors(raw: dict[str, Any]) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def _run_and_kill(command: list[str], run: Path) -> None:
-    """Start a run and kill it as soon as it has saved a step in the middle."""
+    """Start a run and kill it as soon as it has saved a checkpoint in the middle."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         if any(checkpoint.step_of(path) >= STEPS // 3 for path in checkpoint.checkpoints(run)):

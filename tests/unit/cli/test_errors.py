@@ -15,7 +15,7 @@ from gpt2kit.cli.train_tokenizer import train_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (["--data.blok_size=3"], 2, "Did you mean --data.block_size?"),
         (["--model.n_layer=x"], 2, "--model.n_layer"),
@@ -38,12 +38,12 @@ from gpt2kit.cli.train_tokenizer import train_tokenizer
         (["--trainer.accelerator=gpu"], 5, "has no GPU that torch can use"),
     ],
 )
-def test_training_mistakes(
-    words: list[str], code: int, message: str, options: list[str], call: Callable[..., Outcome], inside: Path
+def test_training_mistakes_are_reported_in_one_line(
+    arguments: list[str], code: int, message: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
-    found = call(train.main, *options, *words)
-    assert found[0] == code and message in found[2]
-    assert found[2].startswith("error: ") and found[2].count("\n") == 1
+    exit_code, _, err = call(train.main, *options, *arguments)
+    assert exit_code == code and message in err
+    assert err.startswith("error: ") and err.count("\n") == 1
     assert not list(inside.iterdir()), "nothing was written"
 
 
@@ -60,7 +60,9 @@ def test_training_mistakes(
         ("model:\n  n_layr: 1\n", "Did you mean model.n_layer"),
     ],
 )
-def test_config_file_mistakes(content: str, message: str, call: Callable[..., Outcome], inside: Path) -> None:
+def test_config_file_mistakes_are_reported_in_one_line(
+    content: str, message: str, call: Callable[..., Outcome], inside: Path
+) -> None:
     (inside / "config.yaml").write_text(content)
     code, _, err = call(train.main, "--config", "config.yaml")
     assert code == 2 and message in err and err.count("\n") == 1
@@ -81,7 +83,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(run: Run, call: Callable[.
 
 
 @pytest.mark.parametrize("function", [test.test, generate.generate])
-def test_files_that_are_no_checkpoints(
+def test_files_that_are_not_checkpoints_are_refused(
     function: Callable[..., None], call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
     import torch
@@ -94,7 +96,7 @@ def test_files_that_are_no_checkpoints(
         assert code == 4 and err.count("\n") == 1 and str(path) in err
 
 
-def test_generation_and_tokenizer_mistakes(call: Callable[..., Outcome], inside: Path) -> None:
+def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..., Outcome], inside: Path) -> None:
     code, _, err = call(
         lambda args: run_command(generate.generate, args), "--ckpt_path", "x", "--top_p", "3", "--temperature", "-1"
     )
@@ -105,12 +107,12 @@ def test_generation_and_tokenizer_mistakes(call: Callable[..., Outcome], inside:
     assert code == 2 and "Did you mean --files?" in err
 
 
-def test_lists_take_several_values_several_times() -> None:
-    words = ["--files", "a", "b", "--output_dir", "o", "--files", "1.5"]
-    assert parse(train_tokenizer, words)["files"] == ["a", "b", "1.5"]
+def test_a_list_takes_several_values_and_may_be_repeated() -> None:
+    arguments = ["--files", "a", "b", "--output_dir", "o", "--files", "1.5"]
+    assert parse(train_tokenizer, arguments)["files"] == ["a", "b", "1.5"]
 
 
-def test_an_error_of_ours_keeps_its_traceback(call: Callable[..., Outcome]) -> None:
+def test_a_bug_keeps_its_traceback(call: Callable[..., Outcome]) -> None:
     def broken(args: list[str]) -> None:
         raise ValueError("a bug")
 
@@ -118,7 +120,7 @@ def test_an_error_of_ours_keeps_its_traceback(call: Callable[..., Outcome]) -> N
         call(broken)
 
 
-def test_the_machine_at_its_limit(call: Callable[..., Outcome]) -> None:
+def test_a_full_disk_or_memory_is_a_machine_error(call: Callable[..., Outcome]) -> None:
     def full(args: list[str]) -> None:
         raise OSError(28, "No space left on device", "here.bin")
 

@@ -1,4 +1,4 @@
-"""Scripts load no more than they need. What may import what is in pyproject.toml; `make lint` checks it."""
+"""Scripts load no more than they need. `make lint` checks the import rules in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ print("loaded:", [name for name in names if name in sys.modules], file=sys.stder
 """
 
 
-def loaded(names: tuple[str, ...], script: str, *words: object, folder: Path) -> str:
-    """Run a script to its end; which of the packages it has loaded, as it prints them."""
-    done = subprocess.run(
-        [sys.executable, "-c", _LOADED, ",".join(names), str(ROOT / f"{script}.py"), *map(str, words)],
+def run_and_list_imports(names: tuple[str, ...], script: str, *arguments: object, folder: Path) -> str:
+    """Run a script to its end; return the line that lists which of the packages it has loaded."""
+    process = subprocess.run(
+        [sys.executable, "-c", _LOADED, ",".join(names), str(ROOT / f"{script}.py"), *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stderr.splitlines()[-1]
+    assert process.returncode == 0, process.stderr
+    return process.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "trainer"])
-def test_every_script_answers_help_from_any_folder(script: str, tmp_path: Path) -> None:
-    told = subprocess.run(
+def test_every_script_prints_its_help_in_any_folder(script: str, tmp_path: Path) -> None:
+    process = subprocess.run(
         [sys.executable, str(ROOT / f"{script}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "usage:" in told.stdout and not told.stderr
+    assert "usage:" in process.stdout and not process.stderr
     assert len((ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 25
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_loads_no_torch(script: str, tmp_path: Path) -> None:
-    assert loaded(HEAVY, script, "--help", folder=tmp_path) == "loaded: []"
+def test_help_does_not_load_torch(script: str, tmp_path: Path) -> None:
+    assert run_and_list_imports(HEAVY, script, "--help", folder=tmp_path) == "loaded: []"
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "libraries"),
+    ("script", "arguments", "libraries"),
     [
         ("generate", ["--prompt", "the", "--max_new_tokens", "3"], ["torch"]),
         ("test", ["--max_tokens", "200"], ["torch", "transformers"]),
@@ -61,10 +61,11 @@ def test_help_loads_no_torch(script: str, tmp_path: Path) -> None:
     ],
 )
 def test_commands_import_no_more_than_they_need(
-    script: str, words: list[str], libraries: list[str], run: Run, tmp_path: Path
+    script: str, arguments: list[str], libraries: list[str], run: Run, tmp_path: Path
 ) -> None:
-    """None imports Lightning, and generate.py shows its first token before transformers would be imported."""
-    assert loaded(HEAVY, script, "--ckpt_path", run.folder, *words, folder=tmp_path) == f"loaded: {libraries}"
+    """None imports Lightning, and generate.py does not import transformers."""
+    output = run_and_list_imports(HEAVY, script, "--ckpt_path", run.folder, *arguments, folder=tmp_path)
+    assert output == f"loaded: {libraries}"
 
 
 def test_the_demo_loads_models_without_lightning(run: Run, tmp_path: Path) -> None:
@@ -77,6 +78,6 @@ def test_the_demo_loads_models_without_lightning(run: Run, tmp_path: Path) -> No
         "import gpt2kit.serving.app, gpt2kit.serving.page\n"
         "print([name for name in ('pytorch_lightning', 'lightning_fabric') if name in sys.modules])\n"
     )
-    words = [sys.executable, "-c", program, str(ROOT / "src"), str(run.folder)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+    command = [sys.executable, "-c", program, str(ROOT / "src"), str(run.folder)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert process.returncode == 0 and process.stdout.splitlines()[-1] == "[]", process.stderr

@@ -1,4 +1,4 @@
-"""Options that do not exist are reported at once, before anything is parsed; then the first value that does not fit."""
+"""All unknown options are reported at once, before values are parsed; then all values that are invalid."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ IN_CONFIG = (
     "trainer.callbacks.promts: gpt2kit.callbacks.TextSamples has no such option. Did you mean prompts?",
     "trainer.callbacks EarlyStoping: no such class. Did you mean",
 )
-WORDS = ["stray", "--model.n_embed", "32", "--data.batch_size=x", "--save_every"]
-IN_WORDS = (
+ARGUMENTS = ["stray", "--model.n_embed", "32", "--data.batch_size=x", "--save_every"]
+IN_ARGUMENTS = (
     "--model.n_embed: no such option. Did you mean --model.n_embd?",
     "unexpected argument 'stray'",
     "--save_every: needs a value",
 )
 
 
-def refusal(found: Outcome) -> str:
-    code, out, err = found
+def refusal(outcome: Outcome) -> str:
+    """Check that a command was refused with a one-line error; return the line."""
+    code, out, err = outcome
     assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1, err
     return err
 
@@ -51,14 +52,14 @@ def test_all_unknown_options_are_reported_once(
     plan: list[str], options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "config.yaml").write_text(CONFIG)
-    words = [*options[:1], "--config", "config.yaml", *WORDS[:1], *options[1:], *plan, *WORDS[1:]]
-    err = refusal(call(train.main, *words))
-    for said in (*IN_CONFIG, *IN_WORDS):
-        assert err.count(said) == 1, f"{said}: {err}"
+    arguments = [*options[:1], "--config", "config.yaml", *ARGUMENTS[:1], *options[1:], *plan, *ARGUMENTS[1:]]
+    err = refusal(call(train.main, *arguments))
+    for message in (*IN_CONFIG, *IN_ARGUMENTS):
+        assert err.count(message) == 1, f"{message}: {err}"
     assert "n_head" not in err and "batch_size" not in err, "values are parsed when all options are known"
 
 
-def test_files_that_an_option_or_a_file_names_are_compared(
+def test_unknown_options_in_included_files_are_reported(
     options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "sub").mkdir()
@@ -66,8 +67,8 @@ def test_files_that_an_option_or_a_file_names_are_compared(
     (inside / "sub/optimizer.yaml").write_text("class_path: gpt2kit.optim.Muon\ninit_args:\n  lrr: 1\n")
     (inside / "sub/config.yaml").write_text("model: model.yaml\n")
     (inside / "ok.yaml").write_text("trainer: sub/none.yaml\n")
-    words = ["--model.optimizer=sub/optimizer.yaml", "--config=sub/config.yaml", "--config=ok.yaml"]
-    err = refusal(call(train.main, *options, *words))
+    arguments = ["--model.optimizer=sub/optimizer.yaml", "--config=sub/config.yaml", "--config=ok.yaml"]
+    err = refusal(call(train.main, *options, *arguments))
     assert "sub/model.yaml line 1: model.n_layr: no such option" in err
     assert "sub/optimizer.yaml line 3: model.optimizer.lrr: gpt2kit.optim.Muon has no such option" in err
     assert "ok.yaml line 1: trainer sub/none.yaml: neither options nor a config file" in err
@@ -76,7 +77,7 @@ def test_files_that_an_option_or_a_file_names_are_compared(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--model=3"], "--model 3: neither options nor a config file"),
         (["--model.optimizer=Moun"], "--model.optimizer Moun: no such class. Did you mean gpt2kit.optim.Muon?"),
@@ -116,14 +117,14 @@ def test_files_that_an_option_or_a_file_names_are_compared(
         (["--config=."], ".: cannot be read"),
     ],
 )
-def test_mistakes_of_the_command_line(
-    words: list[str], said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+def test_mistakes_on_the_command_line_are_reported(
+    arguments: list[str], message: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
-    assert said in refusal(call(train.main, *options, *words))
+    assert message in refusal(call(train.main, *options, *arguments))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("ckpt_path: none.ckpt\n", "ckpt_path: not in a config file; on the command line, as --ckpt_path"),
         ("tune: lr\nverify_resume: true\n", "verify_resume: not in a config file"),
@@ -145,15 +146,15 @@ def test_mistakes_of_the_command_line(
         ("print_config: true\nhelp: true\n", "line 1: print_config: no such option"),
     ],
 )
-def test_mistakes_of_a_config_file(
-    content: str | bytes, said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+def test_mistakes_in_a_config_file_are_reported(
+    content: str | bytes, message: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert said in refusal(call(train.main, *options, "-cconfig.yaml"))
+    assert message in refusal(call(train.main, *options, "-cconfig.yaml"))
 
 
 @pytest.mark.parametrize("kind", ["keys", "aliases", "merges"])
-def test_a_hostile_config_file_costs_little(
+def test_a_hostile_config_file_is_refused_quickly(
     kind: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     tens = [(f"a{i}", f"*a{i - 1}, " * 10) for i in range(1, 10)]
@@ -176,14 +177,14 @@ def test_a_hostile_config_file_costs_little(
         assert "its aliases expand to more than 100,000 values" in err
 
 
-def test_aliases_and_merges_are_taken(options: list[str], inside: Path) -> None:
+def test_aliases_and_merges_are_accepted(options: list[str], inside: Path) -> None:
     (inside / "config.yaml").write_text("model: {<<: &size {n_layer: 1, n_embd: 64}}\n")
-    given = [word for word in options if "n_layer" not in word and "n_embd" not in word]
-    assert train.TrainCLI([*given, "--config=config.yaml"]).model.shape["n_embd"] == 64
+    others = [option for option in options if "n_layer" not in option and "n_embd" not in option]
+    assert train.TrainCLI([*others, "--config=config.yaml"]).model.shape["n_embd"] == 64
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--data.seed=3"], "--data.seed 3: seed_everything decides it"),
         (["--model.n_positions=99"], "--model.n_positions 99: data.block_size decides it"),
@@ -193,14 +194,14 @@ def test_aliases_and_merges_are_taken(options: list[str], inside: Path) -> None:
         (["--config=config.yaml"], "config.yaml line 1: model.n_positions 8: data.block_size decides it"),
     ],
 )
-def test_an_option_that_another_decides_is_refused(
-    words: list[str], said: str, options: list[str], call: Callable[..., Outcome], inside: Path
+def test_linked_options_with_different_values_are_refused(
+    arguments: list[str], message: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "config.yaml").write_text("model: {n_positions: 8}\n")
-    assert said in refusal(call(train.main, *options, *words))
+    assert message in refusal(call(train.main, *options, *arguments))
 
 
-def test_an_option_that_another_decides_may_agree_with_it_in_a_run(
+def test_a_run_accepts_linked_options_with_equal_values(
     options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     linked = ["--data.seed=1", "--model.n_positions=16", "--model.vocab_size=320", "--model.document_start=0"]
@@ -208,18 +209,18 @@ def test_an_option_that_another_decides_may_agree_with_it_in_a_run(
     assert code == 0, err
 
 
-def test_an_option_that_another_decides_may_agree_with_it(options: list[str], inside: Path) -> None:
+def test_linked_options_with_equal_values_are_parsed(options: list[str], inside: Path) -> None:
     (inside / "config.yaml").write_text("model: {n_positions: 16}\n")
-    words = ["--config=config.yaml", "--data.seed=3", "--model.n_positions", "16", "--seed_everything=3"]
-    built = train.TrainCLI([*options, *words])
-    assert built.datamodule.seed == 3 and built.model.shape["n_positions"] == 16
+    arguments = ["--config=config.yaml", "--data.seed=3", "--model.n_positions", "16", "--seed_everything=3"]
+    cli = train.TrainCLI([*options, *arguments])
+    assert cli.datamodule.seed == 3 and cli.model.shape["n_positions"] == 16
 
 
-def test_a_plan_names_all_values_and_files_that_are_wrong(
+def test_a_plan_reports_all_invalid_values_and_files(
     options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
     (inside / "bad.txt").write_bytes(b"\xff\xfe\xfa broken \x80\n" * 5)
-    for words, said in (
+    for arguments, problems in (
         (["--save_every=0", "--data.valid_files=nowhere.txt"], ["save_every 0", "nowhere.txt"]),
         (["--save_every=0", "--data.valid_files=bad.txt"], ["save_every 0", "bad.txt"]),
         (["--data.global_batch_size=9"], ["data.global_batch_size 9: not a multiple"]),
@@ -231,54 +232,56 @@ def test_a_plan_names_all_values_and_files_that_are_wrong(
         (["--model.schedule.warmup=-5"], ["model.schedule.warmup -5"]),
         (["--trainer.accelerator=xpu9"], ["invalid accelerator name"]),
     ):
-        err = refusal(call(train.main, *options, "--plan", *words))
-        for problem in said:
+        err = refusal(call(train.main, *options, "--plan", *arguments))
+        for problem in problems:
             assert err.count(problem) == 1, f"{problem}: {err}"
-        err = refusal(call(train.main, *options, "--plan", *words, "--data.blok_size=3"))
+        err = refusal(call(train.main, *options, "--plan", *arguments, "--data.blok_size=3"))
         assert err == "error: --data.blok_size: no such option. Did you mean --data.block_size?\n"
     assert not (inside / "cache").exists()
 
 
-def test_missing_options(call: Callable[..., Outcome], inside: Path) -> None:
+def test_all_missing_options_are_reported(call: Callable[..., Outcome], inside: Path) -> None:
     assert refusal(call(train.main)) == "error: --data.train_files: missing, and has no default\n"
     err = refusal(call(lambda args: parser.run(export.export, args), "--gguf"))
     assert err == "error: --ckpt_path: missing, and has no default; --output_dir: missing, and has no default\n"
 
 
 def test_a_flag_takes_no_value(call: Callable[..., Outcome], inside: Path) -> None:
-    words = ["--ckpt_path", "a", "--output_dir", "b", "--gguf", "true"]
-    err = refusal(call(lambda args: parser.run(export.export, args), *words))
+    arguments = ["--ckpt_path", "a", "--output_dir", "b", "--gguf", "true"]
+    err = refusal(call(lambda args: parser.run(export.export, args), *arguments))
     assert err == "error: unexpected argument 'true' after --gguf, which takes no value\n"
 
 
-def test_print_config_needs_nothing_given(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_print_config_needs_no_required_options(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
         train.main(["--print_config", "--model.n_layer=3"])
-    assert left.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
+    assert stop.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
 
 
-def test_typos_beside_a_checkpoint_that_is_not_there(call: Callable[..., Outcome], inside: Path) -> None:
+def test_a_typo_is_reported_before_a_missing_checkpoint(call: Callable[..., Outcome], inside: Path) -> None:
     code, _, err = call(train.main, "--ckpt_path=last", "--model.n_lyer=3")
     assert code == 2 and "n_lyer: no such option" in err and "missing" not in err
 
 
 @pytest.mark.parametrize("content", ["model:\ndata: {}\n", "model: 3\n", "trainer: [a]\n"])
-def test_a_section_without_options(
+def test_a_section_without_options_is_refused(
     content: str, options: list[str], call: Callable[..., Outcome], inside: Path
 ) -> None:
-    """A section whose lines are all commented out would take every default of that section away."""
+    """A section whose lines are all commented out would remove all defaults of that section."""
     (inside / "config.yaml").write_text(content)
     (inside / "other.yaml").write_text("")
     err = refusal(call(train.main, "--config=config.yaml", "-c", "other.yaml", *options))
     assert "neither options nor a config file" in err and "other.yaml: empty" in err
 
 
-def test_nearest() -> None:
+def test_the_nearest_name_is_suggested() -> None:
     assert nearest("n_layr", ["model.n_layer", "data.n"]) == ". Did you mean model.n_layer?"
     assert nearest("qqq", ["model.n_layer"]) == ""
 
 
 @pytest.mark.parametrize("option", ["--verify_resume", "--tune=lr"])
-def test_trials_do_not_resume_a_run(option: str, options: list[str], call: Callable[..., Outcome]) -> None:
+def test_verify_resume_and_tune_refuse_a_checkpoint(
+    option: str, options: list[str], call: Callable[..., Outcome]
+) -> None:
     code, _, err = call(train.main, *options, option, "--ckpt_path=last")
     assert code == 2 and "Leave out --ckpt_path" in err

@@ -169,12 +169,12 @@ def test_train_tokenizer_reads_old_kinds(corpus: Path, call: Callable[..., Outco
     def main(args: list[str]) -> None:
         parser.run(COMMANDS["train_tokenizer.py"], args)
 
-    words = ["--files", corpus / "train.txt", "--vocab_size", 300]
-    code, out, err = call(main, *words, "--kind", "bytefallback", "--output_dir", "old")
+    arguments = ["--files", corpus / "train.txt", "--vocab_size", 300]
+    code, out, err = call(main, *arguments, "--kind", "bytefallback", "--output_dir", "old")
     assert code == 0 and err.count("note: --kind uses old names: bytefallback (now spm-bpe)\n") == 1
-    code, out, err = call(main, *words, "--kind", "spm-bpe", "--output_dir", "new")
+    code, out, err = call(main, *arguments, "--kind", "spm-bpe", "--output_dir", "new")
     assert code == 0 and Path("old/tokenizer.json").read_bytes() == Path("new/tokenizer.json").read_bytes()
-    code, out, err = call(main, *words, "--compare", "bytebpe:300", "char")
+    code, out, err = call(main, *arguments, "--compare", "bytebpe:300", "char")
     assert code == 0 and "bpe:300" in out and "note: --compare uses old names: bytebpe (now bpe)\n" in err
 
 

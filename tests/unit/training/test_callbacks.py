@@ -1,4 +1,4 @@
-"""The samples of TextSamples, without a training; tests/system/test_training_callbacks.py has whole runs."""
+"""The samples of TextSamples, without training; tests/system/test_training_callbacks.py has whole runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals, the run's folder and the queue, without a training; tests/system/test_resume.py has whole runs."""
+"""Signals, the run's folder and the queue, without training; tests/system/test_resume.py has whole runs."""
 
 from __future__ import annotations
 

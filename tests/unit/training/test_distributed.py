@@ -1,4 +1,4 @@
-"""Launches on several devices: sizes, mistakes and disagreement, without processes."""
+"""Launches on several devices: sizes, mistakes and disagreement, without starting processes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ def test_launch_mistakes_are_refused_before_the_run(
 @pytest.mark.parametrize(
     ("error", "explanation"),
     [
-        ("The server socket has failed to listen on any local network address. port: 29500, EADDRINUSE", "taken by"),
+        (
+            "The server socket has failed to listen on any local network address. port: 29500, EADDRINUSE",
+            "uses this port",
+        ),
         ("Timed out after 1801 seconds waiting for clients. 3/4 clients joined.", "only 3 of 4 processes connected"),
         ("The client socket has timed out after 60000ms while trying to connect to (node7, 29500).", "cannot be reach"),
     ],

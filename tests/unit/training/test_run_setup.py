@@ -1,4 +1,4 @@
-"""Limits as optimizer steps, without a training; tests/system/test_time_limit.py has whole runs."""
+"""Limits as optimizer steps, without training; tests/system/test_time_limit.py has whole runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_rate_is_constant_until_the_stated_step(schedule: WarmupStableDecay 
 @pytest.mark.parametrize(
     ("reason", "messages"),
     [
-        ("no bf16", ["resume: precision was bf16-mixed, now 32-true (no bf16); the same results up to rounding"]),
+        ("no bf16", ["resume: precision was bf16-mixed, now 32-true (no bf16); results are equal up to rounding"]),
         ("as requested", []),
     ],
 )
