@@ -199,7 +199,7 @@ def test_errors_in_the_text_name_the_ranks(options: list[str], tmp_path: Path) -
     # torch warns of the lost connection, too
     first, second = sorted(re.findall("^(?:rank 1: )?error: .*", log_of(tmp_path), re.MULTILINE))
     assert first.startswith("error: ") and "no text found" in first
-    assert second.startswith("rank 1: error: another process of this run has gone")
+    assert second.startswith("rank 1: error: another process of this run has ended")
 
 
 def test_errors_in_the_arguments_name_the_ranks(options: list[str], tmp_path: Path) -> None:
