@@ -175,7 +175,7 @@ def remove_tokenizer(folder: Path) -> None:
     [
         (change_weights, "differs from the checkpoint: logits differ"),
         (remove_weights, "not complete: ['transformer.h.1.attn.c_attn.weight']"),
-        (change_tokenizer, "tokenizer gives other ids"),
+        (change_tokenizer, "tokenizer gives different ids"),
         (remove_tokenizer, "transformers cannot load the exported folder"),
     ],
 )
