@@ -13,10 +13,10 @@ demo: .venv/installed  ## from text to a tested GPT-2 that generates text, in a 
 	$(BIN)/python generate.py --ckpt_path $(RUN) --prompt "def " "import " "class " "if __name__ ==" --max_new_tokens 100 --temperature 0.6
 
 test: .venv/installed  ## the whole test suite, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 unit: .venv/installed  ## the unit tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/unit
 
 prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks, 4 GB of text; takes an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py
