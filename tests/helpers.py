@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import html.parser
 import math
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +169,29 @@ def logged_rows(run: Path) -> list[dict[str, float]]:
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
     """Return the weights in a run's newest checkpoint."""
     return checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"]
+
+
+def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors in nested containers with their paths."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors(part, f"{name}/{key}")
+
+
+def run_python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python in `folder` as a user does; the process must succeed."""
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    return process
 
 
 def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

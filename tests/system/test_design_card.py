@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from helpers import ROOT
+from helpers import ROOT, run_python
 from pytorch_lightning.cli import LightningCLI
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2LMHeadModel
@@ -25,16 +22,7 @@ FOLDERS = ("src", "configs", "data", "lightning_logs")
 
 def script(folder: Path, name: str, *arguments: object) -> str:
     """Run one of the scripts in `folder`; return its output."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / name), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    return run_python(folder, ROOT / name, *arguments).stdout
 
 
 def test_the_top_level_has_the_files_and_folders_of_the_card() -> None:

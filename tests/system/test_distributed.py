@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import logged_rows
+from helpers import logged_rows, tensors
 from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
 from gpt2kit.checkpoint import checkpoint
@@ -31,15 +30,6 @@ def losses(run: Path) -> dict[str, list[float]]:
     """Return all logged losses and gradient norms by name."""
     rows = logged_rows(run)
     return {name: [row[name] for row in rows if name in row] for name in ("train_loss", "val_loss", "grad_norm")}
-
-
-def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all tensors in nested containers with their paths."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, (dict, list, tuple)):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from tensors(part, f"{name}/{key}")
 
 
 def log_of(work: Path) -> str:

@@ -9,14 +9,14 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Outcome
+from helpers import ROOT, Outcome, tensors
 from safetensors.torch import load_file
 
 from gpt2kit.checkpoint import checkpoint
@@ -35,15 +35,6 @@ def old(inside: Path) -> Path:
     """Work in a copy of the run; return its checkpoint of step 16."""
     shutil.copytree(OLD, inside, dirs_exist_ok=True)
     return next((inside / "lightning_logs/version_0/checkpoints").glob("*step=16*.ckpt"))
-
-
-def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors in nested containers with their paths."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, (dict, list, tuple)):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from tensors(part, f"{name}/{key}")
 
 
 def digest(raw: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
 
 
 def file_name(epoch: int, step: int, val_loss: float | None) -> str:
-    """Return a file name from which the best and the newest checkpoint can be told without opening any."""
+    """Return a file name that identifies the best and the newest checkpoint without opening any."""
     score = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
     return f"epoch={epoch}-step={step}{score}.ckpt"
 

@@ -111,7 +111,7 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
-        known = error if isinstance(error, UserError) else _machine_error(error)
+        known = error if isinstance(error, UserError) else machine_error(error)
         if known is None:
             raise
         if debug:
@@ -140,11 +140,11 @@ def use_utf8() -> None:
         module.open = functools.partial(open, encoding="utf-8")
 
 
-def _machine_error(error: Exception) -> MachineError | None:
+def machine_error(error: Exception) -> MachineError | None:
     """Return a MachineError if an error reports a limit of the machine, such as a full disk; else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
         return MachineError(f"not enough memory ({error}). Use a smaller model, data.batch_size or data.block_size")
-    if is_lost_connection(error):
+    if _is_lost_connection(error):
         reason = str(error).split(". ")[0]
         return MachineError(
             f"another process of this run has ended ({reason}). See its error; resume with --ckpt_path last"
@@ -158,7 +158,7 @@ def _machine_error(error: Exception) -> MachineError | None:
     return None
 
 
-def is_lost_connection(error: BaseException) -> bool:
+def _is_lost_connection(error: BaseException) -> bool:
     """Return whether torch raised an error because another process of the run does not answer."""
     if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):  # torch need not be imported
         return True

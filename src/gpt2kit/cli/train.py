@@ -19,11 +19,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli.parser import is_lost_connection, print_error
+from gpt2kit.cli.parser import machine_error, print_error
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
-from gpt2kit.errors import DivergedError, MachineError, UserError, first_line, refuse
+from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
@@ -245,12 +245,8 @@ def main(args: list[str]) -> None:
         else:
             _train(args)
     except Exception as error:
-        known = (
-            error if isinstance(error, UserError) else distributed.explain_launch_error(error) or compile_failure(error)
-        )
-        rank = launched_rank()
-        if rank and known is None and is_lost_connection(error):
-            known = MachineError("another process of this run has ended. See its error; resume with --ckpt_path last")
+        rank, known = launched_rank(), error if isinstance(error, UserError) else None
+        known = known or distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
         if known is None or (known is error and not rank):
             raise
         if not rank:

@@ -24,7 +24,7 @@ from gpt2kit.data.store import TokenStore, leakage_note
 from gpt2kit.errors import DataError, Problems, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text.reader import Reader, Split, split_problems, split_ranges
-from gpt2kit.text.sources import find_files
+from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.train import resolve
 from gpt2kit.tokenization.trainers import TokenizerSpec
@@ -118,10 +118,15 @@ class TextDataModule(pl.LightningDataModule):
         self._stores: dict[Split, TokenStore] = {}
 
     @functools.cached_property
+    def paths(self) -> dict[Split, list[PathOrURL]]:
+        """The files of each split. A wrong path in any split is reported before a tokenizer is trained or text read."""
+        return {split: find_files(files) for split, files in self.files.items()}
+
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         is_trained = isinstance(self._tokenizer, TokenizerSpec)
-        paths = find_files(self.files["train"]) if is_trained else []
+        paths = self.paths["train"] if is_trained else []
         return resolve(self._tokenizer, paths, self.reader, self.hash_ranges.get("train"), self.cache_dir)
 
     @property
@@ -136,8 +141,6 @@ class TextDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Train the tokenizer and build the token stores. Lightning runs this first in one process of each machine."""
-        for files in self.files.values():
-            find_files(files)  # reports a wrong path of any split before a tokenizer is trained
         self.setup("fit")
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.order(self.global_batch(self.trainer))  # refuses a text that is too short before the run has a folder
@@ -167,7 +170,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def corpus(self, split: Split) -> Corpus:
         """Return a split's text and how it is tokenized."""
-        paths, hash_range = find_files(self.files[split]), self.hash_ranges.get(split)
+        paths, hash_range = self.paths[split], self.hash_ranges.get(split)
         return Corpus(paths, self.tokenizer, self.reader, hash_range, self.append_eos, self.shard_tokens)
 
     def corpora(self) -> dict[Split, Corpus]:

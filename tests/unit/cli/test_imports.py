@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Run
+from helpers import ROOT, Run, run_python
 
 SCRIPTS = ["train_tokenizer", "test", "cache", "generate", "export", "plot", "web_demo"]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "lightning_fabric")
@@ -26,15 +25,7 @@ print("loaded:", [name for name in names if name in sys.modules], file=sys.stder
 
 def run_and_list_imports(names: tuple[str, ...], script: str, *arguments: object, folder: Path) -> str:
     """Run a script to its end; return the line that lists which of the packages it has loaded."""
-    process = subprocess.run(
-        [sys.executable, "-c", _LOADED, ",".join(names), str(ROOT / f"{script}.py"), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
+    process = run_python(folder, "-c", _LOADED, ",".join(names), ROOT / f"{script}.py", *arguments)
     return process.stderr.splitlines()[-1]
 
 

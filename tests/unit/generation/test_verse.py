@@ -48,7 +48,7 @@ def generate_poem(tokenizer: Tokenizer, form: VerseForm, seed: int, prompt: str 
         new.append(token)
 
 
-def check_form(poem: str, form: VerseForm) -> None:
+def assert_form(poem: str, form: VerseForm) -> None:
     assert len(poem) == len(form.template) and not poem.endswith("\n")
     assert all(
         verse.is_letter(c) if place == "\0" else c == place for c, place in zip(poem, form.template, strict=True)
@@ -66,13 +66,13 @@ def check_form(poem: str, form: VerseForm) -> None:
 @pytest.mark.parametrize("kind", ["bpe", "char", "words"])
 def test_the_form_always_holds(kind: str, length: int, seed: int) -> None:
     form = VerseForm(8, length, rhyme=("曉鳥少 好草", "光霜鄉陽長", "ab東") if seed % 2 else ())
-    check_form(generate_poem(train_on_poems(kind), form, seed), form)
+    assert_form(generate_poem(train_on_poems(kind), form, seed), form)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_wordpiece_counts_characters(seed: int) -> None:
+def test_wordpiece_keeps_the_form_in_characters(seed: int) -> None:
     form = VerseForm(4, 5, ends=("，", "。"), rhyme=("曉鳥少龘",))
-    check_form(generate_poem(train_on_poems("wordpiece"), form, seed), form)
+    assert_form(generate_poem(train_on_poems("wordpiece"), form, seed), form)
 
 
 def test_a_tokenizer_that_lacks_the_characters_is_refused() -> None:
@@ -82,16 +82,16 @@ def test_a_tokenizer_that_lacks_the_characters_is_refused() -> None:
         constraint_of(train_on_poems("wordpiece"), VerseForm(4, 5, ends=("，", "。"), rhyme=("龘靐",)))
 
 
-def test_other_line_ends() -> None:
+def test_other_line_ends_are_kept() -> None:
     form = VerseForm(5, 3, ends=("\n", "; ", "…\n\n"))
-    check_form(generate_poem(train_on_poems("bpe"), form, 1), form)
+    assert_form(generate_poem(train_on_poems("bpe"), form, 1), form)
 
 
 def test_a_prompt_that_fits_is_the_beginning_of_the_poem() -> None:
     tokenizer = train_on_poems("char")
     form = VerseForm(4, 5)
-    check_form("春眠不覺曉，處處" + generate_poem(tokenizer, form, 1, "春眠不覺曉，處處"), form)
-    check_form(generate_poem(tokenizer, form, 1, "春曉\n"), form)
+    assert_form("春眠不覺曉，處處" + generate_poem(tokenizer, form, 1, "春眠不覺曉，處處"), form)
+    assert_form(generate_poem(tokenizer, form, 1, "春曉\n"), form)
     rhymed = constraint_of(tokenizer, VerseForm(4, 2, rhyme=("曉鳥",)))
     assert rhymed.beginning("春天，花鳥。\n") and not rhymed.beginning("春天，花草。\n")
     assert not rhymed.beginning("春天，花鳥。\n春天，花曉。")

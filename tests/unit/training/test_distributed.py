@@ -11,7 +11,7 @@ import torch
 from helpers import Outcome
 
 from gpt2kit.cli import train
-from gpt2kit.errors import MachineError, UserError
+from gpt2kit.errors import MachineError, UserError, problems_of
 from gpt2kit.training import distributed
 from gpt2kit.training.distributed import describe_disagreement
 
@@ -61,7 +61,7 @@ def test_missing_devices_are_refused(accelerator: str, devices: Any, available: 
     ("accelerator", "devices", "available"), [("cpu", 8, 0), ("auto", 2, 0), ("gpu", 4, 4), ("gpu", -1, 2)]
 )
 def test_available_devices_are_accepted(accelerator: str, devices: Any, available: int) -> None:
-    distributed.refuse_missing_devices(accelerator, devices, available)
+    assert problems_of(distributed.refuse_missing_devices, accelerator, devices, available) == []
 
 
 def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
