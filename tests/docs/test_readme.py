@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
@@ -101,6 +102,7 @@ def files_that_run(action: Callable[[], object]) -> set[str]:
         if event == "call" and frame.f_code.co_name != "<module>" and path.is_relative_to(SOURCE):
             files.add(path.relative_to(SOURCE).as_posix())
 
+    gc.collect()  # or generators of earlier tests are closed while this one records
     threading.setprofile(record)
     sys.setprofile(record)
     try:
