@@ -1,4 +1,4 @@
-"""Print the lowest versions that pyproject.toml allows, except torch's, as constraints for pip. `make lowest` tests them."""
+"""Print the lowest versions that pyproject.toml allows, except torch's, as constraints for pip: for `make lowest`."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ def runs(logs: Positional[Path] = Path(paths.LOGS)) -> None:
     Args:
         logs: Folder of the runs.
     """
-    found = paths.runs(logs)
-    if not found:
+    folders = paths.runs(logs)
+    if not folders:
         print(f"{logs}: no runs (current folder: {Path.cwd()})")
         return
     head = ["run", "state", "step", "bits per byte", "size", "started"]
-    print(format_table([head, *(describe(run) for run in found)]))
+    print(format_table([head, *(describe(run) for run in folders)]))
 
 
 def describe(run: Path) -> list[str]:
