@@ -177,10 +177,15 @@ def commands() -> str:
     """Return a table of the verbs of gpt2kit."""
     lines = ["| command | script | |", "|---|---|---|"]
     for verb, each in COMMANDS.items():
-        script = "trainer.py" if verb == "train" else f"{each.module}.py"
-        name = f"`{script}`" if (ROOT / script).is_file() else ""
-        lines.append(f"| `gpt2kit {verb}` | {name} | {each.summary} |")
+        script = script_of(verb)
+        lines.append(f"| `gpt2kit {verb}` | {f'`{script}`' if script.endswith('.py') else ''} | {each.summary} |")
     return "\n".join(lines) + "\n"
+
+
+def script_of(verb: str) -> str:
+    """Return the script that is the same as a verb, by which its section is named; `gpt2kit VERB` if there is none."""
+    script = "trainer.py" if verb == "train" else f"{COMMANDS[verb].module}.py"
+    return script if (ROOT / script).is_file() else f"gpt2kit {verb}"
 
 
 def trainer_parser() -> ArgumentParser:
@@ -194,7 +199,7 @@ def trainer_parser() -> ArgumentParser:
 
 def option_names(script: str) -> set[str]:
     """Return the names of all options of a script, including those of classes such as the reader."""
-    parser = trainer_parser() if script == "trainer.py" else command.parser_of(SCRIPTS[script])
+    parser = trainer_parser() if script == "trainer.py" else command.parser_of((SCRIPTS | VERBS)[script])
     names = {action.dest for action in options(parser)}
     if script == "trainer.py":
         names.add("config")
