@@ -80,6 +80,7 @@ def parser_of(function: Callable[..., object], name: str | None = None) -> Argum
     """
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     parser = ArgumentParser(name, exit_on_error=False, allow_abbrev=False, description=description)
+    parser.usage = "%(prog)s [options]"
     positional = _positional(function)
     if positional:
         form = positional.upper() + (" ..." if _list_item(typing.get_type_hints(function)[positional]) else "")
