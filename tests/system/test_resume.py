@@ -176,12 +176,13 @@ def test_names_that_are_no_folder_are_refused(
 
 
 def test_best_resumes_the_newest_run_at_its_best_checkpoint(options: list[str], inside: Path) -> None:
-    run = train_run(inside, options, "--trainer.max_steps=3", "--save_every=1", "--save_top_k=3")
-    for step, path in enumerate(reversed(checkpoint.checkpoints(run)), 1):
+    run = train_run(inside, options, "--trainer.max_steps=3", "--save_every=1")
+    for path in checkpoint.checkpoints(run):  # the older one becomes the better one
         (run / "checkpoints" / f"{path.name}.sha256").unlink()
-        path.rename(run / "checkpoints" / checkpoint.file_name(0, checkpoint.step_of(path), abs(step - 2)))
-    best = lifecycle.find_resumable("best", run.parent, None)
-    assert checkpoint.step_of(best) < checkpoint.step_of(lifecycle.find_resumable("last", run.parent, None))
+        path.rename(run / "checkpoints" / checkpoint.file_name(0, checkpoint.step_of(path), checkpoint.step_of(path)))
+    newest, older = checkpoint.checkpoints(run)
+    assert lifecycle.find_resumable("best", run.parent, None) == older
+    assert lifecycle.find_resumable("last", run.parent, None) == newest
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_saved_again(options: list[str], tmp_path: Path) -> None:
