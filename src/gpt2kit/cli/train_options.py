@@ -285,15 +285,10 @@ def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:
 
 
 def name_loggers(config: Any, name: str) -> None:
-    """Give the run's name to the user's loggers that have none."""
-    options = {
-        "TensorBoardLogger": "version",
-        "CSVLogger": "version",
-        "WandbLogger": "name",
-        "MLFlowLogger": "run_name",
-    }
+    """Give the name of the run to W&B and MLflow, unless the user has set another."""
     for spec in as_list(config.trainer.logger):
-        option = options.get(str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1])
+        kind = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
+        option = {"WandbLogger": "name", "MLFlowLogger": "run_name"}.get(kind)
         if option and spec.init_args.get(option) is None:
             spec.init_args[option] = name
 
