@@ -8,6 +8,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError
 
 LOGS = "lightning_logs"
@@ -67,7 +68,8 @@ def resolve(path: str | Path, logs: Path = Path(LOGS)) -> str | Path:
         for run in runs(logs):
             return run
         raise CheckpointError(
-            f"{path}: {logs} contains no run (current folder: {Path.cwd()}). Train one, or name a path"
+            f"{path}: {logs} contains no run (current folder: {Path.cwd()}). Train one with {command_name('train')} "
+            "TEXT, or name a path"
         )
     if isinstance(path, str) and path == Path(path).name and not Path(path).exists() and (logs / path).is_dir():
         return logs / path

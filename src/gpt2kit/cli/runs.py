@@ -26,7 +26,7 @@ def runs(logs: Positional[Path] = Path(paths.LOGS)) -> None:
     """
     folders = paths.runs(logs)
     if not folders:
-        print(f"{logs}: no runs (current folder: {Path.cwd()})")
+        print(f"{logs}: no runs (current folder: {Path.cwd()}). Train one with gpt2kit train TEXT")
         return
     head = ["run", "state", "step", "bits per byte", "size", "started"]
     print(format_table([head, *(describe(run) for run in folders)]))
