@@ -67,7 +67,10 @@ def source_defaults(source: LoadedCheckpoint, config: Any) -> dict[str, Any]:
 
 
 def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
-    """Set data.tokenizer to that of the weights if no other is named; list options that contradict the weights."""
+    """Set what is `auto`, and data.tokenizer if no other is named, to what the weights have; list contradictions."""
+    for name in ARCHITECTURE_FIELDS:
+        if config.model[name] == "auto":
+            config.model[name] = source.shape[name]
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = cache_tokenizer(source.tokenizer, config.data.cache_dir)
     return [

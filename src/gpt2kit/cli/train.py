@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, Timer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
@@ -29,6 +29,7 @@ from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, estimate, loggers, run_info, tuning, verify_resume
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
+from gpt2kit.training.durations import parse_duration
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Baseline, ProgressBar, ThroughputMetrics
 from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, open_end_problem
@@ -43,8 +44,13 @@ class AtomicConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = trainer.log_dir  # a collective call
-        if folder is not None and trainer.is_global_zero:
-            files.write_text(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+        if folder is None or not trainer.is_global_zero:
+            return
+        config = self.config.clone()
+        setup = next(callback for callback in trainer.callbacks if isinstance(callback, RunSetup))  # type: ignore[attr-defined]
+        for name, value in setup.chosen.items():
+            config[name] = value
+        files.write_text(Path(folder) / self.config_filename, self.parser.dump(config, skip_none=False))
 
 
 class TrainCLI(LightningCLI):
@@ -133,7 +139,7 @@ class TrainCLI(LightningCLI):
                 None  # a resumed run has weights, and the source of its initial ones may not exist any more
             )
         self._check_vocabulary()
-        seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
+        seconds = parse_duration(options["max_time"]) if options["max_time"] else None
         only_time = has_only_time(options)
         if only_time and (problem := open_end_problem(self.model.schedule)):
             with self.options.collect():
@@ -176,7 +182,7 @@ class TrainCLI(LightningCLI):
                 )
             initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
 
-    def _callbacks(self, options: dict[str, Any], seconds: float | None, only_time: bool) -> list[Callback]:
+    def _callbacks(self, options: dict[str, Any], seconds: int | None, only_time: bool) -> list[Callback]:
         """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         resumed = self.options.resumed
@@ -196,12 +202,15 @@ class TrainCLI(LightningCLI):
     def measure_plan(self) -> run_info.RunInfo:
         """Return the plan of the run, after measuring a few steps with a separate trainer."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
+        problems = text_problems(data, data.global_batch(trainer))
         with self.options.collect():
+            if not problems:
+                self.run_setup.choose(trainer, data, gpt2)
             gpt2.take_vocabulary(data.vocab_size, data.document_start)
             gpt2.build()
             if gpt2.source is not None:
                 gpt2.load_initial_weights(data.tokenizer)
-        refuse([*self.options.problems, *text_problems(data, data.global_batch(trainer))])
+        refuse([*self.options.problems, *problems])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
         # The memory of LoRA is counted, too.
@@ -222,6 +231,7 @@ class TrainCLI(LightningCLI):
         """Print the loss at rising learning rates."""
         data = self.datamodule
         refuse([*self.options.problems, *text_problems(data, data.global_batch(self.trainer))])
+        self.run_setup.choose(self.trainer, data, self.model)
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 

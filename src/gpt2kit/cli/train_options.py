@@ -25,7 +25,7 @@ from gpt2kit.errors import MachineError, UserError, refuse
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import distributed
+from gpt2kit.training import auto, distributed
 from gpt2kit.training.trainer import callback_problems, trainer_problems
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class TrainOptions:
         shape = shape_problems(config.model.as_dict())
         problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
-        if config.model.freeze and not shape and (self.source or config.model.init_from is None):
+        if config.model.freeze and config.model.n_layer != "auto" and not shape and (self.source or config.model.init_from is None):
             problems += initialize.freeze_problems(config.model)
         if self.is_plan and trainer.fast_dev_run:
             problems.append("--plan: runs a few steps anyway. Leave out trainer.fast_dev_run")
@@ -157,6 +157,7 @@ class TrainOptions:
             settings = yaml.safe_load(parser.dump(self.config, skip_validation=True))
             if self.config.model.init_from is not None:
                 at_default = initialize.options_at_default(self.config, parser.get_defaults())
+            at_default |= {name for name, value in lifecycle.flatten(settings).items() if auto.is_automatic(name, value)}
         with self.collect():
             runs = Path(early.root) / lifecycle.LOGS
             rename = renamed.rename_settings
@@ -266,10 +267,13 @@ def as_list(value: Any) -> list[Any]:
 
 
 def merge_saved_config(config: Any, saved: Any) -> None:
-    """Print where the options differ from the saved ones.
+    """Keep the saved values of options that are `auto`, and print where the others differ from the saved ones.
 
     Without --override_optimizer, the optimizer and the schedule stay those of the run.
     """
+    for name in auto.AUTOMATIC:
+        if name in saved and auto.is_automatic(name, config.get(name)):
+            config[name] = saved[name]
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)

@@ -152,7 +152,10 @@ class StepTimer:
 
 
 class ProgressBar(callbacks.ProgressBar):
-    """Shows the step, epoch, smoothed loss, val_bpb, speed, memory and time left; as lines if there is no terminal."""
+    """Shows the step, epoch, smoothed loss, val_bpb with its step, speed, memory and time left.
+
+    Without a terminal, it prints lines.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +200,10 @@ class ProgressBar(callbacks.ProgressBar):
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if "train_loss" in metrics:
             metrics["train_loss"] = self._loss.add(metrics["train_loss"])
-        return [format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics]
+        texts = {name: format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics}
+        if "val_bpb" in texts and (validation := gpt2_of(trainer).validation):
+            texts["val_bpb"] += f" (step {validation[0]})"
+        return list(texts.values())
 
 
 _BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar:10}| "
