@@ -43,7 +43,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 
 def freeze_problems(options: Mapping[str, Any]) -> list[str]:
-    """List what is invalid in `model.freeze`, before the model is built."""
+    """List what is invalid in `model.freeze`, before the model is built. Its layers may not be known yet."""
+    if options["n_layer"] == "auto":
+        return []
     shape = {"n_layer": options["n_layer"], "n_embd": 1, "vocab_size": 1, "n_positions": 1}
     names = [name for name in tensor_sizes(shape) if name != "lm_head.weight"]
     return problems_of(find_parameters, names, options["freeze"])

@@ -27,7 +27,7 @@ from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
-from gpt2kit.training import distributed, estimate, loggers, run_info, tuning, verify_resume
+from gpt2kit.training import distributed, end_report, estimate, loggers, run_info, tuning, verify_resume
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
 from gpt2kit.training.durations import parse_duration
 from gpt2kit.training.module import GPT2Module
@@ -222,6 +222,24 @@ class TrainCLI(LightningCLI):
         info["speed"] = estimate.measure_speed(self._dry_run_options(), data, gpt2, info, limit)
         return info
 
+    def report_end(self) -> None:
+        """Print how the run ended, and what comes next."""
+        folder = self._run_folder()
+        if folder is not None:
+            has_sample = not isinstance(self.trainer.strategy, distributed.FSDP)
+            run_info.print_lines(end_report.end_lines(folder, self.datamodule, has_sample), sys.stderr)
+
+    def report_stop(self) -> None:
+        """Print how to resume the run, if it was stopped."""
+        folder = self._run_folder()
+        if folder is not None:
+            run_info.print_lines(end_report.stop_lines(folder), sys.stderr)
+
+    def _run_folder(self) -> Path | None:
+        """Return the run's folder on rank 0; None on other ranks, and if nothing is saved."""
+        info = self.run_setup.info
+        return Path(info["folder"]) if info and info["folder"] and self.trainer.is_global_zero else None
+
     def _dry_run_options(self) -> dict[str, Any]:
         """Return the options of a trainer that trains like the run's and writes nothing."""
         options = {**dict(self.config_init.trainer), **estimate.DRY_RUN_OPTIONS, "precision": self._precision.value}
@@ -278,6 +296,7 @@ def _train(args: list[str]) -> None:
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
+            cli.report_end()
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
@@ -286,6 +305,8 @@ def _train(args: list[str]) -> None:
                 raise SystemExit(128 + signal.SIGTERM) from None
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
+        if cli is not None:
+            cli.report_stop()
         raise
     except UserError as error:
         if "--plan" in args:

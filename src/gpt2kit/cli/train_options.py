@@ -104,7 +104,7 @@ class TrainOptions:
         shape = shape_problems(config.model.as_dict())
         problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
-        if config.model.freeze and config.model.n_layer != "auto" and not shape and (self.source or config.model.init_from is None):
+        if config.model.freeze and not shape and (self.source or config.model.init_from is None):
             problems += initialize.freeze_problems(config.model)
         if self.is_plan and trainer.fast_dev_run:
             problems.append("--plan: runs a few steps anyway. Leave out trainer.fast_dev_run")
@@ -159,7 +159,8 @@ class TrainOptions:
             settings = yaml.safe_load(parser.dump(self.config, skip_validation=True))
             if self.config.model.init_from is not None:
                 at_default = initialize.options_at_default(self.config, parser.get_defaults())
-            at_default |= {name for name, value in lifecycle.flatten(settings).items() if auto.is_automatic(name, value)}
+            values = lifecycle.flatten(settings)
+            at_default |= {name for name in auto.AUTOMATIC if auto.is_automatic(name, values.get(name))}
         with self.collect():
             runs = Path(early.root) / lifecycle.LOGS
             rename = renamed.rename_settings

@@ -10,13 +10,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import folder as run_folder
-from gpt2kit.runs import lifecycle
 from gpt2kit.runs.pages import mark_hidden
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training.run_info import Line
@@ -71,20 +70,13 @@ def first_words(data: TextDataModule) -> str:
 
 def command(verb: str, run: Path, options: str = "") -> str:
     """Return a command for a run, in the form in which this program was started."""
-    name = str(run)
-    if run.parent.resolve() == Path(lifecycle.LOGS).resolve() and run.name == _newest(run.parent):
-        name = "last"
-    name = shlex.quote(name)
+    is_newest = any(run.samefile(newest) for newest in paths.runs()[:1])
+    name = "last" if is_newest else shlex.quote(str(run))
     if Path(sys.argv[0]).name == "trainer.py":
-        script = {"train": "trainer.py"}.get(verb, f"{verb}.py")
+        script = "trainer.py" if verb == "train" else f"{verb}.py"
         return f"python {script} --ckpt_path {name} {options}".rstrip()
-    place = f"--ckpt_path {name}" if verb == "train" else name
-    return f"gpt2kit {verb} {place} {options}".rstrip()
-
-
-def _newest(logs: Path) -> str:
-    """Return the name of the newest run in a folder of runs."""
-    return lifecycle.runs(logs)[0].name
+    option = "--ckpt_path " if verb == "train" else ""
+    return f"gpt2kit {verb} {option}{name} {options}".rstrip()
 
 
 def _score_lines(run: Path) -> list[Line]:
