@@ -30,16 +30,14 @@ def end_lines(run: Path, data: TextDataModule, has_sample: bool = True) -> list[
     saved = checkpoint.checkpoints(run)
     if not saved:
         return lines
-    best, prompt = checkpoint.best_of(saved)[0], first_words(data)
-    lines.append(("saved", f"{best} is the best checkpoint" if len(saved) > 1 else str(best)))
-    if has_sample:
-        with contextlib.suppress(UserError, RuntimeError):  # such as a model that does not fit into memory twice
-            text = mark_hidden(prompt + sample(best, prompt)).strip()
-            lines += [("sample" if not number else "", line) for number, line in enumerate(text.splitlines())]
-    next_commands = [command("generate", run, f"--prompt {_quote(prompt or 'Once')}")]
-    if data.files["test"]:
-        next_commands.insert(0, command("test", run))
-    return lines + [("next" if not number else "", line) for number, line in enumerate(next_commands)]
+    best, prompt, text = checkpoint.best_of(saved)[0], "", ""
+    with contextlib.suppress(Exception):  # a finished run must not fail because of its sample
+        prompt = first_words(data)
+        text = sample(best, prompt) if has_sample else ""
+    commands = [command("test", run)] if data.files["test"] else []
+    commands.append(command("generate", run, f"--prompt {_quote(prompt or 'The')}"))
+    lines.append(("saved", f"{best}{' is the best checkpoint' if len(saved) > 1 else ''}"))
+    return lines + _labelled("sample", mark_hidden(text and prompt + text).splitlines()) + _labelled("next", commands)
 
 
 def stop_lines(run: Path) -> list[Line]:
@@ -92,6 +90,11 @@ def _score_lines(run: Path) -> list[Line]:
         (label, f"step {step:,}: val_bpb {bits.get(step, float('nan')):.4f}, val_loss {losses[step]:.4f}")
         for label, step in steps.items()
     ]
+
+
+def _labelled(label: str, texts: list[str]) -> list[Line]:
+    """Return lines with a label on the first one."""
+    return [(label if number == 0 else "", text) for number, text in enumerate(texts)]
 
 
 def _quote(prompt: str) -> str:
