@@ -53,10 +53,11 @@ def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
     return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
 
 
-def limits(trainer: Mapping[str, Any]) -> list[int | None]:
+def limits(trainer: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
     """Return the values of LIMITS; None for those that are not set, or chosen later (`auto`)."""
     values = (trainer[name] for name in LIMITS)
-    return [None if value in (None, "auto") or value < 0 else value for value in values]
+    epochs, steps, tokens = (None if value in (None, "auto") or value < 0 else value for value in values)
+    return epochs, steps, tokens
 
 
 def has_only_time(trainer: Mapping[str, Any]) -> bool:
