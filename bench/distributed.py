@@ -66,6 +66,8 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: st
         "data.train_files": work / "text.txt",
         "data.tokenizer": work / "tokenizer",
         "data.cache_dir": work / "cache",
+        "data.reader.document": "line",
+        "data.valid_fraction": 0,
         "data.block_size": 128,
         "data.batch_size": 8,
         "data.global_batch_size": 16,

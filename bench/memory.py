@@ -75,6 +75,7 @@ def compare(
     settings = {
         "data.train_files": text,
         "data.valid_fraction": 0.01,
+        "data.reader.document": "line",
         "data.tokenizer": work / "tokenizer",
         "data.cache_dir": work / "cache",
         "data.block_size": block,

@@ -55,7 +55,7 @@ def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
 
 def test_validation_during_training_and_testing_agree(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
-    store = open_or_build(Corpus([corpus / "valid.txt"], opened.tokenizer, Reader()), corpus / "cache")
+    store = open_or_build(Corpus([corpus / "valid.txt"], opened.tokenizer, Reader("line")), corpus / "cache")
     nll = Scorer(opened.model, store, Windows(len(store), 16, 16)).score(batch_size=5)
     score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)
     last = logged_rows(run.folder)[-1]

@@ -94,7 +94,7 @@ class TrainCLI(LightningCLI):
         problems = self.options.value_problems()
         if self.options.is_plan:
             data = self.config.data.as_dict()
-            text = file_problems(data, self.config.model.init_from is not None)
+            text = file_problems(data)
             if problems and not text and not data_problems(data):  # else the text is read later
                 text = text_problems(self._datamodule(), self.config.data.batch_size)
             problems += text
@@ -138,6 +138,9 @@ class TrainCLI(LightningCLI):
             self.model.init_from = (
                 None  # a resumed run has weights, and the source of its initial ones may not exist any more
             )
+            # An earlier version may have split the text by another rule.
+            share = checkpoint.read(self.options.resumed, verify=False)[checkpoint.KEY].get("train_share")
+            self.datamodule.is_cut = "unit" in share if isinstance(share, dict) else None
         self._check_vocabulary()
         seconds = parse_duration(options["max_time"]) if options["max_time"] else None
         only_time = has_only_time(options)

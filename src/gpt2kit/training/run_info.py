@@ -24,7 +24,10 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder as run_folder
+from gpt2kit.text.reader import describe_documents
+from gpt2kit.text.splits import describe_split
 from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.tokenization.report import format_bytes
 from gpt2kit.training import loggers
 from gpt2kit.training.module import GPT2Module
 
@@ -56,8 +59,14 @@ def describe_text(data: TextDataModule) -> RunInfo:
             "duplicates": len(hashes) - len(np.unique(hashes)),
             "fingerprint": store.fingerprint,
         }
+    # The training files, held-out text included.
+    text = data.survey if data.split_ranges else data.store("train")
     return {
         "splits": splits,
+        "documents": text.documents,
+        "bytes": text.bytes,
+        "document": describe_documents(data.reader, data.paths["train"]),
+        "held_out": describe_split(data.split_ranges),
         "notes": data.notes(),
         "vocabulary": data.vocab_size,
         "tokenizer": tokenizers.fingerprint(data.tokenizer),
@@ -155,7 +164,9 @@ def summary_lines(info: RunInfo) -> list[Line]:
     splits = {name: split for name, split in info["text"]["splits"].items() if name != "test"}
     resumed = info["start"]["resumed"]
     return [
-        ("text", " | ".join(_format_split(*split) for split in splits.items())),
+        ("text", _format_documents(info["text"])),
+        *([("", info["text"]["held_out"])] if info["text"]["held_out"] else []),
+        ("", " | ".join(_format_split(*split) for split in splits.items())),
         ("model", _format_model(info["model"])),
         ("run", _format_run(info["run"])),
         *_size_lines(info),
@@ -178,7 +189,9 @@ def plan_lines(info: RunInfo) -> list[Line]:
     bars = "".join(_BARS[min(round(factor * 7), 7)] for factor in run["schedule"])
     resumed = info["start"]["resumed"]
     return [
-        *[("text", _format_split(name, split) + _format_details(split)) for name, split in text["splits"].items()],
+        ("text", _format_documents(text)),
+        *([("", text["held_out"])] if text["held_out"] else []),
+        *[("", _format_split(name, split) + _format_details(split)) for name, split in text["splits"].items()],
         ("", f"vocabulary of {text['vocabulary']:,}"),
         *[("note", note) for note in text["notes"]],
         *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
@@ -202,6 +215,14 @@ def print_lines(lines: list[Line], file: Any) -> None:
         print(f"{label:<7}{text}", file=file)
 
 
+def _format_documents(text: RunInfo) -> str:
+    noun, others = "documents" if text["documents"] != 1 else "document", ""
+    if text["document"].startswith("a file"):
+        others = " line or paragraph"
+    change = f"--data.reader.document{others} changes it"
+    return f"{text['documents']:,} {noun} ({text['document']}; {change}), {format_bytes(text['bytes'])}"
+
+
 def _format_split(name: str, split: RunInfo) -> str:
     return f"{name} {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
 
@@ -218,7 +239,7 @@ def _format_model(model: RunInfo) -> str:
 
 def _format_run(run: RunInfo) -> str:
     interval = run["validation_every"]
-    no_validation = "no validation (no valid_files or valid_fraction)"
+    no_validation = "no validation (data.valid_fraction sets it)"
     validation = f"validation every {interval:,} steps" if interval else no_validation
     steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
     if run["steps"] is None:

@@ -200,7 +200,7 @@ class RunSetup(Callback):
         self.passes = sizes.passes
         if self.options["max_epochs"] == "auto":
             self.options["max_epochs"] = options["trainer.max_epochs"]
-        self.chosen |= {f"data.{name}": value for name, value in getattr(data, "resolved", dict)().items()}
+        self.chosen |= {f"data.{name}": value for name, value in data.resolved().items()}
         for name, value in self.chosen.items():
             auto.set_option(self.settings, name, value)
 
