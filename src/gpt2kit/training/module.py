@@ -67,8 +67,8 @@ class GPT2Module(pl.LightningModule):
             of 2.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
-        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
-            long enough to repay it.
+        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks from the second
+            step on, if the run is long enough to repay it.
         optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
             the rest, which does not.
         schedule: Factor of the learning rate at each optimizer step.
@@ -128,6 +128,7 @@ class GPT2Module(pl.LightningModule):
         self.schedule = schedule
         self.wants_compile = compile
         self.compiled: Compile = "off" if compile == "auto" else compile  # RunSetup decides what auto means
+        self._is_compiled = False
         self.document_start = document_start
         # The user's values of options that the tokenizer decides. They must agree with it.
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
@@ -340,7 +341,15 @@ class GPT2Module(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.model.use_attention(self.attention)
-        self.model.compile_for_training(self.compiled)
+        if self.wants_compile != "auto":
+            self.model.compile_for_training(self.compiled)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Compilation takes longer than all that comes before it, so `auto` takes the first step without it. Which steps
+        # are compiled depends on their numbers alone, so a resumed run computes the same.
+        if self.wants_compile == "auto" and not self._is_compiled and self.trainer.global_step:
+            self._is_compiled = True
+            self.model.compile_for_training(self.compiled)
 
     def choose_attention(self, device: torch.device) -> Choice:
         """Return how attention is computed in training on a device, and why."""
