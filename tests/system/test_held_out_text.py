@@ -15,6 +15,7 @@ from gpt2kit.cli import parser, train
 from gpt2kit.cli import test as evaluate
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
+from gpt2kit.tokenization.trainers import TokenizerSpec
 
 # Only the size of the model and of the run; nothing about the text.
 TINY = [
@@ -46,7 +47,7 @@ def trained(call: Call, *options: str) -> str:
     return err
 
 
-def tested(call: Call) -> dict[str, Any]:
+def score_run(call: Call) -> dict[str, Any]:
     """Return the results of test.py on the run's own test text."""
     code, out, err = call(lambda args: parser.run(evaluate.test, args), "--ckpt_path", RUN, "--json_output", "-")
     assert code == 0, err
@@ -61,7 +62,9 @@ def held_out() -> tuple[list[str], list[str]]:
     return list(Reader().read(paths, split_range=training)), list(Reader().read(paths, split_range=test))
 
 
-def test_a_folder_of_text_files_trains_and_tests_with_one_command_each(novels: list[str], call: Call) -> None:
+def test_a_folder_of_text_files_trains_and_tests_with_one_command_each(
+    novels: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     err = trained(call)
     assert "text   12 documents (a file each; --data.reader.document line or paragraph changes it)" in err
     assert "held out of each document, at its end: 5 % for validation, 5 % for the test" in err
@@ -69,16 +72,18 @@ def test_a_folder_of_text_files_trains_and_tests_with_one_command_each(novels: l
     training, test = held_out()
     for text, start, end in zip(novels, training, test, strict=True):
         assert text.startswith(start) and text.endswith(end) and len(start) + len(end) < len(text)
-    figures = tested(call)
+    figures = score_run(call)
     assert figures["text"]["documents"] == 12
     assert figures["text"]["bytes"] == sum(len(text.encode()) for text in test)
-    assert tested(call)["results"][0]["nll"] == figures["results"][0]["nll"]
-    # The same command again takes the same split; so does a resume.
-    code, _, err = call(train.main, "--ckpt_path", RUN, "--trainer.max_steps=3")
-    assert code == 0, err
+    assert score_run(call)["results"][0]["nll"] == figures["results"][0]["nll"]
+    # The same command again has the same splits and the same tokenizer. A resume keeps them whatever the defaults are.
     trained(call)
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2kit.data.datamodule.default_spec", lambda size: TokenizerSpec(vocab_size=300))
+        code, _, err = call(train.main, "--ckpt_path", RUN, "--trainer.max_steps=3")
+    assert code == 0, err
     first, second = (checkpoint.peek(f"lightning_logs/version_{number}").metadata for number in (0, 1))
-    assert first["data"] == second["data"] and first["tokenizer"] == second["tokenizer"]
+    assert first["step"] == 3 and first["data"] == second["data"] and first["tokenizer"] == second["tokenizer"]
 
 
 def test_records_of_json_lines_are_held_out_whole(inside: Path, call: Call) -> None:
@@ -91,7 +96,7 @@ def test_records_of_json_lines_are_held_out_whole(inside: Path, call: Call) -> N
     assert "held out by a hash of each document: 5 % for validation, 5 % for the test" in err
     training, test = held_out()
     assert not {*training} & {*test} and all(text.endswith("morning") for text in test)
-    assert tested(call)["text"]["documents"] == len(test) > 10
+    assert score_run(call)["text"]["documents"] == len(test) > 10
 
 
 def test_a_fraction_of_few_documents_cuts_each_of_them(novels: list[str], call: Call) -> None:
@@ -116,11 +121,11 @@ def test_a_run_of_an_earlier_version_keeps_its_split_by_hash(
     assert "held out by a hash" in err
     training, test = held_out()
     assert {*training} < {*novels} and {*test} < {*novels}
-    assert tested(call)["text"]["documents"] == len(test)
+    assert score_run(call)["text"]["documents"] == len(test)
     code, _, err = call(train.main, "--ckpt_path", RUN, "--trainer.max_steps=3")
     assert code == 0 and "held out by a hash" in err, err
     assert held_out() == (training, test)
-    code, _, err = call(train.main, "--ckpt_path", RUN, "--data.valid_fraction=0.2", "--trainer.max_steps=4")
+    code, _, err = call(train.main, "--ckpt_path", RUN, "--data.valid_fraction=0.6", "--trainer.max_steps=4")
     assert code == 4 and "this checkpoint belongs to a different run: text was" in err
 
 

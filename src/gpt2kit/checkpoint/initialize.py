@@ -98,11 +98,14 @@ def cache_tokenizer(tokenizer: Tokenizer, cache_dir: str) -> str:
 
 
 def restore_tokenizer(config: Any, resumed: Path) -> None:
-    """Restore a cached tokenizer that was deleted, from the checkpoint that is resumed."""
+    """Take the tokenizer of the resumed checkpoint if the config names none, or a cached one that was deleted.
+
+    In runs of earlier versions, none means the folder that was their default.
+    """
     name = config.data.tokenizer
-    if isinstance(name, str) and not Path(name).exists():
+    if name is None or (isinstance(name, str) and not Path(name).exists()):
         own = tokenizers.from_json(str(checkpoint.read(resumed)[checkpoint.KEY]["tokenizer"]), str(resumed))
-        if Path(name).name == tokenizers.fingerprint(own)[:24]:
+        if name is None or Path(name).name == tokenizers.fingerprint(own)[:24]:
             config.data.tokenizer = cache_tokenizer(own, config.data.cache_dir)
 
 

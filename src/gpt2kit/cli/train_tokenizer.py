@@ -119,9 +119,9 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
 
 
 def _passages(documents: Iterator[str]) -> Iterator[str]:
-    """Cut documents at line ends into passages of about 4,096 characters, so that part of a long one is held out."""
+    """Cut documents at line ends into passages of about 1,024 characters, so that part of a long one is held out."""
     for document in documents:
-        for lines in batched(document.splitlines(keepends=True), 4096):
+        for lines in batched(document.splitlines(keepends=True), 1024):
             yield "".join(lines)
 
 

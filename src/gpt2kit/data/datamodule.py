@@ -171,7 +171,7 @@ class TextDataModule(pl.LightningDataModule):
 
         `order` compares the number of tokens when it is known.
         """
-        size, tokens = self.survey.bytes, self.block_size * self.batch_size + 1
+        size, tokens = self.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
         if size * (1 - sum(self.fractions)) < tokens:
             purpose = "train, validate and test" if any(self.fractions) else "train"
             raise DataError(

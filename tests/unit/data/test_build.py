@@ -278,7 +278,7 @@ def test_each_source_has_its_pieces_documents_and_tokens(
 
 
 def test_files_that_are_not_reached_count_nothing(two_files: None, build_store: BuildStore) -> None:
-    sources = build_store(reader=Reader(max_documents=2)).index.sources
+    sources = build_store(reader=Reader("line", max_documents=2)).index.sources
     assert [(source.pieces, source.documents) for source in sources] == [(2, 2), (0, 0)]
 
 
@@ -294,7 +294,7 @@ def test_progress_counts_the_bytes_of_files_as_stored(tmp_path: Path, trained: T
 def test_notes_of_the_reader_are_kept_in_the_store(tmp_path: Path, build_store: BuildStore) -> None:
     (tmp_path / "a.txt").write_text("a long line\nx\n")
     for _ in range(2):
-        assert build_store(reader=Reader(min_chars=3)).notes[0].startswith("1 documents left out")
+        assert build_store(reader=Reader("line", min_chars=3)).notes[0].startswith("1 documents left out")
 
 
 BATCHES = [
