@@ -251,7 +251,8 @@ def _size_lines(info: RunInfo) -> list[Line]:
     """Return a line of the numbers that replace `auto`; none if all are set, as in a resumed run."""
     options, passes, tokens = info["auto"]["options"], info["auto"]["passes"], info["text"]["splits"]["train"]["tokens"]
     chosen = [text.format(options[name]) for name, text in _SIZE_TEXTS.items() if name in options]
-    reason = f"for {passes:.3g} passes over {tokens:,} tokens. Set these options to change them"
+    count = f"{passes:,.0f}" if passes >= 10 else f"{passes:.2g}"
+    reason = f"for {count} passes over {tokens:,} tokens. Set these options to change them"
     return [("auto", f"{', '.join(chosen)}: {reason}")] if chosen else []
 
 
