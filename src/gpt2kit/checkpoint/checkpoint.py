@@ -91,7 +91,7 @@ def check_resumable(file: Path) -> None:
     """Raise unless the file is a valid checkpoint with everything that resuming needs."""
     raw = read(file)
     if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
-        raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one written by trainer.py")
+        raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one that gpt2kit has trained")
 
 
 def peek(path: str | Path) -> CheckpointInfo:
@@ -126,7 +126,7 @@ def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[
     raw = read(file, verify)
     metadata, state = raw.get(KEY), raw.get("state_dict")
     if not isinstance(metadata, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
+        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one that gpt2kit has trained")
     version = metadata.get("format")
     if type(version) is not int or version != FORMAT:
         raise CheckpointError(
@@ -194,7 +194,7 @@ def read(file: Path, verify: bool = True) -> dict[str, Any]:
         reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
+        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one that gpt2kit has trained")
     return raw
 
 

@@ -8,6 +8,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError
 
 LOGS = "lightning_logs"
@@ -46,17 +47,16 @@ def best_of(paths: list[Path], k: int = 1) -> list[Path]:
 def runs(logs: Path = Path(LOGS)) -> list[Path]:
     """Return the run folders in a folder, the one that was started or resumed last first."""
     folders = [folder for folder in logs.glob("*") if any((folder / name).exists() for name in _FILES)]
-    return sorted(folders, key=_start_time, reverse=True)
+    return sorted(folders, key=lambda run: (start_time(run), run.stat().st_mtime), reverse=True)  # times are in seconds
 
 
-def _start_time(run: Path) -> tuple[float, float]:
-    """Return the time of a run's last start, or of the last change to its folder; and the latter, for equal times."""
-    changed = run.stat().st_mtime
+def start_time(run: Path) -> float:
+    """Return the time of a run's last start, else of the last change to its folder."""
     try:
         started = json.loads((run / START).read_text(encoding="utf-8"))[-1]["start"]["time"]
-        return datetime.fromisoformat(started).timestamp(), changed
+        return datetime.fromisoformat(started).timestamp()
     except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):  # missing or damaged
-        return changed, changed
+        return run.stat().st_mtime
 
 
 def resolve(path: str | Path, logs: Path = Path(LOGS)) -> str | Path:
@@ -68,7 +68,8 @@ def resolve(path: str | Path, logs: Path = Path(LOGS)) -> str | Path:
         for run in runs(logs):
             return run
         raise CheckpointError(
-            f"{path}: {logs} contains no run (current folder: {Path.cwd()}). Train one, or name a path"
+            f"{path}: {logs} contains no run (current folder: {Path.cwd()}). Train one with {command_name('train')} "
+            "TEXT, or name a path"
         )
     if isinstance(path, str) and path == Path(path).name and not Path(path).exists() and (logs / path).is_dir():
         return logs / path
@@ -89,7 +90,7 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(f"{name}: the newest run, {path}, has no checkpoint. Name another run")
     if not best:
         raise CheckpointError(
-            f"{path}: contains no checkpoint. Give a run folder such as lightning_logs/version_0, or a Hugging Face "
-            "folder, which has a config.json"
+            f"{path}: contains no checkpoint. Name a run, such as `last`, or a Hugging Face folder, which has a "
+            "config.json"
         )
     return best[0]

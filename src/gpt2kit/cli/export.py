@@ -1,15 +1,16 @@
-"""Implements `export.py`: a checkpoint as a Hugging Face folder, and as a GGUF file."""
+"""Implements `gpt2kit export`: a checkpoint as a Hugging Face folder, and as a GGUF file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import refuse
 from gpt2kit.model.config import Dtype
 
 
 def export(
-    ckpt_path: str,
+    ckpt_path: Positional[str],
     output_dir: Path,
     dtype: Dtype = "float32",
     force: bool = False,

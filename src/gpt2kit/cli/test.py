@@ -1,4 +1,4 @@
-"""Implements `test.py`: loss, perplexity and bits per byte of checkpoints on text."""
+"""Implements `gpt2kit test`: loss, perplexity and bits per byte of checkpoints on text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import Problems, refuse
 from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
 from gpt2kit.files import write_text
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def test(
-    ckpt_path: list[str],
+    ckpt_path: Positional[list[str]],
     files: list[str] | None = None,
     reader: Reader | None = None,
     options: EvaluationOptions = EvaluationOptions(),

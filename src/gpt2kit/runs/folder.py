@@ -78,7 +78,7 @@ def read_metrics(folder: Path) -> dict[str, Series]:
         rows = csv.DictReader(file)
         series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
         if "step" not in series:
-            raise DataError(f"{path}: no column `step`, so it is not a log of trainer.py. Name a run folder")
+            raise DataError(f"{path}: no column `step`, so it is not the log of a run. Name a run folder")
         for row in complete_rows(rows):
             with contextlib.suppress(ValueError, OverflowError):
                 step = int(float(row.pop("step")))

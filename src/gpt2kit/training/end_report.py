@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 from pathlib import Path
 
 from gpt2kit.checkpoint import checkpoint, paths
+from gpt2kit.commands import command_name, is_script
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.generation.generator import Generator
@@ -70,11 +70,9 @@ def command(verb: str, run: Path, options: str = "") -> str:
     """Return a command for a run, in the form in which this program was started."""
     is_newest = any(run.samefile(newest) for newest in paths.runs()[:1])
     name = "last" if is_newest else shlex.quote(str(run))
-    if Path(sys.argv[0]).name == "trainer.py":
-        script = "trainer.py" if verb == "train" else f"{verb}.py"
-        return f"python {script} --ckpt_path {name} {options}".rstrip()
-    option = "--ckpt_path " if verb == "train" else ""
-    return f"gpt2kit {verb} {option}{name} {options}".rstrip()
+    program = f"python {command_name(verb)}" if is_script() else command_name(verb)
+    option = "--ckpt_path " if is_script() or verb == "train" else ""
+    return f"{program} {option}{name} {options}".rstrip()
 
 
 def _score_lines(run: Path) -> list[Line]:

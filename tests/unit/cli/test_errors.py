@@ -107,6 +107,14 @@ def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..
     assert code == 2 and "Did you mean --files?" in err
 
 
+def test_a_prompt_without_quotes_is_one_clear_error(call: Callable[..., Outcome], inside: Path) -> None:
+    arguments = ["last", "--prompt", "Once", "upon", "a", "time"]
+    code, _, err = call(lambda args: run_command(generate.generate, args), *arguments)
+    advice = 'which takes one value. Quote it: --prompt "Once upon a time"'
+    assert code == 2 and err == f"error: unexpected argument 'upon' after --prompt, {advice}\n"
+    assert parse(generate.generate, ["last", "--prompt", "a b", "--prompt", "c"])["prompt"] == ["a b", "c"]
+
+
 def test_a_list_takes_several_values_and_may_be_repeated() -> None:
     arguments = ["--files", "a", "b", "--output_dir", "o", "--files", "1.5"]
     assert parse(train_tokenizer, arguments)["files"] == ["a", "b", "1.5"]
