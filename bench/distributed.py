@@ -74,6 +74,7 @@ def throughput(work: Path, ranks: int, strategy: str, n_embd: int, optimizer: st
         "model.n_layer": 4,
         "model.n_head": 4,
         "model.n_embd": n_embd,
+        "model.dropout": 0.0,
         "model.optimizer": f"gpt2kit.optim.{optimizer}",
         "trainer.max_steps": STEPS,
         "trainer.log_every_n_steps": 4,

@@ -83,6 +83,7 @@ def compare(
         "model.n_layer": layers,
         "model.n_head": heads,
         "model.n_embd": width,
+        "model.dropout": 0.0,
         "model.attention": attention,
         "trainer.precision": precision,
         "trainer.max_steps": steps,

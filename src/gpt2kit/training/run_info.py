@@ -38,6 +38,13 @@ Line = tuple[str, str]
 # Number of steps for which a schedule is shown if that of the run is not known.
 _ASSUMED_STEPS = 10_000
 _BARS = "▁▂▃▄▅▆▇█"
+_SIZE_TEXTS = {
+    "model.n_layer": "{} layers",
+    "model.n_head": "{} heads",
+    "model.n_embd": "width {}",
+    "model.dropout": "dropout {:g}",
+    "model.optimizer.init_args.weight_decay": "weight decay {:g}",
+}
 
 
 def describe_text(data: TextDataModule) -> RunInfo:
@@ -82,7 +89,7 @@ def describe_run(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module, va
     total = steps or _ASSUMED_STEPS
     # One matrix and one vector, to see the learning rate of each group.
     groups = [{"params": [torch.nn.Parameter(torch.zeros(shape))]} for shape in ((2, 2), (2,))]
-    optimizer = gpt2.optimizer(groups)
+    optimizer = gpt2.make_optimizer(groups)
     return {
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,
@@ -163,6 +170,7 @@ def summary_lines(info: RunInfo) -> list[Line]:
         ("", " | ".join(_format_split(*split) for split in splits.items())),
         ("model", _format_model(info["model"])),
         ("run", _format_run(info["run"])),
+        *_size_lines(info),
         *_device_lines(info["start"]),
         ("folder", info["folder"] or "none: nothing is saved"),
         *([("resume", resumed)] if resumed else []),
@@ -190,6 +198,7 @@ def plan_lines(info: RunInfo) -> list[Line]:
         *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
         ("model", _format_model(info["model"])),
         ("", architecture),
+        *_size_lines(info),
         *[("start", note) for note in info["start"]["begun"]],
         ("run", _format_run(run)),
         ("", compare_sizes(info)),
@@ -237,6 +246,15 @@ def _format_run(run: RunInfo) -> str:
     if run["steps"] is None:
         return f"until the time limit, in {steps}; an epoch has {epoch}; {validation}"
     return f"{run['steps']:,} {steps} = {run['epochs']:.2f} epochs of {epoch}; {validation}"
+
+
+def _size_lines(info: RunInfo) -> list[Line]:
+    """Return a line of the numbers that replace `auto`; none if all are set, as in a resumed run."""
+    options, passes, tokens = info["auto"]["options"], info["auto"]["passes"], info["text"]["splits"]["train"]["tokens"]
+    chosen = [text.format(options[name]) for name, text in _SIZE_TEXTS.items() if name in options]
+    count = f"{passes:,.0f}" if passes >= 10 else f"{passes:.2g}"
+    reason = f"for {count} passes over {tokens:,} tokens. Set these options to change them"
+    return [("auto", f"{', '.join(chosen)}: {reason}")] if chosen else []
 
 
 def _device_lines(start: RunInfo) -> list[Line]:
