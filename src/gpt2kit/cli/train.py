@@ -225,8 +225,11 @@ class TrainCLI(LightningCLI):
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
-def main(args: list[str]) -> None:
-    """Run trainer.py. Rank 0 reports errors; an error of another rank names its rank."""
+def main(args: list[str]) -> Path | None:
+    """Run trainer.py; return the folder of the run, if one was trained.
+
+    Rank 0 reports errors; an error of another rank names its rank.
+    """
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
@@ -243,7 +246,8 @@ def main(args: list[str]) -> None:
         elif early.tune == "lr":
             TrainCLI([*without_tune(args), "--plan"]).find_learning_rate()
         else:
-            _train(args)
+            return _train(args)
+        return None
     except Exception as error:
         rank, known = launched_rank(), error if isinstance(error, UserError) else None
         known = known or distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
@@ -255,7 +259,7 @@ def main(args: list[str]) -> None:
         raise SystemExit(known.exit_code) from None
 
 
-def _train(args: list[str]) -> None:
+def _train(args: list[str]) -> Path | None:
     cli = None
     try:
         cli = TrainCLI(args)
@@ -268,6 +272,8 @@ def _train(args: list[str]) -> None:
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
+            return _run_folder(cli)
+        return None
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
@@ -276,7 +282,9 @@ def _train(args: list[str]) -> None:
                 raise SystemExit(128 + signal.SIGTERM) from None
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
-        raise
+        if cli is None or stop.code:
+            raise
+        return _run_folder(cli)  # the time limit of this start
     except UserError as error:
         if "--plan" in args:
             raise UserError(str(error)) from error  # a plan exits with 2, whatever is invalid
@@ -285,7 +293,12 @@ def _train(args: list[str]) -> None:
         raise
 
 
+def _run_folder(cli: TrainCLI) -> Path | None:
+    folder = cli.trainer.log_dir
+    return Path(folder) if folder else None
+
+
 def _last_checkpoint(cli: TrainCLI | None) -> str:
-    run = cli.trainer.log_dir if cli else None
-    newest = next(iter(checkpoint.checkpoints(Path(run))), None) if run else None
+    run = _run_folder(cli) if cli else None
+    newest = next(iter(checkpoint.checkpoints(run)), None) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
