@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import MachineError, Problems, UserError, nearest, refuse
+from gpt2kit.evaluation.options import Precision as ScoringPrecision
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems, is_text
 from gpt2kit.metrics import Score
@@ -49,7 +50,7 @@ class Model:
     def __init__(self, checkpoint: LoadedCheckpoint, device: str = "auto", precision: Precision = "auto") -> None:
         self.checkpoint = checkpoint
         self.generator = Generator(checkpoint, precision, device=device)
-        self._scoring_precision: Precision = "32" if precision == "auto" else precision
+        self._scoring_precision: ScoringPrecision = "32" if precision == "auto" else precision
 
     def __repr__(self) -> str:
         shape = self.checkpoint.shape
@@ -64,7 +65,9 @@ class Model:
         return prepare(self.checkpoint.model, str(self.generator.gpt2.device), self._scoring_precision)
 
     @overload
-    def generate(self, prompt: str = "", n: Literal[1] = 1, *, stream: Literal[False] = False, **options: Any) -> str: ...
+    def generate(
+        self, prompt: str = "", n: Literal[1] = 1, *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
     @overload
     def generate(self, prompt: str = "", *, n: int, stream: Literal[False] = False, **options: Any) -> list[str]: ...
     @overload
@@ -85,7 +88,7 @@ class Model:
         """
         names = [field.name for field in dataclasses.fields(GenerationOptions) if field.name != "num_samples"]
         _refuse_unknown("generate", options, [*names, "n", "stream"])
-        values = {name: [value] if isinstance(value, str) else value for name, value in options.items()}
+        values: dict[str, Any] = {name: [value] if isinstance(value, str) else value for name, value in options.items()}
         chosen = GenerationOptions(num_samples=n, **values)
         try:
             messages = generation_problems(chosen)
@@ -108,12 +111,10 @@ class Model:
             yield chunk.text
 
     @overload
-    def score(self, texts: str, stride: int | None = None, batch_size: int = 16) -> Score: ...
+    def score(self, texts: str, stride: int | None = None, batch_size: int = 16) -> Score: ...  # type: ignore[overload-overlap]
     @overload
     def score(self, texts: Iterable[str], stride: int | None = None, batch_size: int = 16) -> list[Score]: ...
-    def score(
-        self, texts: str | Iterable[str], stride: int | None = None, batch_size: int = 16
-    ) -> Score | list[Score]:
+    def score(self, texts: str | Iterable[str], stride: int | None = None, batch_size: int = 16) -> Score | list[Score]:
         """Return how well the model predicts each text: the figures of test.py for the text as one document.
 
         Args:
@@ -227,7 +228,7 @@ def train(
     from gpt2kit.cli import train as command
 
     names = _option_names()
-    _refuse_unknown("train", settings, names)
+    _refuse_unknown("train", settings, [*names, "files", "config", "options"])
     values: dict[str, Any] = {} if files is None else {"data.train_files": files}
     values |= {names[name]: value for name, value in settings.items()} | dict(options or {})
     if unsupported := [name for name in values if name in _NOT_TRAINING]:
@@ -237,7 +238,10 @@ def train(
     if values.pop("override_optimizer", False):
         arguments.append("--override_optimizer")  # a flag
     for name, value in values.items():
-        text = value if isinstance(value, str | Path) else json.dumps(value, default=os.fspath)
+        try:
+            text = value if isinstance(value, str | Path) else json.dumps(value, default=os.fspath)
+        except TypeError:
+            raise UserError(f"{name}: must be plain values. Give a class as its class_path and init_args") from None
         arguments.append(f"--{name}={text}")
     try:
         with warnings.catch_warnings():  # the command filters some warnings
@@ -266,9 +270,10 @@ def _option_names() -> dict[str, str]:
     owners += [("model.optimizer", Muon), ("trainer", make_trainer), ("trainer", pl.Trainer)]
     for owner, kind in owners:
         for parameter in inspect.signature(kind).parameters.values():
-            if parameter.kind is not parameter.VAR_KEYWORD and f"{owner}.{parameter.name}" not in LINKED:
-                names.setdefault(parameter.name, f"{owner}.{parameter.name}")
-    return {name: full for name, full in names.items() if full != "model.optimizer.params"}
+            full = f"{owner}.{parameter.name}"
+            if parameter.kind is not parameter.VAR_KEYWORD and full not in (*LINKED, "model.optimizer.params"):
+                assert names.setdefault(parameter.name, full) == full, f"{parameter.name}: the name of two options"
+    return names
 
 
 def _refuse_unknown(function: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -153,7 +153,7 @@ def read_documents(
 def write_table(path: Path, documents: Iterable[Surprisal]) -> None:
     """Write tab-separated rows, with the number of each document from 1 on.
 
-    Fields with a quote are quoted, and \\\\, \\t, \\n and \\r are written with a backslash, so that R and pandas read it.
+    Fields with a quote are quoted; backslash, tab and line ends are escaped. So R and pandas can read it.
     """
     with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")

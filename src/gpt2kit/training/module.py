@@ -157,13 +157,14 @@ class GPT2Module(pl.LightningModule):
         """Return a module in eval mode with the weights and the tokenizer of a checkpoint; no code in it is executed.
 
         Args:
-            checkpoint_path: `last`, a run folder (its best checkpoint), a .ckpt file, a Hugging Face folder or hub name.
+            checkpoint_path: `last`, a run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder.
             map_location: the device. Default: the CPU.
             **options: other parameters of the module, such as `optimizer`.
         """
         opened = checkpoint.open(checkpoint_path)
         module = cls(**opened.shape, document_start=opened.document_start, **options)
         module.model.load_state_dict(opened.state)
+        module.model.use_attention(module.attention)
         module.tokenizer = opened.tokenizer
         return module.eval().to(map_location or "cpu")
 
