@@ -231,11 +231,6 @@ def read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:
         yield piece
 
 
-def split_text(text: str) -> Iterator[str]:
-    """Yield a text in pieces, as a reader yields a file that is one document."""
-    return _split_text(iter([text]), "")
-
-
 def _separator(document: str, auto: str) -> str:
     """Return what separates documents; empty if they are never split."""
     return {"auto": auto, "line": "\n", "paragraph": "\n\n", "file": ""}.get(document, document)
@@ -281,3 +276,8 @@ def _strip(document: str, margin: str, is_continued: bool) -> Iterator[str]:
         document = document.lstrip(margin)
     if document:
         yield document
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Yield a text in pieces, as a reader yields a file that is one document."""
+    return _split_text(iter([text]), "")
