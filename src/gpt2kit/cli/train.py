@@ -260,8 +260,11 @@ class TrainCLI(LightningCLI):
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
-def main(args: list[str]) -> None:
-    """Train. Rank 0 reports errors; an error of another rank names its rank."""
+def main(args: list[str]) -> Path | None:
+    """Train; return the folder of the run, if one was trained.
+
+    Rank 0 reports errors; an error of another rank names its rank.
+    """
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
@@ -279,7 +282,8 @@ def main(args: list[str]) -> None:
         elif early.tune == "lr":
             TrainCLI([*without_tune(args), "--plan"]).find_learning_rate()
         else:
-            _train(args)
+            return _train(args)
+        return None
     except Exception as error:
         rank, known = launched_rank(), error if isinstance(error, UserError) else None
         known = known or distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
@@ -299,7 +303,7 @@ def with_text(args: list[str]) -> list[str]:
     return [*args, f"--data.train_files={text[0] if len(text) == 1 else json.dumps(text, ensure_ascii=False)}"]
 
 
-def _train(args: list[str]) -> None:
+def _train(args: list[str]) -> Path | None:
     cli = None
     try:
         cli = TrainCLI(args)
@@ -313,6 +317,8 @@ def _train(args: list[str]) -> None:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
             cli.report_end()
+            return _run_folder(cli)
+        return None
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
@@ -323,7 +329,9 @@ def _train(args: list[str]) -> None:
                 raise KeyboardInterrupt from None
         if cli is not None:
             cli.report_stop()
-        raise
+        if cli is None or stop.code:
+            raise
+        return _run_folder(cli)  # the time limit of this start
     except UserError as error:
         if "--plan" in args:
             raise UserError(str(error)) from error  # a plan exits with 2, whatever is invalid
@@ -332,7 +340,12 @@ def _train(args: list[str]) -> None:
         raise
 
 
+def _run_folder(cli: TrainCLI) -> Path | None:
+    folder = cli.trainer.log_dir
+    return Path(folder) if folder else None
+
+
 def _last_checkpoint(cli: TrainCLI | None) -> str:
-    run = cli.trainer.log_dir if cli else None
-    newest = next(iter(checkpoint.checkpoints(Path(run))), None) if run else None
+    run = _run_folder(cli) if cli else None
+    newest = next(iter(checkpoint.checkpoints(run)), None) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

@@ -42,14 +42,19 @@ class Generator:
     Args:
         checkpoint: the open checkpoint.
         precision: precision of weights and arithmetic.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         note: called once with each note to the user. Default: log it.
     """
 
     def __init__(
-        self, checkpoint: LoadedCheckpoint, precision: Precision = "auto", note: Callable[[str], None] | None = None
+        self,
+        checkpoint: LoadedCheckpoint,
+        precision: Precision = "auto",
+        note: Callable[[str], None] | None = None,
+        device: str = "auto",
     ) -> None:
         self.tokenizer = checkpoint.tokenizer
-        self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision))
+        self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision, device))
         self.eos = tokenizers.eos_id(self.tokenizer)
         self._token_bytes = token_bytes(self.tokenizer)
         self._added_ids = added_ids(self.tokenizer)
@@ -164,9 +169,10 @@ class _Text:
         return self.stop.push(self.stream.flush().rstrip("\N{REPLACEMENT CHARACTER}")) + self.stop.flush()
 
 
-def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:
+def device_and_dtype(precision: Precision, device: str = "auto") -> tuple[str, torch.dtype]:
     """Return the device to generate on, and the dtype; auto: float32 on a CPU, 16 bits on a GPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     name = precision.removesuffix("-true")
     if name == "auto" and device == "cpu":
         name = "32"

@@ -245,3 +245,8 @@ def _strip(document: str, margin: str, is_continued: bool) -> Iterator[str]:
         document = document.lstrip(margin)
     if document:
         yield document
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Yield a text in pieces, as a reader yields a file that is one document."""
+    return _split_text(iter([text]), "")

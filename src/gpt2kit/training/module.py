@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import dtensor
-from gpt2kit.checkpoint import initialize
+from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
@@ -85,6 +86,7 @@ class GPT2Module(pl.LightningModule):
 
     model: GPT2
     frozen: FrozenParameters
+    tokenizer: Tokenizer  # only after `load_from_checkpoint`
 
     def __init__(
         self,
@@ -150,6 +152,24 @@ class GPT2Module(pl.LightningModule):
         self.validation: tuple[int, Score] | None = None  # the step and the score of the last one
         if vocab_size is not None:
             self.build()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: torch.device | str | None = None, **options: Any
+    ) -> GPT2Module:
+        """Return a module in eval mode with the weights and the tokenizer of a checkpoint; no code in it is executed.
+
+        Args:
+            checkpoint_path: `last`, a run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder.
+            map_location: the device. Default: the CPU.
+            **options: other parameters of the module, such as `optimizer`.
+        """
+        opened = checkpoint.open(checkpoint_path)
+        module = cls(**opened.shape, document_start=opened.document_start, **options)
+        module.model.load_state_dict(opened.state)
+        module.model.use_attention(module.attention)
+        module.tokenizer = opened.tokenizer
+        return module.eval().to(map_location or "cpu")
 
     def prepare_data(self) -> None:
         """Check the user's values against the tokenizer, before the run's folder is created."""
