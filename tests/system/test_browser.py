@@ -92,7 +92,7 @@ class Tab:
         self.page.wait_for_function(f"() => /{pattern}/m.test(document.body.innerText)", timeout=120000)
 
     def set_tokens(self, tokens: int) -> None:
-        box = self.page.get_by_label("number input for Maximum tokens")
+        box = self.page.get_by_label("number input for Max new tokens")
         box.fill(str(tokens))
         box.blur()
 
@@ -131,6 +131,23 @@ def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypa
     tab.wait_for_status(r"tokens\/s")
     assert tab.text() == first, "the same weights and seed under another name"
     assert not tab.dialogs and not tab.external_requests
+
+
+def test_the_labels_are_the_usual_terms(browser: Any, url: str) -> None:
+    tab = Tab(browser, url)
+    labels = "Model", "Prompt", "Example prompts", "Max new tokens", "Temperature", "Number of samples", "Seed"
+    for label in (*labels, "Generated text", "Token probabilities"):
+        assert tab.page.get_by_text(label).first.is_visible(), label
+
+
+def test_a_prompt_may_end_inside_a_word(browser: Any, url: str) -> None:
+    tab = Tab(browser, url)
+    tab.page.get_by_label("Prompt").fill("the quick ")
+    tab.set_tokens(20)
+    tab.generate.click()
+    tab.wait_for_status(r"^20 tokens, .* tokens\/s")
+    assert tab.text().startswith("the quick brown")
+    assert tab.page.locator(".t").first.inner_text().startswith(" ")
 
 
 def test_the_text_is_copied_and_downloaded_exactly(browser: Any, url: str) -> None:

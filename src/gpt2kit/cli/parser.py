@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Sequence
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import logs
@@ -79,7 +79,9 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             parser.add_argument(name, nargs="+", type=item, **options)
             continue
-        if hint is bool:
+        if hint is bool and parameter.default is True:  # --x and --no_x
+            options |= {"action": ActionYesNo(no_prefix="no_"), "default": True}
+        elif hint is bool:
             options |= {"action": "store_true"}
         else:
             options |= {"nargs": "+", "action": "extend", "type": item} if item else {"type": hint}
