@@ -19,7 +19,8 @@ def export(
     """Write a checkpoint as a Hugging Face folder, which AutoModelForCausalLM, AutoTokenizer and pipeline load.
 
     Args:
-        ckpt_path: A .ckpt file, a run folder (its best checkpoint), a Hugging Face folder or hf://OWNER/NAME.
+        ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
+            folder or hf://OWNER/NAME.
         output_dir: The folder to write. It appears only after a fresh process has loaded it and its model agrees with
             the checkpoint.
         dtype: Data type of the weights.

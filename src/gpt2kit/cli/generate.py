@@ -42,7 +42,8 @@ def generate(
     """Continue each prompt with a trained model. Only the text goes to standard output.
 
     Args:
-        ckpt_path: A run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder.
+        ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
+            folder or hf://OWNER/NAME.
         prompt: Text to continue. May be given several times; -: read standard input. Default: the start of a document.
         prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
         field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.

@@ -21,7 +21,7 @@ def plot(
     """Draw the curves of runs, or write a report of them as one self-contained page.
 
     Args:
-        runs: Run folders such as lightning_logs/version_0. Several are compared.
+        runs: `last` (the newest run), or names or folders of runs. Several are compared.
         output: The picture to write: .png, .svg or .pdf. Default: curves.png, in the folder of a single run.
         x: The x axis: optimizer steps, tokens seen, or hours of training.
         show: Open a window instead of writing a file.

@@ -26,8 +26,9 @@ def test(
     """Print loss, perplexity and bits per byte of a checkpoint on text, or compare several.
 
     Args:
-        ckpt_path: Run folders (their best checkpoint), .ckpt files, Hugging Face GPT-2 folders, or hf://OWNER/NAME.
-            Several are compared on the same documents, even if their tokenizers differ.
+        ckpt_path: `last` (the newest run), names or folders of runs (their best checkpoint), .ckpt files, Hugging Face
+            GPT-2 folders, or hf://OWNER/NAME. Several are compared on the same documents, even if their tokenizers
+            differ.
         files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
         reader: How files become documents. Default: as in training.
         json_output: Write every figure with full precision to this file; -: to standard output, instead of the table.

@@ -16,7 +16,7 @@ import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.cli.renamed import Rename
@@ -143,6 +143,8 @@ class TrainOptions:
             parser.set_defaults(initialize.source_defaults(self.source, self.config))
             self._parse(parser, args)
             self.problems += initialize.apply_defaults(self.config, self.source)
+            # The saved config names the run: `last` may be another one tomorrow.
+            self.config.model.init_from = str(paths.resolve(self.config.model.init_from))
 
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
         """Find the run to resume. The arguments override its own config, and each difference is printed."""
@@ -182,7 +184,8 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         "ckpt_path",
         str | None,
         None,
-        "Resume a run exactly where it stopped: `last`, a run folder (its newest valid checkpoint) or a .ckpt file.",
+        "Resume a run exactly where it stopped: `last` (the newest run), a run's name or folder (its newest valid "
+        "checkpoint) or a .ckpt file. `best` resumes the newest run at its best checkpoint.",
     ),
     ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
     ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),

@@ -24,7 +24,8 @@ def serve(
     """Generate text with trained models on a page in the browser.
 
     Args:
-        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders. May be given several times.
+        ckpt_path: `last` (the newest run), names or folders of runs, folders of several runs, .ckpt files, or Hugging
+            Face folders.
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
         auth: NAME:PASSWORD that users must enter.

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpt2kit.checkpoint import paths
+from gpt2kit.checkpoint.paths import START as START
 from gpt2kit.errors import DataError, UserError, first_line
 
-METRICS, CONFIG, START = "metrics.csv", "config.yaml", "start.json"
+METRICS, CONFIG = "metrics.csv", "config.yaml"
 STATUS, SAMPLES, TEST = "status.json", "samples.md", "test.json"
 # The heading of a section of samples.md.
 SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
@@ -57,8 +59,8 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the run in a folder."""
-    path = Path(folder)
+    """Read the run in a folder; `last` is the newest run."""
+    path = Path(paths.resolve(folder))
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder (current folder: {Path.cwd()}). Check the path")
     return Run(path, read_metrics(path), read_starts(path))

@@ -34,7 +34,7 @@ from gpt2kit.cli.train_tokenizer import train_tokenizer
         (["--data.tokenizer=none"], 3, "none"),
         (["--data.block_size=5000"], 3, "fewer than the 8 of one optimizer step"),
         (["--ckpt_path=none"], 4, "none"),
-        (["--ckpt_path=last"], 4, "no valid checkpoint to resume from"),
+        (["--ckpt_path=last"], 4, "contains no run"),
         (["--trainer.accelerator=gpu"], 5, "has no GPU that torch can use"),
     ],
 )
