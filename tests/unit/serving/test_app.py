@@ -136,6 +136,12 @@ def test_an_unknown_model_is_refused(service: Service) -> None:
         list(page.generate_content(service, "../../etc/passwd", "the", 5, 1.0, 0, 1.0, 1.0, 1, 1))
 
 
+def test_tokens_that_replace_the_end_of_a_prompt_are_shown_but_not_counted(service: Service) -> None:
+    *_, (text, tokens, status) = page.generate_content(service, "version_0", "the quick ", 5, 0, 0, 1.0, 1.0, 1, 1)
+    assert text.startswith("the quick brown") and status.startswith("5 tokens, ")
+    assert tokens.count('class="t"') == 6
+
+
 def test_tokens_are_escaped(service: Service) -> None:
     generator = service.model("version_0").generator
     assert generator is not None
