@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 import get
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace, set_parsing_settings
 
 from gpt2kit import callbacks, files, optim
 from gpt2kit.__main__ import COMMANDS
@@ -263,7 +263,7 @@ def table(actions: Iterable[argparse.Action], prefix: str = "", texts: dict[str,
 
 def format_type(action: argparse.Action) -> str:
     """Return a readable type of an option."""
-    if isinstance(action, argparse._StoreTrueAction):
+    if isinstance(action, (argparse._StoreTrueAction, ActionYesNo)):
         return "flag"
     prefix = "one or more: " if action.nargs == "+" else ""
     return prefix + format_hint(getattr(action, "_typehint", action.type))
@@ -298,6 +298,8 @@ def format_default(action: argparse.Action) -> str:
         return "required"
     if isinstance(action, argparse._StoreTrueAction):
         return "off"
+    if isinstance(action, ActionYesNo):
+        return "on"
     return format_value(action.default)
 
 

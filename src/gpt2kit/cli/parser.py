@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import logs
@@ -107,7 +107,9 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
         if _is_group(hint):
             _add_options(parser, hint)
             continue
-        if hint is bool:
+        if hint is bool and parameter.default is True:  # --x and --no_x
+            options |= {"action": ActionYesNo(no_prefix="no_"), "default": True}
+        elif hint is bool:
             options |= {"action": "store_true"}
         else:
             options |= {"type": item or hint}
