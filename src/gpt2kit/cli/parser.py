@@ -21,6 +21,7 @@ from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import logs
 from gpt2kit.cli import renamed
+from gpt2kit.cli.help import Parser
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -57,10 +58,12 @@ def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]
 def parser_of(function: Callable[..., object]) -> ArgumentParser:
     """Return the parser of a function's options, in the order of its signature.
 
-    A parameter that is a dataclass stands for its fields.
+    A parameter that is a dataclass stands for its fields. They are a group of `--help`, and those of a base class
+    another one.
     """
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    epilog = "--debug shows the traceback of an error."
+    parser = Parser(exit_on_error=False, allow_abbrev=False, description=description, epilog=epilog)
     _add_options(parser, function)
     return parser
 
@@ -70,6 +73,10 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
     classes = [base for base in reversed(source.__mro__) if _is_group(base)] if isinstance(source, type) else [source]
     entries = [entry for each in classes for entry in docstring_parser.parse_from_object(each).params]
     helps = {entry.arg_name: entry.description for entry in entries}
+    containers: dict[str, typing.Any] = {}
+    for each in reversed(classes) if isinstance(source, type) else ():
+        group = parser.add_argument_group((inspect.getdoc(each) or "").partition(".")[0])
+        containers |= dict.fromkeys(inspect.get_annotations(each), group)
     for name, parameter in inspect.signature(source).parameters.items():
         hint, item = hints[name], _list_item(hints[name])
         options: dict[str, typing.Any] = {"help": helps.get(name, "")}
@@ -88,7 +95,7 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
                 options |= {"required": True}
             else:
                 options |= {"default": list(default) if item and default is not None else default}
-        parser.add_argument(f"--{name}", **options)
+        containers.get(name, parser).add_argument(f"--{name}", **options)
 
 
 def _is_group(hint: object) -> bool:

@@ -49,22 +49,21 @@ class GPT2Module(pl.LightningModule):
         embd_pdrop: Dropout after the embeddings. Default: dropout.
         attn_pdrop: Dropout of attention weights. Default: dropout.
         resid_pdrop: Dropout of each residual branch. Default: dropout.
-        initializer_range: Standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
+        initializer_range: Standard deviation of initial weights. Residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: Added to the variance in layer norms.
-        init_from: Initial weights: a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
+        init_from: Initial weights: a run, checkpoint, Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
             n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
             data.tokenizer. A resumed run does not read it again.
-        replace_tokenizer: Adapt the weights of init_from to data.tokenizer, if that is another vocabulary. Each new
-            token starts as the mean of the old tokens that spell it.
-        freeze: Parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
-            token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
+        replace_tokenizer: Adapt the weights of init_from to data.tokenizer. Each new token starts as the mean of the
+            old tokens that spell it.
+        freeze: Parts that are not trained, such as `embeddings` or `0-5`. Layers by number, `embeddings`, `layers`,
+            `body` (all but the token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
         freeze_steps: Optimizer steps for which freeze holds. Default: all.
-        lora_r: Rank of LoRA: small matrices next to the hidden ones are trained instead of all weights (needs the
-            package peft). 0: no LoRA. With replace_tokenizer the token embedding is trained, too. The small matrices
-            are merged into the weights when a checkpoint is opened.
-        lora_alpha: What LoRA adds to a weight matrix is multiplied by lora_alpha / lora_r. Default: 2 x lora_r, a scale
-            of 2.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
+        lora_r: Rank of LoRA, which trains small matrices next to the hidden ones. 0: no LoRA. It needs the package
+            peft. With replace_tokenizer the token embedding is trained, too. The small matrices are merged into the
+            weights when a checkpoint is opened.
+        lora_alpha: What LoRA adds to a matrix is scaled by lora_alpha / lora_r. Default: 2 x lora_r.
+        gradient_checkpointing: Save memory by recomputing activations in the backward pass. About a third slower.
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
         compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
             long enough to repay it.
