@@ -18,8 +18,9 @@ import get
 from jsonargparse import ArgumentParser
 
 from gpt2kit import files
+from gpt2kit.__main__ import COMMANDS
 from gpt2kit.cli import cache as cli_cache
-from gpt2kit.cli import export, generate, plot, test, train, train_help, train_tokenizer, web_demo
+from gpt2kit.cli import env, export, generate, plot, runs, test, train, train_help, train_tokenizer, web_demo
 from gpt2kit.cli import parser as command
 from gpt2kit.cli.help import format_default, invocation, is_option, text_of
 
@@ -35,15 +36,24 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "cache.py": cli_cache.manage,
     "data/get.py": get.get,
 }
+# Commands without a script.
+VERBS: dict[str, Callable[..., object]] = {"gpt2kit runs": runs.runs, "gpt2kit env": env.env}
 HEAD = """\
 # Command line: all options and config keys
 
-    python trainer.py --config configs/recipe/python.yaml --model.n_layer 8 --trainer.max_steps 2000
-    python trainer.py --print_config > config.yaml     # all options with their values
+    gpt2kit train my_texts/ --model.n_layer 8 --trainer.max_steps 2000
+    gpt2kit train --config recipe/python
+    gpt2kit train --print_config > config.yaml     # all options with their values
 
+In a clone, each command is also a script: `python trainer.py my_texts/` is `gpt2kit train my_texts/`.
+
+{commands}
+* Arguments before the first option are text or checkpoints: `gpt2kit train my_texts/` is `gpt2kit train
+  --data.train_files my_texts/`, `gpt2kit test last` is `gpt2kit test --ckpt_path last`.
 * Options can be arguments (`--model.n_layer 8`) or YAML (`n_layer: 8` under `model:`).
 * Later settings win: defaults, then config files, then arguments. `--config` may be given several times.
-* A section can be a file: `--model configs/model/tiny.yaml`.
+* A section can be a file: `--model configs/model/tiny.yaml`. The files in `configs` also have names: `--model
+  model/tiny`.
 * A class is named by its path, with its options under `init_args`. The short form on the command line is
   `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001`.
 * `null` stands for no value.
@@ -72,7 +82,7 @@ def page() -> str:
     """Return the content of docs/cli.md."""
     actions = trainer_parser()._actions
     unchanged = [action for action in actions if train_help.is_unchanged(action)]
-    parts = [HEAD, "## trainer.py\n"]
+    parts = [HEAD.replace("{commands}", commands()), "## trainer.py\n"]
     for title, group in train_help.grouped(action for action in actions if action not in unchanged).items():
         parts += [f"### {title}\n", table(group)]
     names = ", ".join(f"`{action.dest.removeprefix('trainer.')}`" for action in unchanged)
@@ -81,9 +91,24 @@ def page() -> str:
         for path in paths:
             parts += [f"### {option}: {path}\n", summary(pkgutil.resolve_name(path))]
             parts.append(table(train_help.class_options(path, option)))
-    for script, function in SCRIPTS.items():
+    for script, function in (SCRIPTS | VERBS).items():
         parts += [f"## {script}\n", summary(function), table(command.parser_of(function)._actions)]
     return "\n".join(parts)
+
+
+def commands() -> str:
+    """Return a table of the verbs of gpt2kit."""
+    lines = ["| command | script | |", "|---|---|---|"]
+    for verb, each in COMMANDS.items():
+        script = script_of(verb)
+        lines.append(f"| `gpt2kit {verb}` | {f'`{script}`' if script.endswith('.py') else ''} | {each.summary} |")
+    return "\n".join(lines) + "\n"
+
+
+def script_of(verb: str) -> str:
+    """Return the script that is the same as a verb, by which its section is named; `gpt2kit VERB` if there is none."""
+    script = "trainer.py" if verb == "train" else f"{COMMANDS[verb].module}.py"
+    return script if (ROOT / script).is_file() else f"gpt2kit {verb}"
 
 
 def trainer_parser() -> ArgumentParser:
@@ -97,7 +122,7 @@ def trainer_parser() -> ArgumentParser:
 
 def option_names(script: str) -> set[str]:
     """Return the names of all options of a script, including those of classes such as the reader."""
-    parser = trainer_parser() if script == "trainer.py" else command.parser_of(SCRIPTS[script])
+    parser = trainer_parser() if script == "trainer.py" else command.parser_of((SCRIPTS | VERBS)[script])
     names = {action.dest for action in parser._actions}
     for option, paths in {**train_help.CLASSES, "reader": train_help.CLASSES["data.reader"]}.items():
         if option in names:
@@ -112,8 +137,9 @@ def summary(source: Any) -> str:
 
 def table(actions: Iterable[argparse.Action]) -> str:
     """Return options as a Markdown table. Those of a section have the names of their config keys."""
-    lines = ["| option | default | |", "|---|---|---|"]
-    for action in filter(is_option, actions):
+    actions = list(filter(is_option, actions))
+    lines = ["| option | default | |", "|---|---|---|"] if actions else []
+    for action in actions:
         name, default = invocation(action), format_default(action)
         cells = (
             f"`{name.removeprefix('--') if '.' in action.dest else name}`",
@@ -121,7 +147,7 @@ def table(actions: Iterable[argparse.Action]) -> str:
             text_of(action),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ usage: {prog} [FILE ...] [options]
 
 {description}
 
-  {run} my_texts/                                     train on a folder of text
-  {run} --config configs/recipe/python.yaml --plan    show what a run would do, without training
-  {run} --ckpt_path last                              resume the newest run
+  {run} my_texts/                        train on a folder of text
+  {run} --config recipe/python --plan    show what a run would do, without training
+  {run} --ckpt_path last                 resume the newest run
 
 Options can also be in config files: --model.n_layer 8 is n_layer: 8 under model: in YAML. --debug shows the traceback
 of an error.

@@ -68,7 +68,8 @@ class GPT2Module(pl.LightningModule):
         compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
             long enough to repay it.
         optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
-            the rest, which does not.
+            the rest, which does not. Refused are torch.optim.Muon, which accepts only matrices, and LBFGS, which
+            accepts no groups.
         schedule: Factor of the learning rate at each optimizer step.
         max_nonfinite_steps: Maximum number of steps with a NaN or Inf gradient in the whole run. Their updates are
             skipped; the next such step stops training (exit code 6). Default: the first one stops it.
