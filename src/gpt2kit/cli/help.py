@@ -36,10 +36,8 @@ class HelpFormatter(DefaultHelpFormatter):
         argparse.HelpFormatter.__init__(self, prog, max_help_position=COLUMN, width=width)
 
     def _format_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None) -> str:
-        """Name what is required, unless the parser has a text of its own; the list of all options follows."""
-        required = (invocation(action) for action in actions if action.required)
-        line = usage or " ".join(["%(prog)s", *required, "[options]"])
-        return f"usage: {line % {'prog': self._prog}}\n\n"
+        """Leave out the options: their list follows."""
+        return f"usage: {(usage or '%(prog)s [options]') % {'prog': self._prog}}\n\n"
 
     def add_argument(self, action: argparse.Action) -> None:
         if is_option(action) or isinstance(action, argparse._HelpAction):
@@ -98,12 +96,10 @@ def text_of(action: argparse.Action, is_short: bool = False) -> str:
 
 
 def invocation(action: argparse.Action) -> str:
-    """Return an option as it is typed: `--top_k INT`."""
-    value = metavar(action)
-    if not action.option_strings:
-        return value
+    """Return an option as it is typed: `--top_k INT`, `--help[=all]`."""
     names = ", ".join(name for name in action.option_strings if not name.endswith("+"))
-    return f"{names} {value}".rstrip().replace(" \b", "")  # jsonargparse removes the space of --print_config[=...]
+    value = metavar(action)
+    return names + value if value.startswith("[=") else f"{names} {value}".rstrip()
 
 
 def metavar(action: argparse.Action) -> str:
@@ -112,9 +108,7 @@ def metavar(action: argparse.Action) -> str:
         return str(action.metavar)
     if action.nargs == 0:
         return ""
-    if not action.option_strings:
-        name = action.dest.rstrip("s").upper()
-    elif values := choices(action):
+    if values := choices(action):
         name = f"{{{','.join(values)}}}" if len(",".join(values)) < CHOICES_WIDTH else "NAME"
     else:
         kinds = [_TYPES.get(kind, "CLASS") if isinstance(kind, type) else str(kind) for kind in kinds_of(action)]
@@ -139,28 +133,27 @@ def choices(action: argparse.Action) -> list[str]:
 
 def class_options(action: argparse.Action) -> list[str]:
     """Return the names of the options of the class that an option names, if it is a class of gpt2kit."""
-    path = action.default.get("class_path", "") if isinstance(action.default, (dict, Namespace)) else ""
-    kinds = [pkgutil.resolve_name(path)] if path else kinds_of(action)
-    for kind in kinds:
+    path = action.default.get("class_path") if isinstance(action.default, (dict, Namespace)) else None
+    for kind in [pkgutil.resolve_name(path)] if path else kinds_of(action):
         if isinstance(kind, type) and kind.__module__.startswith("gpt2kit."):
             return [name for name in inspect.signature(kind).parameters if name != "params"]
     return []
 
 
 def format_default(action: argparse.Action) -> str:
-    """Return the default of an option as it is typed; empty if there is none, or if it is a flag."""
+    """Return the default of an option as it is typed; empty for None and for flags."""
     value = action.default
-    if value in (None, argparse.SUPPRESS, "") or value == [] or isinstance(action, argparse._StoreTrueAction):
+    if value in (None, argparse.SUPPRESS, "", [], ()) or isinstance(action, argparse._StoreTrueAction):
         return ""
     if isinstance(value, (Namespace, dict)):
         spec = dict(value.as_dict() if isinstance(value, Namespace) else value)
-        arguments = [f"{name} {v}" for name, v in (spec.get("init_args") or {}).items() if v is not None]
-        kind = str(spec.get("class_path", "")).rsplit(".", 1)[-1]
-        return " ".join([kind, f"({', '.join(arguments)})"] if arguments else [kind])
+        arguments = ", ".join(f"{name} {v}" for name, v in (spec.get("init_args") or {}).items() if v is not None)
+        kind = str(spec.get("class_path", "")).rpartition(".")[2]
+        return f"{kind} ({arguments})" if arguments else kind
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Path):
         return value.as_posix()
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(str, value))}]" if value else ""
+        return f"[{', '.join(map(str, value))}]"
     return str(value) if isinstance(value, (int, float, str)) else type(value).__name__

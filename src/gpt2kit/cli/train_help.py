@@ -55,7 +55,7 @@ _TEXTS = {
     **{f"trainer.{name}": text for name, text in LIGHTNING_OPTIONS.items()},
 }
 _UNCHANGED = "Passed to Lightning's Trainer, whose documentation describes it."
-_METAVARS = {"config": "FILE", "print_config": "\b[=comments]", "help": "\b[=all]"}
+_METAVARS = {"config": "FILE", "print_config": "[=comments]", "help": "[=all]"}
 _HEAD = """\
 usage: {prog} [FILE ...] [options]
 
@@ -74,11 +74,10 @@ of an error.
 def set_texts(parser: ArgumentParser) -> None:
     """Replace the texts of Lightning and jsonargparse in `--help`, `--print_config=comments` and docs/cli.md."""
     own = inspect.signature(make_trainer).parameters
-    for action in filter(is_option, parser._actions):
-        section, _, name = action.dest.partition(".")
-        default = _UNCHANGED if section == "trainer" and name not in own else action.help
-        action.help = _TEXTS.get(action.dest, default)
     for action in parser._actions:
+        section, _, name = action.dest.partition(".")
+        is_lightnings = section == "trainer" and is_option(action) and name not in own
+        action.help = _TEXTS.get(action.dest, _UNCHANGED if is_lightnings else action.help)
         action.metavar = _METAVARS.get(action.dest, action.metavar)
     for section, title in SECTIONS.items():
         (parser.groups or {})[section].title = title

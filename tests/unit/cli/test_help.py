@@ -74,7 +74,9 @@ class Colours:
     """The hue."""
 
 
-def paint(walls: list[str], /, colours: Colours = Colours(), coats: int | None = None, dry: bool = False) -> None:
+def paint(
+    walls: parser.Positional[list[str]], colours: Colours = Colours(), coats: int | None = None, dry: bool = False
+) -> None:
     """Paint walls.
 
     Args:
@@ -87,7 +89,7 @@ def paint(walls: list[str], /, colours: Colours = Colours(), coats: int | None =
 def test_help_of_a_command(call: Call) -> None:
     code, page, _ = call(lambda args: parser.run(paint, args), "--help")
     usage, *lines = page.splitlines()
-    assert code == 0 and usage.endswith(" WALL ... [options]")
+    assert code == 0 and usage.endswith(" WALLS ... [options]")
     texts = [" ".join(line.split()) for line in lines]
     assert texts.index("Which colours are used:") + 1 == texts.index("--hue FLOAT The hue. (default: 0.5)")
     assert "--coats INT Number of coats. Default: as many as it takes." in texts
