@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from gpt2kit.cli.known_options import leaves
 
@@ -106,7 +106,7 @@ def metavar(action: argparse.Action) -> str:
     """Return the placeholder of an option's value: from its name, its choices or its type; empty for a flag."""
     if action.metavar and not hasattr(action, "_typehint"):  # jsonargparse sets it for options with types
         return str(action.metavar)
-    if action.nargs == 0:
+    if action.nargs == 0 or isinstance(action, ActionYesNo):
         return ""
     if values := choices(action):
         name = f"{{{','.join(values)}}}" if len(",".join(values)) < CHOICES_WIDTH else "NAME"
