@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 import shutil
+import textwrap
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         return invocation(action)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _expand_help(self, action: argparse.Action) -> str:
         """Return the text of an option, which `--print_config=comments` prints, too."""
