@@ -106,3 +106,18 @@ def test_the_end_of_a_run_has_its_scores_a_sample_and_the_next_commands(
     elsewhere = inside / "elsewhere"
     code, _, err = call(train.main, *options, "--trainer.max_steps=2", f"--trainer.default_root_dir={elsewhere}")
     assert f"next   python test.py --ckpt_path {elsewhere}/lightning_logs/version_0\n" in err
+
+
+def test_the_choices_for_the_text_are_saved_and_kept(
+    options: list[str], corpus: Path, inside: Path, call: Callable[..., Outcome]
+) -> None:
+    args = [option for option in options if not option.startswith(("--data.valid", "--data.test", "--data.tokenizer"))]
+    code, _, err = call(train.main, *args, "--trainer.max_steps=2")
+    assert code == 0, err
+    run = inside / "lightning_logs/version_0"
+    saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["data"]["valid_fraction"] == saved["data"]["test_fraction"] > 0
+    assert isinstance(saved["data"]["tokenizer"]["kind"], str)
+    code, _, err = call(train.main, *args, "--trainer.max_steps=3", "--ckpt_path=last")
+    assert code == 0 and checkpoint.step_of(checkpoint.checkpoints(run)[0]) == 3, err
+    assert "resume: data" not in err
