@@ -48,7 +48,8 @@ class HelpFormatter(DefaultHelpFormatter):
         return invocation(action)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False)
+        text = text.replace("(default: ", "(default:\0")  # stays on one line
+        return [line.replace("\0", " ") for line in textwrap.wrap(text, width, break_on_hyphens=False)]
 
     def _expand_help(self, action: argparse.Action) -> str:
         """Return the text of an option, which `--print_config=comments` prints, too."""

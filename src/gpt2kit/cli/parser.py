@@ -59,6 +59,7 @@ def parse(function: Callable[..., object], args: list[str], name: str | None = N
         if len(values) > 1 and not _list_item(typing.get_type_hints(function)[positional]):
             raise UserError(f"unexpected argument {values[1]!r} after {values[0]!r}. Options begin with --")
         args = [*args, f"--{positional}", *values] if values else args
+    args = ["--help" if arg == "--help=all" else arg for arg in args]  # as for gpt2kit train
     command = CommandLine(parser, args)
     options = dict(parser.instantiate(command.parse()).as_dict())
     renamed.log_renames(command.renames)

@@ -65,13 +65,13 @@ class GPT2Module(pl.LightningModule):
             weights when a checkpoint is opened.
         lora_alpha: What LoRA adds to a matrix is scaled by lora_alpha / lora_r. Default: 2 x lora_r.
         gradient_checkpointing: Save memory by recomputing activations in the backward pass. About a third slower.
-        attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
-        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks from the second
-            step on, if the run is long enough to repay it.
-        optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
-            the rest, which does not. Refused are torch.optim.Muon, which accepts only matrices, and LBFGS, which
-            accepts no groups.
-        schedule: Factor of the learning rate at each optimizer step.
+        attention: Implementation of attention: sdpa (torch's kernels), plain (matrix products), auto (the faster one).
+        compile: What is compiled: blocks (each transformer block), model (all in one), off, or auto (blocks, from the
+            second step on, if the run is long enough to repay it).
+        optimizer: Class of the optimizer: gpt2kit.optim.Muon, gpt2kit.optim.AdamW or most of torch.optim's. It gets two
+            groups: hidden matrices, which decay, and the rest, which does not. torch.optim.Muon accepts only matrices,
+            and LBFGS accepts no groups, so they do not work.
+        schedule: Learning-rate schedule: a factor for each optimizer step.
         max_nonfinite_steps: Maximum number of steps with a NaN or Inf gradient in the whole run. Their updates are
             skipped; the next such step stops training (exit code 6). Default: the first one stops it.
         max_grad_scaler_skips: With 16-mixed, maximum number of consecutive steps that the loss scaler may skip because

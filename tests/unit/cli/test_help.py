@@ -94,3 +94,4 @@ def test_help_of_a_command(call: Call) -> None:
     assert texts.index("Which colours are used:") + 1 == texts.index("--hue FLOAT The hue. (default: 0.5)")
     assert "--coats INT Number of coats. Default: as many as it takes." in texts
     assert "--dry Paint nothing." in texts
+    assert call(lambda args: parser.run(paint, args), "--help=all")[1] == page
