@@ -65,8 +65,8 @@ class TextDataModule(pl.LightningDataModule):
         shard_tokens: Approximate number of tokens in one file of the cache. A killed build loses at most one file.
         num_workers: Processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
-        streaming: Read tokenized text from cache_dir, such as `s3://bucket/stores`. Only the files that are needed now
-            and next are on the local disk. Build it locally and copy it there: docs/distributed.md.
+        streaming: Read tokenized text from a URL, which cache_dir names, such as `s3://bucket/stores`. Only the files
+            that are needed now and next are on the local disk. Build it locally and copy it there: docs/distributed.md.
         window_shards: With streaming, number of cache files to shuffle together.
         seed: Random seed of the order; comes from `seed_everything`.
     """

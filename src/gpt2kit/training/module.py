@@ -60,10 +60,10 @@ class GPT2Module(pl.LightningModule):
         freeze: Parts that are not trained, such as `embeddings` or `0-5`. Layers by number, `embeddings`, `layers`,
             `body` (all but the token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
         freeze_steps: Optimizer steps for which freeze holds. Default: all.
-        lora_r: Rank of LoRA, which trains small matrices next to the hidden ones. 0: no LoRA. It needs the package
+        lora_r: Rank of LoRA: train small matrices next to the hidden ones. 0: no LoRA. It needs the package
             peft. With replace_tokenizer the token embedding is trained, too. The small matrices are merged into the
             weights when a checkpoint is opened.
-        lora_alpha: What LoRA adds to a matrix is scaled by lora_alpha / lora_r. Default: 2 x lora_r.
+        lora_alpha: LoRA's matrices are scaled by lora_alpha / lora_r. Default: 2 x lora_r.
         gradient_checkpointing: Save memory by recomputing activations in the backward pass. About a third slower.
         attention: Implementation of attention: sdpa (torch's kernels), plain (matrix products), auto (the faster one).
         compile: What is compiled: blocks (each transformer block), model (all in one), off, or auto (blocks, from the

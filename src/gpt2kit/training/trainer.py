@@ -41,7 +41,7 @@ _EPOCH_OPTIONS = {
 # Texts for the options of Lightning's Trainer that `--help` and docs/cli.md describe.
 LIGHTNING_OPTIONS = {
     "accelerator": "Kind of device: `cpu`, `gpu` or `mps`. `auto`: the best one available.",
-    "strategy": "`ddp` replicates the model on several devices, `fsdp` shards it. See docs/distributed.md.",
+    "strategy": "`ddp` replicates the model on all devices, `fsdp` shards it. See docs/distributed.md.",
     "devices": "Number of devices, or which ones. Under torchrun and srun it follows from the launcher.",
     "num_nodes": "Number of machines. Under torchrun and srun it follows from the launcher.",
     "accumulate_grad_batches": "Forward passes per optimizer step. `data.global_batch_size` sets it, if given.",
