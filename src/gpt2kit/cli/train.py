@@ -20,6 +20,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli import train_help
+from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import machine_error, print_error, split_positional
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.commands import command_name
@@ -55,6 +57,10 @@ class AtomicConfig(SaveConfigCallback):
         files.write_text(Path(folder) / self.config_filename, self.parser.dump(config, skip_none=False))
 
 
+class TrainParser(Parser, LightningArgumentParser):
+    """The parser of trainer.py."""
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI with gpt2kit's options, callbacks, loggers and limits."""
 
@@ -65,6 +71,7 @@ class TrainCLI(LightningCLI):
             trainer_class=make_trainer,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
             save_config_callback=AtomicConfig,
+            parser_class=TrainParser,
             parser_kwargs={
                 "exit_on_error": False,
                 "allow_abbrev": False,
@@ -78,6 +85,7 @@ class TrainCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        train_help.print_if_requested(parser, args)
         self.options = TrainOptions(parser, args)
         self.config = self.options.config
         self.args = list(args)
@@ -92,6 +100,7 @@ class TrainCLI(LightningCLI):
         # RunSetup sets these when the tokenizer is known; the links keep them out of the config and --help.
         parser.link_arguments("data.tokenizer", "model.vocab_size", compute_fn=lambda _: None)
         parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
+        train_help.set_texts(parser)
 
     def before_instantiate_classes(self) -> None:
         problems = self.options.value_problems()
@@ -270,7 +279,8 @@ def main(args: list[str]) -> Path | None:
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
-    args = with_text(args)
+    # --help counts, whatever else is given.
+    args = [arg for arg in args if arg in train_help.FLAGS][:1] or with_text(args)
     early = parse_early(args)
     if early.ckpt_path is not None and (early.verify_resume or early.tune):
         raise UserError("--verify_resume and --tune: start new runs. Leave out --ckpt_path")

@@ -51,28 +51,28 @@ class GPT2Module(pl.LightningModule):
         embd_pdrop: Dropout after the embeddings. Default: dropout.
         attn_pdrop: Dropout of attention weights. Default: dropout.
         resid_pdrop: Dropout of each residual branch. Default: dropout.
-        initializer_range: Standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
+        initializer_range: Standard deviation of initial weights. Residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: Added to the variance in layer norms.
-        init_from: Initial weights: a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
+        init_from: Initial weights: a run, checkpoint, Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
             n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
             data.tokenizer. A resumed run does not read it again.
-        replace_tokenizer: Adapt the weights of init_from to data.tokenizer, if that is another vocabulary. Each new
-            token starts as the mean of the old tokens that spell it.
-        freeze: Parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
-            token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
+        replace_tokenizer: Adapt the weights of init_from to data.tokenizer. Each new token starts as the mean of the
+            old tokens that spell it.
+        freeze: Parts that are not trained, such as `embeddings` or `0-5`. Layers by number, `embeddings`, `layers`,
+            `body` (all but the token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
         freeze_steps: Optimizer steps for which freeze holds. Default: all.
-        lora_r: Rank of LoRA: small matrices next to the hidden ones are trained instead of all weights (needs the
-            package peft). 0: no LoRA. With replace_tokenizer the token embedding is trained, too. The small matrices
-            are merged into the weights when a checkpoint is opened.
-        lora_alpha: What LoRA adds to a weight matrix is multiplied by lora_alpha / lora_r. Default: 2 x lora_r, a scale
-            of 2.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
-        attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
-        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks from the second
-            step on, if the run is long enough to repay it.
-        optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
-            the rest, which does not.
-        schedule: Factor of the learning rate at each optimizer step.
+        lora_r: Rank of LoRA: train small matrices next to the hidden ones. 0: no LoRA. It needs the package
+            peft. With replace_tokenizer the token embedding is trained, too. The small matrices are merged into the
+            weights when a checkpoint is opened.
+        lora_alpha: LoRA's matrices are scaled by lora_alpha / lora_r. Default: 2 x lora_r.
+        gradient_checkpointing: Save memory by recomputing activations in the backward pass. About a third slower.
+        attention: Implementation of attention: sdpa (torch's kernels), plain (matrix products), auto (the faster one).
+        compile: What is compiled: blocks (each transformer block), model (all in one), off, or auto (blocks, from the
+            second step on, if the run is long enough to repay it).
+        optimizer: Class of the optimizer: gpt2kit.optim.Muon, gpt2kit.optim.AdamW or most of torch.optim's. It gets two
+            groups: hidden matrices, which decay, and the rest, which does not. torch.optim.Muon accepts only matrices,
+            and LBFGS accepts no groups, so they do not work.
+        schedule: Learning-rate schedule: a factor for each optimizer step.
         max_nonfinite_steps: Maximum number of steps with a NaN or Inf gradient in the whole run. Their updates are
             skipped; the next such step stops training (exit code 6). Default: the first one stops it.
         max_grad_scaler_skips: With 16-mixed, maximum number of consecutive steps that the loss scaler may skip because
