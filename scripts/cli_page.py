@@ -1,4 +1,4 @@
-"""Write docs/cli.md, the reference of all options, from the parsers of the scripts. `make docs` runs it."""
+"""Write docs/cli.md, the reference of all options, from the parsers of the scripts. `make cli_page` runs it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ HEAD = """\
   `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001`.
 * `--debug` shows the traceback of an error.
 
-This page is generated from the parsers by `make docs`, and a test fails if it is out of date. `--help` and
+This page is generated from the parsers by `make cli_page`, and a test fails if it is out of date. `--help` and
 `--print_config=comments` print the same texts, except for the options of Lightning's Trainer: for these they print
 Lightning's descriptions, some of which do not apply here.
 """
