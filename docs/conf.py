@@ -55,10 +55,11 @@ def adapt_to_sphinx(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\((\.\./[^)#\s]+)", target, source[0])
     if page == "index":
         for section in source[0].split("\n## ")[1:]:
-            pages = dict.fromkeys(re.findall(r"^\* \[.*?\]\(([\w/]+)\.md\)", section, re.MULTILINE))
-            caption = section.partition("\n")[0]
-            if pages:
-                source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n"
+            pages = re.findall(r"^\* \[(.*?)\]\(([\w/]+)\.md\)", section, re.MULTILINE)
+            entries = "\n".join(f"{title} <{name}>" for title, name in pages)
+            if entries:
+                caption = section.partition("\n")[0]
+                source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
 def setup(app: Sphinx) -> None:
