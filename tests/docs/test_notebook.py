@@ -79,9 +79,8 @@ def test_cells_run_from_an_upload_to_a_picture(
         outputs[verb] = capsys.readouterr().out
 
     modules: dict[str, dict[str, Any]] = {
-        "google": {},
         "google.colab": {"files": types.SimpleNamespace(upload=upload)},
-        "IPython": {},
+        "IPython": {"version_info": (9, 0)},  # matplotlib reads it
         "IPython.display": {"Image": lambda filename, width: Path(filename).read_bytes(), "display": pictures.append},
     }
     for name, content in modules.items():
