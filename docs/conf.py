@@ -11,14 +11,14 @@ import sys
 import tomllib
 from pathlib import Path
 
-from sphinx.application import Sphinx
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT / "src"))
+from sphinx.application import Sphinx
 
 from gpt2kit import __version__
 
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 
 project = "gpt2kit"

@@ -32,4 +32,6 @@ def test_links_resolve(page: Path) -> None:
 def test_index_lists_every_page_of_the_site() -> None:
     """Its lists become the navigation of the site."""
     pages = re.findall(r"^\* \[.*?\]\((.*?)\): ", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(pages) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.stem != "index")
+    assert sorted(pages) == sorted(
+        path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.stem != "index"
+    )

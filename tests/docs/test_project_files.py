@@ -16,7 +16,10 @@ from gpt2kit import __version__
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 GITHUB = sorted((ROOT / ".github").rglob("*.yml"))
 PATTERNS = ("*.md", "*.toml", "*.cff", "Dockerfile", "notebooks/*.ipynb", "docs/**/*.md", "docs/*.py", "src/**/*.*")
-FILES = [*GITHUB, *(path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern)) if "__pycache__" not in str(path))]
+FILES = [
+    *GITHUB,
+    *(path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern)) if "__pycache__" not in str(path)),
+]
 
 
 def read(name: str | Path) -> str:
