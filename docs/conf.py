@@ -37,7 +37,7 @@ html_theme_options = {
     "source_directory": "docs/",
 }
 
-autodoc_typehints = "signature"
+autodoc_typehints = "description"  # not in signatures, which are long enough
 autodoc_member_order = "bysource"
 default_role = "code"  # docstrings write `name`, as Markdown does
 
