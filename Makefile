@@ -1,22 +1,30 @@
 # The commands of this project; each makes .venv and installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN = $$(ls -d lightning_logs/version_* | sort -V | tail -n 1)
 
-.PHONY: demo test unit prove check format lint types docs cli_page clean
+.PHONY: demo test unit lowest prove check format lint types docs cli_page clean
 
 demo: .venv/installed  ## from text to a tested GPT-2 that generates text, in a few minutes
 	$(BIN)/python data/demo.py
 	$(BIN)/python train_tokenizer.py --files data/demo/train --vocab_size 4096 --output_dir tokenizers/demo --reader.document file
 	$(BIN)/python trainer.py --config configs/recipe/python.yaml
-	$(BIN)/python test.py --ckpt_path $(RUN)
-	$(BIN)/python generate.py --ckpt_path $(RUN) --prompt "def " "import " "class " "if __name__ ==" --max_new_tokens 100 --temperature 0.6
+	$(BIN)/python test.py last
+	$(BIN)/python generate.py last --prompt "def " --prompt "import " --prompt "class " --prompt "if __name__ ==" --max_new_tokens 100 --temperature 0.6
 
 test: .venv/installed  ## the whole test suite, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 unit: .venv/installed  ## the unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/unit
+
+LOWEST := .cache/lowest
+EXTRAS := comments,demo,encodings,gguf,hub,lora,parquet,plots,sentencepiece,stats,zstd
+
+lowest:  ## the unit tests with the lowest versions of everything but torch
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) scripts/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt ".[$(EXTRAS)]" pytest hypothesis setuptools
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/unit
 
 prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks, 4 GB of text; takes an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py

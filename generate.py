@@ -1,11 +1,11 @@
-"""Generate text with a trained model: `python generate.py --ckpt_path lightning_logs/version_0 --prompt "Once"`."""
+"""Generate text: `python generate.py last --prompt "Once"`, the same as `gpt2kit generate last --prompt "Once"`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import generate, parser
+from gpt2kit.__main__ import main
 
 if __name__ == "__main__":
-    parser.run(generate.generate)
+    main(["generate", *sys.argv[1:]])

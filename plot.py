@@ -1,11 +1,11 @@
-"""Draw a run's curves: `python plot.py lightning_logs/version_0`."""
+"""Draw a run's curves: `python plot.py last`, the same as `gpt2kit plot last`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser, plot
+from gpt2kit.__main__ import main
 
 if __name__ == "__main__":
-    parser.run(plot.plot)
+    main(["plot", *sys.argv[1:]])

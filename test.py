@@ -1,11 +1,11 @@
-"""Test a checkpoint on text: `python test.py --ckpt_path lightning_logs/version_0`."""
+"""Test a checkpoint on text: `python test.py last`, the same as `gpt2kit test last`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser, test
+from gpt2kit.__main__ import main
 
 if __name__ == "__main__":
-    parser.run(test.test)
+    main(["test", *sys.argv[1:]])

@@ -1,14 +1,11 @@
-"""Train a GPT-2 on your own text: `python trainer.py --config configs/recipe/python.yaml`."""
+"""Train a GPT-2 on your own text: `python trainer.py my_texts/`, the same as `gpt2kit train my_texts/`."""
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that has gone is reported in one line, without stacks
-
-from gpt2kit.cli import parser, train
+from gpt2kit.__main__ import main
 
 if __name__ == "__main__":
-    parser.guarded(train.main)
+    main(["train", *sys.argv[1:]])

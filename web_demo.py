@@ -1,11 +1,11 @@
-"""Write with trained models in the browser: `python web_demo.py --ckpt_path lightning_logs`."""
+"""Generate text in the browser: `python web_demo.py last`, the same as `gpt2kit demo last`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from gpt2kit.cli import parser, web_demo
+from gpt2kit.__main__ import main
 
 if __name__ == "__main__":
-    parser.run(web_demo.serve)
+    main(["demo", *sys.argv[1:]])

@@ -53,7 +53,7 @@ class PublicText:
     """Names or patterns of the files."""
 
 
-def get(names: list[str], /, output_dir: Path = Path("data")) -> None:
+def get(names: parser.Positional[list[str]], output_dir: Path = Path("data")) -> None:
     """Download the public text of recipes into data/NAME, where the recipes look for it.
 
     Args:

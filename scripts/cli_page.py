@@ -19,8 +19,9 @@ import get
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from gpt2kit import callbacks, files, optim
+from gpt2kit.__main__ import COMMANDS
 from gpt2kit.cli import cache as cli_cache
-from gpt2kit.cli import export, generate, plot, test, train, train_tokenizer, web_demo
+from gpt2kit.cli import env, export, generate, plot, runs, test, train, train_tokenizer, web_demo
 from gpt2kit.cli import parser as command
 from gpt2kit.text import reader
 from gpt2kit.tokenization.trainers import TokenizerSpec
@@ -38,6 +39,8 @@ SCRIPTS: dict[str, Callable[..., object]] = {
     "cache.py": cli_cache.manage,
     "data/get.py": get.get,
 }
+# Commands without a script.
+VERBS: dict[str, Callable[..., object]] = {"gpt2kit runs": runs.runs, "gpt2kit env": env.env}
 # The classes that options of trainer.py name.
 NESTED: dict[str, list[type]] = {
     "data.reader": [reader.Reader],
@@ -75,12 +78,19 @@ LIGHTNING = {
 HEAD = """\
 # Command line: all options and config keys
 
-    python trainer.py --config configs/recipe/python.yaml --model.n_layer 8 --trainer.max_steps 2000
-    python trainer.py --print_config > config.yaml     # all options with their values
+    gpt2kit train my_texts/ --model.n_layer 8 --trainer.max_steps 2000
+    gpt2kit train --config recipe/python
+    gpt2kit train --print_config > config.yaml     # all options with their values
 
+In a clone, each command is also a script: `python trainer.py my_texts/` is `gpt2kit train my_texts/`.
+
+{commands}
+* Arguments before the first option are text or checkpoints: `gpt2kit train my_texts/` is `gpt2kit train
+  --data.train_files my_texts/`, `gpt2kit test last` is `gpt2kit test --ckpt_path last`.
 * Options can be arguments (`--model.n_layer 8`) or YAML (`n_layer: 8` under `model:`).
 * Later settings win: defaults, then config files, then arguments. `--config` may be given several times.
-* A section can be a file: `--model configs/model/tiny.yaml`.
+* A section can be a file: `--model configs/model/tiny.yaml`. The files in `configs` also have names: `--model
+  model/tiny`.
 * A class is named by its path, with its options under `init_args`. The short form on the command line is
   `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001`.
 * `--debug` shows the traceback of an error.
@@ -125,7 +135,7 @@ def page() -> str:
     described = [action for action in lightning if action.dest.split(".")[1] in LIGHTNING]
     others = ", ".join(f"`{action.dest.split('.')[1]}`" for action in lightning if action not in described)
     parts = [
-        HEAD,
+        HEAD.replace("{commands}", commands()),
         "## trainer.py\n",
         table(groups[""], "--"),
         "## data: text files, tokenizer and batches\n",
@@ -153,14 +163,29 @@ def page() -> str:
         "## Callbacks: trainer.callbacks\n",
         *(part for callback in (callbacks.EpochExports, callbacks.TextSamples) for part in describe(callback)),
     ]
-    for script, function in SCRIPTS.items():
+    for script, function in (SCRIPTS | VERBS).items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
         parts += [
             f"## {script}\n",
             f"{' '.join(summary.split())}\n",
-            table(own_options(command.parser_of(function)), "--"),
+            table(own_options(command.parser_of(function)), "--") if inspect.signature(function).parameters else "",
         ]
     return "\n".join(parts)
+
+
+def commands() -> str:
+    """Return a table of the verbs of gpt2kit."""
+    lines = ["| command | script | |", "|---|---|---|"]
+    for verb, each in COMMANDS.items():
+        script = script_of(verb)
+        lines.append(f"| `gpt2kit {verb}` | {f'`{script}`' if script.endswith('.py') else ''} | {each.summary} |")
+    return "\n".join(lines) + "\n"
+
+
+def script_of(verb: str) -> str:
+    """Return the script that is the same as a verb, by which its section is named; `gpt2kit VERB` if there is none."""
+    script = "trainer.py" if verb == "train" else f"{COMMANDS[verb].module}.py"
+    return script if (ROOT / script).is_file() else f"gpt2kit {verb}"
 
 
 def trainer_parser() -> ArgumentParser:
@@ -174,7 +199,7 @@ def trainer_parser() -> ArgumentParser:
 
 def option_names(script: str) -> set[str]:
     """Return the names of all options of a script, including those of classes such as the reader."""
-    parser = trainer_parser() if script == "trainer.py" else command.parser_of(SCRIPTS[script])
+    parser = trainer_parser() if script == "trainer.py" else command.parser_of((SCRIPTS | VERBS)[script])
     names = {action.dest for action in options(parser)}
     if script == "trainer.py":
         names.add("config")

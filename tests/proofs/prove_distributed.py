@@ -2,7 +2,7 @@
 
     python tests/proofs/prove_distributed.py [--only NAME]
 
-Prints a table of the proofs and how many of them failed.
+Prints a table of the proofs and how many of them failed. Results are kept, as by prove_resume.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
+from proofs.journal import Journal
 from proofs.kills import Kill, Setting, difference, finish, last_run, logged, resume, run_args, run_with_kills, start
 from prove_resume import corpus
 
@@ -124,7 +125,7 @@ def main() -> None:
     options.add_argument("--only", default="", help="run the proofs whose name contains this")
     only = options.parse_args().only
     torch.set_num_threads(1)
-    failed = False
+    journal, failed = Journal(), False
     print("| proof | failed | time |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -143,10 +144,9 @@ def main() -> None:
         for number, (name, proof) in enumerate(proofs.items()):
             if only not in name:
                 continue
-            started = time.monotonic()
             (work / str(number)).mkdir()
-            problem = proof(work / str(number))
-            print(f"| {name} | {'1' if problem else '0'} | {time.monotonic() - started:,.0f} s |", flush=True)
+            _, problem, seconds = journal.run(name, lambda: (0, proof(work / str(number))))  # noqa: B023
+            print(f"| {name} | {'1' if problem else '0'} | {seconds:,.0f} s |", flush=True)
             print(problem, file=sys.stderr)
             failed = failed or bool(problem)
     sys.exit(failed)

@@ -4,6 +4,7 @@
 
 Prints a table of scenarios, kills that struck, and runs that ended differently (which fails). For random kills,
 checkpoints have about 8 MB and are written every second step, and $TMPDIR is on another filesystem if there is one.
+Results are kept in .cache/proofs.jsonl: after a stop, the same command continues if the source code is the same.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import train_tokenizer
+from proofs.journal import Journal, Result
 from proofs.kills import Kill, Setting, difference, last_run, resume, run_with_kills
 
 from gpt2kit.checkpoint import checkpoint
@@ -68,26 +69,30 @@ def scripted(count: int) -> Iterator[tuple[int, list[Kill]]]:
         yield number % 8, kills
 
 
-def report(name: str, scenarios: int, struck: int, wrong: list[str], seconds: float) -> None:
-    print(f"| {name} | {scenarios} | {struck} | {len(wrong)} | {seconds:,.0f} s |", flush=True)
-    for line in wrong[:5]:
-        print(line, file=sys.stderr)
+def random_kills() -> Iterator[list[Kill]]:
+    """Yield ten kills at random moments, again and again; the same at every call."""
+    draw = random.Random(2)
+    while True:
+        yield [Kill("seconds", draw.randint(300, 1500)) for _ in range(10)]
 
 
-def compiled(base: list[str], work: Path, counts: tuple[int, ...] = (6, 11, 14)) -> tuple[int, list[str]]:
-    """Kill runs with compiled blocks, dropout, accumulation and masked documents, in forward passes and updates."""
-    args = [*base, "--model.compile=blocks", "--data.mask_documents=true", "--trainer.accumulate_grad_batches=2"]
-    args += ["--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
-    setting = Setting("compiled", args)
-    reference, _ = run_with_kills(setting, work / "uninterrupted" / "compiled", [])
-    wrong, struck = [], 0
-    for n in counts:
-        kills = [Kill("forward", n), Kill("update", 2)]
-        run, kills_struck = run_with_kills(setting, work / "compiled" / str(n), kills)
-        struck += kills_struck
-        if problem := difference(reference, run):
-            wrong.append(f"compiled, {kills}: {problem}")
-    return struck, wrong
+def report(title: str, results: Sequence[Result]) -> bool:
+    """Print a line of the table and the first problems; return whether any scenario failed."""
+    wrong = [result.problem for result in results if result.problem]
+    kills, seconds = sum(result.kills for result in results), sum(result.seconds for result in results)
+    print(f"| {title} | {len(results)} | {kills} | {len(wrong)} | {seconds:,.0f} s |", flush=True)
+    for problem in wrong[:5]:
+        print(problem, file=sys.stderr)
+    return bool(wrong)
+
+
+def compare_with_uninterrupted(setting: Setting, work: Path, kills: list[Kill]) -> tuple[int, str]:
+    """Run with kills; return how many struck, and how the run differs from an uninterrupted one."""
+    if setting.reference is None:
+        setting.reference, _ = run_with_kills(setting, work / "uninterrupted", [])
+    run, struck = run_with_kills(setting, Path(tempfile.mkdtemp(dir=work)) / "run", kills)
+    problem = difference(setting.reference, run)
+    return struck, f"{setting.name}, {kills}: {problem}" if problem else ""
 
 
 def elastic(base: list[str], work: Path) -> str:
@@ -151,76 +156,56 @@ def main() -> None:
     options.add_argument("--scripted", type=int, default=500)
     options.add_argument("--random", type=int, default=100)
     arguments = options.parse_args()
-    failed = []
+    journal = Journal()
+    failed = False
     print("| scenarios | number | kills that struck | ended differently | time |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = corpus(work)
-        cases = settings(base)
-        for setting in cases:
-            setting.reference, _ = run_with_kills(setting, work / "uninterrupted" / setting.name, [])
+        folders = (work / f"setting_{number}" for number in itertools.count())
 
-        started, wrong, struck = time.monotonic(), [], 0
-        for number, (index, kills) in enumerate(scripted(arguments.scripted)):
-            run, kills_struck = run_with_kills(cases[index], work / "scripted" / str(number), kills)
-            struck += kills_struck
-            assert cases[index].reference is not None
-            if problem := difference(cases[index].reference, run):
-                wrong.append(f"{cases[index].name}: {kills}: {problem}")
-        report("scripted, one to three kills each", arguments.scripted, struck, wrong, time.monotonic() - started)
-        failed += wrong
+        def compare(group: str, setting: Setting, scenarios: Iterable[list[Kill]]) -> Iterator[Result]:
+            place = next(folders)
+            place.mkdir()
+            for number, kills in enumerate(scenarios):
+                name = f"{group}: {setting.name} {number}"
+                yield journal.run(name, lambda kills=kills: compare_with_uninterrupted(setting, place, kills))
+
+        cases = settings(base)
+        by_case: list[list[list[Kill]]] = [[] for _ in cases]
+        for index, kills in scripted(arguments.scripted):
+            by_case[index].append(kills)
+        results = [
+            result for case, kills in zip(cases, by_case, strict=True) for result in compare("scripted", case, kills)
+        ]
+        failed |= report("scripted, one to three kills each", results)
 
         if Path("/dev/shm").is_dir():
             os.environ["TMPDIR"] = "/dev/shm"
         large = ["--model.n_embd=160", "--save_every=2", "--trainer.max_steps=60", "--trainer.val_check_interval=7"]
-        chaos = Setting("random", [*base, *large])
-        chaos.reference, _ = run_with_kills(chaos, work / "uninterrupted" / "chaos", [])
-        started, wrong, struck, scenarios = time.monotonic(), [], 0, 0
-        draw = random.Random(2)
-        while struck < arguments.random:
-            kills = [Kill("seconds", draw.randint(300, 1500)) for _ in range(10)]
-            run, kills_struck = run_with_kills(chaos, work / "random" / str(scenarios), kills)
-            struck, scenarios = struck + kills_struck, scenarios + 1
-            if problem := difference(chaos.reference, run):
-                wrong.append(f"random {scenarios}: {problem}")
-        report(
-            "at random moments, 8 MB checkpoints, other $TMPDIR", scenarios, struck, wrong, time.monotonic() - started
-        )
-        failed += wrong
+        results = []
+        for result in compare("random", Setting("8 MB checkpoints", [*base, *large]), random_kills()):
+            results.append(result)
+            if sum(result.kills for result in results) >= arguments.random:
+                break
+        failed |= report("at random moments, 8 MB checkpoints, other $TMPDIR", results)
 
-        started, wrong, struck = time.monotonic(), [], 0
-        two = Setting(
-            "2 ranks", [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"], 2
-        )
-        two.reference, _ = run_with_kills(two, work / "uninterrupted" / "two", [])
-        for n in range(1, 13):
-            run, kills_struck = run_with_kills(
-                two, work / "two" / str(n), [Kill("forward", n % 8 + 1), Kill("update", n % 3 + 1)]
-            )
-            struck += kills_struck
-            assert two.reference is not None
-            if problem := difference(two.reference, run):
-                wrong.append(f"two ranks {n}: {problem}")
-        report("2 ranks, one killed twice", 12, struck, wrong, time.monotonic() - started)
-        failed += wrong
+        short = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
+        pairs = [[Kill("forward", n % 8 + 1), Kill("update", n % 3 + 1)] for n in range(1, 13)]
+        results = list(compare("2 ranks", Setting("2 ranks", short, 2), pairs))
+        failed |= report("2 ranks, one killed twice", results)
 
-        started = time.monotonic()
-        struck, wrong = compiled(base, work)
-        report("compiled blocks, killed twice", 3, struck, wrong, time.monotonic() - started)
-        failed += wrong
+        # Compiled blocks, dropout, accumulation and masked documents.
+        args = ["--model.compile=blocks", "--data.mask_documents=true", "--trainer.accumulate_grad_batches=2"]
+        pairs = [[Kill("forward", n), Kill("update", 2)] for n in (6, 11, 14)]
+        results = list(compare("compiled", Setting("compiled", [*short, *args]), pairs))
+        failed |= report("compiled blocks, killed twice", results)
 
-        started = time.monotonic()
-        problem = elastic(base, work)
-        wrong = [problem] if problem else []
-        report("1 -> 2 -> 4 ranks, killed twice", 1, 2, wrong, time.monotonic() - started)
-        failed += wrong
-
-        started = time.monotonic()
-        problem = torchrun(base, work)
-        wrong = [problem] if problem else []
-        report("torchrun --max-restarts, one rank killed", 1, 1, wrong, time.monotonic() - started)
-        failed += wrong
-    sys.exit(bool(failed))
+        results = [journal.run("elastic", lambda: (2, elastic(base, work)))]
+        failed |= report("1 -> 2 -> 4 ranks, killed twice", results)
+        results = [journal.run("torchrun", lambda: (1, torchrun(base, work)))]
+        failed |= report("torchrun --max-restarts, one rank killed", results)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import logged_rows, tensors
+from helpers import ROOT, logged_rows, tensors
 from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
 from gpt2kit.checkpoint import checkpoint
@@ -62,6 +65,19 @@ def test_two_ranks_train_like_one(runs_of: dict[str, Path], optimizer: str, with
         assert two[name] == pytest.approx(one[name], rel=within), name
     first = pytest.approx(one["train_loss"][0], rel=1e-6)
     assert two["train_loss"][0] == first, "the samples or the dropout masks differ"
+
+
+def test_gpt2kit_starts_its_own_ranks(options: list[str], corpus: Path, tmp_path: Path) -> None:
+    text = f"--data.train_files={corpus / 'train.txt'}"
+    arguments = [*(option for option in options if option != text), "--trainer.max_steps=2", "--trainer.devices=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "gpt2kit", "train", str(corpus / "train.txt"), *arguments, "--run_name=two"]
+    process = subprocess.run(
+        [*command, "--trainer.strategy=ddp"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert checkpoint.step_of(checkpoint.find(tmp_path / "lightning_logs/two")) == 2
+    assert f"{2 * 8} x 16 tokens" in process.stderr, "an optimizer step has the sequences of both ranks"
 
 
 def test_only_rank_zero_prints_and_writes(runs_of: dict[str, Path]) -> None:

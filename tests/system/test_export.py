@@ -118,7 +118,7 @@ def test_only_an_export_is_replaced_and_only_with_force(
     other.mkdir()
     (other / "README.md").write_text("mine")
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", other, "--force")
-    assert code == 2 and "was not written by export.py" in err and (other / "README.md").read_text() == "mine"
+    assert code == 2 and "is not an earlier export" in err and (other / "README.md").read_text() == "mine"
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", target / "config.json")
     assert code == 2 and "is a file. Name a folder" in err
 

@@ -131,7 +131,7 @@ def test_a_prompt_that_the_tokenizer_changes_is_reported(opened: LoadedCheckpoin
 def test_only_texts_are_printed(run_generate: Call, inside: Path) -> None:
     arguments = ("--prompt", "the quick", "--prompt", "a", "--max_new_tokens", 5)
     code, out, err = run_generate(*arguments)
-    assert code == 0 and out.startswith("the quick") and "\na" in out and not err
+    assert code == 0 and out.startswith("the quick") and "\n---\na" in out and out.count("---") == 1 and not err
     assert run_generate(*arguments, "--output", "out.txt")[0] == 0
     assert (inside / "out.txt").read_text() == out
     assert run_generate("--max_new_tokens", 3)[0] == 0
@@ -143,7 +143,9 @@ def test_prompts_from_files_and_json(run_generate: Call, inside: Path) -> None:
     (inside / "p.txt").write_text("the\n\nquick brown\n")
     (inside / "p.jsonl").write_text('{"start": "the", "id": 7}\n"fox"\n')
     code, out, _ = run_generate("--prompts_file", "p.txt", "--max_new_tokens", 4, "--num_samples", 2)
-    assert code == 0 and out.startswith("the") and "\nquick brown" in out
+    texts = out.removesuffix("\n").split("\n---\n")
+    assert code == 0 and [text[:5] for text in texts] == [texts[0][:5], texts[1][:5], "quick", "quick"]
+    assert texts[0].startswith("the") and texts[1].startswith("the")
     arguments = ("--prompts_file", "p.jsonl", "--field", "start", "--json", "--max_new_tokens", 4, "--prompt", "a")
     records = [json.loads(line) for line in run_generate(*arguments)[1].splitlines()]
     assert [record["prompt"] for record in records] == ["a", "the", "fox"] and records[1]["id"] == 7
@@ -185,7 +187,7 @@ def test_all_invalid_options_are_reported_together(run_generate: Call) -> None:
         ("--lines", 4, "--max_new_tokens", 5),
         ("--lines", 4, "--rhyme", "ab", "--chars_per_line", 0, "--stop", "x"),
         ("--interactive", "--prompt", "x"),
-        ("--prompt", "-", "-"),
+        ("--prompt", "-", "--prompt", "-"),
         ("--precision", "16"),
     ],
 )

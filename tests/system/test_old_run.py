@@ -75,7 +75,7 @@ def test_an_old_checkpoint_has_the_same_scores(old: Path, call: Callable[..., Ou
 
 
 def test_an_old_checkpoint_generates_the_same_text(old: Path, call: Callable[..., Outcome]) -> None:
-    options = ["--prompt", "the quick", "number 7", "--seed", 5, "--num_samples", 2, "--max_new_tokens", 30]
+    options = ["--prompt", "the quick", "--prompt", "number 7", "--seed", 5, "--num_samples", 2, "--max_new_tokens", 30]
     code, out, err = call(
         partial(parser.run, generate.generate), "--ckpt_path", old, *options, "--precision", "32", "--json"
     )

@@ -151,6 +151,40 @@ def test_last_is_the_newest_run_with_the_same_settings(
     assert code == 0 and saved_steps(other)[0] == 5
 
 
+def test_a_run_may_have_a_name(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
+    steps = ["--trainer.max_steps=2", "--save_every=1", "--trainer.val_check_interval=1"]
+    assert call(train.main, *options, *steps, "--run_name=first try")[0] == 0
+    run = inside / "lightning_logs/first try"
+    files = {path.name.partition(".")[0] for path in run.iterdir()}
+    assert files >= {"config", "metrics", "events", "checkpoints", "start"} and [*run.parent.iterdir()] == [run]
+    code, _, err = call(train.main, *options, *steps, "--run_name=first try")
+    assert code == 2 and "exists. Resume it with --ckpt_path first try, or choose another name" in err
+    more = [*options, "--trainer.max_steps=3"]
+    code, _, err = call(train.main, *more, "--ckpt_path=first try", "--run_name=other")
+    assert code == 2 and "--run_name other: the resumed run is lightning_logs/first try" in err
+    assert call(train.main, *more, "--ckpt_path=first try")[0] == 0
+    assert call(train.main, *options, "--trainer.max_steps=4", "--ckpt_path=last", "--run_name=first try")[0] == 0
+    assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == 4 and [*run.parent.iterdir()] == [run]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "last", "x.ckpt"])
+def test_names_that_are_no_folder_are_refused(
+    name: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    code, _, err = call(train.main, *options, f"--run_name={name}")
+    assert code == 2 and f"--run_name {name!r}: not a name for a run" in err and not [*inside.iterdir()]
+
+
+def test_best_resumes_the_newest_run_at_its_best_checkpoint(options: list[str], inside: Path) -> None:
+    run = train_run(inside, options, "--trainer.max_steps=3", "--save_every=1")
+    for path in checkpoint.checkpoints(run):  # the older one becomes the better one
+        (run / "checkpoints" / f"{path.name}.sha256").unlink()
+        path.rename(run / "checkpoints" / checkpoint.file_name(0, checkpoint.step_of(path), checkpoint.step_of(path)))
+    newest, older = checkpoint.checkpoints(run)
+    assert lifecycle.find_resumable("best", run.parent, None) == older
+    assert lifecycle.find_resumable("last", run.parent, None) == newest
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_saved_again(options: list[str], tmp_path: Path) -> None:
     run = train_run(tmp_path, options, *SHORT)
     newest, older = checkpoint.checkpoints(run)
@@ -238,7 +272,8 @@ def test_a_signal_before_the_first_step_stops_the_run(
 def test_verify_resume_finds_no_difference(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", [str(ROOT / "trainer.py")])
-    train.main([*options, "--trainer.accumulate_grad_batches=2", "--verify_resume"])
+    monkeypatch.setattr("sys.argv", ["/usr/bin/gpt2kit"])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    train.main([*options, "--run_name=mine", "--trainer.accumulate_grad_batches=2", "--verify_resume"])
     out = capsys.readouterr().out
     assert "weights h.0" in out and "optimizer momentum_buffer" in out and "exact:" in out

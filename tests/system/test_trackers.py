@@ -38,14 +38,15 @@ def test_wandb_continues_its_run_after_a_resume(
 
 
 def test_mlflow_continues_its_run_after_a_resume(options: list[str], inside: Path) -> None:
-    train.main([*options, f"--trainer.logger={ROOT / 'configs/logger/mlflow.yaml'}", *TWO_STEPS])
-    run = inside / "lightning_logs/version_0"
+    train.main([*options, f"--trainer.logger={ROOT / 'configs/logger/mlflow.yaml'}", *TWO_STEPS, "--run_name=mine"])
+    run = inside / "lightning_logs/mine"
     train.main([*options, *RESUME])
     ids = logger_ids(run, "MLFlowLogger")
     assert len(ids) == 2 and ids[0] == ids[1]
     client = MlflowClient("sqlite:///lightning_logs/mlflow.db")
     losses = client.get_metric_history(ids[0], "train_loss")
     assert [metric.step for metric in losses] == [1, 2, 3, 4]
+    assert client.get_run(ids[0]).info.run_name == "mine", "the name of the run's folder"
     data = client.get_run(ids[0]).data
     assert data.params["model.n_layer"] == "2" and data.params["trainer.max_steps"] == "2"
     assert data.tags["trainer.max_steps"] == "4", "MLflow does not allow a parameter to change"

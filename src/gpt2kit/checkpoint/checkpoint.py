@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,12 @@ from torch import Tensor
 
 from gpt2kit import __version__, files
 from gpt2kit.checkpoint import huggingface, validation
+from gpt2kit.checkpoint.paths import NEWEST
+from gpt2kit.checkpoint.paths import best_of as best_of
+from gpt2kit.checkpoint.paths import checkpoints as checkpoints
+from gpt2kit.checkpoint.paths import file_name as file_name
+from gpt2kit.checkpoint.paths import find as find
+from gpt2kit.checkpoint.paths import step_of as step_of
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
 
 KEY = "gpt2kit"
 FORMAT = 1
-_NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -70,48 +74,6 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
         files.write_text(_checksum_file(target), files.digest(temporary) + "\n")
 
 
-def file_name(epoch: int, step: int, val_loss: float | None) -> str:
-    """Return a file name that identifies the best and the newest checkpoint without opening any."""
-    score = "" if val_loss is None or not math.isfinite(val_loss) else f"-val_loss={val_loss:.6f}"
-    return f"epoch={epoch}-step={step}{score}.ckpt"
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run folder, newest first, by the step in their names."""
-    paths = [path for path in (run / "checkpoints").glob("*.ckpt") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """Return the optimizer step in a checkpoint's name; -1 for other names."""
-    match = _NAME.fullmatch(path.name)
-    return int(match[2]) if match else -1
-
-
-def best_of(paths: list[Path], k: int = 1) -> list[Path]:
-    """Return the k checkpoints with the lowest validation loss in their names, best first; else the first path."""
-    scored = [(float(match[3]), -step_of(p), p) for p in paths if (match := _NAME.fullmatch(p.name)) and match[3]]
-    return [path for _, _, path in sorted(scored)[:k]] or paths[:1]
-
-
-def find(path: str | Path) -> Path:
-    """Return the checkpoint file at a path, or the best checkpoint of the run folder there."""
-    path = Path(path)
-    if path.is_file() or (path.suffix == ".ckpt" and path.is_dir()):
-        return path
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: no such checkpoint or run folder (current folder: {Path.cwd()}). Check the path"
-        )
-    best = best_of(checkpoints(path))
-    if not best:
-        raise CheckpointError(
-            f"{path}: contains no checkpoint. Give a run folder such as lightning_logs/version_0, or a Hugging Face "
-            "folder, which has a config.json"
-        )
-    return best[0]
-
-
 def newest_valid(run: Path) -> Path | None:
     """Return the newest checkpoint of a run that is valid and can be resumed; report those that are skipped."""
     for path in checkpoints(run):
@@ -128,7 +90,7 @@ def check_resumable(file: Path) -> None:
     """Raise unless the file is a valid checkpoint with everything that resuming needs."""
     raw = read(file)
     if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
-        raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one written by trainer.py")
+        raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one that gpt2kit has trained")
 
 
 def peek(path: str | Path) -> CheckpointInfo:
@@ -140,10 +102,10 @@ def peek(path: str | Path) -> CheckpointInfo:
 
 
 def open(path: str | Path, verify: bool = True) -> LoadedCheckpoint:
-    """Open a checkpoint file, the best one of a run folder, or a Hugging Face model, trusting nothing in it.
+    """Open a checkpoint file, the best one of a run, or a Hugging Face model, trusting nothing in it.
 
     Args:
-        path: what `find` takes, or a Hugging Face folder or name.
+        path: what `find` takes, such as `last`, or a Hugging Face folder or name.
         verify: compare the checksum; not needed for the path of a `CheckpointInfo`.
     """
     info, tensors = _read_checked(path, verify)
@@ -155,14 +117,15 @@ def open(path: str | Path, verify: bool = True) -> LoadedCheckpoint:
 
 def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Return the content of a checkpoint; the tensors of a file are mapped from it."""
-    if folder := huggingface.find_folder(str(path)):
+    folder = None if path in NEWEST else huggingface.find_folder(str(path))
+    if folder:
         shape, tensors, tokenizer = huggingface.read(folder)
         return CheckpointInfo(folder, shape, tokenizer, {"test_files": [], "test_share": None}), tensors
     file = find(path)
     raw = read(file, verify)
     metadata, state = raw.get(KEY), raw.get("state_dict")
     if not isinstance(metadata, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
+        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one that gpt2kit has trained")
     version = metadata.get("format")
     if type(version) is not int or version != FORMAT:
         raise CheckpointError(
@@ -228,7 +191,7 @@ def read(file: Path, verify: bool = True) -> dict[str, Any]:
         reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one written by trainer.py")
+        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one that gpt2kit has trained")
     return raw
 
 

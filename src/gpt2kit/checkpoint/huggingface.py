@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2kit.checkpoint import validation
+from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import tokenizer as tokenizers
@@ -129,8 +130,8 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     file = folder / TOKENIZER
     if not file.is_file():
         raise CheckpointError(
-            f"{folder}: contains no {TOKENIZER}. Create one with train_tokenizer.py --kind existing --vocab {folder} "
-            "--output_dir NEW_FOLDER, and copy it here if it has as many tokens as the model"
+            f"{folder}: contains no {TOKENIZER}. Create one with {command_name('tokenize')} --kind existing --vocab "
+            f"{folder} --output_dir NEW_FOLDER, and copy it here if it has as many tokens as the model"
         )
     raw = _read_json(file)
     settings = _read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}

@@ -20,7 +20,7 @@ _LIMITS = {"n_layer": 1 << 10, "n_head": 1 << 10, "n_embd": 1 << 17, "vocab_size
 def check_shape(file: Path, raw: object) -> Shape:
     """Return the shape of a file after checking the type and range of each value."""
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: contains no model shape. Use a checkpoint written by trainer.py")
+        raise CheckpointError(f"{file}: contains no model shape. Use a checkpoint that gpt2kit has trained")
     for name, value in raw.items():
         if not _is_valid(name, value):
             raise CheckpointError(f"{file}: model.{name} {value!r} is invalid: the file is damaged. Use another one")

@@ -1,4 +1,4 @@
-"""Implements `cache.py`: list, prune and verify the stores of tokenized text."""
+"""Implements `gpt2kit cache`: list, prune and verify the stores of tokenized text."""
 
 from __future__ import annotations
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, nearest
 
 LARGEST = 100_000  # values in a file, with its aliases expanded
 DEEPEST = 100  # levels
@@ -75,6 +76,22 @@ def parse(text: str, file: str = "") -> Any:
             gc.enable()
 
 
+def folder() -> Path:
+    """Return the folder of gpt2kit's own config files: in the installed package, else in the clone."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parents[1] / "configs"
+
+
+def locate(name: str) -> str:
+    """Return the path of one of gpt2kit's config files by its name, such as recipe/poems; else the name as it is.
+
+    A file in the current folder comes first.
+    """
+    own = folder() / f"{name.removesuffix('.yaml')}.yaml"
+    is_own = "/" in name and ".." not in name and not Path(name).is_file() and own.is_file()
+    return str(own) if is_own else name
+
+
 def load(path: str) -> Mapping:
     """Read a config file, which must be a mapping."""
     try:
@@ -83,7 +100,9 @@ def load(path: str) -> Mapping:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text, so not a config file. Check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}). Check the path") from None
+        own = (file.relative_to(folder()).with_suffix("").as_posix() for file in folder().glob("*/*.yaml"))
+        advice = nearest(path.removesuffix(".yaml"), own) or ". Check the path"
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}){advice}") from None
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""

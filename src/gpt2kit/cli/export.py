@@ -1,15 +1,16 @@
-"""Implements `export.py`: a checkpoint as a Hugging Face folder, and as a GGUF file."""
+"""Implements `gpt2kit export`: a checkpoint as a Hugging Face folder, and as a GGUF file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import refuse
 from gpt2kit.model.config import Dtype
 
 
 def export(
-    ckpt_path: str,
+    ckpt_path: Positional[str],
     output_dir: Path,
     dtype: Dtype = "float32",
     force: bool = False,
@@ -19,7 +20,8 @@ def export(
     """Write a checkpoint as a Hugging Face folder, which AutoModelForCausalLM, AutoTokenizer and pipeline load.
 
     Args:
-        ckpt_path: A .ckpt file, a run folder (its best checkpoint), a Hugging Face folder or hf://OWNER/NAME.
+        ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
+            folder or hf://OWNER/NAME.
         output_dir: The folder to write. It appears only after a fresh process has loaded it and its model agrees with
             the checkpoint.
         dtype: Data type of the weights.

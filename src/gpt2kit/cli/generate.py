@@ -1,4 +1,4 @@
-"""Implements `generate.py`: continue prompts from the command line, a file, standard input or a session."""
+"""Implements `gpt2kit generate`: continue prompts from the command line, a file, standard input or a session."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit import files
+from gpt2kit.cli.parser import Positional, Repeated
 from gpt2kit.errors import DataError, Problems, UserError, refuse
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 
 if TYPE_CHECKING:
     from gpt2kit.generation.generator import Generator, TextChunk
+
+
+# The line between two texts.
+SEPARATOR = "---\n"
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Prompt:
 
 
 def generate(
-    ckpt_path: str,
-    prompt: list[str] = [],  # noqa: B006
+    ckpt_path: Positional[str],
+    prompt: Repeated[str] = [],  # noqa: B006
     prompts_file: Path | None = None,
     field: str = "prompt",
     interactive: bool = False,
@@ -42,13 +47,15 @@ def generate(
     """Continue each prompt with a trained model. Only the text goes to standard output.
 
     Args:
-        ckpt_path: A run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder.
-        prompt: Text to continue. May be given several times; -: read standard input. Default: the start of a document.
+        ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
+            folder or hf://OWNER/NAME.
+        prompt: Text to continue. May be given several times, with one text each; -: read standard input. Default: the
+            start of a document.
         prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
         field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.
         interactive: Read prompts line by line. Ctrl-C stops a text, Ctrl-D ends the session.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
-        output: Write to this file instead of standard output.
+        output: Write to this file instead of standard output. Several texts are separated by a line with `---`.
         json: Print one JSON object per text: prompt, sample, text, tokens, why it ended.
     """
     options = dataclasses.replace(
@@ -138,6 +145,7 @@ def format_texts(
 ) -> Iterator[str]:
     """Yield the output: each text with its prompt before it and a line break after it, or as a line of JSON.
 
+    A line between two texts separates them, unless they are JSON.
     The texts of a batch grow together but are printed one after another: the first one while it grows.
     """
     chunks: dict[tuple[int, int], list[TextChunk]] = {}
@@ -153,7 +161,8 @@ def format_texts(
             if json and is_ended:
                 yield json_line(prompt, text)
             elif not json:
-                start = "" if printed_chunks else prompt.text
+                separator = "" if current == (0, 0) else SEPARATOR
+                start = "" if printed_chunks else separator + prompt.text
                 end = "\n" if is_ended else ""
                 yield start + "".join(chunk.text for chunk in text[printed_chunks:]) + end
             printed_chunks = len(text)

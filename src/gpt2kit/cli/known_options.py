@@ -53,7 +53,8 @@ class Option(NamedTuple):
     def fits(self, value: Any) -> bool:
         """Return whether jsonargparse accepts a value."""
         config = Namespace()  # type: ignore[no-untyped-call]
-        config[self.action.dest] = [value] if self.action.nargs == "+" else value
+        is_list = self.action.nargs == "+" or isinstance(self.action, argparse._AppendAction)
+        config[self.action.dest] = [value] if is_list else value
         try:
             self.parser.validate(config, skip_required=True)
         except (TypeError, ValueError):
@@ -139,7 +140,6 @@ class CommandLine:
     def _collect(self, args: list[str]) -> Iterator[Entry]:
         """Yield what the arguments set. Report options without a value, and arguments that belong to no option."""
         actions = self._parser._option_string_actions
-        positional = next((action.dest for action in self._parser._actions if not action.option_strings), "")
         groups = [[""]]  # each option with the arguments up to the next one
         for arg in args:
             number = self._parser._negative_number_matcher.match(arg)
@@ -167,6 +167,9 @@ class CommandLine:
             if limit and not values:
                 self._problems.append(f"{option}: needs a value")
             dotted_name = "" if isinstance(action, ActionConfigFile) else name
+            if values and self._accepts_file(action, name):
+                values[0] = config_files.locate(values[0])
+                self._args[start:] = [f"{option}={values[0]}"]
             holder: list[Any] = values[:limit]
             for index in range(len(holder)):
                 yield from self._flatten(option, dotted_name, holder, index)
@@ -174,14 +177,30 @@ class CommandLine:
                 # jsonargparse gets the new names, and the content of config files instead of their paths.
                 texts = [value if isinstance(value, str) else _dump(value) for value in holder]
                 self._args[start:] = [f"{option}={texts[0]}"] if limit == 1 else [option, *texts]
-            for value in values[limit:]:
-                advice = f" after {option}, which takes {'one' if limit else 'no'} value" if option else ""
-                if value.partition("=")[0] in self._options:
-                    advice = f". Did you mean --{value}?"
-                if positional:
-                    yield Entry(positional, positional, value)
-                else:
-                    self._problems.append(f"unexpected argument '{value}'{advice}")
+            self._report_extra(action, option, values, limit)
+
+    def _report_extra(self, action: argparse.Action | None, option: str, values: list[str], limit: int) -> None:
+        """Report the values of an option that are more than it takes, or that follow no option."""
+        extra = values[limit:]
+        if not extra:
+            return
+        problem = f"unexpected argument '{extra[0]}'"
+        if extra[0].partition("=")[0] in self._options:
+            problem += f". Did you mean --{extra[0]}?"
+        elif option:
+            problem += f" after {option}, which takes {'one' if limit else 'no'} value"
+        if isinstance(action, argparse._AppendAction):
+            problem += f'. Quote it: {option} "{" ".join(values)}"'
+        elif limit and "list[" in str(getattr(action, "_typehint", "")).lower():
+            problem += f". Several are written {option}=[{','.join(values)}]"
+        elif limit:
+            problem += ". Text and checkpoints come before the options"
+        self._problems.append(problem)
+
+    def _accepts_file(self, action: argparse.Action | None, name: str) -> bool:
+        """Return whether the value of an option may be a config file."""
+        is_class = name in self._classes and str not in leaves(self._options[name].hint)
+        return isinstance(action, ActionConfigFile) or name in self._sections or is_class
 
     def _flatten(self, label: str, name: str, parent: Any, key: Any, file: str = "") -> Iterator[Entry]:
         """Yield an entry for each option in the value `parent[key]`.

@@ -14,6 +14,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import docstring_parser
 from jsonargparse import ArgumentParser
@@ -24,14 +25,19 @@ from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
+Value = TypeVar("Value")
+# Types of parameters. Arguments before the first option are values of the Positional one: `test.py last` is `test.py
+# --ckpt_path last`. A Repeated option takes one value each time: `--prompt a --prompt b`.
+Positional = Annotated[Value, "positional"]
+Repeated = Annotated[list[Value], "repeated"]
 
-def run(function: Callable[..., object], args: list[str] | None = None) -> None:
-    """Call `function` with options parsed from the command line.
 
-    A list takes several values and may be repeated: `--files a b --files c`. A bool is a flag: `--json`. A parameter
-    before `/` in the signature is positional: `RUN RUN`.
+def run(function: Callable[..., object], args: list[str] | None = None, name: str | None = None) -> None:
+    """Call `function` with options parsed from the command line. `name` is the command's, by default the script's.
+
+    A list takes several values and may be repeated: `--files a b --files c`. A bool is a flag: `--json`.
     """
-    guarded(lambda argv: call(function, parse(function, argv)), args)
+    guarded(lambda argv: call(function, parse(function, argv, name)), args)
 
 
 def call(function: Callable[..., object], options: dict[str, object]) -> object:
@@ -40,33 +46,58 @@ def call(function: Callable[..., object], options: dict[str, object]) -> object:
     for name, hint in typing.get_type_hints(function).items():
         if _is_group(hint):
             options[name] = hint(**{field.name: options.pop(field.name) for field in dataclasses.fields(hint)})
-    parameters = inspect.signature(function).parameters.values()
-    positional = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    return function(*positional, **options)
+    return function(**options)
 
 
-def parse(function: Callable[..., object], args: list[str]) -> dict[str, object]:
+def parse(function: Callable[..., object], args: list[str], name: str | None = None) -> dict[str, object]:
     """Parse the arguments of a command line to options of `function`."""
-    parser = parser_of(function)
+    parser = parser_of(function, name)
+    positional = _positional(function)
+    if positional:
+        values, args = split_positional(args, f"--{positional}")
+        if len(values) > 1 and not _list_item(typing.get_type_hints(function)[positional]):
+            raise UserError(f"unexpected argument {values[1]!r} after {values[0]!r}. Options begin with --")
+        args = [*args, f"--{positional}", *values] if values else args
     command = CommandLine(parser, args)
     options = dict(parser.instantiate(command.parse()).as_dict())
     renamed.log_renames(command.renames)
     return options
 
 
-def parser_of(function: Callable[..., object]) -> ArgumentParser:
+def split_positional(args: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Return the arguments before the first option, which are values of `option`, and the others."""
+    count = next((index for index, arg in enumerate(args) if arg[:1] == "-" and arg != "-"), len(args))
+    values, others = args[:count], args[count:]
+    if values and any(arg.partition("=")[0] == option for arg in others):
+        raise UserError(f"{values[0]}: {option} is given, too. Leave out one of the two")
+    return values, others
+
+
+def parser_of(function: Callable[..., object], name: str | None = None) -> ArgumentParser:
     """Return the parser of a function's options, in the order of its signature.
 
     A parameter that is a dataclass stands for its fields.
     """
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    parser = ArgumentParser(name, exit_on_error=False, allow_abbrev=False, description=description)
+    parser.usage = "%(prog)s [options]"
+    positional = _positional(function)
+    if positional:
+        form = positional.upper() + (" ..." if _list_item(typing.get_type_hints(function)[positional]) else "")
+        is_required = inspect.signature(function).parameters[positional].default is inspect.Parameter.empty
+        parser.usage = f"%(prog)s {form if is_required else f'[{form}]'} [options]"
     _add_options(parser, function)
     return parser
 
 
+def _positional(function: Callable[..., object]) -> str | None:
+    """Return the name of the positional parameter of a function, if it has one."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    return next((name for name, hint in hints.items() if "positional" in getattr(hint, "__metadata__", ())), None)
+
+
 def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
-    hints = typing.get_type_hints(source)
+    hints, annotated = typing.get_type_hints(source), typing.get_type_hints(source, include_extras=True)
     classes = [base for base in reversed(source.__mro__) if _is_group(base)] if isinstance(source, type) else [source]
     entries = [entry for each in classes for entry in docstring_parser.parse_from_object(each).params]
     helps = {entry.arg_name: entry.description for entry in entries}
@@ -76,13 +107,14 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
         if _is_group(hint):
             _add_options(parser, hint)
             continue
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, nargs="+", type=item, **options)
-            continue
         if hint is bool:
             options |= {"action": "store_true"}
         else:
-            options |= {"nargs": "+", "action": "extend", "type": item} if item else {"type": hint}
+            options |= {"type": item or hint}
+            if "repeated" in getattr(annotated[name], "__metadata__", ()):
+                options |= {"action": "append"}
+            elif item:
+                options |= {"nargs": "+", "action": "extend"}
             default = parameter.default
             if default is parameter.empty:
                 options |= {"required": True}

@@ -1,4 +1,4 @@
-"""Implements `plot.py`: draw the curves of runs, or write a report, from their folders alone. Needs no torch."""
+"""Implements `gpt2kit plot`: draw the curves of runs, or write a report, from their folders alone. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2kit import files
+from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import MachineError, UserError
 from gpt2kit.runs import curves, folder
 from gpt2kit.runs import report as report_page
@@ -16,12 +17,16 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def plot(
-    runs: list[str], /, output: Path | None = None, x: XAxis = "steps", show: bool = False, report: Path | None = None
+    runs: Positional[list[str]],
+    output: Path | None = None,
+    x: XAxis = "steps",
+    show: bool = False,
+    report: Path | None = None,
 ) -> None:
     """Draw the curves of runs, or write a report of them as one self-contained page.
 
     Args:
-        runs: Run folders such as lightning_logs/version_0. Several are compared.
+        runs: `last` (the newest run), or names or folders of runs. Several are compared.
         output: The picture to write: .png, .svg or .pdf. Default: curves.png, in the folder of a single run.
         x: The x axis: optimizer steps, tokens seen, or hours of training.
         show: Open a window instead of writing a file.

@@ -1,4 +1,4 @@
-"""Implements `test.py`: loss, perplexity and bits per byte of checkpoints on text."""
+"""Implements `gpt2kit test`: loss, perplexity and bits per byte of checkpoints on text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import Problems, refuse
 from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
 from gpt2kit.files import write_text
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def test(
-    ckpt_path: list[str],
+    ckpt_path: Positional[list[str]],
     files: list[str] | None = None,
     reader: Reader | None = None,
     options: EvaluationOptions = EvaluationOptions(),
@@ -26,8 +27,9 @@ def test(
     """Print loss, perplexity and bits per byte of a checkpoint on text, or compare several.
 
     Args:
-        ckpt_path: Run folders (their best checkpoint), .ckpt files, Hugging Face GPT-2 folders, or hf://OWNER/NAME.
-            Several are compared on the same documents, even if their tokenizers differ.
+        ckpt_path: `last` (the newest run), names or folders of runs (their best checkpoint), .ckpt files, Hugging Face
+            GPT-2 folders, or hf://OWNER/NAME. Several are compared on the same documents, even if their tokenizers
+            differ.
         files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
         reader: How files become documents. Default: as in training.
         json_output: Write every figure with full precision to this file; -: to standard output, instead of the table.

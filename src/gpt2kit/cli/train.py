@@ -1,7 +1,8 @@
-"""Implements `trainer.py`: a LightningCLI that builds model, data and trainer and runs the requested action."""
+"""Implements `gpt2kit train`: a LightningCLI that builds model, data and trainer and runs the requested action."""
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -19,8 +20,9 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
-from gpt2kit.cli.parser import machine_error, print_error
+from gpt2kit.cli.parser import machine_error, print_error, split_positional
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
+from gpt2kit.commands import command_name
 from gpt2kit.data import parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
@@ -61,6 +63,7 @@ class TrainCLI(LightningCLI):
                 "exit_on_error": False,
                 "allow_abbrev": False,
                 "description": "Train a GPT-2 on your own text.",
+                "prog": command_name("train"),
             },
             args=args,
             run=False,
@@ -147,7 +150,8 @@ class TrainCLI(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ExactResume saves first, then requeues
         if options["logger"] is not False:
             root = options["default_root_dir"] or "."
-            kwargs["logger"] = loggers.make_loggers(root, as_list(options["logger"]), self.options.resumed)
+            names = self.options.resumed, self.options.run_name
+            kwargs["logger"] = loggers.make_loggers(root, as_list(options["logger"]), *names)
         kwargs["devices"], kwargs["num_nodes"] = distributed.launch_sizes(options["devices"], options["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -226,12 +230,13 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: list[str]) -> None:
-    """Run trainer.py. Rank 0 reports errors; an error of another rank names its rank."""
+    """Train. Rank 0 reports errors; an error of another rank names its rank."""
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
+    args = with_text(args)
     early = parse_early(args)
     if early.ckpt_path is not None and (early.verify_resume or early.tune):
         raise UserError("--verify_resume and --tune: start new runs. Leave out --ckpt_path")
@@ -253,6 +258,14 @@ def main(args: list[str]) -> None:
             raise known from error
         print_error(known, rank)
         raise SystemExit(known.exit_code) from None
+
+
+def with_text(args: list[str]) -> list[str]:
+    """Return the arguments with those before the first option as the training text."""
+    text, args = split_positional(args, "--data.train_files")
+    if not text:
+        return args
+    return [*args, f"--data.train_files={text[0] if len(text) == 1 else json.dumps(text, ensure_ascii=False)}"]
 
 
 def _train(args: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,13 @@ import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import MachineError, UserError, refuse
+from gpt2kit.logs import launched_rank
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
@@ -72,8 +74,16 @@ class TrainOptions:
             self.config.seed_everything = 0
         self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
-        self.config.ckpt_path = None  # the saved config starts a new run
+        self.run_name, self.config.run_name = self.config.run_name, None
+        self.config.ckpt_path = None  # the saved config starts a new run, with a folder of its own
+        if self.run_name is not None:
+            self.problems += run_name_problems(self.run_name, self._logs, self.resumed)
+            name_loggers(self.config, self.run_name)
         renamed.log_renames(self._renames)
+
+    @property
+    def _logs(self) -> Path:
+        return Path(self.config.trainer.default_root_dir or ".") / lifecycle.LOGS
 
     @property
     def builds_text(self) -> bool:
@@ -143,6 +153,8 @@ class TrainOptions:
             parser.set_defaults(initialize.source_defaults(self.source, self.config))
             self._parse(parser, args)
             self.problems += initialize.apply_defaults(self.config, self.source)
+            # The saved config names the run: `last` may be another one tomorrow.
+            self.config.model.init_from = str(paths.resolve(self.config.model.init_from))
 
     def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
         """Find the run to resume. The arguments override its own config, and each difference is printed."""
@@ -182,7 +194,14 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         "ckpt_path",
         str | None,
         None,
-        "Resume a run exactly where it stopped: `last`, a run folder (its newest valid checkpoint) or a .ckpt file.",
+        "Resume a run exactly where it stopped: `last` (the newest run), a run's name or folder (its newest valid "
+        "checkpoint) or a .ckpt file. `best` resumes the newest run at its best checkpoint.",
+    ),
+    (
+        "run_name",
+        str | None,
+        None,
+        "Name of the run's folder in lightning_logs, and of the run in W&B and MLflow. Default: version_N.",
     ),
     ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
     ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),
@@ -250,6 +269,28 @@ def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
     return [f"{name} {config[name]}: must be true or false" for name in flags] + [
         f"{name}: not in a config file; on the command line, as --{name}" for name in ignored if name not in flags
     ]
+
+
+def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:
+    """List what is invalid in the name of a run."""
+    if resumed is not None:
+        run = lifecycle.run_of(resumed)
+        is_own = run is not None and run.name == name
+        return [] if is_own else [f"--run_name {name}: the resumed run is {run or resumed}. Leave out --run_name"]
+    if name in paths.NEWEST or name.endswith(".ckpt") or not re.fullmatch(r"\w[\w .,+=-]*", name):
+        return [f"--run_name {name!r}: not a name for a run. Use letters and digits, such as poems-2"]
+    exists = (logs / name).exists() and launched_rank() == 0  # rank 0 makes the folder
+    advice = f"Resume it with --ckpt_path {name}, or choose another name"
+    return [f"--run_name {name}: {logs / name} exists. {advice}"] if exists else []
+
+
+def name_loggers(config: Any, name: str) -> None:
+    """Give the name of the run to W&B and MLflow, unless the user has set another."""
+    for spec in as_list(config.trainer.logger):
+        kind = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
+        option = {"WandbLogger": "name", "MLFlowLogger": "run_name"}.get(kind)
+        if option and spec.init_args.get(option) is None:
+            spec.init_args[option] = name
 
 
 def without_tune(args: list[str]) -> list[str]:

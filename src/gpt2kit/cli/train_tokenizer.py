@@ -1,4 +1,4 @@
-"""Implements `train_tokenizer.py`: train or adopt a tokenizer, report how it fits a text, compare several."""
+"""Implements `gpt2kit tokenize`: train or adopt a tokenizer, report how it fits a text, compare several."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpt2kit.cli.parser import Positional
 from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.errors import UserError
 from gpt2kit.text.reader import Reader
@@ -26,7 +27,7 @@ LOSSES = (
 
 
 def train_tokenizer(
-    files: list[str] = [],  # noqa: B006
+    files: Positional[list[str]] = [],  # noqa: B006
     output_dir: Path | None = None,
     spec: TokenizerSpec = TokenizerSpec(),
     reader: Reader | None = None,

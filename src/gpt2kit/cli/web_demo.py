@@ -1,4 +1,4 @@
-"""Implements `web_demo.py`: generate text with trained models on a page in the browser."""
+"""Implements `gpt2kit demo`: generate text with trained models on a page in the browser."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import sys
 
+from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.generation.options import Precision
 
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(
-    ckpt_path: list[str],
+    ckpt_path: Positional[list[str]],
     host: str = "127.0.0.1",
     port: int = 7860,
     auth: str | None = None,
@@ -23,7 +24,8 @@ def serve(
     """Generate text with trained models on a page in the browser.
 
     Args:
-        ckpt_path: .ckpt files, run folders, folders of runs, or Hugging Face folders. May be given several times.
+        ckpt_path: `last` (the newest run), names or folders of runs, folders of several runs, .ckpt files, or Hugging
+            Face folders.
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
         auth: NAME:PASSWORD that users must enter.
@@ -37,7 +39,7 @@ def serve(
     problems.check(max_concurrency >= 1, f"--max_concurrency {max_concurrency}: must be at least 1")
     refuse(problems.messages)
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("web_demo.py: needs Gradio. Run pip install 'gradio>=6,<7'")
+        raise UserError("the web page needs Gradio. Run pip install 'gradio>=6,<7'")
     from gpt2kit.serving import app  # here, so that --help does not import torch
     from gpt2kit.serving.models import Service, find_models
 

@@ -58,7 +58,7 @@ def refuse_other_files(target: Path, force: bool) -> None:
     if present and not force:
         raise UserError(f"--output_dir {target}: already exists. Name another folder, or replace it with --force")
     if present and not is_exported(target):
-        raise UserError(f"--output_dir {target}: was not written by export.py. Name another folder")
+        raise UserError(f"--output_dir {target}: is not an earlier export. Name another folder")
 
 
 def is_exported(folder: Path) -> bool:

@@ -222,6 +222,6 @@ def prepare_matplotlib() -> None:
         import matplotlib
         from matplotlib import font_manager
     except ImportError:
-        raise UserError("plot.py: needs matplotlib. Run: pip install matplotlib") from None
+        raise UserError("plots need matplotlib. Run: pip install matplotlib") from None
     installed = {font.name for font in font_manager.fontManager.ttflist}
     matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpt2kit.checkpoint import paths
+from gpt2kit.checkpoint.paths import START as START
 from gpt2kit.errors import DataError, UserError, first_line
 
-METRICS, CONFIG, START = "metrics.csv", "config.yaml", "start.json"
+METRICS, CONFIG = "metrics.csv", "config.yaml"
 STATUS, SAMPLES, TEST = "status.json", "samples.md", "test.json"
 # The heading of a section of samples.md.
 SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
@@ -57,8 +59,8 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the run in a folder."""
-    path = Path(folder)
+    """Read the run in a folder; `last` is the newest run."""
+    path = Path(paths.resolve(folder))
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder (current folder: {Path.cwd()}). Check the path")
     return Run(path, read_metrics(path), read_starts(path))
@@ -76,7 +78,7 @@ def read_metrics(folder: Path) -> dict[str, Series]:
         rows = csv.DictReader(file)
         series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
         if "step" not in series:
-            raise DataError(f"{path}: no column `step`, so it is not a log of trainer.py. Name a run folder")
+            raise DataError(f"{path}: no column `step`, so it is not the log of a run. Name a run folder")
         for row in complete_rows(rows):
             with contextlib.suppress(ValueError, OverflowError):
                 step = int(float(row.pop("step")))

@@ -17,13 +17,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
+from gpt2kit.checkpoint.paths import LOGS as LOGS
 from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
 
 logger = logging.getLogger(__name__)
 
-LOGS = "lightning_logs"
 # (flat settings of an earlier run, current settings) -> settings of the earlier run under current names
 Rename = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 # Settings that may change from one start of a run to the next; all others of `data` and `model` identify a run.
@@ -121,32 +121,41 @@ def find_resumable(
     ignored: Collection[str] = (),
     rename: Rename = lambda earlier, _: earlier,
 ) -> Path:
-    """Return the checkpoint to resume from: a file, or the newest valid one of a run folder.
+    """Return the checkpoint to resume from: a file, or the newest valid one of a run, which may be named.
 
     `last` is the newest run in `logs` that has the same data and model settings, apart from those in `ignored`; if
-    `settings` is None, the newest run. `rename` returns the flat settings of an earlier run under their current names.
+    `settings` is None, the newest run. `best` is the best checkpoint of the same run. `rename` returns the flat
+    settings of an earlier run under their current names.
     """
-    path = Path(ckpt_path)
-    if ckpt_path == "last":
-        runs, where = sorted(logs.glob("version_*"), key=lambda run: (_version(run), run.name), reverse=True), logs
-    elif path.is_dir() and path.suffix != ".ckpt":
-        runs, where, settings = [path], path, None
+    if ckpt_path in paths.NEWEST:
+        path = _newest_run(ckpt_path, logs, settings, ignored, rename)
     else:
-        file = checkpoint.find(path)
-        checkpoint.check_resumable(file)
-        return file
-    differences = ""
-    for run in runs:
-        newest = checkpoint.newest_valid(run)
+        path = Path(paths.resolve(ckpt_path, logs))
+    if ckpt_path != "best" and path.is_dir() and path.suffix != ".ckpt":
+        newest = checkpoint.newest_valid(path)
         if newest is None:
-            continue
+            raise CheckpointError(
+                f"--ckpt_path {ckpt_path}: no valid checkpoint to resume from in {path}. Name another run, or omit "
+                "--ckpt_path to start a new one"
+            )
+        return newest
+    file = checkpoint.find(path)
+    checkpoint.check_resumable(file)
+    return file
+
+
+def _newest_run(
+    name: str, logs: Path, settings: Mapping[str, Any] | None, ignored: Collection[str], rename: Rename
+) -> Path:
+    """Return the newest run in a folder that has the same settings."""
+    differences = ""
+    for run in paths.runs(logs):
         changes = [] if settings is None else _differences(run, settings, ignored, rename)
         if not changes:
-            return newest
-        differences = differences or f"; the newest run, {run.name}, has other settings: {'; '.join(changes[:4])}"
+            return run
+        differences = differences or f" with these settings; the newest, {run.name}, has {'; '.join(changes[:4])}"
     raise CheckpointError(
-        f"--ckpt_path {ckpt_path}: no valid checkpoint to resume from in {where}{differences}. Name a run folder, or "
-        "omit --ckpt_path to start a new run"
+        f"--ckpt_path {name}: {logs} contains no run{differences}. Name a run, or omit --ckpt_path to start a new one"
     )
 
 
@@ -179,8 +188,3 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
 
 def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flatten({part: settings.get(part) or {} for part in ("data", "model")})
-
-
-def _version(run: Path) -> int:
-    number = run.name.removeprefix("version_")
-    return int(number) if number.isdecimal() else -1

@@ -202,13 +202,18 @@ def _reproduction(run: Run) -> dict[str, Any] | None:
     text, versions = run.facts("text"), run.facts("start").get("versions") or {}
     commands = [start.get("start", {}).get("command") for start in run.starts]
     return {
-        "commands": "\n".join(f"python {shlex.join(map(str, command))}" for command in commands if command),
+        "commands": "\n".join(_shell(list(map(str, command))) for command in commands if command),
         "cells": [
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
             *((f"{name} text", str(split.get("fingerprint"))) for name, split in (text.get("splits") or {}).items()),
             ("tokenizer", str(text.get("tokenizer"))),
         ],
     }
+
+
+def _shell(command: list[str]) -> str:
+    """Return a command as it is typed; a script is run with Python."""
+    return shlex.join(["python", *command] if command[0].endswith(".py") else command)
 
 
 def _format(value: Any, form: str) -> str:

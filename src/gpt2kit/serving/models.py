@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.checkpoint import checkpoint, huggingface
+from gpt2kit.checkpoint import checkpoint, huggingface, paths
 from gpt2kit.errors import CheckpointError, Problems, UserError, refuse
 from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
@@ -109,7 +109,7 @@ class Service:
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
-    """Return the models at the paths: .ckpt files, run folders, folders of runs, or Hugging Face folders.
+    """Return the models at the paths: .ckpt files, runs, folders of runs, or Hugging Face folders.
 
     Each checkpoint is returned once, with a unique name.
     """
@@ -124,7 +124,7 @@ def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
 
 def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
     """Return the names and paths of the checkpoints at a path."""
-    path = Path(ckpt_path)
+    path = Path(paths.resolve(ckpt_path))
     name = path.name or path.resolve().name
     if ckpt_path.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file():
         return [(name, ckpt_path)]

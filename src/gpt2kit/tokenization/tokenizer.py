@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
+from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError
 
 # Ends each document, and begins each text, as in GPT-2.
@@ -38,7 +39,7 @@ def load(folder: str | Path) -> Tokenizer:
     path = Path(folder)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        raise DataError(f"{path}: no such tokenizer. Train one with train_tokenizer.py --output_dir {folder}")
+        raise DataError(f"{path}: no such tokenizer. Train one with {command_name('tokenize')} --output_dir {folder}")
     return from_json(read_utf8(path, str(path)), str(path))
 
 
@@ -56,7 +57,8 @@ def from_json(text: str, where: str) -> Tokenizer:
     tokenizer = from_plain_json(text, where)
     if tokenizer.token_to_id(EOS) is None:
         raise DataError(
-            f"{where}: has no {EOS} token. Add it: train_tokenizer.py --kind existing --vocab {where} --output_dir NEW"
+            f"{where}: has no {EOS} token. Add it: {command_name('tokenize')} --kind existing --vocab {where} "
+            "--output_dir NEW"
         )
     if any(token.content == EOS and not token.special for token in tokenizer.get_added_tokens_decoder().values()):
         raw = json.loads(to_json(tokenizer))
@@ -72,7 +74,7 @@ def from_plain_json(text: str, where: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises no other class
-        raise DataError(f"{where}: not a tokenizer ({error}). Train it again with train_tokenizer.py") from None
+        raise DataError(f"{where}: not a tokenizer ({error}). Train it again with {command_name('tokenize')}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if getattr(tokenizer.model, "dropout", None) is not None:

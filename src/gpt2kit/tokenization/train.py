@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.reader import HashRange, Reader
@@ -111,7 +112,8 @@ def resolve(
     except DataError as error:
         reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").rpartition(". ")[0]
         raise DataError(
-            f"{tokenizer}: no such tokenizer ({reason}). Train one with train_tokenizer.py --output_dir {tokenizer}"
+            f"{tokenizer}: no such tokenizer ({reason}). Train one with {command_name('tokenize')} "
+            f"--output_dir {tokenizer}"
         ) from None
 
 

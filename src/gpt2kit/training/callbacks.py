@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt2kit import files
 from gpt2kit.checkpoint import validation
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
+from gpt2kit.commands import command_name
 from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, generation_problems
@@ -176,7 +177,7 @@ class EpochExports(Callback):
         except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError
             logger.warning(
                 f"NOT EXPORTED, training continues: {target}: {first_line(error).rstrip('.')}. "
-                "Export a checkpoint later with export.py --ckpt_path"
+                f"Export a checkpoint later, with {command_name('export')}"
             )
 
 

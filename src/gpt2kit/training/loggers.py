@@ -93,7 +93,7 @@ class _AppendingWriter(ExperimentWriter):
         lifecycle.write_metrics(Path(self.metrics_file_path), fieldnames, rows)
 
 
-def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> list[Logger]:
+def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None, run_name: str | None = None) -> list[Logger]:
     """Return TensorBoard and CSV in the run's folder, which is a new one or the resumed run's, and the user's loggers.
 
     A TensorBoard or CSV logger of the user decides the run's folder itself, so it replaces gpt2kit's.
@@ -103,7 +103,7 @@ def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None) -> li
         return others
     run = lifecycle.run_of(resumed) if resumed else None
     if resumed is None or run is None:
-        board = GroupedTensorBoard(root, name=lifecycle.LOGS)
+        board = GroupedTensorBoard(root, name=lifecycle.LOGS, version=run_name)
         return [board, AppendingCSVLogger(root, name=lifecycle.LOGS, version=board.version), *others]
     place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
     board = GroupedTensorBoard(**place, purge_step=checkpoint.step_of(resumed) + 1)

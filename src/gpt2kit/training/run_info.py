@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from gpt2kit import __version__, files, hardware
+from gpt2kit.commands import command_name
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
@@ -96,7 +97,7 @@ def describe_start(
     versions = {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "transformers", "tokenizers")}
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": ["trainer.py", *arguments],
+        "command": [*command_name("train").split(), *arguments],
         "resumed": str(resumed) if resumed else None,
         "device": {"kind": device.type, "name": hardware.device_name(device), "count": trainer.world_size},
         "chosen": {name: [choice.value, choice.reason] for name, choice in choices.items()},

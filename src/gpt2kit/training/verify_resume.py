@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from gpt2kit.checkpoint import checkpoint
+from gpt2kit.commands import is_script
 from gpt2kit.errors import MachineError, UserError
 from gpt2kit.runs import lifecycle
 
@@ -25,13 +26,15 @@ STEPS = 8
 
 def verify_resume(args: list[str]) -> None:
     """Print the largest difference of each group of tensors; raise MachineError if any is above 0."""
-    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *args, f"--trainer.max_steps={STEPS}"]
+    program = [str(Path(sys.argv[0]).resolve())] if is_script() else ["-m", "gpt2kit", "train"]
+    command = [sys.executable, *program, *args, f"--trainer.max_steps={STEPS}"]
     command += ["--save_every=1", "--trainer.log_every_n_steps=1"]
     raw = {}
     with tempfile.TemporaryDirectory(prefix="gpt2kit-verify-") as folder:
         for name in ("uninterrupted", "resumed"):
             root = Path(folder) / name
-            run, run_command = root / lifecycle.LOGS / "version_0", [*command, f"--trainer.default_root_dir={root}"]
+            run_command = [*command, f"--trainer.default_root_dir={root}", "--run_name=run"]
+            run = root / lifecycle.LOGS / "run"
             if name == "resumed":
                 print("killed: a few steps, then SIGKILL", file=sys.stderr)
                 _run_and_kill(run_command, run)

@@ -34,7 +34,7 @@ from gpt2kit.cli.train_tokenizer import train_tokenizer
         (["--data.tokenizer=none"], 3, "none"),
         (["--data.block_size=5000"], 3, "fewer than the 8 of one optimizer step"),
         (["--ckpt_path=none"], 4, "none"),
-        (["--ckpt_path=last"], 4, "no valid checkpoint to resume from"),
+        (["--ckpt_path=last"], 4, "contains no run"),
         (["--trainer.accelerator=gpu"], 5, "has no GPU that torch can use"),
     ],
 )
@@ -105,6 +105,14 @@ def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..
     assert code == 3 and "a.txt" in err and not list(inside.iterdir())
     code, _, err = call(lambda args: run_command(train_tokenizer, args), "--file", "a.txt", "--output_dir", "out")
     assert code == 2 and "Did you mean --files?" in err
+
+
+def test_a_prompt_without_quotes_is_one_clear_error(call: Callable[..., Outcome], inside: Path) -> None:
+    arguments = ["last", "--prompt", "Once", "upon", "a", "time"]
+    code, _, err = call(lambda args: run_command(generate.generate, args), *arguments)
+    advice = 'which takes one value. Quote it: --prompt "Once upon a time"'
+    assert code == 2 and err == f"error: unexpected argument 'upon' after --prompt, {advice}\n"
+    assert parse(generate.generate, ["last", "--prompt", "a b", "--prompt", "c"])["prompt"] == ["a b", "c"]
 
 
 def test_a_list_takes_several_values_and_may_be_repeated() -> None:

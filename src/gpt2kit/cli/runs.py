@@ -1,0 +1,80 @@
+"""Implements `gpt2kit runs`: a table of the runs in a folder. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gpt2kit.checkpoint import paths
+from gpt2kit.cli.parser import Positional
+from gpt2kit.errors import UserError
+from gpt2kit.runs import folder
+
+_STATES = {"done": "finished", "failed": "failed", "stopped": "interrupted"}
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def runs(logs: Positional[Path] = Path(paths.LOGS)) -> None:
+    """List the runs in a folder, the newest first: state, step, best validation, size on disk, time since the start.
+
+    Args:
+        logs: Folder of the runs.
+    """
+    folders = paths.runs(logs)
+    if not folders:
+        print(f"{logs}: no runs (current folder: {Path.cwd()}). Train one with gpt2kit train TEXT")
+        return
+    head = ["run", "state", "step", "bits per byte", "size", "started"]
+    print(format_table([head, *(describe(run) for run in folders)]))
+
+
+def describe(run: Path) -> list[str]:
+    """Return the cells of a run's row. A damaged file leaves its cells empty."""
+    status: dict[str, object] = {}
+    bits: float | None = None
+    with contextlib.suppress(UserError):
+        status = folder.read_status(run)
+    with contextlib.suppress(UserError):
+        # At step 0 the weights are those that the run started with.
+        bits = min((value for step, value in folder.read_metrics(run).get("val_bpb", {}).items() if step), default=None)
+    newest = max([paths.step_of(path) for path in paths.checkpoints(run)], default=0)
+    size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    return [
+        run.name,
+        state(run, status.get("state")),
+        f"{status.get('step', newest)}",
+        "" if bits is None else f"{bits:.4f}",
+        f"{size / 1e6:,.1f} MB",
+        f"{format_age(time.time() - paths.start_time(run))} ago",
+    ]
+
+
+def state(run: Path, recorded: object) -> str:
+    """Return the state of a run: finished, failed, interrupted or training."""
+    if recorded in _STATES:
+        return _STATES[str(recorded)]
+    if not (run / ".lock").exists():
+        return "interrupted"
+    try:
+        with FileLock(run / ".lock", timeout=0):  # a process holds it while it trains in the folder
+            return "interrupted"
+    except Timeout:
+        return "training"
+    except OSError:  # the folder is not writable
+        return str(recorded or "unknown")
+
+
+def format_age(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
+    return f"{max(seconds, 0) // size:.0f} {unit}"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
