@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test unit lowest prove check format lint types docs clean
+.PHONY: demo test unit lowest prove check format lint types docs cli_page clean
 
 demo: .venv/installed  ## from text to a tested GPT-2 that generates text, in a few minutes
 	$(BIN)/python data/demo.py
@@ -45,7 +45,10 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-docs: .venv/installed  ## docs/cli.md from the parsers
+docs: cli_page  ## the documentation site in build/docs; a broken link or reference is an error
+	$(BIN)/sphinx-build -W --keep-going --quiet docs build/docs
+
+cli_page: .venv/installed  ## docs/cli.md from the parsers
 	$(BIN)/python scripts/cli_page.py
 
 .venv/installed: requirements.txt requirements-dev.txt

@@ -1,4 +1,4 @@
-"""docs/cli.md is the output of `make docs`, names every option, and agrees with `--help`."""
+"""docs/cli.md is the output of `make cli_page`, names every option, and agrees with `--help`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
 
 
 def test_page_matches_the_parsers() -> None:
-    assert cli_page.page() == PAGE, "run `make docs` and review the difference"
+    assert cli_page.page() == PAGE, "run `make cli_page` and review the difference"
 
 
 def test_every_option_is_listed_once_with_a_description() -> None:

@@ -13,7 +13,7 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 import cli_page
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "data/README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data/README.md"]
 PAGES.remove(ROOT / "docs/experiments.md")  # its commands belong to the commits that it names
 # Options of trainer.py besides those with a value: sections, and what jsonargparse adds.
 ADDED = {"help", "print_config", "debug", "data", "model", "trainer"}

@@ -1,4 +1,4 @@
-"""Relative links of the documentation lead to existing files and headings."""
+"""Relative links of the documentation lead to existing files and headings; index.md lists every page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "data/README.md"]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), ROOT / "data/README.md"]
 
 
 def anchors(page: Path) -> set[str]:
@@ -26,3 +27,11 @@ def test_links_resolve(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_index_lists_every_page_of_the_site() -> None:
+    """Its lists become the navigation of the site."""
+    pages = re.findall(r"^\* \[.*?\]\((.*?)\): ", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(pages) == sorted(
+        path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.stem != "index"
+    )
