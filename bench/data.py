@@ -100,7 +100,7 @@ def measure_builds(text: Path, work: Path, ways: list[str], rounds: int) -> list
 
 
 def build_gpt2kit(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:
-    build.open_or_build(Corpus([text], tokenizer.load(tokenizer_folder), Reader()), folder)
+    build.open_or_build(Corpus([text], tokenizer.load(tokenizer_folder), Reader("line")), folder)
 
 
 def build_one_document(text: Path, tokenizer_folder: str, folder: Path, cores: int) -> None:

@@ -89,7 +89,7 @@ def random_store(folder: Path, tokens: int) -> TokenStore:
     lines = ("".join(map(chr, random.integers(97, 123, 20))) for _ in range(tokens // 21 + 1))
     (folder / "text.txt").write_text("\n".join(lines))
     tokenizer = train_bpe([], TokenizerSpec(vocab_size=257))
-    return open_or_build(Corpus([folder / "text.txt"], tokenizer, Reader()), folder)
+    return open_or_build(Corpus([folder / "text.txt"], tokenizer, Reader("line")), folder)
 
 
 if __name__ == "__main__":

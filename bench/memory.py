@@ -75,6 +75,7 @@ def compare(
     settings = {
         "data.train_files": text,
         "data.valid_fraction": 0.01,
+        "data.reader.document": "line",
         "data.tokenizer": work / "tokenizer",
         "data.cache_dir": work / "cache",
         "data.block_size": block,
@@ -82,6 +83,7 @@ def compare(
         "model.n_layer": layers,
         "model.n_head": heads,
         "model.n_embd": width,
+        "model.dropout": 0.0,
         "model.attention": attention,
         "trainer.precision": precision,
         "trainer.max_steps": steps,

@@ -93,6 +93,8 @@ def trainer_options(args: argparse.Namespace, seed: int, steps: int) -> list[str
         "model.n_layer": layers,
         "model.n_head": heads,
         "model.n_embd": width,
+        "model.dropout": 0.0,
+        "model.optimizer.weight_decay": 0.1,
         "model.compile": "off" if args.eager else "blocks",
         "data.train_files": json.dumps([str(Path(file).resolve()) for file in args.train_files]),
         "data.valid_files": json.dumps([str(Path(file).resolve()) for file in args.valid_files]),

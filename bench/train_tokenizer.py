@@ -47,7 +47,17 @@ def main() -> None:
         plans += [(name, path, [], kind) for kind in args.kinds for name, path, _, _ in plans[:2]]
         for name, path, options, kind in plans:
             out = Path(folder) / f"{len(rows)}"
-            command_options = ["--files", str(path), "--kind", kind, "--output_dir", str(out), *options]
+            command_options = [
+                "--files",
+                str(path),
+                "--reader.document",
+                "line",
+                "--kind",
+                kind,
+                "--output_dir",
+                str(out),
+                *options,
+            ]
             seconds, megabytes, _ = run_timed([sys.executable, str(ROOT / "train_tokenizer.py"), *command_options])
             row: dict[str, object] = {"text": name, "MB": round(path.stat().st_size / 1e6, 1), "kind": kind}
             row |= {"options": " ".join(options), "training, s": round(seconds, 1), "training, MB": round(megabytes)}

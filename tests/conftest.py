@@ -50,6 +50,7 @@ def options(corpus: Path) -> list[str]:
     return [
         *(f"--data.{split}_files={corpus / split}.txt" for split in ("train", "valid", "test")),
         f"--data.tokenizer={corpus / 'tokenizer'}",
+        "--data.reader.document=line",
         f"--data.cache_dir={corpus / 'cache'}",
         *("--data.block_size=16", "--data.batch_size=8"),
         *("--model.n_layer=2", "--model.n_head=2", "--model.n_embd=32", "--model.dropout=0.1"),

@@ -19,6 +19,7 @@ import torch
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import export, generate, plot, test, train, web_demo
 from gpt2kit.cli import train_tokenizer as tokenizer_command
+from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.tokenization.trainers import TokenizerSpec
 from gpt2kit.training.module import GPT2Module
@@ -129,9 +130,9 @@ def train_tokenizer(
     size: int | None = None,
     **more: Any,
 ) -> None:
-    """Run `train_tokenizer.py` with these options."""
+    """Run `train_tokenizer.py` with these options; each line of a text is a document."""
     spec = TokenizerSpec(kind, more.pop("vocab_size", size), **more)
-    tokenizer_command.train_tokenizer(list(files), output_dir, spec)
+    tokenizer_command.train_tokenizer(list(files), output_dir, spec, Reader("line"))
 
 
 def train_each_kind(folder: Path) -> None:

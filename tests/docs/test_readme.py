@@ -73,9 +73,9 @@ def test_quick_start_runs_in_a_fresh_folder(tmp_path: Path) -> None:
         folder = tmp_path / "data" / split
         folder.mkdir(parents=True)
         (folder / "text.txt").write_text("".join(SENTENCE.format(n) for n in numbers), encoding="utf-8")
-    block = next(block for block in BLOCKS if "--files data/train" in block)
+    block = next(block for block in BLOCKS if "--data configs/data/own.yaml" in block)
     lines = [line for line in block.splitlines() if line]
-    assert len(lines) == 4
+    assert len(lines) == 3
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     outputs = []
     for line in lines:
@@ -85,7 +85,7 @@ def test_quick_start_runs_in_a_fresh_folder(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    assert "bits per byte" in outputs[2] and outputs[3].startswith("Once")
+    assert "bits per byte" in outputs[1] and outputs[2].startswith("Once")
 
 
 def test_documentation_and_notebook_are_linked() -> None:

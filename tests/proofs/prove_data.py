@@ -26,7 +26,7 @@ from pathlib import Path
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.text import Reader
 from gpt2kit.tokenization import tokenizer
-corpus = Corpus(sorted(Path(sys.argv[1]).glob("*.txt")), tokenizer.load(sys.argv[2]), Reader())
+corpus = Corpus(sorted(Path(sys.argv[1]).glob("*.txt")), tokenizer.load(sys.argv[2]), Reader("line"))
 store = open_or_build(corpus, Path(sys.argv[3]))
 size = sum(path.stat().st_size for path in store.folder.iterdir())
 print(store.bytes + store.documents, store.documents, store.tokens, size)

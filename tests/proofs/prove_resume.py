@@ -42,6 +42,7 @@ def corpus(folder: Path) -> list[str]:
         f"--data.valid_files={folder / 'valid.txt'}",
         f"--data.tokenizer={folder / 'tokenizer'}",
         f"--data.cache_dir={folder / 'cache'}",
+        "--data.reader.document=line",
         *("--data.block_size=16", "--data.batch_size=4", "--model.n_layer=2", "--model.n_head=2", "--model.n_embd=32"),
         *("--model.dropout=0.1", "--trainer.precision=32-true", "--trainer.accelerator=cpu"),
         *("--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=3"),

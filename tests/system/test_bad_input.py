@@ -227,7 +227,7 @@ def copy_tokenizer(corpus: Path, folder: Path, change: Callable[[str], str]) -> 
         (
             ["--data.valid_files=null", "--data.valid_fraction=1e-9"],
             3,
-            "no document in a split of 1e-09 of the text",
+            "no text in a split of 1e-09 of the text",
         ),
     ],
 )

@@ -36,7 +36,7 @@ from gpt2kit.tokenization import tokenizer
 
 text, trained, cache = sys.argv[1:]
 build.BATCH = 20_000
-corpus = Corpus([Path(text)], tokenizer.load(trained), Reader(), shard_tokens=1)
+corpus = Corpus([Path(text)], tokenizer.load(trained), Reader("line"), shard_tokens=1)
 print("start", flush=True)
 store = build.open_or_build(corpus, Path(cache), lambda done, total: print("shard", flush=True))
 print(store.folder, flush=True)
@@ -50,7 +50,7 @@ from gpt2kit.text import Reader
 from gpt2kit.tokenization import tokenizer
 
 text, trained, parts, work = map(Path, sys.argv[1:])
-corpus = Corpus(sorted(text.glob("*.txt")), tokenizer.load(trained), Reader(), shard_tokens=90)
+corpus = Corpus(sorted(text.glob("*.txt")), tokenizer.load(trained), Reader("line"), shard_tokens=90)
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 number, status = 0, 1
 while status:
@@ -158,7 +158,7 @@ def test_a_merge_that_is_killed_before_any_change_to_the_disk_is_finished_by_the
     for number, lines in enumerate([9, 30, 12]):
         (tmp_path / f"text/{number}.txt").write_text("".join(SENTENCE.format(n) for n in range(lines)))
     trained = tokenizer.load(corpus / "tokenizer")
-    text = Corpus(sorted((tmp_path / "text").glob("*.txt")), trained, Reader(), shard_tokens=90)
+    text = Corpus(sorted((tmp_path / "text").glob("*.txt")), trained, Reader("line"), shard_tokens=90)
     for part in parallel_build.split_corpus(text, 3).values():
         build.open_or_build(part, tmp_path / "parts")
     single = build.open_or_build(text, tmp_path / "single")

@@ -13,7 +13,8 @@ from helpers import SENTENCE, Outcome, final_weights, logged_rows, same_weights,
 
 from gpt2kit.cli import parser, train
 from gpt2kit.cli import test as evaluate
-from gpt2kit.text.reader import HashRange, Reader
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.splits import HashRange
 from gpt2kit.training.module import GPT2Module
 
 
@@ -46,7 +47,7 @@ def test_a_run_is_tested_on_the_documents_that_it_held_out(
         assert code == 0, err
         return dict(json.loads(out)["text"])
 
-    expected = list(Reader().read([inside / "all.txt"], hash_range=HashRange(0.0, 0.2, 7)))
+    expected = list(Reader("line").read([inside / "all.txt"], split_range=HashRange(0.0, 0.2, 7)))
     figures = test()
     assert figures["documents"] == len(expected) > 50
     assert figures["bytes"] == sum(len(document.encode()) for document in expected)

@@ -49,7 +49,7 @@ def opened(run: Run) -> LoadedCheckpoint:
 
 @pytest.fixture(scope="module")
 def store(opened: LoadedCheckpoint, corpus: Path) -> TokenStore:
-    return open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader()), corpus / "cache")
+    return open_or_build(Corpus([corpus / "test.txt"], opened.tokenizer, Reader("line")), corpus / "cache")
 
 
 def reference(
@@ -97,7 +97,7 @@ def test_scores_agree_with_the_reference(
     name: str, stride: int, append_eos: bool, opened: LoadedCheckpoint, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text(TEXTS[name])
-    corpus = Corpus([tmp_path / "a.txt"], opened.tokenizer, Reader(), append_eos=append_eos)
+    corpus = Corpus([tmp_path / "a.txt"], opened.tokenizer, Reader("line"), append_eos=append_eos)
     store = open_or_build(corpus, tmp_path)
     windows = Windows(len(store), CONTEXT, stride)
     expected = sum_by_document(store, reference(opened, store, stride))

@@ -24,8 +24,8 @@ from system.local_server import Server, serving
 
 from gpt2kit.cli import parser
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import split_ranges
 from gpt2kit.text.sources import find_files
+from gpt2kit.text.splits import split_ranges
 
 sys.path.insert(0, str(ROOT / "data"))
 import get

@@ -38,7 +38,9 @@ def test_reading_processes_start_without_a_fork_server(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    store = open_or_build(Corpus([corpus / "train.txt"], load(corpus / "tokenizer"), Reader()), tmp_path / "cache")
+    store = open_or_build(
+        Corpus([corpus / "train.txt"], load(corpus / "tokenizer"), Reader("line")), tmp_path / "cache"
+    )
     order = BlockOrder(blocks=40, global_batch=8, seed=1)
     numbers = list(itertools.islice(order.micro_batches(0, 8, 0, 1), 3))
     # To the end: a spawned process that is ended while it hands over a batch may abort.

@@ -14,7 +14,13 @@ from gpt2kit.cli import train
 from gpt2kit.training.module import GPT2Module
 
 WSD = "--model.schedule={class_path: WarmupStableDecay, init_args: {warmup: 4, decay_ratio: 0.5, min_lr_ratio: 0.0}}"
-ARGS = ["--model.compile=off", "--trainer.log_every_n_steps=1", "--save_every=3", WSD]
+ARGS = [
+    "--model.compile=off",
+    "--model.optimizer.weight_decay=0.1",
+    "--trainer.log_every_n_steps=1",
+    "--save_every=3",
+    WSD,
+]
 TIMED = ["--trainer.max_time=00:00:01:00", *ARGS]
 
 

@@ -55,7 +55,7 @@ def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
 
 def test_validation_during_training_and_testing_agree(run: Run, corpus: Path) -> None:
     opened = checkpoint.open(run.folder)
-    store = open_or_build(Corpus([corpus / "valid.txt"], opened.tokenizer, Reader()), corpus / "cache")
+    store = open_or_build(Corpus([corpus / "valid.txt"], opened.tokenizer, Reader("line")), corpus / "cache")
     nll = Scorer(opened.model, store, Windows(len(store), 16, 16)).score(batch_size=5)
     score = Score(nll.sum(), len(store) - 1, store.bytes + store.documents)
     last = logged_rows(run.folder)[-1]
@@ -139,10 +139,11 @@ def test_saving_can_be_switched_off(options: list[str], inside: Path) -> None:
     assert [path.name for path in (inside / "lightning_logs").iterdir()] == ["version_0"]  # of the second run
 
 
-def test_a_time_limit_saves_and_stops(options: list[str], tmp_path: Path) -> None:
+def test_a_time_limit_saves_and_stops(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01", f"--trainer.default_root_dir={tmp_path}"]
     with pytest.raises(SystemExit) as stop:
         train.main([*options, *more])
     run = tmp_path / "lightning_logs/version_0"
     assert stop.value.code == 0 and folder.read_status(run)["reason"] == "max_time"
     assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
+    assert f"Resume with: gpt2kit train --ckpt_path {run}\n" in capsys.readouterr().err

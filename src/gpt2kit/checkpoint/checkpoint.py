@@ -30,7 +30,7 @@ from gpt2kit.checkpoint.paths import step_of as step_of
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
-from gpt2kit.text.reader import HashRange
+from gpt2kit.text.splits import CutRange, HashRange, SplitRange
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 KEY = "gpt2kit"
 FORMAT = 1
+_ENDS = ("low", "high")  # of the range of a split
 
 
 @dataclass(frozen=True)
@@ -156,23 +157,25 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
     return finetuning.lora_scale(rank, alpha)
 
 
-def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], HashRange | None]:
-    """Return the run's test text: its files, and the hash range of its documents if they are a split of these files."""
+def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], SplitRange | None]:
+    """Return the run's test text: its files, and the range of the test split if it is a split of these files."""
     names = checkpoint.metadata.get("test_files")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
-    return names, read_hash_range(checkpoint, "test_share")
+    return names, read_split_range(checkpoint, "test_share")
 
 
-def read_hash_range(checkpoint: CheckpointInfo, name: str) -> HashRange | None:
-    """Return the hash range under a name of the metadata, such as `train_share`; None for all documents."""
-    hashes = checkpoint.metadata.get(name)
-    if hashes is None:
+def read_split_range(checkpoint: CheckpointInfo, name: str) -> SplitRange | None:
+    """Return the range of a split under a name of the metadata, such as `train_share`; None for all text."""
+    raw = checkpoint.metadata.get(name)
+    if raw is None:
         return None
-    is_valid = isinstance(hashes, dict) and set(hashes) == {"low", "high", "seed"} and type(hashes["seed"]) is int
-    if not (is_valid and all(type(hashes[end]) in (int, float) and 0 <= hashes[end] <= 1 for end in ("low", "high"))):
-        raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
-    return HashRange(**hashes)
+    if isinstance(raw, dict) and all(type(raw.get(end)) in (int, float) and 0 <= raw[end] <= 1 for end in _ENDS):
+        if set(raw) == {*_ENDS, "seed"} and type(raw["seed"]) is int:
+            return HashRange(**raw)
+        if set(raw) == {*_ENDS, "unit"} and raw["unit"] == "document":
+            return CutRange(**raw)
+    raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
 
 
 def read(file: Path, verify: bool = True) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 
 def freeze_problems(options: Mapping[str, Any]) -> list[str]:
-    """List what is invalid in `model.freeze`, before the model is built."""
+    """List what is invalid in `model.freeze`, before the model is built. Its layers may not be known yet."""
+    if options["n_layer"] == "auto":
+        return []
     shape = {"n_layer": options["n_layer"], "n_embd": 1, "vocab_size": 1, "n_positions": 1}
     names = [name for name in tensor_sizes(shape) if name != "lm_head.weight"]
     return problems_of(find_parameters, names, options["freeze"])
@@ -67,7 +69,10 @@ def source_defaults(source: LoadedCheckpoint, config: Any) -> dict[str, Any]:
 
 
 def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
-    """Set data.tokenizer to that of the weights if no other is named; list options that contradict the weights."""
+    """Set what is `auto`, and data.tokenizer if no other is named, to what the weights have; list contradictions."""
+    for name in ARCHITECTURE_FIELDS:
+        if config.model[name] == "auto":
+            config.model[name] = source.shape[name]
     if config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = cache_tokenizer(source.tokenizer, config.data.cache_dir)
     return [
@@ -93,11 +98,14 @@ def cache_tokenizer(tokenizer: Tokenizer, cache_dir: str) -> str:
 
 
 def restore_tokenizer(config: Any, resumed: Path) -> None:
-    """Restore a cached tokenizer that was deleted, from the checkpoint that is resumed."""
+    """Take the tokenizer of the resumed checkpoint if the config names none, or a cached one that was deleted.
+
+    In runs of earlier versions, none means the folder that was their default.
+    """
     name = config.data.tokenizer
-    if isinstance(name, str) and not Path(name).exists():
+    if name is None or (isinstance(name, str) and not Path(name).exists()):
         own = tokenizers.from_json(str(checkpoint.read(resumed)[checkpoint.KEY]["tokenizer"]), str(resumed))
-        if Path(name).name == tokenizers.fingerprint(own)[:24]:
+        if name is None or Path(name).name == tokenizers.fingerprint(own)[:24]:
             config.data.tokenizer = cache_tokenizer(own, config.data.cache_dir)
 
 

@@ -333,7 +333,7 @@ def in_words(hint: Any) -> str:
     """Describe a type."""
     inner = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(dict.fromkeys(map(str, inner)))}"
+        return f"{'one of ' if inner[1:] else ''}{', '.join(dict.fromkeys(map(str, inner)))}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(in_words, inner)))
     return WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, Timer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
@@ -29,8 +29,9 @@ from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
-from gpt2kit.training import distributed, estimate, loggers, run_info, tuning, verify_resume
+from gpt2kit.training import distributed, end_report, estimate, loggers, run_info, tuning, verify_resume
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
+from gpt2kit.training.durations import parse_duration
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Baseline, ProgressBar, ThroughputMetrics
 from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, open_end_problem
@@ -45,8 +46,13 @@ class AtomicConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = trainer.log_dir  # a collective call
-        if folder is not None and trainer.is_global_zero:
-            files.write_text(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+        if folder is None or not trainer.is_global_zero:
+            return
+        config = self.config.clone()
+        setup = next(callback for callback in trainer.callbacks if isinstance(callback, RunSetup))  # type: ignore[attr-defined]
+        for name, value in setup.chosen.items():
+            config[name] = value
+        files.write_text(Path(folder) / self.config_filename, self.parser.dump(config, skip_none=False))
 
 
 class TrainCLI(LightningCLI):
@@ -91,7 +97,7 @@ class TrainCLI(LightningCLI):
         problems = self.options.value_problems()
         if self.options.is_plan:
             data = self.config.data.as_dict()
-            text = file_problems(data, self.config.model.init_from is not None)
+            text = file_problems(data)
             if problems and not text and not data_problems(data):  # else the text is read later
                 text = text_problems(self._datamodule(), self.config.data.batch_size)
             problems += text
@@ -135,8 +141,11 @@ class TrainCLI(LightningCLI):
             self.model.init_from = (
                 None  # a resumed run has weights, and the source of its initial ones may not exist any more
             )
+            # An earlier version may have split the text by another rule.
+            share = checkpoint.read(self.options.resumed, verify=False)[checkpoint.KEY].get("train_share")
+            self.datamodule.is_cut = "unit" in share if isinstance(share, dict) else None
         self._check_vocabulary()
-        seconds = Timer(options["max_time"]).time_remaining() if options["max_time"] else None
+        seconds = parse_duration(options["max_time"]) if options["max_time"] else None
         only_time = has_only_time(options)
         if only_time and (problem := open_end_problem(self.model.schedule)):
             with self.options.collect():
@@ -180,7 +189,7 @@ class TrainCLI(LightningCLI):
                 )
             initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
 
-    def _callbacks(self, options: dict[str, Any], seconds: float | None, only_time: bool) -> list[Callback]:
+    def _callbacks(self, options: dict[str, Any], seconds: int | None, only_time: bool) -> list[Callback]:
         """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         resumed = self.options.resumed
@@ -200,12 +209,15 @@ class TrainCLI(LightningCLI):
     def measure_plan(self) -> run_info.RunInfo:
         """Return the plan of the run, after measuring a few steps with a separate trainer."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
+        problems = text_problems(data, data.global_batch(trainer))
         with self.options.collect():
+            if not problems:
+                self.run_setup.choose(trainer, data, gpt2)
             gpt2.take_vocabulary(data.vocab_size, data.document_start)
             gpt2.build()
             if gpt2.source is not None:
                 gpt2.load_initial_weights(data.tokenizer)
-        refuse([*self.options.problems, *text_problems(data, data.global_batch(trainer))])
+        refuse([*self.options.problems, *problems])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
         # The memory of LoRA is counted, too.
@@ -217,6 +229,24 @@ class TrainCLI(LightningCLI):
         info["speed"] = estimate.measure_speed(self._dry_run_options(), data, gpt2, info, limit)
         return info
 
+    def report_end(self) -> None:
+        """Print how the run ended, and what comes next."""
+        folder = self._run_folder()
+        if folder is not None:
+            has_sample = not isinstance(self.trainer.strategy, distributed.FSDP)
+            run_info.print_lines(end_report.end_lines(folder, self.datamodule, has_sample), sys.stderr)
+
+    def report_stop(self) -> None:
+        """Print how to resume the run, if it was stopped."""
+        folder = self._run_folder()
+        if folder is not None:
+            run_info.print_lines(end_report.stop_lines(folder), sys.stderr)
+
+    def _run_folder(self) -> Path | None:
+        """Return the run's folder on rank 0; None on other ranks, and if nothing is saved."""
+        info = self.run_setup.info
+        return Path(info["folder"]) if info and info["folder"] and self.trainer.is_global_zero else None
+
     def _dry_run_options(self) -> dict[str, Any]:
         """Return the options of a trainer that trains like the run's and writes nothing."""
         options = {**dict(self.config_init.trainer), **estimate.DRY_RUN_OPTIONS, "precision": self._precision.value}
@@ -226,6 +256,7 @@ class TrainCLI(LightningCLI):
         """Print the loss at rising learning rates."""
         data = self.datamodule
         refuse([*self.options.problems, *text_problems(data, data.global_batch(self.trainer))])
+        self.run_setup.choose(self.trainer, data, self.model)
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
@@ -281,6 +312,7 @@ def _train(args: list[str]) -> None:
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
+            cli.report_end()
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
@@ -289,6 +321,8 @@ def _train(args: list[str]) -> None:
                 raise SystemExit(128 + signal.SIGTERM) from None
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
+        if cli is not None:
+            cli.report_stop()
         raise
     except UserError as error:
         if "--plan" in args:

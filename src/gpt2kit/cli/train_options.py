@@ -27,7 +27,7 @@ from gpt2kit.logs import launched_rank
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import distributed
+from gpt2kit.training import auto, distributed
 from gpt2kit.training.trainer import callback_problems, trainer_problems
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,8 @@ class TrainOptions:
             settings = yaml.safe_load(parser.dump(self.config, skip_validation=True))
             if self.config.model.init_from is not None:
                 at_default = initialize.options_at_default(self.config, parser.get_defaults())
+            values = lifecycle.flatten(settings)
+            at_default |= {name for name in auto.AUTOMATIC if auto.is_automatic(name, values.get(name))}
         with self.collect():
             runs = Path(early.root) / lifecycle.LOGS
             rename = renamed.rename_settings
@@ -307,10 +309,13 @@ def as_list(value: Any) -> list[Any]:
 
 
 def merge_saved_config(config: Any, saved: Any) -> None:
-    """Print where the options differ from the saved ones.
+    """Keep the saved values of options that are `auto`, and print where the others differ from the saved ones.
 
     Without --override_optimizer, the optimizer and the schedule stay those of the run.
     """
+    for name in auto.AUTOMATIC:
+        if name in saved and auto.is_automatic(name, config.get(name)):
+            config[name] = saved[name]
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)

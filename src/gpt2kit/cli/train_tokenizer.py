@@ -15,7 +15,7 @@ from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import train as training
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.existing import adopt
-from gpt2kit.tokenization.sampling import Sample
+from gpt2kit.tokenization.sampling import Sample, batched
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
 from gpt2kit.tokenization.trainers import TokenizerSpec
@@ -48,6 +48,7 @@ def train_tokenizer(
     if report is not None:
         texts = _sample(files, reader, 10 * REPORT_BYTES, spec.seed)
         print(reports.describe(reports.measure(load(report), texts), report))
+        print(_suggest(texts.seen))
         return
     if compare:
         print(_compare(compare, spec, _documents(files, reader)))
@@ -70,6 +71,15 @@ def train_tokenizer(
     if measured_on is not None:
         measured_on.shrink(REPORT_BYTES)
         print(reports.describe(reports.measure(tokenizer, measured_on), output_dir))
+        print(_suggest(measured_on.seen))
+
+
+def _suggest(size: int) -> str:
+    """Return the tokenizer that trainer.py trains by default on a text of this size."""
+    spec = training.default_spec(size)
+    return (
+        f"default of trainer.py for {reports.format_bytes(size)} of text: {spec.kind}, vocab_size {spec.vocab_size:,}"
+    )
 
 
 def _documents(files: Sequence[str], reader: Reader | None) -> Iterator[str]:
@@ -89,8 +99,8 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
     log_renames(renames)
     specs = dict(_candidate(candidate, spec) for candidate in candidates)
     train_texts, held_out = Sample(spec.max_train_bytes or LARGEST_SAMPLE, spec.seed), Sample(REPORT_BYTES, spec.seed)
-    for number, document in enumerate(documents):
-        (held_out if number % 10 == 9 else train_texts).offer(document)
+    for number, passage in enumerate(_passages(documents)):
+        (held_out if number % 10 == 9 else train_texts).offer(passage)
     sizes = (training.sample_size(candidate.kind, train_texts.spaceless_fraction) for candidate in specs.values())
     train_texts.shrink(spec.max_train_bytes or min(sizes))
     held_out.shrink(REPORT_BYTES)
@@ -107,6 +117,13 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
     )
     trained_on = f"each trained on the same {reports.format_bytes(len(train_texts))} and {where}"
     return f"{reports.table(measured)}\n{trained_on}\n{reports.suggest(measured)}"
+
+
+def _passages(documents: Iterator[str]) -> Iterator[str]:
+    """Cut documents at line ends into passages of about 1,024 characters, so that part of a long one is held out."""
+    for document in documents:
+        for lines in batched(document.splitlines(keepends=True), 1024):
+            yield "".join(lines)
 
 
 def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]:

@@ -44,8 +44,9 @@ from gpt2kit.data.store import (
 )
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import HashRange, Reader, UnfinishedPiece
+from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.splits import SplitRange, UnfinishedPiece
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.sampling import StrT, batched
 
@@ -71,7 +72,7 @@ class Corpus:
     paths: Sequence[PathOrURL]  # in the order of their documents in the store
     tokenizer: Tokenizer
     reader: Reader
-    hash_range: HashRange | None = None  # the split to take; None: all documents
+    split_range: SplitRange | None = None  # the split to take; None: all text
     append_eos: bool = True
     shard_tokens: int = 1 << 26  # approximate tokens per shard; a killed build loses at most one shard
     # Which part of a text this is, such as `3/16`; the parts are merged later (`parallel_build`). A part may be empty.
@@ -91,7 +92,7 @@ class Corpus:
             "reader": self.reader.identity(),
             "files": sources.digests(self.paths, cache_dir),
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
-            "share": asdict(self.hash_range) if self.hash_range else None,
+            "share": asdict(self.split_range) if self.split_range else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
             **({"part": [self.part, self.leading_eos]} if self.part else {}),
@@ -185,7 +186,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     shards = read_journal(folder)
     to_repair = find_damaged(folder, shards)
     report = ReadReport(is_part=bool(corpus.part))
-    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.hash_range))
+    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.split_range))
     size = sum(sources.size(path) for path in corpus.paths)
 
     def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
@@ -327,12 +328,10 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
     """Raise if the text has no documents."""
     if any(shard.documents for shard in shards):
         return
-    where = f"{corpus.paths[0]} and {len(corpus.paths) - 1} more" if corpus.paths[1:] else f"{corpus.paths[0]}"
-    notes = f" ({'; '.join(report.lines())})" if report.notes else ""
-    if corpus.hash_range:
-        fraction = f"{corpus.hash_range.high - corpus.hash_range.low:.3g}"
-        raise DataError(f"{where}: no document in a split of {fraction} of the text{notes}. Increase the fraction")
-    raise DataError(f"{where}: no text found{notes}. Name files that contain text")
+    if corpus.split_range:
+        fraction = f"{corpus.split_range.high - corpus.split_range.low:.3g}"
+        raise DataError(f"{corpus.paths[0]}: no text in a split of {fraction} of the text. Increase the fraction")
+    raise sources.no_text(corpus.paths, report)
 
 
 def read_journal(folder: Path) -> list[Shard]:

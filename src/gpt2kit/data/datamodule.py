@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,14 +24,14 @@ from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
 from gpt2kit.errors import DataError, Problems, problems_of
 from gpt2kit.metrics import Score
-from gpt2kit.text.reader import Reader, Split, split_problems, split_ranges
+from gpt2kit.text import splits
+from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL, find_files
+from gpt2kit.text.splits import Split, SplitRange
+from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.train import resolve
+from gpt2kit.tokenization.train import default_spec, resolve
 from gpt2kit.tokenization.trainers import TokenizerSpec
-
-# The default of data.tokenizer.
-TOKENIZER = "tokenizer"
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -42,16 +43,18 @@ class TextDataModule(pl.LightningDataModule):
         test_files: the default text of test.py.
         tokenizer: a folder that train_tokenizer.py has written, a tokenizer.json, a name on the Hugging Face hub, or
             options of a tokenizer to train on the training text on first use, such as `{kind: char}` or
-            `{vocab_size: 16000}`. Default: the tokenizer of model.init_from, else the folder `tokenizer`.
+            `{vocab_size: 16000}`. Default: the tokenizer of model.init_from, else byte-level BPE that is trained on the
+            training text, with a vocabulary that fits its size.
         block_size: context length in tokens.
         batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
         global_batch_size: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` is
             computed from it, so a run can be resumed on another number of devices.
         reader: turns files into documents.
-        valid_fraction: instead of valid_files, the fraction of the training documents to hold out for validation, such
-            as 0.01. A hash of the text and the seed decides, so equal documents are in the same split.
-        test_fraction: instead of test_files, the fraction of the training documents to hold out for test.py.
+        valid_fraction: instead of valid_files, the fraction of the training text to hold out for validation; 0: none.
+            Whole documents are held out, by a hash of the text and the seed, or with few documents the end of each one.
+            Default: 0.05 (at most 5 MB), and as much again for the test, if no file or fraction of either is given.
+        test_fraction: instead of test_files, the fraction of the training text to hold out for test.py; 0: none.
         stride: tokens between the starts of two training blocks. Default: block_size, so that each token is predicted
             once per epoch; with less, blocks overlap and epochs are longer.
         mask_documents: mask attention between documents, and count positions from the start of each document.
@@ -77,8 +80,8 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: int = 16,
         global_batch_size: int | None = None,
         reader: Reader = Reader(),
-        valid_fraction: float = 0.0,
-        test_fraction: float = 0.0,
+        valid_fraction: float | None = None,
+        test_fraction: float | None = None,
         stride: int | None = None,
         mask_documents: bool = False,
         append_eos: bool = True,
@@ -96,12 +99,17 @@ class TextDataModule(pl.LightningDataModule):
             "valid": _as_list(valid_files),
             "test": _as_list(test_files),
         }
-        self.hash_ranges = split_ranges(valid_fraction, test_fraction, seed)
-        for split in self.hash_ranges:
-            self.files[split] = self.files["train"]
+        is_given = self.files["valid"] or self.files["test"] or (valid_fraction, test_fraction) != (None, None)
+        # None: both are computed from the size of the text.
+        self._fractions = (valid_fraction or 0.0, test_fraction or 0.0) if is_given else None
+        holds_out_valid, holds_out_test = self._fractions or (True, True)
+        if holds_out_valid:
+            self.files["valid"] = self.files["train"]
+        if holds_out_test:
+            self.files["test"] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
-        self._tokenizer = tokenizer or TOKENIZER
+        self._tokenizer = tokenizer
         self.block_size = block_size
         self.batch_size = batch_size
         self.requested_global_batch_size = global_batch_size
@@ -114,6 +122,8 @@ class TextDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.window_shards = window_shards if streaming else None
         self.seed = seed
+        # Whether documents are cut, or held out whole. None: the text decides; a resumed run splits as it began.
+        self.is_cut: bool | None = None
         self.start_step = 0  # the first optimizer step of the batches; set on resume
         self._stores: dict[Split, TokenStore] = {}
 
@@ -123,11 +133,61 @@ class TextDataModule(pl.LightningDataModule):
         return {split: find_files(files) for split, files in self.files.items()}
 
     @functools.cached_property
+    def survey(self) -> Survey:
+        """The size of the training files, held-out text included."""
+        return survey(self.paths["train"], self.reader, self.cache_dir)
+
+    @functools.cached_property
+    def fractions(self) -> tuple[float, float]:
+        """The fractions of the training files that are held out for validation and for the test."""
+        if self._fractions is not None:
+            return self._fractions
+        fraction = splits.automatic_fraction(self.survey.bytes, self.block_size)
+        return fraction, fraction
+
+    @functools.cached_property
+    def split_ranges(self) -> dict[Split, SplitRange]:
+        """The range of each split of the training files; empty if nothing is held out."""
+        if not any(self.fractions):
+            return {}
+        if self.is_cut is None:
+            self._refuse_small_text()
+            text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
+            self.is_cut = splits.needs_cut(text.documents, text.bytes, text.largest, smallest)
+        return splits.split_ranges(*self.fractions, self.seed, self.is_cut)
+
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
-        is_trained = isinstance(self._tokenizer, TokenizerSpec)
-        paths = self.paths["train"] if is_trained else []
-        return resolve(self._tokenizer, paths, self.reader, self.hash_ranges.get("train"), self.cache_dir)
+        if isinstance(self._tokenizer, str):
+            return resolve(self._tokenizer, [], self.reader, None, self.cache_dir)
+        if self._tokenizer is None:
+            self._refuse_small_text()
+        spec = self._tokenizer or default_spec(self.survey.bytes)
+        return resolve(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
+
+    def _refuse_small_text(self) -> None:
+        """Raise if the training text is too short even for a tokenizer with one token per byte.
+
+        `order` compares the number of tokens when it is known.
+        """
+        size, tokens = self.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
+        if size * (1 - sum(self.fractions)) < tokens:
+            purpose = "train, validate and test" if any(self.fractions) else "train"
+            raise DataError(
+                f"{self.files['train'][0]}: {size:,} bytes of text. About "
+                f"{splits.smallest_text(tokens) / 1000:,.0f} kB are needed to {purpose} with data.block_size "
+                f"{self.block_size} and data.batch_size {self.batch_size}. Add text, or decrease them"
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the options that are not set and depend on the text, with their values as plain data."""
+        options: dict[str, Any] = {}
+        if self._tokenizer is None:
+            options["tokenizer"] = asdict(default_spec(self.survey.bytes)) | {"special_tokens": []}
+        if self._fractions is None:
+            options["valid_fraction"], options["test_fraction"] = self.fractions
+        return options
 
     @property
     def vocab_size(self) -> int:
@@ -170,8 +230,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def corpus(self, split: Split) -> Corpus:
         """Return a split's text and how it is tokenized."""
-        paths, hash_range = self.paths[split], self.hash_ranges.get(split)
-        return Corpus(paths, self.tokenizer, self.reader, hash_range, self.append_eos, self.shard_tokens)
+        paths, split_range = self.paths[split], self.split_ranges.get(split)
+        return Corpus(paths, self.tokenizer, self.reader, split_range, self.append_eos, self.shard_tokens)
 
     def corpora(self) -> dict[Split, Corpus]:
         """Return the corpora of all splits that have files."""
@@ -197,10 +257,11 @@ class TextDataModule(pl.LightningDataModule):
                 sizes, self.block_size, self.stride, self.window_shards, global_batch, self.seed, self.shuffle
             )
         if order.blocks < global_batch:
+            needed = (global_batch * self.block_size + 1) * (store.bytes / store.tokens)
             raise DataError(
                 f"{self.files['train'][0]}: {store.tokens:,} tokens make {order.blocks} blocks of {self.block_size}, "
-                f"fewer than the {global_batch} of one optimizer step. Use more text, or a smaller data.block_size or "
-                "data.batch_size"
+                f"fewer than the {global_batch} of one optimizer step. About {needed / 1000:,.1f} kB of training text "
+                "are needed. Add text, or decrease data.block_size or data.batch_size"
             )
         return order
 
@@ -265,16 +326,16 @@ def data_problems(options: dict[str, Any]) -> list[str]:
         workers <= 0 or not options["streaming"],
         f"data.num_workers {workers}: not supported with data.streaming, which reads ahead in threads. Omit it",
     )
-    return problems.messages + split_problems(options)
+    return problems.messages + splits.split_problems(options)
 
 
-def file_problems(options: Mapping[str, Any], has_initial_weights: bool) -> list[str]:
+def file_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in the text files and the tokenizer that the options name."""
     problems: list[str] = []
     for split in get_args(Split):
         if files := _as_list(options[f"{split}_files"]):
             problems += problems_of(find_files, files)
-    tokenizer = options["tokenizer"] or (None if has_initial_weights else TOKENIZER)
+    tokenizer = options["tokenizer"]
     if isinstance(tokenizer, str):
         problems += problems_of(resolve, tokenizer, [], Reader(), None, Path(options["cache_dir"]))
     return problems
@@ -283,6 +344,7 @@ def file_problems(options: Mapping[str, Any], has_initial_weights: bool) -> list
 def text_problems(data: TextDataModule, global_batch: int) -> list[str]:
     """Read each split, and list what is invalid in the text itself."""
     problems = [problem for split in data.files if data.files[split] for problem in problems_of(data.store, split)]
+    problems = list(dict.fromkeys(problems))  # a problem of the text that is split is found for each split
     return problems or problems_of(data.order, global_batch)
 
 

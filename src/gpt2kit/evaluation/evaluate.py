@@ -69,7 +69,7 @@ def evaluate(
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
         corpus = test_set.corpora[0]
-        pieces = corpus.reader.read(corpus.paths, hash_range=corpus.hash_range)
+        pieces = corpus.reader.read(corpus.paths, split_range=corpus.split_range)
         stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
     selected: list[tuple[int, str]] = []
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):

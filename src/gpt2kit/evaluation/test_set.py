@@ -17,8 +17,9 @@ from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refu
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.text.reader import HashRange, Reader, reader_from
+from gpt2kit.text.reader import Reader, reader_from
 from gpt2kit.text.sources import PathOrURL, find_files
+from gpt2kit.text.splits import SplitRange
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class Candidate:
     info: CheckpointInfo
     reader: Reader | None  # of its training text; None if it is not recorded, or if the user sets one
     append_eos: bool  # whether it was trained to predict the ends of documents
-    test_text: tuple[list[str], HashRange | None]  # its own test files, and the split of them kept out of training
-    train_split: HashRange | None  # of its training files; None: all documents
+    test_text: tuple[list[str], SplitRange | None]  # its own test files, and the split of them kept out of training
+    train_split: SplitRange | None  # of its training files; None: all documents
 
     @property
     def context(self) -> int:
@@ -49,7 +50,7 @@ class Candidate:
         """Load the weights. They are not kept here, so that one model is in memory at a time."""
         return checkpoint.open(self.info.path, verify=False).model
 
-    def corpus(self, paths: Sequence[PathOrURL], reader: Reader, split: HashRange | None) -> Corpus:
+    def corpus(self, paths: Sequence[PathOrURL], reader: Reader, split: SplitRange | None) -> Corpus:
         """Return a text as this checkpoint reads it, or as `reader` does if it has no reader."""
         return Corpus(paths, self.info.tokenizer, self.reader or reader, split, self.append_eos)
 
@@ -59,7 +60,7 @@ class TestSet:
     """The documents on which all candidates are tested."""
 
     files: list[str]  # as the user or a checkpoint gave them
-    split: HashRange | None  # of their documents; None: all
+    split: SplitRange | None  # of their documents; None: all
     corpora: list[Corpus]  # the text as each candidate reads it
     stores: list[TokenStore]  # its tokens, for each candidate
     hash: str  # of the documents; does not depend on the tokenizer
@@ -101,7 +102,7 @@ def _open_candidate(path: str, has_reader: bool) -> Candidate:
             reason = str(error).split(". ")[0]
             advice = "Give a reader, such as --reader.document line"
             raise CheckpointError(f"{info.path}: {reason}. {advice}") from None
-    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_hash_range(info, "train_share")
+    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_split_range(info, "train_share")
     return Candidate(path, info, reader, append_eos, test_text, train_split)
 
 
@@ -129,7 +130,7 @@ def open_test_set(
     return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
 
 
-def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], HashRange | None]:
+def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], SplitRange | None]:
     first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
         raise UserError(f"{candidates[0].name}: records no test text. Give text files as --files")

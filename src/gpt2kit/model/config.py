@@ -14,6 +14,9 @@ Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 # The type that an export rounds the weights to.
 Dtype = Literal["float32", "float16", "bfloat16"]
 
+# The value of an option that is chosen when the text is known (training/auto.py).
+Auto = Literal["auto"]
+
 # The options that a model's weights determine.
 ARCHITECTURE_FIELDS = (
     *("n_layer", "n_head", "n_embd", "n_inner"),
@@ -33,13 +36,15 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 def shape_problems(shape: Shape) -> list[str]:
-    """List what is invalid in a model's options; options that are absent or None are skipped."""
+    """List what is invalid in a model's options; options that are absent, None or `auto` are skipped."""
     problems = Problems()
+    shape = {name: None if value == "auto" else value for name, value in shape.items()}
     for name in ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions"):
         value = shape.get(name)
         problems.check(value is None or value >= 1, f"model.{name} {value}: must be at least 1")
     width, heads = shape["n_embd"], shape["n_head"]
-    problems.check(heads < 1 or width % heads == 0, f"model.n_embd {width}: not a multiple of model.n_head {heads}")
+    fits = None in (width, heads) or heads < 1 or width % heads == 0
+    problems.check(fits, f"model.n_embd {width}: not a multiple of model.n_head {heads}")
     for name in ("dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"):
         value = shape.get(name)
         problems.check(value is None or 0 <= value < 1, f"model.{name} {value}: must be at least 0 and below 1")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+# The weight decay of an optimizer that does not train a run.
+DEFAULT_DECAY = 0.1
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -32,7 +35,7 @@ class AdamW(torch.optim.AdamW):
         lr: learning rate.
         betas: decay rates of the running means of the gradient and of its square.
         eps: added to the denominator.
-        weight_decay: weight decay of the hidden matrices.
+        weight_decay: weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class AdamW(torch.optim.AdamW):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        weight_decay: float = 0.1,
+        weight_decay: float | Literal["auto"] = "auto",
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self.has_auto_decay = weight_decay == "auto"
+        decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)

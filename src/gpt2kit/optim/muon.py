@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2kit import dtensor
-from gpt2kit.optim.adamw import AdamW
+from gpt2kit.optim.adamw import DEFAULT_DECAY, AdamW
 
 # Coefficients of the polynomial a x + b x^3 + c x^5 that brings singular values near 1: steep at 0, so that five steps
 # are enough, and then between 0.7 and 1.2.
@@ -35,7 +35,7 @@ class Muon(Optimizer):
         params: the two groups of `parameter_groups`.
         lr: learning rate of the hidden matrices.
         adamw_lr: learning rate of embeddings, norms and biases.
-        weight_decay: weight decay of the hidden matrices.
+        weight_decay: weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
         momentum: momentum of the hidden matrices.
         betas: AdamW's betas, for embeddings, norms and biases.
     """
@@ -45,13 +45,15 @@ class Muon(Optimizer):
         params: Iterable[dict[str, Any]],
         lr: float = 5e-3,
         adamw_lr: float = 1.2e-2,
-        weight_decay: float = 0.1,
+        weight_decay: float | Literal["auto"] = "auto",
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
         matrices, rest = params
+        self.has_auto_decay = weight_decay == "auto"
+        decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay
         self._adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
-        hidden = {**matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        hidden = {**matrices, "lr": lr, "weight_decay": decay, "momentum": momentum}
         super().__init__([hidden, *self._adamw.param_groups], {})
         self.ranks = (0, 1)  # this rank, and how many have the same gradients and orthogonalize in turn
         self._share_with_adamw()

@@ -182,7 +182,8 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
     now = _data_and_model(settings)
     before = rename(_data_and_model(config), now)
     names = (name for name in sorted({*before, *now}) if ".".join(name.split(".")[:2]) not in _CHANGEABLE)
-    changes = [name for name in names if before.get(name) != now.get(name) and name not in ignored]
+    prefixes = tuple(f"{name}." for name in ignored)  # of the options of a class
+    changes = [name for name in names if before.get(name) != now.get(name) and not f"{name}.".startswith(prefixes)]
     return [f"{name} {before.get(name)}, now {now.get(name)}" for name in changes]
 
 

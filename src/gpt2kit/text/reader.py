@@ -1,52 +1,29 @@
-"""Read files as documents: find where each begins and ends, and which split it belongs to."""
+"""Read files as documents: find where each begins and ends, and which part of it belongs to a split."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import itertools
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.text import encodings, formats
 from gpt2kit.text.sources import PathOrURL, ReadReport, is_hub_dataset, read_chunks, suffixes
+from gpt2kit.text.splits import CutRange, SplitRange, UnfinishedPiece
 
 # A longer document of plain text is yielded in pieces of about this many characters, which bounds memory use.
 PIECE_LENGTH = 1 << 18
-# Characters of a document that decide its split. Less than half a piece, so that they are always in the first piece.
-HEAD_LENGTH = 1 << 16
 
 # Names of options that are stored differently in checkpoints and cache keys.
 _STORED_NAMES = {"errors": "on_bad_text", "max_bad_fraction": "bad_share"}
 
+# Formats that hold records; any other file is plain text.
+_STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
 Errors = Literal["stop", "replace"]
-Split = Literal["train", "valid", "test"]
-
-
-class UnfinishedPiece(str):
-    """A piece of a document of plain text that continues in the next item; a plain `str` ends its document."""
-
-
-@dataclass(frozen=True)
-class HashRange:
-    """One split of a text: the documents whose hash, a number from 0 to 1, is in [low, high).
-
-    The hash is of the seed and of the document's first HEAD_LENGTH characters. So the order of documents does not
-    matter, and equal documents are in the same split.
-    """
-
-    low: float
-    high: float
-    seed: int
-
-    def contains(self, head: str) -> bool:
-        """Return whether the split contains a document; `head` has at least its first HEAD_LENGTH characters."""
-        text = f"{self.seed}\n{head[:HEAD_LENGTH]}".encode("utf-8", "surrogatepass")
-        point = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
-        return self.low <= point < self.high
 
 
 class Reader:
@@ -56,10 +33,10 @@ class Reader:
     Line endings become LF, a byte order mark is dropped, and empty documents are skipped.
 
     Args:
-        document: what one document is: `auto` (a line of plain text, a record of any other format), `line`,
-            `paragraph` (separated by blank lines), `file`, or any other text, which is then the separator between
-            documents. The newline or separator is not part of the document. In structured files this splits each
-            record's text, and `file` means the record.
+        document: what one document is: `file` (a file of plain text, a record of any other format), `line`,
+            `paragraph` (separated by blank lines), or any other text, which is then the separator between documents.
+            The newline or separator is not part of the document. In structured files this splits each record's text.
+            `auto`, the default of earlier versions, is a line of plain text and a record of any other format.
         field: the name of the text in structured files: a column, or a key of a JSON object. JSON strings need none.
         encoding: auto, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
             order mark takes precedence; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
@@ -76,7 +53,7 @@ class Reader:
 
     def __init__(
         self,
-        document: str = "auto",
+        document: str = "file",
         field: str = "text",
         encoding: str = encodings.AUTO,
         errors: Errors = "stop",
@@ -102,14 +79,15 @@ class Reader:
         return {"reader": name, **options}
 
     def read(
-        self, paths: Sequence[PathOrURL], report: ReadReport | None = None, hash_range: HashRange | None = None
+        self, paths: Sequence[PathOrURL], report: ReadReport | None = None, split_range: SplitRange | None = None
     ) -> Iterator[str]:
         """Yield the documents of all files; a long one of plain text as `UnfinishedPiece`s and a last `str`.
 
         Args:
             paths: what `find_files` returns.
             report: filled while the files are read.
-            hash_range: yield only these documents; `min_chars` and `max_documents` are applied first.
+            split_range: yield only these documents, or this part of each. `min_chars` and `max_documents` are applied
+                first.
         """
         reader = copy.copy(self)  # the copy holds the report, so that two iterations can run at the same time
         reader._report = report = report or ReadReport()
@@ -118,8 +96,10 @@ class Reader:
         for path in paths:
             report.pieces.append(0)
             count_before = count
+            lengths = self._lengths(path) if isinstance(split_range, CutRange) else itertools.repeat(0)
             pieces = iter(reader.documents(path))
             for first in pieces:
+                document_length = next(lengths, 0)  # too few if the file has changed, which the caller refuses
                 start, length = [first], len(first)
                 while length < self.min_chars and isinstance(start[-1], UnfinishedPiece):
                     start.append(next(pieces))
@@ -131,14 +111,25 @@ class Reader:
                     report.check_bad_fraction()
                     return
                 count += 1
-                is_selected = hash_range is None or hash_range.contains(start[0])
-                for piece in itertools.chain(start, read_rest(start[-1], pieces)):
-                    if is_selected:
-                        report.pieces[-1] += 1
-                        yield piece
+                document: Iterator[str] = itertools.chain(start, read_rest(start[-1], pieces))
+                for piece in split_range.take(document, document_length) if split_range else document:
+                    report.pieces[-1] += 1
+                    yield piece
             if count == count_before:
                 report.note("files without text", str(path))
         report.check_bad_fraction()
+
+    def _lengths(self, path: PathOrURL) -> Iterator[int]:
+        """Read one file, and return the characters of each of its documents."""
+        reader = copy.copy(self)
+        reader._report = ReadReport(self.max_bad_fraction)  # these bytes and records are not counted twice
+        lengths, total = array("q"), 0  # 8 bytes per document, however long it is
+        for piece in reader.documents(path):
+            total += len(piece)
+            if not isinstance(piece, UnfinishedPiece):
+                lengths.append(total)
+                total = 0
+        return iter(lengths)
 
     def documents(self, path: PathOrURL) -> Iterator[str]:
         """Yield the documents of one file; a long one of plain text as `UnfinishedPiece`s and a last `str`."""
@@ -174,39 +165,6 @@ def reader_from(identity: dict[str, object]) -> Reader:
     return reader
 
 
-def split_ranges(valid_fraction: float, test_fraction: float, seed: int) -> dict[Split, HashRange]:
-    """Return the range of each split of the training text; empty if the text is not split.
-
-    The test split is at the lower end and the validation split at the upper, so changing one does not move the other.
-    """
-    if not valid_fraction and not test_fraction:
-        return {}
-    ranges: dict[Split, HashRange] = {"train": HashRange(test_fraction, 1.0 - valid_fraction, seed)}
-    if valid_fraction:
-        ranges["valid"] = HashRange(1.0 - valid_fraction, 1.0, seed)
-    if test_fraction:
-        ranges["test"] = HashRange(0.0, test_fraction, seed)
-    return ranges
-
-
-def split_problems(options: dict[str, Any]) -> list[str]:
-    """List what is invalid in the data module's options for splits."""
-    problems = Problems()
-    for split in ("valid", "test"):
-        fraction, option = options[f"{split}_fraction"], f"data.{split}_fraction"
-        problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
-        problems.check(
-            not (fraction and options[f"{split}_files"]),
-            f"{option} {fraction}: data.{split}_files is set, too. Remove one of the two",
-        )
-    total = options["valid_fraction"] + options["test_fraction"]
-    problems.check(
-        problems.messages or total < 1,
-        f"data.valid_fraction and data.test_fraction: together {total}, which leaves no training text. Decrease one",
-    )
-    return problems.messages
-
-
 def _problems(reader: Reader) -> list[str]:
     """List what is invalid in a reader's options, which may also come from a checkpoint."""
     fraction, least, most = reader.max_bad_fraction, reader.min_chars, reader.max_documents
@@ -229,6 +187,17 @@ def read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:
     while isinstance(piece, UnfinishedPiece):
         piece = next(pieces)
         yield piece
+
+
+def describe_documents(reader: Reader, paths: Sequence[PathOrURL]) -> str:
+    """Return what one document of these files is, such as `a file each`."""
+    if reader.document in ("line", "paragraph"):
+        return f"a {reader.document} each"
+    if reader.document not in ("auto", "file"):
+        return f"separated by {reader.document!r}"
+    structured = [is_hub_dataset(path) or suffixes(path)[0] in _STRUCTURED for path in paths]
+    plain = "line" if reader.document == "auto" else "file"
+    return "a record each" if all(structured) else f"a {plain} or record each" if any(structured) else f"a {plain} each"
 
 
 def _separator(document: str, auto: str) -> str:

@@ -197,6 +197,13 @@ def missing_package(path: PathOrURL, what: str, package: str) -> DataError:
     return DataError(f"{path}: {what} needs a package that is not installed. Run: pip install {package}")
 
 
+def no_text(paths: Sequence[PathOrURL], report: ReadReport) -> DataError:
+    """Return the error for files without any document."""
+    where = f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
+    notes = f" ({'; '.join(report.lines())})" if report.notes else ""
+    return DataError(f"{where}: no text found{notes}. Name files that contain text")
+
+
 def filesystem_of(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path in it."""
     from fsspec.core import url_to_fs

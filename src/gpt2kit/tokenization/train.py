@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,8 +16,9 @@ from tokenizers import Tokenizer
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import HashRange, Reader
+from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.splits import SplitRange
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.existing import adopt
@@ -68,6 +70,16 @@ def sample_size(kind: str, spaceless: float) -> int:
     return 20 * _MB if kind == "spm-unigram" else LARGEST_SAMPLE
 
 
+def default_spec(size: int) -> TokenizerSpec:
+    """Return the tokenizer to train on a text of `size` bytes, unless the user chooses one.
+
+    Byte-level BPE loses no text in any language. The vocabulary grows with the square root of the text, rounded to a
+    power of two, so that each token occurs often enough to be learned.
+    """
+    exponent = round(math.log2(4096 * math.sqrt(max(size, 1) / (3 * _MB))))
+    return TokenizerSpec(kind="bpe", vocab_size=min(max(1 << max(exponent, 0), 512), 32768))
+
+
 def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
     """Return the tokenizer with `parse_special` applied; raise if a special token would not decode to itself."""
     for token in spec.all_special_tokens:
@@ -79,15 +91,14 @@ def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(raw))
 
 
-def read_documents(paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None = None) -> Iterator[str]:
+def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None = None) -> Iterator[str]:
     """Yield the documents of all files; raise if there are none."""
     report, is_empty = ReadReport(), True
-    for document in reader.read(paths, report, hash_range):
+    for document in reader.read(paths, report, split_range):
         is_empty = False
         yield document
     if is_empty:
-        where = f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
-        raise DataError(f"{where}: no text found. Name files that contain text")
+        raise sources.no_text(paths, report)
     for line in report.lines():
         logger.info(line)
 
@@ -96,7 +107,7 @@ def resolve(
     tokenizer: str | TokenizerSpec,
     paths: Sequence[PathOrURL],
     reader: Reader,
-    hash_range: HashRange | None,
+    split_range: SplitRange | None,
     cache_dir: Path,
 ) -> Tokenizer:
     """Return the tokenizer that `data.tokenizer` names: a folder, a name on the hub, or options to train it with.
@@ -104,7 +115,7 @@ def resolve(
     A tokenizer that is trained on the documents of `paths`, or fetched from the hub, is cached in `cache_dir`.
     """
     if isinstance(tokenizer, TokenizerSpec):
-        return _cached(tokenizer, paths, reader, hash_range, cache_dir)
+        return _cached(tokenizer, paths, reader, split_range, cache_dir)
     if Path(tokenizer).exists():
         return load(tokenizer)
     try:
@@ -118,27 +129,29 @@ def resolve(
 
 
 def _cached(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
 ) -> Tokenizer:
     """Load a tokenizer from the cache, or create it while other processes wait."""
-    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, hash_range, cache_dir)
+    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, cache_dir)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
-                save(with_special_tokens(_create(spec, paths, reader, hash_range), spec), folder)
+                save(with_special_tokens(_create(spec, paths, reader, split_range), spec), folder)
                 logger.info(f"saved the tokenizer in {folder}")
     return load(folder)
 
 
-def _create(spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None) -> Tokenizer:
+def _create(
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None
+) -> Tokenizer:
     try:
         trainers.check(spec)
         if spec.vocab is not None:
             return adopt(spec)
-        return train(spec, read_documents(paths, reader, hash_range))[0]
+        return train(spec, read_documents(paths, reader, split_range))[0]
     except UserError as error:
         raise type(error)(f"data.tokenizer: {error}") from None
 
@@ -152,7 +165,7 @@ def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
 
 
 def _cache_key(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, hash_range: HashRange | None, cache_dir: Path
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
 ) -> str:
     """Return a name that depends on the options and, if the tokenizer is trained, on the text."""
     is_trained = spec.vocab is None
@@ -162,6 +175,6 @@ def _cache_key(
         "files": sources.digests(paths if is_trained else _vocabulary_files(spec), cache_dir),
         "formats": [sources.suffixes(path) for path in paths] if is_trained else [],
         "reader": reader.identity() if is_trained else None,
-        "share": asdict(hash_range) if hash_range and is_trained else None,
+        "share": asdict(split_range) if split_range and is_trained else None,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

@@ -32,7 +32,7 @@ from gpt2kit.training.run_info import RunInfo
 from gpt2kit.training.trainer import make_trainer
 
 # The dry run ends after this many optimizer steps, or with the first step that ends after this many seconds.
-_STEPS, _SECONDS = 6, 30.0
+_STEPS, _SECONDS = 7, 30.0
 # The last step that the schedule assumes if the number of steps is not known.
 _MANY_STEPS = 1_000_000
 # The options in which the trainer of a dry run differs from the run's: it writes nothing.
@@ -134,7 +134,8 @@ def measure_speed(
     trainer.val_check_interval = total * trainer.accumulate_grad_batches + 1
     trainer.fit(gpt2, data)
     peak_memory = hardware.peak_memory(trainer.strategy.root_device)
-    step = float(np.median(timer.steps[1:] or timer.steps))  # without the first step, which sets up and compiles
+    first_steps = timer.steps[:2]  # they set up and compile
+    step = float(np.median(timer.steps[2:] or timer.steps))
     interval, validation = run["validation_every"], 0.0
     if interval:
         trainer.validate(gpt2, data, verbose=False)
@@ -151,7 +152,7 @@ def measure_speed(
     tokens_per_s = run["global_batch"] * run["block_size"] / step
     peak_flops = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
     return {
-        "steps": max(len(timer.steps) - 1, 1),
+        "steps": max(len(timer.steps) - 2, 1),
         "step": step,
         "tokens_per_s": tokens_per_s,
         "mfu": tokens_per_s * flops_per_token(gpt2.shape, gpt2.model) / peak_flops / trainer.world_size,
@@ -159,7 +160,7 @@ def measure_speed(
         "validation": validation,
         "validations": validations,
         "left": steps_left,
-        "seconds": timer.steps[0] + (steps_left - 1) * step + validations * validation,
+        "seconds": sum(first_steps) + max(steps_left - len(first_steps), 0) * step + validations * validation,
     }
 
 

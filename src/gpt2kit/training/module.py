@@ -19,12 +19,13 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
-from gpt2kit.model.config import SHAPE_FIELDS, Activation, Shape, shape_problems
+from gpt2kit.model.config import SHAPE_FIELDS, Activation, Auto, Shape, shape_problems
 from gpt2kit.model.finetuning import FrozenParameters, add_lora
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
 from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
+from gpt2kit.training.auto import Sizes
 
 if TYPE_CHECKING:
     from gpt2kit.model.gpt2 import GPT2
@@ -39,13 +40,13 @@ class GPT2Module(pl.LightningModule):
     """GPT-2 of any size, trained from scratch or from pretrained weights.
 
     Args:
-        n_layer: Number of transformer blocks.
+        n_layer: Number of transformer blocks. auto: by the size of the training text (docs/training.md).
         n_head: Number of attention heads; divides n_embd.
         n_embd: Width of the residual stream.
         n_inner: Width of the feed-forward layer. Default: 4 x n_embd.
         activation_function: Activation of the feed-forward layer; gelu_new is GPT-2's.
-        dropout: Dropout of embeddings, attention and residual branches. Use 0.1 to 0.2 for text that is read ten times
-            or more, 0 for text that is read once or twice.
+        dropout: Dropout of embeddings, attention and residual branches. auto: 0.1 for text that is read four times or
+            more, else 0.
         embd_pdrop: Dropout after the embeddings. Default: dropout.
         attn_pdrop: Dropout of attention weights. Default: dropout.
         resid_pdrop: Dropout of each residual branch. Default: dropout.
@@ -66,8 +67,8 @@ class GPT2Module(pl.LightningModule):
             of 2.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
-        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks if the run is
-            long enough to repay it.
+        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks from the second
+            step on, if the run is long enough to repay it.
         optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
             the rest, which does not.
         schedule: Factor of the learning rate at each optimizer step.
@@ -87,12 +88,12 @@ class GPT2Module(pl.LightningModule):
 
     def __init__(
         self,
-        n_layer: int = 6,
-        n_head: int = 6,
-        n_embd: int = 384,
+        n_layer: int | Auto = "auto",
+        n_head: int | Auto = "auto",
+        n_embd: int | Auto = "auto",
         n_inner: int | None = None,
         activation_function: Activation = "gelu_new",
-        dropout: float = 0.0,
+        dropout: float | Auto = "auto",
         embd_pdrop: float | None = None,
         attn_pdrop: float | None = None,
         resid_pdrop: float | None = None,
@@ -118,14 +119,16 @@ class GPT2Module(pl.LightningModule):
         super().__init__()
         values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
         drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
-        # The architecture, which is stored in every checkpoint.
+        # The architecture, which is stored in every checkpoint. RunSetup replaces `auto` by numbers.
         self.shape: Shape = dict(zip(SHAPE_FIELDS, (*values, *drops, vocab_size, n_positions), strict=True))
         refuse(shape_problems(self.shape))
         self.attention = attention
         self.optimizer = optimizer
+        self.weight_decay = Sizes().weight_decay  # what `auto` means to the optimizer
         self.schedule = schedule
         self.wants_compile = compile
         self.compiled: Compile = "off" if compile == "auto" else compile  # RunSetup decides what auto means
+        self._is_compiled = False
         self.document_start = document_start
         # The user's values of options that the tokenizer decides. They must agree with it.
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
@@ -144,7 +147,7 @@ class GPT2Module(pl.LightningModule):
         self._losses: list[Tensor] = []  # of the micro-batches of the current optimizer step
         self._sums: list[tuple[Tensor, Tensor]] = []  # nats and tokens of each validation batch
         self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
-        self._validation: tuple[int, Score] | None = None  # the step and the score of the last one
+        self.validation: tuple[int, Score] | None = None  # the step and the score of the last one
         if vocab_size is not None:
             self.build()
 
@@ -171,10 +174,25 @@ class GPT2Module(pl.LightningModule):
         if self.is_built:
             self.model.document_start = document_start
 
+    def take_sizes(self, sizes: Sizes) -> None:
+        """Replace `auto` in the architecture by numbers, and set what it means to the optimizer."""
+        for name in [name for name, value in self.shape.items() if value == "auto"]:
+            self.shape[name] = sizes.dropout if name.endswith("_pdrop") else getattr(sizes, name)
+        self.weight_decay = sizes.weight_decay
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Return the optimizer of two parameter groups: hidden matrices, which decay, and the rest."""
+        optimizer = self.optimizer(groups)
+        if getattr(optimizer, "has_auto_decay", False):
+            optimizer.param_groups[0]["weight_decay"] = self.weight_decay
+        return optimizer
+
     def build(self) -> None:
         """Build the network with random weights, on the CPU and in float32 whatever the trainer's precision."""
         from gpt2kit.model.gpt2 import GPT2  # here, so that trainer.py --help need not import transformers
 
+        if "auto" in self.shape.values():
+            self.take_sizes(Sizes())
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
@@ -246,11 +264,11 @@ class GPT2Module(pl.LightningModule):
         self.add_metrics({"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte})
         self._write_metrics()
         if not self.trainer.sanity_checking:
-            self._validation = self.trainer.global_step, score
+            self.validation = self.trainer.global_step, score
 
     def current_score(self) -> Score | None:
         """Return the validation score of the current weights; None if they are not validated."""
-        step, score = self._validation or (None, None)
+        step, score = self.validation or (None, None)
         return score if step == self.trainer.global_step else None
 
     def _is_log_step(self) -> bool:
@@ -288,7 +306,7 @@ class GPT2Module(pl.LightningModule):
             self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in position.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(parameter_groups(self.model))
+        optimizer = self.make_optimizer(parameter_groups(self.model))
         if isinstance(optimizer, Muon) and self.device.type == "cpu" and self.trainer.num_nodes == 1:
             optimizer.ranks = self.global_rank, self.trainer.world_size  # faster there; not measured elsewhere
         self.config_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -323,7 +341,15 @@ class GPT2Module(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.model.use_attention(self.attention)
-        self.model.compile_for_training(self.compiled)
+        if self.wants_compile != "auto":
+            self.model.compile_for_training(self.compiled)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Compilation takes longer than all that comes before it, so `auto` takes the first step without it. Which steps
+        # are compiled depends on their numbers alone, so a resumed run computes the same.
+        if self.wants_compile == "auto" and not self._is_compiled and self.trainer.global_step:
+            self._is_compiled = True
+            self.model.compile_for_training(self.compiled)
 
     def choose_attention(self, device: torch.device) -> Choice:
         """Return how attention is computed in training on a device, and why."""

@@ -24,8 +24,8 @@ from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, sche
 
 logger = logging.getLogger(__name__)
 
-# Steps that an estimate needs after the first one, which compiles and fills caches.
-_MIN_STEPS = 3
+# Steps that do not count in an estimate, since they compile and fill caches, and steps that it needs after them.
+_FIRST_STEPS, _MIN_STEPS = 2, 3
 # Peak FLOP/s are measured once per process and shared by its runs.
 _peak_flops = lru_cache(hardware.peak_flops)
 
@@ -126,7 +126,8 @@ class StepTimer:
 
     def __init__(self, step: int) -> None:
         self._start = time.monotonic()
-        self._marks = [(step, self._start)]  # steps and times: of the start, after the first step, and now
+        self._marks = [(step, self._start)]  # steps and times: of the start, after the first steps, and now
+        self._steps = 0
 
     def seconds(self) -> float:
         """Return the seconds since the start."""
@@ -134,7 +135,8 @@ class StepTimer:
 
     def step(self, step: int) -> None:
         """Record the time at which this optimizer step ended."""
-        self._marks = [*self._marks[:2], (step, time.monotonic())]
+        self._steps += 1
+        self._marks = [*self._marks[: 1 if self._steps <= _FIRST_STEPS else 2], (step, time.monotonic())]
 
     def seconds_until(self, total: int) -> float:
         """Return the seconds until the step `total`, if validations and saves are as frequent as so far."""
@@ -147,12 +149,15 @@ class StepTimer:
         return max(int(seconds / self._seconds_per_step()), 0)
 
     def _seconds_per_step(self) -> float:
-        (first_step, first_time), (step, now) = self._marks[-2:]  # without the first step, if there are others
+        (first_step, first_time), (step, now) = self._marks[-2:]  # without the first steps, if there are others
         return (now - first_time) / (step - first_step)
 
 
 class ProgressBar(callbacks.ProgressBar):
-    """Shows the step, epoch, smoothed loss, val_bpb, speed, memory and time left; as lines if there is no terminal."""
+    """Shows the step, epoch, smoothed loss, val_bpb with its step, speed, memory and time left.
+
+    Without a terminal, it prints lines.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +202,10 @@ class ProgressBar(callbacks.ProgressBar):
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if "train_loss" in metrics:
             metrics["train_loss"] = self._loss.add(metrics["train_loss"])
-        return [format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics]
+        texts = {name: format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics}
+        if "val_bpb" in texts and (validation := gpt2_of(trainer).validation):
+            texts["val_bpb"] += f" (step {validation[0]})"
+        return list(texts.values())
 
 
 _BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar:10}| "

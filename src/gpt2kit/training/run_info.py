@@ -25,7 +25,10 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder as run_folder
+from gpt2kit.text.reader import describe_documents
+from gpt2kit.text.splits import describe_split
 from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.tokenization.report import format_bytes
 from gpt2kit.training import loggers
 from gpt2kit.training.module import GPT2Module
 
@@ -35,6 +38,13 @@ Line = tuple[str, str]
 # Number of steps for which a schedule is shown if that of the run is not known.
 _ASSUMED_STEPS = 10_000
 _BARS = "▁▂▃▄▅▆▇█"
+_SIZE_TEXTS = {
+    "model.n_layer": "{} layers",
+    "model.n_head": "{} heads",
+    "model.n_embd": "width {}",
+    "model.dropout": "dropout {:g}",
+    "model.optimizer.init_args.weight_decay": "weight decay {:g}",
+}
 
 
 def describe_text(data: TextDataModule) -> RunInfo:
@@ -50,8 +60,14 @@ def describe_text(data: TextDataModule) -> RunInfo:
             "duplicates": len(hashes) - len(np.unique(hashes)),
             "fingerprint": store.fingerprint,
         }
+    # The training files, held-out text included.
+    text = data.survey if data.split_ranges else data.store("train")
     return {
         "splits": splits,
+        "documents": text.documents,
+        "bytes": text.bytes,
+        "document": describe_documents(data.reader, data.paths["train"]),
+        "held_out": describe_split(data.split_ranges),
         "notes": data.notes(),
         "vocabulary": data.vocab_size,
         "tokenizer": tokenizers.fingerprint(data.tokenizer),
@@ -73,7 +89,7 @@ def describe_run(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module, va
     total = steps or _ASSUMED_STEPS
     # One matrix and one vector, to see the learning rate of each group.
     groups = [{"params": [torch.nn.Parameter(torch.zeros(shape))]} for shape in ((2, 2), (2,))]
-    optimizer = gpt2.optimizer(groups)
+    optimizer = gpt2.make_optimizer(groups)
     return {
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,
@@ -149,9 +165,12 @@ def summary_lines(info: RunInfo) -> list[Line]:
     splits = {name: split for name, split in info["text"]["splits"].items() if name != "test"}
     resumed = info["start"]["resumed"]
     return [
-        ("text", " | ".join(_format_split(*split) for split in splits.items())),
+        ("text", _format_documents(info["text"])),
+        *([("", info["text"]["held_out"])] if info["text"]["held_out"] else []),
+        ("", " | ".join(_format_split(*split) for split in splits.items())),
         ("model", _format_model(info["model"])),
         ("run", _format_run(info["run"])),
+        *_size_lines(info),
         *_device_lines(info["start"]),
         ("folder", info["folder"] or "none: nothing is saved"),
         *([("resume", resumed)] if resumed else []),
@@ -171,12 +190,15 @@ def plan_lines(info: RunInfo) -> list[Line]:
     bars = "".join(_BARS[min(round(factor * 7), 7)] for factor in run["schedule"])
     resumed = info["start"]["resumed"]
     return [
-        *[("text", _format_split(name, split) + _format_details(split)) for name, split in text["splits"].items()],
+        ("text", _format_documents(text)),
+        *([("", text["held_out"])] if text["held_out"] else []),
+        *[("", _format_split(name, split) + _format_details(split)) for name, split in text["splits"].items()],
         ("", f"vocabulary of {text['vocabulary']:,}"),
         *[("note", note) for note in text["notes"]],
         *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
         ("model", _format_model(info["model"])),
         ("", architecture),
+        *_size_lines(info),
         *[("start", note) for note in info["start"]["begun"]],
         ("run", _format_run(run)),
         ("", compare_sizes(info)),
@@ -192,6 +214,14 @@ def print_lines(lines: list[Line], file: Any) -> None:
     """Print lines in two columns."""
     for label, text in lines:
         print(f"{label:<7}{text}", file=file)
+
+
+def _format_documents(text: RunInfo) -> str:
+    noun, others = "documents" if text["documents"] != 1 else "document", ""
+    if text["document"].startswith("a file"):
+        others = " line or paragraph"
+    change = f"--data.reader.document{others} changes it"
+    return f"{text['documents']:,} {noun} ({text['document']}; {change}), {format_bytes(text['bytes'])}"
 
 
 def _format_split(name: str, split: RunInfo) -> str:
@@ -210,12 +240,21 @@ def _format_model(model: RunInfo) -> str:
 
 def _format_run(run: RunInfo) -> str:
     interval = run["validation_every"]
-    no_validation = "no validation (no valid_files or valid_fraction)"
+    no_validation = "no validation (data.valid_fraction sets it)"
     validation = f"validation every {interval:,} steps" if interval else no_validation
     steps, epoch = f"steps of {run['global_batch']} x {run['block_size']} tokens", f"{run['steps_per_epoch']:,} steps"
     if run["steps"] is None:
         return f"until the time limit, in {steps}; an epoch has {epoch}; {validation}"
     return f"{run['steps']:,} {steps} = {run['epochs']:.2f} epochs of {epoch}; {validation}"
+
+
+def _size_lines(info: RunInfo) -> list[Line]:
+    """Return a line of the numbers that replace `auto`; none if all are set, as in a resumed run."""
+    options, passes, tokens = info["auto"]["options"], info["auto"]["passes"], info["text"]["splits"]["train"]["tokens"]
+    chosen = [text.format(options[name]) for name, text in _SIZE_TEXTS.items() if name in options]
+    count = f"{passes:,.0f}" if passes >= 10 else f"{passes:.2g}"
+    reason = f"for {count} passes over {tokens:,} tokens. Set these options to change them"
+    return [("auto", f"{', '.join(chosen)}: {reason}")] if chosen else []
 
 
 def _device_lines(start: RunInfo) -> list[Line]:

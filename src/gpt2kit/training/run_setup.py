@@ -19,7 +19,7 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.schedules import Schedule
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import distributed, run_info
+from gpt2kit.training import auto, distributed, run_info
 from gpt2kit.training.checkpointing import update_learning_rates
 from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module, log_every
@@ -40,12 +40,12 @@ def total_steps(
     max_epochs: int | None, max_steps: int | None, max_tokens: int | None, steps_per_epoch: int, tokens_per_step: int
 ) -> int:
     """Return the number of optimizer steps: the limit that is reached first; without any, one epoch."""
-    limits = [
-        max_epochs * steps_per_epoch if max_epochs is not None and max_epochs >= 0 else None,
-        max_steps if max_steps is not None and max_steps >= 0 else None,
+    steps = [
+        max_epochs * steps_per_epoch if max_epochs is not None else None,
+        max_steps,
         -(-max_tokens // tokens_per_step) if max_tokens is not None else None,
     ]
-    return min((limit for limit in limits if limit is not None), default=steps_per_epoch)
+    return min((limit for limit in steps if limit is not None), default=steps_per_epoch)
 
 
 def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
@@ -53,10 +53,16 @@ def interval_steps(interval: int | float, steps_per_epoch: int) -> int:
     return interval if isinstance(interval, int) else max(round(interval * steps_per_epoch), 1)
 
 
+def limits(trainer: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
+    """Return the values of LIMITS; None for those that are not set, or chosen later (`auto`)."""
+    values = (trainer[name] for name in LIMITS)
+    epochs, steps, tokens = (None if value in (None, "auto") or value < 0 else value for value in values)
+    return epochs, steps, tokens
+
+
 def has_only_time(trainer: Mapping[str, Any]) -> bool:
     """Return whether `max_time` is the only limit."""
-    is_unlimited = all(trainer[name] is None or trainer[name] < 0 for name in LIMITS)
-    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and is_unlimited
+    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and not any(limits(trainer))
 
 
 def open_end_problem(schedule: Schedule) -> str:
@@ -146,16 +152,19 @@ def planned_end(schedule: Schedule, end: int | None, step: int, total: int, ever
 class RunSetup(Callback):
     """Applies the limits in `setup`, when the text is known and the loops have not started; records each start."""
 
-    options: Mapping[str, Any]  # the user's options of the trainer
+    options: dict[str, Any]  # the user's options of the trainer
     seconds: float | None  # the time limit
     time_limit: TimeLimit
     precision: Choice
     arguments: list[str]  # the command line
     resumed: Path | None  # the checkpoint from which the run resumes
-    settings: Mapping[str, Any]  # the resolved config as plain types
+    settings: dict[str, Any]  # the resolved config as plain types
     info: RunInfo | None = field(default=None, init=False)
+    chosen: dict[str, Any] = field(default_factory=dict, init=False)  # the values that replace `auto`
+    passes: float = field(default=0.0, init=False)  # estimated if only the time is limited
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.choose(trainer, datamodule_of(trainer), gpt2_of(trainer))
         if not self.options["fast_dev_run"]:
             self.info = self.apply(trainer, datamodule_of(trainer), gpt2_of(trainer))
         distributed.refuse_disagreement(trainer, self.settings, self.resumed)
@@ -171,15 +180,37 @@ class RunSetup(Callback):
         run_info.print_lines(run_info.summary_lines(self.info), sys.stderr)
         run_info.record_start(self.info, self.settings, trainer.loggers)
 
+    def choose(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> None:
+        """Replace `auto` by numbers: in the model, in the limits, and in the settings that are saved."""
+        gpt2.take_vocabulary(data.vocab_size, data.document_start)
+        tokens, order = data.store("train").tokens, data.order(data.global_batch(trainer))
+        tokens_per_step = order.global_batch * data.block_size
+        flops = passes = None
+        if has_only_time(self.options):
+            speed = typical_flops_per_second(trainer.strategy.root_device, str(trainer.precision))
+            flops = (self.seconds or 0) * speed * trainer.world_size
+        elif any(limits(self.options)) or self.options["max_epochs"] != "auto":
+            steps = total_steps(*limits(self.options), order.steps_per_epoch, tokens_per_step)
+            passes = steps * tokens_per_step / tokens
+        sizes = auto.choose(tokens, gpt2.shape, passes, flops, is_pretrained=gpt2.init_from is not None)
+        gpt2.take_sizes(sizes)
+        options = sizes.options(round(sizes.passes) if flops is None and passes is None else None)
+        settings = lifecycle.flatten(self.settings)
+        self.chosen = {name: value for name, value in options.items() if auto.is_automatic(name, settings.get(name))}
+        self.passes = sizes.passes
+        if self.options["max_epochs"] == "auto":
+            self.options["max_epochs"] = options["trainer.max_epochs"]
+        self.chosen |= {f"data.{name}": value for name, value in data.resolved().items()}
+        for name, value in self.chosen.items():
+            auto.set_option(self.settings, name, value)
+
     def apply(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> RunInfo:
         """Set the last step, the validation interval and what is compiled; return the info of the run."""
-        gpt2.take_vocabulary(data.vocab_size, data.document_start)
         order = data.order(data.global_batch(trainer))
         tokens_per_step = order.global_batch * data.block_size
         steps = -1  # not known yet
         if not has_only_time(self.options):
-            max_epochs, max_steps, max_tokens = (self.options[name] for name in LIMITS)
-            steps = total_steps(max_epochs, max_steps, max_tokens, order.steps_per_epoch, tokens_per_step)
+            steps = total_steps(*limits(self.options), order.steps_per_epoch, tokens_per_step)
         set_max_steps(trainer, steps)
         validation_interval = interval_steps(self.options["val_check_interval"], order.steps_per_epoch)
         trainer.val_check_interval = validation_interval * trainer.accumulate_grad_batches
@@ -197,6 +228,7 @@ class RunSetup(Callback):
             "text": run_info.describe_text(data),
             "model": run_info.describe_model(gpt2),
             "run": run_info.describe_run(trainer, data, gpt2, validation_interval),
+            "auto": {"options": self.chosen, "passes": self.passes},
             "start": run_info.describe_start(trainer, choices, self.arguments, self.resumed) | {"begun": []},
             "folder": trainer.log_dir,  # a collective call
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +18,10 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit.errors import Problems, problems_of
 from gpt2kit.model.backends import Precision, full_precision_name
+from gpt2kit.model.config import Auto
 from gpt2kit.training.callbacks import SHARDED_PROBLEM, TextSamples
 from gpt2kit.training.distributed import FSDP
+from gpt2kit.training.durations import parse_duration
 
 # Names of `trainer.strategy` that in Lightning mean a different strategy (FSDP1) or one that needs more memory.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
@@ -40,7 +41,7 @@ _EPOCH_OPTIONS = {
 
 def make_trainer(
     precision: Precision = "auto",
-    max_epochs: int | None = None,
+    max_epochs: int | Auto | None = "auto",
     max_steps: int | None = None,
     max_tokens: int | None = None,
     max_time: str | None = None,
@@ -53,11 +54,13 @@ def make_trainer(
         precision: Precision of the arithmetic. auto: bf16-mixed where the device computes it fast, 16-mixed on older
             GPUs, else 32-true. 16 means 16-mixed, bf16 means bf16-mixed, 32 means 32-true.
         max_epochs: Number of passes over the training text. If several limits are set, the first one reached ends
-            training. Default: 1 if no limit is set.
+            training. auto: from 20 for a small text to 1 for a large one (docs/training.md); no limit if another one is
+            set. null: no limit; without any limit, 1.
         max_steps: Number of optimizer steps.
         max_tokens: Number of training tokens.
-        max_time: Time limit as DD:HH:MM:SS. With another limit, each start of the run stops and saves after it, and the
-            schedule ends with the other limit. Alone, it is the time of the whole run, and the schedule ends with it.
+        max_time: Time limit, such as 20m, 1h30m, 2d or 00:00:20:00 (DD:HH:MM:SS). Alone, it is the time of the whole
+            run, and the schedule ends with it. With another limit, each start of the run stops and saves after it, and
+            the schedule ends with the other limit.
         val_check_interval: Steps between validations if it is a whole number, epochs if it is a fraction. The last
             step is always validated.
         **kwargs: Lightning's own options.
@@ -79,10 +82,7 @@ def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, 
         problems.check(value is None or value >= 1, f"trainer.{name} {value}: must be at least 1")
     interval, limit = trainer["val_check_interval"], trainer["max_time"]
     problems.check(interval > 0, f"trainer.val_check_interval {interval}: must be above 0")
-    problems.check(
-        not limit or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", limit),
-        f"trainer.max_time {limit}: must be DD:HH:MM:SS, such as 00:01:30:00",
-    )
+    problems.messages += problems_of(parse_duration, limit) if limit else []
     problems.check(
         0 not in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
         "trainer.max_epochs, max_steps and max_tokens: must not be 0, since nothing would be trained",

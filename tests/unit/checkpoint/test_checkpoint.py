@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
+from gpt2kit.text.splits import CutRange, HashRange, SplitRange
 
 
 def test_a_checkpoint_is_self_contained(run: Run, tmp_path: Path) -> None:
@@ -177,9 +179,25 @@ def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "share", [{"low": 0.0}, {"low": "0", "high": 1.0, "seed": 1}, {"low": 0.0, "high": 9.0, "seed": 1}, [], 3]
+    "share",
+    [
+        {"low": 0.0},
+        {"low": "0", "high": 1.0, "seed": 1},
+        {"low": 0.0, "high": 9.0, "seed": 1},
+        {"low": 0.0, "high": 1.0, "unit": "line"},
+        {"low": 0.0, "high": float("nan"), "unit": "document"},
+        {"low": 0.0, "high": 1.0, "unit": "document", "seed": 1},
+        [],
+        3,
+    ],
 )
 def test_an_invalid_split_in_a_checkpoint_is_refused(share: object) -> None:
     info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": share})
     with pytest.raises(CheckpointError, match=r"x\.ckpt: its test_share is invalid"):
         checkpoint.read_test_text(info)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("split_range", [HashRange(0.0, 0.2, 7), CutRange(0.95, 1.0)])
+def test_the_split_of_a_checkpoint_is_restored(split_range: SplitRange) -> None:
+    info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": asdict(split_range)})
+    assert checkpoint.read_test_text(info) == (["a"], split_range)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def test_unknown_options_in_included_files_are_reported(
         (["--model.optimizer.lr=x"], "--model.optimizer.lr x: must be a number"),
         (
             ["--model.n_layer", "x", "--data.batch_size=y"],
-            "--model.n_layer x: must be a whole number; --data.batch_size y: must be a whole number\n",
+            "--model.n_layer x: must be a whole number or auto; --data.batch_size y: must be a whole number\n",
         ),
         (["--trainer.precision=half"], "--trainer.precision half: must be one of auto, 32-true, bf16-mixed"),
         (["--model.lora_r=1.5"], "--model.lora_r 1.5: must be a whole number"),
@@ -226,7 +226,7 @@ def test_a_plan_reports_all_invalid_values_and_files(
         (["--data.global_batch_size=9"], ["data.global_batch_size 9: not a multiple"]),
         (["--ckpt_path=none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
         (["--model.init_from=./none", "--save_every=0"], ["none: no such checkpoint", "save_every 0"]),
-        (["--trainer.max_time=1h", "--save_every=0"], ["trainer.max_time 1h: must be DD:HH:MM:SS", "save_every 0"]),
+        (["--trainer.max_time=1 hour", "--save_every=0"], ["trainer.max_time 1 hour: not a duration", "save_every 0"]),
         (["--part=1/2"], ["--plan: not with --part"]),
         (["--merge=2"], ["--plan: not with --part"]),
         (["--model.schedule.warmup=-5"], ["model.schedule.warmup -5"]),

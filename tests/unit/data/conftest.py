@@ -41,7 +41,7 @@ def build_store(tmp_path: Path, trained: Tokenizer) -> Callable[..., TokenStore]
 
     def build_store(cache: str = "cache", progress: build.Progress | None = None, **options: object) -> TokenStore:
         paths = sorted(tmp_path.glob("*.txt"))
-        text = Corpus(paths, trained, **{"reader": Reader(), "shard_tokens": 60, **options})  # type: ignore[arg-type]
+        text = Corpus(paths, trained, **{"reader": Reader("line"), "shard_tokens": 60, **options})  # type: ignore[arg-type]
         return build.open_or_build(text, tmp_path / cache, progress or (lambda done, total: None))
 
     return build_store

@@ -20,7 +20,8 @@ from gpt2kit.data import build
 from gpt2kit.data.build import Corpus, encode_batches
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import Reader, UnfinishedPiece
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.splits import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer, trainers
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
@@ -50,7 +51,7 @@ def test_text_tokenizer_and_reader_decide_the_store(tmp_path: Path, two_files: N
     by_file = build_store(reader=Reader("file"))
     assert by_file.folder != tokens.folder and by_file.documents == 2
     other = trainers.train_char(["line"], TokenizerSpec())
-    text = Corpus(sorted(tmp_path.glob("*.txt")), other, Reader(), shard_tokens=60)
+    text = Corpus(sorted(tmp_path.glob("*.txt")), other, Reader("line"), shard_tokens=60)
     assert text.key(tmp_path / "cache") != tokens.folder.name
     lines = (tmp_path / "a.txt").read_text(encoding="utf-8")
     (tmp_path / "a.txt").write_text(lines.replace("line 7", "line 8"), encoding="utf-8")  # the same size
@@ -62,7 +63,7 @@ def test_the_format_is_part_of_the_key(tmp_path: Path, trained: Tokenizer) -> No
     (tmp_path / "a.txt").write_text('{"text": "one"}\n')
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
     paths = [tmp_path / "a.txt", tmp_path / "a.jsonl"]
-    stores = [build.open_or_build(Corpus([path], trained, Reader()), tmp_path / "c") for path in paths]
+    stores = [build.open_or_build(Corpus([path], trained, Reader("line")), tmp_path / "c") for path in paths]
     assert [tokens.bytes for tokens in stores] == [15, 3]
 
 
@@ -170,7 +171,7 @@ def test_a_store_of_an_old_format_is_rebuilt(
     tokens = build_store()
     with monkeypatch.context() as patch:
         patch.setattr(build, "FORMAT", 3)
-        key = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader(), shard_tokens=60).key(tmp_path / "cache")
+        key = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader("line"), shard_tokens=60).key(tmp_path / "cache")
     assert key != tokens.folder.name
     # Nothing of an old store is used, even if it is in the folder of the new format.
     before = content(tokens)
@@ -277,7 +278,7 @@ def test_each_source_has_its_pieces_documents_and_tokens(
 
 
 def test_files_that_are_not_reached_count_nothing(two_files: None, build_store: BuildStore) -> None:
-    sources = build_store(reader=Reader(max_documents=2)).index.sources
+    sources = build_store(reader=Reader("line", max_documents=2)).index.sources
     assert [(source.pieces, source.documents) for source in sources] == [(2, 2), (0, 0)]
 
 
@@ -285,7 +286,7 @@ def test_progress_counts_the_bytes_of_files_as_stored(tmp_path: Path, trained: T
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"the quick brown fox\n" * 1000))
     calls: list[tuple[int, int]] = []
-    corpus = Corpus([path], trained, Reader())
+    corpus = Corpus([path], trained, Reader("line"))
     build.open_or_build(corpus, tmp_path / "c", progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (path.stat().st_size, path.stat().st_size)
 
@@ -293,7 +294,7 @@ def test_progress_counts_the_bytes_of_files_as_stored(tmp_path: Path, trained: T
 def test_notes_of_the_reader_are_kept_in_the_store(tmp_path: Path, build_store: BuildStore) -> None:
     (tmp_path / "a.txt").write_text("a long line\nx\n")
     for _ in range(2):
-        assert build_store(reader=Reader(min_chars=3)).notes[0].startswith("1 documents left out")
+        assert build_store(reader=Reader("line", min_chars=3)).notes[0].startswith("1 documents left out")
 
 
 BATCHES = [

@@ -22,7 +22,7 @@ from gpt2kit.text.reader import Reader
 def stores(corpus: Path, trained: Tokenizer, tmp_path: Path) -> list[TokenStore]:
     """Three stores: a new one, one last used ten days ago, and an incomplete one."""
     stores = [
-        build.open_or_build(Corpus([corpus / f"{name}.txt"], trained, Reader()), tmp_path / "cache")
+        build.open_or_build(Corpus([corpus / f"{name}.txt"], trained, Reader("line")), tmp_path / "cache")
         for name in ("train", "valid", "test")
     ]
     for path in stores[1].folder.iterdir():
@@ -77,12 +77,12 @@ def test_damaged_stores_are_reported(manage: Callable[..., Outcome], stores: lis
 
 
 def test_opening_a_store_marks_it_as_used(stores: list[TokenStore], corpus: Path, trained: Tokenizer) -> None:
-    build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), stores[1].folder.parent)
+    build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader("line")), stores[1].folder.parent)
     assert max(entry.days for entry in cache.entries(stores[1].folder.parent)) < 1
 
 
 def test_a_text_of_many_files_is_listed_by_its_first(trained: Tokenizer, tmp_path: Path) -> None:
     for number in range(120):
         (tmp_path / f"{number:03d}.txt").write_text(f"text {number}\n")
-    build.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader()), tmp_path / "cache")
+    build.open_or_build(Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader("line")), tmp_path / "cache")
     assert cache.table([*cache.entries(tmp_path / "cache")], verify=False).endswith("000.txt and 119 more")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import pickle
 import signal
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,19 +22,22 @@ from gpt2kit.data.order import IGNORE, BlockOrder
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.text.reader import Reader
+from gpt2kit.text.splits import CutRange, HashRange, Split
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
 @pytest.fixture(scope="module")
 def store(corpus: Path, trained: Tokenizer) -> TokenStore:
-    return build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader()), corpus / "cache")
+    return build.open_or_build(Corpus([corpus / "valid.txt"], trained, Reader("line")), corpus / "cache")
 
 
 def data_module(corpus: Path, **options: object) -> TextDataModule:
     defaults = {
         "train_files": str(corpus / "train.txt"),
         "tokenizer": str(corpus / "tokenizer"),
+        "reader": Reader("line"),
+        "valid_fraction": 0.0,
         "cache_dir": str(corpus / "cache"),
         "block_size": 16,
         "batch_size": 4,
@@ -182,6 +187,76 @@ def test_a_tokenizer_is_not_trained_on_held_out_documents(tmp_path: Path) -> Non
     )
     known = sum(len(data.tokenizer.encode(chr(0x4E00 + n)).ids) == 1 for n in range(500))
     assert known == data.store("train").documents < 500
+
+
+def automatic(folder: Path, **options: object) -> TextDataModule:
+    """Return a data module of which only the text and small sizes are given."""
+    sizes = {"block_size": 16, "batch_size": 4, "cache_dir": str(folder / "cache")}
+    return TextDataModule(str(folder / "text"), **{**sizes, **options})  # type: ignore[arg-type]
+
+
+def write_texts(folder: Path, count: int, lines: int) -> None:
+    (folder / "text").mkdir()
+    for number in range(count):
+        text = "".join(f"text {number} says {line} good mornings\n" for line in range(lines))
+        (folder / "text" / f"{number:03}.txt").write_text(text)
+
+
+def decoded(data: TextDataModule, split: Split) -> str:
+    store = data.store(split)
+    return str(data.tokenizer.decode(store[0 : len(store)].tolist()))
+
+
+@pytest.mark.parametrize(("count", "lines", "kind"), [(12, 100, CutRange), (500, 5, HashRange)])
+def test_text_is_held_out_and_a_tokenizer_trained_if_only_the_text_is_given(
+    count: int, lines: int, kind: type, tmp_path: Path
+) -> None:
+    write_texts(tmp_path, count, lines)
+    data = automatic(tmp_path)
+    data.prepare_data()
+    assert all(isinstance(part, kind) for part in data.split_ranges.values())
+    texts = {split: decoded(data, split).split("\n") for split in get_args(Split)}
+    assert sum(map(len, texts.values())) == count * lines + 3
+    for split in ("valid", "test"):
+        assert 0.02 < len(texts[split]) / (count * lines) < 0.08
+        assert not {*texts[split]} & {*texts["train"]} - {""}
+    assert not data.notes()
+    # A config with the resolved values gives the same splits and the same tokenizer.
+    resolved = data.resolved()
+    assert resolved["valid_fraction"] == resolved["test_fraction"] == 0.05
+    again = automatic(tmp_path, **{**resolved, "tokenizer": TokenizerSpec(**resolved["tokenizer"])})
+    for split in get_args(Split):
+        assert again.store(split).fingerprint == data.store(split).fingerprint
+    assert not again.resolved()
+
+
+def test_only_the_given_splits_are_held_out(tmp_path: Path) -> None:
+    write_texts(tmp_path, 12, 100)
+    assert not automatic(tmp_path, valid_fraction=0.0).files["valid"]
+    assert not automatic(tmp_path, test_files=str(tmp_path / "text" / "000.txt")).split_ranges
+    data = automatic(tmp_path, valid_fraction=0.01)
+    assert data.split_ranges == {"train": CutRange(0.0, 0.99), "valid": CutRange(0.99, 1.0)} and not data.files["test"]
+    assert data.resolved().keys() == {"tokenizer"}
+
+
+def test_a_text_too_small_to_train_on_is_refused_before_a_tokenizer_is_trained(tmp_path: Path) -> None:
+    write_texts(tmp_path, 1, 10)
+    message = r"text: 280 bytes of text\. About 23 kB are needed to train, validate and test with data\.block_size 256"
+    with pytest.raises(DataError, match=message):
+        automatic(tmp_path, block_size=256, batch_size=16).prepare_data()
+    assert not (tmp_path / "cache/tokenizers").exists()
+    message = r"fewer than the 10 of one optimizer step\. About 0\.\d kB of training text are needed"
+    with pytest.raises(DataError, match=message):
+        automatic(tmp_path).order(10)
+
+
+def test_a_text_of_the_size_that_the_error_names_is_large_enough(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    source = Path(argparse.__file__).read_text(encoding="utf-8")
+    (tmp_path / "text" / "a.txt").write_text(source[:23_000], encoding="utf-8")
+    data = automatic(tmp_path, block_size=256, batch_size=16)
+    data.prepare_data()
+    assert data.order(16).blocks >= 16
 
 
 def test_invalid_tokenizers_are_reported(corpus: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.text.reader import HashRange, Reader
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.splits import CutRange, HashRange, SplitRange
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.training import run_state
 
@@ -40,7 +41,7 @@ def write_files(folder: Path, seed: int) -> list[Path]:
 
 @pytest.fixture
 def text(tmp_path: Path, trained: Tokenizer) -> Corpus:
-    return Corpus(write_files(tmp_path / "text", 1), trained, Reader(), shard_tokens=90)
+    return Corpus(write_files(tmp_path / "text", 1), trained, Reader("line"), shard_tokens=90)
 
 
 @pytest.fixture
@@ -71,11 +72,13 @@ def build_in_parts(corpus: Corpus, count: int, cache_dir: Path) -> TokenStore:
 
 
 @pytest.mark.parametrize("count", [3, 20])
-@pytest.mark.parametrize(("append_eos", "hash_range"), [(True, None), (False, HashRange(0.2, 0.7, 1))])
+@pytest.mark.parametrize(
+    ("append_eos", "split_range"), [(True, None), (False, HashRange(0.2, 0.7, 1)), (True, CutRange(0.2, 0.7))]
+)
 def test_a_merged_store_has_the_tokens_and_documents_of_a_single_build(
-    append_eos: bool, hash_range: HashRange | None, count: int, text: Corpus, tmp_path: Path
+    append_eos: bool, split_range: SplitRange | None, count: int, text: Corpus, tmp_path: Path
 ) -> None:
-    text = replace(text, append_eos=append_eos, hash_range=hash_range)
+    text = replace(text, append_eos=append_eos, split_range=split_range)
     single = build.open_or_build(text, tmp_path / "single")
     merged = build_in_parts(text, count, tmp_path / "parts")
     assert_same_text(merged, single)
@@ -89,7 +92,7 @@ def test_each_part_holds_whole_files_and_only_the_first_has_the_leading_token(
 ) -> None:
     for number in range(4):  # the first part has no documents
         (tmp_path / f"{number}.txt").write_text("\n" * 40 if number == 0 else "the quick brown fox\n" * 2)
-    corpus = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader())
+    corpus = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader("line"))
     stores = [build.open_or_build(part, tmp_path / "cache") for part in parallel_build.split_corpus(corpus, 4).values()]
     assert [store.documents for store in stores] == [0, 2, 2, 2]
     eos = tokenizer.eos_id(trained)
@@ -246,6 +249,7 @@ def test_a_checkpoint_that_names_the_token_files_still_identifies_the_text(
         tokenizer=str(tmp_path / "tokenizer"),
         cache_dir=str(tmp_path / "cache"),
         streaming=streaming,
+        valid_fraction=0.0,
     )
     store = build.open_or_build(data.corpus("train"), tmp_path / "cache")
     current = run_state.identity(data, 8)

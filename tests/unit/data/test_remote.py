@@ -50,7 +50,7 @@ def memory() -> Iterator[str]:
 @pytest.fixture
 def text(corpus: Path, trained: Tokenizer) -> Corpus:
     """A text whose store has about 25 shards."""
-    return Corpus([corpus / "train.txt"], trained, Reader(), shard_tokens=200)
+    return Corpus([corpus / "train.txt"], trained, Reader("line"), shard_tokens=200)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from gpt2kit.data import build, store
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import PIECE, Damaged, Index, TokenStore
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Reader, split_ranges
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.splits import split_ranges
 from gpt2kit.tokenization import tokenizer
 
 BuildStore = Callable[..., TokenStore]
@@ -111,7 +112,7 @@ def test_a_long_document_is_recognized_wherever_its_pieces_are_cut(
     long = [f"{number} " + "fox " * (60 + 7 * number) for number in range(30)]
     (tmp_path / "a.txt").write_text("\n".join(long))
     (tmp_path / "b.txt").write_text("\n".join(f"{'x' * 130}\n{document}" for document in long))
-    a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "c") for n in "ab")
+    a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader("line")), tmp_path / "c") for n in "ab")
     assert a.documents == 30 and b.documents == 60
     assert all_hashes(a) == all_hashes(b)[1::2]
     assert np.array_equal(a.lengths()[:, 1:], b.lengths()[1::2, 1:])
@@ -123,7 +124,7 @@ def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Pat
     lines = [f"document {number}" for number in range(2000)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     (tmp_path / "b.txt").write_text("\n".join(["new", "newer", lines[70], lines[3], "newest", lines[70]]))
-    a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader()), tmp_path / "c") for n in "ab")
+    a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader("line")), tmp_path / "c") for n in "ab")
     assert store.count_shared(a, b) == (3, 2)
     assert store.leakage_note(a, "train", b, "valid", trained) == [
         "3 valid documents (50.0%) are also in the train text, such as 'document 70'"
@@ -134,8 +135,10 @@ def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Pat
 def test_splits_of_one_text_share_no_documents(tmp_path: Path, trained: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("\n".join(f"document {number}" for number in range(2000)))
     stores = {
-        name: build.open_or_build(Corpus([tmp_path / "a.txt"], trained, Reader(), hash_range), tmp_path / "cache")
-        for name, hash_range in {"all": None, **split_ranges(0.1, 0.2, 1)}.items()
+        name: build.open_or_build(
+            Corpus([tmp_path / "a.txt"], trained, Reader("line"), split_range), tmp_path / "cache"
+        )
+        for name, split_range in {"all": None, **split_ranges(0.1, 0.2, 1)}.items()
     }
     assert len({tokens.folder for tokens in stores.values()}) == 4
     assert stores["all"].documents == sum(stores[name].documents for name in ("train", "valid", "test"))

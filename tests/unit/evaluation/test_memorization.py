@@ -69,7 +69,7 @@ def test_a_text_longer_than_the_training_text() -> None:
 
 def test_generated_and_drawn_texts_have_the_requested_sizes(corpus: Path) -> None:
     byte_level = tokenizer.load(corpus / "tokenizer")
-    store = open_or_build(Corpus([corpus / "test.txt"], byte_level, Reader()), corpus / "cache")
+    store = open_or_build(Corpus([corpus / "test.txt"], byte_level, Reader("line")), corpus / "cache")
     gpt2 = GPT2({**SMALL_SHAPE, "vocab_size": 320}).eval()
     generated = memorization.generate_texts(gpt2, store.index.eos_id, 16, 1)
     assert sum(map(len, generated)) >= memorization.TOKENS

@@ -8,7 +8,7 @@ import pytest
 from helpers import train_tokenizer
 
 from gpt2kit.evaluation.statistics import count_words, measure_text
-from gpt2kit.text.reader import UnfinishedPiece
+from gpt2kit.text.splits import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer
 
 

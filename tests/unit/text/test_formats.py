@@ -11,8 +11,9 @@ import pytest
 
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Reader, UnfinishedPiece
+from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import ReadReport
+from gpt2kit.text.splits import UnfinishedPiece
 
 TEXTS = ["one", 'two\nlines, and a "quote"', "日本 🙂 \\ / \t", "x" * 50]
 RECORDS = [{"n": 1, "text": TEXTS[0]}, {"text": TEXTS[1], "more": {"text": ["no"]}}, {"a": [1, {}], "text": TEXTS[2]}]

@@ -8,8 +8,9 @@ import pytest
 
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
-from gpt2kit.text.reader import Reader, UnfinishedPiece, reader_from
+from gpt2kit.text.reader import Reader, reader_from
 from gpt2kit.text.sources import PathOrURL, ReadReport, find_files
+from gpt2kit.text.splits import UnfinishedPiece
 
 
 def read(path: Path, content: bytes, document: str = "line") -> list[str]:
@@ -69,7 +70,7 @@ def test_a_reader_is_restored_from_its_options_but_not_imported_by_its_name() ->
 def test_short_documents_are_skipped_and_counted(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one\ntwelve\nx\neleven\n")
     report = ReadReport()
-    assert list(Reader(min_chars=4).read([tmp_path / "t.txt"], report)) == ["twelve", "eleven"]
+    assert list(Reader("line", min_chars=4).read([tmp_path / "t.txt"], report)) == ["twelve", "eleven"]
     assert report.lines() == [
         f"2 documents left out, shorter than reader.min_chars 4 (first: {tmp_path / 't.txt'})",
     ]
@@ -79,33 +80,33 @@ def test_short_last_pieces_are_not_short_documents(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(reader, "PIECE_LENGTH", 4)
     monkeypatch.setattr("gpt2kit.text.sources.CHUNK", 4)
     (tmp_path / "t.txt").write_text("abcdefghijkl\nabc\nabcdefghijklmnop\n")
-    assert "".join(Reader(min_chars=11).read([tmp_path / "t.txt"])) == "abcdefghijklabcdefghijklmnop"
+    assert "".join(Reader("line", min_chars=11).read([tmp_path / "t.txt"])) == "abcdefghijklabcdefghijklmnop"
 
 
 def test_two_iterations_at_once_have_separate_reports(tmp_path: Path) -> None:
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path in paths:
         path.write_text("x\nlong\n")
-    one_reader, reports = Reader(min_chars=2), [ReadReport(), ReadReport()]
+    one_reader, reports = Reader("line", min_chars=2), [ReadReport(), ReadReport()]
     for pair in zip(*(one_reader.read(paths, report) for report in reports), strict=True):
         assert pair == ("long", "long")
     assert [report.bytes for report in reports] == [14, 14] and reports[0].lines() == reports[1].lines()
-    assert one_reader.identity() == Reader(min_chars=2).identity()
+    assert one_reader.identity() == Reader("line", min_chars=2).identity()
 
 
 def test_max_documents_counts_over_all_files(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"{name}1\n{name}2\n")
     paths = find_files([str(tmp_path)])
-    assert list(Reader(max_documents=3).read(paths)) == ["a1", "a2", "b1"]
-    assert list(Reader(max_documents=2).read([*paths, tmp_path / "not opened"])) == ["a1", "a2"]
+    assert list(Reader("line", max_documents=3).read(paths)) == ["a1", "a2", "b1"]
+    assert list(Reader("line", max_documents=2).read([*paths, tmp_path / "not opened"])) == ["a1", "a2"]
 
 
 def test_a_file_without_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n \n")
     (tmp_path / "b.txt").write_text("")
     report = ReadReport()
-    assert list(Reader().read(find_files([str(tmp_path)]), report)) == [" "]
+    assert list(Reader("line").read(find_files([str(tmp_path)]), report)) == [" "]
     assert report.lines() == [f"1 files without text (first: {tmp_path / 'b.txt'})"]
 
 
@@ -118,7 +119,7 @@ class UpperCaseReader(Reader):
 
 def test_a_subclass_needs_only_documents(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a,bb,cc,dd")
-    subclass = UpperCaseReader(min_chars=2, max_documents=2)
+    subclass = UpperCaseReader("line", min_chars=2, max_documents=2)
     assert list(subclass.read([tmp_path / "t.txt"])) == ["BB", "CC"]
     assert str(subclass.identity()["reader"]).endswith("UpperCaseReader")
     with pytest.raises(DataError, match="is not gpt2kit's own"):

@@ -82,7 +82,7 @@ def test_remote_files_are_found_read_and_identified(memory: str) -> None:
     urls = find_files([memory, f"{memory}/*.txt"])
     assert urls == ["memory:///t/b.txt", "memory:///t/sub/a.jsonl"]
     report = ReadReport()
-    assert list(Reader().read(urls, report)) == ["b", "a"]
+    assert list(Reader("line").read(urls, report)) == ["b", "a"]
     assert report.bytes == sum(sources.size(url) for url in urls)
     before = sources.remote_identity(str(urls[0]))
     assert before == sources.remote_identity(str(urls[0]))

@@ -10,6 +10,7 @@ from gpt2kit.cli import parser
 from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.tokenization import report, trainers
 from gpt2kit.tokenization.report import TokenizerReport
+from gpt2kit.tokenization.train import default_spec
 from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
@@ -50,8 +51,9 @@ def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, ca
         assert (code, err) == (0, "")
         return out
 
-    out = run("--report", corpus / "tokenizer", "--files", corpus / "test.txt")
+    out = run("--report", corpus / "tokenizer", "--files", corpus / "test.txt", "--reader.document", "line")
     assert "bytes per token" in out and "40 documents" in out
+    assert out.endswith("default of trainer.py for 3.0 kB of text: bpe, vocab_size 512\n")
     candidates = ["300", "340", "char", "wordpiece:150", str(corpus / "tokenizer")]
     out = run("--files", corpus / "train.txt", "--compare", *candidates)
     names = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
@@ -73,3 +75,10 @@ def test_the_suggestion_is_small_lossless_and_near_the_best() -> None:
 def test_training_on_a_sample_is_reported(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_tokenizer([str(corpus / "train.txt")], tmp_path, vocab_size=300, max_train_bytes=2000)
     assert "note: training on a sample of 2.0 kB of 22.7 kB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "vocab_size"), [(100, 512), (1_100_000, 2048), (3_000_000, 4096), (10**7, 8192), (10**9, 32768)]
+)
+def test_the_default_vocabulary_grows_with_the_text(size: int, vocab_size: int) -> None:
+    assert default_spec(size) == TokenizerSpec(kind="bpe", vocab_size=vocab_size)

@@ -16,7 +16,7 @@ def test_a_jump_of_the_loss_is_reported(capsys: pytest.CaptureFixture[str]) -> N
     assert "step 20: the loss jumped to 5.000" in capsys.readouterr().err
 
 
-def test_estimates_leave_out_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimates_leave_out_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     timer = StepTimer(100)

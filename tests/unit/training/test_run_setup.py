@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gpt2kit.optim.schedules import Constant, Cosine, WarmupStableDecay
-from gpt2kit.training.run_setup import interval_steps, planned_end, report_other_choices, total_steps
+from gpt2kit.training.run_setup import interval_steps, limits, planned_end, report_other_choices, total_steps
 
 
 def test_limits_and_intervals_are_converted_to_optimizer_steps() -> None:
     assert total_steps(None, None, None, 50, 100) == 50
     assert total_steps(3, None, None, 50, 100) == 150
     assert total_steps(3, 70, None, 50, 100) == 70
-    assert total_steps(-1, -1, 1001, 50, 100) == 11
+    trainer = {"max_epochs": "auto", "max_steps": -1, "max_tokens": 1001}
+    assert total_steps(*limits(trainer), 50, 100) == 11
     assert interval_steps(7, 50) == 7
     assert interval_steps(1.0, 50) == 50 and interval_steps(0.5, 51) == 26 and interval_steps(0.001, 50) == 1
 

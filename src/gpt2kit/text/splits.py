@@ -1,0 +1,190 @@
+"""Split a text into training, validation and test: by a hash of each document, or by cutting each document."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gpt2kit.errors import Problems
+
+# Characters of a document that decide its split by hash. Less than half a piece, so that they are always in the first
+# piece.
+HEAD_LENGTH = 1 << 16
+# A document is cut at the first line end within this number of characters and 4 % of the document, which leaves
+# something of a part of 5 %; or else between two characters.
+CUT_REACH = 2000
+
+# What is held out by default for validation, and as much again for the test.
+HELD_OUT = 0.05
+MOST_HELD_OUT, MOST_HELD_OUT_BYTES = 0.1, 5_000_000
+# Documents are held out whole if at least this many are expected in a split, ...
+_ENOUGH_DOCUMENTS = 20
+# ... and if none of them is larger than this fraction of a split.
+_LARGEST_DOCUMENT = 0.25
+# UTF-8 bytes of a token, estimated so high that a text of the size that an error names is long enough.
+_BYTES_PER_TOKEN = 5
+
+Split = Literal["train", "valid", "test"]
+_USES: dict[Split, str] = {"valid": "validation", "test": "the test"}
+
+
+class UnfinishedPiece(str):
+    """A piece of a document of plain text that continues in the next item; a plain `str` ends its document."""
+
+
+@dataclass(frozen=True)
+class HashRange:
+    """One split of a text: the documents whose hash, a number from 0 to 1, is in [low, high).
+
+    The hash is of the seed and of the document's first HEAD_LENGTH characters. So the order of documents does not
+    matter, and equal documents are in the same split.
+    """
+
+    low: float
+    high: float
+    seed: int
+
+    def contains(self, head: str) -> bool:
+        """Return whether the split contains a document; `head` has at least its first HEAD_LENGTH characters."""
+        text = f"{self.seed}\n{head[:HEAD_LENGTH]}".encode("utf-8", "surrogatepass")
+        point = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
+        return self.low <= point < self.high
+
+    def take(self, pieces: Iterator[str], length: int) -> Iterator[str]:
+        """Yield the pieces of one document if it is in the split."""
+        first = next(pieces)
+        is_selected = self.contains(first)
+        for piece in itertools.chain([first], pieces):
+            if is_selected:
+                yield piece
+
+
+@dataclass(frozen=True)
+class CutRange:
+    """One split of a text: of each document, the characters from the fraction `low` to the fraction `high` of them.
+
+    Both ends move forward to the next line end, if one is near. The move depends on nothing but the document and the
+    fraction, so ranges that join at a fraction have each character exactly once.
+    """
+
+    low: float
+    high: float
+    unit: Literal["document"] = "document"  # tells it from a HashRange in checkpoints and cache keys
+
+    def take(self, pieces: Iterator[str], length: int) -> Iterator[str]:
+        """Yield the part of one document, which has `length` characters. The part may be empty."""
+        targets = round(self.low * length), round(self.high * length)
+        reach = min(CUT_REACH, length // 25)
+        text, position = "", 0  # what is read but not yielded, and where it begins
+        last = ""  # the part's last piece so far
+        for piece in pieces:
+            text += piece
+            end = position + len(text)
+            if end < length and any(end - reach < target <= end for target in targets):
+                continue  # the line end may be in the next piece
+            start, stop = (_cut_point(text, target - position, length - position, reach) for target in targets)
+            if part := text[start:stop]:
+                if last:
+                    yield UnfinishedPiece(last)
+                last = part
+            text, position = "", end
+        if last:
+            yield last
+
+
+SplitRange = HashRange | CutRange
+
+
+def _cut_point(text: str, target: int, length: int, reach: int) -> int:
+    """Return where `text` is cut for a target; `length` is the number of characters up to the document's end.
+
+    A line end that ends the document is no cut point: what follows would be empty.
+    """
+    if target <= 0 or target >= min(length, len(text)):
+        return max(0, min(target, len(text)))
+    return text.find("\n", target - 1, min(target + reach, length - 1)) + 1 or target
+
+
+def automatic_fraction(size: int, block_size: int) -> float:
+    """Return the fraction of a text of `size` bytes to hold out for validation, and as much again for the test.
+
+    It is 5 %, but at least about one block, and at most 10 % or 5 MB.
+    """
+    size = max(size, 1)
+    fraction = max(HELD_OUT, block_size * _BYTES_PER_TOKEN / size)
+    # Two digits, which are easy to read in the run's config.
+    return float(f"{min(fraction, MOST_HELD_OUT, MOST_HELD_OUT_BYTES / size):.2g}")
+
+
+def split_ranges(
+    valid_fraction: float, test_fraction: float, seed: int, is_cut: bool = False
+) -> dict[Split, SplitRange]:
+    """Return the range of each split of the training text; empty if the text is not split.
+
+    By hash, the test split is at the lower end and the validation split at the upper, so changing one does not move the
+    other. Cuts leave the beginning of each document for training, and its end for the test.
+    """
+    if not valid_fraction and not test_fraction:
+        return {}
+    ranges: dict[Split, SplitRange]
+    if is_cut:
+        first, second = round(1.0 - valid_fraction - test_fraction, 12), round(1.0 - test_fraction, 12)
+        ranges = {"train": CutRange(0.0, first), "valid": CutRange(first, second), "test": CutRange(second, 1.0)}
+    else:
+        low, high = test_fraction, 1.0 - valid_fraction
+        ranges = {"train": HashRange(low, high, seed), "valid": HashRange(high, 1.0, seed)}
+        ranges["test"] = HashRange(0.0, low, seed)
+    fractions = {"train": 1.0, "valid": valid_fraction, "test": test_fraction}
+    return {split: ranges[split] for split in ranges if fractions[split]}
+
+
+def needs_cut(documents: int, size: int, largest: int, fraction: float) -> bool:
+    """Return whether a split by hash of this fraction would have too few documents, or be mostly one of them.
+
+    Args:
+        documents: number of documents of the text.
+        size: bytes of the text.
+        largest: bytes of its largest document.
+        fraction: the smallest fraction that is held out.
+    """
+    return documents * fraction < _ENOUGH_DOCUMENTS or largest > fraction * size * _LARGEST_DOCUMENT
+
+
+def smallest_text(tokens: int) -> int:
+    """Return the bytes of a text of which at least `tokens` tokens are left for training, by a high estimate."""
+    return round(tokens * _BYTES_PER_TOKEN / (1 - 2 * HELD_OUT))
+
+
+def describe_split(ranges: dict[Split, SplitRange]) -> str:
+    """Return how the text was split; empty if it was not."""
+    if not ranges:
+        return ""
+    held_out = {split: f"{(item.high - item.low) * 100:.2g} %" for split, item in ranges.items() if split != "train"}
+    if isinstance(ranges["train"], CutRange):
+        how = "held out of each document, at its end"
+    else:
+        how = "held out by a hash of each document"
+    parts = [f"{fraction} for {_USES[split]}" for split, fraction in held_out.items()]
+    return f"{how}: {', '.join(parts)}"
+
+
+def split_problems(options: dict[str, Any]) -> list[str]:
+    """List what is invalid in the data module's options for splits."""
+    problems = Problems()
+    fractions = {split: options[f"{split}_fraction"] or 0.0 for split in ("valid", "test")}
+    for split, fraction in fractions.items():
+        option = f"data.{split}_fraction"
+        problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
+        problems.check(
+            not (fraction and options[f"{split}_files"]),
+            f"{option} {fraction}: data.{split}_files is set, too. Remove one of the two",
+        )
+    total = sum(fractions.values())
+    problems.check(
+        problems.messages or total < 1,
+        f"data.valid_fraction and data.test_fraction: together {total}, which leaves no training text. Decrease one",
+    )
+    return problems.messages

@@ -1,0 +1,79 @@
+"""Measure a text in one pass: how much there is, in how many documents. The result is cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gpt2kit import files as durable
+from gpt2kit.text import sources
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.splits import UnfinishedPiece
+
+# Part of the cache key. Raise it when a survey has other fields.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The size of a text."""
+
+    documents: int = 0
+    bytes: int = 0  # as UTF-8
+    largest: int = 0  # bytes of the largest document
+
+
+def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Survey:
+    """Read a text and return its size; raise if there is none. While one process reads it, others wait."""
+    from filelock import FileLock
+
+    content = {
+        "format": _FORMAT,
+        "reader": reader.identity(),
+        "files": sources.digests(paths, cache_dir),
+        "formats": [sources.suffixes(path) for path in paths],
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    file = cache_dir / "surveys" / f"{key}.json"
+    if (saved := _read(file)) is not None:
+        return saved
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if (saved := _read(file)) is not None:
+            return saved
+        result = measure(paths, reader)
+        durable.write_text(file, json.dumps(asdict(result)))
+    return result
+
+
+def _read(file: Path) -> Survey | None:
+    """Return a cached survey; None if it is missing or damaged."""
+    try:
+        return Survey(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def measure(paths: Sequence[PathOrURL], reader: Reader) -> Survey:
+    """Read a text and return its size; raise if there is none."""
+    report, documents, total, largest, start = ReadReport(), 0, 0, 0, 0
+    size = sum(sources.size(path) for path in paths)
+    with tqdm(
+        desc="measuring text", total=size or None, unit="B", unit_scale=True, leave=False, delay=1, disable=None
+    ) as bar:
+        for piece in reader.read(paths, report):
+            total += len(piece.encode("utf-8", "surrogatepass"))
+            if not isinstance(piece, UnfinishedPiece):
+                documents += 1
+                largest = max(largest, total - start)
+                start = total
+            bar.update(min(report.bytes, size or report.bytes) - bar.n)
+    if not documents:
+        raise sources.no_text(paths, report)
+    return Survey(documents, total, largest)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2kit.errors import DataError
+from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import PathOrURL
+from gpt2kit.text.survey import Survey, survey
+
+
+class CountingReader(Reader):
+    """Counts how often a file is read."""
+
+    reads = 0
+
+    def documents(self, path: PathOrURL) -> Iterator[str]:
+        CountingReader.reads += 1
+        return super().documents(path)
+
+
+def test_a_text_is_measured_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("春春\na\n\nlonger\n", encoding="utf-8")
+    assert survey([path], Reader("line"), tmp_path / "cache") == Survey(documents=3, bytes=13, largest=6)
+    text = Survey(documents=1, bytes=17, largest=17)
+    before = CountingReader.reads
+    assert survey([path], CountingReader(), tmp_path / "cache") == text
+    assert survey([path.rename(tmp_path / "b.txt")], CountingReader(), tmp_path / "cache") == text
+    assert CountingReader.reads == before + 1
+    for saved in (tmp_path / "cache/surveys").glob("*.json"):
+        saved.write_text("{", encoding="utf-8")
+    assert survey([tmp_path / "b.txt"], CountingReader(), tmp_path / "cache") == text
+    (tmp_path / "b.txt").write_text("changed")
+    assert survey([tmp_path / "b.txt"], CountingReader(), tmp_path / "cache").bytes == 7
+
+
+def test_a_text_of_many_pieces_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2kit.text.reader.PIECE_LENGTH", 100)
+    path = tmp_path / "a.txt"
+    path.write_text("line\n" * 999)
+    assert survey([path, path], Reader(), tmp_path / "cache") == Survey(2, 2 * 4995, 4995)
+
+
+def test_files_without_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError, match=r"a\.txt: no text found"):
+        survey([tmp_path / "a.txt"], Reader(), tmp_path / "cache")

@@ -1,0 +1,78 @@
+"""The rule that chooses sizes and passes, and durations. tests/system/test_auto.py has whole runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpt2kit.errors import UserError
+from gpt2kit.model.config import flops_per_token, parameter_count, shape_problems
+from gpt2kit.training import auto
+from gpt2kit.training.durations import parse_duration
+
+AUTO: dict[str, Any] = {"n_layer": "auto", "n_head": "auto", "n_embd": "auto", "vocab_size": 4096, "n_positions": 256}
+TOKENS = [100, 99_999, 100_000, 10**6, 10**7, 10**8, 10**10]
+
+
+def shape_of(sizes: auto.Sizes, **more: int) -> dict[str, Any]:
+    return {**AUTO, "n_layer": sizes.n_layer, "n_head": sizes.n_head, "n_embd": sizes.n_embd, **more}
+
+
+def test_more_text_gives_a_larger_model_and_fewer_passes() -> None:
+    chosen = [auto.choose(tokens, AUTO) for tokens in TOKENS]
+    counts = [parameter_count(shape_of(sizes)) for sizes in chosen]
+    assert counts == sorted(counts) and len(set(counts)) == 5
+    passes = [sizes.passes for sizes in chosen]
+    assert passes == sorted(passes, reverse=True) and passes[0] == 20 and passes[-1] == 1
+    assert all(sizes.n_embd % sizes.n_head == 0 and sizes.n_embd // sizes.n_head in (32, 64) for sizes in chosen)
+
+
+@pytest.mark.parametrize(
+    ("passes", "dropout", "weight_decay"), [(0.5, 0.0, 0.1), (3.9, 0.0, 0.1), (4, 0.1, 0.5), (10, 0.1, 2.0)]
+)
+def test_passes_decide_dropout_and_weight_decay(passes: float, dropout: float, weight_decay: float) -> None:
+    sizes = auto.choose(500_000, AUTO, passes)
+    assert (sizes.passes, sizes.dropout, sizes.weight_decay) == (passes, dropout, weight_decay)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"n_embd": 256}, (6, 8, 256)),
+        ({"n_embd": 100}, (6, 2, 100)),
+        ({"n_embd": 97}, (6, 1, 97)),
+        ({"n_head": 5}, (6, 5, 195)),
+        ({"n_layer": 2, "n_head": 3, "n_embd": 48}, (2, 3, 48)),
+    ],
+)
+def test_sizes_that_are_set_are_kept_and_the_others_fit(given: dict[str, int], expected: tuple[int, int, int]) -> None:
+    sizes = auto.choose(500_000, {**AUTO, **given})
+    assert (sizes.n_layer, sizes.n_head, sizes.n_embd) == expected
+    assert not shape_problems(shape_of(sizes))
+
+
+def test_a_short_time_gives_a_smaller_model_and_decides_the_passes() -> None:
+    plenty, little = (auto.choose(5_000_000, AUTO, flops=flops) for flops in (1e18, 1e13))
+    assert (plenty.n_embd, plenty.dropout) == (384, 0.1) and plenty.passes > 1000
+    assert (little.n_embd, little.dropout) == (128, 0.0)
+    assert little.passes == pytest.approx(1e13 / flops_per_token(shape_of(little)) / 5_000_000)
+
+
+def test_pretrained_weights_are_trained_for_one_pass_as_they_are() -> None:
+    sizes = auto.choose(1_000, {**AUTO, "n_layer": 3, "n_head": 2, "n_embd": 8}, is_pretrained=True)
+    assert (sizes.n_layer, sizes.passes, sizes.dropout, sizes.weight_decay) == (3, 1, 0.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("2d", 172_800), ("00:00:20:00", 1200), ("01:02:03:04", 93_784)],
+)
+def test_durations(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "20 m", "m", "1h90", "30m1h", "-5m", "20:00", "1.5h"])
+def test_invalid_durations_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not a duration"):
+        parse_duration(text)
