@@ -6,86 +6,116 @@ import gc
 import os
 import re
 import shlex
-import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from helpers import COMMANDS, ROOT, SENTENCE, Parsed, ParseOnly, Run
+from helpers import ROOT, SENTENCE, Run
 
+from gpt2kit.__main__ import COMMANDS
 from gpt2kit.cli import generate, parser
-from gpt2kit.cli.train_options import parse_early
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.training.module import GPT2Module
 
 SOURCE = ROOT / "src" / "gpt2kit"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-BLOCKS, SERVING_BLOCKS = (
-    re.findall(r"^```\w*\n(.*?)^```$", page.replace("\\\n", " "), re.DOTALL | re.MULTILINE)
-    for page in (README, SERVING)
-)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README.replace("\\\n", " "), re.DOTALL | re.MULTILINE)
+# Commands in blocks, and those between backquotes in the text.
 COMMAND_LINES = [
-    line.split("#")[0].strip()
-    for block in BLOCKS + SERVING_BLOCKS
-    for line in block.splitlines()
-    if re.match(r"python \S+\.py", line)
+    line
+    for line in (
+        "\n".join(block for _, block in BLOCKS) + "\n".join(re.findall(r"`(gpt2kit [^`]*)`", README))
+    ).splitlines()
+    if line.startswith("gpt2kit ")
 ]
+# What makes a model and its training as small as a test needs. Later options win.
+SMALL = "--model.n_layer 1 --model.n_head 1 --model.n_embd 16 --data.block_size 32 --data.batch_size 4"
+STEPS = "--trainer.max_steps 3 --trainer.accelerator cpu --model.optimizer.lr 0.001"
 
 
-def test_every_package_and_script_has_a_row() -> None:
+def test_every_package_and_command_has_a_row() -> None:
     rows = set(re.findall(r"^\| `([\w.]+/?)` \|", README, re.MULTILINE))
     packages = {f"{path.parent.name}/" for path in SOURCE.glob("*/__init__.py")}
-    scripts = {path.name for path in ROOT.glob("*.py")}
-    assert rows == packages | scripts
+    assert rows == packages | set(COMMANDS)
+    assert {path.name for path in ROOT.glob("*.py")} <= set(re.findall(r"`(\w+\.py)`", README))
 
 
 def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 200
 
 
-@pytest.mark.parametrize("line", COMMAND_LINES)
-def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    _, script, *args = shlex.split(line)
-    if script in COMMANDS:
-        assert parser.parse(COMMANDS[script], args)
-    elif script == "trainer.py" and "--ckpt_path" in args:
-        assert parse_early(args).ckpt_path
-    elif script == "trainer.py" and "--model.init_from" not in args:  # the weights would be downloaded
-        with pytest.raises(Parsed):
-            ParseOnly(args)
-    else:
-        assert (ROOT / script).is_file()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with text, after a run on other text: a miniature of `make demo`."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, count in {"demo_texts": 4, "my_texts": 12}.items():
+        (folder / name).mkdir()
+        for number in range(count):
+            text = "".join(SENTENCE.format(100 * number + n) for n in range(100))
+            (folder / name / f"{number}.txt").write_text(f"{name}\n{text}", encoding="utf-8")
+    shell(f"gpt2kit train demo_texts {SMALL} {STEPS}", folder)
+    return folder
 
 
-def test_quick_start_runs_in_a_fresh_folder(tmp_path: Path) -> None:
-    for name in ("src", "configs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, tmp_path)
-    for split, numbers in {"train": range(700), "valid": range(700, 720), "test": range(720, 740)}.items():
-        folder = tmp_path / "data" / split
-        folder.mkdir(parents=True)
-        (folder / "text.txt").write_text("".join(SENTENCE.format(n) for n in numbers), encoding="utf-8")
-    block = next(block for block in BLOCKS if "--data configs/data/own.yaml" in block)
-    lines = [line for line in block.splitlines() if line]
-    assert len(lines) == 3
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    outputs = []
-    for line in lines:
-        args = shlex.split(line.replace("--trainer.max_epochs 10", "--trainer.max_epochs 1"))[1:]
-        done = subprocess.run(
-            [sys.executable, *args], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-    assert "bits per byte" in outputs[1] and outputs[2].startswith("Once")
+def shell(line: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a line of README in a shell."""
+    command = f'gpt2kit() {{ {shlex.quote(sys.executable)} -m gpt2kit "$@"; }}; {line}'
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return done
+
+
+def shortened(line: str) -> str:
+    """Return a command of README with options that end it within seconds."""
+    if not line.startswith("gpt2kit train") or "--print_config" in line:
+        return line
+    line = line.replace("hf://openai-community/gpt2", "version_0")
+    is_sized = "--ckpt_path" in line or "--model.init_from" in line  # by the run, or by the weights
+    return f"{line} {STEPS} {'--data.block_size 32 --data.batch_size 4' if is_sized else SMALL}"
+
+
+def test_every_command_runs_in_one_folder(folder: Path) -> None:
+    outputs = {}
+    for line in COMMAND_LINES:
+        if line.startswith("gpt2kit demo"):  # serves until it is stopped; the next test
+            continue
+        outputs[line] = shell(shortened(line), folder, "Once\n" if "--interactive" in line else "")
+    train, test, generate, *_ = outputs.values()
+    assert "lightning_logs/version_1" in train.stderr, "a run of its own, and not that of the demo"
+    assert "bits per byte" in test.stdout and generate.stdout.startswith("Once")
+    assert (folder / "report.html").is_file() and (folder / "config.yaml").is_file()
+
+
+def test_the_demo_starts(folder: Path) -> None:
+    line = next(line for line in COMMAND_LINES if line.startswith("gpt2kit demo"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    args = [sys.executable, "-m", *shlex.split(line), "--port", str(port)]
+    with subprocess.Popen(args, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any(f":{port}" in line for line in lines)
+        process.terminate()
+
+
+def test_python_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    block = next(block for language, block in BLOCKS if language == "python")
+    names: dict[str, Any] = {}
+    exec(block.replace('max_time="20m"', "max_steps=2, n_layer=1, n_head=1, n_embd=16, accelerator='cpu'"), names)
+    assert names["model"].generate("Once", max_new_tokens=3).startswith("Once")
 
 
 def test_documentation_and_notebook_are_linked() -> None:
