@@ -1,14 +1,13 @@
-"""Write docs/cli.md, the reference of all options, from the parsers of the scripts. `make cli_page` runs it."""
+"""Write docs/cli.md, the reference of all options, from the texts of `--help`. `make cli_page` runs it."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
+import pkgutil
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 import get
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser
 
-from gpt2kit import callbacks, files, optim
+from gpt2kit import files
 from gpt2kit.__main__ import COMMANDS
 from gpt2kit.cli import cache as cli_cache
-from gpt2kit.cli import env, export, generate, plot, runs, test, train, train_tokenizer, web_demo
+from gpt2kit.cli import env, export, generate, plot, runs, test, train, train_help, train_tokenizer, web_demo
 from gpt2kit.cli import parser as command
-from gpt2kit.text import reader
-from gpt2kit.tokenization.trainers import TokenizerSpec
-from gpt2kit.training.trainer import make_trainer
+from gpt2kit.cli.help import format_default, invocation, is_option, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "cli.md"
@@ -41,40 +38,6 @@ SCRIPTS: dict[str, Callable[..., object]] = {
 }
 # Commands without a script.
 VERBS: dict[str, Callable[..., object]] = {"gpt2kit runs": runs.runs, "gpt2kit env": env.env}
-# The classes that options of trainer.py name.
-NESTED: dict[str, list[type]] = {
-    "data.reader": [reader.Reader],
-    "data.tokenizer": [TokenizerSpec],
-    "model.optimizer": [optim.Muon, optim.AdamW],
-    "model.schedule": [optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant],
-}
-# Descriptions of Lightning's trainer options. The page only names options that are not in this table.
-LIGHTNING = {
-    "accelerator": "`cpu`, `gpu`, `mps`; `auto`: the best one available.",
-    "strategy": "`ddp` replicates the model on every device, `fsdp` shards it (docs/distributed.md).",
-    "devices": "Number of devices, or which ones. Under torchrun and srun it follows from the launcher.",
-    "num_nodes": "Number of machines. Under torchrun and srun it follows from the launcher.",
-    "accumulate_grad_batches": "Forward passes per optimizer step. `data.global_batch_size` sets it, if given.",
-    "gradient_clip_val": "Maximum gradient norm; 1.0 is usual. Default: no clipping.",
-    "gradient_clip_algorithm": "`norm` (the default), or `value`: each element by itself.",
-    "log_every_n_steps": "Optimizer steps between two rows of the log.",
-    "default_root_dir": "The folder that contains `lightning_logs`. Default: the working directory.",
-    "callbacks": "Callbacks of Lightning, of gpt2kit (below) or your own, except those that need Lightning's epochs: "
-    "BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging and Timer.",
-    "logger": "Loggers in addition to TensorBoard and CSV: `configs/logger`. `false`: no log, and no folder.",
-    "enable_checkpointing": "`false`: save nothing.",
-    "enable_progress_bar": "`false`: no progress bar and no progress lines.",
-    "deterministic": "Deterministic operations on a GPU, at some cost. Those of a CPU are deterministic anyway.",
-    "limit_val_batches": "Validate on the first batches only: a number, or a fraction of them.",
-    "fast_dev_run": "Run one step, or this many, as a smoke test. Nothing is written.",
-    "num_sanity_val_steps": "Validation batches before the first step.",
-    "profiler": "`simple`, `advanced`, `pytorch`: where the time is spent.",
-    "detect_anomaly": "Name the operation that produced a NaN. Slow.",
-    "limit_train_batches": "Refused: use `trainer.max_steps`.",
-    "overfit_batches": "Refused: use a small text.",
-    "check_val_every_n_epoch": "Refused: use `trainer.val_check_interval`.",
-    "reload_dataloaders_every_n_epochs": "Refused: training is one endless epoch for Lightning.",
-}
 HEAD = """\
 # Command line: all options and config keys
 
@@ -93,20 +56,12 @@ In a clone, each command is also a script: `python trainer.py my_texts/` is `gpt
   model/tiny`.
 * A class is named by its path, with its options under `init_args`. The short form on the command line is
   `--model.optimizer gpt2kit.optim.AdamW --model.optimizer.lr 0.001`.
+* `null` stands for no value.
 * `--debug` shows the traceback of an error.
 
-This page is generated from the parsers by `make cli_page`, and a test fails if it is out of date. `--help` and
-`--print_config=comments` print the same texts, except for the options of Lightning's Trainer: for these they print
-Lightning's descriptions, some of which do not apply here.
+This page is generated by `make cli_page`, and a test fails if it is out of date. `--help=all` and
+`--print_config=comments` print the same texts, and `--help` their first sentences.
 """
-_SKIPPED = (
-    "_HelpAction",
-    "ActionConfigFile",
-    "_ActionPrintConfig",
-    "ActionLink",
-    "_ActionConfigLoad",
-    "_ActionHelpClassPath",
-)
 
 
 class _ParserReady(Exception):
@@ -125,51 +80,19 @@ def main() -> None:
 
 def page() -> str:
     """Return the content of docs/cli.md."""
-    rows = {action.dest: action for action in options(trainer_parser())}
-    groups: dict[str, list[argparse.Action]] = {"": [], "data": [], "model": [], "trainer": []}
-    for name, action in rows.items():
-        groups[name.split(".")[0] if "." in name else ""].append(action)
-    own = set(inspect.signature(make_trainer).parameters)
-    limits = [action for action in groups["trainer"] if action.dest.split(".")[1] in own]
-    lightning = [action for action in groups["trainer"] if action not in limits]
-    described = [action for action in lightning if action.dest.split(".")[1] in LIGHTNING]
-    others = ", ".join(f"`{action.dest.split('.')[1]}`" for action in lightning if action not in described)
-    parts = [
-        HEAD.replace("{commands}", commands()),
-        "## trainer.py\n",
-        table(groups[""], "--"),
-        "## data: text files, tokenizer and batches\n",
-        table(groups["data"]),
-        *describe(reader.Reader, "data.reader", "Also `--reader` of train_tokenizer.py and test.py."),
-        *describe(TokenizerSpec, "data.tokenizer", "Use a folder's name instead to load a tokenizer."),
-        "## model: architecture, initial weights, optimization\n",
-        table(groups["model"]),
-        "## Optimizers: model.optimizer\n",
-        "Other optimizers of `torch.optim` work as well, except torch.optim.Muon (it refuses parameters that are not\n"
-        "matrices) and LBFGS (it takes no parameter groups).\n",
-        *describe(optim.Muon),
-        *describe(optim.AdamW),
-        "## Schedules: model.schedule\n",
-        *(
-            part
-            for schedule in (optim.WarmupStableDecay, optim.Linear, optim.Cosine, optim.Constant)
-            for part in describe(schedule)
-        ),
-        "## trainer: limits, precision and devices\n",
-        table(limits),
-        "Options of Lightning's Trainer:\n",
-        table(described, texts=LIGHTNING),
-        f"Passed to Lightning unchanged: {others}.\n",
-        "## Callbacks: trainer.callbacks\n",
-        *(part for callback in (callbacks.EpochExports, callbacks.TextSamples) for part in describe(callback)),
-    ]
+    actions = trainer_parser()._actions
+    unchanged = [action for action in actions if train_help.is_unchanged(action)]
+    parts = [HEAD.replace("{commands}", commands()), "## trainer.py\n"]
+    for title, group in train_help.grouped(action for action in actions if action not in unchanged).items():
+        parts += [f"### {title}\n", table(group)]
+    names = ", ".join(f"`{action.dest.removeprefix('trainer.')}`" for action in unchanged)
+    parts.append(f"Passed to Lightning's Trainer unchanged: {names}.\n")
+    for option, paths in train_help.CLASSES.items():
+        for path in paths:
+            parts += [f"### {option}: {path}\n", summary(pkgutil.resolve_name(path))]
+            parts.append(table(train_help.class_options(path, option)))
     for script, function in (SCRIPTS | VERBS).items():
-        summary = (inspect.getdoc(function) or "").split("\n\n")[0]
-        parts += [
-            f"## {script}\n",
-            f"{' '.join(summary.split())}\n",
-            table(own_options(command.parser_of(function)), "--") if inspect.signature(function).parameters else "",
-        ]
+        parts += [f"## {script}\n", summary(function), table(command.parser_of(function)._actions)]
     return "\n".join(parts)
 
 
@@ -200,126 +123,31 @@ def trainer_parser() -> ArgumentParser:
 def option_names(script: str) -> set[str]:
     """Return the names of all options of a script, including those of classes such as the reader."""
     parser = trainer_parser() if script == "trainer.py" else command.parser_of((SCRIPTS | VERBS)[script])
-    names = {action.dest for action in options(parser)}
-    if script == "trainer.py":
-        names.add("config")
-        for prefix, kinds in NESTED.items():
-            for kind in kinds:
-                inner = ArgumentParser(exit_on_error=False)
-                inner.add_class_arguments(kind, skip={"params"})
-                names |= {f"{prefix}.{action.dest}" for action in options(inner)}
-    elif script in ("train_tokenizer.py", "test.py"):
-        inner = ArgumentParser(exit_on_error=False)
-        inner.add_class_arguments(reader.Reader)
-        names |= {f"reader.{action.dest}" for action in options(inner)}
+    names = {action.dest for action in parser._actions}
+    for option, paths in {**train_help.CLASSES, "reader": train_help.CLASSES["data.reader"]}.items():
+        if option in names:
+            names |= {action.dest for path in paths for action in train_help.class_options(path, option)}
     return names
 
 
-def describe(kind: type, where: str = "", more: str = "") -> Iterator[str]:
-    """Yield the section of a class that configs may name: its summary and its options."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, skip={"params"})
-    name = public_path(kind)
-    head = f"### {where}: {name}" if where else f"### {name}"
-    summary = (inspect.getdoc(kind) or "").split("\n\nArgs:")[0].split("\n\n")[0]
-    yield f"{head}\n"
-    yield f"{' '.join(summary.split())}{' ' * bool(more)}{more}\n"
-    if actions := list(options(parser)):
-        yield table(actions, f"{where}." if where else "")
+def summary(source: Any) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    return " ".join((inspect.getdoc(source) or "").split("\n\n")[0].split()) + "\n"
 
 
-def public_path(kind: type) -> str:
-    """Return the shortest path by which a config may name the class."""
-    parts = kind.__module__.split(".")
-    packages = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    modules = (importlib.import_module(name) for name in (*packages, "gpt2kit.callbacks"))
-    names = [module.__name__ for module in modules if getattr(module, kind.__name__, None) is kind]
-    return f"{min(names, key=len)}.{kind.__name__}"
-
-
-def options(parser: ArgumentParser) -> Iterator[argparse.Action]:
-    """Yield the options of a parser that users may set."""
-    for action in parser._actions:
-        if type(action).__name__ not in _SKIPPED and action.help != argparse.SUPPRESS:
-            yield action
-
-
-def own_options(parser: ArgumentParser) -> Iterator[argparse.Action]:
-    """Return the options of a command, without those of its classes."""
-    return (action for action in options(parser) if "." not in action.dest)
-
-
-def table(actions: Iterable[argparse.Action], prefix: str = "", texts: dict[str, str] | None = None) -> str:
-    """Return options as a Markdown table; `texts` replaces the parser's descriptions."""
-    lines = ["| option | type | default | |", "|---|---|---|---|"]
+def table(actions: Iterable[argparse.Action]) -> str:
+    """Return options as a Markdown table. Those of a section have the names of their config keys."""
+    actions = list(filter(is_option, actions))
+    lines = ["| option | default | |", "|---|---|---|"] if actions else []
     for action in actions:
-        name = action.dest if not action.option_strings and action.required else f"{prefix}{action.dest}"
-        text = (texts or {}).get(action.dest.rsplit(".", 1)[-1]) or " ".join((action.help or "").split())
-        cells = (f"`{name}`", format_type(action), format_default(action), text)
+        name, default = invocation(action), format_default(action)
+        cells = (
+            f"`{name.removeprefix('--') if '.' in action.dest else name}`",
+            f"`{default}`" if default else "required" if action.required else "",
+            text_of(action),
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def format_type(action: argparse.Action) -> str:
-    """Return a readable type of an option."""
-    if isinstance(action, argparse._StoreTrueAction):
-        return "flag"
-    prefix = "one or more: " if action.nargs == "+" else ""
-    return prefix + format_hint(getattr(action, "_typehint", action.type))
-
-
-def format_hint(hint: Any) -> str:
-    """Return a type hint in readable form."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is type(None):
-        return "null"
-    if origin is typing.Literal:
-        return ", ".join(f"`{value}`" for value in dict.fromkeys(map(str, arguments)))
-    if origin in (typing.Union, types.UnionType):
-        names = dict.fromkeys(format_hint(argument) for argument in arguments)
-        *first, last = sorted(names, key=lambda name: (name == "null", name.startswith("list")))
-        return f"{', '.join(first)} or {last}" if first else last
-    if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, typing.Iterable)):  # type: ignore[arg-type]
-        inner = dict.fromkeys(format_hint(argument) for argument in arguments if argument is not ...)
-        return f"list of {' or '.join(inner)}" if inner else "list"
-    if origin is dict:
-        return "mapping"
-    if origin is not None:
-        return "class"
-    if isinstance(hint, type) and hint.__module__.startswith(("gpt2kit", "torch", "pytorch_lightning", "lightning")):
-        return "class"
-    return {Path: "path"}.get(hint, getattr(hint, "__name__", str(hint).rsplit(".", 1)[-1]))
-
-
-def format_default(action: argparse.Action) -> str:
-    """Return the default of an option as in YAML."""
-    if action.required:
-        return "required"
-    if isinstance(action, argparse._StoreTrueAction):
-        return "off"
-    return format_value(action.default)
-
-
-def format_value(value: Any) -> str:
-    """Return a value as in YAML; an object by its class and its arguments."""
-    if isinstance(value, (Namespace, dict)):
-        spec = dict(value.as_dict() if isinstance(value, Namespace) else value)
-        if "class_path" in spec:
-            arguments = [f"{name} {v}" for name, v in (spec.get("init_args") or {}).items() if v is not None]
-            kind = str(spec["class_path"]).rsplit(".", 1)[-1]
-            return f"`{kind}`" + (f" ({', '.join(arguments)})" if arguments else "")
-    if value is None or value is argparse.SUPPRESS:
-        return "null"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, Path):
-        return f"`{value.as_posix()}`"
-    if isinstance(value, (list, tuple)):
-        return f"`[{', '.join(map(str, value))}]`" if value else "none"
-    if isinstance(value, (int, float, str)):
-        return f"`{value}`" if value != "" else "empty"
-    return f"`{type(value).__name__}`"
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

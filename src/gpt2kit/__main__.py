@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 
 from gpt2kit import __version__
+from gpt2kit.cli import parser
 from gpt2kit.commands import command_name
 from gpt2kit.errors import UserError, nearest
 
@@ -38,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command that the first argument names."""
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if verb in ("-h", "--help"):
-        print(usage())
+        parser.guarded(lambda _: print(usage()), rest)
     elif verb == "--version":
         print(f"gpt2kit {__version__}")
     else:
@@ -47,8 +48,6 @@ def main(args: list[str] | None = None) -> None:
 
 def run(verb: str, args: list[str]) -> None:
     """Run a command."""
-    from gpt2kit.cli import parser  # here, so that --version and --help of gpt2kit itself are quick
-
     if verb not in COMMANDS:
         parser.print_error(UserError(f"{verb}: no such command{nearest(verb, COMMANDS) or '. See gpt2kit --help'}"))
         sys.exit(UserError.exit_code)

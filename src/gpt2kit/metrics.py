@@ -23,6 +23,11 @@ class Score:
     words: int = 0  # 0: not counted
 
     @property
+    def nats(self) -> float:
+        """The same as `nll`."""
+        return self.nll
+
+    @property
     def loss(self) -> float:
         """Nats per token."""
         return self.nll / self.tokens if self.tokens else math.nan

@@ -83,7 +83,7 @@ def commands(
     return {
         "train_tokenizer": (
             lambda args: parser.run(command.train_tokenizer, args),
-            ["--files", name, "--output_dir", "out"],
+            ["--files", name, "--output_dir", "out", "--reader.document", "line"],
         ),
         "trainer": (train.main, [*kept, f"--data.train_files={name}", "--data.cache_dir=cache"]),
         "test": (

@@ -92,7 +92,7 @@ class Tab:
         self.page.wait_for_function(f"() => /{pattern}/m.test(document.body.innerText)", timeout=120000)
 
     def set_tokens(self, tokens: int) -> None:
-        box = self.page.get_by_label("number input for Maximum tokens")
+        box = self.page.get_by_label("number input for Max new tokens")
         box.fill(str(tokens))
         box.blur()
 
@@ -107,7 +107,7 @@ def browser() -> Iterator[Any]:
 
 def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = Tab(browser, url)
-    tab.page.get_by_label("Prompt").fill("the quick")
+    tab.page.get_by_role("textbox", name="Prompt").fill("the quick")
     tab.set_tokens(40)
     tab.generate.click()
     tab.wait_for_status(r"tokens\/s")
@@ -133,9 +133,26 @@ def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypa
     assert not tab.dialogs and not tab.external_requests
 
 
+def test_the_labels_are_the_usual_terms(browser: Any, url: str) -> None:
+    tab = Tab(browser, url)
+    labels = "Model", "Prompt", "Example prompts", "Max new tokens", "Temperature", "Number of samples", "Seed"
+    for label in (*labels, "Generated text", "Token probabilities"):
+        assert tab.page.get_by_text(label).first.is_visible(), label
+
+
+def test_a_prompt_may_end_inside_a_word(browser: Any, url: str) -> None:
+    tab = Tab(browser, url)
+    tab.page.get_by_role("textbox", name="Prompt").fill("the quick ")
+    tab.set_tokens(20)
+    tab.generate.click()
+    tab.wait_for_status(r"tokens\/s")
+    assert tab.text().startswith("the quick brown")
+    assert tab.page.locator(".t").first.inner_text().startswith(" ")
+
+
 def test_the_text_is_copied_and_downloaded_exactly(browser: Any, url: str) -> None:
     tab = Tab(browser, url, permissions=["clipboard-read", "clipboard-write"])
-    tab.page.get_by_label("Prompt").fill("<b>春</b> 🙂 é\nthe quick")
+    tab.page.get_by_role("textbox", name="Prompt").fill("<b>春</b> 🙂 é\nthe quick")
     tab.set_tokens(30)
     tab.generate.click()
     tab.wait_for_status(r"tokens\/s")
@@ -165,7 +182,7 @@ def test_the_page_needs_the_password(browser: Any, service: Service) -> None:
                 assert service.models.keys().isdisjoint(page.inner_text("body").split())
         page.get_by_role("button", name="Generate", exact=True).wait_for(timeout=60000)  # the login reloads the page
         tab = Tab(browser, url, page=page)
-        tab.page.get_by_label("Prompt").fill("the")
+        tab.page.get_by_role("textbox", name="Prompt").fill("the")
         tab.set_tokens(20)
         tab.generate.click()
         tab.wait_for_status(r"tokens\/s")
@@ -176,7 +193,7 @@ def test_the_page_needs_the_password(browser: Any, service: Service) -> None:
 @pytest.mark.parametrize("prompt", HOSTILE_PROMPTS)
 def test_hostile_prompts_stay_text(browser: Any, url: str, prompt: str) -> None:
     tab = Tab(browser, url)
-    tab.page.get_by_label("Prompt").fill(prompt)
+    tab.page.get_by_role("textbox", name="Prompt").fill(prompt)
     tab.set_tokens(30)
     tab.generate.click()
     tab.wait_for_status(r"tokens\/s")
@@ -186,14 +203,14 @@ def test_hostile_prompts_stay_text(browser: Any, url: str, prompt: str) -> None:
 def test_a_prompt_that_is_too_long_is_refused(browser: Any, url: str) -> None:
     """The text box enforces the limit, and the server refuses a request that circumvents it."""
     tab = Tab(browser, url)
-    tab.page.get_by_label("Prompt").evaluate(
+    tab.page.get_by_role("textbox", name="Prompt").evaluate(
         "(box) => { box.removeAttribute('maxlength'); box.value = 'x'.repeat(1 << 20);"
         "box.dispatchEvent(new Event('input', {bubbles: true})); }"
     )
     tab.generate.click()
     time.sleep(2)
     assert not tab.text()
-    tab.page.get_by_label("Prompt").fill("x" * 5000)
+    tab.page.get_by_role("textbox", name="Prompt").fill("x" * 5000)
     tab.generate.click()
     time.sleep(2)
     assert not tab.text() and not tab.dialogs
@@ -201,7 +218,7 @@ def test_a_prompt_that_is_too_long_is_refused(browser: Any, url: str) -> None:
 
 def test_the_page_fits_a_phone(browser: Any, url: str) -> None:
     tab = Tab(browser, url, viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
-    tab.page.get_by_label("Prompt").fill("the")
+    tab.page.get_by_role("textbox", name="Prompt").fill("the")
     tab.set_tokens(60)
     tab.generate.tap()
     tab.wait_for_status(r"tokens\/s")
@@ -219,7 +236,7 @@ def test_concurrent_requests_do_not_affect_each_other(url: str) -> None:
             chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             tab = Tab(chromium, url)
             tab.page.get_by_label("Seed").fill(str(seed % 2))
-            tab.page.get_by_label("Prompt").fill("the")
+            tab.page.get_by_role("textbox", name="Prompt").fill("the")
             tab.set_tokens(100)
             tab.generate.click()
             tab.wait_for_status(r"tokens\/s")

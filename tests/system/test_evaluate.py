@@ -412,6 +412,8 @@ def test_the_html_page_shows_passages_as_text(
         (["--json_output", "."], "--json_output .: is a folder"),
         (["--html", "a.txt/x.html"], "a.txt is not a folder"),
         (["--json_output", "x", "--html", "x"], "must not be the same file"),
+        (["--html", "x", "--surprisal", "x"], "--html x, --surprisal x: must not be the same file"),
+        (["--ckpt_path", "b", "--surprisal", "x"], "--surprisal: takes one checkpoint. Test them one by one"),
     ],
 )
 def test_invalid_options_are_reported_before_the_test(

@@ -96,6 +96,16 @@ def test_stop_strings_banned_words_and_line_breaks(opened: LoadedCheckpoint) -> 
     assert not any(word in text for word in ("fox", "the", "\n"))
 
 
+@pytest.mark.parametrize("prompt", ["the quick ", "the quick bro", "the quick brown fox ju"])
+def test_a_prompt_may_end_inside_a_word(run_generate: Call, prompt: str) -> None:
+    arguments = ("--prompt", prompt, "--temperature", 0, "--max_new_tokens", 10)
+    assert run_generate(*arguments)[1].startswith("the quick brown fox jumps")
+    code, out, _ = run_generate(*arguments, "--no_token_healing")
+    assert code == 0 and out.startswith(prompt) and "the quick brown fox jumps" not in out
+    record = json.loads(run_generate(*arguments, "--json")[1])
+    assert record["prompt"] == prompt and record["tokens"] == 10 and "the quick brown fox" in prompt + record["text"]
+
+
 def test_verse_from_a_model_that_was_not_trained_on_any(opened: LoadedCheckpoint) -> None:
     form = verse.VerseForm(4, 5, rhyme=("abcde",))
     options = GenerationOptions(lines=4, chars_per_line=5, rhyme=["abcde"], bad_words=["q", "mn"])

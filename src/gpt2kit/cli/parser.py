@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import logs
 from gpt2kit.cli import renamed
+from gpt2kit.cli.help import Parser
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError
 
@@ -58,6 +59,7 @@ def parse(function: Callable[..., object], args: list[str], name: str | None = N
         if len(values) > 1 and not _list_item(typing.get_type_hints(function)[positional]):
             raise UserError(f"unexpected argument {values[1]!r} after {values[0]!r}. Options begin with --")
         args = [*args, f"--{positional}", *values] if values else args
+    args = ["--help" if arg == "--help=all" else arg for arg in args]  # as for gpt2kit train
     command = CommandLine(parser, args)
     options = dict(parser.instantiate(command.parse()).as_dict())
     renamed.log_renames(command.renames)
@@ -76,11 +78,12 @@ def split_positional(args: list[str], option: str) -> tuple[list[str], list[str]
 def parser_of(function: Callable[..., object], name: str | None = None) -> ArgumentParser:
     """Return the parser of a function's options, in the order of its signature.
 
-    A parameter that is a dataclass stands for its fields.
+    A parameter that is a dataclass stands for its fields. They are a group of `--help`, and those of a base class
+    another one.
     """
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
-    parser = ArgumentParser(name, exit_on_error=False, allow_abbrev=False, description=description)
-    parser.usage = "%(prog)s [options]"
+    epilog = "--debug shows the traceback of an error."
+    parser = Parser(name, exit_on_error=False, allow_abbrev=False, description=description, epilog=epilog)
     positional = _positional(function)
     if positional:
         form = positional.upper() + (" ..." if _list_item(typing.get_type_hints(function)[positional]) else "")
@@ -101,13 +104,19 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
     classes = [base for base in reversed(source.__mro__) if _is_group(base)] if isinstance(source, type) else [source]
     entries = [entry for each in classes for entry in docstring_parser.parse_from_object(each).params]
     helps = {entry.arg_name: entry.description for entry in entries}
+    containers: dict[str, typing.Any] = {}
+    for each in reversed(classes) if isinstance(source, type) else ():
+        group = parser.add_argument_group((inspect.getdoc(each) or "").partition(".")[0])
+        containers |= dict.fromkeys(inspect.get_annotations(each), group)
     for name, parameter in inspect.signature(source).parameters.items():
         hint, item = hints[name], _list_item(hints[name])
         options: dict[str, typing.Any] = {"help": helps.get(name, "")}
         if _is_group(hint):
             _add_options(parser, hint)
             continue
-        if hint is bool:
+        if hint is bool and parameter.default is True:  # --x and --no_x
+            options |= {"action": ActionYesNo(no_prefix="no_"), "default": True}
+        elif hint is bool:
             options |= {"action": "store_true"}
         else:
             options |= {"type": item or hint}
@@ -120,7 +129,7 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
                 options |= {"required": True}
             else:
                 options |= {"default": list(default) if item and default is not None else default}
-        parser.add_argument(f"--{name}", **options)
+        containers.get(name, parser).add_argument(f"--{name}", **options)
 
 
 def _is_group(hint: object) -> bool:

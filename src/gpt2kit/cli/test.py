@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -36,12 +37,15 @@ def test(
         config: Accepted but not needed: a checkpoint holds its settings.
     """
     json_path = None if json_output in (None, "-") else Path(str(json_output))
+    outputs = {"json_output": json_path, "html": options.html, "surprisal": options.surprisal}
     problems = Problems(evaluation_problems(options))
     problems.check(
-        json_path is None or json_path != options.html,
-        f"--json_output {json_path}, --html {json_path}: must not be the same file",
+        len(ckpt_path) == 1 or not options.surprisal, "--surprisal: takes one checkpoint. Test them one by one"
     )
-    for name, path in {"html": options.html, "json_output": json_path}.items():
+    for (name, path), (other, other_path) in itertools.combinations(outputs.items(), 2):
+        is_same = path is not None and path == other_path
+        problems.check(not is_same, f"--{name} {path}, --{other} {path}: must not be the same file")
+    for name, path in outputs.items():
         reason = "" if path is None else why_not_writable(path)
         problems.check(not reason, f"--{name} {path}: {reason}")
     refuse(problems.messages)

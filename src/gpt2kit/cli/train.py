@@ -20,6 +20,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.cli import train_help
+from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import machine_error, print_error, split_positional
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.commands import command_name
@@ -55,6 +57,10 @@ class AtomicConfig(SaveConfigCallback):
         files.write_text(Path(folder) / self.config_filename, self.parser.dump(config, skip_none=False))
 
 
+class TrainParser(Parser, LightningArgumentParser):
+    """The parser of trainer.py."""
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI with gpt2kit's options, callbacks, loggers and limits."""
 
@@ -65,6 +71,7 @@ class TrainCLI(LightningCLI):
             trainer_class=make_trainer,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
             save_config_callback=AtomicConfig,
+            parser_class=TrainParser,
             parser_kwargs={
                 "exit_on_error": False,
                 "allow_abbrev": False,
@@ -78,6 +85,7 @@ class TrainCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        train_help.print_if_requested(parser, args)
         self.options = TrainOptions(parser, args)
         self.config = self.options.config
         self.args = list(args)
@@ -92,6 +100,7 @@ class TrainCLI(LightningCLI):
         # RunSetup sets these when the tokenizer is known; the links keep them out of the config and --help.
         parser.link_arguments("data.tokenizer", "model.vocab_size", compute_fn=lambda _: None)
         parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
+        train_help.set_texts(parser)
 
     def before_instantiate_classes(self) -> None:
         problems = self.options.value_problems()
@@ -260,14 +269,18 @@ class TrainCLI(LightningCLI):
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)
 
 
-def main(args: list[str]) -> None:
-    """Train. Rank 0 reports errors; an error of another rank names its rank."""
+def main(args: list[str]) -> Path | None:
+    """Train; return the folder of the run, if one was trained.
+
+    Rank 0 reports errors; an error of another rank names its rank.
+    """
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
     warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no validation text: the summary says so
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 with torch 2.13
-    args = with_text(args)
+    # --help counts, whatever else is given.
+    args = [arg for arg in args if arg in train_help.FLAGS][:1] or with_text(args)
     early = parse_early(args)
     if early.ckpt_path is not None and (early.verify_resume or early.tune):
         raise UserError("--verify_resume and --tune: start new runs. Leave out --ckpt_path")
@@ -279,7 +292,8 @@ def main(args: list[str]) -> None:
         elif early.tune == "lr":
             TrainCLI([*without_tune(args), "--plan"]).find_learning_rate()
         else:
-            _train(args)
+            return _train(args)
+        return None
     except Exception as error:
         rank, known = launched_rank(), error if isinstance(error, UserError) else None
         known = known or distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
@@ -299,7 +313,7 @@ def with_text(args: list[str]) -> list[str]:
     return [*args, f"--data.train_files={text[0] if len(text) == 1 else json.dumps(text, ensure_ascii=False)}"]
 
 
-def _train(args: list[str]) -> None:
+def _train(args: list[str]) -> Path | None:
     cli = None
     try:
         cli = TrainCLI(args)
@@ -313,6 +327,8 @@ def _train(args: list[str]) -> None:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
             cli.report_end()
+            return _run_folder(cli)
+        return None
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
@@ -323,7 +339,9 @@ def _train(args: list[str]) -> None:
                 raise KeyboardInterrupt from None
         if cli is not None:
             cli.report_stop()
-        raise
+        if cli is None or stop.code:
+            raise
+        return _run_folder(cli)  # the time limit of this start
     except UserError as error:
         if "--plan" in args:
             raise UserError(str(error)) from error  # a plan exits with 2, whatever is invalid
@@ -332,7 +350,12 @@ def _train(args: list[str]) -> None:
         raise
 
 
+def _run_folder(cli: TrainCLI) -> Path | None:
+    folder = cli.trainer.log_dir
+    return Path(folder) if folder else None
+
+
 def _last_checkpoint(cli: TrainCLI | None) -> str:
-    run = cli.trainer.log_dir if cli else None
-    newest = next(iter(checkpoint.checkpoints(Path(run))), None) if run else None
+    run = _run_folder(cli) if cli else None
+    newest = next(iter(checkpoint.checkpoints(run)), None) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

@@ -206,12 +206,12 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         "Name of the run's folder in lightning_logs, and of the run in W&B and MLflow. Default: version_N.",
     ),
     ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
-    ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep, besides the two newest."),
+    ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep. The two newest are kept, too."),
     (
         "override_optimizer",
         bool,
         False,
-        "When resuming, take optimizer and schedule from the config and the command line.",
+        "On resume, use the optimizer and schedule of the config and the arguments.",
     ),
     (
         "verify_resume",
@@ -223,20 +223,21 @@ OPTIONS: list[tuple[str, Any, Any, str]] = [
         "tune",
         Literal["batch_size", "lr"] | None,
         None,
-        "Try batch sizes (the fastest that fits) or learning rates (where the loss falls fastest) and print them.",
+        "Try batch sizes or learning rates, and print the results. The best batch size is the fastest one that fits, "
+        "the best learning rate the one at which the loss falls fastest.",
     ),
     (
         "plan",
         bool,
         False,
-        "Print the size, memory, time and files of this run, and everything that is invalid, instead of training.",
+        "Print the size, memory, time and files of the run, and train nothing. All invalid options are reported.",
     ),
     (
         "part",
         str | None,
         None,
-        "Tokenize this part of the text, such as 3/16 (`auto`: by the rank under torchrun or srun), and train nothing. "
-        "Other machines tokenize the other parts; --merge 16 joins them.",
+        "Tokenize one part of the text, such as 3/16, and train nothing. Other machines tokenize the other parts, and "
+        "--merge 16 joins them. `auto`: the part of this rank, under torchrun or srun.",
     ),
     ("merge", int | None, None, "Join this many parts that --part has built, and train nothing."),
 ]

@@ -19,6 +19,7 @@ def serve(
     port: int = 7860,
     auth: str | None = None,
     max_concurrency: int = 2,
+    allow_frame: bool = False,
     precision: Precision = "auto",
 ) -> None:
     """Generate text with trained models on a page in the browser.
@@ -30,6 +31,7 @@ def serve(
         port: Port to listen on.
         auth: NAME:PASSWORD that users must enter.
         max_concurrency: Requests that are generated at the same time; others wait in a queue.
+        allow_frame: Let other sites show the page in a frame, as a Hugging Face Space does.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
     name, colon, password = (auth or "").partition(":")
@@ -46,7 +48,7 @@ def serve(
     models = find_models(ckpt_path)
     app.check_port(host, port)
     service = Service(models, precision)
-    application = app.app(service, host, (name, password) if auth else None, max_concurrency)
+    application = app.app(service, host, (name, password) if auth else None, max_concurrency, allow_frame)
     service.load()
     import uvicorn
 

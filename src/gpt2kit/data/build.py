@@ -99,6 +99,10 @@ class Corpus:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
+    def pieces(self) -> Iterator[str]:
+        """Read the text again: its documents, long ones in pieces."""
+        return self.reader.read(self.paths, split_range=self.split_range)
+
     def index(self, sources: list[Source], notes: list[str], shards: list[Shard]) -> Index:
         """Return the index of this text's store."""
         eos_id, fingerprint = tokenizers.eos_id(self.tokenizer), tokenizers.fingerprint(self.tokenizer)

@@ -38,36 +38,37 @@ class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. Files are tokenized once, into a cache that is keyed by their content.
 
     Args:
-        train_files: text files, folders, patterns or URLs to train on.
-        valid_files: text for validation during training; its loss also decides which checkpoint is the best.
-        test_files: the default text of test.py.
-        tokenizer: a folder that train_tokenizer.py has written, a tokenizer.json, a name on the Hugging Face hub, or
-            options of a tokenizer to train on the training text on first use, such as `{kind: char}` or
-            `{vocab_size: 16000}`. Default: the tokenizer of model.init_from, else byte-level BPE that is trained on the
-            training text, with a vocabulary that fits its size.
-        block_size: context length in tokens.
-        batch_size: sequences in one forward pass on one device. An optimizer step takes this times the devices times
+        train_files: Text files, folders, patterns or URLs to train on.
+        valid_files: Text for validation during training. Its loss decides which checkpoint is the best.
+        test_files: The default text of test.py.
+        tokenizer: A tokenizer's folder, a tokenizer.json, a name on the Hugging Face hub, or options to train one.
+            Options such as `{kind: char}` or `{vocab_size: 16000}` train it on the training text on first use. The size
+            of a vocabulary that is trained by default fits the text. Default: that of model.init_from, else
+            byte-level BPE, trained on the text.
+        block_size: Context length in tokens.
+        batch_size: Sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.
-        global_batch_size: sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` is
+        global_batch_size: Sequences in an optimizer step, over all devices. `trainer.accumulate_grad_batches` is
             computed from it, so a run can be resumed on another number of devices.
-        reader: turns files into documents.
-        valid_fraction: instead of valid_files, the fraction of the training text to hold out for validation; 0: none.
-            Whole documents are held out, by a hash of the text and the seed, or with few documents the end of each one.
-            Default: 0.05 (at most 5 MB), and as much again for the test, if no file or fraction of either is given.
-        test_fraction: instead of test_files, the fraction of the training text to hold out for test.py; 0: none.
-        stride: tokens between the starts of two training blocks. Default: block_size, so that each token is predicted
-            once per epoch; with less, blocks overlap and epochs are longer.
-        mask_documents: mask attention between documents, and count positions from the start of each document.
-        append_eos: end each document with the end-of-document token. Without it nothing separates documents.
-        shuffle: read the blocks in random order, a different one in each epoch.
-        cache_dir: folder for tokenized text; safe to delete. With streaming, the URL or folder that it was copied to.
-        shard_tokens: approximate number of tokens in one file of the cache. A killed build loses at most one file.
-        num_workers: processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
+        reader: How files become documents, such as `{document: line}`.
+        valid_fraction: Fraction of the training text to hold out for validation. 0: none. Not with valid_files. Whole
+            documents are held out, by a hash of the text and the seed, or with few documents the end of each one.
+            Default: 0.05 (at most 5 MB), unless files or a fraction of validation or test text are given.
+        test_fraction: Fraction of the training text to hold out for test.py. 0: none. Not with test_files. Default: as
+            for valid_fraction.
+        stride: Tokens between the starts of two training blocks. With less than block_size, blocks overlap and epochs
+            are longer. Default: block_size.
+        mask_documents: Mask attention between documents. Positions count from the start of each document.
+        append_eos: End each document with the end-of-document token. Without it nothing separates documents.
+        shuffle: Read the blocks in random order. Each epoch has another order.
+        cache_dir: Folder for tokenized text; safe to delete. With streaming, the URL or folder that it was copied to.
+        shard_tokens: Approximate number of tokens in one file of the cache. A killed build loses at most one file.
+        num_workers: Processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
             mapped into memory, and sending a batch between processes takes longer than reading it.
-        streaming: read tokenized text from cache_dir, such as `s3://bucket/stores`, and keep on the local disk only the
-            files that are needed now and next. Build it locally and copy it there: docs/distributed.md.
-        window_shards: with streaming, the number of cache files whose blocks are shuffled together.
-        seed: random seed of the order; comes from `seed_everything`.
+        streaming: Read tokenized text from a URL, which cache_dir names, such as `s3://bucket/stores`. Only the files
+            that are needed now and next are on the local disk. Build it locally and copy it there: docs/distributed.md.
+        window_shards: With streaming, number of cache files to shuffle together.
+        seed: Random seed of the order; comes from `seed_everything`.
     """
 
     def __init__(

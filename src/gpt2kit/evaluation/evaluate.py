@@ -17,6 +17,7 @@ from gpt2kit.evaluation.memorization import Memorization, measure_memorization
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import Ranks, Scorer, Windows
 from gpt2kit.evaluation.statistics import DocumentScores, RoundTripCheck, TextStats, measure_text
+from gpt2kit.evaluation.surprisal import read_documents, write_table
 from gpt2kit.evaluation.test_set import Candidate, TestSet
 from gpt2kit.generation.text_stream import TextStream
 from gpt2kit.metrics import Score
@@ -68,8 +69,7 @@ def evaluate(
     """Return the result of each candidate and the statistics of the text; both are empty on ranks other than 0."""
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
-        corpus = test_set.corpora[0]
-        pieces = corpus.reader.read(corpus.paths, split_range=corpus.split_range)
+        pieces = test_set.corpora[0].pieces()
         stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
     selected: list[tuple[int, str]] = []
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):
@@ -90,6 +90,11 @@ def evaluate(
         selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
         tokenizer = candidate.info.tokenizer
         result.passages = [make_passage(scorer, tokenizer, scores, document, why) for document, why in selected]
+        if options.surprisal:
+            pieces = test_set.corpora[number].pieces()
+            statistics = scorer.statistics(options.batch_size)
+            documents = read_documents(pieces, test_set.documents, tokenizer, statistics, bool(store.ends))
+            write_table(options.surprisal, documents)
         if options.memorization:
             result.memorization = _measure_memorization(candidate, gpt2, test_set, number, options)
         results.append(result)

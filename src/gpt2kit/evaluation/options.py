@@ -30,6 +30,8 @@ class EvaluationOptions:
     """Random seed of the confidence intervals and of the text generated for --memorization."""
     html: Path | None = None
     """Write a page with the first and the hardest documents, each token coloured by its loss."""
+    surprisal: Path | None = None
+    """Write a tab-separated table with the nats, bits, rank and entropy of each token."""
     train_files: Sequence[str] = ()
     """The text that the model was trained on, for --memorization."""
     memorization: bool = False

@@ -1,7 +1,7 @@
 """Score a model on a token store: nats per document, or per token of some documents.
 
 A text is scored in `Windows`, so that every token after the first is predicted exactly once. `Ranks` are the processes
-that torchrun starts to score a text together.
+that torchrun starts to score a text together. `predict_texts` does the same for short texts in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +140,6 @@ class Scorer:
         self.windows = windows
         self.boundaries = boundaries(store)
         self._precision = precision
-        self._dtype = DTYPES[precision.split("-")[0]]
 
     def score(self, batch_size: int = 16, ranks: Ranks = Ranks()) -> NDArray[np.float64]:
         """Return the nats of each document of the store, `[documents]`; each rank computes some of the batches."""
@@ -161,15 +161,18 @@ class Scorer:
             )
         return nll
 
-    @torch.inference_mode()
-    def predict(self, numbers: range) -> NDArray[np.float64]:
-        """Return the nats of the tokens that a batch of windows predicts, without known ones, `[windows, T]`."""
-        spans = [self.windows.span(number) for number in numbers]
-        rows = torch.from_numpy(np.stack([self.store[start:end] for start, end in spans]).astype(np.int64))
-        device = self.gpt2.device
-        with torch.autocast(device.type, self._dtype, enabled=self._precision.endswith("mixed")):
-            nats = self.gpt2.token_nll(rows.to(device), self.windows.known(numbers.start))
-        return nats.double().cpu().numpy()
+    def predict(self, numbers: range, statistics: bool = False) -> NDArray[np.float64]:
+        """Return the nats of the tokens that a batch of windows predicts, without known ones, `[windows, T]`.
+
+        With `statistics`, return their nats, ranks and entropies, `[3, windows, T]`.
+        """
+        rows = np.stack([self.store[slice(*self.windows.span(number))] for number in numbers])
+        return predict(self.gpt2, rows, self.windows.known(numbers.start), self._precision, statistics)
+
+    def statistics(self, batch_size: int = 16) -> Iterator[NDArray[np.float64]]:
+        """Yield the nats, ranks and entropies of all predicted tokens in their order, `[3, N]` at a time."""
+        for numbers in self.windows.batches(batch_size):
+            yield self.predict(numbers, statistics=True).reshape(3, -1)
 
     def token_nats(self, first: int, last: int) -> NDArray[np.float64]:
         """Return the nats of the tokens `first` to `last - 1` of the store, as `score` counts them."""
@@ -183,6 +186,49 @@ class Scorer:
         documents = np.searchsorted(self.boundaries, np.arange(first, first + nats.size), side="right") - 1
         sums = np.bincount(documents - documents[0], weights=nats.ravel())
         nll[documents[0] : documents[0] + len(sums)] += sums
+
+
+@torch.inference_mode()
+def predict(
+    gpt2: GPT2, rows: NDArray[np.integer], known: int, precision: Precision, statistics: bool = False
+) -> NDArray[np.float64]:
+    """Return the nats of the targets of windows, without the `known` ones; see `Scorer.predict`."""
+    batch, method = torch.from_numpy(rows.astype(np.int64)), gpt2.token_statistics if statistics else gpt2.token_nll
+    dtype = DTYPES[precision.split("-")[0]]
+    with torch.autocast(gpt2.device.type, dtype, enabled=precision.endswith("mixed")):
+        values = method(batch.to(gpt2.device), known)
+    return values.double().cpu().numpy()
+
+
+def predict_texts(
+    gpt2: GPT2,
+    texts: Sequence[NDArray[np.integer]],
+    stride: int | None,
+    batch_size: int,
+    precision: Precision,
+    statistics: bool = False,
+) -> list[NDArray[np.float64]]:
+    """Return the nats of each text's tokens after its first one, `[1, tokens - 1]`; see `Scorer.predict`.
+
+    Texts do not share windows. Windows of the same size are computed together, so none is padded.
+    """
+    context = int(gpt2.shape["n_positions"])
+    windows = [Windows(len(text), context, stride or context) for text in texts]
+    results = [np.zeros((3 if statistics else 1, max(len(text) - 1, 0))) for text in texts]
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)  # size -> numbers of texts and windows
+    for i in range(len(texts)):
+        for number in range(len(windows[i])):
+            start, end = windows[i].span(number)
+            groups[end - start, windows[i].known(number)].append((i, number))
+    for (_, known), members in groups.items():
+        for first in range(0, len(members), batch_size):
+            batch = members[first : first + batch_size]
+            rows = np.stack([texts[i][slice(*windows[i].span(number))] for i, number in batch])
+            values = predict(gpt2, rows, known, precision, statistics).reshape(-1, *rows[:, 1 + known :].shape)
+            for row, (i, number) in enumerate(batch):
+                start = windows[i].first_target(number) - 1
+                results[i][:, start : start + values.shape[2]] = values[:, row]
+    return results
 
 
 def prepare(gpt2: GPT2, device: str, precision: Precision) -> GPT2:

@@ -24,7 +24,7 @@ CHECKED_BYTES = 16_000_000
 # A character of a script without spaces, or wide punctuation, counts as a word.
 _SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in [*SPACELESS, *WIDE_PUNCTUATION])
 _CHARACTER = re.compile(f"[{_SPACELESS}]")
-_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
 _LETTER = re.compile(rf"[^\s{_SPACELESS}]")
 
 # Number of bootstrap samples.
@@ -106,7 +106,7 @@ def count_words(text: str) -> tuple[int, int]:
     """Return the number of words, and how many of them are one character of a script without spaces."""
     if text.isascii() or not _CHARACTER.search(text):
         return len(text.split()), 0
-    return len(_WORD.findall(text)), len(_CHARACTER.findall(text))
+    return len(WORD.findall(text)), len(_CHARACTER.findall(text))
 
 
 def find_difference(tokenizer: Tokenizer, text: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt2kit.errors import UserError
 from gpt2kit.generation import sampling
 from gpt2kit.generation.constraints import Constraint
+from gpt2kit.generation.healing import HealingStep
 from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.inference import InferenceGPT2
 
@@ -28,12 +29,26 @@ class TokenSequence:
     prompt: list[int]  # the first id is the end-of-document token, as before every document in training
     sample: int = 0  # number among the samples of the prompt; with the seed it decides every draw
     constraints: Sequence[Constraint] = ()
+    healing: Sequence[HealingStep] = ()  # the last tokens of the prompt, which are chosen again; `prompt` lacks them
     new: list[int] = field(default_factory=list)  # the ids generated so far
 
     @property
     def ids(self) -> list[int]:
         """All ids."""
         return self.prompt + self.new
+
+    @property
+    def position(self) -> int:
+        """The number of tokens after the prompt; negative while the end of the prompt is chosen again."""
+        steps = enumerate(zip(self.new, self.healing, strict=False), 1)
+        # Another token than the prompt's spells all of the rest.
+        used = next((count for count, (token, step) in steps if token != step.token), len(self.healing))
+        return len(self.new) - used
+
+    @property
+    def healing_step(self) -> HealingStep | None:
+        """The next token of the prompt that is chosen again, if any is left."""
+        return self.healing[len(self.new)] if self.position < 0 else None
 
 
 @dataclass(frozen=True)
@@ -141,11 +156,13 @@ class Decoder:
         """Sample one token for each active sequence, and drop the sequences whose token is `eos`."""
         sequences = self.active
         model_logits = self.reader.logits([sequence.ids for sequence in sequences])  # (rows, vocab_size)
+        if any(sequence.position < 0 for sequence in sequences):
+            model_logits = apply_healing(model_logits, sequences)
         logits = apply_constraints(model_logits, sequences)
         # Penalties ignore the end-of-document token before a text; otherwise the model would rarely or never end it.
         texts = [s.ids[1:] if s.prompt[:1] == [self._eos] else s.ids for s in sequences]
         logits = sampling.apply_penalties(logits, self._options, texts)
-        keys = [(sequence.sample, len(sequence.new)) for sequence in sequences]
+        keys = [(sequence.sample, sequence.position) for sequence in sequences]
         tokens = sampling.sample(logits, self._options, keys).tolist()
         sampled = [SampledToken(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
         if self._alternatives:
@@ -166,6 +183,16 @@ class Decoder:
                 self.reader.select(kept)
 
 
+def apply_healing(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
+    """Return the logits with -inf for tokens that do not spell the rest of a sequence's prompt."""
+    healed = logits.clone()
+    for row, sequence in enumerate(sequences):
+        if step := sequence.healing_step:
+            healed[row] = -torch.inf
+            healed[row, step.allowed] = logits[row, step.allowed]
+    return healed
+
+
 def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
     """Return the logits with -inf for tokens that a sequence's constraints do not allow."""
     if not any(sequence.constraints for sequence in sequences):
@@ -176,6 +203,8 @@ def apply_constraints(logits: Tensor, sequences: Sequence[TokenSequence]) -> Ten
             mask = constraint(sequence.new)
             row[: len(mask)] &= mask
             row[len(mask) :] = False  # ids that have no token
+        if step := sequence.healing_step:
+            row[step.token] = True  # a prompt may contain what is banned
         if not row.any():
             raise UserError("--bad_words: every token that fits the verse is banned. Ban fewer words")
     return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from tokenizers import Tokenizer
@@ -14,6 +14,7 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import UserError
 from gpt2kit.generation.constraints import BannedWords, Constraint
 from gpt2kit.generation.decoder import Decoder, SampledToken, TokenSequence
+from gpt2kit.generation.healing import HealedPrompt, TokenHealing
 from gpt2kit.generation.options import GenerationOptions, Precision
 from gpt2kit.generation.text_stream import StopStrings, TextStream
 from gpt2kit.generation.verse import VerseConstraint
@@ -42,17 +43,23 @@ class Generator:
     Args:
         checkpoint: the open checkpoint.
         precision: precision of weights and arithmetic.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         note: called once with each note to the user. Default: log it.
     """
 
     def __init__(
-        self, checkpoint: LoadedCheckpoint, precision: Precision = "auto", note: Callable[[str], None] | None = None
+        self,
+        checkpoint: LoadedCheckpoint,
+        precision: Precision = "auto",
+        note: Callable[[str], None] | None = None,
+        device: str = "auto",
     ) -> None:
         self.tokenizer = checkpoint.tokenizer
-        self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision))
+        self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision, device))
         self.eos = tokenizers.eos_id(self.tokenizer)
         self._token_bytes = token_bytes(self.tokenizer)
         self._added_ids = added_ids(self.tokenizer)
+        self._healing = TokenHealing(self.tokenizer, self._token_bytes, self._added_ids)
         self._note = note or logger.info
         self._notes: set[str] = set()
 
@@ -71,14 +78,17 @@ class Generator:
 
         A text depends on its prompt, its sample number and the options, not on the other prompts.
         """
-        prompt_ids = [self.prompt_ids(prompt) for prompt in prompts]
+        is_healed = options.token_healing and not options.form  # the form decides the tokens of a verse
+        healed = [self._heal(prompt) if is_healed else HealedPrompt(self.prompt_ids(prompt)) for prompt in prompts]
         constraints = self._constraints(options, prompts)
         jobs = [(i, sample) for i in range(len(prompts)) for sample in range(options.num_samples)]
         for start in range(0, len(jobs), options.batch_size):
             batch = {}
             for i, sample in jobs[start : start + options.batch_size]:
-                sequence = TokenSequence(prompt_ids[i], first_sample + sample, constraints(prompts[i]))
-                batch[sequence] = (i, sample)
+                prompt = healed[i]
+                before = constraints(prompts[i].removesuffix(prompt.end))
+                sequence = TokenSequence(prompt.ids, first_sample + sample, before, prompt.steps)
+                batch[sequence] = (i, sample, _Text(self.tokenizer, prompt, options.stop))
             yield from self._generate_batch(batch, options, alternatives)
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -95,6 +105,10 @@ class Generator:
             self.note(f"a prompt has {len(ids):,} tokens: the model sees the last {context} of them")
         return [self.eos, *ids]
 
+    def _heal(self, prompt: str) -> HealedPrompt:
+        healed = self._healing.heal(prompt, self.prompt_ids(prompt)[1:])
+        return dataclasses.replace(healed, ids=[self.eos, *healed.ids])
+
     def note(self, text: str) -> None:
         """Report a note to the user, unless it was reported before."""
         if text not in self._notes:
@@ -102,16 +116,20 @@ class Generator:
             self._note(text)
 
     def _generate_batch(
-        self, batch: dict[TokenSequence, tuple[int, int]], options: GenerationOptions, alternatives: int
+        self, batch: dict[TokenSequence, tuple[int, int, _Text]], options: GenerationOptions, alternatives: int
     ) -> Iterator[TextChunk]:
-        decoder = Decoder(self.gpt2, list(batch), options, self.eos, alternatives)
-        texts = {sequence: _Text(self.tokenizer, sequence, options.stop) for sequence in batch}
-        for _ in count() if options.token_limit is None else range(options.token_limit):
+        decoder, limit = Decoder(self.gpt2, list(batch), options, self.eos, alternatives), options.token_limit
+        while True:
+            complete = [s for s in decoder.active if limit is not None and max(s.position, 0) >= limit]
+            decoder.drop(complete)
+            for sequence in complete:
+                prompt, sample, text = batch[sequence]
+                yield TextChunk(prompt, sample, text.flush(), "length", limit or 0)
             if not decoder.active:
                 return
             for sampled in decoder.step():
                 sequence, end = sampled.sequence, ""
-                text = texts[sequence]
+                prompt, sample, text = batch[sequence]
                 if sampled.token == self.eos:
                     end = "form" if options.form else "document"
                     chunk = text.flush()
@@ -120,15 +138,13 @@ class Generator:
                 if text.stop.is_reached:
                     decoder.drop([sequence])
                     end = "stop"
-                yield TextChunk(*batch[sequence], chunk, end, len(sequence.new), sampled)
+                yield TextChunk(prompt, sample, chunk, end, max(sequence.position, 0), sampled)
             if decoder.reader.has_outgrown_context:
                 context = self.gpt2.shape["n_positions"]
                 self.note(
                     f"a text is longer than the model's context of {context} tokens: the model sees the newest "
                     f"{context // 2} to {context} of them"
                 )
-        for sequence in decoder.active:
-            yield TextChunk(*batch[sequence], texts[sequence].flush(), "length", len(sequence.new))
 
     def _constraints(
         self, options: GenerationOptions, prompts: Sequence[str]
@@ -150,23 +166,34 @@ class Generator:
 
 
 class _Text:
-    """The text of one sequence: whole characters, up to a stop string."""
+    """The text of one sequence after its prompt: whole characters, up to a stop string.
 
-    def __init__(self, tokenizer: Tokenizer, sequence: TokenSequence, stop: Sequence[str]) -> None:
-        self.stream = TextStream(tokenizer, sequence.prompt[1:])
+    The first new tokens spell the end of the prompt, which is not part of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: HealedPrompt, stop: Sequence[str]) -> None:
+        self.stream = TextStream(tokenizer, prompt.ids[1:])
         self.stop = StopStrings(stop)
+        self._left = len(prompt.end)  # characters of the prompt that are not spelled yet
 
     def push(self, token: int) -> str:
-        return self.stop.push(self.stream.push(token))
+        return self.stop.push(self._after_prompt(self.stream.push(token)))
 
     def flush(self) -> str:
         """Return the rest of the text, without an incomplete character at its end."""
-        return self.stop.push(self.stream.flush().rstrip("\N{REPLACEMENT CHARACTER}")) + self.stop.flush()
+        rest = self._after_prompt(self.stream.flush().rstrip("\N{REPLACEMENT CHARACTER}"))
+        return self.stop.push(rest) + self.stop.flush()
+
+    def _after_prompt(self, chunk: str) -> str:
+        """Return a chunk without the characters that belong to the prompt."""
+        left, self._left = self._left, max(self._left - len(chunk), 0)
+        return chunk[left:]
 
 
-def device_and_dtype(precision: Precision) -> tuple[str, torch.dtype]:
+def device_and_dtype(precision: Precision, device: str = "auto") -> tuple[str, torch.dtype]:
     """Return the device to generate on, and the dtype; auto: float32 on a CPU, 16 bits on a GPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     name = precision.removesuffix("-true")
     if name == "auto" and device == "cpu":
         name = "32"

@@ -51,6 +51,9 @@ class GenerationOptions(SamplingOptions):
     """Maximum number of line breaks in a row."""
     no_special_tokens: bool = False
     """Never generate the tokenizer's special tokens."""
+    token_healing: bool = True
+    """A prompt may end inside a token: its last token is chosen again, among those that begin with the same text. Off:
+    --no_token_healing."""
     lines: int | None = None
     """Generate verse with this many lines. Every poem has exactly this form."""
     chars_per_line: int | None = None

@@ -1,7 +1,7 @@
 """Sampling of the next token: pure functions of logits `[rows, vocab_size]`, with draws that depend only on their keys.
 
-The order is fixed: constraints, repetition penalty, repeated n-grams, temperature, top_k, top_p, min_p, typical_p,
-draw. Each filter sees the probabilities that remain after the earlier ones.
+The order is fixed: token healing, constraints, repetition penalty, repeated n-grams, temperature, top_k, top_p, min_p,
+typical_p, draw. Each filter sees the probabilities that remain after the earlier ones.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -58,16 +58,30 @@ class GPT2(GPT2LMHeadModel):
 
         Logits are computed for a few positions at a time.
         """
+        nll = [_nats(logits, targets) for logits, targets in self._logits(batch, known)]
+        return torch.cat(nll).view(len(batch), -1)
+
+    def token_statistics(self, batch: Tensor, known: int = 0) -> Tensor:
+        """Return nats, rank and entropy of the same targets, `[3, rows, block_size - known]`; none may be IGNORE.
+
+        The most likely token has rank 1. The entropy is that of the predicted distribution, in nats.
+        """
+        parts = []
+        for logits, targets in self._logits(batch, known):
+            rank = 1 + (logits > logits.gather(-1, targets[:, None])).sum(-1)  # (positions,)
+            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+            parts.append(torch.stack([_nats(logits, targets), rank.to(logits.dtype), entropy]))
+        return torch.cat(parts, 1).view(3, len(batch), -1)
+
+    def _logits(self, batch: Tensor, known: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits `[positions, vocab_size]` and targets `[positions]`, for a few positions at a time."""
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]  # (rows, T), (rows, T - known)
         hidden = self._hidden(inputs, self._document_masks(inputs))[:, known:].flatten(0, 1)  # (positions, n_embd)
         size = self.shape["vocab_size"]
         positions = max(CHUNK // size, 1)
         chunks = zip(torch.split(hidden, positions), torch.split(targets.flatten(), positions), strict=True)
-        nll = [
-            F.cross_entropy(widen(self.lm_head(states)[:, :size]), tokens, ignore_index=IGNORE, reduction="none")
-            for states, tokens in chunks
-        ]
-        return torch.cat(nll).view(targets.shape)
+        for states, tokens in chunks:
+            yield widen(self.lm_head(states)[:, :size]), tokens
 
     def _eager_nll(self, inputs: Tensor, targets: Tensor, masks: dict[str, Tensor]) -> Tensor:
         return self._head_nll(self._hidden(inputs, masks), self.lm_head.weight, targets, self.shape["vocab_size"])
@@ -105,3 +119,7 @@ class GPT2(GPT2LMHeadModel):
         # The name of the method depends on the version of transformers.
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # reentrant, layers above frozen embeddings would get no gradient
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")

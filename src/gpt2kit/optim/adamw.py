@@ -31,11 +31,11 @@ class AdamW(torch.optim.AdamW):
     """torch's fused AdamW with defaults for training a GPT-2.
 
     Args:
-        params: parameter groups.
-        lr: learning rate.
-        betas: decay rates of the running means of the gradient and of its square.
-        eps: added to the denominator.
-        weight_decay: weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
+        params: Parameter groups.
+        lr: Learning rate.
+        betas: Decay rates of the running means of the gradient and of its square.
+        eps: Added to the denominator.
+        weight_decay: Weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
     """
 
     def __init__(

@@ -32,11 +32,11 @@ class Muon(Optimizer):
     (bench/muon.py).
 
     Args:
-        params: the two groups of `parameter_groups`.
-        lr: learning rate of the hidden matrices.
-        adamw_lr: learning rate of embeddings, norms and biases.
-        weight_decay: weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
-        momentum: momentum of the hidden matrices.
+        params: The two groups of `parameter_groups`.
+        lr: Learning rate of the hidden matrices.
+        adamw_lr: Learning rate of embeddings, norms and biases.
+        weight_decay: Weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
+        momentum: Momentum of the hidden matrices.
         betas: AdamW's betas, for embeddings, norms and biases.
     """
 

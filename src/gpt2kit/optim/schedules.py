@@ -11,7 +11,7 @@ class Schedule:
     """The factor on the learning rate at each step, after a linear warmup. A subclass implements `after`.
 
     Args:
-        warmup: optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
+        warmup: Optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
     """
 
     def __init__(self, warmup: int | float = 0.02) -> None:
@@ -56,8 +56,8 @@ class Linear(Schedule):
     """Linear decay.
 
     Args:
-        warmup: optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
-        min_lr_ratio: the factor at the last step: the lowest learning rate, as a fraction of the highest.
+        warmup: Optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
+        min_lr_ratio: The factor at the last step: the lowest learning rate, as a fraction of the highest.
     """
 
     def __init__(self, warmup: int | float = 0.02, min_lr_ratio: float = 0.0) -> None:
@@ -79,9 +79,9 @@ class WarmupStableDecay(Linear):
     """The full learning rate, then linear decay over the last part of the run.
 
     Args:
-        warmup: optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
-        min_lr_ratio: the factor at the last step: the lowest learning rate, as a fraction of the highest.
-        decay_ratio: the fraction of the steps after the warmup over which the rate decays.
+        warmup: Optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
+        min_lr_ratio: The factor at the last step: the lowest learning rate, as a fraction of the highest.
+        decay_ratio: The fraction of the steps after the warmup over which the rate decays.
     """
 
     def __init__(self, warmup: int | float = 0.02, min_lr_ratio: float = 0.0, decay_ratio: float = 0.4) -> None:

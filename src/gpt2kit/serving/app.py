@@ -17,13 +17,8 @@ _CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/uplo
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'none'; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'self'"
+    "form-action 'self'; frame-ancestors "
 )
-_HEADERS = {
-    "content-security-policy": _POLICY,  # the browser refuses resources from other servers
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 
 def check_port(host: str, port: int) -> None:
@@ -54,8 +49,18 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def app(service: Service, host: str, auth: tuple[str, str] | None, max_concurrency: int) -> Any:
-    """Build the application; `max_concurrency` requests are computed at the same time."""
+def app(
+    service: Service, host: str, auth: tuple[str, str] | None, max_concurrency: int, allow_frame: bool = False
+) -> Any:
+    """Build the application.
+
+    Args:
+        service: the models.
+        host: the address that it listens on.
+        auth: the name and the password that users must enter.
+        max_concurrency: requests that are computed at the same time.
+        allow_frame: whether pages of other sites may show the page in a frame.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio
@@ -64,7 +69,7 @@ def app(service: Service, host: str, auth: tuple[str, str] | None, max_concurren
 
     # The documentation pages of FastAPI load scripts from other servers.
     fastapi = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    fastapi.add_middleware(Guard)
+    fastapi.add_middleware(Guard, allow_frame=allow_frame)
     if is_loopback(host):  # prevents DNS rebinding
         fastapi.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "[::1]", host])
     fonts = ["system-ui", "sans-serif"]
@@ -87,8 +92,15 @@ def app(service: Service, host: str, auth: tuple[str, str] | None, max_concurren
 class Guard:
     """Middleware that refuses large bodies and closed paths, and adds security headers."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, allow_frame: bool) -> None:
         self._app = app
+        headers = {
+            # The browser refuses resources from other servers.
+            "content-security-policy": _POLICY + ("*" if allow_frame else "'self'"),
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+        }
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -104,8 +116,7 @@ class Guard:
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *more]}
+                message = {**message, "headers": [*message["headers"], *self._headers]}
             await send(message)
 
         await self._app(scope, receive, with_headers)

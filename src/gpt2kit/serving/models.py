@@ -100,8 +100,8 @@ class Service:
         limits, problems = self.limits, Problems(generation_problems(options))
         for name, value, limit in (
             ("characters in the prompt", len(prompt), limits.prompt_chars),
-            ("tokens", options.token_limit or 0, limits.max_new_tokens),
-            ("samples", options.num_samples, limits.num_samples),
+            ("max new tokens", options.token_limit or 0, limits.max_new_tokens),
+            ("number of samples", options.num_samples, limits.num_samples),
             ("temperature", options.temperature, limits.temperature),
         ):
             problems.check(value <= limit, f"{name}: {value:,} is more than the limit of {limit:,}")
@@ -148,10 +148,10 @@ def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
         text += f" ({tokens / 1e6:,.1f} M tokens)"
     bits = find_validation(opened.path, opened.metadata.get("step"))
     return {
-        "size": f"{parameter_count(opened.shape) / 1e6:,.1f} M parameters",
+        "parameters": f"{parameter_count(opened.shape) / 1e6:,.1f} M",
         "training text": text,
-        "bits per byte": "unknown" if bits is None else f"{bits:.3f}",
-        "context": f"{opened.shape['n_positions']:,} tokens",
+        "validation bits per byte": "unknown" if bits is None else f"{bits:.3f}",
+        "context length": f"{opened.shape['n_positions']:,} tokens",
     }
 
 

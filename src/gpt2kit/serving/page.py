@@ -13,6 +13,7 @@ from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import pages
 from gpt2kit.serving.models import LOAD_TIMEOUT, Model, Service
+from gpt2kit.tokenization.tokenizer import EOS
 
 if TYPE_CHECKING:
     import gradio
@@ -72,26 +73,26 @@ def build(service: Service, max_concurrency: int) -> gradio.Blocks:
                 model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
                 facts = gr.HTML(format_facts(service.models[names[0]]))
                 prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=limits.prompt_chars)
-                example = gr.Dropdown([], label="Examples", filterable=False)
+                example = gr.Dropdown([], label="Example prompts", filterable=False)
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", min_width=120)
                     stop = gr.Button("Stop", min_width=120)
-                tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Maximum tokens")
+                tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Max new tokens")
                 temperature = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: greedy)")
-                samples = gr.Slider(1, limits.num_samples, 1, step=1, label="Samples")
-                seed = gr.Number(1, label="Seed", info="The same seed gives the same text", precision=0)
-                with gr.Accordion("More options", open=False):
-                    top_k = gr.Slider(0, 200, 0, step=1, label="Top k (0: off)")
-                    top_p = gr.Slider(0.05, 1, 0.95, step=0.01, label="Top p (1: off)")
+                samples = gr.Slider(1, limits.num_samples, 1, step=1, label="Number of samples")
+                seed = gr.Number(1, label="Seed", info="The same seed reproduces the same text", precision=0)
+                with gr.Accordion("Advanced options", open=False):
+                    top_k = gr.Slider(0, 200, 0, step=1, label="Top-k (0: off)")
+                    top_p = gr.Slider(0.05, 1, 0.95, step=0.01, label="Top-p (1: off)")
                     penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty (1: off)")
             with gr.Column(scale=3, min_width=300):
                 text = gr.Textbox(
-                    label="Text", lines=12, max_lines=40, buttons=["copy"], elem_id="text", interactive=False
+                    label="Generated text", lines=12, max_lines=40, buttons=["copy"], elem_id="text", interactive=False
                 )
                 with gr.Row():
                     status = gr.HTML("", min_height=24)
                     save = gr.Button("Download", size="sm", min_width=120)
-                with gr.Accordion("Tokens: darker means less likely; hover or tap to see the alternatives"):
+                with gr.Accordion("Token probabilities (darker: less likely; hover or tap for alternatives)"):
                     tokens_view = gr.HTML("", elem_id="tokens")
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         event: dict[str, Any] = {
@@ -141,23 +142,24 @@ def generate_content(
     refuse(service.problems(prompt, options))
     requested = service.models.get(str(name))
     if requested is not None and not requested.done.is_set():
-        yield "", "", "loading the model ..."
+        yield "", "", "Loading the model ..."
     model = service.model(str(name))
     assert model.generator is not None
     texts = [prompt] * options.num_samples
     sampled: list[list[SampledToken]] = [[] for _ in texts]
-    start, last_update, count = time.monotonic(), 0.0, 0
+    counts = [0] * options.num_samples
+    start, last_update = time.monotonic(), 0.0
     for chunk in service.generate(model.name, prompt, options, _ALTERNATIVES):
         texts[chunk.sample] += chunk.text
         if chunk.sampled:
             sampled[chunk.sample].append(chunk.sampled)
-            count += 1
+        counts[chunk.sample] = chunk.tokens
         if time.monotonic() - last_update > _UPDATE_INTERVAL:
             last_update = time.monotonic()
-            yield join_texts(texts), "", f"{count} tokens"
+            yield join_texts(texts), "", f"{sum(counts)} tokens"
     seconds = max(time.monotonic() - start, 1e-3)
     tokens = (tokens_html(model.generator, row) for row in sampled)
-    yield join_texts(texts), "<hr>".join(tokens), f"{count} tokens, {count / seconds:,.0f} tokens/s"
+    yield join_texts(texts), "<hr>".join(tokens), f"{sum(counts)} tokens, {sum(counts) / seconds:,.0f} tokens/s"
 
 
 def join_texts(texts: list[str]) -> str:
@@ -183,7 +185,7 @@ def tokens_html(generator: Generator, sampled: list[SampledToken]) -> str:
 def show_token(generator: Generator, token: int) -> str:
     """Return a token as visible text; a part of a character as its bytes."""
     if token == generator.eos:
-        return "(end)"
+        return EOS
     raw = generator.token_bytes(token)
     try:
         return pages.visible(raw.decode())
@@ -194,4 +196,4 @@ def show_token(generator: Generator, token: int) -> str:
 def format_facts(model: Model) -> str:
     """Return the facts about a model as HTML, escaped."""
     facts = " · ".join(f"{name}: {value}" for name, value in model.facts.items())
-    return f'<div class="facts">{html.escape(model.failure or facts or "loading ...")}</div>'
+    return f'<div class="facts">{html.escape(model.failure or facts or "Loading the model ...")}</div>'

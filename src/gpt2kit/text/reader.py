@@ -27,26 +27,27 @@ Errors = Literal["stop", "replace"]
 
 
 class Reader:
-    """Reads files as documents: plain text, and .jsonl, .ndjson, .json, .csv, .tsv, .parquet by their names, each also
-    as .gz, .zst, .xz or .bz2. For another format, subclass it and override `documents`.
+    """Reads files as documents: plain text, JSON Lines, JSON, CSV and Parquet, also compressed.
 
-    Line endings become LF, a byte order mark is dropped, and empty documents are skipped.
+    Names tell the formats: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also as .gz, .zst, .xz or .bz2. All other
+    files are plain text. For another format, subclass it and override `documents`. Line endings become LF, a byte order
+    mark is dropped, and empty documents are skipped.
 
     Args:
-        document: what one document is: `file` (a file of plain text, a record of any other format), `line`,
-            `paragraph` (separated by blank lines), or any other text, which is then the separator between documents.
-            The newline or separator is not part of the document. In structured files this splits each record's text.
-            `auto`, the default of earlier versions, is a line of plain text and a record of any other format.
-        field: the name of the text in structured files: a column, or a key of a JSON object. JSON strings need none.
-        encoding: auto, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
+        document: What one document is. `file`: a file of plain text, a record of any other format. `line`. `paragraph`:
+            separated by blank lines. Any other text: the separator between documents. The newline or separator is not
+            part of the document. In structured files this splits each record's text. `auto`, the default of earlier
+            versions: a line of plain text, a record of any other format.
+        field: Name of the text in structured files: a column, or a key of a JSON object. JSON strings need none.
+        encoding: `auto`, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
             order mark takes precedence; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
             detected without doubt.
-        errors: what to do with bytes that are invalid in this encoding: stop, or replace them with U+FFFD and count
+        errors: What to do with bytes that are invalid in this encoding: stop, or replace them with U+FFFD and count
             them.
-        max_bad_fraction: maximum fraction of the records of structured files that may be bad (broken, null, not text,
+        max_bad_fraction: Maximum fraction of the records of structured files that may be bad (broken, null, not text,
             field missing). They are skipped and counted. With 0 the first one is an error.
-        min_chars: skip documents with fewer characters, and count them.
-        max_documents: read at most this number of documents, over all files.
+        min_chars: Skip documents with fewer characters, and count them.
+        max_documents: Read at most this number of documents, over all files.
     """
 
     _report: ReadReport | None = None
@@ -245,3 +246,8 @@ def _strip(document: str, margin: str, is_continued: bool) -> Iterator[str]:
         document = document.lstrip(margin)
     if document:
         yield document
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Yield a text in pieces, as a reader yields a file that is one document."""
+    return _split_text(iter([text]), "")

@@ -30,7 +30,7 @@ class Survey:
 
 
 def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Survey:
-    """Read a text and return its size; raise if there is none. While one process reads it, others wait."""
+    """Read a text and return its size; raise if it has no documents. While one process reads it, others wait."""
     from filelock import FileLock
 
     content = {
@@ -61,7 +61,7 @@ def _read(file: Path) -> Survey | None:
 
 
 def measure(paths: Sequence[PathOrURL], reader: Reader) -> Survey:
-    """Read a text and return its size; raise if there is none."""
+    """Read a text and return its size; raise if it has no documents."""
     report, documents, total, largest, start = ReadReport(), 0, 0, 0, 0
     size = sum(sources.size(path) for path in paths)
     with tqdm(

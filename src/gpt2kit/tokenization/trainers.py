@@ -55,7 +55,7 @@ Kind = Literal["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece", "e
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer to train on text or to adopt: the options of train_tokenizer.py and `data.tokenizer`."""
+    """A tokenizer to train on text or to adopt. Options of train_tokenizer.py and of `data.tokenizer`."""
 
     kind: Kind = "bpe"
     """bpe: byte-level byte-pair encoding, as in GPT-2. spm-bpe, spm-unigram: SentencePiece's two models, with byte

@@ -48,13 +48,13 @@ class TextSamples(Callback):
     without it.
 
     Args:
-        prompts: text to continue; an empty prompt is the start of a document.
-        max_new_tokens: maximum number of tokens of each text.
-        temperature: lower is more conservative, higher more random, 0 is greedy.
-        top_k: sample from the k most likely tokens only. 0: off.
-        top_p: sample from the most likely tokens whose probabilities together reach top_p. 1: off.
-        num_samples: texts per prompt.
-        seed: random seed, the same at each validation, so that texts differ by the weights alone.
+        prompts: Text to continue; an empty prompt is the start of a document.
+        max_new_tokens: Maximum number of tokens of each text.
+        temperature: Lower is more conservative, higher more random, 0 is greedy.
+        top_k: Sample from the k most likely tokens only. 0: off.
+        top_p: Sample from the most likely tokens whose probabilities together reach top_p. 1: off.
+        num_samples: Texts per prompt.
+        seed: Random seed, the same at each validation, so that texts differ by the weights alone.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class EpochExports(Callback):
     bit-identical with and without it. If a folder cannot be written, a warning is printed and training continues.
 
     Args:
-        every: epochs between exports.
-        dtype: the type of the exported weights.
+        every: Epochs between exports.
+        dtype: The type of the exported weights.
     """
 
     def __init__(self, every: int = 1, dtype: Dtype = "float32") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import dtensor
-from gpt2kit.checkpoint import initialize
+from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
@@ -50,28 +51,28 @@ class GPT2Module(pl.LightningModule):
         embd_pdrop: Dropout after the embeddings. Default: dropout.
         attn_pdrop: Dropout of attention weights. Default: dropout.
         resid_pdrop: Dropout of each residual branch. Default: dropout.
-        initializer_range: Standard deviation of initial weights; residual projections get it / sqrt(2 n_layer).
+        initializer_range: Standard deviation of initial weights. Residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: Added to the variance in layer norms.
-        init_from: Initial weights: a run, a checkpoint, a Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
+        init_from: Initial weights: a run, checkpoint, Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
             n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
             data.tokenizer. A resumed run does not read it again.
-        replace_tokenizer: Adapt the weights of init_from to data.tokenizer, if that is another vocabulary. Each new
-            token starts as the mean of the old tokens that spell it.
-        freeze: Parts that are not trained: layers by number (`3`, `0-5`), `embeddings`, `layers`, `body` (all but the
-            token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
+        replace_tokenizer: Adapt the weights of init_from to data.tokenizer. Each new token starts as the mean of the
+            old tokens that spell it.
+        freeze: Parts that are not trained, such as `embeddings` or `0-5`. Layers by number, `embeddings`, `layers`,
+            `body` (all but the token embedding), or names such as `wpe`, `ln_f`, `h.0.attn`.
         freeze_steps: Optimizer steps for which freeze holds. Default: all.
-        lora_r: Rank of LoRA: small matrices next to the hidden ones are trained instead of all weights (needs the
-            package peft). 0: no LoRA. With replace_tokenizer the token embedding is trained, too. The small matrices
-            are merged into the weights when a checkpoint is opened.
-        lora_alpha: What LoRA adds to a weight matrix is multiplied by lora_alpha / lora_r. Default: 2 x lora_r, a scale
-            of 2.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
-        attention: sdpa (torch's kernels), plain (matrix products), or auto, the faster one on the device.
-        compile: blocks (each transformer block, once for all), model (all in one), off, or auto: blocks from the second
-            step on, if the run is long enough to repay it.
-        optimizer: One of gpt2kit's or most of torch's optimizers. It gets two groups: hidden matrices, which decay, and
-            the rest, which does not.
-        schedule: Factor of the learning rate at each optimizer step.
+        lora_r: Rank of LoRA: train small matrices next to the hidden ones. 0: no LoRA. It needs the package
+            peft. With replace_tokenizer the token embedding is trained, too. The small matrices are merged into the
+            weights when a checkpoint is opened.
+        lora_alpha: LoRA's matrices are scaled by lora_alpha / lora_r. Default: 2 x lora_r.
+        gradient_checkpointing: Save memory by recomputing activations in the backward pass. About a third slower.
+        attention: Implementation of attention: sdpa (torch's kernels), plain (matrix products), auto (the faster one).
+        compile: What is compiled: blocks (each transformer block), model (all in one), off, or auto (blocks, from the
+            second step on, if the run is long enough to repay it).
+        optimizer: Class of the optimizer: gpt2kit.optim.Muon, gpt2kit.optim.AdamW or most of torch.optim's. It gets two
+            groups: hidden matrices, which decay, and the rest, which does not. torch.optim.Muon accepts only matrices,
+            and LBFGS accepts no groups, so they do not work.
+        schedule: Learning-rate schedule: a factor for each optimizer step.
         max_nonfinite_steps: Maximum number of steps with a NaN or Inf gradient in the whole run. Their updates are
             skipped; the next such step stops training (exit code 6). Default: the first one stops it.
         max_grad_scaler_skips: With 16-mixed, maximum number of consecutive steps that the loss scaler may skip because
@@ -85,6 +86,7 @@ class GPT2Module(pl.LightningModule):
 
     model: GPT2
     frozen: FrozenParameters
+    tokenizer: Tokenizer  # only after `load_from_checkpoint`
 
     def __init__(
         self,
@@ -150,6 +152,24 @@ class GPT2Module(pl.LightningModule):
         self.validation: tuple[int, Score] | None = None  # the step and the score of the last one
         if vocab_size is not None:
             self.build()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: torch.device | str | None = None, **options: Any
+    ) -> GPT2Module:
+        """Return a module in eval mode with the weights and the tokenizer of a checkpoint; no code in it is executed.
+
+        Args:
+            checkpoint_path: `last`, a run folder (its best checkpoint), a .ckpt file, or a Hugging Face folder.
+            map_location: the device. Default: the CPU.
+            **options: other parameters of the module, such as `optimizer`.
+        """
+        opened = checkpoint.open(checkpoint_path)
+        module = cls(**opened.shape, document_start=opened.document_start, **options)
+        module.model.load_state_dict(opened.state)
+        module.model.use_attention(module.attention)
+        module.tokenizer = opened.tokenizer
+        return module.eval().to(map_location or "cpu")
 
     def prepare_data(self) -> None:
         """Check the user's values against the tokenizer, before the run's folder is created."""

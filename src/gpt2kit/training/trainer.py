@@ -38,6 +38,30 @@ _EPOCH_OPTIONS = {
     "check_val_every_n_epoch": ((None, 1), "use trainer.val_check_interval, where a fraction means epochs"),
 }
 
+# Texts for the options of Lightning's Trainer that `--help` and docs/cli.md describe.
+LIGHTNING_OPTIONS = {
+    "accelerator": "Kind of device: `cpu`, `gpu` or `mps`. `auto`: the best one available.",
+    "strategy": "`ddp` replicates the model on all devices, `fsdp` shards it. See docs/distributed.md.",
+    "devices": "Number of devices, or which ones. Under torchrun and srun it follows from the launcher.",
+    "num_nodes": "Number of machines. Under torchrun and srun it follows from the launcher.",
+    "accumulate_grad_batches": "Forward passes per optimizer step. `data.global_batch_size` sets it, if given.",
+    "gradient_clip_val": "Maximum gradient norm; 1.0 is usual. Default: no clipping.",
+    "gradient_clip_algorithm": "`norm`, or `value`: clip each element by itself. Default: norm.",
+    "log_every_n_steps": "Optimizer steps between two rows of the log.",
+    "default_root_dir": "Folder that contains `lightning_logs`. Default: the working directory.",
+    "callbacks": "Callbacks of gpt2kit, of Lightning or your own. Those that need Lightning's epochs are refused: "
+    "BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging and Timer.",
+    "logger": "Loggers besides TensorBoard and CSV: see configs/logger. `false`: no log, and no folder.",
+    "enable_checkpointing": "`false`: save no checkpoints.",
+    "enable_progress_bar": "`false`: no progress bar and no progress lines.",
+    "deterministic": "Use deterministic operations on a GPU, at some cost. Those of a CPU are always deterministic.",
+    "limit_val_batches": "Validate on the first batches only: a number, or a fraction of them.",
+    "fast_dev_run": "Run one step, or this many, as a smoke test. Nothing is written.",
+    "num_sanity_val_steps": "Validation batches before the first step.",
+    "profiler": "Measure where the time is spent: `simple`, `advanced` or `pytorch`.",
+    "detect_anomaly": "Name the operation that produced a NaN. Slow.",
+} | {name: f"Refused: {advice}." for name, (_, advice) in _EPOCH_OPTIONS.items()}
+
 
 def make_trainer(
     precision: Precision = "auto",
@@ -61,8 +85,8 @@ def make_trainer(
         max_time: Time limit, such as 20m, 1h30m, 2d or 00:00:20:00 (DD:HH:MM:SS). Alone, it is the time of the whole
             run, and the schedule ends with it. With another limit, each start of the run stops and saves after it, and
             the schedule ends with the other limit.
-        val_check_interval: Steps between validations if it is a whole number, epochs if it is a fraction. The last
-            step is always validated.
+        val_check_interval: Validate every N steps (a whole number) or epochs (a fraction). The last step is always
+            validated.
         **kwargs: Lightning's own options.
     """
     if not kwargs.get("fast_dev_run"):

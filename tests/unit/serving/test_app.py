@@ -42,8 +42,8 @@ def test_each_model_is_found_once(run: Run, tmp_path: Path) -> None:
 
 def test_a_model_is_described(service: Service) -> None:
     model = service.model("version_0")
-    assert set(model.facts) == {"size", "training text", "bits per byte", "context"}
-    assert "train.txt" in model.facts["training text"] and 0 < float(model.facts["bits per byte"]) < 9
+    assert set(model.facts) == {"parameters", "training text", "validation bits per byte", "context length"}
+    assert "train.txt" in model.facts["training text"] and 0 < float(model.facts["validation bits per byte"]) < 9
     assert 1 <= len(model.examples) <= 4
 
 
@@ -96,10 +96,10 @@ def test_invalid_options_and_missing_packages_are_reported(
     assert code == 2 and "pip install" in err
 
 
-def client(service: Service, auth: tuple[str, str] | None = None, base: str = "http://127.0.0.1") -> Any:
+def client(service: Service, auth: tuple[str, str] | None = None, allow_frame: bool = False) -> Any:
     pytest.importorskip("gradio", reason="the demo's extra is not installed")
     testclient = pytest.importorskip("starlette.testclient")
-    return testclient.TestClient(app.app(service, "127.0.0.1", auth, 2), base_url=base)
+    return testclient.TestClient(app.app(service, "127.0.0.1", auth, 2, allow_frame), base_url="http://127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +112,14 @@ def http(service: Service) -> Iterator[Any]:
     ("settings", "message"),
     [
         (("x" * 4001, 5, 1.0, 0, 1.0, 1.0, 1, 1), "characters in the prompt: 4,001"),
-        (("the", 501, 1.0, 0, 1.0, 1.0, 1, 1), "tokens: 501 is more"),
+        (("the", 501, 1.0, 0, 1.0, 1.0, 1, 1), "max new tokens: 501 is more"),
         (("the", "nine", 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", math.inf, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", math.nan, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", None, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", 5, -1, 0, 1.0, 1.0, 1, 1), "must not be negative"),
         (("the", 5, math.nan, 0, 1.0, 1.0, 1, 1), "must not be negative"),
-        (("the", 5, 1.0, 0, 1.0, 1.0, 99, 1), "samples: 99 is more"),
+        (("the", 5, 1.0, 0, 1.0, 1.0, 99, 1), "number of samples: 99 is more"),
         (("the", 5, 1.0, 0, 1.0, 1.0, 1, math.inf), "a setting is not a number"),
     ],
 )
@@ -134,6 +134,12 @@ def test_settings_that_the_page_does_not_offer_are_refused(
 def test_an_unknown_model_is_refused(service: Service) -> None:
     with pytest.raises(UserError, match="no model"):
         list(page.generate_content(service, "../../etc/passwd", "the", 5, 1.0, 0, 1.0, 1.0, 1, 1))
+
+
+def test_tokens_that_replace_the_end_of_a_prompt_are_shown_but_not_counted(service: Service) -> None:
+    *_, (text, tokens, status) = page.generate_content(service, "version_0", "the quick ", 5, 0, 0, 1.0, 1.0, 1, 1)
+    assert text.startswith("the quick brown") and status.startswith("5 tokens, ")
+    assert tokens.count('class="t"') == 6
 
 
 def test_tokens_are_escaped(service: Service) -> None:
@@ -160,6 +166,12 @@ def test_only_the_page_is_served(http: Any) -> None:
     assert http.get("/assets/../../../../etc/passwd").status_code == 404
     assert http.post("/gradio_api/upload", files={"files": b"x"}).status_code == 404
     assert http.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+
+
+def test_other_sites_may_show_the_page_in_a_frame_if_allowed(service: Service, http: Any) -> None:
+    assert "frame-ancestors 'self'" in http.get("/").headers["content-security-policy"]
+    policy = client(service, allow_frame=True).get("/").headers["content-security-policy"]
+    assert "frame-ancestors *" in policy and "default-src 'self'" in policy
 
 
 def test_large_and_chunked_bodies_are_refused(http: Any) -> None:

@@ -53,6 +53,14 @@ def test_pieces_of_any_size_give_the_same_text(tmp_path: Path, monkeypatch: pyte
             assert not open_document and joined == documents, (size, kind)
 
 
+def test_a_text_in_memory_has_the_pieces_of_a_file(tmp_path: Path) -> None:
+    for text in ("", "a\n", "long line \n" * 60_000, "x" * 600_000):
+        (tmp_path / "t.txt").write_text(text)
+        pieces = list(reader.split_text(text))
+        assert pieces == list(Reader("file").documents(tmp_path / "t.txt")) and "".join(pieces) == text
+        assert all(isinstance(piece, UnfinishedPiece) for piece in pieces[:-1])
+
+
 def test_files_are_found_once_in_a_fixed_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden", ".git/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,0 +1,284 @@
+"""The Python API: `gpt2kit.load` and `gpt2kit.train` return a `Model`, which generates text and scores it.
+
+A wrong value raises the same `UserError` as on the command line. docs/api.md has examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import re
+import signal
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
+from gpt2kit.errors import MachineError, Problems, UserError, nearest, refuse
+from gpt2kit.evaluation.options import Precision as ScoringPrecision
+from gpt2kit.generation.generator import Generator
+from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems, is_text
+from gpt2kit.metrics import Score
+from gpt2kit.tokenization.tokenizer import eos_id
+
+if TYPE_CHECKING:
+    from gpt2kit.evaluation.surprisal import Span, Surprisal
+    from gpt2kit.model.gpt2 import GPT2
+
+# Options of trainer.py after which no model is trained in this process.
+_NOT_TRAINING = ("merge", "part", "plan", "tune", "verify_resume")
+
+
+class Model:
+    """A trained model. `gpt2kit.load` returns one.
+
+    Attributes:
+        checkpoint: its weights, tokenizer and metadata.
+        generator: generates text, in `precision`.
+        gpt2: the network as a torch module, a subclass of transformers' `GPT2LMHeadModel`, for scores.
+    """
+
+    def __init__(self, checkpoint: LoadedCheckpoint, device: str = "auto", precision: Precision = "auto") -> None:
+        self.checkpoint = checkpoint
+        self.generator = Generator(checkpoint, precision, device=device)
+        self._scoring_precision: ScoringPrecision = "32" if precision == "auto" else precision
+
+    def __repr__(self) -> str:
+        shape = self.checkpoint.shape
+        size = f"{shape['n_layer']} layers, width {shape['n_embd']}, context {shape['n_positions']}"
+        return f"<gpt2kit.Model {self.checkpoint.path}: {size}>"
+
+    @cached_property
+    def gpt2(self) -> GPT2:
+        """The network in eval mode, on the model's device, in float32 unless `precision` names another type."""
+        from gpt2kit.evaluation.scoring import prepare  # here and below, because transformers imports slowly
+
+        return prepare(self.checkpoint.model, str(self.generator.gpt2.device), self._scoring_precision)
+
+    @overload
+    def generate(
+        self, prompt: str = "", n: Literal[1] = 1, *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+    @overload
+    def generate(self, prompt: str = "", *, n: int, stream: Literal[False] = False, **options: Any) -> list[str]: ...
+    @overload
+    def generate(self, prompt: str = "", *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def generate(
+        self, prompt: str = "", n: int = 1, *, stream: bool = False, **options: Any
+    ) -> str | list[str] | Iterator[str]:
+        """Continue a prompt. The result begins with the prompt, as the output of generate.py does.
+
+        Args:
+            prompt: the beginning of the text. Default: the start of a document.
+            n: number of texts.
+            stream: return an iterator over the parts of one text, the prompt first.
+            **options: fields of `GenerationOptions`, which are the options of generate.py.
+
+        Returns:
+            A text; a list of texts if `n` is above 1; an iterator if `stream` is set.
+        """
+        names = [field.name for field in dataclasses.fields(GenerationOptions) if field.name != "num_samples"]
+        _refuse_unknown("generate", options, [*names, "n", "stream"])
+        values: dict[str, Any] = {name: [value] if isinstance(value, str) else value for name, value in options.items()}
+        chosen = GenerationOptions(num_samples=n, **values)
+        try:
+            messages = generation_problems(chosen)
+        except TypeError as error:
+            raise TypeError(f"generate: an option has a value of the wrong type ({error})") from None
+        problems = Problems(message.replace("--num_samples", "n").replace("--", "") for message in messages)
+        problems.check(isinstance(prompt, str), f"prompt {prompt!r}: must be one text")
+        problems.check(n == 1 or not stream, f"n {n}: stream returns one text. Leave out one of the two")
+        refuse(problems.messages)
+        if stream:
+            return self._stream(prompt, chosen)
+        texts = [prompt] * n
+        for chunk in self.generator.generate([prompt], chosen):
+            texts[chunk.sample] += chunk.text
+        return texts[0] if n == 1 else texts
+
+    def _stream(self, prompt: str, options: GenerationOptions) -> Iterator[str]:
+        yield prompt
+        for chunk in self.generator.generate([prompt], options):
+            yield chunk.text
+
+    @overload
+    def score(self, texts: str, stride: int | None = None, batch_size: int = 16) -> Score: ...  # type: ignore[overload-overlap]
+    @overload
+    def score(self, texts: Iterable[str], stride: int | None = None, batch_size: int = 16) -> list[Score]: ...
+    def score(self, texts: str | Iterable[str], stride: int | None = None, batch_size: int = 16) -> Score | list[Score]:
+        """Return how well the model predicts each text: the figures of test.py for the text as one document.
+
+        Args:
+            texts: one text, or several.
+            stride: tokens from one window of a long text to the next, as in test.py. Default: the context.
+            batch_size: windows per forward pass. Changes the speed, not the figures.
+
+        Returns:
+            A `Score` for one text, a list for several. The end of the text counts as one token and one byte.
+        """
+        from gpt2kit.evaluation.statistics import count_words
+
+        documents = [texts] if isinstance(texts, str) else list(texts)
+        ends = self._predicts_ends
+        tokens = [self._encode(text)[0] for text in documents]
+        scores = [
+            Score(
+                float(nats.sum()),
+                len(ids) - 1,
+                len(text.encode()) + ends,
+                len(text) + ends,
+                count_words(text)[0] + ends,
+            )
+            for text, ids, nats in zip(documents, tokens, self._predict(tokens, stride, batch_size), strict=True)
+        ]
+        return scores[0] if isinstance(texts, str) else scores
+
+    def surprisal(self, text: str, stride: int | None = None, batch_size: int = 16) -> Surprisal:
+        """Return nats, bits, rank and entropy of each token of a text, given the tokens before it.
+
+        The first token is predicted from an end-of-document token, as in training. The end of the text is left out.
+
+        Args:
+            text: the text.
+            stride: see `score`.
+            batch_size: see `score`.
+        """
+        from gpt2kit.evaluation.surprisal import make_rows
+
+        tokens, spans = self._encode(text)
+        [statistics] = self._predict([tokens], stride, batch_size, statistics=True)
+        return make_rows(text, spans, statistics[:, : len(spans)])
+
+    @property
+    def _predicts_ends(self) -> bool:
+        return self.checkpoint.metadata.get("append_eos") is not False
+
+    def _encode(self, text: str) -> tuple[NDArray[np.int64], list[Span]]:
+        """Return a text's ids with the end-of-document tokens around it, and the characters of each of its tokens."""
+        from gpt2kit.evaluation.surprisal import encode
+        from gpt2kit.text.reader import split_text
+
+        if not isinstance(text, str) or not is_text(text):
+            raise UserError(f"text {text!r:.60}: must be one text, without bytes that are not UTF-8")
+        ids, spans = encode(split_text(text), self.checkpoint.tokenizer)
+        eos = [eos_id(self.checkpoint.tokenizer)]
+        return np.array([*eos, *ids, *(eos if self._predicts_ends else [])]), spans
+
+    def _predict(
+        self, texts: Sequence[NDArray[np.int64]], stride: int | None, batch_size: int, statistics: bool = False
+    ) -> list[NDArray[np.float64]]:
+        from gpt2kit.evaluation.scoring import predict_texts
+
+        context = self.checkpoint.shape["n_positions"]
+        problems = Problems()
+        problems.check(stride is None or 1 <= stride <= context, f"stride {stride}: must be from 1 to {context}")
+        problems.check(batch_size >= 1, f"batch_size {batch_size}: must be at least 1")
+        refuse(problems.messages)
+        return predict_texts(self.gpt2, texts, stride, batch_size, self._scoring_precision, statistics)
+
+
+def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
+    """Open a model. Nothing in its files is executed.
+
+    Args:
+        path: `last`, a run folder (its best checkpoint), a .ckpt file, a Hugging Face folder, or hf://OWNER/NAME.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
+        precision: 32, bf16 or 16. auto: as generate.py for generation, and 32, as test.py, for scores.
+    """
+    if device not in ("auto", "cpu"):
+        _check_gpu(device)
+    return Model(checkpoint.open(path), device, precision)
+
+
+def _check_gpu(device: str) -> None:
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if not match:
+        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if int(match[1] or 0) >= count:
+        raise MachineError(f"device {device}: this machine has {count} GPUs that torch can use. Use auto")
+
+
+def train(
+    files: str | Path | Sequence[str | Path] | None = None,
+    *,
+    config: str | Path | Sequence[str | Path] = (),
+    options: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Model:
+    """Train a model in this process, as trainer.py does, and return its best checkpoint.
+
+    Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
+
+    Args:
+        files: text files or folders: `data.train_files`. Default: those of `config`.
+        config: config files, in increasing precedence.
+        options: options by their full names, such as `{"trainer.callbacks": [...]}`.
+        **settings: options by the last part of their names, such as `max_time="20m"` for `trainer.max_time`.
+    """
+    from gpt2kit.cli import train as command
+
+    names = _option_names()
+    _refuse_unknown("train", settings, [*names, "files", "config", "options"])
+    values: dict[str, Any] = {} if files is None else {"data.train_files": files}
+    values |= {names[name]: value for name, value in settings.items()} | dict(options or {})
+    if unsupported := [name for name in values if name in _NOT_TRAINING]:
+        raise UserError(f"{unsupported[0]}: trains no model. Use trainer.py --{unsupported[0]}")
+    configs = [config] if isinstance(config, str | Path) else config
+    arguments = [f"--config={path}" for path in configs]
+    if values.pop("override_optimizer", False):
+        arguments.append("--override_optimizer")  # a flag
+    for name, value in values.items():
+        try:
+            text = value if isinstance(value, str | Path) else json.dumps(value, default=os.fspath)
+        except TypeError:
+            raise UserError(f"{name}: must be plain values. Give a class as its class_path and init_args") from None
+        arguments.append(f"--{name}={text}")
+    try:
+        with warnings.catch_warnings():  # the command filters some warnings
+            run = command.main(arguments)
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
+    assert run is not None
+    return load(run)
+
+
+def _option_names() -> dict[str, str]:
+    """Return the options of trainer.py by the last part of their names."""
+    import pytorch_lightning as pl
+
+    from gpt2kit.cli.train_options import LINKED, OPTIONS
+    from gpt2kit.data.datamodule import TextDataModule
+    from gpt2kit.optim import Muon
+    from gpt2kit.text.reader import Reader
+    from gpt2kit.training.module import GPT2Module
+    from gpt2kit.training.trainer import make_trainer
+
+    names = {name: name for name in ("seed_everything", *(name for name, *_ in OPTIONS if name not in _NOT_TRAINING))}
+    owners: list[tuple[str, Any]] = [("data", TextDataModule), ("data.reader", Reader), ("model", GPT2Module)]
+    owners += [("model.optimizer", Muon), ("trainer", make_trainer), ("trainer", pl.Trainer)]
+    for owner, kind in owners:
+        for parameter in inspect.signature(kind).parameters.values():
+            full = f"{owner}.{parameter.name}"
+            if parameter.kind is not parameter.VAR_KEYWORD and full not in (*LINKED, "model.optimizer.params"):
+                assert names.setdefault(parameter.name, full) == full, f"{parameter.name}: the name of two options"
+    return names
+
+
+def _refuse_unknown(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise for a keyword argument that a function does not have, as Python does."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{nearest(name, known)}")
