@@ -39,6 +39,7 @@ html_theme_options = {
 
 autodoc_typehints = "description"  # not in signatures, which are long enough
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True  # an attribute may also be documented where it is defined
 default_role = "code"  # docstrings write `name`, as Markdown does
 
 
