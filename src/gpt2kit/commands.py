@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 _SCRIPTS = {"train": "trainer.py", "tokenize": "train_tokenizer.py", "demo": "web_demo.py"}
+_SCRIPTS |= {verb: f"{verb}.py" for verb in ("test", "generate", "export", "plot", "cache")}
 
 
 def is_script() -> bool:
-    """Return whether this process runs a script, not `gpt2kit` or `python -m gpt2kit`."""
-    program = Path(sys.argv[0])
-    return program.suffix == ".py" and program.name != "__main__.py"
+    """Return whether this process runs a script of gpt2kit, not `gpt2kit`, `python -m gpt2kit` or another program."""
+    return Path(sys.argv[0]).name in _SCRIPTS.values()
 
 
 def command_name(verb: str) -> str:
     """Return how the user would call a command."""
-    return _SCRIPTS.get(verb, f"{verb}.py") if is_script() else f"gpt2kit {verb}"
+    return _SCRIPTS[verb] if is_script() and verb in _SCRIPTS else f"gpt2kit {verb}"

@@ -106,7 +106,10 @@ def test_each_start_prints_a_summary_and_is_recorded_in_start_json(
     starts = folder.read_starts(tmp_path / "lightning_logs/version_0")
     assert [bool(start["start"]["resumed"]) for start in starts] == [False, True]
     first = starts[0]
-    assert first["start"]["command"][1:] == args and first["start"]["chosen"]["precision"][1] == "as requested"
+    assert (
+        first["start"]["command"] == ["gpt2kit", "train", *args]
+        and first["start"]["chosen"]["precision"][1] == "as requested"
+    )
     assert first["text"]["splits"]["train"]["documents"] == 300 and first["model"]["shape"]["n_layer"] == 2
 
 

@@ -32,7 +32,7 @@ def test_a_report_shows_the_whole_run_and_loads_nothing_from_elsewhere(run: Run,
     assert "script" not in page.tags and not page.links and "default-src 'none'" in html
     for word in (
         *("validation, bits per byte", "parameters", "Loss", "Samples", "and on", "Test", "95 % interval"),
-        *("Token by token", "300", "Settings and machine", "Muon", "as requested", "n_layer: 2", "python trainer.py"),
+        *("Token by token", "300", "Settings and machine", "Muon", "as requested", "n_layer: 2", "gpt2kit train"),
         *("torch", "--data.block_size=16"),
     ):
         assert word in page.text or word in html, word

@@ -79,7 +79,8 @@ def choose(
         passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), _MAX_PASSES)
     dropout, weight_decay = 0.0, 0.1
     if not is_pretrained:
-        _, dropout, weight_decay = [row for row in _REGULARIZATION if passes >= row[0]][-1]
+        full_passes = round(passes, 1)  # 4 epochs are a little less than 4 passes: the last tokens make no block
+        _, dropout, weight_decay = [row for row in _REGULARIZATION if full_passes >= row[0]][-1]
     return Sizes(size["n_layer"], size["n_head"], size["n_embd"], dropout, weight_decay, passes)
 
 

@@ -29,7 +29,8 @@ def test_more_text_gives_a_larger_model_and_fewer_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "dropout", "weight_decay"), [(0.5, 0.0, 0.1), (3.9, 0.0, 0.1), (4, 0.1, 0.5), (10, 0.1, 2.0)]
+    ("passes", "dropout", "weight_decay"),
+    [(0.5, 0.0, 0.1), (3.9, 0.0, 0.1), (3.99, 0.1, 0.5), (4, 0.1, 0.5), (10, 0.1, 2.0)],
 )
 def test_passes_decide_dropout_and_weight_decay(passes: float, dropout: float, weight_decay: float) -> None:
     sizes = auto.choose(500_000, AUTO, passes)
