@@ -10,18 +10,18 @@ from typing import Any
 
 from gpt2kit.model.config import Shape, flops_per_token, parameter_count
 
-# Layers, heads and width, if the training text has at least the first number of tokens.
+# Layers, heads, width and the maximum number of passes, if the training text has at least the first number of tokens.
 _SIZES = (
-    (0, 4, 4, 128),
-    (100_000, 6, 6, 192),
-    (1_000_000, 6, 6, 384),
-    (10_000_000, 8, 8, 512),
-    (100_000_000, 12, 12, 768),
+    (0, 4, 4, 128, 6),
+    (100_000, 6, 6, 192, 12),
+    (1_000_000, 6, 6, 384, 8),
+    (10_000_000, 8, 8, 512, 8),
+    (100_000_000, 12, 12, 768, 8),
 )
 # Dropout and weight decay, if the text is read at least the first number of times (docs/experiments.md).
 _REGULARIZATION = ((0, 0.0, 0.1), (4, 0.1, 0.5), (10, 0.1, 2.0))
-# A run without a limit reads this many tokens: a small text many times, a large one once.
-_TOKENS_TO_READ, _MAX_PASSES = 20_000_000, 20
+# A run without a limit reads at most this many tokens, but the text at least once.
+_TOKENS_TO_READ = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def choose(
             would read fewer tokens than it has parameters is replaced by a smaller one.
         is_pretrained: whether the run starts from pretrained weights; then one pass is the default.
     """
-    for _, *row in reversed([row for row in _SIZES if tokens >= row[0]]):
-        size = _fill(shape, *row)
+    for _, layers, heads, width, max_passes in reversed([row for row in _SIZES if tokens >= row[0]]):
+        size = _fill(shape, layers, heads, width)
         if flops is None or flops >= flops_per_token(size) * parameter_count(size):
             break
     if flops is not None:
         passes = flops / (flops_per_token(size) * tokens)
     elif passes is None:
-        passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), _MAX_PASSES)
+        passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), max_passes)
     dropout, weight_decay = 0.0, 0.1
     if not is_pretrained:
         full_passes = round(passes, 1)  # 4 epochs are a little less than 4 passes: the last tokens make no block

@@ -78,7 +78,7 @@ def make_trainer(
         precision: Precision of the arithmetic. auto: bf16-mixed where the device computes it fast, 16-mixed on older
             GPUs, else 32-true. 16 means 16-mixed, bf16 means bf16-mixed, 32 means 32-true.
         max_epochs: Number of passes over the training text. If several limits are set, the first one reached ends
-            training. auto: from 20 for a small text to 1 for a large one (docs/training.md); no limit if another one is
+            training. auto: from 12 for a small text to 1 for a large one (docs/training.md); no limit if another one is
             set. null: no limit; without any limit, 1.
         max_steps: Number of optimizer steps.
         max_tokens: Number of training tokens.
