@@ -69,14 +69,15 @@ def choose(
             would read fewer tokens than it has parameters is replaced by a smaller one.
         is_pretrained: whether the run starts from pretrained weights; then one pass is the default.
     """
-    for _, layers, heads, width, max_passes in reversed([row for row in _SIZES if tokens >= row[0]]):
+    rows = [row for row in _SIZES if tokens >= row[0]]
+    for _, layers, heads, width, _ in reversed(rows):
         size = _fill(shape, layers, heads, width)
         if flops is None or flops >= flops_per_token(size) * parameter_count(size):
             break
     if flops is not None:
         passes = flops / (flops_per_token(size) * tokens)
     elif passes is None:
-        passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), max_passes)
+        passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), rows[-1][-1])
     dropout, weight_decay = 0.0, 0.1
     if not is_pretrained:
         full_passes = round(passes, 1)  # 4 epochs are a little less than 4 passes: the last tokens make no block
