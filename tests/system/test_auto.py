@@ -48,8 +48,8 @@ def test_without_a_limit_the_size_of_the_text_decides_the_passes(
     automatic: list[str], inside: Path, call: Callable[..., Outcome]
 ) -> None:
     code, out, err = call(train.main, *automatic, "--plan")
-    assert code == 0 and "= 20.00 epochs of" in out, err
-    assert "4 layers, 4 heads, width 128, dropout 0.1, weight decay 2: for 20 passes over" in out
+    assert code == 0 and "= 6.00 epochs of" in out, err
+    assert "4 layers, 4 heads, width 128, dropout 0.1, weight decay 0.5: for 6 passes over" in out
     code, out, _ = call(train.main, *automatic, "--plan", "--trainer.max_time=20m")
     assert code == 0 and "until the time limit" in out and "dropout 0.1, weight decay 2: for" in out
 
