@@ -15,7 +15,7 @@ ARG TORCH=cpu
 RUN pip install --no-cache-dir torch==2.13.0 --index-url https://download.pytorch.org/whl/${TORCH}
 
 COPY . /src
-RUN pip install --no-cache-dir "/src[demo,plots,encodings,parquet,zstd]"
+RUN pip install --no-cache-dir "/src[demo,plots,parquet,zstd]"
 
 # Text, tokenized text and runs are in the mounted folder.
 WORKDIR /work

@@ -18,7 +18,7 @@ unit: .venv/installed  ## the unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/unit
 
 LOWEST := .cache/lowest
-EXTRAS := comments,demo,encodings,gguf,hub,lora,parquet,plots,sentencepiece,stats,zstd
+EXTRAS := comments,demo,gguf,hub,lora,parquet,plots,sentencepiece,stats,zstd
 
 lowest:  ## the unit tests with the lowest versions of everything but torch
 	$(PYTHON) -m venv $(LOWEST)

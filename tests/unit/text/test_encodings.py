@@ -44,7 +44,6 @@ def test_a_named_encoding_is_decoded_in_chunks_of_any_size(text: str, encoding: 
 
 @pytest.mark.parametrize(("text", "encoding"), ENCODED[:-1])
 def test_an_unambiguous_encoding_is_detected(text: str, encoding: str) -> None:
-    pytest.importorskip("charset_normalizer")
     report = ReadReport()
     assert decode(text.encode(encoding), report=report) == text
     line = report.lines()[0]
@@ -52,7 +51,6 @@ def test_an_unambiguous_encoding_is_detected(text: str, encoding: str) -> None:
 
 
 def test_western_encodings_are_not_guessed() -> None:
-    pytest.importorskip("charset_normalizer")
     for text, encoding in ((FRENCH, "latin-1"), ("Zażółć gęślą jaźń. Wszyscy ludzie.\n" * 9, "cp1250")):
         with pytest.raises(DataError, match=r"a\.txt line 1, byte \d+: not UTF-8. Set reader.encoding"):
             decode(text.encode(encoding))
@@ -69,12 +67,6 @@ def test_damaged_utf8_is_not_detected_as_another_encoding() -> None:
     raw = (CHINESE * 3).encode()
     with pytest.raises(DataError, match="line 1, byte 30: not UTF-8"):
         decode(raw[:30] + b"\xb5\xb5" + raw[30:])
-
-
-def test_a_missing_detector_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "charset_normalizer", None)
-    with pytest.raises(DataError, match="pip install charset-normalizer"):
-        decode(CHINESE.encode("gb18030"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
