@@ -250,7 +250,8 @@ def train(
         if stop.code == 128 + signal.SIGINT:
             raise KeyboardInterrupt from None
         raise
-    assert run is not None
+    if run is None:
+        raise UserError("train: this run writes no checkpoint. Leave out fast_dev_run and logger=False")
     return load(run)
 
 

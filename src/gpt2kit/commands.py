@@ -14,6 +14,17 @@ def is_script() -> bool:
     return Path(sys.argv[0]).name in _SCRIPTS.values()
 
 
+def reader_option(name: str) -> str:
+    """Return an option of the reader as it is typed: `--data.reader.encoding` in training, else `--reader.encoding`.
+
+    In another program, it is the name in a config.
+    """
+    verb = next((verb for verb, script in _SCRIPTS.items() if Path(sys.argv[0]).name == script), "")
+    verb = verb or "".join(sys.argv[1:2])
+    prefix = {"train": "--data.", "test": "--", "tokenize": "--"}.get(verb, "data.")
+    return f"{prefix}reader.{name}"
+
+
 def command_name(verb: str) -> str:
     """Return how the user would call a command."""
     return _SCRIPTS[verb] if is_script() and verb in _SCRIPTS else f"gpt2kit {verb}"

@@ -82,8 +82,9 @@ def test_auto_means_the_sizes_of_pretrained_weights(
     assert (shape["n_layer"], shape["n_embd"], shape["resid_pdrop"]) == (2, 32, 0.0)
 
 
-def test_a_fast_dev_run_has_sizes(automatic: list[str], inside: Path) -> None:
-    train.main([*automatic, "--trainer.fast_dev_run=1"])
+def test_a_fast_dev_run_has_sizes_and_writes_nothing(automatic: list[str], inside: Path) -> None:
+    assert train.main([*automatic, "--trainer.fast_dev_run=1"]) is None
+    assert not (inside / "lightning_logs").exists()
 
 
 def test_the_end_of_a_run_has_its_scores_a_sample_and_the_next_commands(

@@ -240,21 +240,22 @@ class TrainCLI(LightningCLI):
 
     def report_end(self) -> None:
         """Print how the run ended, and what comes next."""
-        folder = self._run_folder()
-        if folder is not None:
+        folder = self.run_folder
+        if folder is not None and self.trainer.is_global_zero:
             has_sample = not isinstance(self.trainer.strategy, distributed.FSDP)
             run_info.print_lines(end_report.end_lines(folder, self.datamodule, has_sample), sys.stderr)
 
     def report_stop(self) -> None:
         """Print how to resume the run, if it was stopped."""
-        folder = self._run_folder()
-        if folder is not None:
+        folder = self.run_folder
+        if folder is not None and self.trainer.is_global_zero:
             run_info.print_lines(end_report.stop_lines(folder), sys.stderr)
 
-    def _run_folder(self) -> Path | None:
-        """Return the run's folder on rank 0; None on other ranks, and if nothing is saved."""
+    @property
+    def run_folder(self) -> Path | None:
+        """The run's folder; None if the run has not begun, or writes nothing."""
         info = self.run_setup.info
-        return Path(info["folder"]) if info and info["folder"] and self.trainer.is_global_zero else None
+        return Path(info["folder"]) if info and info["folder"] else None
 
     def _dry_run_options(self) -> dict[str, Any]:
         """Return the options of a trainer that trains like the run's and writes nothing."""
@@ -327,7 +328,7 @@ def _train(args: list[str]) -> Path | None:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)
             cli.report_end()
-            return _run_folder(cli)
+            return cli.run_folder
         return None
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
@@ -341,7 +342,7 @@ def _train(args: list[str]) -> Path | None:
             cli.report_stop()
         if cli is None or stop.code:
             raise
-        return _run_folder(cli)  # the time limit of this start
+        return cli.run_folder  # the time limit of this start
     except UserError as error:
         if "--plan" in args:
             raise UserError(str(error)) from error  # a plan exits with 2, whatever is invalid
@@ -350,12 +351,7 @@ def _train(args: list[str]) -> Path | None:
         raise
 
 
-def _run_folder(cli: TrainCLI) -> Path | None:
-    folder = cli.trainer.log_dir
-    return Path(folder) if folder else None
-
-
 def _last_checkpoint(cli: TrainCLI | None) -> str:
-    run = _run_folder(cli) if cli else None
+    run = cli.run_folder if cli else None
     newest = next(iter(checkpoint.checkpoints(run)), None) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

@@ -289,11 +289,16 @@ def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:
 
 def name_loggers(config: Any, name: str) -> None:
     """Give the name of the run to W&B and MLflow, unless the user has set another."""
+    _set_in_loggers(config, {"WandbLogger": ("name", name), "MLFlowLogger": ("run_name", name)})
+
+
+def _set_in_loggers(config: Any, values: dict[str, tuple[str, Any]]) -> None:
+    """Set an option of each logger that `values` names, unless it is set or the value is None."""
     for spec in as_list(config.trainer.logger):
         kind = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
-        option = {"WandbLogger": "name", "MLFlowLogger": "run_name"}.get(kind)
-        if option and spec.init_args.get(option) is None:
-            spec.init_args[option] = name
+        option, value = values.get(kind, ("", None))
+        if value is not None and spec.init_args.get(option) is None:
+            spec.init_args[option] = value
 
 
 def without_tune(args: list[str]) -> list[str]:
@@ -338,8 +343,5 @@ def merge_saved_config(config: Any, saved: Any) -> None:
 def reuse_logger_ids(config: Any, starts: list[dict[str, Any]]) -> None:
     """Continue the runs of W&B and MLflow that belong to this one."""
     ids = starts[-1].get("loggers", {}) if starts else {}
-    for spec in as_list(config.trainer.logger):
-        name = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
-        option = {"WandbLogger": "id", "MLFlowLogger": "run_id"}.get(name)
-        if option and name in ids and spec.init_args.get(option) is None:
-            spec.init_args[option] = ids[name]
+    options = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
+    _set_in_loggers(config, {kind: (option, ids.get(kind)) for kind, option in options.items()})

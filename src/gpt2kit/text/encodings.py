@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
+from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, nearest
 from gpt2kit.text.sources import PathOrURL, ReadReport
 
@@ -75,7 +76,7 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             error_line, error_byte = line + before.count("\n"), offset - len(state[0]) + error.start
             where = f"{path} line {error_line}, byte {error_byte}"
             if not replace:
-                advice = "Set reader.encoding to the file's encoding, or reader.errors replace"
+                advice = f"Set {reader_option('encoding')} to the file's encoding, or {reader_option('errors')} replace"
                 raise DataError(f"{where}: not {codec.upper()}. {advice}") from None
             decoder.setstate(state)
             text, count = _decode_with_replacement(decoder, chunk, not following)
@@ -88,7 +89,8 @@ def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: boo
             where = f"{path} line {nul_line}"
             if not replace:
                 raise DataError(
-                    f"{where}: a NUL character, so this may not be text. Remove the file, or set reader.errors replace"
+                    f"{where}: a NUL character, so this may not be text. Remove the file, or set "
+                    f"{reader_option('errors')} replace"
                 )
             report.note("NUL characters replaced", where, text.count("\0"))
             text = text.replace("\0", "�")
@@ -132,7 +134,7 @@ def _choose_codec(path: PathOrURL, head: bytes, encoding: str, report: ReadRepor
     if b"\0" in head:
         raise DataError(
             f"{path}: contains NUL bytes, so it is either not text or UTF-16 without a byte order mark. Remove it, or "
-            "set reader.encoding utf-16"
+            f"set {reader_option('encoding')} utf-16"
         )
     if encoding == AUTO and not is_utf8(head):
         detected = _detect(path, head)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
 from gpt2kit.text.encodings import normalize_newlines
 from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
@@ -182,7 +183,7 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
             kind = types[field]
             kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
             if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise DataError(f"{path}: column {field!r} is {kind}, not text. Set reader.field")
+                raise DataError(f"{path}: column {field!r} is {kind}, not text. Set {reader_option('field')}")
             number = 0
             for batch in table.iter_batches(_rows_per_batch(table.metadata), columns=[field]):
                 # As bytes, because Parquet does not guarantee that its strings are UTF-8.
@@ -193,7 +194,9 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
                         text = None if raw is None else raw.decode()
                     except UnicodeDecodeError:
                         if not replace:
-                            raise DataError(f"{where}: not UTF-8. Fix it, or set reader.errors replace") from None
+                            raise DataError(
+                                f"{where}: not UTF-8. Fix it, or set {reader_option('errors')} replace"
+                            ) from None
                         report.note("records with undecodable bytes, replaced", where)
                         text = raw.decode("utf-8", "replace")
                     yield where, text
@@ -243,7 +246,7 @@ def _text_of(value: object, field: str) -> str:
         raise value
     if isinstance(value, dict):
         if field not in value:
-            raise BadRecord(f"no field {field!r}", f"it has {_shorten(value)}; see reader.field")
+            raise BadRecord(f"no field {field!r}", f"it has {_shorten(value)}; see {reader_option('field')}")
         value = value[field]
     if isinstance(value, str):
         return value
@@ -252,7 +255,7 @@ def _text_of(value: object, field: str) -> str:
 
 def _check_column(field: str, columns: list[str], path: PathOrURL) -> None:
     if field not in columns:
-        raise DataError(f"{path}: no column {field!r} (it has {_shorten(columns)}). Set reader.field")
+        raise DataError(f"{path}: no column {field!r} (it has {_shorten(columns)}). Set {reader_option('field')}")
 
 
 def _rows_per_batch(metadata: Any) -> int:

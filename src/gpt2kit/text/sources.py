@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from tqdm.utils import CallbackIOWrapper
 
 from gpt2kit import files as durable
+from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
 
 # A local file, or the URL of a remote one.
@@ -59,8 +60,8 @@ class ReadReport:
         if not self.max_bad_fraction:
             more = f" ({detail})" if detail else ""
             raise DataError(
-                f"{where}: {reason}{more}. Fix it, or skip such records: set reader.max_bad_fraction to the fraction "
-                "that may be bad, such as 0.01"
+                f"{where}: {reason}{more}. Fix it, or skip such records: set "
+                f"{reader_option('max_bad_fraction')} to the fraction that may be bad, such as 0.01"
             )
         self.bad += 1
         self.note(f"records left out: {reason}", where)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2kit.model.config import Shape, flops_per_token, parameter_count
+from gpt2kit.optim.adamw import DEFAULT_DECAY
 
 # Layers, heads, width and the maximum number of passes, if the training text has at least the first number of tokens.
 _SIZES = (
@@ -19,7 +20,7 @@ _SIZES = (
     (100_000_000, 12, 12, 768, 8),
 )
 # Dropout and weight decay, if the text is read at least the first number of times (docs/experiments.md).
-_REGULARIZATION = ((0, 0.0, 0.1), (4, 0.1, 0.5), (10, 0.1, 2.0))
+_REGULARIZATION = ((0, 0.0, DEFAULT_DECAY), (4, 0.1, 0.5), (10, 0.1, 2.0))
 # A run without a limit reads at most this many tokens, but the text at least once.
 _TOKENS_TO_READ = 20_000_000
 
@@ -32,7 +33,7 @@ class Sizes:
     n_head: int = 6
     n_embd: int = 384
     dropout: float = 0.0
-    weight_decay: float = 0.1
+    weight_decay: float = DEFAULT_DECAY
     passes: float = 1.0
 
     def options(self, max_epochs: int | None) -> dict[str, int | float | None]:
@@ -78,7 +79,7 @@ def choose(
         passes = flops / (flops_per_token(size) * tokens)
     elif passes is None:
         passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), rows[-1][-1])
-    dropout, weight_decay = 0.0, 0.1
+    dropout, weight_decay = Sizes.dropout, Sizes.weight_decay
     if not is_pretrained:
         full_passes = round(passes, 1)  # 4 epochs are a little less than 4 passes: the last tokens make no block
         _, dropout, weight_decay = [row for row in _REGULARIZATION if full_passes >= row[0]][-1]

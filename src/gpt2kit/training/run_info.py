@@ -274,7 +274,9 @@ def compare_sizes(info: RunInfo) -> str:
         return "the number of tokens depends on the speed"
     per_parameter = tokens / parameters
     unique_per_parameter = info["text"]["splits"]["train"]["tokens"] / parameters
-    if unique_per_parameter < 1 and epochs > 4:
+    if unique_per_parameter < 1 and info["model"]["shape"]["resid_pdrop"] > 0:
+        advice = "the text is small for this model, and dropout limits how much is memorized. More text helps most"
+    elif unique_per_parameter < 1 and epochs > 4:
         advice = "the model is large for this text and will memorize it. Use a smaller one, dropout 0.1, or more text"
     elif unique_per_parameter < 1:
         advice = "the model is large for this text. Stop when val_loss rises, and use dropout 0.1"

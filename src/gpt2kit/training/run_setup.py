@@ -62,7 +62,8 @@ def limits(trainer: Mapping[str, Any]) -> tuple[int | None, int | None, int | No
 
 def has_only_time(trainer: Mapping[str, Any]) -> bool:
     """Return whether `max_time` is the only limit."""
-    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and not any(limits(trainer))
+    is_limited = any(limit is not None for limit in limits(trainer))  # 0 is a limit
+    return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and not is_limited
 
 
 def open_end_problem(schedule: Schedule) -> str:
@@ -189,7 +190,7 @@ class RunSetup(Callback):
         if has_only_time(self.options):
             speed = typical_flops_per_second(trainer.strategy.root_device, str(trainer.precision))
             flops = (self.seconds or 0) * speed * trainer.world_size
-        elif any(limits(self.options)) or self.options["max_epochs"] != "auto":
+        elif any(limit is not None for limit in limits(self.options)) or self.options["max_epochs"] != "auto":
             steps = total_steps(*limits(self.options), order.steps_per_epoch, tokens_per_step)
             passes = steps * tokens_per_step / tokens
         sizes = auto.choose(tokens, gpt2.shape, passes, flops, is_pretrained=gpt2.init_from is not None)

@@ -51,7 +51,7 @@ def test_an_unambiguous_encoding_is_detected(text: str, encoding: str) -> None:
 
 def test_western_encodings_are_not_guessed() -> None:
     for text, encoding in ((FRENCH, "latin-1"), ("Zażółć gęślą jaźń. Wszyscy ludzie.\n" * 9, "cp1250")):
-        with pytest.raises(DataError, match=r"a\.txt line 1, byte \d+: not UTF-8. Set reader.encoding"):
+        with pytest.raises(DataError, match=r"a\.txt line 1, byte \d+: not UTF-8. Set data.reader.encoding"):
             decode(text.encode(encoding))
 
 

@@ -100,7 +100,7 @@ BAD_LINES = [
     ('{"text": null}', "null instead of text"),
     ('{"text": 3}', "int instead of text"),
     ("[1]", "list instead of text"),
-    ('{"title": "x"}', "no field 'text' (it has title; see reader.field)"),
+    ('{"title": "x"}', "no field 'text' (it has title; see data.reader.field)"),
     ('{"text": "\\ud800"}', "half a surrogate pair"),
     ("[" * 100_000, "not JSON (nested too deeply)"),
 ]

@@ -14,20 +14,23 @@ def test_gpt2_small_has_its_known_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unique_tokens", "tokens", "advice"),
+    ("unique_tokens", "tokens", "dropout", "advice"),
     [
-        (1_000, 10_000, "memorize"),
-        (9_000, 9_000, "the model is large"),
-        (100_000, 10_000, "the run is short"),
-        (10_000_000, 10_000_000, "the model is small"),
-        (200_000, 400_000, "the sizes of model and text fit"),
+        (1_000, 10_000, 0.0, "memorize it. Use a smaller one, dropout 0.1"),
+        (1_000, 10_000, 0.1, "the text is small for this model, and dropout limits"),
+        (9_000, 9_000, 0.0, "the model is large"),
+        (100_000, 10_000, 0.0, "the run is short"),
+        (10_000_000, 10_000_000, 0.0, "the model is small"),
+        (200_000, 400_000, 0.1, "the sizes of model and text fit"),
     ],
 )
-def test_the_sizes_of_model_text_and_run_are_compared(unique_tokens: int, tokens: int, advice: str) -> None:
+def test_the_sizes_of_model_text_and_run_are_compared(
+    unique_tokens: int, tokens: int, dropout: float, advice: str
+) -> None:
     info = {
         "text": {"splits": {"train": {"tokens": unique_tokens}}},
         "run": {"tokens": tokens, "epochs": tokens / unique_tokens},
-        "model": {"parameters": 10_000},
+        "model": {"parameters": 10_000, "shape": {"resid_pdrop": dropout}},
     }
     assert advice in run_info.compare_sizes(info)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gpt2kit.optim.schedules import Constant, Cosine, WarmupStableDecay
-from gpt2kit.training.run_setup import interval_steps, limits, planned_end, report_other_choices, total_steps
+from gpt2kit.training.run_setup import (
+    has_only_time,
+    interval_steps,
+    limits,
+    planned_end,
+    report_other_choices,
+    total_steps,
+)
 
 
 def test_limits_and_intervals_are_converted_to_optimizer_steps() -> None:
@@ -16,6 +23,12 @@ def test_limits_and_intervals_are_converted_to_optimizer_steps() -> None:
     assert total_steps(*limits(trainer), 50, 100) == 11
     assert interval_steps(7, 50) == 7
     assert interval_steps(1.0, 50) == 50 and interval_steps(0.5, 51) == 26 and interval_steps(0.001, 50) == 1
+
+
+@pytest.mark.parametrize(("max_steps", "only_time"), [(None, True), (-1, True), (0, False), (5, False)])
+def test_zero_steps_are_a_limit_beside_a_time_limit(max_steps: int | None, only_time: bool) -> None:
+    options = {"max_time": "20m", "fast_dev_run": False, "max_epochs": "auto", "max_tokens": None}
+    assert has_only_time(options | {"max_steps": max_steps}) is only_time
 
 
 def test_the_last_step_is_set_when_the_decay_must_start() -> None:
