@@ -52,7 +52,7 @@ def plain_attention(
     length, keys = query.shape[2], key.shape[2]
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is None:
-        attention_mask = torch.full((1, 1, length, keys), MASKED, device=query.device).triu(keys - length + 1)
+        attention_mask = causal_mask(length, query.device, keys)
     bands = []
     for start, end in split_queries(length):
         visible = keys - length + end
@@ -65,6 +65,12 @@ def plain_attention(
     return attended.transpose(1, 2), None
 
 
+def causal_mask(length: int, device: torch.device, keys: int | None = None) -> Tensor:
+    """Return the numbers to add to scores, `[1, 1, length, keys]`, so that a query sees no later key."""
+    keys = length if keys is None else keys
+    return torch.full((1, 1, length, keys), MASKED, device=device).triu(keys - length + 1)
+
+
 def split_queries(length: int) -> list[tuple[int, int]]:
     """Return the start and the end of each band of queries."""
     count = 4  # more would save little and cost calls
@@ -73,8 +79,8 @@ def split_queries(length: int) -> list[tuple[int, int]]:
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
-def separate_documents(inputs: Tensor, start: int) -> dict[str, Tensor]:
-    """Return the attention mask and the positions that separate the documents in `inputs`, `[rows, T]`.
+def separate_documents(inputs: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Return the mask `[rows, 1, T, T]` and the positions `[rows, T]` that separate the documents in `inputs`.
 
     A document begins with the token `start` and ends before the next one. Its positions count from that token.
     """
@@ -83,4 +89,4 @@ def separate_documents(inputs: Tensor, start: int) -> dict[str, Tensor]:
     document_begin = (is_start * index).cummax(dim=1).values  # (rows, T): the position of the last `start`
     document = is_start.cumsum(dim=1)  # (rows, T): the number of the document
     mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (rows, 1, T, T)
-    return {"attention_mask": mask, "position_ids": index - document_begin}
+    return mask, index - document_begin

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2kit.data.order import IGNORE
-from gpt2kit.model.attention import separate_documents, use_attention
+from gpt2kit.model.attention import causal_mask, separate_documents, use_attention
 from gpt2kit.model.backends import Attention, Compile, choose_attention
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.model.cpu_layers import COMPILE_OPTIONS, replace_layers
@@ -51,7 +51,7 @@ class GPT2(GPT2LMHeadModel):
             batch: `[rows, block_size + 1]` ids; short rows are filled with IGNORE.
         """
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]  # (rows, T): position t predicts token t + 1
-        return self._sum_nll(inputs, targets, self._document_masks(inputs)), (targets != IGNORE).sum()
+        return self._sum_nll(inputs, targets, *self._mask_and_positions(inputs)), (targets != IGNORE).sum()
 
     def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
         """Return the nats of the targets but the first `known` of each row, `[rows, block_size - known]`; 0 for IGNORE.
@@ -76,22 +76,36 @@ class GPT2(GPT2LMHeadModel):
     def _logits(self, batch: Tensor, known: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits `[positions, vocab_size]` and targets `[positions]`, for a few positions at a time."""
         inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]  # (rows, T), (rows, T - known)
-        hidden = self._hidden(inputs, self._document_masks(inputs))[:, known:].flatten(0, 1)  # (positions, n_embd)
+        hidden = self._hidden(inputs, *self._mask_and_positions(inputs))[:, known:].flatten(0, 1)  # (positions, n_embd)
         size = self.shape["vocab_size"]
         positions = max(CHUNK // size, 1)
         chunks = zip(torch.split(hidden, positions), torch.split(targets.flatten(), positions), strict=True)
         for states, tokens in chunks:
             yield widen(self.lm_head(states)[:, :size]), tokens
 
-    def _eager_nll(self, inputs: Tensor, targets: Tensor, masks: dict[str, Tensor]) -> Tensor:
-        return self._head_nll(self._hidden(inputs, masks), self.lm_head.weight, targets, self.shape["vocab_size"])
+    def _eager_nll(self, inputs: Tensor, targets: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        hidden = self._hidden(inputs, mask, positions)
+        return self._head_nll(hidden, self.lm_head.weight, targets, self.shape["vocab_size"])
 
-    def _hidden(self, inputs: Tensor, masks: dict[str, Tensor]) -> Tensor:
-        hidden: Tensor = self.transformer(input_ids=inputs, use_cache=False, **masks).last_hidden_state
-        return hidden  # (rows, T, n_embd)
+    def _hidden(self, inputs: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Return the hidden states `[rows, T, n_embd]`, as the library's forward pass does.
 
-    def _document_masks(self, inputs: Tensor) -> dict[str, Tensor]:
-        return {} if self.document_start is None else separate_documents(inputs, self.document_start)
+        That pass makes its mask from values of a tensor, so a GPU would wait for the CPU, and torch.compile would get a
+        mask where `is_causal` suffices.
+        """
+        gpt2 = self.transformer
+        hidden = gpt2.drop(gpt2.wte(inputs) + gpt2.wpe(positions))
+        for block in gpt2.h:
+            hidden = block(hidden, None, mask)
+        return gpt2.ln_f(hidden)  # type: ignore[no-any-return]
+
+    def _mask_and_positions(self, inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the attention mask, None if attention is causal without one, and the positions `[1 or rows, T]`."""
+        if self.document_start is not None:
+            return separate_documents(inputs, self.document_start)
+        length, device = inputs.shape[1], inputs.device
+        is_plain = self.config._attn_implementation == "plain"
+        return causal_mask(length, device) if is_plain else None, torch.arange(length, device=device)[None]
 
     def use_attention(self, requested: Attention = "auto") -> None:
         """Compute attention as requested; `auto` takes what is faster on the device of the weights."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2kit.model.attention import plain_attention, separate_documents, split_queries
 from gpt2kit.model.backends import Attention
@@ -61,8 +63,8 @@ def build(attention: Attention, start: int | None = START) -> GPT2:
 
 def logits(gpt2: GPT2, inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        masks = separate_documents(inputs, START) if gpt2.document_start is not None else {}
-        output: Tensor = gpt2(input_ids=inputs, use_cache=False, **masks).logits
+        mask, positions = separate_documents(inputs, START) if gpt2.document_start is not None else (None, None)
+        output: Tensor = gpt2(inputs, attention_mask=mask, position_ids=positions, use_cache=False).logits
     return output
 
 
@@ -79,6 +81,40 @@ def test_documents_in_one_block_have_the_same_logits_as_alone(attention: Attenti
             torch.testing.assert_close(masked[row, begin:end], single[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(masked[0, 7:], unmasked[0, 7:])
     torch.testing.assert_close(masked[2], unmasked[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [None, START])
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
+def test_hidden_states_equal_those_of_transformers(attention: Attention, start: int | None) -> None:
+    gpt2 = build(attention, start).train()
+    batch = torch.randint(5, 50, (3, 25), generator=torch.Generator().manual_seed(1))
+    hidden: list[Tensor] = []
+    gpt2.transformer.ln_f.register_forward_hook(lambda module, args, output: hidden.append(output))
+    torch.manual_seed(1)  # of dropout
+    gpt2.nll(batch)
+    mask, positions = separate_documents(batch[:, :-1], START) if start is not None else (None, None)
+    torch.manual_seed(1)
+    gpt2(batch[:, :-1], attention_mask=mask, position_ids=positions, use_cache=False)
+    assert torch.equal(*hidden)
+
+
+class ValueReads(TorchDispatchMode):
+    """Counts operations that return a tensor's value to Python, for which a GPU must finish its work."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("start", [None, START])
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
+def test_a_loss_reads_no_value_of_a_tensor(attention: Attention, start: int | None) -> None:
+    gpt2, batch = build(attention, start), torch.randint(5, 50, (3, 25))
+    with ValueReads() as reads:
+        gpt2.nll(batch)
+    assert reads.count == 0
 
 
 @pytest.mark.parametrize("attention", ["plain", "sdpa"])
