@@ -116,7 +116,18 @@ class Muon(Optimizer):
             update = update if update.shape[1] == matrix.shape[0] else update.mT  # (parts, rows, columns)
             first, end = dtensor.local_rows(matrix)
             weight = split_qkv(dtensor.local_tensor(matrix), parts)  # (parts, local rows, columns), a view
-            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update[:, first:end], alpha=-group["lr"] * size)
+            decay, rate = 1 - group["lr"] * group["weight_decay"], group["lr"] * size
+            if weight.dtype not in (torch.bfloat16, torch.float16):
+                weight.mul_(decay).add_(update[:, first:end], alpha=-rate)
+                continue
+            # In 16 bits a decay by less than 1 / 256 rounds to none, so what rounding loses is kept for the next step.
+            state = self.state[matrix]
+            if "rounding" not in state:
+                state["rounding"] = torch.zeros_like(matrix)
+            rounding = split_qkv(dtensor.local_tensor(state["rounding"]), parts)
+            exact = (weight.float() + rounding).mul_(decay).add_(update[:, first:end], alpha=-rate)
+            weight.copy_(exact)
+            rounding.copy_(exact - weight)
 
 
 def group_by_shape(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[tuple[list[Tensor], int]]:

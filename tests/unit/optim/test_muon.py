@@ -175,3 +175,17 @@ def test_ranks_orthogonalize_in_turn(ranks: int, monkeypatch: pytest.MonkeyPatch
     for comparison in comparisons[ranks:]:
         comparison.assert_moved_like_torch()
         assert all(map(torch.equal, comparison.matrices, comparisons[ranks].matrices))
+
+
+def test_small_decay_is_not_lost_in_bfloat16() -> None:
+    """1 - 5e-4 rounds to 1 in bfloat16; after 200 steps 10 % of the weight are gone."""
+    torch.manual_seed(1)
+    matrix = nn.Parameter(torch.randn(16, 16, dtype=torch.bfloat16))
+    initial = matrix.detach().clone()
+    optimizer = Muon(
+        [{"params": [matrix], "parts": [1]}, {"params": [nn.Parameter(torch.zeros(3))]}], lr=5e-3, weight_decay=0.1
+    )
+    for _ in range(200):
+        matrix.grad = torch.zeros_like(matrix)
+        optimizer.step()
+    torch.testing.assert_close(matrix.detach(), initial * (1 - 5e-4) ** 200, rtol=0.01, atol=0)
