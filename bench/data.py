@@ -208,12 +208,12 @@ def measure_loaders(work: Path, ways: list[str], rounds: int, batches: int) -> l
 
 def load_gpt2kit(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
     from gpt2kit.data.batches import BlockDataset, TrainBatches
-    from gpt2kit.data.order import BlockOrder, count_train
+    from gpt2kit.data.order import block_order
 
     (folder,) = (path.parent for path in (work / f"{GPT2KIT}-1-0").rglob("index.json"))
     store = TokenStore(folder)
-    order = BlockOrder(count_train(len(store), BLOCK), batch_size, seed=1)
-    return iter(TrainBatches(BlockDataset(store, BLOCK, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
+    order = block_order(len(store), BLOCK, BLOCK, batch_size, seed=1, shuffle=True)
+    return iter(TrainBatches(BlockDataset(store, BLOCK), order.micro_batches(0, batch_size, 0, 1), workers))
 
 
 def load_datasets(work: Path, batch_size: int, workers: int) -> Iterator[Any]:
@@ -247,7 +247,7 @@ LOADERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
 def measure_cold_reads(folder: Path, megabytes: int) -> list[dict[str, object]]:
     """Measure the speed of checksums, and of batches from files that are not in the page cache."""
     from gpt2kit.data.batches import BlockDataset, TrainBatches
-    from gpt2kit.data.order import BlockOrder, count_train
+    from gpt2kit.data.order import block_order
 
     folder.mkdir()
     shards = []
@@ -270,8 +270,8 @@ def measure_cold_reads(folder: Path, megabytes: int) -> list[dict[str, object]]:
     )
     drop_cached_files(folder)
     store = TokenStore(folder)
-    order = BlockOrder(count_train(len(store), BLOCK), 8, seed=1)
-    batches = iter(TrainBatches(BlockDataset(store, BLOCK, BLOCK), order.micro_batches(0, 8, 0, 1)))
+    order = block_order(len(store), BLOCK, BLOCK, 8, seed=1, shuffle=True)
+    batches = iter(TrainBatches(BlockDataset(store, BLOCK), order.micro_batches(0, 8, 0, 1)))
     begin = time.perf_counter()
     for _ in range(500):
         next(batches)

@@ -102,7 +102,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             step = int(order.steps_per_epoch * fraction)
             batches = iter(
                 TrainBatches(
-                    BlockDataset(store, args.block_size, 1),
+                    BlockDataset(store, args.block_size),
                     prefetching_batches(order, store.prefetch, step, args.batch_size, 0, 1),
                 )
             )

@@ -41,11 +41,11 @@ def test_reading_processes_start_without_a_fork_server(
     store = open_or_build(
         Corpus([corpus / "train.txt"], load(corpus / "tokenizer"), Reader("line")), tmp_path / "cache"
     )
-    order = BlockOrder(blocks=40, global_batch=8, seed=1)
+    order = BlockOrder(blocks=40, global_batch=8, seed=1, stride=16)
     numbers = list(itertools.islice(order.micro_batches(0, 8, 0, 1), 3))
     # To the end: a spawned process that is ended while it hands over a batch may abort.
-    batches = list(TrainBatches(BlockDataset(store, 16, 16), numbers, num_workers=1))
-    assert all(map(torch.equal, TrainBatches(BlockDataset(store, 16, 16), numbers), batches)) and len(batches) == 3
+    batches = list(TrainBatches(BlockDataset(store, 16), numbers, num_workers=1))
+    assert all(map(torch.equal, TrainBatches(BlockDataset(store, 16), numbers), batches)) and len(batches) == 3
 
 
 def test_text_is_hashed_again_where_edits_may_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

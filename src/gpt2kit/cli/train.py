@@ -25,7 +25,7 @@ from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import machine_error, print_error, split_positional
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.commands import command_name
-from gpt2kit.data import parallel_build
+from gpt2kit.data import order, parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.logs import launched_rank
@@ -150,9 +150,11 @@ class TrainCLI(LightningCLI):
             self.model.init_from = (
                 None  # a resumed run has weights, and the source of its initial ones may not exist any more
             )
-            # An earlier version may have split the text by another rule.
-            share = checkpoint.read(self.options.resumed, verify=False)[checkpoint.KEY].get("train_share")
+            # An earlier version may have split the text and ordered its blocks by other rules.
+            metadata = checkpoint.read(self.options.resumed, verify=False)[checkpoint.KEY]
+            share, version = metadata.get("train_share"), metadata["data"].get("order_version", 1)
             self.datamodule.is_cut = "unit" in share if isinstance(share, dict) else None
+            self.datamodule.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
         self._check_vocabulary()
         seconds = parse_duration(options["max_time"]) if options["max_time"] else None
         only_time = has_only_time(options)

@@ -27,19 +27,18 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 
 @dataclass(frozen=True)
 class BlockDataset(Dataset[Tensor]):
-    """The blocks of a store. Indexing it with an array of N block numbers returns a tensor `[N, block_size + 1]`.
+    """The blocks of a store. Indexing it with the first tokens of N blocks returns a tensor `[N, block_size + 1]`.
 
     Positions beyond the end of the text are IGNORE.
     """
 
     store: TokenStore
     block_size: int
-    stride: int
 
-    def __getitem__(self, numbers: NDArray[np.int64]) -> Tensor:
-        rows = np.full((len(numbers), self.block_size + 1), IGNORE, np.int64)
-        for row, number in zip(rows, numbers.tolist(), strict=True):
-            tokens = self.store[number * self.stride : number * self.stride + self.block_size + 1]
+    def __getitem__(self, firsts: NDArray[np.int64]) -> Tensor:
+        rows = np.full((len(firsts), self.block_size + 1), IGNORE, np.int64)
+        for row, first in zip(rows, firsts.tolist(), strict=True):
+            tokens = self.store[first : first + self.block_size + 1]
             if len(tokens) > 1:
                 row[: len(tokens)] = tokens
         return torch.from_numpy(rows)
@@ -79,7 +78,7 @@ class EvalBatches:
     """
 
     def __init__(self, store: TokenStore, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._blocks, self._batch_size = BlockDataset(store, block_size, stride=block_size), batch_size
+        self._blocks, self._batch_size = BlockDataset(store, block_size), batch_size
         self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -89,7 +88,7 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in range(len(self)):
             first = (batch * self._world_size + self._rank) * self._batch_size
-            yield self._blocks[np.arange(first, first + self._batch_size)]
+            yield self._blocks[np.arange(first, first + self._batch_size) * self._blocks.block_size]
 
 
 def _start_method() -> str:

@@ -125,6 +125,7 @@ class TextDataModule(pl.LightningDataModule):
         self.seed = seed
         # Whether documents are cut, or held out whole. None: the text decides; a resumed run splits as it began.
         self.is_cut: bool | None = None
+        self.order_version = blocks.ORDER_VERSION  # a resumed run keeps its order of blocks
         self.start_step = 0  # the first optimizer step of the batches; set on resume
         self._stores: dict[Split, TokenStore] = {}
 
@@ -250,13 +251,11 @@ class TextDataModule(pl.LightningDataModule):
         """Return the order of training blocks with `global_batch` sequences per optimizer step."""
         store = self.store("train")
         if self.window_shards is None:
-            count = blocks.count_train(store.tokens, self.block_size, self.stride)
-            order = blocks.BlockOrder(count, global_batch, self.seed, self.shuffle)
+            cuts = store.tokens, self.block_size, self.stride
+            order = blocks.block_order(*cuts, global_batch, self.seed, self.shuffle, self.order_version)
         else:
-            sizes = [shard.tokens for shard in store.shards]
-            order = blocks.window_order(
-                sizes, self.block_size, self.stride, self.window_shards, global_batch, self.seed, self.shuffle
-            )
+            windows = [shard.tokens for shard in store.shards], self.block_size, self.stride, self.window_shards
+            order = blocks.window_order(*windows, global_batch, self.seed, self.shuffle, self.order_version)
         if order.blocks < global_batch:
             needed = (global_batch * self.block_size + 1) * (store.bytes / store.tokens)
             raise DataError(
@@ -279,11 +278,9 @@ class TextDataModule(pl.LightningDataModule):
         trainer = self._attached_trainer()
         order, store = self.order(self.global_batch(trainer)), self.store("train")
         position = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
+        dataset = BlockDataset(store, self.block_size)
         if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
-            # stride=1: in windows, a block's number is that of its first token.
-            dataset = BlockDataset(store, self.block_size, stride=1)
             return TrainBatches(dataset, blocks.prefetching_batches(order, store.prefetch, *position))
-        dataset = BlockDataset(store, self.block_size, self.stride)
         return TrainBatches(dataset, order.micro_batches(*position), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:

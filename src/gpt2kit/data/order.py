@@ -2,15 +2,16 @@
 
     N blocks of `block_size` tokens; G sequences per optimizer step, over all ranks and accumulation
     step s: epoch = s // (N // G), positions p .. p + G - 1 with p = (s % (N // G)) * G
-    block(p) = permute(seed, epoch, N, p), so each block comes at most once per epoch
+    number(p) = permute(seed, epoch, N, p), so each block comes at most once per epoch
+    first token of block n = n * stride + offset(seed, epoch), so each epoch cuts the text at other places
 
 The last N % G positions of an epoch are not used; which blocks are there differs between epochs. Ranks and
 micro-batches only split the G positions of a step, so the samples of a step are the same on any number of devices.
+Without shuffling the offset is 0.
 
 If only a few of a store's shards are on the local disk (`WindowOrder`), the shards are permuted by (seed, epoch), and
 `window` consecutive shards are a window. No block spans two shards. Positions run through one window after another, and
-through the blocks of each window in an order of (seed, epoch, window). Each block comes at most once per epoch. It is
-identified by its first token, so it is read like any span of the store.
+through the blocks of each window in an order of (seed, epoch, window). Each block comes at most once per epoch.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from numpy.typing import NDArray
 IGNORE = -100
 
 # Stored in checkpoints. Raise it when the order of blocks changes: a run with another version cannot be resumed, since
-# it would repeat some blocks and skip others.
-ORDER_VERSION = 1
+# it would repeat some blocks and skip others. In version 1 every offset is 0; a run that began with it keeps it.
+ORDER_VERSION = 2
+VERSIONS = (1, ORDER_VERSION)
 
 _ROUNDS = 6
+# The golden ratio's part of 2^32: its multiples, modulo 2^32, keep the largest distance from one another.
+_GOLDEN = 2654435769
 # Positions that one call permutes. Vectorized, a position takes about 50 ns.
 _POSITIONS = 4096
 
@@ -46,14 +50,22 @@ def count_eval(tokens: int, block_size: int) -> int:
     return -(-max(tokens - 1, 0) // block_size)
 
 
+def cut_offset(seed: int, epoch: int, count: int) -> int:
+    """Return the offset of an epoch's cuts, from 0 to `count` - 1, far from those of the epochs before it."""
+    start = int(np.random.SeedSequence([seed, 0, 0, 1]).generate_state(1)[0])
+    return (start + epoch * _GOLDEN) % (1 << 32) * count >> 32
+
+
 @dataclass(frozen=True)
 class BlockOrder:
-    """The order of training blocks."""
+    """The order of training blocks, each identified by its first token."""
 
-    blocks: int  # N, in the text
+    blocks: int  # N, in an epoch
     global_batch: int  # G, the sequences in one optimizer step
     seed: int
     shuffle: bool = True  # False reads the text from beginning to end
+    stride: int = 1  # tokens between the starts of two blocks
+    offsets: int = 1  # of the cuts; all blocks fit into the text at each of them
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,7 +73,7 @@ class BlockOrder:
         return self.blocks // self.global_batch
 
     def step(self, step: int) -> NDArray[np.int64]:
-        """Return the G block numbers of one optimizer step."""
+        """Return the first tokens of the G blocks of one optimizer step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         positions = np.arange(within * self.global_batch, (within + 1) * self.global_batch)
         return self.blocks_at(epoch, positions)
@@ -69,7 +81,7 @@ class BlockOrder:
     def micro_batches(
         self, first_step: int, batch_size: int, rank: int, world_size: int
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield this rank's block numbers endlessly, `batch_size` for each forward pass, from `first_step` on."""
+        """Yield this rank's blocks endlessly, `batch_size` for each forward pass, from `first_step` on."""
         if self.global_batch % (batch_size * world_size):
             raise ValueError(
                 f"{self.global_batch} sequences per step cannot be divided by {world_size} ranks x {batch_size}"
@@ -86,8 +98,35 @@ class BlockOrder:
             step += steps
 
     def blocks_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the block numbers at these positions of an epoch."""
-        return permute(positions, self.blocks, self.seed, epoch) if self.shuffle else positions
+        """Return the first tokens of the blocks at these positions of an epoch."""
+        numbers = permute(positions, self.blocks, self.seed, epoch) if self.shuffle else positions
+        return numbers * self.stride + cut_offset(self.seed, epoch, self.offsets)
+
+
+def block_order(
+    tokens: int, block_size: int, stride: int, global_batch: int, seed: int, shuffle: bool, version: int = ORDER_VERSION
+) -> BlockOrder:
+    """Return the order of blocks in a text of this length."""
+    counts, offsets = _cut([tokens], block_size, stride, global_batch, shuffle and version > 1)
+    return BlockOrder(int(counts[0]), global_batch, seed, shuffle, stride, int(offsets[0]))
+
+
+def _cut(
+    tokens: Sequence[int], block_size: int, stride: int, global_batch: int, is_shifted: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the number of blocks in each of these texts, and at how many offsets all of them fit into it.
+
+    For `stride` offsets, a text may have one block fewer. It keeps the block if it has no other, or if there would be
+    too few blocks for a step.
+    """
+    complete = np.array([count_train(count, block_size, stride) for count in tokens])
+    if not is_shifted:
+        return complete, np.ones_like(complete)
+    movable = np.array([count_train(count - stride + 1, block_size, stride) for count in tokens])
+    counts = np.maximum(movable, np.minimum(complete, 1))
+    if counts.sum() < global_batch:
+        counts = complete
+    return counts, (np.array(tokens) - block_size - (counts - 1) * stride).clip(1, stride)
 
 
 def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int, *more: int) -> NDArray[np.int64]:
@@ -130,11 +169,11 @@ def _mix(value: NDArray[np.uint64], key: np.uint32) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WindowOrder(BlockOrder):
-    """The order of training blocks in windows of shards; a block's number is that of its first token."""
+    """The order of training blocks in windows of shards."""
 
     firsts: NDArray[np.int64]  # the number of each shard's first token
     counts: NDArray[np.int64]  # blocks in each shard
-    stride: int  # tokens between the starts of two blocks
+    shard_offsets: NDArray[np.int64]  # like `offsets`, for each shard
     window: int  # shards whose blocks are shuffled together
 
     __hash__, __eq__ = object.__hash__, object.__eq__  # by identity, for `_plan`: arrays cannot be hashed
@@ -162,7 +201,9 @@ class WindowOrder(BlockOrder):
                 # + 1, because numpy's seeds (s, e) and (s, e, 0) are the same.
                 permuted[inside] = begin + permute(positions[inside] - begin, end - begin, self.seed, epoch, number + 1)
         slots = np.searchsorted(plan.edges, permuted, side="right") - 1
-        return self.firsts[plan.order[slots]] + (permuted - plan.edges[slots]) * self.stride
+        shards = plan.order[slots]
+        offsets = np.minimum(cut_offset(self.seed, epoch, self.offsets), self.shard_offsets[shards] - 1)
+        return self.firsts[shards] + (permuted - plan.edges[slots]) * self.stride + offsets
 
     def _windows(self, step: int) -> list[tuple[int, int]]:
         """Return (epoch, number) of the windows that a step reads."""
@@ -181,13 +222,28 @@ class WindowOrder(BlockOrder):
 
 
 def window_order(
-    tokens: Sequence[int], block_size: int, stride: int, window: int, global_batch: int, seed: int, shuffle: bool
+    tokens: Sequence[int],
+    block_size: int,
+    stride: int,
+    window: int,
+    global_batch: int,
+    seed: int,
+    shuffle: bool,
+    version: int = ORDER_VERSION,
 ) -> WindowOrder:
     """Return the order of blocks in shards with these numbers of tokens."""
-    counts = np.array([count_train(count, block_size, stride) for count in tokens])
-    firsts = np.cumsum([0, *tokens])[:-1]
+    counts, offsets = _cut(tokens, block_size, stride, global_batch, shuffle and version > 1)
     return WindowOrder(
-        int(counts.sum()), global_batch, seed, shuffle, firsts=firsts, counts=counts, stride=stride, window=window
+        int(counts.sum()),
+        global_batch,
+        seed,
+        shuffle,
+        stride,
+        int(offsets.max()),
+        firsts=np.cumsum([0, *tokens])[:-1],
+        counts=counts,
+        shard_offsets=offsets,
+        window=window,
     )
 
 

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.data.order import ORDER_VERSION
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.finetuning import LORA_SCALE, lora_scale
 from gpt2kit.tokenization import tokenizer as tokenizers
@@ -87,7 +86,7 @@ def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
         "mask_documents": text.mask_documents,
         "window_shards": text.window_shards,
         "token_files": store.files_digest if is_streamed else None,  # only then does the order depend on the files
-        "order_version": ORDER_VERSION,
+        "order_version": text.order_version,
     }
 
 

@@ -58,13 +58,13 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(
 
 
 def test_training_batches_are_the_ordered_blocks(store: TokenStore) -> None:
-    order = BlockOrder(blocks=20, global_batch=4, seed=1)
-    batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 4, 0, 1)))
+    order = BlockOrder(blocks=20, global_batch=4, seed=1, stride=16)
+    batches = iter(TrainBatches(BlockDataset(store, 16), order.micro_batches(0, 4, 0, 1)))
     for step in range(12):
         rows = next(batches)
         assert rows.shape == (4, 17) and rows.dtype == torch.int64
-        for row, block in zip(rows, order.step(step).tolist(), strict=True):
-            assert np.array_equal(row.numpy(), store[block * 16 : block * 16 + 17])
+        for row, first in zip(rows, order.step(step).tolist(), strict=True):
+            assert np.array_equal(row.numpy(), store[first : first + 17])
 
 
 def test_the_size_of_a_text_counts_each_documents_end(corpus: Path, store: TokenStore) -> None:
@@ -78,9 +78,9 @@ def test_a_text_that_is_too_short_for_one_step_is_refused(corpus: Path) -> None:
 
 
 def test_workers_read_the_same_batches_and_ignore_signals_to_all_processes(store: TokenStore) -> None:
-    order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    expected = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2)))
-    batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(3, 2, 1, 2), num_workers=2))
+    order = BlockOrder(blocks=40, global_batch=8, seed=1, stride=16)
+    expected = iter(TrainBatches(BlockDataset(store, 16), order.micro_batches(3, 2, 1, 2)))
+    batches = iter(TrainBatches(BlockDataset(store, 16), order.micro_batches(3, 2, 1, 2), num_workers=2))
     for number in range(30):  # six epochs
         if number == 10:
             for worker in worker_ids():
@@ -90,8 +90,8 @@ def test_workers_read_the_same_batches_and_ignore_signals_to_all_processes(store
 
 
 def test_a_worker_that_dies_is_reported_in_one_line(store: TokenStore) -> None:
-    order = BlockOrder(blocks=40, global_batch=8, seed=1)
-    batches = iter(TrainBatches(BlockDataset(store, 16, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
+    order = BlockOrder(blocks=40, global_batch=8, seed=1, stride=16)
+    batches = iter(TrainBatches(BlockDataset(store, 16), order.micro_batches(0, 8, 0, 1), num_workers=1))
     next(batches)
     for worker in worker_ids():
         os.kill(worker, signal.SIGKILL)
@@ -108,18 +108,20 @@ def worker_ids() -> list[int]:
 
 
 def test_a_store_is_pickled_as_its_folder(store: TokenStore) -> None:
-    pickled = pickle.dumps(BlockDataset(store, 16, 16))
+    pickled = pickle.dumps(BlockDataset(store, 16))
     assert len(pickled) < 1000
-    assert torch.equal(pickle.loads(pickled)[np.array([3])], BlockDataset(store, 16, 16)[np.array([3])])
+    assert torch.equal(pickle.loads(pickled)[np.array([48])], BlockDataset(store, 16)[np.array([48])])
 
 
 def test_blocks_with_a_stride_overlap(corpus: Path) -> None:
     data = data_module(corpus, stride=5)
     store = data.store("train")
-    assert data.order(4).blocks == (len(store) - 17) // 5 + 1
-    rows = BlockDataset(store, 16, 5)[np.array([0, 1, 7])]
-    for row, start in zip(rows.numpy(), (0, 5, 35), strict=True):
-        assert np.array_equal(row, store[start : start + 17])
+    order = data.order(4)
+    assert order.blocks == (len(store) - 17 - 4) // 5 + 1
+    firsts = order.step(0)
+    assert len({first % 5 for first in firsts.tolist()}) == 1, "one offset per epoch"
+    for row, first in zip(BlockDataset(store, 16)[firsts].numpy(), firsts.tolist(), strict=True):
+        assert np.array_equal(row, store[first : first + 17])
 
 
 @pytest.mark.parametrize(

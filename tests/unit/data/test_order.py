@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from gpt2kit.data.order import (
     BlockOrder,
     WindowOrder,
+    block_order,
     count_eval,
     count_train,
+    cut_offset,
     permute,
     prefetching_batches,
     window_order,
@@ -65,8 +67,39 @@ def test_an_epoch_visits_each_block_at_most_once_and_its_tail_changes() -> None:
     assert len(set(tails)) == 3
 
 
+@given(st.integers(2, 300), st.integers(1, 20), st.integers(1, 20), st.integers(1, 12), st.integers(0, 3))
+def test_every_epoch_has_its_own_cuts_within_the_text(
+    tokens: int, block_size: int, stride: int, global_batch: int, seed: int
+) -> None:
+    complete = count_train(tokens, block_size, stride)
+    order = block_order(tokens, block_size, stride, global_batch, seed, shuffle=True)
+    assert max(complete - 1, min(complete, 1)) <= order.blocks <= complete
+    assert order.blocks >= min(global_batch, complete), "no text is refused for its offsets"
+    if not order.blocks:
+        return
+    for epoch in range(5):
+        firsts = np.sort(order.blocks_at(epoch, np.arange(order.blocks)))
+        assert firsts[0] == cut_offset(seed, epoch, order.offsets) and (np.diff(firsts) == stride).all()
+        assert firsts[-1] + block_size < tokens
+    if order.blocks < complete:
+        assert order.offsets == stride
+
+
+def test_offsets_of_successive_epochs_are_far_apart() -> None:
+    for seed in range(5):
+        offsets = [cut_offset(seed, epoch, 256) for epoch in range(8)]
+        assert min(abs(a - b) for a, b in itertools.combinations(offsets, 2)) > 256 / 8 / 2
+    assert len({cut_offset(seed, 0, 256) for seed in range(20)}) > 10
+
+
+def test_the_first_version_of_the_order_has_no_offsets() -> None:
+    order = block_order(103 * 16 + 1, 16, 16, 8, seed=1, shuffle=True, version=1)
+    assert (order.blocks, order.offsets) == (103, 1)
+    assert np.array_equal(order.step(20), permute(np.arange(64, 72), 103, 1, 1) * 16)
+
+
 def test_without_shuffling_the_text_is_read_in_order() -> None:
-    order = BlockOrder(blocks=10, global_batch=3, seed=1, shuffle=False)
+    order = block_order(tokens=11, block_size=1, stride=1, global_batch=3, seed=1, shuffle=False)
     assert [order.step(s).tolist() for s in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 1, 2]]
 
 
@@ -156,21 +189,26 @@ def window_orders(draw: st.DrawFn) -> WindowOrder:
     return window_order(tokens, BLOCK, stride, window, batch, seed, shuffle)
 
 
-def all_blocks(order: WindowOrder) -> list[int]:
-    shards = zip(order.firsts.tolist(), order.counts.tolist(), strict=True)
-    return [first + number * order.stride for first, count in shards for number in range(count)]
+def all_blocks(order: WindowOrder, epoch: int) -> list[int]:
+    offset = cut_offset(order.seed, epoch, order.offsets)
+    shards = zip(order.firsts.tolist(), order.counts.tolist(), order.shard_offsets.tolist(), strict=True)
+    return [
+        first + min(offset, offsets - 1) + number * order.stride
+        for first, count, offsets in shards
+        for number in range(count)
+    ]
 
 
 @given(window_orders())
 @settings(deadline=None)
 def test_windows_visit_each_block_at_most_once_an_epoch(order: WindowOrder) -> None:
     for epoch in range(2):
-        assert sorted(order.blocks_at(epoch, np.arange(order.blocks)).tolist()) == all_blocks(order)
+        assert sorted(order.blocks_at(epoch, np.arange(order.blocks)).tolist()) == all_blocks(order, epoch)
     steps = [order.step(step).tolist() for step in range(order.steps_per_epoch)]
     blocks = list(itertools.chain(*steps))
     assert len(set(blocks)) == len(blocks) == order.steps_per_epoch * order.global_batch
     if not order.shuffle:
-        assert blocks == all_blocks(order)[: len(blocks)]
+        assert blocks == all_blocks(order, 0)[: len(blocks)]
 
 
 @given(window_orders(), st.integers(0, 60))
@@ -206,8 +244,8 @@ def test_every_rank_prefetches_the_shards_of_a_step_before_it(
 
 
 def test_windows_are_shuffled_inside_and_change_with_the_epoch() -> None:
-    order = window_order([1001] * 12, 10, 10, 3, 100, seed=1, shuffle=True)
-    epochs = [[order.step(epoch * 12 + step) // 1001 for step in range(12)] for epoch in range(2)]
+    order = window_order([1010] * 12, 10, 10, 3, 100, seed=1, shuffle=True)
+    epochs = [[order.step(epoch * 12 + step) // 1010 for step in range(12)] for epoch in range(2)]
     windows = [[frozenset(np.concatenate(steps[n : n + 3]).tolist()) for n in range(0, 12, 3)] for steps in epochs]
     assert all(len(window) == 3 for window in itertools.chain(*windows))
     assert windows[0] != windows[1]

@@ -106,7 +106,7 @@ def order_of(store: TokenStore, window: int) -> WindowOrder:
 
 def batches_of(store: StreamedStore, order: WindowOrder, first_step: int, batch_size: int) -> Iterator[torch.Tensor]:
     micro_batches = prefetching_batches(order, store.prefetch, first_step, batch_size, 0, 1)
-    return iter(TrainBatches(BlockDataset(store, 16, 1), micro_batches))
+    return iter(TrainBatches(BlockDataset(store, 16), micro_batches))
 
 
 @pytest.mark.parametrize("location", ["memory://stores", "local"])
