@@ -127,14 +127,13 @@ def row(
 
 def run(way: str, name: str, block: int | None, batch: int | None, steps: int, folder: Path | None) -> None:
     """Train some steps in this process and print one line of JSON."""
-    from gpt2kit.hardware import measure_flops
     from gpt2kit.model.config import flops_per_token
 
     warnings.filterwarnings("ignore")
     layers, heads, width, vocabulary, length, rows = SHAPES[name]
     length, rows = block or length, batch or rows
     shape = {"n_layer": layers, "n_head": heads, "n_embd": width, "vocab_size": vocabulary, "n_positions": length}
-    peak = measure_flops(torch.device(DEVICE), torch.bfloat16)
+    peak = measure_flops()
     torch.manual_seed(1)
     if DEVICE == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -152,6 +151,17 @@ def run(way: str, name: str, block: int | None, batch: int | None, steps: int, f
     if DEVICE == "cuda":
         figures["memory"] = torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps(figures))
+
+
+def measure_flops() -> float:
+    """Return the best FLOP/s of bfloat16 products of square matrices."""
+    size = 2048 if DEVICE == "cpu" else 8192
+    matrix = (torch.arange(size * size, device=DEVICE) % 7 - 3).view(size, size).bfloat16()
+    times = [now()]
+    for _ in range(12):
+        torch.mm(matrix, matrix)
+        times.append(now())
+    return 2 * size**3 / min(later - sooner for sooner, later in pairwise(times[2:]))
 
 
 def now() -> float:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -45,19 +44,19 @@ _CARDS = {
 }
 # Cards older than Ampere, which have neither bfloat16 nor TF32.
 _BEFORE_AMPERE = ("V100 SXM2", "V100 PCIE", "T4")
-# A name with one of these words is of a variant that is not in the table; its speed is measured.
+# A name with one of these words is of a variant that is not in the table.
 _VARIANTS = {"ti", "super", "laptop", "d", "mig", "max"}
-# Time limit of a measurement.
-_SECONDS = 0.3
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the peak FLOP/s in `dtype`: from the card's data sheet if it is known, else measured."""
-    if device.type == "cuda":
-        uses_tf32 = torch.get_float32_matmul_precision() != "highest"
-        if flops := data_sheet_flops(torch.cuda.get_device_name(device), dtype, uses_tf32):
-            return flops
-    return measure_flops(device, dtype)
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the peak FLOP/s in `dtype` from a GPU's data sheet; None if the device is not in the table.
+
+    A short measurement depends on what else the machine does, so it could be exceeded.
+    """
+    if device.type != "cuda":
+        return None
+    uses_tf32 = torch.get_float32_matmul_precision() != "highest"
+    return data_sheet_flops(torch.cuda.get_device_name(device), dtype, uses_tf32)
 
 
 def data_sheet_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
@@ -72,36 +71,6 @@ def data_sheet_flops(name: str, dtype: torch.dtype, tf32: bool = False) -> float
     if card not in _BEFORE_AMPERE:
         flops |= {torch.bfloat16: half, torch.float32: half / 2 if tf32 else single}  # TF32 has half the speed
     return flops[dtype] * 1e12 if dtype in flops else None
-
-
-def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Time square matrix products for a third of a second; return the best FLOP/s. Draws no random numbers."""
-    end = time.perf_counter() + _SECONDS
-    size, largest = 256, 2048 if device.type == "cpu" else 8192
-    matrix = _square_matrix(size, device, dtype)
-    _time_product(matrix)  # the first call sets up threads and kernels
-    seconds = _time_product(matrix)
-    while size < largest and time.perf_counter() + 8 * seconds < end:
-        size *= 2
-        matrix = _square_matrix(size, device, dtype)
-        seconds = _time_product(matrix)
-    while time.perf_counter() < end:
-        seconds = min(seconds, _time_product(matrix))
-    return 2 * size**3 / seconds
-
-
-def _square_matrix(size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return (torch.arange(size * size, device=device) % 7 - 3).view(size, size).to(dtype)
-
-
-def _time_product(matrix: torch.Tensor) -> float:
-    start = time.perf_counter()
-    torch.mm(matrix, matrix)
-    if matrix.device.type == "cuda":
-        torch.cuda.synchronize(matrix.device)
-    elif matrix.device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter() - start
 
 
 def compute_dtype(precision: str) -> torch.dtype:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,15 +34,12 @@ def test_peak_flops_of_known_cards(name: str, half: float | None, tf32: float, s
     "name",
     ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti", "A100-SXM4-40GB MIG 1g.5gb", "Arc A770"],
 )
-def test_other_cards_are_measured(name: str) -> None:
+def test_the_peak_of_other_cards_is_unknown(name: str) -> None:
     assert hardware.data_sheet_flops(name, torch.bfloat16) is None
 
 
-def test_a_measurement_is_short_and_draws_no_random_number() -> None:
-    state, start = torch.get_rng_state(), time.perf_counter()
-    assert hardware.peak_flops(CPU, torch.float32) > 1e8
-    assert time.perf_counter() - start < 3  # 0.3 s on an idle machine
-    assert torch.equal(state, torch.get_rng_state())
+def test_the_peak_of_a_cpu_is_unknown() -> None:
+    assert hardware.peak_flops(CPU, torch.float32) is None
 
 
 def test_memory_is_in_bytes() -> None:

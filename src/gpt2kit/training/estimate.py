@@ -150,12 +150,13 @@ def measure_speed(
         steps_left = max(round(run["max_time"] / (step + validation / (interval or 1))), 1)
     validations = math.ceil(steps_left / interval) if interval else 0
     tokens_per_s = run["global_batch"] * run["block_size"] / step
-    peak_flops = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
+    peak = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
+    flops_per_s = tokens_per_s * flops_per_token(gpt2.shape, gpt2.model)
     return {
         "steps": max(len(timer.steps) - 2, 1),
         "step": step,
         "tokens_per_s": tokens_per_s,
-        "mfu": tokens_per_s * flops_per_token(gpt2.shape, gpt2.model) / peak_flops / trainer.world_size,
+        "mfu": flops_per_s / peak / trainer.world_size if peak else None,
         "memory": peak_memory,
         "validation": validation,
         "validations": validations,

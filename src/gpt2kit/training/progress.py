@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,14 +26,14 @@ logger = logging.getLogger(__name__)
 # Steps that do not count in an estimate, since they compile and fill caches, and steps that it needs after them.
 _FIRST_STEPS, _MIN_STEPS = 2, 3
 # Peak FLOP/s are measured once per process and shared by its runs.
-_peak_flops = lru_cache(hardware.peak_flops)
 
 
 class ThroughputMetrics(callbacks.Callback):
     """Logs lr, tokens_per_s, mfu, memory_gb, tokens_seen, epoch, hours and hours_left.
 
     tokens_per_s is over the time since the last log step, without validations. mfu is the fraction of the peak FLOP/s
-    (`hardware.peak_flops`) that the model's own work needs (`config.flops_per_token`). memory_gb is the peak of the
+    (`hardware.peak_flops`) that the model's own work needs (`config.flops_per_token`); there is none on a device whose
+    peak is unknown, such as a CPU. memory_gb is the peak of the
     first device so far, in 10^9 bytes. hours is the time of the run, with validations, without pauses between a stop
     and a resume. hours_left is estimated from the speed of this start.
     """
@@ -46,7 +45,7 @@ class ThroughputMetrics(callbacks.Callback):
         self._losses: deque[float] = deque(maxlen=50)
         self._earlier_seconds = 0.0  # of earlier starts
         self._timer = StepTimer(0)
-        self._peak = 0.0
+        self._peak = 0.0  # of all ranks; 0: unknown
         self._flops = 0
 
     @property
@@ -60,10 +59,9 @@ class ThroughputMetrics(callbacks.Callback):
         self._earlier_seconds = float(state_dict["seconds"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        gpt2, peak = gpt2_of(trainer), 0.0
-        if trainer.is_global_zero:
-            peak = _peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
-        self._peak = trainer.strategy.broadcast(peak) * trainer.world_size
+        gpt2 = gpt2_of(trainer)
+        peak = hardware.peak_flops(trainer.strategy.root_device, hardware.compute_dtype(str(trainer.precision)))
+        self._peak = (peak or 0.0) * trainer.world_size
         self._flops = flops_per_token(gpt2.shape, gpt2.model)
         self._since, self._steps, self._timer = time.perf_counter(), 0, StepTimer(trainer.global_step)
 
@@ -85,9 +83,10 @@ class ThroughputMetrics(callbacks.Callback):
             **self._position(trainer),
             "lr": schedule.base_lrs[0] * schedule.lr_lambdas[0](step - 1),  # the optimizer has that of the next step
             "tokens_per_s": speed,
-            "mfu": speed * self._flops / self._peak,
             "tokens_seen": step * tokens_per_step,
         }
+        if self._peak:
+            metrics["mfu"] = speed * self._flops / self._peak
         memory = hardware.peak_memory(trainer.strategy.root_device)
         if memory is not None:
             metrics["memory_gb"] = memory / 1e9

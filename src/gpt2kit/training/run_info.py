@@ -320,7 +320,8 @@ def _time_lines(speed: RunInfo, run: RunInfo) -> list[Line]:
     if max_time is not None and max_time < speed["seconds"] and run["steps"] is not None:
         lines.append(("", f"trainer.max_time stops the run after {_format_time(max_time)}, before its last step"))
     memory = f"; peak memory {_format_bytes(speed['memory'])}" if speed["memory"] else ""
-    rate = f"{speed['tokens_per_s']:,.0f} tokens/s, MFU {speed['mfu']:.0%}{memory}"
+    mfu = f", MFU {speed['mfu']:.0%}" if speed["mfu"] is not None else ""
+    rate = f"{speed['tokens_per_s']:,.0f} tokens/s{mfu}{memory}"
     return [*lines, ("", f"measured over {speed['steps']} steps: {rate}")]
 
 

@@ -36,8 +36,9 @@ def test_the_smoothed_loss_starts_without_bias() -> None:
 
 def test_throughput_is_logged_at_log_steps_and_the_time_at_validations_too(run: Run) -> None:
     series = folder.read_run(run.folder).series
-    assert {"mfu", "memory_gb", "hours", "hours_left", "tokens_per_s"} <= set(series)
+    assert {"memory_gb", "hours", "hours_left", "tokens_per_s"} <= set(series)
+    assert "mfu" not in series, "a CPU has no peak to compare with"
     hours = [*series["hours"].values()]
-    assert series["hours_left"][40] == 0 and all(0 < value < 2 for value in series["mfu"].values())
+    assert series["hours_left"][40] == 0
     assert hours == sorted(hours)
     assert [*series["hours"]] == [10, 15, 20, 30, 40]
