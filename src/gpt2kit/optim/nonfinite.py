@@ -58,9 +58,8 @@ class NonFiniteGuard:
 
 def _diverged(step: int, reason: str) -> DivergedError:
     return DivergedError(
-        f"step {step}: {reason}, so training stopped and this update was not saved. Lower the learning rate, clip "
-        "gradients (trainer.gradient_clip_val 1.0), warm up longer, or skip some such updates "
-        "(model.max_nonfinite_steps)"
+        f"step {step}: {reason}, so training stopped and this update was not saved. Lower the learning rate, warm up "
+        "longer, or skip some such updates (model.max_nonfinite_steps)"
     )
 
 

@@ -79,12 +79,12 @@ class WarmupStableDecay(Linear):
     """The full learning rate, then linear decay over the last part of the run.
 
     Args:
-        warmup: Optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.02).
+        warmup: Optimizer steps of linear warmup (a whole number), or a fraction of all steps (such as 0.03).
         min_lr_ratio: The factor at the last step: the lowest learning rate, as a fraction of the highest.
         decay_ratio: The fraction of the steps after the warmup over which the rate decays.
     """
 
-    def __init__(self, warmup: int | float = 0.02, min_lr_ratio: float = 0.0, decay_ratio: float = 0.4) -> None:
+    def __init__(self, warmup: int | float = 0.03, min_lr_ratio: float = 0.0, decay_ratio: float = 0.6) -> None:
         super().__init__(warmup, min_lr_ratio)
         if not 0 <= decay_ratio <= 1:
             raise UserError(

@@ -111,7 +111,7 @@ class GPT2Module(pl.LightningModule):
         attention: Attention = "auto",
         compile: Compile = "auto",
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda params: Muon(params),
-        schedule: Schedule = WarmupStableDecay(warmup=0.03, min_lr_ratio=0.0, decay_ratio=0.6),
+        schedule: Schedule = WarmupStableDecay(),
         max_nonfinite_steps: int = 0,
         max_grad_scaler_skips: int = 50,
         document_start: int | None = None,

@@ -45,7 +45,7 @@ LIGHTNING_OPTIONS = {
     "devices": "Number of devices, or which ones. Under torchrun and srun it follows from the launcher.",
     "num_nodes": "Number of machines. Under torchrun and srun it follows from the launcher.",
     "accumulate_grad_batches": "Forward passes per optimizer step. `data.global_batch_size` sets it, if given.",
-    "gradient_clip_val": "Maximum gradient norm; 1.0 is usual. Default: no clipping.",
+    "gradient_clip_val": "Maximum gradient norm. `null`: no clipping.",
     "gradient_clip_algorithm": "`norm`, or `value`: clip each element by itself. Default: norm.",
     "log_every_n_steps": "Optimizer steps between two rows of the log.",
     "default_root_dir": "Folder that contains `lightning_logs`. Default: the working directory.",
