@@ -10,12 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit.checkpoint import validation
+from gpt2kit.checkpoint import archive, validation
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
@@ -27,7 +26,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 HUB = "hf://"
 
 # Maximum size of a JSON file in bytes; the largest tokenizers have about 2^25.
-_MAX_JSON_BYTES = 1 << 28
+_MAX_JSON_BYTES = 1 << 26
 
 # Values of options that are missing in a config.json.
 _DEFAULTS: dict[str, Any] = {
@@ -82,12 +81,12 @@ def _read_shape(file: Path, config: dict[str, Any]) -> Shape:
     kind, names = config.get("model_type"), config.get("architectures") or ["GPT2LMHeadModel"]
     if kind != "gpt2" or not isinstance(names, list) or not set(map(str, names)) <= {"GPT2LMHeadModel", "GPT2Model"}:
         raise CheckpointError(
-            f"{file}: a model of type {kind!r} ({names}), not a GPT-2 language model. Use another model"
+            f"{file}: a model of type {kind!r:.60} ({names!s:.60}), not a GPT-2 language model. Use another model"
         )
     for name, required in _REQUIRED.items():
         value = config.get(name, required)
         if value != required:
-            raise CheckpointError(f"{file}: {name} is {value!r}, but gpt2kit supports only {required!r}")
+            raise CheckpointError(f"{file}: {name} is {value!r:.60}, but gpt2kit supports only {required!r}")
     shape = {name: config.get(name, default) for name, default in _DEFAULTS.items()}
     if shape["activation_function"] == "gelu_pytorch_tanh":  # another name of the same function
         shape["activation_function"] = "gelu_new"
@@ -116,11 +115,14 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(file))
-        raw = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
+        raw = archive.load(file, allow_legacy=True)
+        if not all(isinstance(name, str) for name in raw):
             raise ValueError("not a dictionary of tensors")
-        return raw
-    except Exception as error:  # the libraries raise many kinds for files of other formats
+        # They are mapped from the file, which may be deleted while the web demo serves them.
+        return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
+    except (MemoryError, CheckpointError):
+        raise
+    except Exception as error:  # the library raises many kinds for files of other formats
         reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable file of tensors ({reason}). Use another one") from None
 
