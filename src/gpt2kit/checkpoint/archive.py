@@ -51,13 +51,13 @@ def load(file: Path, allow_legacy: bool = False) -> dict[Any, Any]:
         is_zip = _measure(file)
         raw = torch.load(file, map_location="cpu", weights_only=True, mmap=files.POSIX and (is_zip or not allow_legacy))
         if not isinstance(raw, dict):
-            raise ValueError("not a dictionary")
+            raise ValueError("not a dictionary of tensors")
         _measure_content(raw, file.stat().st_size)
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # torch raises many kinds for truncated files and other formats
         reason = first_line(error).split(". ")[0]
-        raise CheckpointError(f"{file}: not a readable checkpoint ({reason:.200}). Use another one") from None
+        raise CheckpointError(f"{file}: not a readable file of tensors ({reason:.200}). Use another one") from None
     return raw
 
 

@@ -25,9 +25,6 @@ CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "p
 TOKENIZER_CONFIG = "tokenizer_config.json"
 HUB = "hf://"
 
-# Maximum size of a JSON file in bytes; the largest tokenizers have about 2^25.
-_MAX_JSON_BYTES = 1 << 26
-
 # Values of options that are missing in a config.json.
 _DEFAULTS: dict[str, Any] = {
     **{"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "activation_function": "gelu_new"},
@@ -141,7 +138,7 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
         tokenizer = tokenizers.from_plain_json(json.dumps(raw), str(file))
         if tokenizer.token_to_id(EOS) is None:
             raw = _rename_token(raw, _end_token(tokenizer, settings, config), EOS)
-        return tokenizers.from_json(json.dumps(raw), str(file))
+        return tokenizers.from_json(json.dumps(raw), str(file), is_tried=True)
     except DataError as error:
         raise CheckpointError(str(error)) from None
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -179,7 +176,7 @@ def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
+        if file.stat().st_size > tokenizers.MAX_JSON_BYTES:
             raise ValueError("too large")
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
