@@ -170,7 +170,7 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], SplitRange | None]:
     """Return the run's test text: its files, and the range of the test split if it is a split of these files."""
     names = checkpoint.metadata.get("test_files")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or len(names) > 1 << 16 or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
     return names, read_split_range(checkpoint, "test_share")
 
