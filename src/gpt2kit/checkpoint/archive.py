@@ -21,8 +21,9 @@ from gpt2kit.errors import CheckpointError, first_line
 
 # Maximum size of the pickle, without the tensors' elements. The largest tokenizers have about 2^25 bytes.
 _MAX_PICKLE_BYTES = 1 << 28
-# Maximum number of objects, shared ones counted each time. A model of 1024 layers with its optimizer has about 2^20.
-_MAX_OBJECTS = 1 << 22
+# Maximum number of objects, shared ones counted each time, and of operations of a pickle. A model of 1024 layers with
+# its optimizer has about 2^20.
+_MAX_OBJECTS = 1 << 21
 _MAX_DEPTH = 64
 # Larger integers are none of a model, and repr() refuses those of 4300 digits.
 _INTEGERS = range(-(1 << 64), 1 << 64)
@@ -96,7 +97,7 @@ def _measure_pickle(stream: Any) -> None:
     memo: dict[int, list[int]] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
-        if count > 8 * _MAX_OBJECTS:
+        if count > _MAX_OBJECTS:
             raise ValueError("too many objects")
         if isinstance(argument, int) and argument not in _INTEGERS and argument != torch.serialization.MAGIC_NUMBER:
             raise ValueError("an integer of more than 64 bits")
