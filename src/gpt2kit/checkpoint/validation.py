@@ -21,12 +21,19 @@ HEAD = "model.lm_head.weight"
 # What a checkpoint must contain to be resumed, besides the state of Lightning's loops.
 _RESUMABLE: dict[str, Any] = {
     "pytorch-lightning_version": str,
+    "epoch": int,
+    "global_step": int,
     "state_dict": dict,
     "gpt2kit": {"shape": dict, "data": dict, "tokenizer": str, "step": int, "skipped": int},
     "loops": {"fit_loop": dict},
     "callbacks": dict,
     "optimizer_states": [{"state": dict, "param_groups": [{"params": list}]}],
     "lr_schedulers": [{"base_lrs": [float], "last_epoch": int, "lr_lambdas": list}],
+}
+_ALSO_ALLOWED: dict[type, tuple[type, ...]] = {
+    list: (list, tuple),
+    float: (int, float),
+    type(None): (int, float, type(None)),
 }
 _LIMITS = {"n_layer": 1 << 10, "n_head": 1 << 10, "n_embd": 1 << 17, "vocab_size": 1 << 25, "n_positions": 1 << 22}
 
@@ -118,16 +125,15 @@ def structure_problem(value: object, expected: object, name: str) -> str:
 
     Args:
         value: what a file contains. Other keys in its dictionaries are ignored.
-        expected: a dictionary or a list of what is expected, or a type or a value of it; None allows everything, and
-            a list of one item is for lists of at least one.
+        expected: a dictionary or a list of what is expected, or a type or a value of it; None allows a number, too,
+            and a list of one item is for lists of at least one.
         name: what the value is called in the problem.
     """
     kind = expected if isinstance(expected, type) else type(expected)
-    if expected is None or (kind is float and type(value) is int):
-        return ""
-    if not isinstance(value, (list, tuple) if kind is list else kind) or (kind is int and type(value) is not int):
+    kinds = _ALSO_ALLOWED.get(kind, (kind,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         return f"{name} has type {type(value).__name__}, not {kind.__name__}"
-    if kind in (int, float) and not 0 <= value < math.inf:  # type: ignore[operator]
+    if type(value) in (int, float) and not 0 <= value < math.inf:  # type: ignore[operator]
         return f"{name} is negative or not finite"
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(expected, dict):

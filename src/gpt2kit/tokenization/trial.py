@@ -88,7 +88,7 @@ def _try(text: str) -> None:
         raise ValueError(f"its largest id is {size - 1}")
     raw = json.loads(text)
     options = [raw.get(name) for name in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")]
-    for sample in (_SAMPLE, json.dumps(options, ensure_ascii=False)[:_MAX_OPTIONS]):
+    for sample in ("", _SAMPLE, *_SAMPLE.split(), json.dumps(options, ensure_ascii=False)[:_MAX_OPTIONS]):
         for is_special in (False, True):
             tokenizer.encode_special_tokens = is_special
             ids = tokenizer.encode(sample, add_special_tokens=False).ids
