@@ -89,6 +89,12 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
+def own_runs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the checkpoints of this session name their test text, as the runs in the user's `lightning_logs` may."""
+    monkeypatch.setattr("gpt2kit.evaluation.test_set.LOGS", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture
 def inside(tmp_path: Path) -> Iterator[Path]:
     """Change to an empty folder and return it."""
     before = Path.cwd()

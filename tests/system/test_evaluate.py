@@ -29,6 +29,8 @@ from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
 
+pytestmark = pytest.mark.usefixtures("own_runs")
+
 CONTEXT = 16
 LOREM = "Lorem ipsum dolor sit amet. " * 4
 TEXTS = {
@@ -177,7 +179,7 @@ def test_a_url_in_a_checkpoint_is_not_opened(run: Run, call: Callable[..., Outco
     raw["gpt2kit"]["test_files"] = ["https://example.invalid/text.txt"]
     torch.save(raw, inside / "named.ckpt")
     code, _, err = call(main, "--ckpt_path", "named.ckpt")
-    assert code == 2 and "If you trust that address" in err
+    assert code == 2 and "If you trust it, give the text as --files" in err
 
 
 def test_the_command_needs_only_a_checkpoint(

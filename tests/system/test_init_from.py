@@ -64,6 +64,7 @@ def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("own_runs")
 def test_an_exported_model_has_the_scores_of_its_checkpoint(
     run: Run, folder: Path, call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:

@@ -17,6 +17,7 @@ from gpt2kit.runs import report
 pytest.importorskip("matplotlib", reason="optional: pip install matplotlib")
 
 
+@pytest.mark.usefixtures("own_runs")
 def test_a_report_shows_the_whole_run_and_loads_nothing_from_elsewhere(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("test.json"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train
+from gpt2kit.errors import CheckpointError
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.optim.muon import Muon
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.training.checkpointing import ExactResume
 
@@ -74,6 +77,87 @@ def test_nan_stops_before_the_update(
     assert saved_steps(run)[0] == 2
     assert all(torch.isfinite(tensor).all() for tensor in final_weights(run).values())
     assert folder.read_status(run)["state"] == "failed"
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    options: list[str], tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, count = Muon.step, [0]
+
+    def overflow(self: Muon, closure: Any = None) -> Any:
+        loss = step(self, closure)
+        count[0] += 1
+        if count[0] == 3:  # as after a finite gradient and a huge learning rate
+            self.param_groups[1]["params"][0].data.fill_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(Muon, "step", overflow)
+    code, _, err = call(train.main, *options, *SHORT, f"--trainer.default_root_dir={tmp_path}")
+    run = tmp_path / "lightning_logs/version_0"
+    assert code == 6 and "step 3: weight model.transformer.wte.weight contains NaN or Inf" in err
+    assert saved_steps(run)[0] == 2 and f"the last good checkpoint is {checkpoint.checkpoints(run)[0]}" in err
+
+
+def damage(run: Run, work: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Return a copy of a run whose newest checkpoint is changed."""
+    copied = Path(shutil.copytree(run.folder, work / "lightning_logs/version_0"))
+    newest = checkpoint.checkpoints(copied)[0]
+    raw = torch.load(newest, weights_only=True)
+    change(raw)
+    newest.with_name(newest.name + ".sha256").unlink()
+    torch.save(raw, newest)
+    return copied
+
+
+def optimizer_of(raw: dict[str, Any]) -> dict[str, Any]:
+    return cast("dict[str, Any]", raw["optimizer_states"][0])
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a moment is NaN": (
+        lambda raw: optimizer_of(raw)["state"][9]["exp_avg"].fill_(torch.nan),
+        "exp_avg of parameter 9 in the optimizer's state contains NaN",
+    ),
+    "a step as text": (lambda raw: raw["gpt2kit"].update(step="40"), "gpt2kit.step has type str"),
+    "no learning rates": (lambda raw: raw["lr_schedulers"][0].pop("base_lrs"), "lr_schedulers.0.base_lrs is missing"),
+    "an optimizer that is a number": (lambda raw: raw.update(optimizer_states=[3]), "optimizer_states.0 has type int"),
+}
+HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "loops": (
+        lambda raw: raw["loops"]["fit_loop"]["epoch_loop.batch_progress"].pop("total"),
+        "loops.fit_loop.epoch_loop.batch_progress.total is missing",
+    ),
+    "steps": (lambda raw: raw["gpt2kit"].update(step=3), "its loops have made 40 steps, the run 3"),
+    "a moment": (
+        lambda raw: optimizer_of(raw)["state"][9].pop("exp_avg_sq"),
+        "exp_avg_sq in the optimizer's state of transformer.",
+    ),
+    "the moments of a parameter": (lambda raw: optimizer_of(raw)["state"].pop(9), "in the optimizer's state of"),
+    "a rate": (lambda raw: optimizer_of(raw)["param_groups"][0].pop("lr"), "param_groups.0.lr is missing"),
+    "a callback": (lambda raw: raw["callbacks"].update(TimeHorizon={}), "callbacks.seconds is missing"),
+    "a weight": (lambda raw: raw["state_dict"].pop("model.transformer.wpe.weight"), "wpe.weight is missing"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_last_skips_a_checkpoint_that_cannot_be_resumed(case: str, run: Run, inside: Path, caplog: Any) -> None:
+    change, message = DAMAGES[case]
+    newest, older = checkpoint.checkpoints(damage(run, inside, change))[:2]
+    assert lifecycle.find_resumable("last", inside / "lightning_logs", None) == older
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        lifecycle.find_resumable(str(newest), inside / "lightning_logs", None)
+
+
+@pytest.mark.parametrize("case", HOLES)
+def test_a_checkpoint_with_a_hole_is_refused_before_the_run_is_changed(
+    case: str, run: Run, call: Callable[..., Outcome], inside: Path
+) -> None:
+    change, message = HOLES[case]
+    newest = checkpoint.checkpoints(damage(run, inside, change))[0]
+    before = {path: path.read_bytes() for path in inside.rglob("*.*") if path.is_file() and "events" not in path.name}
+    code, _, err = call(train.main, *run.options, "--ckpt_path", newest, "--trainer.max_steps=41")
+    assert code == 4 and message in err and err.count("error: ") == 1 and "Traceback" not in err
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_skipped_updates_are_counted_over_resumes(

@@ -20,14 +20,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import __version__, files
-from gpt2kit.checkpoint import huggingface, validation
+from gpt2kit.checkpoint import archive, huggingface, validation
 from gpt2kit.checkpoint.paths import NEWEST
 from gpt2kit.checkpoint.paths import best_of as best_of
 from gpt2kit.checkpoint.paths import checkpoints as checkpoints
 from gpt2kit.checkpoint.paths import file_name as file_name
 from gpt2kit.checkpoint.paths import find as find
 from gpt2kit.checkpoint.paths import step_of as step_of
-from gpt2kit.errors import CheckpointError, DataError, first_line
+from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
 from gpt2kit.text.splits import CutRange, HashRange, SplitRange
@@ -92,6 +92,8 @@ def check_resumable(file: Path) -> None:
     raw = read(file)
     if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
         raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one that gpt2kit has trained")
+    if problem := validation.resume_problem(raw):
+        raise CheckpointError(f"{file}: {problem}, so it cannot be resumed. Use another checkpoint")
 
 
 def peek(path: str | Path) -> CheckpointInfo:
@@ -130,20 +132,28 @@ def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[
     version = metadata.get("format")
     if type(version) is not int or version != FORMAT:
         raise CheckpointError(
-            f"{file}: has format {version}, but gpt2kit {__version__} reads format {FORMAT}. Update gpt2kit"
+            f"{file}: has format {version!r:.20}, but gpt2kit {__version__} reads format {FORMAT}. Update gpt2kit"
         )
     shape = validation.check_shape(file, metadata.get("shape"))
     state = finetuning.merge_lora(state, _lora_scale(file, metadata))
     validation.check_tensors(file, shape, state)
-    try:
-        tokenizer = tokenizers.from_json(str(metadata.get("tokenizer")), str(file))
-    except DataError as error:
-        raise CheckpointError(str(error)) from None
+    tokenizer = read_tokenizer(file, metadata)
     validation.check_tokenizer(file, shape, tokenizer)
     start = metadata.get("document_start")  # an id, or None: tokens see other documents
     if start is not None and not (type(start) is int and 0 <= start < shape["vocab_size"]):
-        raise CheckpointError(f"{file}: document_start {start!r} is invalid: the file is damaged. Use another one")
+        raise CheckpointError(f"{file}: document_start {start!r:.60} is invalid: the file is damaged. Use another one")
     return CheckpointInfo(file, shape, tokenizer, metadata, start), validation.model_state(state)
+
+
+def read_tokenizer(file: Path, metadata: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer in the metadata of a checkpoint."""
+    text = metadata.get("tokenizer")
+    if not isinstance(text, str):
+        raise CheckpointError(f"{file}: contains no tokenizer. Use a checkpoint that gpt2kit has trained")
+    try:
+        return tokenizers.from_json(text, str(file))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
@@ -153,14 +163,14 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
         return finetuning.LORA_SCALE
     rank, alpha = freeze.get("lora"), freeze["lora_alpha"]
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        raise CheckpointError(f"{file}: lora_alpha {alpha!r} is invalid: the file is damaged. Use another one")
+        raise CheckpointError(f"{file}: lora_alpha {alpha!r:.60} is invalid: the file is damaged. Use another one")
     return finetuning.lora_scale(rank, alpha)
 
 
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], SplitRange | None]:
     """Return the run's test text: its files, and the range of the test split if it is a split of these files."""
     names = checkpoint.metadata.get("test_files")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or len(names) > 1 << 16 or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
     return names, read_split_range(checkpoint, "test_share")
 
@@ -186,22 +196,21 @@ def read(file: Path, verify: bool = True) -> dict[str, Any]:
             "without trainer.strategy fsdp; its next checkpoint is an ordinary file"
         )
     checksum = _checksum_file(file)
-    if verify and checksum.is_file() and checksum.read_bytes().strip() != files.digest(file).encode():
+    is_checked = verify and file.is_file() and checksum.is_file()
+    if is_checked and _read_start(checksum) != files.digest(file).encode():
         raise CheckpointError(f"{file}: does not match its checksum, so it is damaged. Use another checkpoint")
-    try:
-        raw = torch.load(file, map_location="cpu", weights_only=True, mmap=files.POSIX)
-    except Exception as error:  # torch raises many kinds for truncated files and other formats
-        reason = first_line(error).split(". ")[0]
-        raise CheckpointError(f"{file}: not a readable checkpoint ({reason}). Use another one") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one that gpt2kit has trained")
-    return raw
+    return archive.load(file)
 
 
 def remove(file: Path) -> None:
     """Delete a checkpoint and its checksum."""
     file.unlink(missing_ok=True)
     _checksum_file(file).unlink(missing_ok=True)
+
+
+def _read_start(checksum: Path) -> bytes:
+    with checksum.open("rb") as file:
+        return file.read(1000).strip()
 
 
 def _checksum_file(file: Path) -> Path:

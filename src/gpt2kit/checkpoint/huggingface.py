@@ -10,12 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit.checkpoint import validation
+from gpt2kit.checkpoint import archive, validation
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
@@ -25,9 +24,6 @@ from gpt2kit.tokenization.tokenizer import EOS
 CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 HUB = "hf://"
-
-# Maximum size of a JSON file in bytes; the largest tokenizers have about 2^25.
-_MAX_JSON_BYTES = 1 << 28
 
 # Values of options that are missing in a config.json.
 _DEFAULTS: dict[str, Any] = {
@@ -82,12 +78,12 @@ def _read_shape(file: Path, config: dict[str, Any]) -> Shape:
     kind, names = config.get("model_type"), config.get("architectures") or ["GPT2LMHeadModel"]
     if kind != "gpt2" or not isinstance(names, list) or not set(map(str, names)) <= {"GPT2LMHeadModel", "GPT2Model"}:
         raise CheckpointError(
-            f"{file}: a model of type {kind!r} ({names}), not a GPT-2 language model. Use another model"
+            f"{file}: a model of type {kind!r:.60} ({names!s:.60}), not a GPT-2 language model. Use another model"
         )
     for name, required in _REQUIRED.items():
         value = config.get(name, required)
         if value != required:
-            raise CheckpointError(f"{file}: {name} is {value!r}, but gpt2kit supports only {required!r}")
+            raise CheckpointError(f"{file}: {name} is {value!r:.60}, but gpt2kit supports only {required!r}")
     shape = {name: config.get(name, default) for name, default in _DEFAULTS.items()}
     if shape["activation_function"] == "gelu_pytorch_tanh":  # another name of the same function
         shape["activation_function"] = "gelu_new"
@@ -116,11 +112,14 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(file))
-        raw = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
+        raw = archive.load(file, allow_legacy=True)
+        if not all(isinstance(name, str) for name in raw):
             raise ValueError("not a dictionary of tensors")
-        return raw
-    except Exception as error:  # the libraries raise many kinds for files of other formats
+        # They are mapped from the file, which may be deleted while the web demo serves them.
+        return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
+    except (MemoryError, CheckpointError):
+        raise
+    except Exception as error:  # the library raises many kinds for files of other formats
         reason = first_line(error).split(". ")[0]
         raise CheckpointError(f"{file}: not a readable file of tensors ({reason}). Use another one") from None
 
@@ -139,7 +138,7 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
         tokenizer = tokenizers.from_plain_json(json.dumps(raw), str(file))
         if tokenizer.token_to_id(EOS) is None:
             raw = _rename_token(raw, _end_token(tokenizer, settings, config), EOS)
-        return tokenizers.from_json(json.dumps(raw), str(file))
+        return tokenizers.from_json(json.dumps(raw), str(file), is_tried=True)
     except DataError as error:
         raise CheckpointError(str(error)) from None
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -177,7 +176,7 @@ def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
+        if file.stat().st_size > tokenizers.MAX_JSON_BYTES:
             raise ValueError("too large")
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

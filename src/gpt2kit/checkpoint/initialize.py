@@ -104,7 +104,7 @@ def restore_tokenizer(config: Any, resumed: Path) -> None:
     """
     name = config.data.tokenizer
     if name is None or (isinstance(name, str) and not Path(name).exists()):
-        own = tokenizers.from_json(str(checkpoint.read(resumed)[checkpoint.KEY]["tokenizer"]), str(resumed))
+        own = checkpoint.read_tokenizer(resumed, checkpoint.read(resumed)[checkpoint.KEY])
         if name is None or Path(name).name == tokenizers.fingerprint(own)[:24]:
             config.data.tokenizer = cache_tokenizer(own, config.data.cache_dir)
 

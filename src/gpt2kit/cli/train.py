@@ -358,5 +358,5 @@ def _train(args: list[str]) -> Path | None:
 
 def _last_checkpoint(cli: TrainCLI | None) -> str:
     run = cli.run_folder if cli else None
-    newest = next(iter(checkpoint.checkpoints(run)), None) if run else None
+    newest = checkpoint.newest_valid(run) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

@@ -20,6 +20,7 @@ from gpt2kit.generation.decoder import Decoder, TokenSequence
 from gpt2kit.generation.options import SamplingOptions
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.inference import InferenceGPT2
+from gpt2kit.tokenization import tokenizer as tokenizers
 
 # Lengths in tokens of the spans that are counted.
 SPANS = (4, 8, 16, 32)
@@ -200,7 +201,7 @@ def summarize(texts: list[Tokens], matches: list[Tokens], tokenizer: Tokenizer) 
         shares[span] = sum(int((lengths >= span).sum()) for lengths in matches) / spans if spans else None
     tokens, total = sum(map(len, texts)), sum(int(lengths.sum()) for lengths in matches)
     longest = [
-        (size, str(tokenizer.decode(texts[number][start : start + size].tolist(), skip_special_tokens=False)))
+        (size, tokenizers.decode(tokenizer, texts[number][start : start + size].tolist()))
         for size, number, start in _select_longest(matches)
     ]
     return MatchStats(len(texts), tokens, shares, total / max(tokens, 1), longest)

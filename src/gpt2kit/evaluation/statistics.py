@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.metrics import FIGURES, Score
 from gpt2kit.text.reader import read_rest
+from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.report import first_difference
 from gpt2kit.tokenization.sampling import SPACELESS, WIDE_PUNCTUATION
 
@@ -111,8 +112,7 @@ def count_words(text: str) -> tuple[int, int]:
 
 def find_difference(tokenizer: Tokenizer, text: str) -> str:
     """Return where a text and its decoded tokens differ, with some context; empty if they are equal."""
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    decoded = tokenizer.decode(ids, skip_special_tokens=False)
+    decoded = tokenizers.decode(tokenizer, tokenizers.encode(tokenizer, text))
     return "" if decoded == text else first_difference(text, decoded)
 
 

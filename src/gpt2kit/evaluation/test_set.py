@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import CheckpointInfo
+from gpt2kit.checkpoint.paths import LOGS
 from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refuse
@@ -114,8 +117,10 @@ def open_test_set(
     Default files: those of the first checkpoint that records any. Default reader: that of the checkpoint, or else of
     the first one that records any.
     """
-    names, split = (files, None) if files else _own_test_text(candidates)
-    paths = find_files(names)
+    if files:
+        names, split, paths = files, None, find_files(files)
+    else:
+        names, split, paths = _own_test_text(candidates)
     default = reader or next((candidate.reader for candidate in candidates if candidate.reader), None) or Reader()
     corpora = [candidate.corpus(paths, default, split) for candidate in candidates]
     stores = [open_with_bar(corpus, options.cache_dir, "test text") for corpus in corpora]
@@ -130,13 +135,18 @@ def open_test_set(
     return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
 
 
-def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], SplitRange | None]:
+def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], SplitRange | None, list[PathOrURL]]:
+    """Return the test text of the first checkpoint that records one: its names, the split, and the files."""
     first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
         raise UserError(f"{candidates[0].name}: records no test text. Give text files as --files")
-    if any("://" in name for name in first.test_text[0]):
+    names, split = first.test_text
+    paths = _find_trusted(first)
+    if paths is None:
+        listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
         raise UserError(
-            f"{first.name}: its test text is {first.test_text[0]}. If you trust that address, give it as --files"
+            f"{first.name}: its test text is {listed:.200}, and only a run in {LOGS} may name text outside of the "
+            f"current folder. If you trust it, give the text as --files, or run the command in the folder of its {LOGS}"
         )
     for candidate in candidates:
         if candidate.test_text != first.test_text:
@@ -144,7 +154,19 @@ def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], SplitRan
                 f"{candidate.name}: tested on the test text of {first.name}, not on its own. If it was trained "
                 "on this text, its figures are meaningless"
             )
-    return first.test_text
+    return names, split, paths
+
+
+def _find_trusted(candidate: Candidate) -> list[PathOrURL] | None:
+    """Return the test files that a checkpoint names; None if it may not name them, because anyone may have made it."""
+    names, folder = candidate.test_text[0], Path.cwd()
+    is_own = candidate.info.path.resolve().is_relative_to(Path(LOGS).resolve())
+    is_below = all(Path(os.path.abspath(name)).is_relative_to(folder) for name in names)
+    if any("://" in name for name in names) or not (is_own or is_below):
+        return None
+    paths = find_files(names)
+    is_inside = all(path.resolve().is_relative_to(folder) for path in paths if isinstance(path, Path))
+    return paths if is_own or is_inside else None
 
 
 def _hash_documents(store: TokenStore) -> str:

@@ -182,7 +182,7 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
     weights = {name: tensor.to(getattr(torch, dtype)).float() for name, tensor in opened.state.items()}
     gpt2 = GPT2.from_state(shape, weights)  # with the weights that are in the folder
     ids = continue_greedily(gpt2, torch.linspace(0, shape["vocab_size"] - 1, prompt).long().tolist(), length)
-    text = opened.tokenizer.decode(ids[:prompt], skip_special_tokens=False)
+    text = tokenizers.decode(opened.tokenizer, ids[:prompt])
     reloaded = reload_folder(folder, ids, prompt, text)
     logits = compute_logits(gpt2, ids)
     rounding = float((logits - compute_logits(opened.model, ids)).abs().max())
@@ -200,7 +200,7 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
             f"the exported model differs from the checkpoint: logits differ by {largest:g} (rounding explains "
             f"{allowed:g}), and {max(tokens, 0)} tokens of a greedy continuation agree. Nothing was written"
         )
-    if reloaded["ids"] != opened.tokenizer.encode(text, add_special_tokens=False).ids:
+    if reloaded["ids"] != tokenizers.encode(opened.tokenizer, text):
         raise CheckpointError(
             "the exported tokenizer gives different ids than the checkpoint's. Nothing was written; please report it"
         )

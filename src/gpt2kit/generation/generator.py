@@ -65,7 +65,7 @@ class Generator:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return tokenizers.encode(self.tokenizer, text)
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token adds to a text."""
@@ -97,7 +97,7 @@ class Generator:
             ids = self.encode(prompt)
         except (UnicodeEncodeError, TypeError):
             raise UserError(f"prompt {prompt!r}: contains bytes that are not UTF-8. Encode it as UTF-8") from None
-        decoded = self.tokenizer.decode(ids, skip_special_tokens=False)
+        decoded = tokenizers.decode(self.tokenizer, ids)
         if decoded != prompt:
             self.note(f"the tokenizer cannot encode the prompt {_shorten(prompt)}: the model reads {_shorten(decoded)}")
         context = int(self.gpt2.shape["n_positions"])

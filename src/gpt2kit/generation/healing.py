@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer, models
 
+from gpt2kit.tokenization import tokenizer as tokenizers
+
 # Maximum number of tokens to choose again. Half a word is often several tokens, while the whole word is one that only
 # all of them together begin.
 _MAX_TOKENS = 8
@@ -89,7 +91,7 @@ class TokenHealing:
         return order, [self._tokens[i] for i in order]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return tokenizers.encode(self._tokenizer, text)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return tokenizers.decode(self._tokenizer, ids)

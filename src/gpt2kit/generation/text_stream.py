@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from gpt2kit.tokenization import tokenizer as tokenizers
+
 # Maximum number of tokens that wait for the last byte of a character. An untrained model may never generate it.
 _MAX_HELD = 16
 
@@ -46,7 +48,7 @@ class TextStream:
         return chunk
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(self._context + ids, skip_special_tokens=False))
+        return tokenizers.decode(self._tokenizer, self._context + ids)
 
 
 class StopStrings:

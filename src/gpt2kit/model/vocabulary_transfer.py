@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit.tokenization.tokenizer import added_ids, token_bytes
+from gpt2kit.tokenization.tokenizer import added_ids, encode, token_bytes
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
             old_ids[i] = [by_bytes[piece]]
         elif piece:
             text = piece.decode("utf-8", errors="replace")
-            ids = [j for j in old.encode(text, add_special_tokens=False).ids if j not in not_text]
+            ids = [j for j in encode(old, text) if j not in not_text]
             if b"".join(old_bytes[j] for j in ids) != piece:
                 # The piece is part of a character, or the old tokenizer changes text, such as to lower case. Then its
                 # ids are still better than none.

@@ -162,7 +162,9 @@ def reader_from(identity: dict[str, object]) -> Reader:
     parameters = set(inspect.signature(Reader).parameters)
     reader = Reader(**options) if set(options) == parameters else Reader()  # type: ignore[arg-type]
     if reader.identity() != identity:
-        raise DataError(f"this run's reader {identity.get('reader')} is not gpt2kit's own. Give the text as --files")
+        raise DataError(
+            f"this run's reader {identity.get('reader')!s:.60} is not gpt2kit's own. Give the text as --files"
+        )
     return reader
 
 
@@ -179,7 +181,7 @@ def _problems(reader: Reader) -> list[str]:
     ]
     problems = Problems(encodings.encoding_problems(str(reader.encoding)))
     for name, is_valid, rule in rules:
-        problems.check(is_valid, f"reader.{name} {getattr(reader, name)!r}: {rule}")
+        problems.check(is_valid, f"reader.{name} {getattr(reader, name)!r:.60}: {rule}")
     return problems.messages
 
 

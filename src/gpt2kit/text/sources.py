@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import contextlib
 import errno
+import fnmatch
 import glob
 import gzip
 import hashlib
+import itertools
 import lzma
 import os
 import stat
@@ -30,6 +32,10 @@ PathOrURL = Path | str
 
 # Bytes that are read at a time.
 CHUNK = 1 << 18
+
+# Maximum number of files and folders to look at for one folder or pattern; more would take minutes.
+_MAX_ENTRIES = 1 << 20
+_KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
@@ -83,8 +89,9 @@ class ReadReport:
 def find_files(patterns: list[str]) -> list[PathOrURL]:
     """Return the files that paths, folders, patterns and URLs name, each once, in a fixed order."""
     files: dict[PathOrURL, None] = {}
+    seen = itertools.count()
     for pattern in patterns:
-        for path in _find_remote(pattern) if "://" in pattern else _find_local(pattern):
+        for path in _find_remote(pattern) if "://" in pattern else _find_local(pattern, seen):
             files[path] = None
     return list(files)
 
@@ -218,24 +225,78 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
-def _find_local(pattern: str) -> list[Path]:
+def _find_local(pattern: str, seen: Iterator[int]) -> list[Path]:
     path = Path(pattern)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
-        if not files:
-            raise DataError(f"{pattern}: no files in this folder. Put text files there, or name another folder")
-        return files
-    if path.is_file():
-        return [path]
-    if path.exists():
-        raise DataError(f"{pattern}: not a regular file. Name a text file, a folder or a pattern")
-    if path.is_symlink():
-        raise DataError(f"{pattern}: a broken or circular symbolic link. Name the file itself")
-    files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-    if not files:
-        reason = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
-        raise DataError(f"{pattern}: {reason} (current folder: {Path.cwd()}). Check the path")
+    if "\0" in pattern:
+        raise DataError(f"{pattern!r:.100}: no file has a NUL character in its name. Check the path")
+    with translate_errors(path):
+        if path.is_dir():
+            files = _expand(pattern, path, ("**",), seen)
+            if not files:
+                raise DataError(f"{pattern}: no files in this folder. Put text files there, or name another folder")
+        elif path.is_file():
+            files = [path]
+        elif path.exists():
+            raise DataError(f"{pattern}: not a regular file. Name a text file, a folder or a pattern")
+        elif path.is_symlink():
+            raise DataError(f"{pattern}: a broken or circular symbolic link. Name the file itself")
+        else:
+            start = Path(path.anchor)
+            files = _expand(pattern, start, path.parts[len(start.parts) :], seen) if glob.has_magic(pattern) else []
+            if not files:
+                reason = "no file matches" if glob.has_magic(pattern) else "no such file or folder"
+                raise DataError(f"{pattern}: {reason} (current folder: {Path.cwd()}). Check the path")
+        for file in files:
+            _refuse_kernel_file(file)
     return files
+
+
+def _expand(pattern: str, start: Path, parts: tuple[str, ...], seen: Iterator[int]) -> list[Path]:
+    """Return the files below a folder that match the parts of a pattern, as `glob.glob` does, but with a limit.
+
+    `**` does not follow links to folders, which may form loops. `seen` counts the entries of all patterns.
+    """
+
+    def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as all_:
+            for entry in all_:
+                if next(seen) >= _MAX_ENTRIES:
+                    raise DataError(f"{pattern}: more than {_MAX_ENTRIES:,} files to look at. Name a folder below it")
+                yield entry
+
+    def expand(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+        if not parts:
+            yield folder
+            return
+        part, rest = parts[0], parts[1:]
+        if not glob.has_magic(part):
+            yield from expand(folder / part, rest)
+            return
+        if part == "**" and rest:
+            yield from expand(folder, rest)
+        for entry in entries(folder):
+            path = folder / entry.name
+            if entry.name.startswith(".") and not part.startswith("."):
+                continue
+            if part != "**":
+                if fnmatch.fnmatch(entry.name, part):
+                    yield from expand(path, rest)
+            elif entry.is_dir(follow_symlinks=False):
+                if str(path) not in _KERNEL_FOLDERS:
+                    yield from expand(path, parts)
+            elif not rest:
+                yield path
+
+    try:
+        return sorted({path for path in expand(start, parts) if path.is_file()})
+    except RecursionError:
+        raise DataError(f"{pattern}: the folders are nested too deeply. Name one below it") from None
+
+
+def _refuse_kernel_file(file: Path) -> None:
+    """Raise if this is a file of the kernel, such as /proc/kmsg: it has no size, and reading it may wait for ever."""
+    if file.stat().st_size == 0 and any(file.resolve().is_relative_to(folder) for folder in _KERNEL_FOLDERS):
+        raise DataError(f"{file}: a file of the system, not of text. Name a text file, a folder or a pattern")
 
 
 def _is_hidden(path: Path) -> bool:
@@ -255,6 +316,9 @@ def _find_remote(pattern: str) -> list[str]:
             files = [path] if filesystem.exists(path) else []
         if not files:
             raise DataError(f"{pattern}: no such file, or no file matches. Check the URL")
+        if pattern.startswith(("file:", "local:")):
+            for file in files:
+                _refuse_kernel_file(Path(file))
         return sorted(str(filesystem.unstrip_protocol(p)) for p in files)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from gpt2kit.errors import DataError, first_line
-from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, to_json
+from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, refuse_failures, to_json
 from gpt2kit.tokenization.trainers import UNKNOWN, TokenizerSpec, as_special, build_bert, build_words
 
 
@@ -22,7 +22,7 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
         return build_words(read_vocabulary(spec.vocab), spec)
     raw = json.loads(to_json(from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
     raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
-    tokenizer = from_plain_json(json.dumps(raw), spec.vocab)
+    tokenizer = from_plain_json(json.dumps(raw), spec.vocab, is_tried=True)
     tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
     return tokenizer
 
@@ -73,10 +73,8 @@ def read_tokenizer_json(name: str) -> str:
 def _convert_folder(folder: Path) -> str:
     from transformers import AutoTokenizer
 
-    try:
+    with refuse_failures(f"--vocab {folder}: has no tokenizer", "Name a folder with tokenizer.json"):
         backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
-    except Exception as error:  # the library raises many classes
-        raise DataError(f"--vocab {folder}: has no tokenizer ({error}). Name a folder with tokenizer.json") from None
     return str(backend.to_str())
 
 

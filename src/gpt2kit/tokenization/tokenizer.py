@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
 from gpt2kit.commands import command_name
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, first_line
+from gpt2kit.tokenization import trial
 
 # Ends each document, and begins each text, as in GPT-2.
 EOS = "<|endoftext|>"
+
+# Maximum size of a tokenizer; the largest ones have about 2^25 bytes.
+MAX_JSON_BYTES = 1 << 26
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -32,6 +38,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     }
     durable.write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
     durable.write_text(folder / "tokenizer.json", to_json(tokenizer))
+    trial.remember(to_json(tokenizer))
 
 
 def load(folder: str | Path) -> Tokenizer:
@@ -48,13 +55,13 @@ def to_json(tokenizer: Tokenizer) -> str:
     return str(tokenizer.to_str(pretty=True))
 
 
-def from_json(text: str, where: str) -> Tokenizer:
-    """Return the tokenizer that `to_json` wrote; `where` names its source in errors.
+def from_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
+    """Return the tokenizer that `to_json` wrote; `where` names its source in errors. See `from_plain_json`.
 
     Special tokens in a text are encoded as ordinary text, so a corpus or a prompt cannot end a document. Tokens that
     `parse_special` recognizes in a text are not stored as special.
     """
-    tokenizer = from_plain_json(text, where)
+    tokenizer = from_plain_json(text, where, is_tried)
     if tokenizer.token_to_id(EOS) is None:
         raise DataError(
             f"{where}: has no {EOS} token. Add it: {command_name('tokenize')} --kind existing --vocab {where} "
@@ -64,22 +71,53 @@ def from_json(text: str, where: str) -> Tokenizer:
         raw = json.loads(to_json(tokenizer))
         for token in raw["added_tokens"]:
             token["special"] |= token["content"] == EOS
-        tokenizer = from_plain_json(json.dumps(raw), where)
+        tokenizer = from_plain_json(json.dumps(raw), where, is_tried=True)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def from_plain_json(text: str, where: str) -> Tokenizer:
-    """Return any tokenizer of the `tokenizers` library, without padding, truncation and dropout."""
-    try:
+def from_plain_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
+    """Return any tokenizer of the `tokenizers` library, without padding, truncation and dropout.
+
+    Unless `is_tried`, it was tried in a process of its own before, because the file may be hostile.
+    """
+    advice = f"Train it again with {command_name('tokenize')}"
+    if len(text) > MAX_JSON_BYTES:
+        raise DataError(f"{where}: {len(text) / 1e6:,.0f} MB, too large for a tokenizer. {advice}")
+    if problem := "" if is_tried else trial.problem_of(text):
+        raise DataError(f"{where}: not a tokenizer ({problem}). {advice}")
+    with refuse_failures(f"{where}: not a tokenizer", advice):
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no other class
-        raise DataError(f"{where}: not a tokenizer ({error}). Train it again with {command_name('tokenize')}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if getattr(tokenizer.model, "dropout", None) is not None:
         tokenizer.model.dropout = None
     return tokenizer
+
+
+@contextlib.contextmanager
+def refuse_failures(what: str, advice: str) -> Iterator[None]:
+    """Turn an error of the `tokenizers` library into a DataError: its panics are no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic):
+            raise
+        raise DataError(f"{what} ({first_line(error):.200}). {advice}") from None
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text."""
+    text.encode()  # half a surrogate pair is an error of the text
+    with refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text"):
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of ids, including special tokens."""
+    with refuse_failures("the tokenizer cannot decode its ids", "Use another tokenizer"):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
@@ -137,7 +175,9 @@ def _byte_level_letters() -> dict[str, int]:
 
 
 def read_utf8(path: Path, where: str) -> str:
-    """Return the text of a file; `where` names it in the error."""
+    """Return the text of a file of a tokenizer; `where` names it in the error."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DataError(f"{where}: {path.stat().st_size / 1e6:,.0f} MB, too large for a tokenizer. Name another file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

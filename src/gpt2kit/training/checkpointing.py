@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -20,10 +21,11 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.validation import first_nonfinite, optimizer_tensors
 from gpt2kit.data.batches import STOP_SIGNALS
-from gpt2kit.errors import MachineError, first_line
+from gpt2kit.errors import DivergedError, MachineError, first_line
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import lightning_patches, run_state
+from gpt2kit.training import lightning_patches, resume_check, run_state
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
 logger = logging.getLogger(__name__)
@@ -85,9 +87,11 @@ class ExactResume(Checkpoint):
         def check_architecture(raw: dict[str, Any]) -> None:
             run_state.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
             run_state.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
+            resume_check.refuse_damaged(trainer, gpt2, raw)
 
         # The module's own hook, because the callbacks' hook comes only after the weights are loaded.
         gpt2.on_load_checkpoint = check_architecture  # type: ignore[method-assign, assignment]
+        lightning_patches.refuse_failed_restore(trainer)
         folder = trainer.log_dir  # a collective call
         self._run = Path(folder) if self.every is not None and folder is not None else None
         if self._run is not None and trainer.is_global_zero:
@@ -173,10 +177,11 @@ class ExactResume(Checkpoint):
         Rank 0 decides for all ranks. If each decided for itself, they could disagree and wait forever.
         """
         run, step = self._run, trainer.global_step
-        if run is None:
-            return
         gpt2 = gpt2_of(trainer)
         gpt2.guard.check()
+        refuse_nonfinite(trainer)
+        if run is None:
+            return
         saved = checkpoint.checkpoints(run)
         is_saved = any(checkpoint.step_of(path) == step for path in saved)
         problem = ""
@@ -246,6 +251,20 @@ class ExactResume(Checkpoint):
             return [0] * len(numbers)
         previous[1].synchronize()
         return previous[0].tolist()
+
+
+def refuse_nonfinite(trainer: pl.Trainer) -> None:
+    """Raise on all ranks if the weights or the optimizer's state contain NaN or Inf on one: a gradient may be finite
+    when its update is not.
+    """
+    weights = ((f"weight {name}", weight) for name, weight in gpt2_of(trainer).named_parameters())
+    states = (state for optimizer in trainer.optimizers for state in optimizer_tensors(optimizer.state))
+    name = first_nonfinite(itertools.chain(weights, states))
+    if not trainer.strategy.reduce_boolean_decision(not name, all=True):
+        raise DivergedError(
+            f"step {trainer.global_step}: {name or 'a weight of another rank'} contains NaN or Inf, so training "
+            "stopped and this step was not saved. Lower the learning rate, or clip gradients"
+        )
 
 
 def seed_generators(device: torch.device, seed: int) -> None:

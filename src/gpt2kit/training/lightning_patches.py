@@ -6,9 +6,13 @@ Lightning, read its training_epoch_loop.py and fit_loop.py again and run `make p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from gpt2kit.errors import CheckpointError, UserError, first_line
 
 
 def set_max_steps(trainer: pl.Trainer, steps: int) -> None:
@@ -42,6 +46,34 @@ def set_batch_progress(checkpoint: dict[str, Any], micro_batches: int) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for part in ("current", "total"):
         progress[part].update(dict.fromkeys(("ready", "started", "processed", "completed"), micro_batches))
+
+
+def refuse_failed_restore(trainer: pl.Trainer) -> None:
+    """Turn an error while Lightning restores a checkpoint into a CheckpointError: it trusts the types in the file.
+
+    `resume_check` finds most damage before; the states of a user's callbacks and loggers can have any form.
+    """
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, _refusing(trainer, getattr(connector, name)))
+
+
+def _refusing(trainer: pl.Trainer, restore: Callable[..., None]) -> Callable[..., None]:
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            restore(*args, **kwargs)
+        except (UserError, MisconfigurationException, OSError, MemoryError):
+            raise
+        except Exception as error:
+            # Of a device without memory, or of the connection to another rank.
+            if isinstance(error, RuntimeError) and (trainer.world_size > 1 or "memory" in str(error)):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error):.200}"
+            raise CheckpointError(
+                f"{trainer.ckpt_path}: cannot be restored ({reason}): the file is damaged. Resume from another one"
+            ) from error
+
+    return wrapped
 
 
 def run_validation(trainer: pl.Trainer) -> None:

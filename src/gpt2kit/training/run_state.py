@@ -142,4 +142,6 @@ def refuse_other_freeze(saved: object, gpt2: GPT2Module) -> None:
 
 
 def _changes(saved: dict[str, Any], current: dict[str, Any], names: Iterable[str]) -> list[str]:
-    return [f"{name} was {saved.get(name)}, now {current[name]}" for name in names if saved.get(name) != current[name]]
+    return [
+        f"{name} was {saved.get(name)!s:.80}, now {current[name]}" for name in names if saved.get(name) != current[name]
+    ]

@@ -58,7 +58,7 @@ def test_a_model_that_cannot_be_loaded_does_not_affect_others(run: Run, tmp_path
     (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
     service = Service(find_models([str(tmp_path / "broken.ckpt"), str(run.folder)]))
     service.load().join()
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match="not a readable file of tensors"):
         service.model("broken")
     assert "".join(chunk.text for chunk in service.generate("version_0", "the", GenerationOptions(max_new_tokens=5)))
     with pytest.raises(UserError, match="Choose one of"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import lzma
 import os
@@ -137,3 +138,29 @@ def test_circular_links_and_pipes_in_a_folder_are_skipped(tmp_path: Path) -> Non
     (tmp_path / "sub" / "a.txt").write_text("a")
     os.mkfifo(tmp_path / "pipe")
     assert [Path(path).name for path in find_files([str(tmp_path)])] == ["a.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("name", ["/proc/version", "link.txt", "*.txt", "file:///proc/version"])
+def test_files_of_the_system_are_refused(name: str, inside: Path) -> None:
+    """Reading /proc/kmsg would wait for ever."""
+    (inside / "link.txt").symlink_to("/proc/version")
+    with pytest.raises(DataError, match="a file of the system, not of text"):
+        sources.find_files([name])
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x" * 5000 + "/*"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, inside: Path) -> None:
+    with pytest.raises(DataError):
+        sources.find_files([name])
+
+
+@pytest.mark.parametrize("pattern", ["**/*.txt", "*/**/b.txt", "**", "a", "a/*", "*/[b].txt"])
+def test_patterns_match_as_in_a_shell_but_loops_of_links_are_not_followed(pattern: str, inside: Path) -> None:
+    for name in ("a/b.txt", "a/deep/b.txt", ".hidden/b.txt", "a/.b.txt"):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).write_text("text")
+    expected = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+    for number in range(3):  # glob.glob would visit 3^40 folders
+        (inside / f"a/loop{number}").symlink_to(".")
+    assert sources.find_files([pattern]) == (expected or [Path("a/b.txt"), Path("a/deep/b.txt")])

@@ -1,0 +1,103 @@
+"""Try a tokenizer from an untrusted file in a child process with limited memory and time.
+
+The `tokenizers` library trusts its files: one can grow a text a thousand times, panic at a letter, or end the process.
+The child runs this file as a script, so it imports nothing but `tokenizers`, and starts in about 0.1 s. A tokenizer is
+tried once: its digest is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+# Under the current folder; also the default of data.cache_dir.
+TRIED = Path(".cache/gpt2kit/tokenizers/tried")
+_MEMORY = 1 << 31
+_SECONDS = 20  # of a CPU; on a busy machine they take longer
+# Maximum number of tokens for a byte of text. Normalization turns 3 bytes into up to 18 letters of 2 bytes each.
+_MAX_GROWTH = 16
+_MAX_ID = 1 << 25
+# Characters of the tokenizer's own options that are tried as text, because they may be what it replaces.
+_MAX_OPTIONS = 1 << 16
+_SAMPLE = "".join(map(chr, [*range(384), 0x3B1, 0x42F, 0xE2A, 0xE31, 0x200D, 0x2581, 0x767D, 0xFB01, 0xFDFA, 0x1F642]))
+_SAMPLE += " The king's 2 crowns, don't you see?\n\n  if x == 10:\treturn  None\r\n" + "a" * 500 + " " * 500
+
+
+@functools.cache
+def problem_of(text: str) -> str:
+    """Return why a tokenizer's JSON cannot be used; empty if it can."""
+    record = TRIED / hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    if record.is_file():
+        return ""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", __file__],
+            input=text.encode("utf-8", "surrogatepass"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # where the library reports a panic
+            timeout=2 * _SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {_SECONDS} s to load it and to encode a short text"
+    if child.returncode:
+        reason = " ".join(child.stdout[:2000].decode(errors="replace").split())
+        limits = f"more than {_SECONDS} s or {_MEMORY >> 30} GB of memory"
+        return reason[:200] or f"it needs {limits} to load it and to encode a short text, or ends the process"
+    remember(text)
+    return ""
+
+
+def remember(text: str) -> None:
+    """Record that a tokenizer was tried, or was made here."""
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        TRIED.mkdir(parents=True, exist_ok=True)
+        (TRIED / hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()).touch()
+
+
+def main() -> None:
+    """Load the tokenizer on standard input, encode a sample and decode every id; print what fails, and exit with 1."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    try:
+        _try(sys.stdin.buffer.read().decode())
+    except BaseException as error:  # a panic is no Exception
+        lines = str(error).strip().splitlines()
+        print(lines[0] if lines else type(error).__name__)
+        sys.exit(1)
+
+
+def _try(text: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if not 0 < size <= _MAX_ID:
+        raise ValueError(f"its largest id is {size - 1}")
+    raw = json.loads(text)
+    options = [raw.get(name) for name in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")]
+    for sample in ("", _SAMPLE, *_SAMPLE.split(), json.dumps(options, ensure_ascii=False)[:_MAX_OPTIONS]):
+        for is_special in (False, True):
+            tokenizer.encode_special_tokens = is_special
+            ids = tokenizer.encode(sample, add_special_tokens=False).ids
+            if len(ids) > _MAX_GROWTH * len(sample.encode("utf-8", "replace")):
+                raise ValueError(f"it turns {len(sample):,} characters into {len(ids):,} tokens")
+            tokenizer.decode(ids, skip_special_tokens=False)
+    for start in range(0, size, 1000):
+        tokenizer.decode(list(range(start, min(start + 1000, size))), skip_special_tokens=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Compare a checkpoint with what the run that resumes from it would save, before anything of the run is changed.
+
+Without this, a damaged file could end the run in the middle, or train on with a part of the optimizer's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint.validation import EMBEDDING, HEAD, is_float_tensor, structure_problem
+from gpt2kit.errors import CheckpointError
+from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.training.module import GPT2Module
+
+# Rows and columns of the parameters on which an optimizer shows what its state contains. Muon splits c_attn in 3.
+_TINY = 6
+
+
+def refuse_damaged(trainer: pl.Trainer, gpt2: GPT2Module, raw: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a part of a checkpoint is missing or has a wrong type or shape."""
+    loop = raw["loops"]["fit_loop"]
+    problem = structure_problem(loop, trainer.fit_loop.state_dict(), "loops.fit_loop")
+    step = raw[checkpoint.KEY]["step"]
+    if not problem:
+        progress = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+        if (count := progress["total"]["completed"]) != step:
+            problem = f"its loops have made {count} steps, the run {step}"
+    problem = problem or _callback_problem(trainer, raw["callbacks"])
+    problem = problem or _weights_problem(raw["state_dict"], gpt2.state_dict())
+    has_skipped = raw[checkpoint.KEY]["skipped"] or trainer.scaler is not None
+    problem = problem or _optimizer_problem(raw["optimizer_states"][0], gpt2, bool(has_skipped))
+    rates = raw["lr_schedulers"][0]["base_lrs"]
+    if not problem and len(rates) != len(raw["optimizer_states"][0]["param_groups"]):
+        problem = "lr_schedulers.0.base_lrs has not one value for each group of parameters"
+    if problem:
+        raise CheckpointError(f"{trainer.ckpt_path}: {problem}: the file is damaged. Resume from another checkpoint")
+
+
+def _callback_problem(trainer: pl.Trainer, states: Mapping[str, Any]) -> str:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        is_own = type(callback).__module__.startswith("gpt2kit.")
+        expected, saved = callback.state_dict(), states.get(callback.state_key)
+        if is_own and saved is not None and (problem := structure_problem(saved, expected, "callbacks")):
+            return problem
+    return ""
+
+
+def _weights_problem(saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    for name, weight in weights.items():
+        value = saved.get(name)
+        if not is_float_tensor(value) or value.shape != weight.shape:
+            return f"tensor {name} is missing, or has another type or shape"
+    if EMBEDDING in weights and not torch.equal(saved[EMBEDDING], saved[HEAD]):
+        return "the output embedding differs from the input embedding"
+    return ""
+
+
+def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: bool) -> str:
+    """Return where an optimizer's saved state differs from that of the same optimizer after one step.
+
+    Parameters that are frozen in the first steps have no state; nor has any if all updates so far were skipped.
+    """
+    groups, states = parameter_groups(gpt2.model), saved["state"]
+    names = {id(parameter): name for name, parameter in gpt2.model.named_parameters()}
+    is_empty = has_skipped and not any(states.values())
+    example = _example(gpt2, groups)
+    if len(groups) != len(saved["param_groups"]):
+        return "optimizer_states.0.param_groups has another number of groups"
+    for number, (group, saved_group) in enumerate(zip(groups, saved["param_groups"], strict=True)):
+        where = f"optimizer_states.0.param_groups.{number}"
+        if len(group["params"]) != len(saved_group["params"]) or saved_group.get("parts") != group.get("parts"):
+            return f"{where} has other parameters"
+        if example is None:  # an optimizer that needs more than gradients for a step
+            continue
+        example_group = example.param_groups[number]
+        numbers = {name: _as_list(value) for name, value in example_group.items() if _is_number(_as_list(value))}
+        if problem := structure_problem(saved_group, numbers, where):
+            return problem
+        keys = saved_group["params"]
+        for parameter, tiny, key in zip(group["params"], example_group["params"], keys, strict=True):
+            state, name = states.get(key) if type(key) is int else None, names[id(parameter)]
+            if not state and (is_empty or name in gpt2.frozen.names):
+                continue
+            for part, value in example.state[tiny].items():
+                size = parameter.shape if isinstance(value, Tensor) and value.shape == tiny.shape else None
+                if not _is_like(state.get(part) if isinstance(state, Mapping) else None, value, size):
+                    return f"{part} in the optimizer's state of {name} is missing, or has another type or shape"
+    return ""
+
+
+def _example(gpt2: GPT2Module, groups: list[dict[str, Any]]) -> Optimizer | None:
+    """Return an optimizer of tiny parameters after its first step; None if it makes none."""
+    tiny = [{**group, "params": [torch.zeros([_TINY] * p.ndim) for p in group["params"]]} for group in groups]
+    for parameter in (parameter for group in tiny for parameter in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer = gpt2.make_optimizer(tiny)
+        optimizer.step()
+    except Exception:  # of a class of the user
+        return None
+    return optimizer
+
+
+def _is_like(value: object, expected: object, size: torch.Size | None) -> bool:
+    """Return whether a value has the type of another one, and the size of a parameter if that is not None."""
+    if not isinstance(expected, Tensor):
+        return isinstance(value, type(expected))
+    return isinstance(value, Tensor) and value.layout == torch.strided and (size is None or value.shape == size)
+
+
+def _as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) or (isinstance(value, list) and bool(value) and all(map(_is_number, value)))
