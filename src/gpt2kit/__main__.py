@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from gpt2kit import __version__
+from gpt2kit import __version__, launch
 from gpt2kit.cli import parser
 from gpt2kit.commands import command_name
 from gpt2kit.errors import UserError, nearest
@@ -54,6 +54,7 @@ def run(verb: str, args: list[str]) -> None:
     if verb == "train":
         # A rank whose peer has exited is then reported in one line, without stacks. torch reads it when it is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        launch.follow_launcher()
 
     def call(argv: list[str]) -> None:
         command = COMMANDS[verb]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# On POSIX a mapped file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
+# On POSIX an open file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
 # set back. None of this holds on Windows.
 POSIX = os.name == "posix"
 
