@@ -241,7 +241,11 @@ class TextDataModule(pl.LightningDataModule):
     def notes(self) -> list[str]:
         """Return notes on the text for the user, such as skipped records and documents in two splits."""
         splits = list(self.corpora())
-        notes = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
+        splits_of: dict[str, list[str]] = {}
+        for split in splits:
+            for note in self.store(split).notes:
+                splits_of.setdefault(note, []).append(split)
+        notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
         for a, b in itertools.combinations(splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes

@@ -85,6 +85,15 @@ def remove_leftovers(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_leftovers_of_killed_runs(logs: Path) -> None:
+    """Remove the temporary files of runs that were killed: a run without a checkpoint is never resumed."""
+    for run in {path.parent.parent for path in logs.glob("*/checkpoints/.*.tmp")}:
+        with contextlib.suppress(MachineError, OSError):  # a process trains in it, or the folder is read-only
+            lock = claim(run)
+            remove_leftovers(run)
+            lock.release()
+
+
 def rename_damaged_files(run: Path) -> None:
     """Rename files of a run that cannot be used, so that none of them stops the resume of a valid checkpoint."""
     readers: dict[str, Callable[[Path], object]] = {
@@ -171,6 +180,8 @@ def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, 
 
 def space_problem(run: Path, size: int) -> str:
     """Return a message if the disk has no space for a checkpoint of `size` bytes, else an empty string."""
+    if not run.is_dir():
+        raise MachineError(f"{run}: deleted or moved while the run trained in it, so nothing can be saved. Start again")
     free = shutil.disk_usage(run).free
     if free >= size:
         return ""

@@ -95,6 +95,7 @@ class ExactResume(Checkpoint):
         if self._run is not None and trainer.is_global_zero:
             self._lock = lifecycle.claim(self._run)
             lifecycle.remove_leftovers(self._run)
+            lifecycle.remove_leftovers_of_killed_runs(self._run.parent)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # By now Lightning has installed its signal handlers and restored the optimizer.
