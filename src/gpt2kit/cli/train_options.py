@@ -183,7 +183,8 @@ class TrainOptions:
         if run and launched_rank() == 0 and not self.is_plan:
             lifecycle.rename_damaged_files(run)
         with tempfile.TemporaryDirectory() as scratch:
-            saved_args = self._saved_arguments(parser, run, Path(scratch)) if run else []
+            file = self._saved_config(parser, run, Path(scratch)) if run else None
+            saved_args = ["--config", str(file)] if file else []
             self._parse(parser, [*saved_args, *args])
             if saved_args:
                 merge_saved_config(self.config, self._command(parser, saved_args).parse())
@@ -191,28 +192,30 @@ class TrainOptions:
         with contextlib.suppress(DataError):  # a damaged file, which rank 0 renames
             reuse_logger_ids(self.config, run_folder.read_starts(run) if run else [])
 
-    def _saved_arguments(self, parser: LightningArgumentParser, run: Path, scratch: Path) -> list[str]:
-        """Return arguments that set the options of the resumed run as in its config.yaml.
+    def _saved_config(self, parser: LightningArgumentParser, run: Path, scratch: Path) -> Path | None:
+        """Return the config.yaml of the resumed run; None if it was never written.
 
-        If that is damaged, the settings in the checkpoint replace it, from a file in `scratch`.
+        If it is damaged, the settings in the checkpoint replace it, in a file in `scratch`.
         """
         assert self.resumed is not None
         file, copy = run / run_folder.CONFIG, scratch / run_folder.CONFIG
         if not file.exists() and not file.with_name(f"{file.name}.damaged").exists():
-            return []
+            return None
         settings = lifecycle.checkpoint_settings(self.resumed)
         try:
             refuse_incomplete(file, settings)
             self._command(parser, ["--config", str(file)]).parse()
-            return ["--config", str(file)]
+            return file
         except UserError as error:
             if not settings:
                 raise
-            copy.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
             problem = f"{str(error).partition('. ')[0]}. The settings in the checkpoint replace it"
         if file.exists() and launched_rank() == 0 and not self.is_plan:
             lifecycle.rename_damaged(file, problem)
-        return ["--config", str(copy)]
+        else:
+            logger.warning(problem)
+        copy.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return copy
 
 
 # The options of trainer.py that belong to no class: name, type, default, help.

@@ -119,7 +119,8 @@ def rename_damaged(path: Path, problem: str) -> None:
     """Rename a file that cannot be used to NAME.damaged; `problem` names it."""
     names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged{number}" for number in itertools.count(2)))
     aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
-    path.replace(aside)
+    with contextlib.suppress(FileNotFoundError):  # another machine has renamed it
+        path.replace(aside)
     logger.warning(f"{problem}. It is renamed to {aside.name}, and the run continues without it")
 
 
