@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from gpt2kit import __version__
+from gpt2kit import __version__, launch
 from gpt2kit.cli import parser
 from gpt2kit.commands import command_name
 from gpt2kit.errors import UserError, nearest
@@ -51,15 +51,20 @@ def run(verb: str, args: list[str]) -> None:
     if verb not in COMMANDS:
         parser.print_error(UserError(f"{verb}: no such command{nearest(verb, COMMANDS) or '. See gpt2kit --help'}"))
         sys.exit(UserError.exit_code)
-    command = COMMANDS[verb]
     if verb == "train":
         # A rank whose peer has exited is then reported in one line, without stacks. torch reads it when it is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    function = getattr(importlib.import_module(f"gpt2kit.cli.{command.module}"), command.function)
-    if verb == "train":
-        parser.guarded(function, args)
-    else:
-        parser.run(function, args, command_name(verb))
+        launch.follow_launcher()
+
+    def call(argv: list[str]) -> None:
+        command = COMMANDS[verb]
+        function = getattr(importlib.import_module(f"gpt2kit.cli.{command.module}"), command.function)
+        if verb == "train":
+            function(argv)
+        else:
+            parser.call(function, parser.parse(function, argv, command_name(verb)))
+
+    parser.guarded(call, args)
 
 
 def usage() -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt2kit import launch
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import MachineError, Problems, UserError, nearest, refuse
@@ -243,6 +244,7 @@ def train(
         except TypeError:
             raise UserError(f"{name}: must be plain values. Give a class as its class_path and init_args") from None
         arguments.append(f"--{name}={text}")
+    launch.follow_launcher()
     try:
         with warnings.catch_warnings():  # the command filters some warnings
             run = command.main(arguments)

@@ -7,11 +7,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# On POSIX a mapped file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
+# On POSIX an open file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
 # set back. None of this holds on Windows.
 POSIX = os.name == "posix"
 
@@ -19,15 +20,36 @@ POSIX = os.name == "posix"
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; unless the block fails, sync it to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise an OSError that names `path` if a write fails: the system names no file, or only a temporary one."""
     try:
-        yield temporary
-        sync_file(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        number, name = error_number(error), getattr(error, "filename", None)
+        if number is None or (name and not str(name).endswith(".tmp")):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the system's number of an error; None if it has none. The libraries in Rust have it in their messages."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the rank that the launcher gave to this process; works before a process group exists."""
-    return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
+    rank = environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or "0"
+    return int(rank) if rank.isdecimal() else 0  # other programs use these names, too
 
 
 class _RankZeroHandler(logging.Handler):

@@ -29,7 +29,8 @@ MAPS = Path("/proc/self/maps")
 
 
 def test_training_stops_for_the_signals_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(signal, "SIGUSR1")
+    for name in ("SIGHUP", "SIGUSR1"):
+        monkeypatch.delattr(signal, name)
     module = runpy.run_path(str(ROOT / "src/gpt2kit/data/batches.py"))
     assert module["STOP_SIGNALS"] == [signal.SIGTERM, signal.SIGINT]
 

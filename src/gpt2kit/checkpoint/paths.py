@@ -53,7 +53,8 @@ def runs(logs: Path = Path(LOGS)) -> list[Path]:
 def start_time(run: Path) -> float:
     """Return the time of a run's last start, else of the last change to its folder."""
     try:
-        started = json.loads((run / START).read_text(encoding="utf-8"))[-1]["start"]["time"]
+        path = run / START
+        started = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "")[-1]["start"]["time"]
         return datetime.fromisoformat(started).timestamp()
     except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):  # missing or damaged
         return run.stat().st_mtime

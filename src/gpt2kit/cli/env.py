@@ -11,6 +11,11 @@ _PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "jsonar
 
 def env() -> None:
     """Print versions and devices, to paste into a bug report. It names neither this machine nor its user."""
+    print("\n".join(lines()))
+
+
+def lines() -> list[str]:
+    """Return a line for each version and device."""
     import torch  # here, so that --help does not import torch
 
     from gpt2kit import __version__, hardware
@@ -32,8 +37,7 @@ def env() -> None:
         rows[f"GPU {index}"] = f"{hardware.device_name(device)}, {memory(hardware.device_memory(device))}"
     rows["MPS"] = "available" if torch.backends.mps.is_available() else "not available"
     rows["precision"] = f"auto is {precision.value}: {precision.reason}"
-    for name, value in rows.items():
-        print(f"{name:<18}{value}")
+    return [f"{name:<18}{value}" for name, value in rows.items()]
 
 
 def version(package: str) -> str:

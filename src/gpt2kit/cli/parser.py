@@ -11,6 +11,7 @@ import locale
 import os
 import re
 import sys
+import threading
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -20,17 +21,19 @@ import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 from jsonargparse.typing import Path as ConfigPath
 
-from gpt2kit import logs
-from gpt2kit.cli import renamed
+from gpt2kit import files, logs
+from gpt2kit.cli import bug_report, renamed
 from gpt2kit.cli.help import Parser
 from gpt2kit.cli.known_options import CommandLine
-from gpt2kit.errors import MachineError, UserError
+from gpt2kit.errors import MachineError, UserError, first_line
 
 Value = TypeVar("Value")
 # Types of parameters. Arguments before the first option are values of the Positional one: `test.py last` is `test.py
 # --ckpt_path last`. A Repeated option takes one value each time: `--prompt a --prompt b`.
 Positional = Annotated[Value, "positional"]
 Repeated = Annotated[list[Value], "repeated"]
+# The libraries whose errors are those of a connection.
+_NETWORK = ("aiohttp", "httpcore", "httpx", "requests", "urllib3")
 
 
 def run(function: Callable[..., object], args: list[str] | None = None, name: str | None = None) -> None:
@@ -138,12 +141,13 @@ def _is_group(hint: object) -> bool:
 
 
 def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) -> None:
-    """Run `main(args)`; print a UserError as one line on stderr and exit with its code (`--debug`: the traceback)."""
+    """Run `main(args)`; print any error as one line on stderr and exit with its code (`--debug`: the traceback)."""
     use_utf8()
     logs.configure()
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
+    thread_hook, threading.excepthook = threading.excepthook, functools.partial(_report_thread, debug=debug)
     try:
         main(argv)
     except KeyboardInterrupt:
@@ -151,17 +155,32 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
     except BrokenPipeError:  # the reader of a pipe (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is not an Exception
         known = error if isinstance(error, UserError) else machine_error(error)
-        if known is None:
-            raise
         if debug:
             traceback.print_exc()
-        print_error(known)
-        sys.exit(known.exit_code)
+        print_error(known or bug_report.save(error), logs.launched_rank())
+        sys.exit(known.exit_code if known else 1)
+    finally:
+        threading.excepthook = thread_hook
 
 
-def print_error(error: Exception, rank: int = 0) -> None:
+def _report_thread(failure: threading.ExceptHookArgs, debug: bool) -> None:
+    """Report an error that has ended a thread as one line; the command continues, or fails for the same reason."""
+    error = failure.exc_value
+    if error is None or isinstance(error, SystemExit):
+        return
+    if debug:
+        traceback.print_exception(error)
+    known = error if isinstance(error, UserError) else machine_error(error)
+    message = " ".join(str(known or bug_report.save(error)).split())
+    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.flush()
+
+
+def print_error(error: object, rank: int = 0) -> None:
     """Print an error as one line on stderr. A rank other than 0 is named."""
     message = f"error: {' '.join(str(error).split())}\n"
     sys.stderr.write(f"rank {rank}: {message}" if rank else message)  # one write, so that lines of ranks do not mix
@@ -181,22 +200,39 @@ def use_utf8() -> None:
         module.open = functools.partial(open, encoding="utf-8")
 
 
-def machine_error(error: Exception) -> MachineError | None:
+def machine_error(error: BaseException) -> MachineError | None:
     """Return a MachineError if an error reports a limit of the machine, such as a full disk; else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
-        return MachineError(f"not enough memory ({error}). Use a smaller model, data.batch_size or data.block_size")
+        detail = f" ({first_line(error)[:200]})" if str(error).strip() else ""
+        return MachineError(f"not enough memory{detail}. Use a smaller model, data.batch_size or data.block_size")
+    number = files.error_number(error)
+    if number is not None and getattr(error, "filename", None) is not None:
+        return _file_error(number, error)
     if _is_lost_connection(error):
         reason = str(error).split(". ")[0]
         return MachineError(
             f"another process of this run has ended ({reason}). See its error; resume with --ckpt_path last"
         )
-    if not isinstance(error, OSError):
-        return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(f"{error.filename or 'disk'}: no space left. Free some and run the same command again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return MachineError(f"{error.filename}: {error.strerror}. Check the permissions, or choose another folder")
-    return None
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in _NETWORK:
+        return MachineError(f"network: {first_line(error)[:200]}. Check the connection, or use files on this machine")
+    return None if number is None else _file_error(number, error)
+
+
+def _file_error(number: int, error: BaseException) -> MachineError:
+    """Describe an error of the system by its path and its number."""
+    path, reason, advice = getattr(error, "filename", None), os.strerror(number), "Check the path and the disk"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        reason, advice = "no space left", "Free some and run the same command again"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "Check the permissions, or choose another folder"
+    elif number == errno.EFBIG:
+        advice = "Raise the limit on the size of files (ulimit -f)"
+    elif number == errno.EMFILE:
+        advice = "Raise the limit on open files (ulimit -n)"
+    elif number == errno.ENOENT:
+        advice = "It may have been deleted or moved while the command was running"
+    where = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "a file that this command writes"
+    return MachineError(f"{where}: {reason}. {advice}")
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -41,12 +41,13 @@ def describe(run: Path) -> list[str]:
     with contextlib.suppress(UserError):
         # At step 0 the weights are those that the run started with.
         bits = min((value for step, value in folder.read_metrics(run).get("val_bpb", {}).items() if step), default=None)
+    step = status.get("step")
     newest = max([paths.step_of(path) for path in paths.checkpoints(run)], default=0)
     size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     return [
         run.name,
         state(run, status.get("state")),
-        f"{status.get('step', newest)}",
+        f"{step if isinstance(step, int) else newest}",
         "" if bits is None else f"{bits:.4f}",
         f"{size / 1e6:,.1f} MB",
         f"{format_age(time.time() - paths.start_time(run))} ago",
@@ -55,8 +56,8 @@ def describe(run: Path) -> list[str]:
 
 def state(run: Path, recorded: object) -> str:
     """Return the state of a run: finished, failed, interrupted or training."""
-    if recorded in _STATES:
-        return _STATES[str(recorded)]
+    if isinstance(recorded, str) and recorded in _STATES:
+        return _STATES[recorded]
     if not (run / ".lock").exists():
         return "interrupted"
     try:
@@ -65,7 +66,7 @@ def state(run: Path, recorded: object) -> str:
     except Timeout:
         return "training"
     except OSError:  # the folder is not writable
-        return str(recorded or "unknown")
+        return recorded if isinstance(recorded, str) else "unknown"
 
 
 def format_age(seconds: float) -> str:

@@ -22,13 +22,12 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.cli import train_help
 from gpt2kit.cli.help import Parser
-from gpt2kit.cli.parser import machine_error, print_error, split_positional
+from gpt2kit.cli.parser import machine_error, split_positional
 from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
 from gpt2kit.commands import command_name
 from gpt2kit.data import order, parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
-from gpt2kit.logs import launched_rank
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
 from gpt2kit.training import distributed, end_report, estimate, loggers, run_info, tuning, verify_resume
@@ -276,10 +275,7 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: list[str]) -> Path | None:
-    """Train; return the folder of the run, if one was trained.
-
-    Rank 0 reports errors; an error of another rank names its rank.
-    """
+    """Train; return the folder of the run, if one was trained."""
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # metrics are reduced over the ranks already
@@ -301,14 +297,12 @@ def main(args: list[str]) -> Path | None:
             return _train(args)
         return None
     except Exception as error:
-        rank, known = launched_rank(), error if isinstance(error, UserError) else None
-        known = known or distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
-        if known is None or (known is error and not rank):
+        if isinstance(error, UserError):
             raise
-        if not rank:
-            raise known from error
-        print_error(known, rank)
-        raise SystemExit(known.exit_code) from None
+        known = distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def with_text(args: list[str]) -> list[str]:

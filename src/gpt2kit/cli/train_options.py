@@ -9,7 +9,8 @@ import argparse
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,11 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit.checkpoint import checkpoint, initialize, paths
-from gpt2kit.cli import renamed
+from gpt2kit.cli import config_files, renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.data.datamodule import data_problems
-from gpt2kit.errors import MachineError, UserError, refuse
+from gpt2kit.errors import DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.config import shape_problems
 from gpt2kit.runs import folder as run_folder
@@ -179,15 +180,42 @@ class TrainOptions:
             refuse(self.problems if missing else [])
             return
         run = lifecycle.run_of(self.resumed)
-        config_file = run / run_folder.CONFIG if run else None
-        saved_args = ["--config", str(config_file)] if config_file and config_file.is_file() else []
-        self._parse(parser, [*saved_args, *args])
-        if saved_args:
-            merge_saved_config(self.config, self._command(parser, saved_args).parse())
+        if run and launched_rank() == 0 and not self.is_plan:
+            lifecycle.rename_damaged_files(run)
+        with tempfile.TemporaryDirectory() as scratch:
+            file = self._saved_config(parser, run, Path(scratch)) if run else None
+            saved_args = ["--config", str(file)] if file else []
+            self._parse(parser, [*saved_args, *args])
+            if saved_args:
+                merge_saved_config(self.config, self._command(parser, saved_args).parse())
         initialize.restore_tokenizer(self.config, self.resumed)
-        if run:
-            with run_folder.refuse_damaged(run / run_folder.START):
-                reuse_logger_ids(self.config, run_folder.read_starts(run))
+        with contextlib.suppress(DataError):  # a damaged file, which rank 0 renames
+            reuse_logger_ids(self.config, run_folder.read_starts(run) if run else [])
+
+    def _saved_config(self, parser: LightningArgumentParser, run: Path, scratch: Path) -> Path | None:
+        """Return the config.yaml of the resumed run; None if it was never written.
+
+        If it is damaged, the settings in the checkpoint replace it, in a file in `scratch`.
+        """
+        assert self.resumed is not None
+        file, copy = run / run_folder.CONFIG, scratch / run_folder.CONFIG
+        if not file.exists() and not file.with_name(f"{file.name}.damaged").exists():
+            return None
+        settings = lifecycle.checkpoint_settings(self.resumed)
+        try:
+            refuse_incomplete(file, settings)
+            self._command(parser, ["--config", str(file)]).parse()
+            return file
+        except UserError as error:
+            if not settings:
+                raise
+            problem = f"{str(error).partition('. ')[0]}. The settings in the checkpoint replace it"
+        if file.exists() and launched_rank() == 0 and not self.is_plan:
+            lifecycle.rename_damaged(file, problem)
+        else:
+            logger.warning(problem)
+        copy.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return copy
 
 
 # The options of trainer.py that belong to no class: name, type, default, help.
@@ -312,6 +340,19 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def refuse_incomplete(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise UserError if a run's config.yaml lacks options that its checkpoint has: a part of the file is lost."""
+    with run_folder.refuse_damaged(file):
+        run_folder.refuse_special(file)
+
+    def names(part: Mapping[str, Any]) -> set[str]:
+        options = (".".join(name.split(".")[:2]) for name in lifecycle.flatten(part))
+        return {renamed.new_name(name) or name for name in options}
+
+    if missing := sorted(names(settings) - names(config_files.load(str(file)))):
+        raise UserError(f"{file}: a part of the file is lost, such as {missing[0]}")
 
 
 def merge_saved_config(config: Any, saved: Any) -> None:

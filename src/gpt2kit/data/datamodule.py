@@ -63,8 +63,8 @@ class TextDataModule(pl.LightningDataModule):
         shuffle: Read the blocks in random order. Each epoch has another order.
         cache_dir: Folder for tokenized text; safe to delete. With streaming, the URL or folder that it was copied to.
         shard_tokens: Approximate number of tokens in one file of the cache. A killed build loses at most one file.
-        num_workers: Processes that read training batches ahead. 0 is fastest unless the disk is slow: the files are
-            mapped into memory, and sending a batch between processes takes longer than reading it.
+        num_workers: Processes that read training batches ahead. 0 is fastest unless the disk is slow: sending a
+            batch between processes takes longer than reading it.
         streaming: Read tokenized text from a URL, which cache_dir names, such as `s3://bucket/stores`. Only the files
             that are needed now and next are on the local disk. Build it locally and copy it there: docs/distributed.md.
         window_shards: With streaming, number of cache files to shuffle together.
@@ -242,7 +242,11 @@ class TextDataModule(pl.LightningDataModule):
     def notes(self) -> list[str]:
         """Return notes on the text for the user, such as skipped records and documents in two splits."""
         splits = list(self.corpora())
-        notes = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
+        splits_of: dict[str, list[str]] = {}
+        for split in splits:
+            for note in self.store(split).notes:
+                splits_of.setdefault(note, []).append(split)
+        notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
         for a, b in itertools.combinations(splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gpt2kit import files as durable
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenStore, map_tokens
+from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenFile, TokenStore, open_tokens
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 
@@ -48,7 +48,7 @@ class StreamedStore(TokenStore):
 
     The local disk holds the shards of the last `prefetch` or, if the store is read in order, the current shard and
     those before and after it. Each is compared with its checksum. Processes on one machine share them. A shard that is
-    deleted while it is mapped stays readable (on Windows it stays on the disk).
+    deleted while it is open stays readable (on Windows it stays on the disk).
 
     Args:
         location: the URL or folder of the store. Raises FileNotFoundError if it has no index.
@@ -65,7 +65,7 @@ class StreamedStore(TokenStore):
         weakref.finalize(self, release)
         self._slots = threading.Semaphore(_CONCURRENCY)
         self._lock = threading.Lock()
-        self._fetches: dict[int, Future[NDArray[np.unsignedinteger]]] = {}
+        self._fetches: dict[int, Future[NDArray[np.unsignedinteger] | TokenFile]] = {}
         self._window: list[int] = []  # the shards of the last `prefetch`
         self._doc_fetches: dict[int, Future[bytes]] = {}
 
@@ -78,7 +78,7 @@ class StreamedStore(TokenStore):
             self._window = list(numbers)
             self._keep(self._window)
 
-    def shard(self, number: int) -> NDArray[np.unsignedinteger]:
+    def shard(self, number: int) -> NDArray[np.unsignedinteger] | TokenFile:
         """Return the tokens of one shard; wait until it is fetched."""
         fetch = self._fetches.get(number)
         is_missing = fetch is None or has_failed(fetch)
@@ -127,8 +127,8 @@ class StreamedStore(TokenStore):
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _fetch_shard(self, number: int) -> NDArray[np.unsignedinteger]:
-        """Fetch one shard, unless another process has fetched it, and map it."""
+    def _fetch_shard(self, number: int) -> NDArray[np.unsignedinteger] | TokenFile:
+        """Fetch one shard, unless another process has fetched it, and open it."""
         path = self._path(number)
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class StreamedStore(TokenStore):
                 if not path.exists():
                     self._download(self.shards[number], path)
                 with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
-                    tokens = map_tokens(path, self.dtype)
+                    tokens = open_tokens(self.folder, self.shards[number], self.dtype)
                     break
         with self._lock:
             if number not in self._fetches:  # the shard is no longer needed

@@ -1,4 +1,4 @@
-"""The token store on disk: shards of raw token ids, opened through memory maps. `build` writes it.
+"""The token store on disk: shards of raw token ids. `build` writes it.
 
 A store is a folder named after a hash of what it was built from:
 
@@ -21,7 +21,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -161,7 +162,7 @@ class TokenStore:
         if verify:
             for name in find_damaged(folder, self.shards):
                 raise Damaged(f"{folder / name}: its content does not match its checksum")
-        self._maps = [map_tokens(folder / shard.name, self.dtype) for shard in self.shards]
+        self._files = [open_tokens(folder, shard, self.dtype) for shard in self.shards]
 
     def _use(self, index: Index) -> None:
         self.index = index
@@ -197,7 +198,7 @@ class TokenStore:
         return fingerprint in (self.fingerprint, self.files_digest)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.folder, False)  # another process maps the files itself
+        return type(self), (self.folder, False)  # another process opens the files itself
 
     def __len__(self) -> int:
         return self.tokens
@@ -214,9 +215,9 @@ class TokenStore:
             tokens = np.concatenate([tokens, self.shard(number)[: stop - start - len(tokens)]])
         return tokens
 
-    def shard(self, number: int) -> NDArray[np.unsignedinteger]:
-        """Return the tokens of one shard."""
-        return self._maps[number]
+    def shard(self, number: int) -> NDArray[np.unsignedinteger] | TokenFile:
+        """Return the tokens of one shard, to be sliced."""
+        return self._files[number]
 
     def hashes(self) -> Iterator[NDArray[np.uint64]]:
         """Yield the hashes of the documents that end in each shard, shard by shard."""
@@ -301,12 +302,38 @@ def pack(numbers: NDArray[np.int64]) -> bytes:
     return digits[used].astype(np.uint8).tobytes()
 
 
-def map_tokens(path: Path, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
-    """Map a token file into memory, without read-ahead: blocks are read in random order."""
-    if not path.stat().st_size:
-        return np.empty(0, dtype)
-    mapped = np.memmap(path, dtype, mode="r")
-    raw: mmap.mmap = mapped._mmap  # type: ignore[attr-defined]
-    if hasattr(mmap, "MADV_RANDOM"):
-        raw.madvise(mmap.MADV_RANDOM)
-    return np.asarray(mapped)
+class TokenFile:
+    """The tokens of a shard, read from the disk when they are needed: `file[a:b]`.
+
+    A memory map would be as fast, but the system kills a process that reads beyond the end of a mapped file, and
+    another program may truncate the file at any time.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], tokens: int) -> None:
+        self._path, self._dtype, self._tokens = path, dtype, tokens
+        self._descriptor = os.open(path, os.O_RDONLY)  # the file may be deleted while it is open
+        weakref.finalize(self, os.close, self._descriptor)
+        if hasattr(os, "posix_fadvise"):  # no read-ahead: blocks are read in random order
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def __getitem__(self, span: slice) -> NDArray[np.unsignedinteger]:
+        start, stop, _ = span.indices(self._tokens)
+        size = self._dtype.itemsize
+        raw = os.pread(self._descriptor, max(stop - start, 0) * size, start * size)
+        if len(raw) < (stop - start) * size:
+            raise DataError(
+                f"{self._path}: truncated by another program while it was in use. Run the same command again, which "
+                "builds the file again; resume with --ckpt_path last"
+            )
+        return np.frombuffer(raw, self._dtype)
+
+
+def open_tokens(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> NDArray[np.unsignedinteger] | TokenFile:
+    """Open a token file. On Windows it is mapped, which prevents other programs from truncating it."""
+    path = folder / shard.name
+    if hasattr(os, "pread"):
+        return TokenFile(path, dtype, shard.tokens)
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

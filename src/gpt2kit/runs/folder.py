@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from gpt2kit.checkpoint import paths
 from gpt2kit.checkpoint.paths import START as START
@@ -74,7 +74,7 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     path = folder / METRICS
     if not path.exists():
         raise UserError(f"{path}: not found, so there is nothing to draw. Name a run folder that has it")
-    with refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
+    with refuse_damaged(path), open_file(path) as file:
         rows = csv.DictReader(file)
         series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
         if "step" not in series:
@@ -88,6 +88,18 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     return {name: dict(sorted(values.items())) for name, values in series.items() if name and values}
 
 
+def open_file(path: Path) -> TextIO:
+    """Open a file of a run's folder."""
+    refuse_special(path)
+    return path.open(encoding="utf-8", newline="")
+
+
+def refuse_special(path: Path) -> None:
+    """Raise ValueError for a folder, a pipe or a device: a pipe could be read forever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+
+
 def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
     """Yield the rows with a cell in each column; a run that was killed may leave an incomplete row."""
     return (row for row in rows if None not in row and None not in row.values())
@@ -95,7 +107,12 @@ def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Read the facts about each start; empty for a run without start.json."""
-    return read_json(folder / START, list)
+    starts: list[dict[str, Any]] = read_json(folder / START, list)
+    with refuse_damaged(folder / START):
+        for start in starts:
+            dict(start.get("loggers", {}))
+            [(value, reason) for value, reason in start.get("start", {}).get("chosen", {}).values()]
+    return starts
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -107,8 +124,8 @@ def read_json(path: Path, kind: type[Content]) -> Content:
     """Read a list or dict from a JSON file; return an empty one if there is no file."""
     if not path.exists():
         return kind()
-    with refuse_damaged(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with refuse_damaged(path), open_file(path) as file:
+        content = json.load(file)
         if not isinstance(content, kind):
             raise TypeError(f"{type(content).__name__} instead of {kind.__name__}")
         return content
@@ -119,7 +136,7 @@ def refuse_damaged(path: Path) -> Iterator[None]:
     """Raise a DataError that names the file if its content cannot be used."""
     try:
         yield
-    except (*_BAD_VALUE, csv.Error, IsADirectoryError, RecursionError) as error:
+    except (*_BAD_VALUE, csv.Error, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise DataError(
             f"{path}: damaged, or written by another version of gpt2kit ({reason}). Move the file away"
@@ -127,8 +144,8 @@ def refuse_damaged(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; empty if it is missing."""
+    """Read a text file; empty if it is missing or no regular file."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ _CHANGEABLE = {
     *("data.batch_size", "data.global_batch_size", "data.cache_dir", "data.seed", "data.num_workers"),
     *("model.optimizer", "model.schedule", "model.attention"),
 }
+
+# The settings that name classes; elsewhere, text with a dot is a path or a number.
+_NAMES_OF_CLASSES = ("class_path", "optimizer", "schedule", "callbacks", "logger", "plugins", "strategy", "profiler")
+# Packages that every run imports.
+_IMPORTED = ("gpt2kit.", "pytorch_lightning.", "torch.optim.")
+_SECTIONS = ("data", "model", "trainer")
+_HPARAMS = "hparams.yaml"  # written by Lightning's loggers
+_LARGEST_CONFIG = 1 << 20  # bytes; a larger file is no config of a run
 
 
 def run_of(file: Path) -> Path | None:
@@ -76,6 +85,67 @@ def remove_leftovers(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_leftovers_of_killed_runs(logs: Path) -> None:
+    """Remove the temporary files of runs that were killed: a run without a checkpoint is never resumed."""
+    for run in {path.parent.parent for path in logs.glob("*/checkpoints/.*.tmp")}:
+        with contextlib.suppress(MachineError, OSError):  # a process trains in it, or the folder is read-only
+            lock = claim(run)
+            remove_leftovers(run)
+            lock.release()
+
+
+def rename_damaged_files(run: Path) -> None:
+    """Rename files of a run that cannot be used, so that none of them stops the resume of a valid checkpoint."""
+    readers: dict[str, Callable[[Path], object]] = {
+        run_folder.METRICS: run_folder.read_metrics,
+        run_folder.START: run_folder.read_starts,
+        run_folder.STATUS: run_folder.read_status,
+        run_folder.SAMPLES: lambda run: (run / run_folder.SAMPLES).read_text(encoding="utf-8"),
+    }
+    for name in (".lock", _HPARAMS, *readers):
+        path = run / name
+        if not path.exists():
+            continue
+        try:
+            with run_folder.refuse_damaged(path):
+                run_folder.refuse_special(path)
+                if name in readers:
+                    readers[name](run)
+        except DataError as error:
+            rename_damaged(path, str(error).rpartition(". ")[0])
+
+
+def rename_damaged(path: Path, problem: str) -> None:
+    """Rename a file that cannot be used to NAME.damaged; `problem` names it."""
+    names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged{number}" for number in itertools.count(2)))
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    with contextlib.suppress(FileNotFoundError):  # another machine has renamed it
+        path.replace(aside)
+    logger.warning(f"{problem}. It is renamed to {aside.name}, and the run continues without it")
+
+
+def checkpoint_settings(file: Path) -> dict[str, Any]:
+    """Return the settings of a run that its checkpoint stores; empty if they name classes that would be imported.
+
+    Nothing that a checkpoint names is imported, so only classes of packages that every run imports are accepted.
+    """
+    settings = checkpoint.read(file, verify=False)[checkpoint.KEY].get("settings")
+    is_complete = isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in _SECTIONS)
+    return settings if is_complete and all(name.startswith(_IMPORTED) for name in _class_names(settings)) else {}
+
+
+def _class_names(value: object, name: str = "") -> Iterator[str]:
+    """Yield the classes that settings name."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _class_names(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _class_names(item, name)
+    elif isinstance(value, str) and "." in value and name in _NAMES_OF_CLASSES:
+        yield value
+
+
 def set_aside(run: Path, step: int) -> None:
     """Rename the checkpoints after `step`, which the resumed run trains and saves again."""
     for path in checkpoint.checkpoints(run):
@@ -91,10 +161,13 @@ def truncate_metrics(run: Path, step: int) -> None:
     path = run / run_folder.METRICS
     if not path.is_file():
         return
+    kept = []
     with run_folder.refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        complete = run_folder.complete_rows(rows)
-        write_metrics(path, rows.fieldnames or [], [row for row in complete if float(row["step"] or "nan") <= step])
+        for row in run_folder.complete_rows(rows):
+            with contextlib.suppress(ValueError):  # not a number
+                kept += [row] if float(row["step"]) <= step else []
+        write_metrics(path, rows.fieldnames or [], kept)
 
 
 def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -108,6 +181,8 @@ def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, 
 
 def space_problem(run: Path, size: int) -> str:
     """Return a message if the disk has no space for a checkpoint of `size` bytes, else an empty string."""
+    if not run.is_dir():
+        raise MachineError(f"{run}: deleted or moved while the run trained in it, so nothing can be saved. Start again")
     free = shutil.disk_usage(run).free
     if free >= size:
         return ""
@@ -171,13 +246,11 @@ def flatten(settings: object, name: str = "") -> dict[str, Any]:
 
 def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str], rename: Rename) -> list[str]:
     """Return the data and model settings that differ between a run's config and `settings`."""
-    import yaml
-
-    try:
-        config = yaml.safe_load((run / run_folder.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict):
+    config = _read_config(run)
+    if "save_every" not in config:  # it follows the sections, so the file is damaged
+        with contextlib.suppress(CheckpointError):
+            config = next((checkpoint_settings(file) for file in checkpoint.checkpoints(run)), {})
+    if not config:
         return ["it has no valid config.yaml"]
     now = _data_and_model(settings)
     before = rename(_data_and_model(config), now)
@@ -185,6 +258,19 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
     prefixes = tuple(f"{name}." for name in ignored)  # of the options of a class
     changes = [name for name in names if before.get(name) != now.get(name) and not f"{name}.".startswith(prefixes)]
     return [f"{name} {before.get(name)}, now {now.get(name)}" for name in changes]
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    """Return the content of a run's config.yaml; empty if it is missing or damaged."""
+    import yaml
+
+    file = run / run_folder.CONFIG
+    try:
+        is_config = file.is_file() and file.stat().st_size < _LARGEST_CONFIG
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if is_config else None
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):
+        config = None
+    return config if isinstance(config, dict) else {}
 
 
 def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:

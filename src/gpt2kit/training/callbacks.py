@@ -210,7 +210,7 @@ def format_section(
 
 def append_section(path: Path, step: int, section: str) -> None:
     """Write a section after those of earlier steps; delete those from `step` on, which a resumed run replaces."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else _HEADER
     later = [match.start() for match in run_folder.SECTION.finditer(text) if int(match[1]) >= step]
     files.write_text(path, f"{text[: min(later, default=len(text))].rstrip()}\n\n{section}")
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 KEEP_NEWEST = 2
 # Number of failed saves in a row that stop the run.
 MAX_FAILED_SAVES = 3
+_SIGHUP = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 class DurableIO(TorchCheckpointIO):
@@ -97,10 +99,13 @@ class ExactResume(Checkpoint):
         if self._run is not None and trainer.is_global_zero:
             self._lock = lifecycle.claim(self._run)
             lifecycle.remove_leftovers(self._run)
+            lifecycle.remove_leftovers_of_killed_runs(self._run.parent)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # By now Lightning has installed its signal handlers and restored the optimizer.
         for number in STOP_SIGNALS:
+            if number == _SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: the run shall continue without its terminal
             self._handlers.setdefault(number, signal.signal(number, self.handle_signal))
         if trainer.received_sigterm:  # by Lightning's handler
             self._signal = signal.SIGTERM
@@ -224,6 +229,8 @@ class ExactResume(Checkpoint):
         if self._signal == signal.SIGINT == number:
             os._exit(128 + number)
         self._signal = number
+        if number == _SIGHUP:
+            discard_output_to_closed_terminal()
         if number == signal.SIGINT:
             print("\nsaving and stopping after this step (Ctrl-C again: stop at once)", file=sys.stderr)
 
@@ -263,8 +270,16 @@ def refuse_nonfinite(trainer: pl.Trainer) -> None:
     if not trainer.strategy.reduce_boolean_decision(not name, all=True):
         raise DivergedError(
             f"step {trainer.global_step}: {name or 'a weight of another rank'} contains NaN or Inf, so training "
-            "stopped and this step was not saved. Lower the learning rate, or clip gradients"
+            "stopped and this step was not saved. Lower the learning rate"
         )
+
+
+def discard_output_to_closed_terminal() -> None:
+    """Send output to a terminal that was closed nowhere: writing to it would fail, and end the run before it saves."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):  # the stream is closed
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def seed_generators(device: torch.device, seed: int) -> None:

@@ -155,7 +155,8 @@ def describe_disagreement(ranks: list[tuple[str, RankInfo]]) -> str:
     rank, host, info = others[0]
     names = [name for name in {**first, **info} if info.get(name) != first.get(name)]
     differences = [f"{name} is {info.get(name)}, on rank 0 {first.get(name)}" for name in names[:5]]
-    also = f" ({len(others) - 1} more ranks do, too)" if len(others) > 1 else ""
+    count = len(others) - 1
+    also = f" ({count} more {'rank does' if count == 1 else 'ranks do'}, too)" if count else ""
     return (
         f"rank {rank} on {host} differs from rank 0{also}: {'; '.join(differences)}. Use the same files, versions and "
         "settings on all machines"

@@ -11,6 +11,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.runs import lifecycle
 
@@ -83,8 +84,12 @@ class _AppendingWriter(ExperimentWriter):
         """Read the header of an existing file; Lightning's method would delete the file."""
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                self.metrics_keys = file.readline().strip().split(",")
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+    def save(self) -> None:
+        with files.naming(Path(self.metrics_file_path)):
+            super().save()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Write the file again with new columns, so that a kill leaves the old file or the new one."""

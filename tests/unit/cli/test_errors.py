@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import Outcome, Run
 
+from gpt2kit import files
 from gpt2kit.cli import generate, test, train
 from gpt2kit.cli.parser import parse
 from gpt2kit.cli.parser import run as run_command
@@ -120,23 +123,97 @@ def test_a_list_takes_several_values_and_may_be_repeated() -> None:
     assert parse(train_tokenizer, arguments)["files"] == ["a", "b", "1.5"]
 
 
-def test_a_bug_keeps_its_traceback(call: Callable[..., Outcome]) -> None:
+class Panic(BaseException):
+    """Like the exception of a library in Rust."""
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), Panic("the first line\nmore"), RecursionError()])
+def test_a_bug_is_one_line_that_names_a_saved_report(
+    error: BaseException, call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(args: list[str]) -> None:
-        raise ValueError("a bug")
+        raise error
 
-    with pytest.raises(ValueError, match="a bug"):
-        call(broken)
+    monkeypatch.setattr("sys.argv", ["gpt2kit", "demo", "--auth", "me:secret", "https://me:secret@host/x"])
+    code, out, err = call(broken)
+    (report,) = inside.glob("gpt2kit-error-*.txt")
+    assert code == 1 and not out and err.count("\n") == 1
+    assert err.startswith(f"error: unexpected {type(error).__name__}: ") and " (test_errors.py line " in err
+    assert err.endswith(f"This is a bug; please report it with {report.name}\n")
+    text = report.read_text()
+    assert "gpt2kit demo" in text and "torch" in text and "in broken" in text and "secret" not in text
 
 
-def test_a_full_disk_or_memory_is_a_machine_error(call: Callable[..., Outcome]) -> None:
-    def full(args: list[str]) -> None:
-        raise OSError(28, "No space left on device", "here.bin")
+def test_each_rank_reports_under_a_name_of_its_own(
+    call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    code, _, err = call(lambda args: {}["x"])
+    (report,) = inside.glob("*")
+    assert code == 1 and err.startswith("rank 1: error: unexpected KeyError") and report.stem.endswith("-rank1")
 
-    def memory(args: list[str]) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
-    assert call(full)[0] == 5 and "here.bin" in call(full)[2]
-    assert call(memory)[0] == 5
+def test_a_report_that_cannot_be_saved_is_printed(
+    call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = inside / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = call(lambda args: {}["x"])
+    assert code == 1 and "Traceback" in err and err.splitlines()[-1].startswith("error: unexpected KeyError: 'x'")
+
+
+def test_an_error_in_a_thread_is_one_line(call: Callable[..., Outcome], inside: Path) -> None:
+    def broken(args: list[str]) -> None:
+        for error in (PermissionError(13, "Permission denied", b"/a/b"), SystemExit(0)):
+            thread = threading.Thread(target=raises, args=(error,))
+            thread.start()
+            thread.join()
+
+    def raises(error: BaseException) -> None:
+        raise error
+
+    code, _, err = call(broken)
+    assert code == 0 and err.startswith("warning: /a/b: Permission denied. ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "here.bin"), "here.bin: no space left. Free some"),
+        (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (OSError(errno.EIO, "Input/output error", "here.bin"), "here.bin: Input/output error"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "gloomy/run"),
+            "gloomy/run: No such file or directory. It may",
+        ),
+        (Exception("while saving: No space left on device (os error 28)"), "no space left"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
+            "not enough memory (",
+        ),
+        (MemoryError(), "not enough memory. Use"),
+        (ConnectionError("Couldn't reach the hub"), "network: Couldn't reach the hub. Check the connection"),
+    ],
+)
+def test_a_limit_of_the_machine_is_one_line(
+    error: Exception, message: str, call: Callable[..., Outcome], inside: Path
+) -> None:
+    def fails(args: list[str]) -> None:
+        raise error
+
+    code, _, err = call(fails)
+    assert code == 5 and message in err and err.count("\n") == 1 and not list(inside.iterdir())
+
+
+def test_a_failed_write_names_its_file(call: Callable[..., Outcome], inside: Path) -> None:
+    def fails(args: list[str]) -> None:
+        with files.replacing(inside / "a.bin"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    code, _, err = call(fails)
+    assert code == 5 and f"{inside / 'a.bin'}: no space left" in err and not list(inside.iterdir())
 
 
 def test_debug_shows_the_traceback(call: Callable[..., Outcome]) -> None:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build, store
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import PIECE, Damaged, Index, TokenStore
+from gpt2kit.errors import DataError
 from gpt2kit.text import reader
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.splits import split_ranges
@@ -214,3 +215,14 @@ def test_a_store_with_a_loss_mask_is_refused_and_not_rebuilt(
     code, _, err = call(lambda _: build_store())
     assert code == 3 and "index.json: the store has a loss mask, which this version cannot read. Update gpt2kit" in err
     assert json.loads(path.read_text())["loss_mask"] is True
+
+
+def test_a_token_file_that_is_truncated_while_it_is_open_is_reported(two_files: None, build_store: BuildStore) -> None:
+    tokens = build_store()
+    expected = tokens[:10].tolist()
+    path = tokens.folder / tokens.shards[0].name
+    path.write_bytes(path.read_bytes()[:20])
+    assert tokens[:10].tolist() == expected, "the file is read when it is needed"
+    for reopened in (tokens, TokenStore(tokens.folder, verify=False)):
+        with pytest.raises(DataError, match=r"000000\.bin: truncated by another program while it was in use"):
+            reopened[8:14]

@@ -120,7 +120,7 @@ def test_a_disagreement_names_the_first_rank_that_differs() -> None:
     problem = describe_disagreement(
         [("a", info), ("a", dict(info)), ("b", {**info, "the train text": "abd"}), ("c", {"torch": "2.12"})]
     )
-    assert problem.startswith("rank 2 on b differs from rank 0 (1 more ranks do, too): the train text is abd")
+    assert problem.startswith("rank 2 on b differs from rank 0 (1 more rank does, too): the train text is abd")
 
 
 def test_an_error_of_another_rank_names_the_rank(
