@@ -26,6 +26,9 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write does not know the name of its file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

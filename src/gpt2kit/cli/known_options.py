@@ -50,6 +50,12 @@ class Option(NamedTuple):
     action: argparse.Action
     hint: Any
 
+    def is_invalid_null(self, value: Any) -> bool:
+        """Return whether a value is null and the option has no such value. jsonargparse accepts it in a config file."""
+        kinds = leaves(self.hint)
+        is_null = value is None or (str not in kinds and _parse(value) is None)
+        return is_null and not any(kind in (None, type(None), Any) for kind in kinds)
+
     def fits(self, value: Any) -> bool:
         """Return whether jsonargparse accepts a value."""
         config = Namespace()  # type: ignore[no-untyped-call]
@@ -222,6 +228,8 @@ class CommandLine:
                 value = collection
             parent[key] = value
         if branch and isinstance(value, list):
+            if None in value:
+                self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
             for index in range(len(value)):
                 yield from self._flatten(label, name, value, index, file)
         elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
@@ -273,6 +281,8 @@ class CommandLine:
             self._problems.append(f"{entry}: neither options nor a config file. Indent the options, or check the path")
         elif owner in self._classes and is_path:
             self._name_class(owner, entry)
+        elif option and name == owner and option.is_invalid_null(value):
+            self._problems.append(f"{entry}: must be {in_words(option.hint)}")
         elif option and name == owner:
             self._entries.append((option, entry))
         elif owner not in self._classes:
@@ -286,7 +296,10 @@ class CommandLine:
 
     def _name_class(self, option: str, entry: Entry) -> None:
         """Find the class that an option names. If a short name is ambiguous, jsonargparse reports it."""
-        known, path = classes(self._options[option].hint), str(entry.value)
+        if not isinstance(entry.value, str):
+            self._problems.append(f"{entry}: must be a class")
+            return
+        known, path = classes(self._options[option].hint), entry.value
         paths = [path] if "." in path else [name for name in known if name.endswith(f".{path}")]
         self._classes[option] = ""
         self._options = {name: old for name, old in self._options.items() if not name.startswith(f"{option}.")}

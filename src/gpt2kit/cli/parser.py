@@ -24,9 +24,11 @@ from gpt2kit import logs
 from gpt2kit.cli import renamed
 from gpt2kit.cli.help import Parser
 from gpt2kit.cli.known_options import CommandLine
-from gpt2kit.errors import MachineError, UserError
+from gpt2kit.errors import MachineError, UserError, first_line
 
 Value = TypeVar("Value")
+# What the system reports about a path that no file or folder can have.
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 # Types of parameters. Arguments before the first option are values of the Positional one: `test.py last` is `test.py
 # --ckpt_path last`. A Repeated option takes one value each time: `--prompt a --prompt b`.
 Positional = Annotated[Value, "positional"]
@@ -181,10 +183,11 @@ def use_utf8() -> None:
         module.open = functools.partial(open, encoding="utf-8")
 
 
-def machine_error(error: Exception) -> MachineError | None:
-    """Return a MachineError if an error reports a limit of the machine, such as a full disk; else None."""
+def machine_error(error: Exception) -> UserError | None:
+    """Return a UserError if an error reports a limit of the machine, such as a full disk, or a bad path; else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
-        return MachineError(f"not enough memory ({error}). Use a smaller model, data.batch_size or data.block_size")
+        reason = f" ({first_line(error)})" if str(error) else ""
+        return MachineError(f"not enough memory{reason}. Use a smaller model, data.batch_size or data.block_size")
     if _is_lost_connection(error):
         reason = str(error).split(". ")[0]
         return MachineError(
@@ -193,9 +196,12 @@ def machine_error(error: Exception) -> MachineError | None:
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(f"{error.filename or 'disk'}: no space left. Free some and run the same command again")
+        place = error.filename or f"the disk of {os.getcwd()} or of another folder that this command writes to"
+        return MachineError(f"{place}: no space left. Free some and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(f"{error.filename}: {error.strerror}. Check the permissions, or choose another folder")
+    if error.filename and error.errno in _PATH_ERRORS:
+        return UserError(f"{str(error.filename)[:100]}: {error.strerror}. Choose another path")
     return None
 
 
