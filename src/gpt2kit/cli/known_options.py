@@ -13,6 +13,7 @@ import json
 import os
 import pydoc
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -115,7 +116,7 @@ class CommandLine:
             refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
             refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
-            raise UserError(" ".join(str(error).split())) from error
+            raise UserError(textwrap.shorten(str(error), 400, placeholder=" ...")) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
         """Add the options of a parser, and the parameters of the classes that they name by default."""
@@ -308,7 +309,11 @@ class CommandLine:
         except pydoc.ErrorDuringImport as error:
             self._problems.append(f"{entry}: {error.value}")
             return
-        if len(paths) == 1:
+        found = pydoc.locate(paths[0]) if len(paths) == 1 else None
+        kinds = _classes_in(self._options[option].hint)
+        if isinstance(found, type) and kinds and not issubclass(found, tuple(kinds)):
+            self._problems.append(f"{entry}: not a subclass of {' or '.join(kind.__name__ for kind in kinds)}")
+        elif len(paths) == 1:
             self._add_class(option, paths[0])
             self._class_labels.append((f"{entry.label}: {path}", self._required[option]))
         elif not paths and not self._options[option].fits(entry.value):
@@ -329,10 +334,14 @@ def leaves(hint: Any) -> list[Any]:
     return [leaf for part in inner for leaf in leaves(part)] if inner else [hint]
 
 
+def _classes_in(hint: Any) -> list[type]:
+    return [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+
+
 def classes(hint: Any) -> dict[str, type]:
     """Return the classes that an option of this type may name, by the shortest paths that import them."""
     known: dict[str, type] = {}
-    queue = [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+    queue = _classes_in(hint)
     for kind in queue:
         names = kind.__module__.split(".")
         modules = [".".join(names[:end]) for end in range(1, len(names))]

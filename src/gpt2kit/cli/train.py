@@ -363,13 +363,6 @@ def _train(args: list[str]) -> Path | None:
         return None
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except (AttributeError, RuntimeError, TypeError, ValueError, LookupError) as error:
-        if cli is not None and (callback := _failed_callback(error, as_list(cli.config_init.trainer.callbacks))):
-            raise UserError(
-                f"trainer.callbacks {type(callback).__name__}: {first_line(error)}. Omit it, or fix it (--debug shows "
-                "the traceback)"
-            ) from error
-        raise
     except SystemExit as stop:  # a signal before the first step, for which Lightning exits with 0 or 1
         if cli is not None and cli.trainer.interrupted and stop.code in (None, 0, 1):
             if cli.trainer.received_sigterm:
@@ -387,10 +380,19 @@ def _train(args: list[str]) -> Path | None:
         if isinstance(error, DivergedError):
             raise DivergedError(f"{error}; {_last_checkpoint(cli)}") from error
         raise
+    except Exception as error:
+        callback = _failed_callback(error, cli)
+        if callback is None or machine_error(error):
+            raise
+        raise UserError(
+            f"trainer.callbacks {type(callback).__name__}: {first_line(error)}. Omit it, or fix it (--debug shows the "
+            "traceback)"
+        ) from error
 
 
-def _failed_callback(error: BaseException, callbacks: list[Callback]) -> Callback | None:
-    """Return the callback of the user's, not of gpt2kit's, whose method raised an error, if one did."""
+def _failed_callback(error: BaseException, cli: TrainCLI | None) -> Callback | None:
+    """Return the callback in `trainer.callbacks`, but not of gpt2kit, whose method raised an error, if one did."""
+    callbacks = as_list(cli.config_init.trainer.callbacks) if cli and not cli.options.builds_text else []
     others = [callback for callback in callbacks if not type(callback).__module__.startswith("gpt2kit.")]
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((callback for callback in others if any(owner is callback for owner in owners)), None)

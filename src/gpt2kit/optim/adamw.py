@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -31,21 +30,21 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": list(matrices.values()), "parts": parts}, {"params": rest, "weight_decay": 0.0}]
 
 
-def try_optimizer(optimizer: Callable[[Iterable[Any]], Optimizer]) -> int:
-    """Try an optimizer on a tiny matrix and a bias; return the numbers that it keeps for each weight of the matrix.
+def try_optimizer(optimizer: Callable[[Iterable[Any]], Optimizer], device: torch.device) -> int:
+    """Take a step with a tiny matrix and a bias; return the numbers that are kept for each weight of the matrix.
 
-    Raises UserError if it does not accept its options, or the two groups.
+    Raises UserError if the optimizer does not accept its options, the two groups or the device.
     """
-    matrix, bias = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    matrix = nn.Parameter(torch.zeros(2, 2, device=device))
+    bias = nn.Parameter(torch.zeros(2, device=device))
+    matrix.grad, bias.grad = torch.zeros_like(matrix), torch.zeros_like(bias)
     try:
         tried = optimizer([{"params": [matrix], "parts": [1]}, {"params": [bias], "weight_decay": 0.0}])
+        tried.step(lambda: 0.0)  # with a closure, as Lightning calls it
     except UserError:
         raise
     except Exception as error:  # of any class
         raise UserError(f"model.optimizer: {first_line(error)}. Change its options, or use another one") from error
-    matrix.grad, bias.grad = torch.zeros_like(matrix), torch.zeros_like(bias)
-    with contextlib.suppress(Exception):  # it may need a GPU
-        tried.step()
     return sum(isinstance(value, Tensor) and value.shape == matrix.shape for value in tried.state[matrix].values())
 
 

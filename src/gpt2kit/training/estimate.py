@@ -84,8 +84,8 @@ def refuse_too_large(trainer: pl.Trainer, gpt2: GPT2Module, tokens: int = 0) -> 
     The need is a lower bound: weights, gradients, optimizer state, and the activations that each layer must keep for
     `tokens` tokens in one forward pass. Sizes that are not known yet count as 1.
     """
-    state = try_optimizer(gpt2.optimizer)
     device = trainer.strategy.root_device
+    state = try_optimizer(gpt2.optimizer, device)
     limit = hardware.largest_memory(device)
     if limit is None or isinstance(trainer.strategy, FSDP):
         return
