@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_map_only
 
 from gpt2kit import hardware
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.model import attention
 from gpt2kit.errors import MachineError
+from gpt2kit.model import attention
 from gpt2kit.model.config import flops_per_token, parameter_count
 from gpt2kit.optim.adamw import parameter_groups, try_optimizer
 from gpt2kit.training.distributed import FSDP
