@@ -123,6 +123,16 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
     return free, total
 
 
+def largest_memory(device: torch.device) -> int | None:
+    """Return the bytes that can be used on the device at most, on a CPU with the swap space. None if it is unknown."""
+    memory, swap = device_memory(device), 0
+    if device.type != "cuda":
+        with contextlib.suppress(OSError):  # not Linux
+            lines = _read("/proc/meminfo").splitlines()
+            swap = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:"))
+    return memory and memory[1] + swap
+
+
 def device_name(device: torch.device) -> str:
     """Return the device's name for reports."""
     if device.type == "cuda":

@@ -6,7 +6,6 @@ The run's checkpoints record what it started from, so a resumed run neither need
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     rank, alpha = options["lora_r"], options["lora_alpha"]
     can_replace = init_from or not options["replace_tokenizer"]
     problems = Problems()
-    problems.check(steps is None or steps >= 0, f"model.freeze_steps {steps}: must not be negative")
     is_frozen = freeze not in (None, "", (), [])  # 0 is the first layer
     problems.check(steps is None or is_frozen, f"model.freeze_steps {steps}: needs model.freeze, the parts to freeze")
-    problems.check(rank >= 0, f"model.lora_r {rank}: must not be negative")
     problems.check(init_from or not rank, "model.lora_r: needs model.init_from, the weights to fine-tune")
-    problems.check(alpha is None or 0 < alpha < math.inf, f"model.lora_alpha {alpha}: must be above 0")
     problems.check(alpha is None or rank, f"model.lora_alpha {alpha}: needs model.lora_r")
     problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Omit one of the two")
     problems.check(can_replace, "model.replace_tokenizer: needs model.init_from, the weights to adapt")

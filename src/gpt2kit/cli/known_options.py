@@ -13,6 +13,7 @@ import json
 import os
 import pydoc
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +50,12 @@ class Option(NamedTuple):
     parser: ArgumentParser
     action: argparse.Action
     hint: Any
+
+    def is_invalid_null(self, value: Any) -> bool:
+        """Return whether a value is null and the option has no such value. jsonargparse accepts it in a config file."""
+        kinds = leaves(self.hint)
+        is_null = value is None or (str not in kinds and _parse(value) is None)
+        return is_null and not any(kind in (None, type(None), Any) for kind in kinds)
 
     def fits(self, value: Any) -> bool:
         """Return whether jsonargparse accepts a value."""
@@ -109,7 +116,7 @@ class CommandLine:
             refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
             refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
-            raise UserError(" ".join(str(error).split())) from error
+            raise UserError(textwrap.shorten(str(error), 400, placeholder=" ...")) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
         """Add the options of a parser, and the parameters of the classes that they name by default."""
@@ -222,6 +229,8 @@ class CommandLine:
                 value = collection
             parent[key] = value
         if branch and isinstance(value, list):
+            if None in value:
+                self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
             for index in range(len(value)):
                 yield from self._flatten(label, name, value, index, file)
         elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
@@ -273,6 +282,8 @@ class CommandLine:
             self._problems.append(f"{entry}: neither options nor a config file. Indent the options, or check the path")
         elif owner in self._classes and is_path:
             self._name_class(owner, entry)
+        elif option and name == owner and option.is_invalid_null(value):
+            self._problems.append(f"{entry}: must be {in_words(option.hint)}")
         elif option and name == owner:
             self._entries.append((option, entry))
         elif owner not in self._classes:
@@ -286,7 +297,10 @@ class CommandLine:
 
     def _name_class(self, option: str, entry: Entry) -> None:
         """Find the class that an option names. If a short name is ambiguous, jsonargparse reports it."""
-        known, path = classes(self._options[option].hint), str(entry.value)
+        if not isinstance(entry.value, str):
+            self._problems.append(f"{entry}: must be a class")
+            return
+        known, path = classes(self._options[option].hint), entry.value
         paths = [path] if "." in path else [name for name in known if name.endswith(f".{path}")]
         self._classes[option] = ""
         self._options = {name: old for name, old in self._options.items() if not name.startswith(f"{option}.")}
@@ -295,7 +309,11 @@ class CommandLine:
         except pydoc.ErrorDuringImport as error:
             self._problems.append(f"{entry}: {error.value}")
             return
-        if len(paths) == 1:
+        found = pydoc.locate(paths[0]) if len(paths) == 1 else None
+        kinds = _classes_in(self._options[option].hint)
+        if isinstance(found, type) and kinds and not issubclass(found, tuple(kinds)):
+            self._problems.append(f"{entry}: not a subclass of {' or '.join(kind.__name__ for kind in kinds)}")
+        elif len(paths) == 1:
             self._add_class(option, paths[0])
             self._class_labels.append((f"{entry.label}: {path}", self._required[option]))
         elif not paths and not self._options[option].fits(entry.value):
@@ -316,10 +334,14 @@ def leaves(hint: Any) -> list[Any]:
     return [leaf for part in inner for leaf in leaves(part)] if inner else [hint]
 
 
+def _classes_in(hint: Any) -> list[type]:
+    return [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+
+
 def classes(hint: Any) -> dict[str, type]:
     """Return the classes that an option of this type may name, by the shortest paths that import them."""
     known: dict[str, type] = {}
-    queue = [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+    queue = _classes_in(hint)
     for kind in queue:
         names = kind.__module__.split(".")
         modules = [".".join(names[:end]) for end in range(1, len(names))]

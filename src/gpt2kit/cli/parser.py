@@ -28,6 +28,8 @@ from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError, first_line
 
 Value = TypeVar("Value")
+# What the system reports about a path that no file or folder can have.
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 # Types of parameters. Arguments before the first option are values of the Positional one: `test.py last` is `test.py
 # --ckpt_path last`. A Repeated option takes one value each time: `--prompt a --prompt b`.
 Positional = Annotated[Value, "positional"]
@@ -200,8 +202,8 @@ def use_utf8() -> None:
         module.open = functools.partial(open, encoding="utf-8")
 
 
-def machine_error(error: BaseException) -> MachineError | None:
-    """Return a MachineError if an error reports a limit of the machine, such as a full disk; else None."""
+def machine_error(error: BaseException) -> UserError | None:
+    """Return a UserError if an error reports a limit of the machine, such as a full disk, or a bad path; else None."""
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error), re.IGNORECASE):
         detail = f" ({first_line(error)[:200]})" if str(error).strip() else ""
         return MachineError(f"not enough memory{detail}. Use a smaller model, data.batch_size or data.block_size")
@@ -218,7 +220,7 @@ def machine_error(error: BaseException) -> MachineError | None:
     return None if number is None else _file_error(number, error)
 
 
-def _file_error(number: int, error: BaseException) -> MachineError:
+def _file_error(number: int, error: BaseException) -> UserError:
     """Describe an error of the system by its path and its number."""
     path, reason, advice = getattr(error, "filename", None), os.strerror(number), "Check the path and the disk"
     if number in (errno.ENOSPC, errno.EDQUOT):
@@ -232,6 +234,8 @@ def _file_error(number: int, error: BaseException) -> MachineError:
     elif number == errno.ENOENT:
         advice = "It may have been deleted or moved while the command was running"
     where = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "a file that this command writes"
+    if path and number in _PATH_ERRORS:
+        return UserError(f"{where[:100]}: {reason}. Choose another path")
     return MachineError(f"{where}: {reason}. {advice}")
 
 

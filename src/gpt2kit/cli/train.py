@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import Logger
+from torch.optim import Optimizer
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize
@@ -58,6 +61,32 @@ class AtomicConfig(SaveConfigCallback):
 
 class TrainParser(Parser, LightningArgumentParser):
     """The parser of trainer.py."""
+
+    def instantiate_classes(self, cfg: Namespace, instantiate_groups: bool = True) -> Namespace:
+        """Build the classes that options name. An exception of a constructor is an error of the user's config."""
+        failures: list[str] = []
+
+        def build(kind: type, /, *values: Any, **options: Any) -> Any:
+            try:
+                return kind(*values, **options)
+            except UserError as error:
+                failures.append(str(error))
+                raise
+            except Exception as error:
+                failures.append(f"{_option_of(kind)}: {first_line(error)}. Check its options, or omit it")
+                raise UserError(failures[-1]) from error
+
+        try:
+            return self.instantiate(cfg, instantiate_groups, instantiators=[(build, object, True)])
+        except (TypeError, ValueError):  # jsonargparse has replaced the error by one of its own
+            refuse(list(dict.fromkeys(failures)))
+            raise
+
+
+def _option_of(kind: type) -> str:
+    """Return the option that names a class, and the class."""
+    options = {Callback: "trainer.callbacks", Logger: "trainer.logger", Optimizer: "model.optimizer"}
+    return " ".join([*(option for base, option in options.items() if issubclass(kind, base)), kind.__name__])
 
 
 class TrainCLI(LightningCLI):
@@ -121,8 +150,8 @@ class TrainCLI(LightningCLI):
     def build_text(self) -> list[str]:
         """Tokenize the text for --part or --merge; return a line for each split."""
         part, merge = self.config.part, self.config.merge
-        if merge is not None and (merge < 1 or part is not None):
-            raise UserError(f"--merge {merge}: must be at least 1, and without --part")
+        if merge is not None and part is not None:
+            raise UserError(f"--merge {merge}: not with --part. Leave out one of the two")
         if self.config.data.streaming:
             raise UserError(
                 "data.streaming true: --part and --merge build a store on a local disk. Add --data.streaming false "
@@ -158,7 +187,7 @@ class TrainCLI(LightningCLI):
             self.datamodule.is_cut = "unit" in share if isinstance(share, dict) else None
             self.datamodule.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
         self._check_vocabulary()
-        seconds = parse_duration(options["max_time"]) if options["max_time"] else None
+        seconds = parse_duration(options["max_time"]) if options["max_time"] is not None else None
         only_time = has_only_time(options)
         if only_time and (problem := open_end_problem(self.model.schedule)):
             with self.options.collect():
@@ -177,8 +206,10 @@ class TrainCLI(LightningCLI):
         kwargs["devices"], kwargs["num_nodes"] = distributed.launch_sizes(options["devices"], options["num_nodes"])
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:  # no such strategy or accelerator
+        except Exception as error:  # such as an unknown strategy, or an accelerator whose package is not installed
             raise UserError(f"trainer: {first_line(error)}") from error
+        with self.options.collect():
+            estimate.refuse_too_large(trainer, self.model)
         refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
         allow_tf32(trainer.strategy.root_device, self._precision.value)
         data = self.datamodule
@@ -348,6 +379,22 @@ def _train(args: list[str]) -> Path | None:
         if isinstance(error, DivergedError):
             raise DivergedError(f"{error}; {_last_checkpoint(cli)}") from error
         raise
+    except Exception as error:
+        callback = _failed_callback(error, cli)
+        if callback is None or machine_error(error):
+            raise
+        raise UserError(
+            f"trainer.callbacks {type(callback).__name__}: {first_line(error)}. Omit it, or fix it (--debug shows the "
+            "traceback)"
+        ) from error
+
+
+def _failed_callback(error: BaseException, cli: TrainCLI | None) -> Callback | None:
+    """Return the callback in `trainer.callbacks`, but not of gpt2kit, whose method raised an error, if one did."""
+    callbacks = as_list(cli.config_init.trainer.callbacks) if cli and not cli.options.builds_text else []
+    others = [callback for callback in callbacks if not type(callback).__module__.startswith("gpt2kit.")]
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((callback for callback in others if any(owner is callback for owner in owners)), None)
 
 
 def _last_checkpoint(cli: TrainCLI | None) -> str:

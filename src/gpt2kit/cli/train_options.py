@@ -26,6 +26,7 @@ from gpt2kit.data.datamodule import data_problems
 from gpt2kit.errors import DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.config import shape_problems
+from gpt2kit.ranges import range_problems
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import auto, distributed
@@ -70,9 +71,9 @@ class TrainOptions:
         else:
             self._parse_resumed_run(parser, args, early)
         self.problems += early_problems(self.config, early)
-        if not 0 <= self.config.seed_everything < 2**32:
-            self.problems.append(f"seed_everything {self.config.seed_everything}: must be from 0 to {2**32 - 1}")
-            self.config.seed_everything = 0
+        if seed_problems := range_problems({"seed_everything": self.config.seed_everything}):
+            self.problems += seed_problems
+            self.config.seed_everything = 0  # Lightning seeds before the problems are reported
         self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
         self.run_name, self.config.run_name = self.config.run_name, None
@@ -109,10 +110,9 @@ class TrainOptions:
     def value_problems(self) -> list[str]:
         """List the options whose values are invalid."""
         config, trainer = self.config, self.config.trainer
-        problems = trainer_problems(
-            trainer.as_dict(), config.save_every, config.save_top_k, config.data.global_batch_size
-        )
-        shape = shape_problems(config.model.as_dict())
+        problems = range_problems(lifecycle.flatten(config.clone().as_dict()))
+        problems += trainer_problems(trainer.as_dict(), config.data.global_batch_size)
+        shape = shape_problems({**config.model.as_dict(), "n_positions": None})  # data.block_size decides it
         problems += data_problems(config.data.as_dict()) + shape + initialize.option_problems(config.model)
         problems += callback_problems(as_list(trainer.callbacks), trainer.strategy)
         if config.model.freeze and not shape and (self.source or config.model.init_from is None):
@@ -128,6 +128,8 @@ class TrainOptions:
             if not self.is_plan and not problems:
                 raise
             problems += [str(error)] if self.is_plan else []
+        except UserError as error:
+            problems.append(str(error))
         return problems
 
     def _set_config(self, config: Any) -> None:

@@ -24,6 +24,7 @@ from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
 from gpt2kit.errors import DataError, Problems, problems_of
 from gpt2kit.metrics import Score
+from gpt2kit.ranges import range_problems
 from gpt2kit.text import splits
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL, find_files
@@ -305,17 +306,14 @@ class TextDataModule(pl.LightningDataModule):
 
 def data_problems(options: dict[str, Any]) -> list[str]:
     """List what is invalid in the data module's options."""
-    problems = Problems()
-    for name in ("block_size", "batch_size", "shard_tokens", "window_shards", "global_batch_size"):
-        value = options[name]
-        problems.check(value is None or value >= 1, f"data.{name} {value}: must be at least 1")
+    problems = Problems(range_problems({f"data.{name}": value for name, value in options.items()}))
     problems.check(options["train_files"], "data.train_files: empty. Name the text to train on")
+    problems.check(options["cache_dir"], "data.cache_dir: empty. Name a folder, or omit it")
     stride, block_size, workers = options["stride"], options["block_size"], options["num_workers"]
     problems.check(
-        stride is None or 1 <= stride <= block_size,
-        f"data.stride {stride}: must be from 1 to data.block_size {block_size}",
+        stride is None or stride <= block_size,
+        f"data.stride {stride}: must be at most data.block_size {block_size}",
     )
-    problems.check(workers >= 0, f"data.num_workers {workers}: must not be negative")
     problems.check(
         options["append_eos"] or not options["mask_documents"],
         "data.mask_documents: needs data.append_eos, which marks where documents end",

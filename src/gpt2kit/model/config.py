@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from gpt2kit.errors import Problems
+from gpt2kit.ranges import range_problems
 
 Shape = dict[str, Any]
 Activation = Literal["gelu_new", "gelu", "relu", "silu"]
@@ -37,17 +38,11 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 def shape_problems(shape: Shape) -> list[str]:
     """List what is invalid in a model's options; options that are absent, None or `auto` are skipped."""
-    problems = Problems()
     shape = {name: None if value == "auto" else value for name, value in shape.items()}
-    for name in ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions"):
-        value = shape.get(name)
-        problems.check(value is None or value >= 1, f"model.{name} {value}: must be at least 1")
+    problems = Problems(range_problems({f"model.{name}": value for name, value in shape.items()}))
     width, heads = shape["n_embd"], shape["n_head"]
     fits = None in (width, heads) or heads < 1 or width % heads == 0
     problems.check(fits, f"model.n_embd {width}: not a multiple of model.n_head {heads}")
-    for name in ("dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"):
-        value = shape.get(name)
-        problems.check(value is None or 0 <= value < 1, f"model.{name} {value}: must be at least 0 and below 1")
     return problems.messages
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2kit import dtensor
+from gpt2kit.errors import refuse
 from gpt2kit.optim.adamw import DEFAULT_DECAY, AdamW
+from gpt2kit.ranges import range_problems
 
 # Coefficients of the polynomial a x + b x^3 + c x^5 that brings singular values near 1: steep at 0, so that five steps
 # are enough, and then between 0.7 and 1.2.
@@ -49,6 +51,8 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
+        options = {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
+        refuse(range_problems({f"model.optimizer.{name}": value for name, value in options.items()}))
         matrices, rest = params
         self.has_auto_decay = weight_decay == "auto"
         decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, refuse
+from gpt2kit.ranges import range_problems
 
 
 class Schedule:
@@ -15,7 +16,7 @@ class Schedule:
     """
 
     def __init__(self, warmup: int | float = 0.02) -> None:
-        if warmup < 0 or (isinstance(warmup, float) and warmup > 1):
+        if not 0 <= warmup <= (1 if isinstance(warmup, float) else 1 << 53):
             raise UserError(
                 f"model.schedule.warmup {warmup}: neither a number of steps nor a fraction of them. Give a whole "
                 "number, or a fraction from 0.0 to 1.0"
@@ -62,6 +63,7 @@ class Linear(Schedule):
 
     def __init__(self, warmup: int | float = 0.02, min_lr_ratio: float = 0.0) -> None:
         super().__init__(warmup)
+        refuse(range_problems({"model.schedule.min_lr_ratio": min_lr_ratio}))
         self.min_lr_ratio = min_lr_ratio
 
     def after(self, progress: float) -> float:
@@ -86,10 +88,7 @@ class WarmupStableDecay(Linear):
 
     def __init__(self, warmup: int | float = 0.03, min_lr_ratio: float = 0.0, decay_ratio: float = 0.6) -> None:
         super().__init__(warmup, min_lr_ratio)
-        if not 0 <= decay_ratio <= 1:
-            raise UserError(
-                f"model.schedule.decay_ratio {decay_ratio}: not a fraction of the steps. Give one from 0 to 1"
-            )
+        refuse(range_problems({"model.schedule.decay_ratio": decay_ratio}))
         self.decay_ratio = decay_ratio
 
     def after(self, progress: float) -> float:

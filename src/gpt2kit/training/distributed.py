@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 
 RankInfo = dict[str, str]
+# The maximum number of processes for each core of a CPU. More than one is slower, and of use only in tests.
+_CPU_PROCESSES = 4
 # What torch reports when processes cannot connect, and what it means.
 _LAUNCH_ERRORS = {
     r"EADDRINUSE|address already in use": "another program uses this port. Set MASTER_PORT to a free port; with "
@@ -63,15 +66,28 @@ def _count_devices(devices: Any) -> int | None:
     """Return the number of devices that the option names; None: all of them."""
     if devices in ("auto", None, -1, "-1"):
         return None
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    if "," in str(devices):
-        return len([number for number in devices.split(",") if number.strip()])
-    return int(devices)
+    numbers = devices if isinstance(devices, list | tuple) else str(devices).split(",")
+    try:
+        numbers = [int(number) for number in numbers if str(number).strip()]
+    except ValueError:
+        numbers = [-1]
+    is_list = isinstance(devices, list | tuple) or "," in str(devices)
+    count = len(numbers) if is_list else sum(numbers)
+    if count < 1 or (is_list and (min(numbers) < 0 or len(set(numbers)) < count)):
+        raise UserError(f"trainer.devices {devices}: neither a number of devices nor a list of them, such as [0,1]")
+    return count
 
 
 def refuse_missing_devices(accelerator: Any, devices: Any, available: int) -> None:
-    """Raise MachineError if this machine has fewer than the requested GPUs."""
+    """Raise MachineError if this machine has fewer than the requested GPUs, or cannot run so many processes."""
+    requested = _count_devices(devices)
+    if accelerator == "cpu" or (accelerator == "auto" and not available):
+        cores = os.cpu_count() or 1
+        if (requested or 1) > max(_CPU_PROCESSES * cores, 16):
+            raise MachineError(
+                f"trainer.devices {devices}: each device is a process, and this machine has {cores} cores. Use "
+                f"trainer.devices {cores} or less"
+            )
     if accelerator not in ("gpu", "cuda") and not (accelerator == "auto" and available > 0):
         return
     host = socket.gethostname()
@@ -80,7 +96,7 @@ def refuse_missing_devices(accelerator: Any, devices: Any, available: int) -> No
             f"trainer.accelerator {accelerator}: this machine ({host}) has no GPU that torch can use. Check "
             "nvidia-smi, or use trainer.accelerator auto"
         )
-    if (_count_devices(devices) or 0) > available:
+    if (requested or 0) > available:
         gpus = "1 GPU" if available == 1 else f"{available} GPUs"
         raise MachineError(
             f"trainer.devices {devices}: this machine ({host}) has {gpus}. Use trainer.devices {available}"
@@ -94,7 +110,7 @@ def accumulation_steps(global_batch: int, batch_size: int, world_size: int) -> i
         return global_batch // per_pass
     below = global_batch // per_pass * per_pass
     nearest = f"{below} or {below + per_pass}" if below else str(per_pass)
-    sizes = [size for size in range(1, global_batch + 1) if global_batch % (size * world_size) == 0]
+    sizes = _divisors(global_batch // world_size) if global_batch % world_size == 0 else []
     alternative = f"; with {world_size} devices, use a multiple of {world_size}"
     if sizes:
         alternative = f", or data.batch_size {min(sizes, key=lambda size: (abs(size - batch_size), -size))}"
@@ -102,6 +118,11 @@ def accumulation_steps(global_batch: int, batch_size: int, world_size: int) -> i
         f"data.global_batch_size {global_batch}: not a multiple of {world_size} devices x data.batch_size {batch_size} "
         f"= {per_pass}. Nearest: data.global_batch_size {nearest}{alternative}"
     )
+
+
+def _divisors(number: int) -> list[int]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return [*small, *(number // size for size in small)]
 
 
 def explain_launch_error(error: BaseException) -> MachineError | None:

@@ -23,9 +23,11 @@ from torch.utils._pytree import tree_map_only
 
 from gpt2kit import hardware
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.errors import MachineError
 from gpt2kit.model import attention
-from gpt2kit.model.config import flops_per_token
-from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.model.config import flops_per_token, parameter_count
+from gpt2kit.optim.adamw import parameter_groups, try_optimizer
+from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_info import RunInfo
@@ -74,6 +76,37 @@ def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module)
     free, machine = hardware.device_memory(device) or (None, None)
     total = process + sum(parts.values())
     return {"parts": {"program": process, **parts}, "total": total, "free": free, "machine": machine}
+
+
+def refuse_too_large(trainer: pl.Trainer, gpt2: GPT2Module, tokens: int = 0) -> None:
+    """Raise MachineError if training cannot fit into the memory, whatever is free. Nothing is built.
+
+    The need is a lower bound: weights, gradients, optimizer state, and the activations that each layer must keep for
+    `tokens` tokens in one forward pass. Sizes that are not known yet count as 1.
+    """
+    device = trainer.strategy.root_device
+    state = try_optimizer(gpt2.optimizer, device)
+    limit = hardware.largest_memory(device)
+    if limit is None or isinstance(trainer.strategy, FSDP):
+        return
+    shape = {name: 1 if value in ("auto", None) and name != "n_inner" else value for name, value in gpt2.shape.items()}
+    parameters = parameter_count(shape)
+    precision = str(trainer.precision)
+    size = hardware.compute_dtype(precision).itemsize if precision.endswith("-true") else 4
+    # Without gradients, a weight has only itself. It is built in float32.
+    weight = 4 if gpt2.is_partly_frozen else max(4, (2 + state) * size)
+    # Recomputation keeps the input of each layer; else at least 12 values of 16 bits for each of its elements are kept.
+    activation = 2 if gpt2.recomputes else 24
+    per_process = weight * parameters + activation * tokens * shape["n_layer"] * shape["n_embd"]
+    processes = trainer.world_size // trainer.num_nodes if device.type == "cpu" else 1
+    if per_process * processes > limit:
+        batch = f" on {tokens:,} tokens at once" if tokens else ""
+        several = f" in {processes} processes" if processes > 1 else ""
+        raise MachineError(
+            f"model: training {parameters:,} parameters{batch}{several} needs at least "
+            f"{per_process * processes / 1e9:,.0f} GB of memory, and this machine has {limit / 1e9:,.0f} GB. Decrease "
+            "model.n_embd, model.n_layer, data.batch_size or data.block_size"
+        )
 
 
 def describe_files(folder: str | None, gpt2: GPT2Module, checkpoints: int) -> RunInfo:

@@ -141,7 +141,8 @@ class GPT2Module(pl.LightningModule):
         self.start: dict[str, Any] | None = None
         self.start_notes: list[str] = []
         self._freeze, self._freeze_steps = freeze, freeze_steps
-        self._recompute = gradient_checkpointing
+        self.is_partly_frozen = bool(lora_r) or freeze not in (None, "", (), [])  # 0 is the first layer
+        self.recomputes = gradient_checkpointing
         self.is_built = False
         self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)
         self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
@@ -221,7 +222,7 @@ class GPT2Module(pl.LightningModule):
         finally:
             torch.set_default_dtype(default)
         self.frozen = FrozenParameters(self.model, self._freeze, self._freeze_steps)
-        if self._recompute:
+        if self.recomputes:
             self.model.recompute_activations()
         self.is_built = True
 

@@ -19,7 +19,7 @@ from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.schedules import Schedule
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import auto, distributed, run_info
+from gpt2kit.training import auto, distributed, estimate, run_info
 from gpt2kit.training.checkpointing import update_learning_rates
 from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module, log_every
@@ -195,6 +195,7 @@ class RunSetup(Callback):
             passes = steps * tokens_per_step / tokens
         sizes = auto.choose(tokens, gpt2.shape, passes, flops, is_pretrained=gpt2.init_from is not None)
         gpt2.take_sizes(sizes)
+        estimate.refuse_too_large(trainer, gpt2, data.batch_size * data.block_size)
         options = sizes.options(round(sizes.passes) if flops is None and passes is None else None)
         settings = lifecycle.flatten(self.settings)
         self.chosen = {name: value for name, value in options.items() if auto.is_automatic(name, settings.get(name))}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
     BaseFinetuning,
+    BatchSizeFinder,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     StochasticWeightAveraging,
     Timer,
 )
@@ -28,9 +32,13 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDP,
     "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),  # without it DDP holds each gradient twice
 }
+# Parts of the names of Lightning's strategies that fork or pickle the running program.
+_NOTEBOOK_STRATEGIES = ("spawn", "fork", "notebook")
 # Training is one endless epoch for Lightning, so its callbacks and options for epochs would have no effect or end the
 # run. Each option has its allowed values, and advice for the others.
 _EPOCH_CALLBACKS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
+# Callbacks that train some steps and then restore Lightning's own state.
+_FINDERS: dict[type, str] = {LearningRateFinder: "--tune lr", BatchSizeFinder: "--tune batch_size"}
 _EPOCH_OPTIONS = {
     "limit_train_batches": ((None,), "use trainer.max_steps instead"),
     "overfit_batches": ((0,), "use a small training text instead"),
@@ -96,24 +104,22 @@ def make_trainer(
     return pl.Trainer(precision=None if precision == "auto" else full_precision_name(precision), **kwargs)  # type: ignore[arg-type]
 
 
-def trainer_problems(trainer: dict[str, Any], save_every: int, save_top_k: int, global_batch: int | None) -> list[str]:
+def trainer_problems(trainer: dict[str, Any], global_batch: int | None) -> list[str]:
     """List what is invalid in the trainer's options."""
-    problems = Problems()
-    problems.check(save_every >= 1, f"save_every {save_every}: must be at least 1")
-    problems.check(save_top_k >= 1, f"save_top_k {save_top_k}: must be at least 1")
-    for name in ("log_every_n_steps", "accumulate_grad_batches"):
-        value = trainer[name]
-        problems.check(value is None or value >= 1, f"trainer.{name} {value}: must be at least 1")
-    interval, limit = trainer["val_check_interval"], trainer["max_time"]
-    problems.check(interval > 0, f"trainer.val_check_interval {interval}: must be above 0")
-    problems.messages += problems_of(parse_duration, limit) if limit else []
-    problems.check(
-        0 not in (trainer["max_epochs"], trainer["max_steps"], trainer["max_tokens"]),
-        "trainer.max_epochs, max_steps and max_tokens: must not be 0, since nothing would be trained",
-    )
+    limit = trainer["max_time"]
+    problems = Problems(problems_of(parse_duration, limit) if limit is not None else [])
     problems.check(
         global_batch is None or trainer["accumulate_grad_batches"] in (None, 1),
         "data.global_batch_size: decides trainer.accumulate_grad_batches. Leave out one of the two",
+    )
+    strategy, root = trainer["strategy"], Path(trainer["default_root_dir"] or ".")
+    problems.check(
+        not any(part in str(strategy) for part in _NOTEBOOK_STRATEGIES),
+        f"trainer.strategy {strategy}: cannot start processes from this command. Use ddp",
+    )
+    parent = next(folder for folder in (root, *root.absolute().parents) if os.path.exists(folder))
+    problems.check(
+        os.path.isdir(parent), f"trainer.default_root_dir {root}: {parent} is a file, not a folder. Name another one"
     )
     precision = full_precision_name(trainer["precision"])
     is_half = precision in ("16-mixed", "16-true")
@@ -142,6 +148,8 @@ def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:
                 f"trainer.callbacks {kind.__name__}: waits for Lightning's epochs, and training is one endless epoch. "
                 "Omit it (for a time limit, use trainer.max_time)"
             )
+        if advice := next((advice for finder, advice in _FINDERS.items() if issubclass(kind, finder)), ""):
+            problems.append(f"trainer.callbacks {kind.__name__}: does not work here. Use {advice} instead")
         if issubclass(kind, TextSamples) and is_sharded:
             problems.append(SHARDED_PROBLEM)
         if kind is TextSamples:

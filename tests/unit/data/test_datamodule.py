@@ -127,9 +127,9 @@ def test_blocks_with_a_stride_overlap(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "data.stride 0: must be from 1 to data.block_size 16"),
-        ({"stride": 17}, "data.stride 17: must be from 1 to data.block_size 16"),
-        ({"num_workers": -1}, "data.num_workers -1: must not be negative"),
+        ({"stride": 0}, "data.stride 0: must be at least 1"),
+        ({"stride": 17}, "data.stride 17: must be at most data.block_size 16"),
+        ({"num_workers": -1}, "data.num_workers -1: must be at least 0"),
         ({"shard_tokens": 0}, "data.shard_tokens 0: must be at least 1"),
         ({"mask_documents": True, "append_eos": False}, "data.mask_documents: needs data.append_eos"),
         ({"cache_dir": "s3://bucket/stores"}, "data.cache_dir s3://bucket/stores: a URL needs data.streaming true"),
