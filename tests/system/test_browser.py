@@ -46,13 +46,12 @@ def url(service: Service) -> Iterator[str]:
 @contextlib.contextmanager
 def serve(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
     """Serve the demo, and yield its address."""
-    import uvicorn
+    from gpt2kit.serving.server import make_server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(app.app(service, "127.0.0.1", auth, 2), port=port, log_level="warning", ws="none")
-    server = uvicorn.Server(config)
+    server = make_server(app.app(service, "127.0.0.1", auth, 2), "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

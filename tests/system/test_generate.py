@@ -204,9 +204,7 @@ def test_a_model_whose_output_is_not_finite_generates_nothing(
 ) -> None:
     """The weights are finite, but their products overflow."""
     huge = {name: tensor * 1e37 for name, tensor in opened.state.items()}
-    with pytest.raises(
-        CheckpointError, match=r"\.ckpt: the output of the model is NaN or infinite"
-    ):
+    with pytest.raises(CheckpointError, match=r"\.ckpt: the output of the model is NaN or infinite"):
         list(Generator(replace(opened, state=huge)).generate(["the quick "], choice))
 
 

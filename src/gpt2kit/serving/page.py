@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.generation.decoder import SampledToken
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import pages
-from gpt2kit.serving.models import LOAD_TIMEOUT, Model, Service
+from gpt2kit.serving.models import Model, Service
+from gpt2kit.serving.requests import Clients, Turns, in_thread
 from gpt2kit.tokenization.tokenizer import EOS
 
 if TYPE_CHECKING:
     import gradio
 
+logger = logging.getLogger(__name__)
+
 # Number of the most likely tokens to show with each sampled one.
 _ALTERNATIVES = 5
 # Maximum number of tokens of a text to show with alternatives.
 _MAX_TOKENS = 2000
+# Requests that Gradio hands over at the same time. It runs at most 40 events.
+_MAX_WAITING = 32
 # Seconds between two updates of the page.
 _UPDATE_INTERVAL = 0.08
 _DOWNLOAD = """(text) => {
@@ -48,24 +55,46 @@ footer { display: none !important; }
 """
 
 
-def build(service: Service, max_concurrency: int) -> gradio.Blocks:
-    """Build the page; `max_concurrency` requests are computed at the same time."""
+def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Blocks:
+    """Build the page; `max_concurrency` requests are computed at the same time, while their clients are connected."""
     import gradio as gr
 
     limits, names = service.limits, list(service.models)
+    turns = Turns(max_concurrency)
 
-    def generate(*values: Any) -> Iterator[tuple[str, str, str]]:
+    async def generate(request: Any, name: Any, *values: Any) -> AsyncIterator[tuple[Any, Any, str]]:
+        def is_wanted() -> bool:
+            return clients.is_present(request.session_hash)
+
         try:
-            yield from generate_content(service, *values)
+            with turns.queued() as turn:
+                async for before in turns.wait(turn, is_wanted):
+                    yield gr.skip(), gr.skip(), f"Requests before this one: {before}"
+                stalled = service.models[name].stalled if name in service.models else []
+                contents = in_thread(generate_content(service, name, *values), is_wanted, stalled)
+                async with contextlib.aclosing(contents):
+                    async for content in contents:
+                        yield content
         except UserError as error:
-            raise gr.Error(html.escape(str(error)), duration=None) from None
+            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from None
+        except Exception as error:
+            logger.warning(f"{name}: {type(error).__name__}: {first_line(error)}")
+            message = f"{name}: cannot generate text ({type(error).__name__}). Select another model or prompt"
+            raise gr.Error(html.escape(message), duration=None, print_exception=False) from None
 
-    def select_model(name: str) -> tuple[str, Any]:
-        model = service.models.get(name)
+    generate.__annotations__["request"] = gr.Request  # how Gradio recognizes this parameter
+
+    def show_model(name: Any) -> tuple[Any, ...]:
+        model = service.models.get(name) if isinstance(name, str) else None
         if model is None:
-            return "", gr.skip()
-        model.done.wait(LOAD_TIMEOUT)
-        return format_facts(model), gr.update(choices=model.examples, value=None)
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        is_done = model.done.is_set()
+        return (
+            format_facts(model),
+            gr.update(choices=model.examples if is_done else [], value=None),
+            gr.update(interactive=model.generator is not None),
+            gr.update(active=not is_done),
+        )
 
     with gr.Blocks(title="gpt2kit", analytics_enabled=False) as blocks:
         with gr.Row():
@@ -75,7 +104,7 @@ def build(service: Service, max_concurrency: int) -> gradio.Blocks:
                 prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=limits.prompt_chars)
                 example = gr.Dropdown([], label="Example prompts", filterable=False)
                 with gr.Row():
-                    start = gr.Button("Generate", variant="primary", min_width=120)
+                    start = gr.Button("Generate", variant="primary", min_width=120, interactive=False)
                     stop = gr.Button("Stop", min_width=120)
                 tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Max new tokens")
                 temperature = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: greedy)")
@@ -94,21 +123,22 @@ def build(service: Service, max_concurrency: int) -> gradio.Blocks:
                     save = gr.Button("Download", size="sm", min_width=120)
                 with gr.Accordion("Token probabilities (darker: less likely; hover or tap for alternatives)"):
                     tokens_view = gr.HTML("", elem_id="tokens")
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        timer = gr.Timer(1)  # until the model is loaded
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         event: dict[str, Any] = {
             "inputs": [model, prompt, tokens, temperature, top_k, top_p, penalty, samples, seed],
             "outputs": [text, tokens_view, status],
             "scroll_to_output": True,  # on a phone the text is below the controls
-            "concurrency_limit": max_concurrency,
+            "concurrency_limit": _MAX_WAITING,
             "concurrency_id": "generate",
             **private,
         }
         generating = [start.click(generate, **event), prompt.submit(generate, **event)]
         stop.click(None, cancels=generating, **private)
         save.click(None, [text], js=_DOWNLOAD, **private)
-        example.input(lambda choice: choice or "", [example], [prompt], **private)
-        for trigger in (model.change, blocks.load):
-            trigger(select_model, [model], [facts, example], **private)
+        example.input(None, [example], [prompt], js="(choice) => choice ?? ''", **private)
+        for trigger in (model.change, blocks.load, timer.tick):
+            trigger(show_model, [model], [facts, example, start, timer], concurrency_limit=None, **private)
     blocks.queue(max_size=64, api_open=False)
     return blocks
 
@@ -140,9 +170,6 @@ def generate_content(
         raise UserError("a setting is not a number") from None
     prompt = str(prompt or "")
     refuse(service.problems(prompt, options))
-    requested = service.models.get(str(name))
-    if requested is not None and not requested.done.is_set():
-        yield "", "", "Loading the model ..."
     model = service.model(str(name))
     assert model.generator is not None
     texts = [prompt] * options.num_samples
