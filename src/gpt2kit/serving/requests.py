@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, first_line
 
 Item = TypeVar("Item")
 
@@ -108,7 +108,7 @@ async def in_thread(
                     break
                 put("item", item)
             put("end")
-        except BaseException as error:  # pyo3's PanicException is no Exception
+        except BaseException as error:
             put("error", error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -126,8 +126,10 @@ async def in_thread(
             last = time.monotonic()
             if kind == "end":
                 return
-            if isinstance(value, BaseException):
+            if isinstance(value, Exception):
                 raise value
+            if isinstance(value, BaseException):  # pyo3's PanicException, which would end the server's task
+                raise RuntimeError(f"{type(value).__name__}: {first_line(value)}")
             yield value  # type: ignore[misc]
     finally:
         is_closed.set()
