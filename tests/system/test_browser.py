@@ -132,6 +132,24 @@ def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypa
     assert not tab.dialogs and not tab.external_requests
 
 
+def test_the_page_waits_for_a_model_and_reports_one_that_fails(browser: Any, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
+    service = Service(find_models([str(run.folder), str(tmp_path / "broken.ckpt")]))
+    with serve(service) as url:
+        tab = Tab(browser, url)
+        tab.wait_for_status("Loading the model")
+        assert tab.generate.is_disabled()
+        service.load()
+        tab.page.get_by_role("textbox", name="Prompt").fill("the")
+        tab.generate.click()
+        tab.wait_for_status(r"tokens\/s")
+        tab.page.get_by_label("Model").click()
+        tab.page.get_by_role("option").nth(1).click()
+        tab.wait_for_status("not a readable checkpoint")
+        assert tab.generate.is_disabled()
+    gc.collect()
+
+
 def test_the_labels_are_the_usual_terms(browser: Any, url: str) -> None:
     tab = Tab(browser, url)
     labels = "Model", "Prompt", "Example prompts", "Max new tokens", "Temperature", "Number of samples", "Seed"

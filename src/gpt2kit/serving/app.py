@@ -56,6 +56,7 @@ def app(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # would store prompts and texts in the browser
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["RUST_BACKTRACE"] = "0"  # a failure of a tokenizer would fill the log
     import gradio
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -79,6 +80,7 @@ def app(
         blocks,
         path="",
         auth=auth,
+        auth_message="After ten wrong passwords, wait a minute." if auth else None,
         footer_links=[],
         ssr_mode=False,
         pwa=False,

@@ -81,7 +81,7 @@ class Guard:
         path = scope["path"]
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[-1]
         if path == _STREAM:
-            if not self.clients.is_present(session):  # there is nothing to stream
+            if not self.clients.is_known(session):  # there is nothing to stream
                 await response.refuse(404, "no request of this session")
                 return
             with self.clients.stream(session):

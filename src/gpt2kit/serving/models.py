@@ -159,14 +159,19 @@ def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
         text += " ..."
     tokens = opened.metadata.get("train_tokens")
     if isinstance(tokens, int):
-        text += f" ({tokens / 1e6:,.1f} M tokens)"
+        text += f" ({format_count(tokens)} tokens)"
     bits = find_validation(opened.path, opened.metadata.get("step"))
     return {
-        "parameters": f"{parameter_count(opened.shape) / 1e6:,.1f} M",
+        "parameters": format_count(parameter_count(opened.shape)),
         "training text": text,
         "validation bits per byte": "unknown" if bits is None else f"{bits:.3f}",
         "context length": f"{opened.shape['n_positions']:,} tokens",
     }
+
+
+def format_count(count: int) -> str:
+    """Return a number, in millions if it is large."""
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def find_validation(file: Path, step: object) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import html
 import logging
@@ -27,8 +28,11 @@ logger = logging.getLogger(__name__)
 _ALTERNATIVES = 5
 # Maximum number of tokens of a text to show with alternatives.
 _MAX_TOKENS = 2000
-# Requests that Gradio hands over at the same time. It runs at most 40 events.
-_MAX_WAITING = 32
+# Events of each kind that Gradio starts at the same time; most of them wait. And the number of all its events.
+_MAX_WAITING = 64
+_MAX_EVENTS = 256
+# Seconds that the page waits for a model.
+_LOAD_TIMEOUT = 600
 # Seconds between two updates of the page.
 _UPDATE_INTERVAL = 0.08
 _DOWNLOAD = """(text) => {
@@ -51,6 +55,7 @@ STYLE = """
 .tokens .t:hover > .a, .tokens .t:focus > .a { display: block; }
 .tokens:hover .t:focus:not(:hover) > .a { display: none; }
 .facts { opacity: .85; font-size: .92rem; }
+.label-wrap { text-align: left; }
 footer { display: none !important; }
 """
 
@@ -82,19 +87,19 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
             message = f"{name}: cannot generate text ({type(error).__name__}). Select another model or prompt"
             raise gr.Error(html.escape(message), duration=None, print_exception=False) from None
 
-    generate.__annotations__["request"] = gr.Request  # how Gradio recognizes this parameter
-
-    def show_model(name: Any) -> tuple[Any, ...]:
-        model = service.models.get(name) if isinstance(name, str) else None
+    async def show_model(request: Any, name: Any) -> AsyncIterator[tuple[Any, ...]]:
+        model = service.models.get(name)
         if model is None:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        is_done = model.done.is_set()
-        return (
-            format_facts(model),
-            gr.update(choices=model.examples if is_done else [], value=None),
-            gr.update(interactive=model.generator is not None),
-            gr.update(active=not is_done),
-        )
+            return
+        yield format_facts(model), gr.skip(), gr.update(interactive=False)
+        until = time.monotonic() + _LOAD_TIMEOUT
+        while not model.done.is_set() and clients.is_present(request.session_hash) and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        examples = gr.update(choices=model.examples, value=None)
+        yield format_facts(model), examples, gr.update(interactive=model.generator is not None)
+
+    for function in (generate, show_model):
+        function.__annotations__["request"] = gr.Request  # how Gradio recognizes this parameter
 
     with gr.Blocks(title="gpt2kit", analytics_enabled=False) as blocks:
         with gr.Row():
@@ -121,9 +126,8 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
                 with gr.Row():
                     status = gr.HTML("", min_height=24)
                     save = gr.Button("Download", size="sm", min_width=120)
-                with gr.Accordion("Token probabilities (darker: less likely; hover or tap for alternatives)"):
+                with gr.Accordion("Token probabilities (stronger color: less likely; hover or tap for alternatives)"):
                     tokens_view = gr.HTML("", elem_id="tokens")
-        timer = gr.Timer(1)  # until the model is loaded
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         event: dict[str, Any] = {
             "inputs": [model, prompt, tokens, temperature, top_k, top_p, penalty, samples, seed],
@@ -137,8 +141,9 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
         stop.click(None, cancels=generating, **private)
         save.click(None, [text], js=_DOWNLOAD, **private)
         example.input(None, [example], [prompt], js="(choice) => choice ?? ''", **private)
-        for trigger in (model.change, blocks.load, timer.tick):
-            trigger(show_model, [model], [facts, example, start, timer], concurrency_limit=None, **private)
+        for trigger in (model.change, blocks.load):
+            trigger(show_model, [model], [facts, example, start], concurrency_limit=_MAX_WAITING, **private)
+    blocks.max_threads = _MAX_EVENTS
     blocks.queue(max_size=64, api_open=False)
     return blocks
 

@@ -14,8 +14,10 @@ from gpt2kit.errors import UserError, first_line
 
 Item = TypeVar("Item")
 
-# Seconds from a request to the connection on which its client reads the result.
-_CONNECT_TIMEOUT = 5.0
+# Seconds from a request to the connection on which its client reads the result. After them the request is dropped.
+_CONNECT_TIMEOUT = 10.0
+# Seconds after which no result of a request is left.
+_FORGET_TIMEOUT = 120.0
 # Seconds without a new token after which a request ends with an error.
 _STALL_TIMEOUT = 120.0
 _POLL_INTERVAL = 0.1
@@ -34,7 +36,7 @@ class Clients:
         now = time.monotonic()
         self._requests.pop(session, None)
         self._requests[session] = now
-        while self._requests and (oldest := next(iter(self._requests))) and not self._is_recent(oldest):
+        while now - self._requests[oldest := next(iter(self._requests))] > _FORGET_TIMEOUT:
             del self._requests[oldest]
 
     @contextlib.contextmanager
@@ -53,10 +55,12 @@ class Clients:
 
     def is_present(self, session: str) -> bool:
         """Return whether the client of a session is connected, or may still connect."""
-        return self._streams[session] > 0 or self._is_recent(session)
+        age = time.monotonic() - self._requests.get(session, -self._connect_timeout)
+        return session in self._streams or age < self._connect_timeout
 
-    def _is_recent(self, session: str) -> bool:
-        return time.monotonic() - self._requests.get(session, -self._connect_timeout) < self._connect_timeout
+    def is_known(self, session: str) -> bool:
+        """Return whether a session has sent a request whose result it may still read."""
+        return session in self._streams or session in self._requests
 
 
 class Turns:
