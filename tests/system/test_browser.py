@@ -46,13 +46,12 @@ def url(service: Service) -> Iterator[str]:
 @contextlib.contextmanager
 def serve(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
     """Serve the demo, and yield its address."""
-    import uvicorn
+    from gpt2kit.serving.server import make_server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(app.app(service, "127.0.0.1", auth, 2), port=port, log_level="warning", ws="none")
-    server = uvicorn.Server(config)
+    server = make_server(app.app(service, "127.0.0.1", auth, 2), "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -131,6 +130,24 @@ def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypa
     tab.wait_for_status(r"tokens\/s")
     assert tab.text() == first, "the same weights and seed under another name"
     assert not tab.dialogs and not tab.external_requests
+
+
+def test_the_page_waits_for_a_model_and_reports_one_that_fails(browser: Any, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
+    service = Service(find_models([str(run.folder), str(tmp_path / "broken.ckpt")]))
+    with serve(service) as url:
+        tab = Tab(browser, url)
+        tab.wait_for_status("Loading the model")
+        assert tab.generate.is_disabled()
+        service.load()
+        tab.page.get_by_role("textbox", name="Prompt").fill("the")
+        tab.generate.click()
+        tab.wait_for_status(r"tokens\/s")
+        tab.page.get_by_label("Model").click()
+        tab.page.get_by_role("option").nth(1).click()
+        tab.wait_for_status("not a readable checkpoint")
+        assert tab.generate.is_disabled()
+    gc.collect()
 
 
 def test_the_labels_are_the_usual_terms(browser: Any, url: str) -> None:

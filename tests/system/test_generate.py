@@ -21,7 +21,7 @@ from helpers import ROOT, Outcome, Run
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import generate, parser
-from gpt2kit.errors import UserError
+from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.generation import verse
 from gpt2kit.generation.decoder import Decoder, SampledToken
 from gpt2kit.generation.generator import Generator, TextChunk
@@ -191,6 +191,24 @@ def test_all_invalid_options_are_reported_together(run_generate: Call) -> None:
 
 
 @pytest.mark.parametrize(
+    "choice",
+    [
+        GenerationOptions(),
+        GenerationOptions(temperature=0),
+        GenerationOptions(token_healing=False, bad_words=["x"], num_samples=3),
+        GenerationOptions(lines=2, chars_per_line=3, line_ends=["\n"]),
+    ],
+)
+def test_a_model_whose_output_is_not_finite_generates_nothing(
+    opened: LoadedCheckpoint, choice: GenerationOptions
+) -> None:
+    """The weights are finite, but their products overflow."""
+    huge = {name: tensor * 1e37 for name, tensor in opened.state.items()}
+    with pytest.raises(CheckpointError, match=r"\.ckpt: the output of the model is NaN or infinite"):
+        list(Generator(replace(opened, state=huge)).generate(["the quick "], choice))
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("--num_samples", 2, "--temperature", 0),
@@ -213,11 +231,17 @@ def test_options_that_contradict_each_other_are_refused(arguments: tuple[object,
         ("--lines", 2, "--line_ends", "\udcff"),
         ("--lines", 2, "--rhyme", "\udcffab"),
         ("--lines", 10**9),
+        ("--num_samples", 10**9),
+        ("--batch_size", 10**9),
+        ("--temperature", "1e-40"),
+        ("--temperature", "1e30"),
+        ("--repetition_penalty", "1e-300"),
     ],
 )
 def test_invalid_texts_and_sizes_are_refused(arguments: tuple[object, ...], run_generate: Call) -> None:
     code, _, err = run_generate(*arguments)
-    assert code == 2 and err.count("\n") == 1 and ("not UTF-8" in err or "Use fewer" in err)
+    assert code == 2 and err.count("\n") == 1
+    assert any(reason in err for reason in ("not UTF-8", "Use fewer", "must be from", "must be 0"))
 
 
 def test_an_interactive_session(run: Run) -> None:

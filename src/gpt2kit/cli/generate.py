@@ -149,7 +149,7 @@ def format_texts(
     The texts of a batch grow together but are printed one after another: the first one while it grows.
     """
     chunks: dict[tuple[int, int], list[TextChunk]] = {}
-    order = iter([(i, sample) for i in range(len(prompts)) for sample in range(options.num_samples)])
+    order = ((i, sample) for i in range(len(prompts)) for sample in range(options.num_samples))
     current: tuple[int, int] | None = next(order)
     printed_chunks = 0  # of the current text
     for chunk in generator.generate([prompt.text for prompt in prompts], options, first_sample):

@@ -50,11 +50,11 @@ def serve(
     service = Service(models, precision)
     application = app.app(service, host, (name, password) if auth else None, max_concurrency, allow_frame)
     service.load()
-    import uvicorn
+    from gpt2kit.serving.server import make_server
 
     address = f"[{host}]" if ":" in host else host
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
     print(f"http://{address}:{port}  {count}; Ctrl-C stops it", file=sys.stderr)
     if not app.is_loopback(host) and not auth:
         logger.info(f"anyone who can reach {host} can use it. Require a password with --auth NAME:PASSWORD")
-    uvicorn.run(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+    make_server(application, host, port).run()

@@ -156,6 +156,7 @@ class Decoder:
         """Sample one token for each active sequence, and drop the sequences whose token is `eos`."""
         sequences = self.active
         model_logits = self.reader.logits([sequence.ids for sequence in sequences])  # (rows, vocab_size)
+        sampling.check_finite(model_logits)
         if any(sequence.position < 0 for sequence in sequences):
             model_logits = apply_healing(model_logits, sequences)
         logits = apply_constraints(model_logits, sequences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
-from gpt2kit.errors import UserError
+from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.generation.constraints import BannedWords, Constraint
 from gpt2kit.generation.decoder import Decoder, SampledToken, TokenSequence
 from gpt2kit.generation.healing import HealedPrompt, TokenHealing
@@ -54,6 +55,7 @@ class Generator:
         note: Callable[[str], None] | None = None,
         device: str = "auto",
     ) -> None:
+        self._path = checkpoint.path
         self.tokenizer = checkpoint.tokenizer
         self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision, device))
         self.eos = tokenizers.eos_id(self.tokenizer)
@@ -81,15 +83,18 @@ class Generator:
         is_healed = options.token_healing and not options.form  # the form decides the tokens of a verse
         healed = [self._heal(prompt) if is_healed else HealedPrompt(self.prompt_ids(prompt)) for prompt in prompts]
         constraints = self._constraints(options, prompts)
-        jobs = [(i, sample) for i in range(len(prompts)) for sample in range(options.num_samples)]
-        for start in range(0, len(jobs), options.batch_size):
+        jobs = ((i, sample) for i in range(len(prompts)) for sample in range(options.num_samples))
+        while rows := list(itertools.islice(jobs, options.batch_size)):
             batch = {}
-            for i, sample in jobs[start : start + options.batch_size]:
+            for i, sample in rows:
                 prompt = healed[i]
                 before = constraints(prompts[i].removesuffix(prompt.end))
                 sequence = TokenSequence(prompt.ids, first_sample + sample, before, prompt.steps)
                 batch[sequence] = (i, sample, _Text(self.tokenizer, prompt, options.stop))
-            yield from self._generate_batch(batch, options, alternatives)
+            try:
+                yield from self._generate_batch(batch, options, alternatives)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self._path}: {error}") from None
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt after an end-of-document token, as documents begin in training."""

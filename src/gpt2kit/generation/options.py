@@ -10,6 +10,14 @@ from gpt2kit.errors import Problems
 from gpt2kit.generation import verse
 from gpt2kit.generation.verse import VerseForm
 
+# A logit divided by a temperature and multiplied by a penalty of these ranges stays below the largest float32, 3.4e38,
+# up to a logit of 3e33. Those of a usable model are below 1e4.
+_TEMPERATURES = (0.001, 100)
+_PENALTIES = (0.01, 100)
+# Limits of memory, which is used before the first token: texts in total and at the same time.
+_MAX_SAMPLES = 1_000_000
+_MAX_BATCH_SIZE = 10_000
+
 Precision = Literal["auto", "32", "bf16", "16", "32-true", "bf16-true", "16-true"]
 
 
@@ -84,13 +92,17 @@ class GenerationOptions(SamplingOptions):
 def sampling_problems(options: SamplingOptions) -> list[str]:
     """List what is invalid, in terms of generate.py's options."""
     problems = Problems()
-    problems.check(options.temperature >= 0, f"--temperature {options.temperature}: must not be negative")
+    temperature, (least, most) = options.temperature, _TEMPERATURES
+    problems.check(
+        temperature == 0 or least <= temperature <= most,
+        f"--temperature {temperature}: must be 0 (greedy), or from {least} to {most}",
+    )
     problems.check(options.top_k >= 0, f"--top_k {options.top_k}: must not be negative")
     problems.check(0 < options.top_p <= 1, f"--top_p {options.top_p}: must be above 0 and at most 1")
     problems.check(0 <= options.min_p <= 1, f"--min_p {options.min_p}: must be from 0 to 1")
     problems.check(0 < options.typical_p <= 1, f"--typical_p {options.typical_p}: must be above 0 and at most 1")
-    penalty, size = options.repetition_penalty, options.no_repeat_ngram_size
-    problems.check(0 < penalty < 1e6, f"--repetition_penalty {penalty}: must be above 0")
+    penalty, size, (least, most) = options.repetition_penalty, options.no_repeat_ngram_size, _PENALTIES
+    problems.check(least <= penalty <= most, f"--repetition_penalty {penalty}: must be from {least} to {most}")
     problems.check(size >= 0, f"--no_repeat_ngram_size {size}: must not be negative")
     return problems.messages
 
@@ -99,7 +111,10 @@ def generation_problems(options: GenerationOptions) -> list[str]:
     """List what is invalid, in terms of generate.py's options."""
     problems = Problems(sampling_problems(options))
     is_verse, is_greedy = options.lines is not None, options.temperature == 0
-    problems.check(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
+    problems.check(
+        1 <= options.num_samples <= _MAX_SAMPLES,
+        f"--num_samples {options.num_samples}: must be from 1 to {_MAX_SAMPLES:,}",
+    )
     problems.check(
         options.num_samples <= 1 or not is_greedy,
         "--num_samples: all samples would be the same at temperature 0. Leave out one of the two",
@@ -109,7 +124,10 @@ def generation_problems(options: GenerationOptions) -> list[str]:
     problems.check(
         limit is None or not is_verse, "--max_new_tokens: verse ends where its form ends. Leave out one of the two"
     )
-    problems.check(options.batch_size >= 1, f"--batch_size {options.batch_size}: must be at least 1")
+    problems.check(
+        1 <= options.batch_size <= _MAX_BATCH_SIZE,
+        f"--batch_size {options.batch_size}: must be from 1 to {_MAX_BATCH_SIZE:,}",
+    )
     problems.check("" not in options.stop, "--stop: an empty text would stop at once. Omit it")
     problems.check(not (options.stop and is_verse), "--stop: verse ends where its form ends. Leave out one of the two")
     problems.check("" not in options.bad_words, "--bad_words: an empty word bans everything. Omit it")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gpt2kit.errors import CheckpointError
 from gpt2kit.generation.options import SamplingOptions
 
 # 256 tokens usually suffice to reach top_p; sorting them is far faster than sorting the vocabulary.
@@ -36,9 +37,20 @@ def apply_penalties(logits: Tensor, options: SamplingOptions, texts: Sequence[Se
 
 def sample(logits: Tensor, options: SamplingOptions, keys: Sequence[tuple[int, int]]) -> Tensor:
     """Sample one id per row; `keys` are each row's sample number and position. Temperature 0: the most likely id."""
+    if options.temperature:
+        logits = filter_logits(logits, options)
+    check_finite(logits.amax(-1))
     if options.temperature == 0:
         return logits.argmax(-1)
-    return sample_at(filter_logits(logits, options), [uniform(options.seed, *key) for key in keys])
+    return sample_at(logits, [uniform(options.seed, *key) for key in keys])
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise if a logit is NaN or infinite. Every token that is sampled from such logits would be the same."""
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            "the output of the model is NaN or infinite. Use --precision 32 if it was lower, or another checkpoint"
+        )
 
 
 def filter_logits(logits: Tensor, options: SamplingOptions) -> Tensor:

@@ -8,17 +8,9 @@ from typing import Any
 
 from gpt2kit.errors import MachineError
 from gpt2kit.serving import page
+from gpt2kit.serving.guard import Guard
 from gpt2kit.serving.models import Service
-
-# Maximum number of bytes in a request body.
-_MAX_BODY = 1 << 18
-# Paths on which Gradio takes uploads, serves files and forwards to other servers. The page does not need them.
-_CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/upload", "/file", "/proxy")
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; media-src 'none'; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors "
-)
+from gpt2kit.serving.requests import Clients
 
 
 def check_port(host: str, port: int) -> None:
@@ -62,22 +54,33 @@ def app(
         allow_frame: whether pages of other sites may show the page in a frame.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # would store prompts and texts in the browser
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["RUST_BACKTRACE"] = "0"  # a failure of a tokenizer would fill the log
     import gradio
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     # The documentation pages of FastAPI load scripts from other servers.
     fastapi = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    fastapi.add_middleware(Guard, allow_frame=allow_frame)
+    clients = Clients()
+    blocks = page.build(service, max_concurrency, clients)
+    fastapi.add_middleware(
+        Guard,
+        clients=clients,
+        inputs={index: len(event.inputs) for index, event in blocks.fns.items() if event.fn},
+        has_password=auth is not None,
+        allow_frame=allow_frame,
+    )
     if is_loopback(host):  # prevents DNS rebinding
         fastapi.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "[::1]", host])
     fonts = ["system-ui", "sans-serif"]
     return gradio.mount_gradio_app(
         fastapi,
-        page.build(service, max_concurrency),
+        blocks,
         path="",
         auth=auth,
+        auth_message="After ten wrong passwords, wait a minute." if auth else None,
         footer_links=[],
         ssr_mode=False,
         pwa=False,
@@ -87,36 +90,3 @@ def app(
         theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
         css=page.STYLE,
     )
-
-
-class Guard:
-    """Middleware that refuses large bodies and closed paths, and adds security headers."""
-
-    def __init__(self, app: Any, allow_frame: bool) -> None:
-        self._app = app
-        headers = {
-            # The browser refuses resources from other servers.
-            "content-security-policy": _POLICY + ("*" if allow_frame else "'self'"),
-            "referrer-policy": "no-referrer",
-            "x-content-type-options": "nosniff",
-        }
-        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"" if scope["method"] == "POST" else b"0")
-        is_too_large = not length.isdigit() or int(length) > _MAX_BODY  # a chunked body has no length
-        if is_too_large or scope["path"].startswith(_CLOSED):
-            status, body = (413, b"too large\n") if is_too_large else (404, b"not found\n")
-            await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]})
-            await send({"type": "http.response.body", "body": body})
-            return
-
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *self._headers]}
-            await send(message)
-
-        await self._app(scope, receive, with_headers)

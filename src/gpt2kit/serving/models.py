@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface, paths
-from gpt2kit.errors import CheckpointError, Problems, UserError, refuse
+from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, refuse
 from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
 
-# Seconds that a request waits for its model to be loaded.
-LOAD_TIMEOUT = 600
+logger = logging.getLogger(__name__)
+
+# Seconds after which the next model is loaded although one is not finished.
+_LOAD_TIMEOUT = 60
 # Maximum number of example prompts.
 _MAX_EXAMPLES = 4
 
@@ -42,10 +45,11 @@ class Model:
     examples: list[str] = field(default_factory=list)  # prompts
     failure: str = ""  # why it could not be loaded
     done: threading.Event = field(default_factory=threading.Event)  # set when it is loaded, or failed
+    stalled: list[threading.Thread] = field(default_factory=list)  # requests that do not end
 
 
 class Service:
-    """Models that are loaded once, one after another, in a background thread.
+    """Models that are loaded once, one after another, in the background. A model that fails does not affect others.
 
     Args:
         models: from `find_models`.
@@ -65,25 +69,35 @@ class Service:
 
     def _load(self) -> None:
         for model in self.models.values():
-            try:
-                opened = checkpoint.open(model.path)
-                model.facts = describe(opened)
-                model.generator = Generator(opened, self._precision, note=lambda text: None)
-                model.examples = find_examples(opened.metadata) or generate_examples(model.generator)
-            except Exception as error:  # whatever it is, the other models are served
-                model.failure = str(error)
-            finally:
-                model.done.set()
+            thread = threading.Thread(target=self._load_model, args=(model,), daemon=True)
+            thread.start()
+            thread.join(_LOAD_TIMEOUT)
+
+    def _load_model(self, model: Model) -> None:
+        try:
+            opened = checkpoint.open(model.path)
+            model.facts = describe(opened)
+            generator = Generator(opened, self._precision, note=lambda text: None)
+            model.examples = find_examples(opened.metadata) or generate_examples(generator)
+            model.generator = generator
+        except BaseException as error:  # pyo3's PanicException is no Exception
+            reason = str(error) if isinstance(error, UserError) else f"{model.path}: {first_line(error)}"
+            model.failure = " ".join(reason.split())
+            logger.warning(f"{model.name} cannot be used: {model.failure}")
+        finally:
+            model.done.set()
 
     def model(self, name: str) -> Model:
-        """Return a model by its name, once it is loaded."""
+        """Return a loaded model by its name."""
         model = self.models.get(name)
         if model is None:
             raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
-        if not model.done.wait(LOAD_TIMEOUT):
+        if not model.done.is_set():
             raise UserError(f"{model.name}: still loading. Try again later")
         if model.generator is None:
             raise CheckpointError(model.failure)
+        if any(thread.is_alive() for thread in model.stalled):
+            raise UserError(f"{model.name}: does not respond to an earlier request. Select another model")
         return model
 
     def generate(
@@ -145,14 +159,19 @@ def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
         text += " ..."
     tokens = opened.metadata.get("train_tokens")
     if isinstance(tokens, int):
-        text += f" ({tokens / 1e6:,.1f} M tokens)"
+        text += f" ({format_count(tokens)} tokens)"
     bits = find_validation(opened.path, opened.metadata.get("step"))
     return {
-        "parameters": f"{parameter_count(opened.shape) / 1e6:,.1f} M",
+        "parameters": format_count(parameter_count(opened.shape)),
         "training text": text,
         "validation bits per byte": "unknown" if bits is None else f"{bits:.3f}",
         "context length": f"{opened.shape['n_positions']:,} tokens",
     }
+
+
+def format_count(count: int) -> str:
+    """Return a number, in millions if it is large."""
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def find_validation(file: Path, step: object) -> float | None:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import html
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.generation.decoder import SampledToken
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import pages
-from gpt2kit.serving.models import LOAD_TIMEOUT, Model, Service
+from gpt2kit.serving.models import Model, Service
+from gpt2kit.serving.requests import Clients, Turns, in_thread
 from gpt2kit.tokenization.tokenizer import EOS
 
 if TYPE_CHECKING:
     import gradio
 
+logger = logging.getLogger(__name__)
+
 # Number of the most likely tokens to show with each sampled one.
 _ALTERNATIVES = 5
 # Maximum number of tokens of a text to show with alternatives.
 _MAX_TOKENS = 2000
+# Events of each kind that Gradio starts at the same time; most of them wait. And the number of all its events.
+_MAX_WAITING = 64
+_MAX_EVENTS = 256
+# Seconds that the page waits for a model.
+_LOAD_TIMEOUT = 600
 # Seconds between two updates of the page.
 _UPDATE_INTERVAL = 0.08
 _DOWNLOAD = """(text) => {
@@ -44,28 +55,51 @@ STYLE = """
 .tokens .t:hover > .a, .tokens .t:focus > .a { display: block; }
 .tokens:hover .t:focus:not(:hover) > .a { display: none; }
 .facts { opacity: .85; font-size: .92rem; }
+.label-wrap { text-align: left; }
 footer { display: none !important; }
 """
 
 
-def build(service: Service, max_concurrency: int) -> gradio.Blocks:
-    """Build the page; `max_concurrency` requests are computed at the same time."""
+def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Blocks:
+    """Build the page; `max_concurrency` requests are computed at the same time, while their clients are connected."""
     import gradio as gr
 
     limits, names = service.limits, list(service.models)
+    turns = Turns(max_concurrency)
 
-    def generate(*values: Any) -> Iterator[tuple[str, str, str]]:
+    async def generate(request: Any, name: Any, *values: Any) -> AsyncIterator[tuple[Any, Any, str]]:
+        def is_wanted() -> bool:
+            return clients.is_present(request.session_hash)
+
         try:
-            yield from generate_content(service, *values)
+            with turns.queued() as turn:
+                async for before in turns.wait(turn, is_wanted):
+                    yield gr.skip(), gr.skip(), f"Requests before this one: {before}"
+                stalled = service.models[name].stalled if name in service.models else []
+                contents = in_thread(generate_content(service, name, *values), is_wanted, stalled)
+                async with contextlib.aclosing(contents):
+                    async for content in contents:
+                        yield content
         except UserError as error:
-            raise gr.Error(html.escape(str(error)), duration=None) from None
+            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from None
+        except Exception as error:
+            logger.warning(f"{name}: {type(error).__name__}: {first_line(error)}")
+            message = f"{name}: cannot generate text ({type(error).__name__}). Select another model or prompt"
+            raise gr.Error(html.escape(message), duration=None, print_exception=False) from None
 
-    def select_model(name: str) -> tuple[str, Any]:
+    async def show_model(request: Any, name: Any) -> AsyncIterator[tuple[Any, ...]]:
         model = service.models.get(name)
         if model is None:
-            return "", gr.skip()
-        model.done.wait(LOAD_TIMEOUT)
-        return format_facts(model), gr.update(choices=model.examples, value=None)
+            return
+        yield format_facts(model), gr.skip(), gr.update(interactive=False)
+        until = time.monotonic() + _LOAD_TIMEOUT
+        while not model.done.is_set() and clients.is_present(request.session_hash) and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        examples = gr.update(choices=model.examples, value=None)
+        yield format_facts(model), examples, gr.update(interactive=model.generator is not None)
+
+    for function in (generate, show_model):
+        function.__annotations__["request"] = gr.Request  # how Gradio recognizes this parameter
 
     with gr.Blocks(title="gpt2kit", analytics_enabled=False) as blocks:
         with gr.Row():
@@ -75,7 +109,7 @@ def build(service: Service, max_concurrency: int) -> gradio.Blocks:
                 prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=limits.prompt_chars)
                 example = gr.Dropdown([], label="Example prompts", filterable=False)
                 with gr.Row():
-                    start = gr.Button("Generate", variant="primary", min_width=120)
+                    start = gr.Button("Generate", variant="primary", min_width=120, interactive=False)
                     stop = gr.Button("Stop", min_width=120)
                 tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Max new tokens")
                 temperature = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: greedy)")
@@ -92,23 +126,24 @@ def build(service: Service, max_concurrency: int) -> gradio.Blocks:
                 with gr.Row():
                     status = gr.HTML("", min_height=24)
                     save = gr.Button("Download", size="sm", min_width=120)
-                with gr.Accordion("Token probabilities (darker: less likely; hover or tap for alternatives)"):
+                with gr.Accordion("Token probabilities (stronger color: less likely; hover or tap for alternatives)"):
                     tokens_view = gr.HTML("", elem_id="tokens")
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         event: dict[str, Any] = {
             "inputs": [model, prompt, tokens, temperature, top_k, top_p, penalty, samples, seed],
             "outputs": [text, tokens_view, status],
             "scroll_to_output": True,  # on a phone the text is below the controls
-            "concurrency_limit": max_concurrency,
+            "concurrency_limit": _MAX_WAITING,
             "concurrency_id": "generate",
             **private,
         }
         generating = [start.click(generate, **event), prompt.submit(generate, **event)]
         stop.click(None, cancels=generating, **private)
         save.click(None, [text], js=_DOWNLOAD, **private)
-        example.input(lambda choice: choice or "", [example], [prompt], **private)
+        example.input(None, [example], [prompt], js="(choice) => choice ?? ''", **private)
         for trigger in (model.change, blocks.load):
-            trigger(select_model, [model], [facts, example], **private)
+            trigger(show_model, [model], [facts, example, start], concurrency_limit=_MAX_WAITING, **private)
+    blocks.max_threads = _MAX_EVENTS
     blocks.queue(max_size=64, api_open=False)
     return blocks
 
@@ -140,9 +175,6 @@ def generate_content(
         raise UserError("a setting is not a number") from None
     prompt = str(prompt or "")
     refuse(service.problems(prompt, options))
-    requested = service.models.get(str(name))
-    if requested is not None and not requested.done.is_set():
-        yield "", "", "Loading the model ..."
     model = service.model(str(name))
     assert model.generator is not None
     texts = [prompt] * options.num_samples

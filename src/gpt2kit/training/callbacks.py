@@ -89,8 +89,12 @@ class TextSamples(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         step, bits = trainer.global_step, trainer.callback_metrics.get("val_bpb")
-        with isolate_rng():
-            texts = self.generate(gpt2_of(trainer), datamodule_of(trainer).tokenizer)
+        try:
+            with isolate_rng():
+                texts = self.generate(gpt2_of(trainer), datamodule_of(trainer).tokenizer)
+        except UserError as error:
+            logger.info(f"samples: no text at step {step}: {error}")
+            return
         section = format_section(self.prompts, texts, step, epochs_done(trainer), None if bits is None else float(bits))
         if self._folder is not None:
             append_section(self._folder / run_folder.SAMPLES, step, section)
@@ -99,7 +103,7 @@ class TextSamples(Callback):
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
         state = plain_state(gpt2, gpt2.state_dict())
-        source = LoadedCheckpoint(Path(), gpt2.shape, tokenizer, {}, state=state)
+        source = LoadedCheckpoint(Path("current weights"), gpt2.shape, tokenizer, {}, state=state)
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import generation as reference
 
+from gpt2kit.errors import CheckpointError
 from gpt2kit.generation import options, sampling
 from gpt2kit.generation.options import SamplingOptions
 
@@ -105,6 +106,27 @@ def test_different_keys_give_different_points() -> None:
     points = [sampling.uniform(seed, sample, place) for seed in range(9) for sample in range(9) for place in range(50)]
     assert len(set(points)) == len(points) and all(0 <= point < 1 for point in points)
     assert sum(points) / len(points) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.001, 100])
+@pytest.mark.parametrize("penalty", [0.01, 100])
+def test_no_allowed_temperature_and_penalty_overflow(temperature: float, penalty: float) -> None:
+    extreme = SamplingOptions(temperature, repetition_penalty=penalty)
+    assert not options.sampling_problems(extreme)
+    logits = sampling.apply_penalties(torch.tensor([[3e33, -3e33, 0.0]]), extreme, [[0, 1]])
+    assert int(sampling.sample(logits, extreme, [(0, 0)])) == 0
+
+
+@pytest.mark.parametrize("value", [1e-40, 1e-300, 1e-4, 1e39, math.inf, 1e300])
+def test_temperatures_and_penalties_that_overflow_are_refused(value: float) -> None:
+    assert len(options.sampling_problems(SamplingOptions(value, repetition_penalty=value))) == 2
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("row", [[math.nan, 1.0], [1.0, math.inf], [-math.inf, -math.inf]])
+def test_no_token_is_drawn_from_values_that_are_not_finite(row: list[float], temperature: float) -> None:
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        sampling.sample(torch.tensor([[0.0, 1.0], row]), SamplingOptions(temperature), [(0, 0), (1, 0)])
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import math
 import socket
 from collections.abc import Callable, Iterator
@@ -22,6 +23,14 @@ from gpt2kit.serving import app, models, page
 from gpt2kit.serving.models import Service, find_models
 
 pytestmark = GRADIO_WARNINGS
+# What the page sends when its button Generate is clicked.
+EVENT = {
+    "data": ["version_0", "the", 5, 0.8, 0, 0.95, 1, 1, 1],
+    "event_data": None,
+    "fn_index": 0,
+    "trigger_id": None,
+    "session_hash": "s",
+}
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +126,8 @@ def http(service: Service) -> Iterator[Any]:
         (("the", math.inf, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", math.nan, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
         (("the", None, 1.0, 0, 1.0, 1.0, 1, 1), "a setting is not a number"),
-        (("the", 5, -1, 0, 1.0, 1.0, 1, 1), "must not be negative"),
-        (("the", 5, math.nan, 0, 1.0, 1.0, 1, 1), "must not be negative"),
+        (("the", 5, -1, 0, 1.0, 1.0, 1, 1), "must be 0"),
+        (("the", 5, math.nan, 0, 1.0, 1.0, 1, 1), "must be 0"),
         (("the", 5, 1.0, 0, 1.0, 1.0, 99, 1), "number of samples: 99 is more"),
         (("the", 5, 1.0, 0, 1.0, 1.0, 1, math.inf), "a setting is not a number"),
     ],
@@ -158,6 +167,13 @@ def test_only_the_page_is_served(http: Any) -> None:
     assert "<title>" in response.text or "gradio" in response.text
     for path in (
         "/docs",
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/openapi.json",
+        "/gradio_api/runs",
+        "/gradio_api/queue/status",
+        "/gradio_api/queue/data?session_hash=unknown",
+        "//gradio_api/info",
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/proxy=http://example.org",
         "/file=/etc/passwd",
@@ -174,6 +190,58 @@ def test_other_sites_may_show_the_page_in_a_frame_if_allowed(service: Service, h
     assert "frame-ancestors *" in policy and "default-src 'self'" in policy
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1"}, 200),
+        ({"origin": "https://demo.example", "sec-fetch-site": "same-origin"}, 200),  # behind a proxy
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:99"}, 403),
+        ({"origin": "http://127.0.0.1.evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": ""}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_other_sites_cannot_send_requests(http: Any, headers: dict[str, str], status: int) -> None:
+    for path in ("/gradio_api/queue/join", "/gradio_api/reset"):
+        body = json.dumps(EVENT)
+        assert http.post(path, content=body, headers={**headers, "content-type": "text/plain"}).status_code in (
+            {status, 422} if path.endswith("reset") and status == 200 else {status}
+        )
+    assert http.get("/", headers=headers).status_code == 200  # a link to the page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": []},
+        {"data": [""] * 10},
+        {"data": [{}] * 9},
+        {"data": "nine chars"[:9]},
+        {"fn_index": 99},
+        {"fn_index": True},
+        {"fn_index": "0"},
+        {"session_hash": None},
+        {"session_hash": "a<gradio-sep>b"},
+        {"session_hash": "s" * 65},
+        {"trigger_id": []},
+    ],
+)
+def test_events_that_the_page_does_not_send_are_refused(
+    http: Any, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert http.post("/gradio_api/queue/join", json={**EVENT, **change}).status_code == 400
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000, b'{"fn_index": ' + b"9" * 9000])
+def test_bodies_that_are_not_events_are_refused(http: Any, body: bytes) -> None:
+    assert http.post("/gradio_api/queue/join", content=body).status_code == 400
+
+
 def test_large_and_chunked_bodies_are_refused(http: Any) -> None:
     assert http.post("/gradio_api/queue/join", content=b" " * (1 << 20)).status_code == 413
     assert http.post("/gradio_api/queue/join", content=(b" " for _ in range(9))).status_code == 413
@@ -181,9 +249,24 @@ def test_large_and_chunked_bodies_are_refused(http: Any) -> None:
 
 def test_nothing_is_served_without_the_password(service: Service) -> None:
     http = client(service, ("me", "secret"))
-    assert http.get("/config").status_code == 401 and "version_0" not in http.get("/").text
-    assert http.post("/gradio_api/queue/join", json={"data": []}).status_code == 401
+    paths = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+
+    def statuses() -> set[int]:
+        posted = {http.post(path, json=EVENT).status_code for path in paths}
+        return posted | {http.get(path).status_code for path in ("/gradio_api/queue/data?session_hash=s", "/logout")}
+
+    assert statuses() == {401} and "version_0" not in http.get("/").text
     assert http.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
-    assert http.get("/config").status_code == 401
+    assert statuses() == {401}
     assert http.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
-    assert http.get("/config").status_code == 200 and "version_0" in http.get("/").text
+    assert 401 not in statuses() and "version_0" in http.get("/").text
+
+
+def test_passwords_cannot_be_guessed_quickly(service: Service) -> None:
+    http = client(service, ("me", "secret"))
+    guesses = [{"username": "me", "password": f"{i}"} for i in range(10)]
+    proxy = {"x-forwarded-for": "203.0.113.1"}
+    assert {http.post("/login", data=guess).status_code for guess in guesses} == {400}
+    response = http.post("/login", data={"username": "me", "password": "secret"}, headers=proxy)
+    assert response.status_code == 429 and response.headers["retry-after"] == "60"
+    assert http.get("/").status_code == 200

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from gpt2kit.data import TextDataModule
 from gpt2kit.errors import UserError
 from gpt2kit.runs import folder
 from gpt2kit.tokenization import tokenizer
@@ -32,6 +37,26 @@ def test_generation_changes_neither_the_model_nor_any_random_state(corpus: Path)
     assert states[1:] == (random.getstate(), str(np.random.get_state()))
     assert gpt2.training and gpt2.model.training and gpt2.model.config._attn_implementation == "plain"
     assert all(torch.equal(before[name], tensor) for name, tensor in gpt2.state_dict().items())
+
+
+def test_an_output_that_is_not_finite_gives_a_note_and_no_text(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gpt2 = GPT2Module(n_layer=1, n_head=2, n_embd=32, vocab_size=320, n_positions=16)
+    with torch.no_grad():
+        for parameter in gpt2.parameters():
+            parameter.mul_(1e38)
+    text = TextDataModule([], tokenizer=str(corpus / "tokenizer"))
+    trainer: Any = SimpleNamespace(
+        sanity_checking=False,
+        is_global_zero=True,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        global_step=3,
+        callback_metrics={},
+        lightning_module=gpt2,
+        datamodule=text,
+    )
+    with caplog.at_level(logging.INFO, "gpt2kit"):
+        TextSamples(["the"]).on_validation_end(trainer, gpt2)
+    assert "samples: no text at step 3: current weights: the output of the model is NaN or infinite" in caplog.text
 
 
 def test_samples_share_the_weights_in_training() -> None:
