@@ -242,6 +242,8 @@ def train(
 
     names = _option_names()
     _refuse_unknown("train", settings, [*names, "files", "config", "options"])
+    if isinstance(files, str) and files.startswith("["):
+        files = [files]  # [a] would be read as a list
     values: dict[str, Any] = {} if files is None else {"data.train_files": files}
     values |= {names[name]: value for name, value in settings.items()} | dict(options or {})
     if unsupported := [name for name in values if name in _NOT_TRAINING]:
@@ -253,7 +255,7 @@ def train(
     for name, value in values.items():
         try:
             text = value if isinstance(value, str | Path) else json.dumps(value, default=os.fspath)
-        except TypeError:
+        except (TypeError, ValueError):
             raise UserError(f"{name}: must be plain values. Give a class as its class_path and init_args") from None
         arguments.append(f"--{name}={text}")
     try:

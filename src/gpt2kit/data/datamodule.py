@@ -241,7 +241,9 @@ class TextDataModule(pl.LightningDataModule):
     def notes(self) -> list[str]:
         """Return notes on the text for the user, such as skipped records and documents in two splits."""
         splits = list(self.corpora())
-        notes = [f"{split} text: {note}" for split in splits for note in self.store(split).notes]
+        # A note on a text that is split is the same for each split.
+        first = {note: split for split in reversed(splits) for note in self.store(split).notes}
+        notes = [f"{split} text: {note}" for note, split in first.items()]
         for a, b in itertools.combinations(splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes
