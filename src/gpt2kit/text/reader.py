@@ -107,7 +107,9 @@ class Reader:
                     start.append(next(pieces))
                     length += len(start[-1])
                 if length < self.min_chars:
-                    report.note(f"documents left out, shorter than {reader_option('min_chars')} {self.min_chars}", str(path))
+                    report.note(
+                        f"documents left out, shorter than {reader_option('min_chars')} {self.min_chars}", str(path)
+                    )
                     continue
                 if count == self.max_documents:
                     report.check_bad_fraction()
