@@ -118,8 +118,8 @@ def open_test_set(
     names, split = owner.test_text if owner else (files or [], None)
     if owner and split and reader and reader.identity() != owner.info.metadata.get("reader"):
         raise UserError(
-            f"--reader: {owner.name} was trained on the rest of these documents, so another reader would read text that "
-            "it was trained on. Leave out --reader, or give other text as --files"
+            f"--reader: {owner.name} was trained on the rest of these documents, so another reader would read text "
+            "that it was trained on. Leave out --reader, or give other text as --files"
         )
     paths = find_files(names)
     default = reader or next((candidate.reader for candidate in candidates if candidate.reader), None) or Reader()
