@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import numbers
 import os
 import re
 import signal
@@ -15,7 +16,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints, overload
 
 import numpy as np
 import torch
@@ -89,12 +91,18 @@ class Model:
         """
         names = [field.name for field in dataclasses.fields(GenerationOptions) if field.name != "num_samples"]
         _refuse_unknown("generate", options, [*names, "n", "stream"])
-        values: dict[str, Any] = {name: [value] if isinstance(value, str) else value for name, value in options.items()}
+        hints = get_type_hints(GenerationOptions)
+        takes_texts = {name for name, hint in hints.items() if hint == Sequence[str]}
+        values = {
+            name: [value] if name in takes_texts and isinstance(value, str) else value
+            for name, value in options.items()
+        }
+        for name, value in {"num_samples": n, **values}.items():
+            if not _has_type(value, hints[name]):
+                name = "n" if name == "num_samples" else name
+                raise TypeError(f"generate(): {name} {value!r:.60} is of the wrong type")
         chosen = GenerationOptions(num_samples=n, **values)
-        try:
-            messages = generation_problems(chosen)
-        except TypeError as error:
-            raise TypeError(f"generate: an option has a value of the wrong type ({error})") from None
+        messages = generation_problems(chosen)
         problems = Problems(message.replace("--num_samples", "n").replace("--", "") for message in messages)
         problems.check(isinstance(prompt, str), f"prompt {prompt!r}: must be one text")
         problems.check(n == 1 or not stream, f"n {n}: stream returns one text. Leave out one of the two")
@@ -187,7 +195,9 @@ class Model:
         return predict_texts(self.gpt2, texts, stride, batch_size, self._scoring_precision, statistics)
 
 
-def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
+def load(
+    path: str | Path, device: str | torch.device = "auto", precision: Precision | Literal[32, 16] = "auto"
+) -> Model:
     """Open a model. Nothing in its files is executed.
 
     Args:
@@ -195,15 +205,18 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         precision: 32, bf16 or 16. auto: as generate.py for generation, and 32, as test.py, for scores.
     """
+    device, precision = str(device), cast(Precision, str(precision))
     if device not in ("auto", "cpu"):
         _check_gpu(device)
+    if precision not in get_args(Precision):
+        raise UserError(f"precision {precision}: must be auto, 32, bf16 or 16")
     return Model(checkpoint.open(path), device, precision)
 
 
 def _check_gpu(device: str) -> None:
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if not match:
-        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N")
+        raise UserError(f"device {device!r}: must be auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if int(match[1] or 0) >= count:
         raise MachineError(f"device {device}: this machine has {count} GPUs that torch can use. Use auto")
@@ -230,6 +243,8 @@ def train(
 
     names = _option_names()
     _refuse_unknown("train", settings, [*names, "files", "config", "options"])
+    if isinstance(files, str) and files.startswith("["):
+        files = [files]  # [a] would be read as a list
     values: dict[str, Any] = {} if files is None else {"data.train_files": files}
     values |= {names[name]: value for name, value in settings.items()} | dict(options or {})
     if unsupported := [name for name in values if name in _NOT_TRAINING]:
@@ -241,7 +256,7 @@ def train(
     for name, value in values.items():
         try:
             text = value if isinstance(value, str | Path) else json.dumps(value, default=os.fspath)
-        except TypeError:
+        except (TypeError, ValueError):
             raise UserError(f"{name}: must be plain values. Give a class as its class_path and init_args") from None
         arguments.append(f"--{name}={text}")
     launch.follow_launcher()
@@ -277,6 +292,20 @@ def _option_names() -> dict[str, str]:
             if parameter.kind is not parameter.VAR_KEYWORD and full not in (*LINKED, "model.optimizer.params"):
                 assert names.setdefault(parameter.name, full) == full, f"{parameter.name}: the name of two options"
     return names
+
+
+def _has_type(value: object, hint: Any) -> bool:
+    """Return whether a value has the type of an option: `bool`, `int`, `float`, `Sequence[str]`, or one of them | None.
+
+    Numbers may also be numpy's.
+    """
+    if isinstance(hint, UnionType):
+        return any(_has_type(value, kind) for kind in get_args(hint))
+    if hint == Sequence[str]:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, {int: numbers.Integral, float: numbers.Real}.get(hint, hint))
 
 
 def _refuse_unknown(function: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -52,7 +52,14 @@ def test_generate_returns_what_the_command_prints(model: gpt2kit.Model, run: Run
         ({"n": 0}, UserError, "^n 0: must be from 1 to"),
         ({"n": 2, "stream": True}, UserError, "stream"),
         ({"prompt": ["a", "b"]}, UserError, "must be one text"),
-        ({"top_k": "many"}, TypeError, "wrong type"),
+        ({"top_k": "many"}, TypeError, "top_k 'many' is of the wrong type"),
+        ({"top_k": 1.5}, TypeError, "top_k 1.5"),
+        ({"max_new_tokens": 2.5}, TypeError, "max_new_tokens 2.5"),
+        ({"n": "2"}, TypeError, "n '2'"),
+        ({"seed": None}, TypeError, "seed None"),
+        ({"temperature": True}, TypeError, "temperature True"),
+        ({"token_healing": "no"}, TypeError, "token_healing 'no'"),
+        ({"stop": ["a", 5]}, TypeError, "stop "),
     ],
 )
 def test_wrong_options_of_generate_are_refused(
@@ -115,6 +122,8 @@ def test_surprisal_becomes_a_data_frame(model: gpt2kit.Model) -> None:
     assert list(frame.columns) == ["token", "start", "end", "nats", "bits", "rank", "entropy"]
     assert frame.nats.sum() == pytest.approx(sum(row.nats for row in rows))
     assert list(rows.words().to_pandas().word) == ["the", "quick", "brown", "fox"]
+    empty = model.surprisal("")
+    assert list(empty.to_pandas().columns) == list(frame.columns) and "word" in empty.words().to_pandas().columns
 
 
 def test_the_command_writes_the_same_surprisals(
@@ -142,7 +151,11 @@ def test_the_command_writes_the_same_surprisals(
     ("load", "kind", "message"),
     [
         (lambda run: gpt2kit.load("no/such/run"), CheckpointError, "no/such/run: no such checkpoint"),
-        (lambda run: gpt2kit.load(run, device="gpu"), UserError, "device gpu: must be auto, cpu, cuda or cuda:N"),
+        (lambda run: gpt2kit.load(run, device="gpu"), UserError, "device 'gpu': must be auto, cpu, cuda or cuda:N"),
+        (lambda run: gpt2kit.load(run, precision="fp8"), UserError, "precision fp8: must be auto, 32, bf16 or 16"),
+        (lambda run: gpt2kit.load(run, precision=16), UserError, "precision 16: about a thousand times slower"),
+        (lambda run: gpt2kit.train(b"a.txt"), UserError, "data.train_files: must be plain values"),
+        (lambda run: gpt2kit.train("[b]", n_layer=1), UserError, "[b]: no file matches"),
         (lambda run: gpt2kit.load(run, device="cuda:99"), MachineError, "device cuda:99: this machine has"),
         (lambda run: gpt2kit.load(run).score("\ud800"), UserError, "must be one text"),
         (lambda run: gpt2kit.load(run).score("a", stride=17), UserError, "stride 17: must be from 1 to 16"),

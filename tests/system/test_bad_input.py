@@ -223,11 +223,11 @@ def copy_tokenizer(corpus: Path, folder: Path, change: Callable[[str], str]) -> 
         (["--data.reader.encoding=gb18031"], 2, "Did you mean gb18030"),
         (["--data.reader.errors=ignore"], 2, "errors"),
         (["--data.reader.max_bad_fraction=2"], 2, "reader.max_bad_fraction 2"),
-        (["--data.reader.min_chars=1000"], 3, "300 documents left out, shorter than reader.min_chars 1000"),
+        (["--data.reader.min_chars=1000"], 3, "300 documents left out, shorter than data.reader.min_chars 1000"),
         (
             ["--data.valid_files=null", "--data.valid_fraction=1e-9"],
             3,
-            "no text in a split of 1e-09 of the text",
+            "no text in a split of 1e-09 of the text: the documents are too few, too short or equal",
         ),
     ],
 )

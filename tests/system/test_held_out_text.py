@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,32 @@ def test_a_folder_of_text_files_trains_and_tests_with_one_command_each(
     assert code == 0, err
     first, second = (checkpoint.peek(f"lightning_logs/version_{number}").metadata for number in (0, 1))
     assert first["step"] == 3 and first["data"] == second["data"] and first["tokenizer"] == second["tokenizer"]
+
+
+def test_only_the_text_that_was_held_out_is_tested(inside: Path, call: Call) -> None:
+    """Of a changed text, or with another reader, the same part would contain training text."""
+    (inside / "my").mkdir()
+    path = inside / "my/a.txt"
+    path.write_text("".join(f"line {number} of a text\n" for number in range(400)))
+    trained(call)
+    run_test = partial(call, lambda args: parser.run(evaluate.test, args), "--ckpt_path", RUN)
+    code, _, err = run_test("--reader.document", "line")
+    assert code == 2 and f"--reader: {RUN} was trained on the rest of these documents" in err
+    assert run_test("--reader.document", "file")[0] == 0
+    path.write_text(path.read_text()[:-2000])
+    code, _, err = run_test()
+    assert code == 3 and f"error: {RUN}: my has changed since the run was trained, so its test split may contain" in err
+    assert run_test("--files", "my")[0] == 0
+
+
+def test_a_change_of_separate_test_files_is_reported(inside: Path, call: Call) -> None:
+    (inside / "my").mkdir()
+    for path in ("my/a.txt", "test.txt"):
+        (inside / path).write_text("".join(f"line {number} of {path}\n" for number in range(100)))
+    trained(call, "--data.test_files=test.txt")
+    (inside / "test.txt").write_text("another text\n")
+    code, _, err = call(lambda args: parser.run(evaluate.test, args), "--ckpt_path", RUN)
+    assert code == 0 and "test.txt has changed since the run was trained, so its figures differ" in err
 
 
 def test_records_of_json_lines_are_held_out_whole(inside: Path, call: Call) -> None:

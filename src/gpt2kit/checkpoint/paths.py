@@ -15,7 +15,7 @@ LOGS = "lightning_logs"
 START = "start.json"
 # Names of the newest run. Where a checkpoint is needed, both mean its best one; to resume, `last` means its newest one.
 NEWEST = ("last", "best")
-_NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=([\d.]+))?\.ckpt")
+_NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=(\d+(?:\.\d+)?))?\.ckpt")
 # A run's folder has at least one of these.
 _FILES = (".lock", "checkpoints", "config.yaml", "metrics.csv", START)
 

@@ -42,16 +42,25 @@ def describe(run: Path) -> list[str]:
         # At step 0 the weights are those that the run started with.
         bits = min((value for step, value in folder.read_metrics(run).get("val_bpb", {}).items() if step), default=None)
     step = status.get("step")
-    newest = max([paths.step_of(path) for path in paths.checkpoints(run)], default=0)
-    size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    if not isinstance(step, int):
+        step = max([paths.step_of(path) for path in paths.checkpoints(run)], default=0)
     return [
-        run.name,
+        " ".join(run.name.split()),
         state(run, status.get("state")),
-        f"{step if isinstance(step, int) else newest}",
+        f"{step}",
         "" if bits is None else f"{bits:.4f}",
-        f"{size / 1e6:,.1f} MB",
+        f"{folder_size(run) / 1e6:,.1f} MB",
         f"{format_age(time.time() - paths.start_time(run))} ago",
     ]
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of the files in a folder. A run that is training may delete some of them meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def state(run: Path, recorded: object) -> str:

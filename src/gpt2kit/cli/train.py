@@ -341,7 +341,8 @@ def with_text(args: list[str]) -> list[str]:
     text, args = split_positional(args, "--data.train_files")
     if not text:
         return args
-    return [*args, f"--data.train_files={text[0] if len(text) == 1 else json.dumps(text, ensure_ascii=False)}"]
+    is_one = len(text) == 1 and not text[0].startswith("[")  # [a] would be read as a list
+    return [*args, f"--data.train_files={text[0] if is_one else json.dumps(text, ensure_ascii=False)}"]
 
 
 def _train(args: list[str]) -> Path | None:

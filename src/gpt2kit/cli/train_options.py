@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,9 @@ LINKED: dict[str, str | None] = {
     "model.vocab_size": None,  # known when the tokenizer is loaded
     "model.document_start": None,
 }
+
+# UTF-8 bytes. A file system takes 255, and some loggers add to the name.
+_LONGEST_RUN_NAME = 200
 
 
 class TrainOptions:
@@ -310,10 +314,11 @@ def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:
         run = lifecycle.run_of(resumed)
         is_own = run is not None and run.name == name
         return [] if is_own else [f"--run_name {name}: the resumed run is {run or resumed}. Leave out --run_name"]
-    if name in paths.NEWEST or name.endswith(".ckpt") or not re.fullmatch(r"\w[\w .,+=-]*", name):
-        return [f"--run_name {name!r}: not a name for a run. Use letters and digits, such as poems-2"]
+    is_name = re.fullmatch(r"\w([\w .,+=-]*[\w+=-])?", name) and len(name.encode()) <= _LONGEST_RUN_NAME
+    if name in paths.NEWEST or name.endswith(".ckpt") or not is_name:
+        return [f"--run_name {name!r:.60}: not a name for a run. Use letters and digits, such as poems-2"]
     exists = (logs / name).exists() and launched_rank() == 0  # rank 0 makes the folder
-    advice = f"Resume it with --ckpt_path {name}, or choose another name"
+    advice = f"Resume it with --ckpt_path {shlex.quote(name)}, or choose another name"
     return [f"--run_name {name}: {logs / name} exists. {advice}"] if exists else []
 
 

@@ -337,7 +337,10 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
         return
     if corpus.split_range:
         fraction = f"{corpus.split_range.high - corpus.split_range.low:.3g}"
-        raise DataError(f"{corpus.paths[0]}: no text in a split of {fraction} of the text. Increase the fraction")
+        raise DataError(
+            f"{corpus.paths[0]}: no text in a split of {fraction} of the text: the documents are too few, too short "
+            "or equal. Increase the fraction, or give data.valid_files and data.test_files"
+        )
     raise sources.no_text(corpus.paths, report)
 
 

@@ -58,13 +58,15 @@ Row = TypeVar("Row", TokenSurprisal, WordSurprisal)
 class Table(list[Row]):
     """A list of rows, which are named tuples."""
 
+    columns = WordSurprisal._fields
+
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame with one column per field."""
         try:
             import pandas
         except ImportError:
             raise UserError("to_pandas: needs the package pandas. Run: pip install pandas") from None
-        return pandas.DataFrame(list(self))
+        return pandas.DataFrame(list(self), columns=self.columns)
 
 
 class Surprisal(Table[TokenSurprisal]):
@@ -74,6 +76,8 @@ class Surprisal(Table[TokenSurprisal]):
         text: the text.
         rows: its tokens.
     """
+
+    columns = TokenSurprisal._fields
 
     def __init__(self, text: str, rows: Iterable[TokenSurprisal]) -> None:
         super().__init__(rows)

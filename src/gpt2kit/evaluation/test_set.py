@@ -117,13 +117,18 @@ def open_test_set(
     Default files: those of the first checkpoint that records any. Default reader: that of the checkpoint, or else of
     the first one that records any.
     """
-    if files:
-        names, split, paths = files, None, find_files(files)
-    else:
-        names, split, paths = _own_test_text(candidates)
+    owner, paths = (None, find_files(files)) if files else _find_test_text(candidates)
+    names, split = owner.test_text if owner else (files or [], None)
+    if owner and split and reader and reader.identity() != owner.info.metadata.get("reader"):
+        raise UserError(
+            f"--reader: {owner.name} was trained on the rest of these documents, so another reader would read text "
+            "that it was trained on. Leave out --reader, or give other text as --files"
+        )
     default = reader or next((candidate.reader for candidate in candidates if candidate.reader), None) or Reader()
     corpora = [candidate.corpus(paths, default, split) for candidate in candidates]
     stores = [open_with_bar(corpus, options.cache_dir, "test text") for corpus in corpora]
+    if owner and not reader:
+        _check_test_text(owner, stores[candidates.index(owner)])
     hashes = [_hash_documents(store) for store in stores]
     for candidate, own, store in zip(candidates, hashes, stores, strict=True):
         if own != hashes[0]:
@@ -135,13 +140,12 @@ def open_test_set(
     return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
 
 
-def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], SplitRange | None, list[PathOrURL]]:
-    """Return the test text of the first checkpoint that records one: its names, the split, and the files."""
+def _find_test_text(candidates: Sequence[Candidate]) -> tuple[Candidate, list[PathOrURL]]:
+    """Return the first candidate that records its test text, and the files of this text."""
     first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
     if first is None:
         raise UserError(f"{candidates[0].name}: records no test text. Give text files as --files")
-    names, split = first.test_text
-    paths = _find_trusted(first)
+    names, paths = first.test_text[0], _find_trusted(first)
     if paths is None:
         listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
         raise UserError(
@@ -154,7 +158,7 @@ def _own_test_text(candidates: Sequence[Candidate]) -> tuple[list[str], SplitRan
                 f"{candidate.name}: tested on the test text of {first.name}, not on its own. If it was trained "
                 "on this text, its figures are meaningless"
             )
-    return names, split, paths
+    return first, paths
 
 
 def _find_trusted(candidate: Candidate) -> list[PathOrURL] | None:
@@ -167,6 +171,21 @@ def _find_trusted(candidate: Candidate) -> list[PathOrURL] | None:
     paths = find_files(names)
     is_inside = all(path.resolve().is_relative_to(folder) for path in paths if isinstance(path, Path))
     return paths if is_own or is_inside else None
+
+
+def _check_test_text(owner: Candidate, store: TokenStore) -> None:
+    """Raise if a test split is not the text that the run held out; report if test files have changed."""
+    recorded = owner.info.metadata.get("test_text")  # missing in checkpoints of earlier versions
+    if recorded is None or store.fingerprint == recorded:
+        return
+    what = f"{owner.name}: {owner.test_text[0][0]} has changed since the run was trained"
+    if owner.test_text[1] is None:
+        logger.info(f"{what}, so its figures differ from earlier ones")
+        return
+    raise DataError(
+        f"{what}, so its test split may contain text that the run was trained on. Restore the text, or give other text "
+        "as --files"
+    )
 
 
 def _hash_documents(store: TokenStore) -> str:

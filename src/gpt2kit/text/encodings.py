@@ -52,7 +52,7 @@ def encoding_problems(name: str) -> list[str]:
     if name == AUTO or normalized in ENCODINGS:
         return []
     suggestion = nearest(normalized, ENCODINGS)
-    return [f"reader.encoding {name}: unknown{suggestion}. Use auto or one of {', '.join(ENCODINGS)}"]
+    return [f"{reader_option('encoding')} {name}: unknown{suggestion}. Use auto or one of {', '.join(ENCODINGS)}"]
 
 
 def decode(chunks: Iterator[bytes], path: PathOrURL, encoding: str, replace: bool, report: ReadReport) -> Iterator[str]:

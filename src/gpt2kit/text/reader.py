@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
+from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.text import encodings, formats
 from gpt2kit.text.sources import PathOrURL, ReadReport, is_hub_dataset, read_chunks, suffixes
@@ -106,7 +107,9 @@ class Reader:
                     start.append(next(pieces))
                     length += len(start[-1])
                 if length < self.min_chars:
-                    report.note(f"documents left out, shorter than reader.min_chars {self.min_chars}", str(path))
+                    report.note(
+                        f"documents left out, shorter than {reader_option('min_chars')} {self.min_chars}", str(path)
+                    )
                     continue
                 if count == self.max_documents:
                     report.check_bad_fraction()
@@ -181,7 +184,7 @@ def _problems(reader: Reader) -> list[str]:
     ]
     problems = Problems(encodings.encoding_problems(str(reader.encoding)))
     for name, is_valid, rule in rules:
-        problems.check(is_valid, f"reader.{name} {getattr(reader, name)!r:.60}: {rule}")
+        problems.check(is_valid, f"{reader_option(name)} {getattr(reader, name)!r:.60}: {rule}")
     return problems.messages
 
 

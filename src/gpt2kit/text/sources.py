@@ -78,7 +78,8 @@ class ReadReport:
             first = next(where for what, (_, where) in self.notes.items() if what.startswith("records left out"))
             raise DataError(
                 f"{first} and others: {self.bad:,} of {self.records:,} records are bad ({'; '.join(self.lines())}), "
-                f"more than reader.max_bad_fraction {self.max_bad_fraction} allows. Fix them, or increase it"
+                f"more than {reader_option('max_bad_fraction')} {self.max_bad_fraction} allows. Fix them, "
+                "or increase it"
             )
 
     def lines(self) -> list[str]:

@@ -216,16 +216,22 @@ def print_lines(lines: list[Line], file: Any) -> None:
         print(f"{label:<7}{text}", file=file)
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number and a noun, such as `1 document` or `12 documents`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def _format_documents(text: RunInfo) -> str:
-    noun, others = "documents" if text["documents"] != 1 else "document", ""
+    others = ""
     if text["document"].startswith("a file"):
         others = " line or paragraph"
     change = f"--data.reader.document{others} changes it"
-    return f"{text['documents']:,} {noun} ({text['document']}; {change}), {format_bytes(text['bytes'])}"
+    return f"{count(text['documents'], 'document')} ({text['document']}; {change}), {format_bytes(text['bytes'])}"
 
 
 def _format_split(name: str, split: RunInfo) -> str:
-    return f"{name} {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
+    documents = count(split["documents"], "document")
+    return f"{name} {documents}, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
 
 
 def _format_details(split: RunInfo) -> str:

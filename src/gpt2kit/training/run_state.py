@@ -59,6 +59,7 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "append_eos": text.append_eos,
         "document_start": text.document_start,
         "test_files": text.files["test"],
+        "test_text": text.store("test").fingerprint if text.files["test"] else None,
         # The checkpoint format calls the range of a split its share.
         "test_share": asdict(text.split_ranges["test"]) if "test" in text.split_ranges else None,
         "train_share": asdict(text.split_ranges["train"]) if "train" in text.split_ranges else None,

@@ -82,7 +82,7 @@ def test_arguments_of_train_are_its_text(call: Callable[..., Outcome], inside: P
     err = call(train.main, "none/", "--data.train_files=a.txt")[2]
     assert err == "error: none/: --data.train_files is given, too. Leave out one of the two\n"
     (inside / "a.yaml").write_text("data: {train_files: other.txt}\n")
-    for files in (["none/"], ["none, 1.txt", "[b].txt"]):  # they come after config files
+    for files in (["none/"], ["[none]"], ["none, 1.txt", "[b].txt"]):  # they come after config files
         err = call(train.main, *files, "--config=a.yaml", "--data.tokenizer=x")[2]
         assert files[0] in err and "other.txt" not in err
 

@@ -49,6 +49,16 @@ def test_each_run_is_listed_with_its_state_and_best_figure(
     assert "0.6734" not in rows(capsys, tmp_path)["killed"], "a damaged file leaves its cell empty"
 
 
+@pytest.mark.parametrize("status", ["[", '["done"]', '{"state": ["done"], "step": {"a": 1}}', '{"step": null}', "{}"])
+def test_a_run_with_a_damaged_status_is_listed(status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run_1/checkpoints").mkdir(parents=True)
+    (tmp_path / "run_1/checkpoints/epoch=0-step=7-val_loss=1.2.3.ckpt").touch()  # not the name of a checkpoint
+    (tmp_path / "run_1/checkpoints/epoch=0-step=5-val_loss=1.2.ckpt").touch()
+    (tmp_path / "run_1/status.json").write_text(status)
+    (tmp_path / "run_1/start.json").write_text("[" * 100_000)
+    assert rows(capsys, tmp_path)["run_1"].split()[:3] == ["run_1", "interrupted", "5"]
+
+
 def test_a_folder_without_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.runs(tmp_path / lifecycle.LOGS)
     assert "no runs" in capsys.readouterr().out

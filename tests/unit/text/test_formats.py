@@ -116,7 +116,7 @@ def test_a_bad_line_raises_with_its_number_or_is_counted(line: str, reason: str,
     report = ReadReport()
     assert list(Reader(max_bad_fraction=0.4).read([path], report)) == ["one", "two"]
     assert report.bad == 1 and f"1 records left out: {reason.split(' (')[0]} (first:" in report.lines()[0]
-    with pytest.raises(DataError, match=r"1 of 3 records are bad .* more than reader.max_bad_fraction 0.3"):
+    with pytest.raises(DataError, match=r"1 of 3 records are bad .* more than data.reader.max_bad_fraction 0.3"):
         list(Reader(max_bad_fraction=0.3).read([path]))
 
 

@@ -80,7 +80,7 @@ def test_short_documents_are_skipped_and_counted(tmp_path: Path) -> None:
     report = ReadReport()
     assert list(Reader("line", min_chars=4).read([tmp_path / "t.txt"], report)) == ["twelve", "eleven"]
     assert report.lines() == [
-        f"2 documents left out, shorter than reader.min_chars 4 (first: {tmp_path / 't.txt'})",
+        f"2 documents left out, shorter than data.reader.min_chars 4 (first: {tmp_path / 't.txt'})",
     ]
 
 
