@@ -1,6 +1,6 @@
 """Run a case in a process of its own, which is forked from one that has imported everything, and judge what it did.
 
-The process has its own folder, in which it may write. Beside it is a decoy, in which nothing may change.
+The process may write to its own folder. Next to it is a decoy, in which nothing may change.
 """
 
 from __future__ import annotations
