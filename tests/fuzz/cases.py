@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 
-_DEEP = "@deep@"  # in JSON and YAML, where a deep value cannot be written through nested objects
+_DEEP = "@deep@"  # stands for JSON so deep that nested objects cannot be written as it
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def apply(change: list[Any], folder: Path) -> None:
     """Change a file of a folder. A change that does not fit, such as one of a key that is missing, does nothing."""
     name, operation, *operands = change
     path = folder / name
+    if operation != "become" and path.exists() and not path.is_file():
+        return  # a pipe would be waited for
     try:
         _OPERATIONS[operation](path, *operands)
     except Exception as error:  # a mutation of a mutated file, or a kept case of an older format
@@ -96,8 +98,7 @@ def _write(path: Path, content: Any) -> None:
     if path.suffix in (".ckpt", ".bin"):
         torch.save(content, path)
         return
-    dump = yaml.safe_dump if path.suffix == ".yaml" else json.dumps
-    raw = dump(content).encode().replace(f'"{_DEEP}"'.encode(), b"[" * 100_000 + b"]" * 100_000)
+    raw = (yaml.safe_dump(content) if path.suffix == ".yaml" else _json(content)).encode()
     if path.suffix == ".safetensors":
         old = path.read_bytes()
         raw = struct.pack("<Q", len(raw)) + raw + old[8 + struct.unpack("<Q", old[:8])[0] :]
@@ -120,7 +121,11 @@ def _replaced(content: Any, keys: list[Any], value: Any) -> Any:
         del inner[keys[0]]
     else:
         inner[keys[0]] = _replaced(inner[keys[0]] if len(keys) > 1 else None, keys[1:], value)
-    return json.dumps(inner) if isinstance(content, str) else inner
+    return _json(inner) if isinstance(content, str) else inner
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content).replace(f'"{_DEEP}"', "[" * 100_000 + "]" * 100_000)
 
 
 def _splice(path: Path, start: int, length: int, new: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cases import Case
 from fixture import RUN
+from sandbox import end_with_parent
 
 from gpt2kit import __main__
 
@@ -34,6 +35,7 @@ class Server:
         self._pid = os.fork()
         if self._pid == 0:
             os.setsid()
+            end_with_parent()
             os.chdir(self._fixture)
             for number in (1, 2):
                 os.dup2(os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)

@@ -237,9 +237,9 @@ def main() -> None:
             if number >= 0:
                 spent[case.target] += outcome.seconds
                 journal.add(case.target, number, outcome.seconds, cause)
-            if cause:
+            if cause and cause not in new:
+                new[cause] = case
                 show(case, cause, outcome)
-                new.setdefault(cause, case)
         if not options.cases:
             for cause, case in new.items():
                 print(f"kept: {keep(fuzzer.reduced(case, cause), cause).relative_to(ROOT)}", flush=True)

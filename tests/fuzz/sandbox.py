@@ -32,7 +32,8 @@ MAX_MEMORY = 4 << 30
 CODES = {0, UserError.exit_code, *(kind.exit_code for kind in UserError.__subclasses__())}
 # Targets whose input is the user's own, who may name a server.
 MAY_CONNECT = ("command", "config")
-_LOG = re.compile(r"^error: ", re.MULTILINE)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_ERROR = re.compile(r"^error: ", re.MULTILINE)
 
 
 @dataclass
@@ -113,12 +114,12 @@ class Process:
 
 def judge(case: Case, outcome: Outcome) -> str:
     """Return the cause of a fault, without what differs between inputs; empty if there is no fault."""
-    errors = len(_LOG.findall(outcome.err))
+    errors = len(_ERROR.findall(outcome.err))
     if outcome.stopped:
         return f"{outcome.stopped}, in {_last_frame(outcome.notes)}"
     if "Traceback (most recent call last)" in outcome.err:
-        kinds = re.findall(r"^([A-Za-z_][\w.]*)(?::|$)", outcome.err.rpartition("Traceback")[2], re.MULTILINE)
-        return f"exit code {outcome.code}, {kinds[-1] if kinds else 'exception'} in {_last_frame(outcome.err)}"
+        kind = re.search(r"^[A-Za-z_][\w.]*(?=:|$)", outcome.err.rpartition('\n  File "')[2], re.MULTILINE)
+        return f"exit code {outcome.code}, {kind[0] if kind else 'exception'} in {_last_frame(outcome.err)}"
     if outcome.changed:
         return f"changed outside of its folder: {', '.join(outcome.changed)}"
     if outcome.code not in CODES:
@@ -163,6 +164,7 @@ def _run(case: Case, folder: Path, action: Callable[[Case], None]) -> None:
         if case.target != "demo":
             _refuse_connections(notes)
         _drop_privileges(folder)
+        end_with_parent()
         action(case)
         code = 0
     except SystemExit as stop:
@@ -180,6 +182,11 @@ def _run(case: Case, folder: Path, action: Callable[[Case], None]) -> None:
 def call_command(case: Case) -> None:
     """Run the command of a case."""
     __main__.main(list(case.args))
+
+
+def end_with_parent() -> None:
+    """End this process when the fuzzer ends, however that happens."""
+    _LIBC.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def _refuse_connections(notes: int) -> None:
@@ -201,15 +208,16 @@ def _drop_privileges(folder: Path) -> None:
     nobody, may_read = 65534, 1 << 2
     for path in (folder, *folder.rglob("*")):
         os.chown(path, nobody, nobody, follow_symlinks=False)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+    _LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
     os.setgroups([])
     os.setgid(nobody)
     os.setuid(nobody)
     header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(*[may_read] * 3)
-    if libc.capset(header, sets) or libc.prctl(47, 2, 2, 0, 0):  # PR_CAP_AMBIENT_RAISE, for the programs that it starts
+    if _LIBC.capset(header, sets) or _LIBC.prctl(
+        47, 2, 2, 0, 0
+    ):  # PR_CAP_AMBIENT_RAISE, for the programs that it starts
         raise OSError(ctypes.get_errno(), "capabilities")
-    libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: it may read /proc/self
+    _LIBC.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: it may read /proc/self
 
 
 def _read(path: Path) -> str:

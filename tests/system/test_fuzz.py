@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
+
+from gpt2kit.__main__ import COMMANDS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a case is a forked process, watched through /proc")
@@ -15,6 +18,12 @@ def test_hostile_files_options_and_requests_end_with_one_line() -> None:
     command = [sys.executable, ROOT / "tests/fuzz/fuzz.py", "--cases", "2", "--jobs", "1"]
     process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_every_command_is_fuzzed() -> None:
+    source = (ROOT / "tests/fuzz/targets.py").read_text(encoding="utf-8")
+    commands = re.findall(r'^    "(\w+)": \(\[', source.partition("BASE = {")[2], re.MULTILINE)
+    assert commands == list(COMMANDS)
 
 
 def test_kept_cases_are_small() -> None:
