@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -83,8 +83,8 @@ class Journal:
         """Return what was tried in total."""
         counts = ", ".join(f"{target} {self.next[target]:,}" for target in targets.TARGETS)
         causes = "".join(f"\n  {count:5,} x {cause}" for cause, count in self.causes.most_common())
-        total = f"{sum(self.next.values()):,} cases with seed {self._seed}: {counts}; {self.seconds / 60:.0f} minutes"
-        return f"{total}; {len(self.causes)} causes of faults{causes}"
+        total = f"{sum(self.next.values()):,} cases with seed {self._seed}: {counts}"
+        return f"{total}\n{self.seconds / 60:.0f} minutes of cases, {len(self.causes)} causes of faults{causes}"
 
 
 class Fuzzer:
@@ -99,7 +99,9 @@ class Fuzzer:
         self._log = work / "demo.log"
         self._log.touch()
         self._server = demo.Server(self._folder, self._log)
-        outcome = self._wait(self._process(Case("fixture", [], []), work / "empty", lambda case: self._build()))
+        process = self._process(Case("fixture", [], []), work / "empty", lambda case: self._build())
+        while not (outcome := process.poll()):
+            time.sleep(0.01)
         if outcome.code:
             raise SystemExit(f"the files for the cases cannot be built: {outcome.err}")
         self.fixture = fixture.Fixture(self._folder)
@@ -120,45 +122,23 @@ class Fuzzer:
             return self._process(case, self._work / "empty", self._server.talk)
         return self._process(case, self._folder, sandbox.call_command)
 
-    @staticmethod
-    def _wait(process: Process) -> sandbox.Outcome:
-        while True:
-            outcome = process.poll()
-            if outcome:
-                return outcome
-            time.sleep(0.01)
-
-    def try_case(self, case: Case) -> tuple[str, sandbox.Outcome]:
-        """Run one case; return the cause of its fault, or an empty string."""
-        outcome = self._wait(self._start(case))
-        return judge(case, outcome), outcome
-
-    def try_all(self, numbered: Iterator[tuple[int, Case]]) -> Iterator[tuple[int, Case, sandbox.Outcome]]:
+    def try_all(self, numbered: Iterable[tuple[int, Case]]) -> Iterator[tuple[int, Case, sandbox.Outcome]]:
         """Run cases, several at a time but only one of the demo, whose log they share; yield them as they end."""
-        running: list[tuple[int, Process]] = []
-        more = True
-        while more or running:
-            while more and len(running) < self._jobs:
-                number, case = next(numbered, (0, None))
-                if case is None:
-                    more = False
-                    break
-                for _, process in [each for each in running if case.target == each[1].case.target == "demo"]:
-                    yield from self._ended(running, self._wait(process), process)
-                running.append((number, self._start(case)))
-            for _, process in list(running):
-                outcome = process.poll()
-                if outcome:
-                    yield from self._ended(running, outcome, process)
-            time.sleep(0.01)
+        running: dict[Process, int] = {}
 
-    @staticmethod
-    def _ended(
-        running: list[tuple[int, Process]], outcome: sandbox.Outcome, process: Process
-    ) -> Iterator[tuple[int, Case, sandbox.Outcome]]:
-        number = next(number for number, each in running if each is process)
-        running.remove((number, process))
-        yield number, process.case, outcome
+        def ended(most: int) -> Iterator[tuple[int, Case, sandbox.Outcome]]:
+            while len(running) > most:
+                for process in list(running):
+                    outcome = process.poll()
+                    if outcome:
+                        yield running.pop(process), process.case, outcome
+                time.sleep(0.01)
+
+        for number, case in numbered:
+            is_alone = case.target == "demo" and any(process.case.target == "demo" for process in running)
+            yield from ended(0 if is_alone else self._jobs - 1)
+            running[self._start(case)] = number
+        yield from ended(0)
 
     def close(self) -> None:
         """End the demo."""
@@ -171,7 +151,8 @@ class Fuzzer:
                 parts = list(getattr(case, name))
                 del parts[index]
                 smaller = replace(case, **{name: parts})
-                if self.try_case(smaller)[0] == cause:
+                ((_, _, outcome),) = self.try_all([(0, smaller)])
+                if judge(smaller, outcome) == cause:
                     case = smaller
         return case
 
@@ -240,10 +221,11 @@ def main() -> None:
             if cause and cause not in new:
                 new[cause] = case
                 show(case, cause, outcome)
-        if not options.cases:
-            for cause, case in new.items():
-                case = case if cause.startswith("more than") else fuzzer.reduced(case, cause)  # that would take long
-                print(f"kept: {keep(case, cause).relative_to(ROOT)}", flush=True)
+                if not options.cases:
+                    print(f"  kept: {keep(case, cause).relative_to(ROOT)}", flush=True)
+        for cause, case in new.items():
+            if not options.cases and not cause.startswith("more than"):  # that would take long
+                keep(fuzzer.reduced(case, cause), cause)
     print(journal.report())
     sys.exit(bool(new))
 

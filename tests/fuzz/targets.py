@@ -251,7 +251,7 @@ def command(chance: Random, fixture: Fixture) -> Case:
     """A command line with odd values, unknown options, and arguments that are missing."""
     verb = chance.choice([*BASE, *["train"] * 8, *["generate", "test", "tokenize"] * 2])
     first, last = BASE[verb]
-    args, names = list(first), options(verb) or ["debug"]
+    args, names = list(first), options(verb) or ["x"]
     for _ in range(chance.choice([1, 1, 2, 3])):
         name = chance.choice(names)
         if chance.random() < 0.1:
