@@ -43,7 +43,7 @@ class Server:
             with contextlib.suppress(BaseException):
                 __main__.main(["demo", RUN, "--port", str(self._port)])
             os._exit(1)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
                 return
