@@ -35,7 +35,8 @@ def main() -> None:
         venv.create(folder / "empty", with_pip=True)
         bin_folder = folder / "empty" / ("Scripts" if sys.platform == "win32" else "bin")
         run(folder, bin_folder / "python", "-m", "pip", "install", "--quiet", wheel)
-        (folder / "text.txt").write_text("".join(f"Once upon a time there were {n} words.\n" for n in range(4000)))
+        text = "".join(f"Once upon a time there were {n} words.\n" for n in range(4000))
+        (folder / "text.txt").write_text(text, encoding="utf-8")
         for command in COMMANDS:
             run(folder, bin_folder / "gpt2kit", *command)
     print("the wheel works")
