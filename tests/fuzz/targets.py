@@ -190,10 +190,41 @@ def huggingface(chance: Random, fixture: Fixture) -> Case:
     return Case("huggingface", use_model(chance, folder), changes(chance, fixture, name))
 
 
+# Valid parts of a tokenizer.json, which a tokenizer for GPT-2 does not have.
+_SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+PARTS: list[tuple[str, Any]] = [
+    ("model", {"type": "WordLevel", "vocab": {"the": 0}, "unk_token": "<unk>"}),
+    ("model", {"type": "WordPiece", "vocab": {"the": 0}, "unk_token": "?", "max_input_chars_per_word": 0}),
+    ("model", {"type": "Unigram", "vocab": [["the", -1.0]], "unk_id": 7, "byte_fallback": True}),
+    ("model", {"type": "BPE", "vocab": {}, "merges": []}),
+    ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+    ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "xx"}),
+    ("normalizer", {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10_000}),
+    ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 1000}] * 1000}),
+    ("pre_tokenizer", {**_SPLIT, "pattern": {"Regex": "(a*)*b|(the|t|th)*$"}}),
+    ("pre_tokenizer", {**_SPLIT, "pattern": {"Regex": "("}}),
+    ("pre_tokenizer", {"type": "Metaspace", "replacement": "the", "prepend_scheme": "always"}),
+    ("post_processor", {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}),
+    ("decoder", {"type": "Strip", "content": "t", "start": 2**32, "stop": 2**32}),
+    ("decoder", {"type": "Sequence", "decoders": []}),
+    ("truncation", {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 9}),
+    ("padding", {"strategy": {"Fixed": 2**32}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}),
+    ("added_tokens", [{"id": 2**32 - 1, "content": "the", "special": True}]),
+]
+
+
+def change_part(chance: Random, name: str, *start: Any) -> list[list[Any]]:
+    """Return the change that gives a tokenizer another part."""
+    key, part = chance.choice(PARTS)
+    return [[name, "set", [*start, key], part]]
+
+
 def tokenizer(chance: Random, fixture: Fixture) -> Case:
     """A tokenizer from a stranger: in a folder or in a checkpoint."""
+    has_part = chance.random() < 0.4
     if chance.random() < 0.5:
-        edits = changes(chance, fixture, "model.ckpt", "gpt2kit", "tokenizer")
+        place = ("model.ckpt", "gpt2kit", "tokenizer")
+        edits = change_part(chance, *place) if has_part else changes(chance, fixture, *place)
         return Case("tokenizer", use_model(chance, "model.ckpt"), edits)
     name = chance.choice(["tokenizer/tokenizer.json"] * 3 + ["tokenizer/tokenizer_config.json"])
     args = chance.choice(
@@ -204,6 +235,8 @@ def tokenizer(chance: Random, fixture: Fixture) -> Case:
             ["tokenize", "text.txt", "--compare", "tokenizer", "300"],
         ]
     )
+    if has_part:
+        return Case("tokenizer", args, change_part(chance, "tokenizer/tokenizer.json"))
     return Case("tokenizer", args, changes(chance, fixture, name))
 
 
