@@ -185,11 +185,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--targets", nargs="+", choices=targets.TARGETS, default=list(targets.TARGETS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cases", type=int, help="number of cases of each target; without a journal")
+    parser.add_argument(
+        "--cases", type=int, help="try the kept cases and this number of each target, without a journal"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.fsync = lambda descriptor: None  # no case is a power failure
-    journal = Journal(None if options.cases else JOURNAL, options.seed)
+    journal = Journal(JOURNAL if options.cases is None else None, options.seed)
     JOURNAL.parent.mkdir(exist_ok=True)
     end, spent = time.monotonic() + 60 * options.minutes, dict.fromkeys(options.targets, 0.0)
     new: dict[str, Case] = {}
@@ -201,7 +203,7 @@ def main() -> None:
         stack.callback(fuzzer.close)
 
         def numbered() -> Iterator[tuple[int, Case]]:
-            if options.cases:
+            if options.cases is not None:
                 yield from ((-1, case) for case in kept())
                 for number, target in itertools.product(range(options.cases), options.targets):
                     yield number, targets.make(target, options.seed, number, fuzzer.fixture)
@@ -221,10 +223,10 @@ def main() -> None:
             if cause and cause not in new:
                 new[cause] = case
                 show(case, cause, outcome)
-                if not options.cases:
+                if options.cases is None:
                     print(f"  kept: {keep(case, cause).relative_to(ROOT)}", flush=True)
         for cause, case in new.items():
-            if not options.cases and not cause.startswith("more than"):  # that would take long
+            if options.cases is None and not cause.startswith("more than"):  # that would take long
                 keep(fuzzer.reduced(case, cause), cause)
     print(journal.report())
     sys.exit(bool(new))
