@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=targets.TARGETS, default=list(targets.TARGETS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--cases", type=int, help="try the kept cases and this number of each target, without a journal"
+        "--cases", type=int, help="try kept cases and this number of each target; no journal"
     )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
