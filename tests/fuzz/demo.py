@@ -63,7 +63,7 @@ class Server:
             answer = self._exchange(request.encode("latin-1"), 3)  # it may wait for the rest of a request
             if re.match(rb"HTTP/1.1 5", answer):
                 self._fail(f"the answer is {answer[:40]!r}")
-        answer = self._exchange(b"GET /config HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", 60)
+        answer = self._exchange(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", 60)
         if not answer.startswith(b"HTTP/1.1 200"):
             self._fail(f"the page does not answer any more: {answer[:40]!r}")
         with open(self._log, encoding="utf-8", errors="replace") as log:
