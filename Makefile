@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test unit lowest prove check format lint types docs cli_page clean
+.PHONY: demo test unit lowest wheel fuzz prove check format lint types docs cli_page clean
 
 demo: .venv/installed  ## from text to a tested GPT-2 that generates text, in a few minutes
 	$(BIN)/python data/demo.py
@@ -25,6 +25,14 @@ lowest:  ## the unit tests with the lowest versions of everything but torch
 	$(PYTHON) scripts/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt ".[$(EXTRAS)]" pytest hypothesis setuptools
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/unit
+
+wheel:  ## build the wheel, and train and generate with it in an empty environment
+	$(PYTHON) scripts/wheel_trial.py
+
+MINUTES := 10
+
+fuzz: .venv/installed  ## hostile files, options and requests; continues where it stopped: make fuzz MINUTES=60
+	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks, 4 GB of text; takes an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py

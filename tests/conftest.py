@@ -8,8 +8,9 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # read as the hub's client is imported; no test needs a network
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -19,6 +20,26 @@ from gpt2kit import logs
 from gpt2kit.cli import parser, train
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return forbid_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return forbid_skip((yield))
+
+
+def forbid_skip(report: Report) -> Report:
+    """Let a skipped test fail in CI, where everything is installed, unless it needs a GPU."""
+    if os.environ.get("GPT2KIT_FORBID_SKIPS") and report.skipped and "GPU" not in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"skipped in CI: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

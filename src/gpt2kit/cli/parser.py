@@ -66,7 +66,12 @@ def parse(function: Callable[..., object], args: list[str], name: str | None = N
         args = [*args, f"--{positional}", *values] if values else args
     args = ["--help" if arg == "--help=all" else arg for arg in args]  # as for gpt2kit train
     command = CommandLine(parser, args)
-    options = dict(parser.instantiate(command.parse()).as_dict())
+    try:
+        options = dict(parser.instantiate(command.parse()).as_dict())
+    except ValueError as error:  # of an optional class: jsonargparse raises it for all members of the union
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
     renamed.log_renames(command.renames)
     return options
 

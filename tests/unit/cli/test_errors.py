@@ -108,6 +108,12 @@ def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..
     assert code == 3 and "a.txt" in err and not list(inside.iterdir())
     code, _, err = call(lambda args: run_command(train_tokenizer, args), "--file", "a.txt", "--output_dir", "out")
     assert code == 2 and "Did you mean --files?" in err
+    arguments = ["--ckpt_path", "last", "--reader.max_documents", "0"]
+    assert call(lambda args: run_command(test.test, args), *arguments) == (
+        2,
+        "",
+        "error: reader.max_documents 0: must be a whole number, at least 1\n",
+    )
 
 
 def test_a_prompt_without_quotes_is_one_clear_error(call: Callable[..., Outcome], inside: Path) -> None:
