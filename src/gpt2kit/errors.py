@@ -46,8 +46,9 @@ class DivergedError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; its class if it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of an error's message, without a full stop; its class if it has none."""
+    lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -107,10 +107,8 @@ def range_problems(options: Mapping[str, object]) -> list[str]:
         plain = name.replace(".init_args.", ".").replace(".dict_kwargs.", ".")
         if plain not in RANGES or (value == -1 and plain in _UNLIMITED):
             continue
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        for number in numbers:
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if is_number and (problem := RANGES[plain].problem(number)):
-                problems.append(f"{plain} {value}: {problem}")
-                break
+        values = value if isinstance(value, (list, tuple)) else [value]
+        numbers = [item for item in values if isinstance(item, (int, float)) and not isinstance(item, bool)]
+        reasons = [reason for reason in map(RANGES[plain].problem, numbers) if reason]
+        problems += [f"{plain} {value}: {reason}" for reason in reasons[:1]]
     return problems

@@ -13,7 +13,6 @@ import json
 import os
 import pydoc
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from gpt2kit.cli.renamed import Rename
 from gpt2kit.errors import UserError, nearest, refuse
 
 MAX_PROBLEMS = 20  # in one message
+MAX_LENGTH = 500  # characters of each
 LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # number of values by `nargs`; 1 for any other
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -104,7 +104,7 @@ class CommandLine:
                 self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
         if len(self._problems) > MAX_PROBLEMS:
             self._problems[MAX_PROBLEMS:] = [f"and {len(self._problems) - MAX_PROBLEMS:,} more"]
-        refuse(self._problems)
+        refuse([_shorten(problem) for problem in self._problems])
         self.missing = self._required[""]
 
     def parse(self, *more: str) -> Namespace:
@@ -116,7 +116,7 @@ class CommandLine:
             refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
             refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
-            raise UserError(textwrap.shorten(str(error), 400, placeholder=" ...")) from error
+            raise UserError(_shorten(" ".join(str(error).split()))) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
         """Add the options of a parser, and the parameters of the classes that they name by default."""
@@ -312,7 +312,9 @@ class CommandLine:
         found = pydoc.locate(paths[0]) if len(paths) == 1 else None
         kinds = _classes_in(self._options[option].hint)
         if isinstance(found, type) and kinds and not issubclass(found, tuple(kinds)):
-            self._problems.append(f"{entry}: not a subclass of {' or '.join(kind.__name__ for kind in kinds)}")
+            self._problems.append(
+                f"{entry}: not a subclass of {' or '.join(sorted({kind.__name__ for kind in kinds}))}"
+            )
         elif len(paths) == 1:
             self._add_class(option, paths[0])
             self._class_labels.append((f"{entry.label}: {path}", self._required[option]))
@@ -359,6 +361,10 @@ def in_words(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(in_words, inner)))
     return WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")
+
+
+def _shorten(message: str) -> str:
+    return message if len(message) <= MAX_LENGTH else f"{message[:MAX_LENGTH]} ..."
 
 
 def _dump(value: Any) -> str:

@@ -45,6 +45,8 @@ def try_optimizer(optimizer: Callable[[Iterable[Any]], Optimizer], device: torch
         raise
     except Exception as error:  # of any class
         raise UserError(f"model.optimizer: {first_line(error)}. Change its options, or use another one") from error
+    if any(group.get("maximize") for group in tried.param_groups):
+        raise UserError("model.optimizer.maximize true: the loss would rise. Omit it")
     return sum(isinstance(value, Tensor) and value.shape == matrix.shape for value in tried.state[matrix].values())
 
 

@@ -21,6 +21,8 @@ class Schedule:
                 f"model.schedule.warmup {warmup}: neither a number of steps nor a fraction of them. Give a whole "
                 "number, or a fraction from 0.0 to 1.0"
             )
+        if type(self).after is Schedule.after and type(self).__call__ is Schedule.__call__:
+            raise UserError(f"model.schedule {type(self).__name__}: has no method `after`. Use a class that has one")
         self.warmup = warmup
 
     def __call__(self, step: int, total: int) -> float:

@@ -78,6 +78,11 @@ def test_all_impossible_values_are_reported_at_once(
         (["torch.optim.RMSprop", "--model.optimizer.alpha=2"], 2, "model.optimizer.alpha 2.0: must be at most 1"),
         (["torch.optim.SparseAdam"], 2, "model.optimizer: SparseAdam does not support dense gradients"),
         (["torch.optim.AdamW", "--model.optimizer.capturable=true"], 2, "model.optimizer: If capturable=True, params"),
+        (
+            ["torch.optim.SGD", "--model.optimizer.maximize=true"],
+            2,
+            "model.optimizer.maximize true: the loss would rise",
+        ),
         (["gpt2kit.optim.Cosine"], 2, "--model.optimizer gpt2kit.optim.Cosine: not a subclass of Optimizer"),
         (["torch.optim.LBFGS"], 2, "model.optimizer LBFGS: LBFGS doesn't support per-parameter options"),
     ],
