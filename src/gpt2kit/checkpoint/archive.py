@@ -25,7 +25,7 @@ _MAX_PICKLE_BYTES = 1 << 28
 # its optimizer has about 2^20.
 _MAX_OBJECTS = 1 << 21
 _MAX_DEPTH = 64
-# Larger integers are none of a model, and repr() refuses those of 4300 digits.
+# A model has no larger integers, and repr() refuses those of 4300 digits.
 _INTEGERS = range(-(1 << 64), 1 << 64)
 _ZIP = b"PK\3\4"
 # The pickles of a file from before torch 1.6: a magic number, the format, the machine, the content, the storages.
