@@ -58,7 +58,7 @@ class Guard:
             try:
                 await self._answer(scope, receive, response)
             except Exception as error:
-                # One line: whoever can reach the page could fill the log with tracebacks.
+                # One line, because any client could fill the log with tracebacks.
                 logger.warning(f"{scope['method']} {scope['path'][:80]!r}: {type(error).__name__}: {first_line(error)}")
                 await response.finish()
 
@@ -189,7 +189,7 @@ class _Response:
 
 
 def is_cross_site(headers: Headers) -> bool:
-    """Return whether a page of another site caused a request. A program that is no browser sends neither header."""
+    """Return whether a page of another site caused a request. Only browsers send these headers."""
     site = headers.get(b"sec-fetch-site")  # of https and localhost only; a page cannot change it
     if site is not None:
         return site not in (b"same-origin", b"none")
