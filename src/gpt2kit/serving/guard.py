@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Maximum number of bytes in a request body, and of seconds until it has arrived.
 _MAX_BODY = 1 << 18
-_BODY_TIMEOUT = 10.0
+BODY_TIMEOUT = 10.0
 # Wrong passwords per client and number of seconds; then it must wait.
 _MAX_ATTEMPTS = 10
 _ATTEMPTS_INTERVAL = 60.0
@@ -88,7 +88,7 @@ class Guard:
                 await self.app(scope, receive, response.send)
             return
         try:
-            body = await asyncio.wait_for(read_body(receive), _BODY_TIMEOUT)
+            body = await asyncio.wait_for(read_body(receive), BODY_TIMEOUT)
         except TimeoutError:
             await response.refuse(408, "the body did not arrive in time")
             return
