@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +12,9 @@ from typing import Any
 
 import pytest
 from helpers import GRADIO_WARNINGS, HOSTILE_PROMPTS, Run
+from system.demo_server import serve
 
 from gpt2kit.generation.decoder import Decoder
-from gpt2kit.serving import app
 from gpt2kit.serving.models import Service, find_models
 
 pytest.importorskip("gradio", reason="the demo's extra is not installed")
@@ -41,26 +38,6 @@ def url(service: Service) -> Iterator[str]:
     with serve(service) as address:
         yield address
     gc.collect()
-
-
-@contextlib.contextmanager
-def serve(service: Service, auth: tuple[str, str] | None = None) -> Iterator[str]:
-    """Serve the demo, and yield its address."""
-    from gpt2kit.serving.server import make_server
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = make_server(app.app(service, "127.0.0.1", auth, 2), "127.0.0.1", port)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 class Tab:

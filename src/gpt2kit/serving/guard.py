@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Maximum number of bytes in a request body, and of seconds until it has arrived.
 _MAX_BODY = 1 << 18
-_BODY_TIMEOUT = 10.0
+BODY_TIMEOUT = 10.0
 # Wrong passwords per client and number of seconds; then it must wait.
 _MAX_ATTEMPTS = 10
 _ATTEMPTS_INTERVAL = 60.0
@@ -58,7 +58,7 @@ class Guard:
             try:
                 await self._answer(scope, receive, response)
             except Exception as error:
-                # One line: whoever can reach the page could fill the log with tracebacks.
+                # One line, because any client could fill the log with tracebacks.
                 logger.warning(f"{scope['method']} {scope['path'][:80]!r}: {type(error).__name__}: {first_line(error)}")
                 await response.finish()
 
@@ -88,7 +88,7 @@ class Guard:
                 await self.app(scope, receive, response.send)
             return
         try:
-            body = await asyncio.wait_for(read_body(receive), _BODY_TIMEOUT)
+            body = await asyncio.wait_for(read_body(receive), BODY_TIMEOUT)
         except TimeoutError:
             await response.refuse(408, "the body did not arrive in time")
             return
@@ -189,7 +189,7 @@ class _Response:
 
 
 def is_cross_site(headers: Headers) -> bool:
-    """Return whether a page of another site caused a request. A program that is no browser sends neither header."""
+    """Return whether a page of another site caused a request. Only browsers send these headers."""
     site = headers.get(b"sec-fetch-site")  # of https and localhost only; a page cannot change it
     if site is not None:
         return site not in (b"same-origin", b"none")

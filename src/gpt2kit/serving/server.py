@@ -9,8 +9,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # Seconds until the head of a request has arrived, and for which a client may not read its response.
-_HEAD_TIMEOUT = 10.0
-_READ_TIMEOUT = 60.0
+HEAD_TIMEOUT = 10.0
+READ_TIMEOUT = 60.0
 _MAX_CONNECTIONS = 500
 
 
@@ -22,7 +22,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(_HEAD_TIMEOUT, transport.abort)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, transport.abort)
         if len(self.connections) > max_connections():
             waiting = [(other._head_timer.when(), id(other), other) for other in self.connections if other._head_timer]
             min(waiting)[2].transport.abort()
@@ -34,11 +34,11 @@ class Connection(H11Protocol):
             self._head_timer.cancel()
             self._head_timer = None
         elif not is_serving and self._head_timer is None:  # a part of the next head
-            self._head_timer = self.loop.call_later(_HEAD_TIMEOUT, self.transport.abort)
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._read_timer = self.loop.call_later(_READ_TIMEOUT, self.transport.abort)
+        self._read_timer = self.loop.call_later(READ_TIMEOUT, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
