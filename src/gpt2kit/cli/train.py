@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import train_help
 from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import machine_error, print_error, split_positional
@@ -231,7 +231,7 @@ class TrainCLI(LightningCLI):
         info["start"]["begun"] = gpt2.start_notes
         # The memory of LoRA is counted, too.
         add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
-        info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
+        info["run"] |= {"done": paths.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         info["memory"] = estimate.estimate_memory(trainer, data, gpt2)
         info["files"] = estimate.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
         limit = self.config_init.trainer["limit_val_batches"]
@@ -354,5 +354,5 @@ def _train(args: list[str]) -> Path | None:
 
 def _last_checkpoint(cli: TrainCLI | None) -> str:
     run = cli.run_folder if cli else None
-    newest = next(iter(checkpoint.checkpoints(run)), None) if run else None
+    newest = next(iter(paths.checkpoints(run)), None) if run else None
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
