@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import export, generate, plot, test, train, web_demo
 from gpt2kit.cli import train_tokenizer as tokenizer_command
 from gpt2kit.text.reader import Reader
@@ -169,7 +169,7 @@ def logged_rows(run: Path) -> list[dict[str, float]]:
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
     """Return the weights in a run's newest checkpoint."""
-    return checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"]
+    return checkpoint.read(paths.checkpoints(run)[0])["state_dict"]
 
 
 def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -93,7 +93,7 @@ class Model:
         _refuse_unknown("generate", options, [*names, "n", "stream"])
         hints = get_type_hints(GenerationOptions)
         takes_texts = {name for name, hint in hints.items() if hint == Sequence[str]}
-        values = {
+        values: dict[str, Any] = {
             name: [value] if name in takes_texts and isinstance(value, str) else value
             for name, value in options.items()
         }

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from helpers import COMMANDS, ROOT, SENTENCE, Parsed, ParseOnly, Run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser, train
 from gpt2kit.errors import CheckpointError, MachineError
@@ -121,8 +121,8 @@ def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipe_trains(name: str, corpus: Path, run: Run, inside: Path, reload_in_process: None) -> None:
     train.main(["--config", str(RECIPES[name]), *prepare(name, corpus, run)])
     folder = inside / "lightning_logs/version_0"
-    newest = checkpoint.checkpoints(folder)[0]
-    assert checkpoint.step_of(newest) == 3 and "val_loss=" in newest.name, "not validated"
+    newest = paths.checkpoints(folder)[0]
+    assert paths.step_of(newest) == 3 and "val_loss=" in newest.name, "not validated"
     opened, recipe = checkpoint.open(folder), read_recipe(name)
     metadata = opened.metadata
     assert metadata["settings"]["model"]["optimizer"]["class_path"].startswith("gpt2kit.optim.")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, train
 from gpt2kit.export import huggingface
 from gpt2kit.runs import lifecycle
@@ -198,7 +198,7 @@ def run_args(setting: Setting, work: Path) -> list[str]:
 def resume(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0) -> list[int]:
     """Resume the newest run, or start it if nothing has been saved yet; return the exit codes."""
     args = run_args(setting, work)
-    if any(checkpoint.checkpoints(run) for run in (work / lifecycle.LOGS).glob("version_*")):
+    if any(paths.checkpoints(run) for run in (work / lifecycle.LOGS).glob("version_*")):
         args += ["--ckpt_path=last"]
     return finish(start(args, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
 
@@ -228,7 +228,7 @@ def logged(run: Path) -> list[dict[str, str]]:
 
 def difference(one: Path, other: Path, weights_only: bool = False) -> str:
     """Return how two runs differ; empty if weights, optimizer state and every logged figure are bit-identical."""
-    left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (one, other))
+    left, right = (checkpoint.read(paths.checkpoints(run)[0]) for run in (one, other))
     differences = {name: value for name, value in compare(left, right).items() if value}
     if differences:
         return f"tensors differ: {differences}"

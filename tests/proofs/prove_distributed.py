@@ -24,7 +24,7 @@ from proofs.journal import Journal
 from proofs.kills import Kill, Setting, difference, finish, last_run, logged, resume, run_args, run_with_kills, start
 from prove_resume import corpus
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 
 ROOT = Path(__file__).resolve().parents[2]
 FIFTY = ["--data.global_batch_size=16", "--trainer.max_steps=50", "--trainer.gradient_clip_val=0.5", "--save_every=20"]
@@ -84,7 +84,7 @@ def elastic(base: list[str], work: Path) -> str:
             return f"the kill on {ranks} {strategy} did not strike"
     if any(resume(Setting("", args, 4, "fsdp"), place)):
         return (place / "log.txt").read_text()[-2000:]
-    ends = [checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
+    ends = [checkpoint.read(paths.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
     worst = max((ends[0][name] - ends[1][name]).abs().max().item() for name in ends[0])
     return "" if worst < 1e-3 else f"weights differ by {worst}"
 
@@ -112,7 +112,7 @@ def launched(base: list[str], work: Path, launcher: list[str], devices: str) -> 
     trained = subprocess.run([*launcher, str(ROOT / "trainer.py"), *args], capture_output=True, text=True, check=False)
     if trained.returncode or "4 x cpu" not in trained.stderr or trained.stderr.count("model  ") != 1:
         return f"exit code {trained.returncode}: {trained.stderr[-2000:]}"
-    if not checkpoint.checkpoints(last_run(work))[0].is_file():
+    if not paths.checkpoints(last_run(work))[0].is_file():
         return "the checkpoint is not a file"
     valid = next(arg.split("=")[1] for arg in base if "valid_files" in arg)
     test = [sys.executable, str(ROOT / "test.py"), "--ckpt_path", str(last_run(work)), "--files", valid]

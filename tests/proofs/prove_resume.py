@@ -26,7 +26,7 @@ from helpers import train_tokenizer
 from proofs.journal import Journal, Result
 from proofs.kills import Kill, Setting, difference, last_run, resume, run_with_kills
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
@@ -111,7 +111,7 @@ def elastic(base: list[str], work: Path) -> str:
     codes = resume(settings[4], place)
     if any(codes):
         return f"exit codes {codes}: {(place / 'log.txt').read_text()[-1000:]}"
-    ends = [checkpoint.read(checkpoint.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
+    ends = [checkpoint.read(paths.checkpoints(run)[0])["state_dict"] for run in (reference, last_run(place))]
     largest = max(float((tensor - ends[1][name]).abs().max()) for name, tensor in ends[0].items())
     print(f"1 -> 2 -> 4 ranks: weights within {largest:.1e} of the run on one", file=sys.stderr)
     return "" if largest < 1e-3 else f"weights differ by {largest}"
@@ -128,11 +128,11 @@ def torchrun(base: list[str], work: Path) -> str:
     script = f"""import os, sys, threading, time
 sys.path.insert(0, {str(ROOT / "src")!r})
 from pathlib import Path
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, train
 run = Path({str(root)!r}) / "lightning_logs/version_0"
 def kill():
-    while not any(checkpoint.step_of(p) >= 10 for p in checkpoint.checkpoints(run)):
+    while not any(paths.step_of(p) >= 10 for p in paths.checkpoints(run)):
         time.sleep(0.002)
     os.kill(os.getpid(), 9)
 again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"

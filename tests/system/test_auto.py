@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helpers import Outcome, train_run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import train
 
 SIZES = ("--model.n_layer", "--model.n_head", "--model.n_embd", "--model.dropout")
@@ -36,7 +36,7 @@ def test_the_config_of_a_run_has_numbers_and_print_config_has_auto(
     assert "auto   4 layers, 4 heads, width 128, dropout 0, weight decay 0.1: for 0.0" in err
     run = inside / "lightning_logs/version_0"
     saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    metadata = checkpoint.read(checkpoint.checkpoints(run)[0])["gpt2kit"]
+    metadata = checkpoint.read(paths.checkpoints(run)[0])["gpt2kit"]
     for settings in (saved, metadata["settings"]):
         assert [settings["model"][name.partition(".")[2]] for name in SIZES] == [4, 4, 128, 0.0]
         assert settings["model"]["optimizer"]["init_args"]["weight_decay"] == 0.1
@@ -66,8 +66,8 @@ def test_auto_never_changes_a_resumed_run(
     assert code == 0 and "now auto" not in err and "auto   4 layers" not in err, err
     saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert (saved["model"]["n_layer"], saved["model"]["dropout"], saved["trainer"]["max_epochs"]) == (2, 0.2, 1)
-    raw = checkpoint.read(checkpoint.checkpoints(run)[0])
-    assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == 4 and raw["gpt2kit"]["shape"]["attn_pdrop"] == 0.2
+    raw = checkpoint.read(paths.checkpoints(run)[0])
+    assert paths.step_of(paths.checkpoints(run)[0]) == 4 and raw["gpt2kit"]["shape"]["attn_pdrop"] == 0.2
     assert raw["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.3
 
 
@@ -99,7 +99,7 @@ def test_the_end_of_a_run_has_its_scores_a_sample_and_the_next_commands(
     report = err[err.index("\nlast   ") :]
     assert re.search(r"last   step 25: val_bpb \d\.\d{4}, val_loss \d\.\d{4}", report)
     assert re.search(r"best   step \d+: val_bpb", report) and "sample the quick" in report
-    assert str(checkpoint.find("lightning_logs/version_0")) in report
+    assert str(paths.find("lightning_logs/version_0")) in report
     assert "next   gpt2kit test last\n" in report
     line = next(line for line in report.splitlines() if "gpt2kit generate last --prompt" in line)
     assert shlex.split(line)[-1].startswith("the quick")
@@ -120,5 +120,5 @@ def test_the_choices_for_the_text_are_saved_and_kept(
     assert saved["data"]["valid_fraction"] == saved["data"]["test_fraction"] > 0
     assert isinstance(saved["data"]["tokenizer"]["kind"], str)
     code, _, err = call(train.main, *args, "--trainer.max_steps=3", "--ckpt_path=last")
-    assert code == 0 and checkpoint.step_of(checkpoint.checkpoints(run)[0]) == 3, err
+    assert code == 0 and paths.step_of(paths.checkpoints(run)[0]) == 3, err
     assert "resume: data" not in err

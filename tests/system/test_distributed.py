@@ -15,7 +15,7 @@ import torch
 from helpers import ROOT, logged_rows, tensors
 from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.errors import CheckpointError
 from gpt2kit.runs import folder as run_folder
 
@@ -76,7 +76,7 @@ def test_gpt2kit_starts_its_own_ranks(options: list[str], corpus: Path, tmp_path
         [*command, "--trainer.strategy=ddp"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    assert checkpoint.step_of(checkpoint.find(tmp_path / "lightning_logs/two")) == 2
+    assert paths.step_of(paths.find(tmp_path / "lightning_logs/two")) == 2
     assert f"{2 * 8} x 16 tokens" in process.stderr, "an optimizer step has the sequences of both ranks"
 
 
@@ -91,8 +91,7 @@ def test_only_rank_zero_prints_and_writes(runs_of: dict[str, Path]) -> None:
 def test_fsdp_writes_the_ordinary_checkpoint(runs_of: dict[str, Path]) -> None:
     for optimizer in ("adamw", "muon"):
         sharded, copied = (
-            checkpoint.read(checkpoint.checkpoints(runs_of[f"{optimizer} 2 {strategy}"])[0])
-            for strategy in ("fsdp", "ddp")
+            checkpoint.read(paths.checkpoints(runs_of[f"{optimizer} 2 {strategy}"])[0]) for strategy in ("fsdp", "ddp")
         )
         assert list(sharded) == list(copied)
         for part in ("state_dict", "optimizer_states"):
@@ -144,7 +143,7 @@ def test_a_run_resumes_on_another_number_of_devices(options: list[str], tmp_path
     assert -9 in resume(replicated, work, Kill("forward", 5))
     assert resume(sharded, work) == [0, 0], log_of(work)
     assert len(list((work / "lightning_logs").glob("version_*"))) == 1
-    left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (reference, last_run(work)))
+    left, right = (checkpoint.read(paths.checkpoints(run)[0]) for run in (reference, last_run(work)))
     for name, tensor in left["state_dict"].items():
         assert torch.allclose(tensor, right["state_dict"][name], atol=1e-4), name
     assert losses(reference)["val_loss"] == pytest.approx(losses(last_run(work))["val_loss"], rel=1e-4)
@@ -225,7 +224,7 @@ def test_ranks_that_resume_from_different_checkpoints_are_refused(options: list[
     machines = {rank: tmp_path / f"machine{rank}" for rank in (0, 1)}
     for machine in machines.values():
         shutil.copytree(uninterrupted.parent, machine / "runs" / "lightning_logs")
-    checkpoint.remove(checkpoint.checkpoints(machines[1] / "runs/lightning_logs/version_0")[0])
+    checkpoint.remove(paths.checkpoints(machines[1] / "runs/lightning_logs/version_0")[0])
     two = Setting("two", [*args, "--trainer.max_steps=12"], 2)
     relative = [arg for arg in run_args(two, tmp_path) if "root_dir" not in arg]
     relative += ["--trainer.default_root_dir=runs", "--ckpt_path=last"]
@@ -233,7 +232,7 @@ def test_ranks_that_resume_from_different_checkpoints_are_refused(options: list[
     assert finish(start(relative, {}, 2, tmp_path / "log.txt", environments)) == [2, 2], log_of(tmp_path)
     log = log_of(tmp_path)
     assert log.count("error: ") == 1 and "the checkpoint is epoch=" in log and "step=8" in log
-    kept = checkpoint.checkpoints(machines[0] / "runs/lightning_logs/version_0")
-    assert [checkpoint.step_of(path) for path in kept] == [
-        checkpoint.step_of(path) for path in checkpoint.checkpoints(uninterrupted)
+    kept = paths.checkpoints(machines[0] / "runs/lightning_logs/version_0")
+    assert [paths.step_of(path) for path in kept] == [
+        paths.step_of(path) for path in paths.checkpoints(uninterrupted)
     ], "something was trained or deleted"

@@ -20,7 +20,7 @@ from helpers import ROOT, SENTENCE, Outcome, Run, logged_rows, train_run, train_
 from numpy.typing import NDArray
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser, test
 from gpt2kit.data.build import Corpus, open_or_build
@@ -146,7 +146,7 @@ def test_scores_do_not_depend_on_the_size_of_chunks_of_logits(
 
 def write_uniform_model(run: Run, path: Path) -> Path:
     """Write a checkpoint of a model that predicts all tokens with equal probability."""
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["state_dict"] = {name: torch.zeros_like(value) for name, value in raw["state_dict"].items()}
     torch.save(raw, path)
     return path
@@ -175,7 +175,7 @@ def test_figures_of_a_uniform_model_are_logarithms_of_the_vocabulary_size(
 
 
 def test_a_url_in_a_checkpoint_is_not_opened(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["gpt2kit"]["test_files"] = ["https://example.invalid/text.txt"]
     torch.save(raw, inside / "named.ckpt")
     code, _, err = call(main, "--ckpt_path", "named.ckpt")
@@ -293,7 +293,7 @@ def test_a_tokenizer_that_loses_text_is_not_compared(
 def test_models_that_read_different_documents_are_not_compared(
     run: Run, others: dict[str, Path], call: Callable[..., Outcome], inside: Path, corpus: Path
 ) -> None:
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["gpt2kit"]["reader"]["document"] = "file"
     torch.save(raw, inside / "files.ckpt")
     arguments = ["--ckpt_path", others["char"], "files.ckpt"]
@@ -312,7 +312,7 @@ def test_models_that_read_different_documents_are_not_compared(
 def test_invalid_metadata_of_a_checkpoint_is_refused(
     metadata: dict[str, Any], run: Run, call: Callable[..., Outcome], inside: Path
 ) -> None:
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["gpt2kit"].update(metadata)
     torch.save(raw, inside / "odd.ckpt")
     code, _, err = call(main, "--ckpt_path", "odd.ckpt")
@@ -380,7 +380,7 @@ def test_precisions_agree_within_their_rounding(run: Run, call: Callable[..., Ou
 
 
 def test_a_loss_that_is_not_finite_is_an_error(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["state_dict"] = {name: torch.full_like(value, 3e38) for name, value in raw["state_dict"].items()}
     torch.save(raw, inside / "huge.ckpt")
     code, out, err = call(main, "--ckpt_path", "huge.ckpt")
@@ -458,7 +458,7 @@ def test_each_checkpoint_is_hashed_once(
     hashed: list[Path] = []
     digest = files.digest
     monkeypatch.setattr(files, "digest", lambda path: hashed.append(path) or digest(path))  # type: ignore[func-returns-value]
-    names = checkpoint.checkpoints(run.folder)[:2]
+    names = paths.checkpoints(run.folder)[:2]
     code, _, err = call(main, "--ckpt_path", *names, "--max_tokens", 100)
     assert code == 0, err
     assert sorted(path for path in hashed if path.suffix == ".ckpt") == sorted(names)

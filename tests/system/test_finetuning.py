@@ -11,7 +11,7 @@ import torch
 from helpers import Outcome, Run, final_weights, logged_rows, same_weights, train_run
 from proofs.kills import Setting, run_with_kills
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import export, train
 from gpt2kit.errors import CheckpointError
 from gpt2kit.runs import lifecycle
@@ -20,7 +20,7 @@ HIDDEN = "model.transformer.h.0.ln_1.bias"  # 0 until it is trained
 
 
 def optimizer_state(run: Path) -> dict[int, dict[str, torch.Tensor]]:
-    return dict(checkpoint.read(checkpoint.checkpoints(run)[0])["optimizer_states"][0]["state"])
+    return dict(checkpoint.read(paths.checkpoints(run)[0])["optimizer_states"][0]["state"])
 
 
 @pytest.mark.parametrize("kind", ["Muon", "AdamW"])
@@ -34,8 +34,8 @@ def test_parameters_frozen_for_some_steps(kind: str, options: list[str], tmp_pat
     assert same_weights(final_weights(forever), final_weights(stopped))
     uninterrupted = train_run(tmp_path / "uninterrupted", for_some_steps, "--trainer.max_steps=5")
     assert final_weights(uninterrupted)[HIDDEN].any()
-    second = checkpoint.checkpoints(stopped)[1]
-    assert checkpoint.step_of(second) == 2, "resumed while the body is still frozen"
+    second = paths.checkpoints(stopped)[1]
+    assert paths.step_of(second) == 2, "resumed while the body is still frozen"
     resumed = train_run(tmp_path / "stopped", for_some_steps, "--trainer.max_steps=5", f"--ckpt_path={second}")
     assert same_weights(final_weights(uninterrupted), final_weights(resumed))
     expected, state = optimizer_state(uninterrupted), optimizer_state(resumed)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import Outcome
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, train
 from gpt2kit.cli import test as evaluate
 from gpt2kit.text.reader import Reader
@@ -69,7 +69,7 @@ def test_a_folder_of_text_files_trains_and_tests_with_one_command_each(
     err = trained(call)
     assert "text   12 documents (a file each; --data.reader.document line or paragraph changes it)" in err
     assert "held out of each document, at its end: 5 % for validation, 5 % for the test" in err
-    assert "val_loss=" in checkpoint.checkpoints(Path(RUN))[0].name
+    assert "val_loss=" in paths.checkpoints(Path(RUN))[0].name
     training, test = held_out()
     for text, start, end in zip(novels, training, test, strict=True):
         assert text.startswith(start) and text.endswith(end) and len(start) + len(end) < len(text)

@@ -24,7 +24,7 @@ from helpers import (
     train_tokenizer,
 )
 
-from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import parser, test, train
 from gpt2kit.data import TextDataModule
 from gpt2kit.tokenization import tokenizer
@@ -90,7 +90,7 @@ def test_a_run_starts_from_the_weights(
     if kind == "folder":
         arguments.append(f"--data.tokenizer={folder}")  # the weights' own tokenizer may be named
     new = train_run(tmp_path, arguments)
-    source, first = checkpoint.open(run.folder), checkpoint.open(checkpoint.checkpoints(new)[1])
+    source, first = checkpoint.open(run.folder), checkpoint.open(paths.checkpoints(new)[1])
     assert first.metadata["step"] == 1 and first.shape["n_layer"] == 2
     assert tokenizer.fingerprint(first.tokenizer) == tokenizer.fingerprint(source.tokenizer)
     changed = {name for name in source.state if not torch.equal(source.state[name], first.state[name])}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.runs import folder, lifecycle
 
 STEADY = ["--save_every=2", "--trainer.log_every_n_steps=1", "--data.batch_size=4", "--trainer.limit_val_batches=3"]
@@ -103,7 +103,7 @@ def test_two_killed_ranks_resume_on_two_and_on_one(options: list[str], tmp_path:
     assert resume(two, work, Kill("forward", 4), rank=1) == [5, -9]  # one rank dies, the other stops
     assert resume(one, work, Kill("forward", 6)) == [-9]
     assert resume(two, work) == [0, 0]
-    left, right = (checkpoint.read(checkpoint.checkpoints(run)[0]) for run in (reference, last_run(work)))
+    left, right = (checkpoint.read(paths.checkpoints(run)[0]) for run in (reference, last_run(work)))
     for name, tensor in left["state_dict"].items():
         assert (tensor - right["state_dict"][name]).abs().max() < 1e-3, name
     assert left["gpt2kit"]["data"] == right["gpt2kit"]["data"]
@@ -117,10 +117,10 @@ def test_a_signal_to_one_rank_saves_and_stops_all(
     processes = start(run_args(setting, tmp_path), {}, ranks, tmp_path / "log.txt")
     run = tmp_path / lifecycle.LOGS / "version_0"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not checkpoint.checkpoints(run):
+    while time.monotonic() < deadline and not paths.checkpoints(run):
         time.sleep(0.05)
     os.kill(processes[-1].pid, number)
     assert set(finish(processes, 30)) == {128 + number}, (tmp_path / "log.txt").read_text()
     status = folder.read_status(run)
     assert (status["state"], status["reason"]) == ("stopped", number.name)
-    assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == status["step"]
+    assert paths.step_of(paths.checkpoints(run)[0]) == status["step"]

@@ -16,7 +16,7 @@ import torch
 from helpers import ROOT, Run
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import generate
 from gpt2kit.data.batches import BlockDataset, TrainBatches
 from gpt2kit.data.build import Corpus, open_or_build
@@ -63,7 +63,7 @@ def test_text_is_hashed_again_where_edits_may_not_show(tmp_path: Path, monkeypat
 @pytest.mark.skipif(not MAPS.is_file(), reason="needs /proc")
 def test_an_open_checkpoint_can_be_deleted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a mapped file cannot be deleted, a checkpoint is read and not mapped."""
-    path = checkpoint.find(run.folder)
+    path = paths.find(run.folder)
     content = checkpoint.read(path)
     assert path.name in MAPS.read_text()
     del content

@@ -17,7 +17,7 @@ import torch
 from helpers import ROOT, Outcome, Run, final_weights, logged_rows, same_weights, train_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import train
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.gpt2 import GPT2
@@ -42,7 +42,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
 def saved_steps(run: Path) -> list[int]:
     """Return the steps of a run's checkpoints, newest first."""
-    return [checkpoint.step_of(path) for path in checkpoint.checkpoints(run)]
+    return [paths.step_of(path) for path in paths.checkpoints(run)]
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -73,7 +73,7 @@ def test_nan_stops_before_the_update(
     poison(monkeypatch, 3)
     code, _, err = call(train.main, *options, *SHORT, f"--trainer.default_root_dir={tmp_path}")
     run = tmp_path / "lightning_logs/version_0"
-    assert code == 6 and "step 3: the gradient norm is nan" in err and str(checkpoint.checkpoints(run)[0]) in err
+    assert code == 6 and "step 3: the gradient norm is nan" in err and str(paths.checkpoints(run)[0]) in err
     assert saved_steps(run)[0] == 2
     assert all(torch.isfinite(tensor).all() for tensor in final_weights(run).values())
     assert folder.read_status(run)["state"] == "failed"
@@ -167,7 +167,7 @@ def test_skipped_updates_are_counted_over_resumes(
     args = [*options, *SHORT, "--model.max_nonfinite_steps=1", f"--trainer.default_root_dir={tmp_path}"]
     code, _, err = call(train.main, *args)
     assert code == 6 and "update skipped (1 of at most 1)" in err and "step 4" in err
-    metadata = checkpoint.read(checkpoint.checkpoints(tmp_path / "lightning_logs/version_0")[-1])["gpt2kit"]
+    metadata = checkpoint.read(paths.checkpoints(tmp_path / "lightning_logs/version_0")[-1])["gpt2kit"]
     assert metadata["step"] == 2 and metadata["skipped"] == 1
     monkeypatch.undo()
     poison(monkeypatch, 1)
@@ -176,7 +176,7 @@ def test_skipped_updates_are_counted_over_resumes(
 
 def test_a_resumed_log_has_each_step_once(options: list[str], tmp_path: Path) -> None:
     run = train_run(tmp_path, options, *SHORT)
-    checkpoint.remove(checkpoint.checkpoints(run)[0])  # as if killed after the last rows were logged
+    checkpoint.remove(paths.checkpoints(run)[0])  # as if killed after the last rows were logged
     with (run / "metrics.csv").open("a") as log:
         log.write("7,torn")
     time.sleep(1.1)  # TensorBoard sorts event files by the second in their names
@@ -247,7 +247,7 @@ def test_a_run_may_have_a_name(options: list[str], call: Callable[..., Outcome],
     assert code == 2 and "--run_name other: the resumed run is lightning_logs/first try" in err
     assert call(train.main, *more, "--ckpt_path=first try")[0] == 0
     assert call(train.main, *options, "--trainer.max_steps=4", "--ckpt_path=last", "--run_name=first try")[0] == 0
-    assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == 4 and [*run.parent.iterdir()] == [run]
+    assert paths.step_of(paths.checkpoints(run)[0]) == 4 and [*run.parent.iterdir()] == [run]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "last", "x.ckpt", "a ", "a.", "文" * 67])
@@ -260,17 +260,17 @@ def test_names_that_are_no_folder_are_refused(
 
 def test_best_resumes_the_newest_run_at_its_best_checkpoint(options: list[str], inside: Path) -> None:
     run = train_run(inside, options, "--trainer.max_steps=3", "--save_every=1")
-    for path in checkpoint.checkpoints(run):  # the older one becomes the better one
+    for path in paths.checkpoints(run):  # the older one becomes the better one
         (run / "checkpoints" / f"{path.name}.sha256").unlink()
-        path.rename(run / "checkpoints" / checkpoint.file_name(0, checkpoint.step_of(path), checkpoint.step_of(path)))
-    newest, older = checkpoint.checkpoints(run)
+        path.rename(run / "checkpoints" / paths.file_name(0, paths.step_of(path), paths.step_of(path)))
+    newest, older = paths.checkpoints(run)
     assert lifecycle.find_resumable("best", run.parent, None) == older
     assert lifecycle.find_resumable("last", run.parent, None) == newest
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_saved_again(options: list[str], tmp_path: Path) -> None:
     run = train_run(tmp_path, options, *SHORT)
-    newest, older = checkpoint.checkpoints(run)
+    newest, older = paths.checkpoints(run)
     damaged = newest.read_bytes()[:-200]
     newest.write_bytes(damaged)
     assert lifecycle.find_resumable("last", tmp_path / "lightning_logs", None) == older
@@ -292,7 +292,7 @@ def test_changed_settings_are_reported_and_the_optimizer_is_kept(
     code, _, err = call(train.main, *args, "--trainer.max_steps=8", "--override_optimizer")
     assert code == 0 and "model.optimizer.init_args.lr was 0.005, now 0.5" in err
     assert [row["lr"] for row in logged_rows(run) if "lr" in row][-1] == pytest.approx(0.5)
-    groups = checkpoint.read(checkpoint.checkpoints(run)[0])["optimizer_states"][0]["param_groups"]
+    groups = checkpoint.read(paths.checkpoints(run)[0])["optimizer_states"][0]["param_groups"]
     assert groups[0]["initial_lr"] == 0.5
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import Outcome, final_weights, logged_rows, same_weights, train_run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import paths
 from gpt2kit.cli import train
 from gpt2kit.training.module import GPT2Module
 
@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_run_limited_by_time_equals_one_limited_by_steps(options: list[str], tmp_path: Path, clock: Clock) -> None:
     """Bit for bit: the rate does not depend on the last step before it is set."""
     timed = train_run(tmp_path / "timed", options, *TIMED)
-    steps = checkpoint.step_of(checkpoint.checkpoints(timed)[0])
+    steps = paths.step_of(paths.checkpoints(timed)[0])
     assert 27 <= steps <= 30, "60 seconds, two per step"
     by_steps = train_run(tmp_path / "steps", options, *ARGS, f"--trainer.max_steps={steps}")
     assert same_weights(final_weights(timed), final_weights(by_steps))
@@ -87,7 +87,7 @@ def test_a_run_that_becomes_slower_ends_in_time(
 
     monkeypatch.setattr(GPT2Module, "on_validation_start", slow_down)
     run = train_run(tmp_path, options, *TIMED, "--trainer.val_check_interval=20")
-    steps = checkpoint.step_of(checkpoint.checkpoints(run)[0])
+    steps = paths.step_of(paths.checkpoints(run)[0])
     assert 20 * 2 + (steps - 20) * 4 <= 64
     rates = [row["lr"] for row in logged_rows(run) if "lr" in row]
     assert rates[-1] < 0.2 * rates[10], "the rate has decayed"

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 from helpers import Run, final_weights, logged_rows, same_weights, train_run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import train
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.evaluation.scoring import Scorer, Windows
@@ -37,7 +37,7 @@ def test_metrics_are_logged_at_their_steps(run: Run) -> None:
     assert [row["step"] for row in rows if "train_loss" in row] == [10, 20, 30, 40]
     assert [row["step"] for row in rows if "val_loss" in row] == [15, 30, 40]  # the last step is always validated
     assert [row["tokens_seen"] for row in rows if "train_loss" in row] == [n * 8 * 16 for n in (10, 20, 30, 40)]
-    steps_per_epoch = checkpoint.read(checkpoint.checkpoints(run.folder)[0])["gpt2kit"]["train_tokens"] // 16 // 8
+    steps_per_epoch = checkpoint.read(paths.checkpoints(run.folder)[0])["gpt2kit"]["train_tokens"] // 16 // 8
     assert all(row["epoch"] == pytest.approx(row["step"] / steps_per_epoch) for row in rows)
 
 
@@ -47,9 +47,9 @@ def test_perplexity_is_the_exponential_of_the_loss(run: Run) -> None:
 
 
 def test_the_best_checkpoint_and_the_two_newest_are_kept(run: Run) -> None:
-    steps = [checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder)]
+    steps = [paths.step_of(path) for path in paths.checkpoints(run.folder)]
     assert steps == [40, 30]
-    assert [checkpoint.step_of(path) for path in checkpoint.best_of(checkpoint.checkpoints(run.folder))] == [40]
+    assert [paths.step_of(path) for path in paths.best_of(paths.checkpoints(run.folder))] == [40]
     assert not list((run.folder / "checkpoints").glob(".*"))
 
 
@@ -143,5 +143,5 @@ def test_a_time_limit_saves_and_stops(options: list[str], tmp_path: Path, capsys
     more = ["--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01", f"--trainer.default_root_dir={tmp_path}"]
     run = train.main([*options, *more])
     assert run == tmp_path / "lightning_logs/version_0" and folder.read_status(run)["reason"] == "max_time"
-    assert 0 < checkpoint.step_of(checkpoint.checkpoints(run)[0]) < 100000
+    assert 0 < paths.step_of(paths.checkpoints(run)[0]) < 100000
     assert f"Resume with: gpt2kit train --ckpt_path {run}\n" in capsys.readouterr().err

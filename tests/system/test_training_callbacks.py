@@ -15,7 +15,7 @@ from proofs.kills import Kill, Setting, last_run, resume, run_with_kills
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import export
 from gpt2kit.export import huggingface, reload_check
 from gpt2kit.training.callbacks import EXPORTS
@@ -95,10 +95,10 @@ def test_each_epoch_is_exported_and_training_is_not_affected(
     assert same_weights(final_weights(without), weights)
     assert is_export_of(exported(run, 3), weights) and not is_export_of(exported(run, 2), weights)
     card = (run / EXPORTS / "epoch_3/README.md").read_text()
-    bits = checkpoint.peek(checkpoint.checkpoints(run)[0]).metadata["val_bpb"]
+    bits = checkpoint.peek(paths.checkpoints(run)[0]).metadata["val_bpb"]
     assert f"| bits per byte of the validation text | {bits:.4f} |" in card and "# epoch_3" in card
     assert checkpoint.open(run / EXPORTS / "epoch_3").shape["n_embd"] == 32
-    export.export(str(checkpoint.checkpoints(run)[0]), tmp_path / "epoch_3")
+    export.export(str(paths.checkpoints(run)[0]), tmp_path / "epoch_3")
     for name in huggingface.FILES:
         assert (tmp_path / "epoch_3" / name).read_bytes() == (run / EXPORTS / "epoch_3" / name).read_bytes(), name
 
@@ -123,7 +123,7 @@ def test_an_export_is_replaced_if_its_epoch_is_trained_again(
 ) -> None:
     run = train_run(tmp_path, short, WITH_EXPORTS, "--trainer.max_epochs=1")
     before = exported(run, 1)
-    older = min(checkpoint.checkpoints(run), key=checkpoint.step_of)
+    older = min(paths.checkpoints(run), key=paths.step_of)
     rates = ["--override_optimizer", "--model.optimizer.lr=1e-3", f"--ckpt_path={older}"]
     assert train_run(tmp_path, short, WITH_EXPORTS, "--trainer.max_epochs=1", *rates) == run
     assert not same_weights(before, exported(run, 1)) and exports(run) == ["epoch_1"]
@@ -151,7 +151,7 @@ def test_a_failed_export_leaves_no_folder_and_training_continues(
     err = capsys.readouterr().err
     assert err.count("warning: NOT EXPORTED, training continues") == 2
     assert "No space left on device" in err and "the exported model differs from the checkpoint" in err
-    assert exports(run) == [] and checkpoint.checkpoints(run)
+    assert exports(run) == [] and paths.checkpoints(run)
 
 
 def test_a_run_killed_during_an_export_writes_it_after_the_resume(short: list[str], tmp_path: Path) -> None:

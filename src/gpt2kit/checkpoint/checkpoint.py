@@ -21,12 +21,7 @@ from torch import Tensor
 
 from gpt2kit import __version__, files
 from gpt2kit.checkpoint import archive, huggingface, validation
-from gpt2kit.checkpoint.paths import NEWEST
-from gpt2kit.checkpoint.paths import best_of as best_of
-from gpt2kit.checkpoint.paths import checkpoints as checkpoints
-from gpt2kit.checkpoint.paths import file_name as file_name
-from gpt2kit.checkpoint.paths import find as find
-from gpt2kit.checkpoint.paths import step_of as step_of
+from gpt2kit.checkpoint.paths import NEWEST, checkpoints, find
 from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape

@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from torch.optim import Optimizer
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint, initialize
+from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import train_help
 from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import machine_error, split_positional
@@ -266,7 +266,7 @@ class TrainCLI(LightningCLI):
         info["start"]["begun"] = gpt2.start_notes
         # The memory of LoRA is counted, too.
         add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
-        info["run"] |= {"done": checkpoint.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
+        info["run"] |= {"done": paths.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         info["memory"] = estimate.estimate_memory(trainer, data, gpt2)
         info["files"] = estimate.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
         limit = self.config_init.trainer["limit_val_batches"]

@@ -58,7 +58,7 @@ Row = TypeVar("Row", TokenSurprisal, WordSurprisal)
 class Table(list[Row]):
     """A list of rows, which are named tuples."""
 
-    columns = WordSurprisal._fields
+    columns: tuple[str, ...] = WordSurprisal._fields
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame with one column per field."""

@@ -64,7 +64,7 @@ def claim(run: Path) -> FileLock:
 
 def write_status(run: Path, state: str, step: int, reason: str = "") -> None:
     """Replace status.json, which is valid at every moment."""
-    newest = next(iter(checkpoint.checkpoints(run)), None)
+    newest = next(iter(paths.checkpoints(run)), None)
     status = {
         "state": state,
         "step": step,
@@ -148,8 +148,8 @@ def _class_names(value: object, name: str = "") -> Iterator[str]:
 
 def set_aside(run: Path, step: int) -> None:
     """Rename the checkpoints after `step`, which the resumed run trains and saves again."""
-    for path in checkpoint.checkpoints(run):
-        if checkpoint.step_of(path) > step:
+    for path in paths.checkpoints(run):
+        if paths.step_of(path) > step:
             aside = path.with_name(f"{path.name}.aside")
             path.replace(aside)
             path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
@@ -214,7 +214,7 @@ def find_resumable(
                 "--ckpt_path to start a new one"
             )
         return newest
-    file = checkpoint.find(path)
+    file = paths.find(path)
     checkpoint.check_resumable(file)
     return file
 

@@ -143,11 +143,11 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
     if ckpt_path.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file():
         return [(name, ckpt_path)]
     if not path.is_dir() or (path / "checkpoints").is_dir():
-        return [(name.removesuffix(".ckpt"), str(checkpoint.find(path)))]
-    runs = sorted((sub.parent for sub in path.rglob("checkpoints") if checkpoint.checkpoints(sub.parent)), key=str)
+        return [(name.removesuffix(".ckpt"), str(paths.find(path)))]
+    runs = sorted((sub.parent for sub in path.rglob("checkpoints") if paths.checkpoints(sub.parent)), key=str)
     if not runs:
         raise CheckpointError(f"{path}: no run with a checkpoint in this folder. Name a run or a folder of runs")
-    return [(str(run.relative_to(path)), str(checkpoint.find(run))) for run in runs]
+    return [(str(run.relative_to(path)), str(paths.find(run))) for run in runs]
 
 
 def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:

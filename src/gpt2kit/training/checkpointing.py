@@ -21,7 +21,7 @@ from filelock import FileLock
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.checkpoint.validation import first_nonfinite, optimizer_tensors
 from gpt2kit.data.batches import STOP_SIGNALS
 from gpt2kit.errors import DivergedError, MachineError, first_line
@@ -187,8 +187,8 @@ class ExactResume(Checkpoint):
         refuse_nonfinite(trainer)
         if run is None:
             return
-        saved = checkpoint.checkpoints(run)
-        is_saved = any(checkpoint.step_of(path) == step for path in saved)
+        saved = paths.checkpoints(run)
+        is_saved = any(paths.step_of(path) == step for path in saved)
         problem = ""
         if trainer.is_global_zero:
             # A checkpoint is as large as the last one; the first one has weights and two moments in float32.
@@ -200,7 +200,7 @@ class ExactResume(Checkpoint):
             return
         if not problem:
             score = gpt2.current_score()
-            name = checkpoint.file_name(int(epochs_done(trainer)), step, score.loss if score else None)
+            name = paths.file_name(int(epochs_done(trainer)), step, score.loss if score else None)
             path = run / "checkpoints" / name
             trainer.save_checkpoint(path, weights_only=False)
             problem = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", ""))
@@ -214,9 +214,9 @@ class ExactResume(Checkpoint):
         elif trainer.is_global_zero:
             self._failed_saves = 0
             self._write_status(trainer, "running")
-            saved = checkpoint.checkpoints(run)
+            saved = paths.checkpoints(run)
             for old in saved[KEEP_NEWEST:]:
-                if old not in checkpoint.best_of(saved, self.save_top_k):
+                if old not in paths.best_of(saved, self.save_top_k):
                     checkpoint.remove(old)
 
     def _write_status(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:

@@ -27,10 +27,10 @@ _NEW_TOKENS, _PROMPT_TOKENS = 60, 8
 def end_lines(run: Path, data: TextDataModule, has_sample: bool = True) -> list[Line]:
     """Return the lines of a run that has ended."""
     lines = _score_lines(run)
-    saved = checkpoint.checkpoints(run)
+    saved = paths.checkpoints(run)
     if not saved:
         return lines
-    best, prompt, text = checkpoint.best_of(saved)[0], "", ""
+    best, prompt, text = paths.best_of(saved)[0], "", ""
     with contextlib.suppress(Exception):  # a finished run must not fail because of its sample
         prompt = first_words(data)
         text = sample(best, prompt) if has_sample else ""
@@ -42,10 +42,10 @@ def end_lines(run: Path, data: TextDataModule, has_sample: bool = True) -> list[
 
 def stop_lines(run: Path) -> list[Line]:
     """Return the lines of a run that was stopped; none if it has nothing to resume from."""
-    newest = next(iter(checkpoint.checkpoints(run)), None)
+    newest = next(iter(paths.checkpoints(run)), None)
     if newest is None:
         return []
-    step = checkpoint.step_of(newest)
+    step = paths.step_of(newest)
     return [("saved", f"step {step:,}. Resume with: {command('train', run)}")]
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import paths
 from gpt2kit.runs import lifecycle
 
 # The names of metrics in TensorBoard, which groups them by their prefix.
@@ -111,7 +111,7 @@ def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None, run_n
         board = GroupedTensorBoard(root, name=lifecycle.LOGS, version=run_name)
         return [board, AppendingCSVLogger(root, name=lifecycle.LOGS, version=board.version), *others]
     place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
-    board = GroupedTensorBoard(**place, purge_step=checkpoint.step_of(resumed) + 1)
+    board = GroupedTensorBoard(**place, purge_step=paths.step_of(resumed) + 1)
     return [board, AppendingCSVLogger(**place), *others]
 
 

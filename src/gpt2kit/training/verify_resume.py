@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.commands import is_script
 from gpt2kit.errors import MachineError, UserError
 from gpt2kit.runs import lifecycle
@@ -41,7 +41,7 @@ def verify_resume(args: list[str]) -> None:
                 run_command.append("--ckpt_path=last")
             print(f"{name}: {STEPS} steps", file=sys.stderr)
             _run(run_command)
-            raw[name] = checkpoint.read(checkpoint.checkpoints(run)[0])
+            raw[name] = checkpoint.read(paths.checkpoints(run)[0])
         differences = compare(raw["uninterrupted"], raw["resumed"])
     for group, largest in differences.items():
         print(f"{group:<28} max |difference| {largest:g}")
@@ -89,11 +89,11 @@ def _run_and_kill(command: list[str], run: Path) -> None:
     """Start a run and kill it as soon as it has saved a checkpoint in the middle."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
-        if any(checkpoint.step_of(path) >= STEPS // 3 for path in checkpoint.checkpoints(run)):
+        if any(paths.step_of(path) >= STEPS // 3 for path in paths.checkpoints(run)):
             process.kill()
         time.sleep(0.01)
-    saved = checkpoint.checkpoints(run)
-    if not saved or checkpoint.step_of(saved[0]) >= STEPS:
+    saved = paths.checkpoints(run)
+    if not saved or paths.step_of(saved[0]) >= STEPS:
         raise UserError(
             "--verify_resume: the run ended before it could be killed, because its steps are too short. Use a larger "
             "model or batch; this does not mean that a resume is not exact"

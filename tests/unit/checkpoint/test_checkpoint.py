@@ -15,14 +15,14 @@ import torch
 from helpers import Outcome, Run
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
 from gpt2kit.text.splits import CutRange, HashRange, SplitRange
 
 
 def test_a_checkpoint_is_self_contained(run: Run, tmp_path: Path) -> None:
-    shutil.copy(checkpoint.find(run.folder), tmp_path / "alone.ckpt")
+    shutil.copy(paths.find(run.folder), tmp_path / "alone.ckpt")
     opened = checkpoint.open(tmp_path / "alone.ckpt")
     assert opened.tokenizer.get_vocab_size() == 320
     assert opened.model.shape["n_embd"] == 32 and not opened.model.training
@@ -37,17 +37,17 @@ def test_metadata_has_only_plain_types(run: Run) -> None:
             return all(map(plain, value))
         return value is None or type(value) in (int, float, str, bool) or isinstance(value, torch.Tensor)
 
-    raw = torch.load(checkpoint.find(run.folder), weights_only=True)
+    raw = torch.load(paths.find(run.folder), weights_only=True)
     assert plain({key: value for key, value in raw.items() if key not in ("optimizer_states", "state_dict")})
 
 
 def test_names_in_a_checkpoint_do_not_change(run: Run) -> None:
     """Users have files with these names. A name may be added; any other change needs another checkpoint.FORMAT."""
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     metadata = raw["gpt2kit"]
     assert set(metadata) == {
         *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
-        "append_eos",
+        *("append_eos", "test_text"),
         *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped", "start", "freeze", "val_bpb"),
     }
     assert set(metadata["shape"]) == {
@@ -65,12 +65,12 @@ def test_file_names_give_the_newest_and_the_best(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for step, loss in ((9, 1.5), (10, 1.25), (100, 1.3), (200, None), (300, float("nan"))):
-        (folder / checkpoint.file_name(0, step, loss)).touch()
-    paths = checkpoint.checkpoints(tmp_path)
-    assert [checkpoint.step_of(path) for path in paths] == [300, 200, 100, 10, 9]
-    assert [checkpoint.step_of(path) for path in checkpoint.best_of(paths, 2)] == [10, 100]
-    assert checkpoint.best_of([path for path in paths if "val_loss" not in path.name]) == paths[:1]
-    assert checkpoint.best_of([]) == []
+        (folder / paths.file_name(0, step, loss)).touch()
+    saved = paths.checkpoints(tmp_path)
+    assert [paths.step_of(path) for path in saved] == [300, 200, 100, 10, 9]
+    assert [paths.step_of(path) for path in paths.best_of(saved, 2)] == [10, 100]
+    assert paths.best_of([path for path in saved if "val_loss" not in path.name]) == saved[:1]
+    assert paths.best_of([]) == []
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ HOSTILE: dict[str, Any] = {
 def test_a_hostile_file_is_refused(
     run: Run, tmp_path: Path, harm: Any, call: Callable[..., Outcome], inside: Path
 ) -> None:
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["state_dict"] = {name: tensor.clone() for name, tensor in raw["state_dict"].items()}
     harm(raw)
     torch.save(raw, tmp_path / "bad.ckpt")
@@ -137,7 +137,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(
 ) -> None:
     (tmp_path / "canary.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["hyper_parameters"] = {"_class_path": "canary.Model", "_instantiator": "canary.make"}
     raw["datamodule_hyper_parameters"] = {"_class_path": "canary.Data"}
     torch.save(raw, tmp_path / "named.ckpt")
@@ -150,7 +150,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(
 
 
 def test_a_flipped_bit_is_noticed(run: Run, tmp_path: Path) -> None:
-    source = checkpoint.find(run.folder)
+    source = paths.find(run.folder)
     content = bytearray(source.read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / source.name).write_bytes(content)
@@ -171,7 +171,7 @@ def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path) -> None:
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
     torch.save(raw, tmp_path / "nan.ckpt")
     with pytest.raises(CheckpointError, match="contains NaN or Inf"):

@@ -74,9 +74,9 @@ def test_config_file_mistakes_are_reported_in_one_line(
 def test_a_tokenizer_larger_than_the_model_is_refused(run: Run, call: Callable[..., Outcome], inside: Path) -> None:
     import torch
 
-    from gpt2kit.checkpoint import checkpoint
+    from gpt2kit.checkpoint import checkpoint, paths
 
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["gpt2kit"]["shape"]["vocab_size"] = 128
     for name in ("model.transformer.wte.weight", "model.lm_head.weight"):
         raw["state_dict"][name] = raw["state_dict"][name][:128].clone()

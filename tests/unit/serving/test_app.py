@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import GRADIO_WARNINGS, Outcome, Run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import paths
 from gpt2kit.cli import parser, web_demo
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.generation.decoder import SampledToken, TokenSequence
@@ -41,9 +41,9 @@ def service(run: Run) -> Service:
 
 
 def test_each_model_is_found_once(run: Run, tmp_path: Path) -> None:
-    file = checkpoint.find(run.folder)
-    paths = [str(run.folder), str(run.work / "lightning_logs"), str(file)]
-    assert [model.name for model in find_models(paths)] == ["version_0"]
+    file = paths.find(run.folder)
+    names = [str(run.folder), str(run.work / "lightning_logs"), str(file)]
+    assert [model.name for model in find_models(names)] == ["version_0"]
     assert find_models([str(file)])[0].name == file.stem
     with pytest.raises(CheckpointError, match="no run with a checkpoint"):
         find_models([str(tmp_path)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import Outcome, Run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import train
 from gpt2kit.errors import MachineError
 from gpt2kit.runs import folder, lifecycle
@@ -61,7 +61,7 @@ def test_leftovers_of_a_killed_save_are_removed(copied: Path) -> None:
 def test_a_dangling_link_is_skipped(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "checkpoints/epoch=0-step=99.ckpt").symlink_to("nowhere.ckpt")
     newest = checkpoint.newest_valid(copied)
-    assert newest is not None and checkpoint.step_of(newest) == 40
+    assert newest is not None and paths.step_of(newest) == 40
     assert "skipped: " in capsys.readouterr().err
 
 
@@ -88,7 +88,7 @@ def test_a_slurm_job_is_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_verify_resume_names_the_tensors_that_differ(run: Run) -> None:
-    one, other = (checkpoint.read(checkpoint.find(run.folder)) for _ in range(2))
+    one, other = (checkpoint.read(paths.find(run.folder)) for _ in range(2))
     name = "model.transformer.h.1.ln_1.weight"
     other["state_dict"] = {**one["state_dict"], name: one["state_dict"][name] + 1}
     assert {group for group, value in verify_resume.compare(one, other).items() if value} == {"weights h.1"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import Run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.training.estimate import LiveTensors, checkpoint_bytes, estimate_step
 from gpt2kit.training.module import GPT2Module
 
@@ -77,6 +77,6 @@ def test_an_estimate_does_not_change_the_model() -> None:
 
 
 def test_the_size_of_a_checkpoint_is_estimated(run: Run) -> None:
-    path = checkpoint.checkpoints(run.folder)[0]
+    path = paths.checkpoints(run.folder)[0]
     size = checkpoint_bytes(GPT2Module(**checkpoint.open(path).model.shape))
     assert size < path.stat().st_size < 1.6 * size  # tokenizer and settings count in a model this small
