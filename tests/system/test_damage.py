@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import Outcome, Run, final_weights, same_weights, train_run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, plot, runs, train
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs import folder, lifecycle
@@ -65,7 +65,7 @@ def test_damaged_files_are_set_aside_when_a_run_is_resumed(
     expected = {"bytes": set(FILES) - {".lock", "hparams.yaml"}, "half": {"start.json", "status.json", "config.yaml"}}
     assert aside == expected.get(damage, set(FILES))
     assert all(f"{copied.name}/{name}: " in err for name in aside) and err.count("warning: ") == len(aside)
-    assert checkpoint.step_of(checkpoint.checkpoints(copied)[0]) == 42
+    assert paths.step_of(paths.checkpoints(copied)[0]) == 42
     assert folder.read_status(copied)["state"] == "done" and len(folder.read_run(copied).starts) >= 1
     settings = [(path / "config.yaml").read_text().replace("42", "40") for path in (copied, run.folder)]
     assert settings[0].split("model:")[1].split("data:")[0] == settings[1].split("model:")[1].split("data:")[0]
@@ -85,7 +85,7 @@ def test_a_damaged_run_is_listed_and_drawn_or_refused_in_one_line(
 
 
 def test_settings_in_a_checkpoint_never_import_another_package(copied: Path) -> None:
-    file = checkpoint.checkpoints(copied)[0]
+    file = paths.checkpoints(copied)[0]
     assert lifecycle.checkpoint_settings(file)["model"]["n_layer"] == 2
     raw = checkpoint.read(file)
     settings = raw["gpt2kit"]["settings"]
@@ -142,7 +142,7 @@ def test_a_closed_terminal_saves_and_stops_unless_nohup_is_used(
     run = inside / lifecycle.LOGS / "version_0"
     status = folder.read_status(run)
     assert status["state"] == state
-    assert checkpoint.step_of(checkpoint.checkpoints(run)[0]) == status["step"] == (3 if code else 5)
+    assert paths.step_of(paths.checkpoints(run)[0]) == status["step"] == (3 if code else 5)
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")

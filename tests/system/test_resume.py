@@ -95,13 +95,13 @@ def test_weights_that_are_not_finite_are_not_saved(
     code, _, err = call(train.main, *options, *SHORT, f"--trainer.default_root_dir={tmp_path}")
     run = tmp_path / "lightning_logs/version_0"
     assert code == 6 and "step 3: weight model.transformer.wte.weight contains NaN or Inf" in err
-    assert saved_steps(run)[0] == 2 and f"the last good checkpoint is {checkpoint.checkpoints(run)[0]}" in err
+    assert saved_steps(run)[0] == 2 and f"the last good checkpoint is {paths.checkpoints(run)[0]}" in err
 
 
 def damage(run: Run, work: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Return a copy of a run whose newest checkpoint is changed."""
     copied = Path(shutil.copytree(run.folder, work / "lightning_logs/version_0"))
-    newest = checkpoint.checkpoints(copied)[0]
+    newest = paths.checkpoints(copied)[0]
     raw = torch.load(newest, weights_only=True)
     change(raw)
     newest.with_name(newest.name + ".sha256").unlink()
@@ -142,7 +142,7 @@ HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 @pytest.mark.parametrize("case", DAMAGES)
 def test_last_skips_a_checkpoint_that_cannot_be_resumed(case: str, run: Run, inside: Path, caplog: Any) -> None:
     change, message = DAMAGES[case]
-    newest, older = checkpoint.checkpoints(damage(run, inside, change))[:2]
+    newest, older = paths.checkpoints(damage(run, inside, change))[:2]
     assert lifecycle.find_resumable("last", inside / "lightning_logs", None) == older
     with pytest.raises(CheckpointError, match=re.escape(message)):
         lifecycle.find_resumable(str(newest), inside / "lightning_logs", None)
@@ -153,7 +153,7 @@ def test_a_checkpoint_with_a_hole_is_refused_before_the_run_is_changed(
     case: str, run: Run, call: Callable[..., Outcome], inside: Path
 ) -> None:
     change, message = HOLES[case]
-    newest = checkpoint.checkpoints(damage(run, inside, change))[0]
+    newest = paths.checkpoints(damage(run, inside, change))[0]
     before = {path: path.read_bytes() for path in inside.rglob("*.*") if path.is_file() and "events" not in path.name}
     code, _, err = call(train.main, *run.options, "--ckpt_path", newest, "--trainer.max_steps=41")
     assert code == 4 and message in err and err.count("error: ") == 1 and "Traceback" not in err
@@ -309,7 +309,7 @@ def test_a_run_with_another_order_of_blocks_is_not_resumed(
 ) -> None:
     """With a different order of blocks, a resumed run would repeat some and skip others."""
     copied = shutil.copytree(run.folder, tmp_path / "lightning_logs" / "version_0")
-    file = checkpoint.checkpoints(copied)[0]
+    file = paths.checkpoints(copied)[0]
     content = checkpoint.read(file)
     content["gpt2kit"]["data"]["order_version"] = 99
     checkpoint.write(content, file)

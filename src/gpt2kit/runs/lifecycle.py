@@ -249,7 +249,7 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
     config = _read_config(run)
     if "save_every" not in config:  # it follows the sections, so the file is damaged
         with contextlib.suppress(CheckpointError):
-            config = next((checkpoint_settings(file) for file in checkpoint.checkpoints(run)), {})
+            config = next((checkpoint_settings(file) for file in paths.checkpoints(run)), {})
     if not config:
         return ["it has no valid config.yaml"]
     now = _data_and_model(settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import Outcome, Run
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, test
 
 
@@ -39,7 +39,7 @@ def test_a_checkpoint_from_elsewhere_names_no_text_outside_of_the_current_folder
     (inside / "link.txt").symlink_to("/etc/hostname")
     (inside / "links").mkdir()
     (inside / "links/a.txt").symlink_to("/etc/hostname")
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["gpt2kit"]["test_files"] = names
     torch.save(raw, inside / "x.ckpt")
     code, out, err = score(call, "x.ckpt")
@@ -50,7 +50,7 @@ def test_text_in_the_current_folder_is_followed(
     run: Run, corpus: Path, call: Callable[..., Outcome], inside: Path
 ) -> None:
     shutil.copy(corpus / "test.txt", "a.txt")
-    raw = checkpoint.read(checkpoint.find(run.folder))
+    raw = checkpoint.read(paths.find(run.folder))
     raw["gpt2kit"]["test_files"] = ["a.txt"]
     torch.save(raw, inside / "x.ckpt")
     assert score(call, "x.ckpt")[0] == 0
