@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--targets", nargs="+", choices=targets.TARGETS, default=list(targets.TARGETS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--cases", type=int, help="try kept cases and this number of each target; no journal"
-    )
+    parser.add_argument("--cases", type=int, help="try kept cases and this number of each target; no journal")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.fsync = lambda descriptor: None  # no case is a power failure
