@@ -8,7 +8,6 @@ tried once: its digest is kept in the cache.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import subprocess
@@ -28,11 +27,13 @@ _SAMPLE = "".join(map(chr, [*range(384), 0x3B1, 0x42F, 0xE2A, 0xE31, 0x200D, 0x2
 _SAMPLE += " The king's 2 crowns, don't you see?\n\n  if x == 10:\treturn  None\r\n" + "a" * 500 + " " * 500
 
 
-@functools.cache
+_known: set[str] = set()  # digests of those that this process has tried or made
+
+
 def problem_of(text: str) -> str:
     """Return why a tokenizer's JSON cannot be used; empty if it can."""
-    record = TRIED / hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    if record.is_file():
+    digest = _digest(text)
+    if digest in _known or (TRIED / digest).is_file():
         return ""
     try:
         child = subprocess.run(
@@ -55,9 +56,14 @@ def problem_of(text: str) -> str:
 
 def remember(text: str) -> None:
     """Record that a tokenizer was tried, or was made here."""
+    _known.add(_digest(text))
     with contextlib.suppress(OSError):  # the folder may be read-only
         TRIED.mkdir(parents=True, exist_ok=True)
-        (TRIED / hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()).touch()
+        (TRIED / _digest(text)).touch()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def main() -> None:

@@ -21,14 +21,15 @@ def replace(text: str, content: str, times: int = 1) -> dict[str, Any]:
 
 
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 HOSTILE: dict[str, dict[str, Any]] = {
     "grows at a common letter": {"normalizer": replace("a", "a" * 50, 12)},
     "grows at a rare letter": {"normalizer": replace("\u4e2d", "\u4e2d" * 50, 12)},
     "panics": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     "has no unknown token": {"model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0}, "unk_token": "none"}},
     "backtracks": {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "((((a+)+)+)+)+$"}}},
-    "has a huge id": {"added_tokens": [{**TOKEN, "id": (1 << 32) - 1, "content": "zz"}]},
+    "has a huge id": {
+        "model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, "a": (1 << 32) - 6}, "unk_token": "a"}
+    },
 }
 
 
