@@ -26,7 +26,7 @@ from gpt2kit.cli.train_tokenizer import train_tokenizer
         (
             ["--model.n_embd=33", "--data.batch_size=0", "--save_every=0"],
             2,
-            "data.batch_size 0: must be at least 1; model.n_embd 33: not a multiple",
+            "data.batch_size 0: must be at least 1; save_every 0: must be at least 1; model.n_embd 33",
         ),
         (["--model.n_embd=33", "--data.batch_size=0"], 2, "n_embd 33: not a multiple of model.n_head 2"),
         (["--trainer.precision=16-mixed"], 2, "16-mixed"),

@@ -100,27 +100,18 @@ def test_muon_refuses_impossible_values(option: dict[str, Any]) -> None:
         try_optimizer(lambda params: Muon(params, **option), torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "save_every: null",
-        "model: {optimizer: null}",
-        "model: {optimizer: {class_path: null}}",
-        "model: {schedule: null}",
-        "model: {n_layer: null}",
-        "data: {reader: null}",
-        "data: {cache_dir: null}",
-        "data: {train_files: null}",
-        "trainer: {val_check_interval: null}",
-        "trainer: {devices: null}",
-        "trainer: {callbacks: [null]}",
-    ],
-)
-def test_null_is_refused_where_it_is_no_value(
-    content: str, options: list[str], call: Callable[..., Outcome], inside: Path
-) -> None:
-    (inside / "config.yaml").write_text(content)
-    assert_one_line(call(train.main, *options, "--config=config.yaml"), 2, "config.yaml line 1: ")
+def test_null_is_refused_where_it_is_no_value(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
+    lines = {
+        "save_every": "null",
+        "model": "{optimizer: null, schedule: {class_path: null}, n_layer: null}",
+        "data": "{reader: null, cache_dir: null, train_files: null}",
+        "trainer": "{val_check_interval: null, devices: null, callbacks: [null]}",
+    }
+    (inside / "config.yaml").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    names = ["save_every", "model.optimizer", "model.schedule", "model.n_layer", "data.reader", "data.cache_dir"]
+    names += ["data.train_files", "trainer.val_check_interval", "trainer.devices"]
+    outcome = call(train.main, *options, "--config=config.yaml")
+    assert_one_line(outcome, 2, *(f": {name} null: must be" for name in names), "trainer.callbacks [null]: null is not")
 
 
 @pytest.mark.parametrize(
