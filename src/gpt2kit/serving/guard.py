@@ -26,7 +26,12 @@ _ATTEMPTS_INTERVAL = 60.0
 # The routes of Gradio that the page needs. All others are closed: uploads, files, other servers, its API.
 _JOIN, _STREAM, _LOGIN = "/gradio_api/queue/join", "/gradio_api/queue/data", "/login"
 _PUBLIC = re.compile(r"/|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static)/.*", re.DOTALL)
-_ROUTES = {"GET": (_STREAM, "/logout"), "POST": (_LOGIN, _JOIN, "/gradio_api/cancel", "/gradio_api/reset")}
+# The fields of the requests that end another one.
+_FIELDS: dict[str, dict[str, type]] = {
+    "/gradio_api/cancel": {"session_hash": str, "fn_index": int, "event_id": str},
+    "/gradio_api/reset": {"event_id": str},
+}
+_ROUTES = {"GET": (_STREAM, "/logout"), "POST": (_LOGIN, _JOIN, *_FIELDS)}
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -94,12 +99,13 @@ class Guard:
             return
         if body is None:  # the client has left
             return
-        if path == _JOIN:
-            event = parse_event(body, self.inputs)
+        if path == _JOIN or path in _FIELDS:
+            event = parse_event(body, self.inputs) if path == _JOIN else parse_fields(body, _FIELDS[path])
             if event is None:
                 await response.refuse(400, "not an event of this page")
                 return
-            self.clients.request(event["session_hash"])
+            if path == _JOIN:
+                self.clients.request(event["session_hash"])
             body = json.dumps(event).encode()
             others = [header for header in scope["headers"] if header[0] not in (b"content-length", b"content-type")]
             new = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
@@ -227,3 +233,15 @@ def parse_event(body: bytes, inputs: Mapping[int, int]) -> dict[str, Any] | None
     if not is_valid:
         return None
     return {"data": data, "event_data": None, "fn_index": index, "trigger_id": trigger, "session_hash": session}
+
+
+def parse_fields(body: bytes, fields: Mapping[str, type]) -> dict[str, Any] | None:
+    """Return the fields of a request that ends another one; None if one of them is invalid."""
+    try:
+        content = json.loads(body)
+        values = {name: content[name] for name in fields}
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    names = [value for value in values.values() if isinstance(value, str)]
+    is_valid = all(type(values[name]) is kind for name, kind in fields.items()) and all(map(_SESSION.fullmatch, names))
+    return values if is_valid else None

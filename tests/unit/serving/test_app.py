@@ -207,10 +207,9 @@ def test_other_sites_may_show_the_page_in_a_frame_if_allowed(service: Service, h
 )
 def test_other_sites_cannot_send_requests(http: Any, headers: dict[str, str], status: int) -> None:
     for path in ("/gradio_api/queue/join", "/gradio_api/reset"):
-        body = json.dumps(EVENT)
-        assert http.post(path, content=body, headers={**headers, "content-type": "text/plain"}).status_code in (
-            {status, 422} if path.endswith("reset") and status == 200 else {status}
-        )
+        body = json.dumps({**EVENT, "event_id": "e"})
+        response = http.post(path, content=body, headers={**headers, "content-type": "text/plain"})
+        assert response.status_code == status
     assert http.get("/", headers=headers).status_code == 200  # a link to the page
 
 
@@ -239,7 +238,15 @@ def test_events_that_the_page_does_not_send_are_refused(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000, b'{"fn_index": ' + b"9" * 9000])
 def test_bodies_that_are_not_events_are_refused(http: Any, body: bytes) -> None:
-    assert http.post("/gradio_api/queue/join", content=body).status_code == 400
+    for path in ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"):
+        assert http.post(path, content=body).status_code == 400
+
+
+@pytest.mark.parametrize("event_id", ["-Infinity", "null", '"\\ud800"', '"a/b"', "[]"])
+def test_ids_that_the_page_does_not_send_are_refused(http: Any, event_id: str) -> None:
+    body = f'{{"session_hash": "s", "fn_index": 0, "event_id": {event_id}}}'
+    for path in ("/gradio_api/cancel", "/gradio_api/reset"):
+        assert http.post(path, content=body).status_code == 400
 
 
 def test_large_and_chunked_bodies_are_refused(http: Any) -> None:
