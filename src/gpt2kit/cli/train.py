@@ -77,10 +77,11 @@ class TrainParser(Parser, LightningArgumentParser):
                 raise UserError(failures[-1]) from error
 
         try:
-            return self.instantiate(cfg, instantiate_groups, instantiators=[(build, object, True)])
+            built: Namespace = self.instantiate(cfg, instantiate_groups, instantiators=[(build, object, True)])
         except (TypeError, ValueError):  # jsonargparse has replaced the error by one of its own
             refuse(list(dict.fromkeys(failures)))
             raise
+        return built
 
 
 def _option_of(kind: type) -> str:

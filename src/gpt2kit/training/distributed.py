@@ -66,9 +66,9 @@ def _count_devices(devices: Any) -> int | None:
     """Return the number of devices that the option names; None: all of them."""
     if devices in ("auto", None, -1, "-1"):
         return None
-    numbers = devices if isinstance(devices, list | tuple) else str(devices).split(",")
+    parts = devices if isinstance(devices, list | tuple) else str(devices).split(",")
     try:
-        numbers = [int(number) for number in numbers if str(number).strip()]
+        numbers = [int(part) for part in parts if str(part).strip()]
     except ValueError:
         numbers = [-1]
     is_list = isinstance(devices, list | tuple) or "," in str(devices)
