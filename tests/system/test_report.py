@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Outcome, PageText, Run
+from helpers import PageText, Run
 
-from gpt2kit.cli import test, train
+from gpt2kit.cli import test
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import report
@@ -40,15 +39,3 @@ def test_a_report_shows_the_whole_run_and_loads_nothing_from_elsewhere(run: Run,
     fingerprint = run_folder.read_starts(folder)[0]["text"]["splits"]["train"]["fingerprint"]
     assert fingerprint in page.text and page.tags.count("svg") == 6
     assert "<b>&lt;script&gt;alert(1)&lt;/script&gt;</b> and on" in html
-
-
-@pytest.mark.parametrize("content", ['["x"]', '[{"start": {"chosen": 3}}]', "[{"])
-def test_a_damaged_start_is_reported_when_the_run_is_resumed(
-    content: str, run: Run, tmp_path: Path, call: Callable[..., Outcome]
-) -> None:
-    folder = tmp_path / "lightning_logs/version_0"
-    shutil.copytree(run.folder, folder)
-    (folder / "start.json").write_text(content)
-    code, _, err = call(train.main, *run.options, "--trainer.max_steps=42", "--ckpt_path", folder)
-    assert code == 3 and err.splitlines()[-1].startswith(f"error: {folder / 'start.json'}: damaged")
-    assert "Traceback" not in err

@@ -52,7 +52,12 @@ class Option(NamedTuple):
     hint: Any
 
     def is_invalid_null(self, value: Any) -> bool:
-        """Return whether a value is null and the option has no such value. jsonargparse accepts it in a config file."""
+        """Return whether a value is null, and the option neither has this value nor lacks a default.
+
+        jsonargparse accepts it in a config file. --print_config prints it for an option without a default.
+        """
+        if self.action.required:
+            return False
         kinds = leaves(self.hint)
         is_null = value is None or (str not in kinds and _parse(value) is None)
         return is_null and not any(kind in (None, type(None), Any) for kind in kinds)

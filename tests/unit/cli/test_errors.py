@@ -112,7 +112,7 @@ def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..
     assert call(lambda args: run_command(test.test, args), *arguments) == (
         2,
         "",
-        "error: reader.max_documents 0: must be a whole number, at least 1\n",
+        "error: data.reader.max_documents 0: must be a whole number, at least 1\n",
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Run, run_python
+from helpers import ROOT, SENTENCE, Run, run_python
 
 SCRIPTS = ["train_tokenizer", "test", "cache", "generate", "export", "plot", "web_demo"]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "lightning_fabric")
@@ -47,7 +47,7 @@ def test_help_does_not_load_torch(script: str, tmp_path: Path) -> None:
     ("script", "arguments", "libraries"),
     [
         ("generate", ["--prompt", "the", "--max_new_tokens", "3"], ["torch"]),
-        ("test", ["--max_tokens", "200"], ["torch", "transformers"]),
+        ("test", ["--max_tokens", "200", "--files", "text.txt"], ["torch", "transformers"]),
         ("export", ["--output_dir", "hf"], ["torch", "transformers"]),
     ],
 )
@@ -55,6 +55,7 @@ def test_commands_import_no_more_than_they_need(
     script: str, arguments: list[str], libraries: list[str], run: Run, tmp_path: Path
 ) -> None:
     """None imports Lightning, and generate.py does not import transformers."""
+    (tmp_path / "text.txt").write_text(SENTENCE.format(1) * 10)
     output = run_and_list_imports(HEAVY, script, "--ckpt_path", run.folder, *arguments, folder=tmp_path)
     assert output == f"loaded: {libraries}"
 
