@@ -20,8 +20,9 @@ import pytorch_lightning as pl
 from helpers import ROOT, SENTENCE, Run
 
 from gpt2kit.__main__ import COMMANDS
-from gpt2kit.cli import generate, parser
+from gpt2kit.cli import generate
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.training.module import GPT2Module
 
 SOURCE = ROOT / "src" / "gpt2kit"
@@ -154,7 +155,8 @@ def assert_listed(heading: str, files: set[str]) -> None:
 
 def test_files_from_text_to_loss(corpus: Path, tmp_path: Path) -> None:
     def text_to_loss() -> None:
-        data = TextDataModule(str(corpus / "train.txt"), tokenizer=str(corpus / "tokenizer"), cache_dir=str(tmp_path))
+        files = str(corpus / "train.txt"), str(corpus / "valid.txt")
+        data = TextDataModule(*files, tokenizer=str(corpus / "tokenizer"), cache_dir=str(tmp_path))
         data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
         data.prepare_data()
         data.setup("fit")
@@ -166,6 +168,6 @@ def test_files_from_text_to_loss(corpus: Path, tmp_path: Path) -> None:
 
 def test_files_from_checkpoint_to_text(run: Run) -> None:
     def checkpoint_to_text() -> None:
-        parser.run(generate.generate, [f"--ckpt_path={run.folder}", "--prompt=the", "--max_new_tokens=4"])
+        generate.generate(str(run.folder), prompt=["the"], options=GenerationOptions(max_new_tokens=4))
 
     assert_listed("From checkpoint to text", files_that_run(checkpoint_to_text))

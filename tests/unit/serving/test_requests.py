@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
 from gpt2kit.errors import UserError
 from gpt2kit.serving.requests import Clients, Turns, in_thread
+
+Result = TypeVar("Result")
+
+
+def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in a thread of its own: `asyncio.run` would drop the event loop that gradio made in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 class PanicException(BaseException):
@@ -49,7 +59,7 @@ def test_requests_run_in_order_and_those_of_lost_clients_are_dropped() -> None:
         present.discard("b")
         return await asyncio.gather(*tasks)
 
-    first, _, third = asyncio.run(all_requests())
+    first, _, third = run(all_requests())
     assert started == ["a", "c"] and not first and third[0] == 2 and third[-1] == 1
 
 
@@ -66,7 +76,7 @@ def test_a_thread_stops_when_its_items_are_not_wanted() -> None:
     async def consume() -> list[int]:
         return [item async for item in in_thread(numbers(seen), lambda: time.monotonic() < until, [])]
 
-    assert asyncio.run(consume())
+    assert run(consume())
     count = len(seen)
     time.sleep(0.3)
     assert len(seen) <= count + 1 < 100
@@ -83,7 +93,7 @@ def test_an_error_in_a_thread_reaches_the_request(error: BaseException) -> None:
             pass
 
     with pytest.raises((UserError, RuntimeError), match=r"no|panic|3"):
-        asyncio.run(consume())
+        run(consume())
 
 
 def test_a_thread_that_does_not_respond_is_given_up() -> None:
@@ -98,7 +108,7 @@ def test_a_thread_that_does_not_respond_is_given_up() -> None:
             pass
 
     with pytest.raises(UserError, match="did not respond"):
-        asyncio.run(consume())
+        run(consume())
     assert stalled[0].is_alive()
     end.set()
     stalled[0].join()
