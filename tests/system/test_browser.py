@@ -122,7 +122,7 @@ def test_the_page_waits_for_a_model_and_reports_one_that_fails(browser: Any, run
         tab.wait_for_status(r"tokens\/s")
         tab.page.get_by_label("Model").click()
         tab.page.get_by_role("option").nth(1).click()
-        tab.wait_for_status("not a readable checkpoint")
+        tab.wait_for_status("not a readable file of tensors")
         assert tab.generate.is_disabled()
     gc.collect()
 
