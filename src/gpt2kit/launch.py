@@ -10,7 +10,7 @@ import time
 _LAUNCHER = "GPT2KIT_LAUNCHER_PID"
 # Variables of launchers that watch their processes themselves.
 _OTHER_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
-_SECONDS = 0.5  # between two looks
+_SECONDS = 0.5  # between checks
 
 
 def follow_launcher() -> None:

@@ -47,7 +47,7 @@ RANGES = {
     "data.tokenizer.max_token_length": Range(2, 1 << 31),
     "data.tokenizer.max_train_bytes": _FROM_1,
     "data.tokenizer.seed": _FROM_0,
-    # What a checkpoint may contain, too (checkpoint.validation).
+    # Also the limits for what a checkpoint contains (checkpoint.validation).
     "model.n_layer": Range(1, 1 << 10),
     "model.n_head": Range(1, 1 << 10),
     "model.n_embd": Range(1, 1 << 17),

@@ -77,7 +77,7 @@ def _measure(file: Path) -> bool:
         if sum(record.file_size for record in records) > file.stat().st_size:
             raise ValueError("its records are larger than the file")
         if len({record.filename for record in records}) < len(records):
-            raise ValueError("two of its records have one name")
+            raise ValueError("two of its records have the same name")
         for record in records:
             if record.filename.endswith("data.pkl"):
                 if record.file_size > _MAX_PICKLE_BYTES:
@@ -102,7 +102,7 @@ def _measure_pickle(stream: Any) -> None:
         if isinstance(argument, int) and argument not in _INTEGERS and argument != torch.serialization.MAGIC_NUMBER:
             raise ValueError("an integer of more than 64 bits")
         if name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
-            raise ValueError(f"contains {argument}, which is no part of a model's weights")
+            raise ValueError(f"contains {argument}, which is not part of a model's weights")
         if name == "MARK":
             marks.append(len(stack))
         elif name.endswith("PUT"):

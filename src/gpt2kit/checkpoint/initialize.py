@@ -17,7 +17,7 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.data.remote import SCRATCH
 from gpt2kit.errors import CheckpointError, Problems, UserError, problems_of
 from gpt2kit.model.config import ARCHITECTURE_FIELDS, tensor_sizes
-from gpt2kit.model.finetuning import find_parameters
+from gpt2kit.model.finetuning import find_parameters, names_parts
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.vocabulary_transfer import VocabularyMapping, map_vocabulary, remap_embedding, resize_positions
 from gpt2kit.tokenization import tokenizer as tokenizers
@@ -29,8 +29,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     rank, alpha = options["lora_r"], options["lora_alpha"]
     can_replace = init_from or not options["replace_tokenizer"]
     problems = Problems()
-    is_frozen = freeze not in (None, "", (), [])  # 0 is the first layer
-    problems.check(steps is None or is_frozen, f"model.freeze_steps {steps}: needs model.freeze, the parts to freeze")
+    problems.check(
+        steps is None or names_parts(freeze), f"model.freeze_steps {steps}: needs model.freeze, the parts to freeze"
+    )
     problems.check(init_from or not rank, "model.lora_r: needs model.init_from, the weights to fine-tune")
     problems.check(alpha is None or rank, f"model.lora_alpha {alpha}: needs model.lora_r")
     problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Omit one of the two")

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from gpt2kit import dtensor
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.config import SHAPE_FIELDS, Activation, Shape, shape_problems, tensor_sizes
+from gpt2kit.ranges import RANGES
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 EMBEDDING = "model.transformer.wte.weight"
@@ -35,7 +36,7 @@ _ALSO_ALLOWED: dict[type, tuple[type, ...]] = {
     float: (int, float),
     type(None): (int, float, type(None)),
 }
-_LIMITS = {"n_layer": 1 << 10, "n_head": 1 << 10, "n_embd": 1 << 17, "vocab_size": 1 << 25, "n_positions": 1 << 22}
+_COUNTS = ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions")
 
 
 def check_shape(file: Path, raw: object) -> Shape:
@@ -59,10 +60,9 @@ def check_shape(file: Path, raw: object) -> Shape:
 
 
 def _is_valid(name: object, value: object) -> bool:
-    if name in _LIMITS:
-        return type(value) is int and 1 <= value <= _LIMITS[str(name)]
-    if name == "n_inner":
-        return value is None or (type(value) is int and 1 <= value <= 8 * _LIMITS["n_embd"])
+    if name in _COUNTS:
+        is_number = type(value) is int and not RANGES[f"model.{name}"].problem(value)
+        return is_number or (name == "n_inner" and value is None)
     if name == "activation_function":
         return value in get_args(Activation)
     return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]

@@ -40,7 +40,7 @@ def save(error: BaseException) -> str:
 def _machine() -> str:
     try:
         return "\n".join(env.lines())
-    except Exception as error:  # it may be the reason of the first one, such as a broken installation of torch
+    except Exception as error:  # it may have the same cause, such as a broken installation of torch
         return f"versions          not available: {first_line(error)}"
 
 

@@ -314,9 +314,9 @@ class CommandLine:
         except pydoc.ErrorDuringImport as error:
             self._problems.append(f"{entry}: {error.value}")
             return
-        found = pydoc.locate(paths[0]) if len(paths) == 1 else None
+        named = pydoc.locate(paths[0]) if len(paths) == 1 else None
         kinds = _classes_in(self._options[option].hint)
-        if isinstance(found, type) and kinds and not issubclass(found, tuple(kinds)):
+        if isinstance(named, type) and kinds and not issubclass(named, tuple(kinds)):
             self._problems.append(
                 f"{entry}: not a subclass of {' or '.join(sorted({kind.__name__ for kind in kinds}))}"
             )

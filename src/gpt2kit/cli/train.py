@@ -99,8 +99,10 @@ class TrainCLI(LightningCLI):
             TextDataModule,
             trainer_class=make_trainer,
             trainer_defaults={
-                **{"enable_model_summary": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0},
+                "enable_model_summary": False,
                 "gradient_clip_val": 1.0,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
             },
             save_config_callback=AtomicConfig,
             parser_class=TrainParser,

@@ -57,6 +57,11 @@ class FrozenParameters:
         return {"parameters": self.names, "steps": self.steps}
 
 
+def names_parts(parts: object) -> bool:
+    """Return whether `model.freeze` names any part; 0 is the first layer."""
+    return parts not in (None, "", (), [])
+
+
 def find_parameters(names: Sequence[str], parts: Sequence[int | str] | int | str) -> list[str]:
     """Return the names of the parameters that belong to parts of the model; report all unknown parts at once.
 

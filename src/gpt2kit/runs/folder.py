@@ -97,7 +97,7 @@ def open_file(path: Path) -> TextIO:
 def refuse_special(path: Path) -> None:
     """Raise ValueError for a folder, a pipe or a device: a pipe could be read forever."""
     if path.exists() and not path.is_file():
-        raise ValueError("no regular file")
+        raise ValueError("not a regular file")
 
 
 def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
@@ -144,7 +144,7 @@ def refuse_damaged(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; empty if it is missing or no regular file."""
+    """Read a text file; empty if it is missing or not a regular file."""
     try:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:

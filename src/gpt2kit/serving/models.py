@@ -80,7 +80,7 @@ class Service:
             generator = Generator(opened, self._precision, note=lambda text: None)
             model.examples = find_examples(opened.metadata) or generate_examples(generator)
             model.generator = generator
-        except BaseException as error:  # pyo3's PanicException is no Exception
+        except BaseException as error:  # pyo3's PanicException is not an Exception
             reason = str(error) if isinstance(error, UserError) else f"{model.path}: {first_line(error)}"
             model.failure = " ".join(reason.split())
             logger.warning(f"{model.name} cannot be used: {model.failure}")

@@ -1,4 +1,4 @@
-"""The HTTP server of the web demo: uvicorn, without connections that wait for ever."""
+"""The HTTP server of the web demo: uvicorn, without connections that wait forever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# Seconds until the head of a request has arrived, and for which a client may not read its response.
+# Seconds until the head of a request has arrived, and for which a client may stop reading its response.
 HEAD_TIMEOUT = 10.0
 READ_TIMEOUT = 60.0
 _MAX_CONNECTIONS = 500
@@ -52,7 +52,7 @@ class Connection(H11Protocol):
 
 
 def max_connections() -> int:
-    """Return the number of connections for which there are files: a half of this process' limit."""
+    """Return the number of connections for which there are files: half of this process's limit."""
     try:
         import resource
     except ImportError:  # Windows

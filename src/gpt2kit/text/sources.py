@@ -295,9 +295,9 @@ def _expand(pattern: str, start: Path, parts: tuple[str, ...], seen: Iterator[in
 
 
 def _refuse_kernel_file(file: Path) -> None:
-    """Raise if this is a file of the kernel, such as /proc/kmsg: it has no size, and reading it may wait for ever."""
+    """Raise if this is a file of the kernel, such as /proc/kmsg: it has no size, and reading it may wait forever."""
     if file.stat().st_size == 0 and any(file.resolve().is_relative_to(folder) for folder in _KERNEL_FOLDERS):
-        raise DataError(f"{file}: a file of the system, not of text. Name a text file, a folder or a pattern")
+        raise DataError(f"{file}: a system file, not a text file. Name a text file, a folder or a pattern")
 
 
 def _is_hidden(path: Path) -> bool:

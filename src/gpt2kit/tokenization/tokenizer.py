@@ -97,7 +97,7 @@ def from_plain_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
 
 @contextlib.contextmanager
 def refuse_failures(what: str, advice: str) -> Iterator[None]:
-    """Turn an error of the `tokenizers` library into a DataError: its panics are no `Exception`."""
+    """Turn an error of the `tokenizers` library into a DataError: its panics are not an `Exception`."""
     try:
         yield
     except BaseException as error:

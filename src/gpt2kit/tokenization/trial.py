@@ -77,7 +77,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     try:
         _try(sys.stdin.buffer.read().decode())
-    except BaseException as error:  # a panic is no Exception
+    except BaseException as error:  # a panic is not an Exception
         lines = str(error).strip().splitlines()
         print(lines[0] if lines else type(error).__name__)
         sys.exit(1)

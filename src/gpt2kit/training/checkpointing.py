@@ -105,7 +105,7 @@ class ExactResume(Checkpoint):
         # By now Lightning has installed its signal handlers and restored the optimizer.
         for number in STOP_SIGNALS:
             if number == _SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # nohup: the run shall continue without its terminal
+                continue  # nohup: the run continues without its terminal
             self._handlers.setdefault(number, signal.signal(number, self.handle_signal))
         if trainer.received_sigterm:  # by Lightning's handler
             self._signal = signal.SIGTERM
@@ -261,8 +261,9 @@ class ExactResume(Checkpoint):
 
 
 def refuse_nonfinite(trainer: pl.Trainer) -> None:
-    """Raise on all ranks if the weights or the optimizer's state contain NaN or Inf on one: a gradient may be finite
-    when its update is not.
+    """Raise on all ranks if the weights or the optimizer's state contain NaN or Inf on one.
+
+    A gradient may be finite although its update is not.
     """
     weights = ((f"weight {name}", weight) for name, weight in gpt2_of(trainer).named_parameters())
     states = (state for optimizer in trainer.optimizers for state in optimizer_tensors(optimizer.state))
@@ -275,7 +276,7 @@ def refuse_nonfinite(trainer: pl.Trainer) -> None:
 
 
 def discard_output_to_closed_terminal() -> None:
-    """Send output to a terminal that was closed nowhere: writing to it would fail, and end the run before it saves."""
+    """Discard output to a terminal that was closed: writing to it would fail and end the run before it saves."""
     for stream in (1, 2):
         with contextlib.suppress(OSError):  # the stream is closed
             if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):

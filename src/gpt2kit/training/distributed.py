@@ -79,7 +79,7 @@ def _count_devices(devices: Any) -> int | None:
 
 
 def refuse_missing_devices(accelerator: Any, devices: Any, available: int) -> None:
-    """Raise MachineError if this machine has fewer than the requested GPUs, or cannot run so many processes."""
+    """Raise MachineError if this machine has fewer than the requested GPUs, or cannot run that many processes."""
     requested = _count_devices(devices)
     if accelerator == "cpu" or (accelerator == "auto" and not available):
         cores = os.cpu_count() or 1

@@ -21,7 +21,7 @@ from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
 from gpt2kit.model.config import SHAPE_FIELDS, Activation, Auto, Shape, shape_problems
-from gpt2kit.model.finetuning import FrozenParameters, add_lora
+from gpt2kit.model.finetuning import FrozenParameters, add_lora, names_parts
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
@@ -141,7 +141,7 @@ class GPT2Module(pl.LightningModule):
         self.start: dict[str, Any] | None = None
         self.start_notes: list[str] = []
         self._freeze, self._freeze_steps = freeze, freeze_steps
-        self.is_partly_frozen = bool(lora_r) or freeze not in (None, "", (), [])  # 0 is the first layer
+        self.is_partly_frozen = bool(lora_r) or names_parts(freeze)
         self.recomputes = gradient_checkpointing
         self.is_built = False
         self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)

@@ -25,17 +25,16 @@ logger = logging.getLogger(__name__)
 
 # Steps that do not count in an estimate, since they compile and fill caches, and steps that it needs after them.
 _FIRST_STEPS, _MIN_STEPS = 2, 3
-# Peak FLOP/s are measured once per process and shared by its runs.
 
 
 class ThroughputMetrics(callbacks.Callback):
     """Logs lr, tokens_per_s, mfu, memory_gb, tokens_seen, epoch, hours and hours_left.
 
     tokens_per_s is over the time since the last log step, without validations. mfu is the fraction of the peak FLOP/s
-    (`hardware.peak_flops`) that the model's own work needs (`config.flops_per_token`); there is none on a device whose
-    peak is unknown, such as a CPU. memory_gb is the peak of the
-    first device so far, in 10^9 bytes. hours is the time of the run, with validations, without pauses between a stop
-    and a resume. hours_left is estimated from the speed of this start.
+    (`hardware.peak_flops`) that the model's own work needs (`config.flops_per_token`); it is logged only where the peak
+    is known, so not on a CPU. memory_gb is the peak of the first device so far, in 10^9 bytes. hours is the time of the
+    run, with validations, without pauses between a stop and a resume. hours_left is estimated from the speed of this
+    start.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ def refuse_damaged(trainer: pl.Trainer, gpt2: GPT2Module, raw: Mapping[str, Any]
     problem = problem or _optimizer_problem(raw["optimizer_states"][0], gpt2, bool(has_skipped))
     rates = raw["lr_schedulers"][0]["base_lrs"]
     if not problem and len(rates) != len(raw["optimizer_states"][0]["param_groups"]):
-        problem = "lr_schedulers.0.base_lrs has not one value for each group of parameters"
+        problem = "lr_schedulers.0.base_lrs does not have one value for each group of parameters"
     if problem:
         raise CheckpointError(f"{trainer.ckpt_path}: {problem}: the file is damaged. Resume from another checkpoint")
 

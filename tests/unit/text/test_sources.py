@@ -143,9 +143,9 @@ def test_circular_links_and_pipes_in_a_folder_are_skipped(tmp_path: Path) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("name", ["/proc/version", "link.txt", "*.txt", "file:///proc/version"])
 def test_files_of_the_system_are_refused(name: str, inside: Path) -> None:
-    """Reading /proc/kmsg would wait for ever."""
+    """Reading /proc/kmsg would wait forever."""
     (inside / "link.txt").symlink_to("/proc/version")
-    with pytest.raises(DataError, match="a file of the system, not of text"):
+    with pytest.raises(DataError, match="a system file, not a text file"):
         sources.find_files([name])
 
 
