@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from gpt2kit.errors import UserError, first_line
+from torch import nn
 
 # The weight decay of an optimizer that does not train a run.
 DEFAULT_DECAY = 0.1
@@ -28,26 +25,6 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     parts = [3 if name.endswith("c_attn.weight") else 1 for name in matrices]
     rest = [p for name, p in trained.items() if name not in matrices]
     return [{"params": list(matrices.values()), "parts": parts}, {"params": rest, "weight_decay": 0.0}]
-
-
-def try_optimizer(optimizer: Callable[[Iterable[Any]], Optimizer], device: torch.device) -> int:
-    """Take a step with a tiny matrix and a bias; return the numbers that are kept for each weight of the matrix.
-
-    Raises UserError if the optimizer does not accept its options, the two groups or the device.
-    """
-    matrix = nn.Parameter(torch.zeros(2, 2, device=device))
-    bias = nn.Parameter(torch.zeros(2, device=device))
-    matrix.grad, bias.grad = torch.zeros_like(matrix), torch.zeros_like(bias)
-    try:
-        tried = optimizer([{"params": [matrix], "parts": [1]}, {"params": [bias], "weight_decay": 0.0}])
-        tried.step(lambda: 0.0)  # with a closure, as Lightning calls it
-    except UserError:
-        raise
-    except Exception as error:  # of any class
-        raise UserError(f"model.optimizer: {first_line(error)}. Change its options, or use another one") from error
-    if any(group.get("maximize") for group in tried.param_groups):
-        raise UserError("model.optimizer.maximize true: the loss would rise. Omit it")
-    return sum(isinstance(value, Tensor) and value.shape == matrix.shape for value in tried.state[matrix].values())
 
 
 class AdamW(torch.optim.AdamW):

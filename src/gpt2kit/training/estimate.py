@@ -26,7 +26,8 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import MachineError
 from gpt2kit.model import attention
 from gpt2kit.model.config import flops_per_token, parameter_count
-from gpt2kit.optim.adamw import parameter_groups, try_optimizer
+from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.optim.trial import count_state
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.lightning_patches import set_max_steps
 from gpt2kit.training.module import GPT2Module
@@ -79,13 +80,14 @@ def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module)
 
 
 def refuse_too_large(trainer: pl.Trainer, gpt2: GPT2Module, tokens: int = 0) -> None:
-    """Raise MachineError if training cannot fit into the memory, whatever is free. Nothing is built.
+    """Raise MachineError if training cannot fit into the memory, whatever is free, or UserError if the optimizer fails.
 
-    The need is a lower bound: weights, gradients, optimizer state, and the activations that each layer must keep for
-    `tokens` tokens in one forward pass. Sizes that are not known yet count as 1.
+    Nothing is built; the optimizer takes a step with a few weights. The need is a lower bound: weights, gradients,
+    optimizer state, and the activations that each layer must keep for `tokens` tokens in one forward pass. Sizes that
+    are not known yet count as 1.
     """
     device = trainer.strategy.root_device
-    state = try_optimizer(gpt2.optimizer, device)
+    state = count_state(gpt2.optimizer, device)
     limit = hardware.largest_memory(device)
     if limit is None or isinstance(trainer.strategy, FSDP):
         return

@@ -15,8 +15,8 @@ from gpt2kit import files
 from gpt2kit.checkpoint import paths
 from gpt2kit.runs import lifecycle
 
-# The names of metrics in TensorBoard, which groups them by their prefix.
-GROUPS = {
+# The metrics of a run, with their names in TensorBoard, which groups them by their prefix.
+METRICS = {
     "train_loss": "loss/train",
     "val_loss": "loss/valid",
     "val_bpb": "bits_per_byte/valid",
@@ -48,7 +48,7 @@ class GroupedTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({GROUPS.get(name, name): value for name, value in metrics.items()}, step)
+        super().log_metrics({METRICS.get(name, name): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:

@@ -17,6 +17,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.validation import EMBEDDING, HEAD, is_float_tensor, structure_problem
 from gpt2kit.errors import CheckpointError
 from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.optim.trial import first_step
 from gpt2kit.training.module import GPT2Module
 
 # Rows and columns of the parameters on which an optimizer shows what its state contains. Muon splits c_attn in 3.
@@ -98,14 +99,10 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
 def _example(gpt2: GPT2Module, groups: list[dict[str, Any]]) -> Optimizer | None:
     """Return an optimizer of tiny parameters after its first step; None if it makes none."""
     tiny = [{**group, "params": [torch.zeros([_TINY] * p.ndim) for p in group["params"]]} for group in groups]
-    for parameter in (parameter for group in tiny for parameter in group["params"]):
-        parameter.grad = torch.zeros_like(parameter)
     try:
-        optimizer = gpt2.make_optimizer(tiny)
-        optimizer.step()
+        return first_step(gpt2.make_optimizer, tiny)
     except Exception:  # of a class of the user
         return None
-    return optimizer
 
 
 def _is_like(value: object, expected: object, size: torch.Size | None) -> bool:

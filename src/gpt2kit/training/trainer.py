@@ -26,6 +26,7 @@ from gpt2kit.model.config import Auto
 from gpt2kit.training.callbacks import SHARDED_PROBLEM, TextSamples
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.durations import parse_duration
+from gpt2kit.training.loggers import METRICS
 
 # Names of `trainer.strategy` that in Lightning mean a different strategy (FSDP1) or one that needs more memory.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
@@ -37,6 +38,8 @@ _NOTEBOOK_STRATEGIES = ("spawn", "fork", "notebook")
 # Training is one endless epoch for Lightning, so its callbacks and options for epochs would have no effect or end the
 # run. Each option has its allowed values, and advice for the others.
 _EPOCH_CALLBACKS = (StochasticWeightAveraging, BaseFinetuning, GradientAccumulationScheduler, Timer)
+# Callbacks of other packages may log metrics that a callback can monitor.
+_LIBRARIES = ("gpt2kit.", "pytorch_lightning.")
 # Callbacks that train some steps and then restore Lightning's own state.
 _FINDERS: dict[type, str] = {LearningRateFinder: "--tune lr", BatchSizeFinder: "--tune batch_size"}
 _EPOCH_OPTIONS = {
@@ -141,8 +144,9 @@ def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:
     """List callbacks in `trainer.callbacks` that would do nothing, silently, or cannot work with the strategy."""
     is_sharded = strategy == "fsdp" or issubclass(_class_of(strategy), FSDP)
     problems = []
-    for spec in callbacks:
-        kind = _class_of(spec)
+    kinds = [_class_of(spec) for spec in callbacks]
+    has_own_metrics = any(not kind.__module__.startswith(_LIBRARIES) for kind in kinds)
+    for spec, kind in zip(callbacks, kinds, strict=True):
         if issubclass(kind, _EPOCH_CALLBACKS):
             problems.append(
                 f"trainer.callbacks {kind.__name__}: waits for Lightning's epochs, and training is one endless epoch. "
@@ -152,6 +156,11 @@ def callback_problems(callbacks: Sequence[Any], strategy: object) -> list[str]:
             problems.append(f"trainer.callbacks {kind.__name__}: does not work here. Use {advice} instead")
         if issubclass(kind, TextSamples) and is_sharded:
             problems.append(SHARDED_PROBLEM)
+        monitor = getattr(getattr(spec, "init_args", None), "monitor", None)
+        if isinstance(monitor, str) and monitor not in METRICS and not has_own_metrics:
+            problems.append(
+                f"trainer.callbacks {kind.__name__}: monitor {monitor}: no such metric. Use one of {', '.join(METRICS)}"
+            )
         if kind is TextSamples:
             problems += problems_of(TextSamples, **spec.init_args.as_dict())
     return problems

@@ -13,8 +13,8 @@ from helpers import Outcome
 
 from gpt2kit.cli import train
 from gpt2kit.errors import UserError
-from gpt2kit.optim.adamw import try_optimizer
 from gpt2kit.optim.muon import Muon
+from gpt2kit.optim.trial import count_state
 
 IMPOSSIBLE = {
     "model.optimizer.lr": -1,
@@ -97,7 +97,7 @@ def test_an_optimizer_is_tried_before_anything_is_built(
 @pytest.mark.parametrize("option", [{"lr": -1.0}, {"adamw_lr": float("nan")}, {"momentum": 1.5}, {"betas": (0.9, 2)}])
 def test_muon_refuses_impossible_values(option: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"model.optimizer.{next(iter(option))}"):
-        try_optimizer(lambda params: Muon(params, **option), torch.device("cpu"))
+        count_state(lambda params: Muon(params, **option), torch.device("cpu"))
 
 
 def test_null_is_refused_where_it_is_no_value(options: list[str], call: Callable[..., Outcome], inside: Path) -> None:
@@ -151,7 +151,10 @@ def test_values_that_cannot_work_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["EarlyStopping", "--trainer.callbacks.monitor=nope"], "EarlyStopping: Early stopping conditioned on metric"),
+        (
+            ["EarlyStopping", "--trainer.callbacks.monitor=nope"],
+            "EarlyStopping: monitor nope: no such metric. Use one of",
+        ),
         ([f"{__name__}.FailsInSetup"], "FailsInSetup: 'a key'"),
     ],
 )
