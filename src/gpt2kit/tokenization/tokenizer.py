@@ -111,13 +111,14 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text."""
     text.encode()  # half a surrogate pair is an error of the text
     with refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text"):
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        # Calls for one text hold the GIL, so a text that takes long would stop all threads of the web demo.
+        return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Return the text of ids, including special tokens."""
     with refuse_failures("the tokenizer cannot decode its ids", "Use another tokenizer"):
-        return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+        return str(tokenizer.decode_batch([list(ids)], skip_special_tokens=False)[0])  # without the GIL, like `encode`
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
