@@ -107,7 +107,7 @@ class Index:
     def from_json(cls, text: str, where: object) -> Index:
         """Parse index.json; `where` names it in error messages."""
         try:
-            values = json.loads(text)
+            values = durable.parse_json(text)
             if values.pop("format") != FORMAT:
                 raise ValueError("another format")
             values["sources"] = [parse(Source, source) for source in values["sources"]]
