@@ -305,8 +305,8 @@ def pack(numbers: NDArray[np.int64]) -> bytes:
 class TokenFile:
     """The tokens of a shard, read from the disk when they are needed: `file[a:b]`.
 
-    A memory map is 1.5 µs faster per block. But the system kills a process that reads beyond the end of a mapped file,
-    and another program may truncate the file at any time.
+    A memory map is a little faster. But the system kills a process that reads beyond the end of a mapped file, and
+    another program may truncate the file at any time.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], tokens: int) -> None:
