@@ -34,6 +34,17 @@ POLYNOMIALS = {len(steps): steps for steps in (_POLAR_EXPRESS, _QUINTIC)}
 _CPU_BATCH, _GPU_BATCH = 1 << 20, 1 << 26
 
 
+# The rates of a model that is at most this wide. Those of wider ones fall with the square root of the width, and with
+# the width, as the output layer shares the embedding.
+LR, ADAMW_LR, _WIDTH = 5e-3, 1.2e-2, 256
+
+
+def learning_rates(width: int) -> tuple[float, float]:
+    """Return the rates of the hidden matrices and of the rest that `auto` means for a width, with two digits."""
+    scale = min(_WIDTH / width, 1.0)
+    return float(f"{LR * math.sqrt(scale):.2g}"), float(f"{ADAMW_LR * scale:.2g}")
+
+
 class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
@@ -45,8 +56,8 @@ class Muon(Optimizer):
 
     Args:
         params: The two groups of `parameter_groups`.
-        lr: Learning rate of the hidden matrices.
-        adamw_lr: Learning rate of embeddings, norms and biases.
+        lr: Learning rate of the hidden matrices. auto: by the width of the model.
+        adamw_lr: Learning rate of embeddings, norms and biases. auto: by the width of the model.
         weight_decay: Weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
         momentum: Momentum of the hidden matrices.
         betas: AdamW's betas, for embeddings, norms and biases.
@@ -55,8 +66,8 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 5e-3,
-        adamw_lr: float = 1.2e-2,
+        lr: float | Literal["auto"] = "auto",
+        adamw_lr: float | Literal["auto"] = "auto",
         weight_decay: float | Literal["auto"] = "auto",
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -64,7 +75,9 @@ class Muon(Optimizer):
         options = {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
         refuse(range_problems({f"model.optimizer.{name}": value for name, value in options.items()}))
         matrices, rest = params
-        self.has_auto_decay = weight_decay == "auto"
+        # The options that the caller sets later: GPT2Module knows the width and the number of passes.
+        self.automatic = {name for name, value in options.items() if value == "auto"}
+        lr, adamw_lr = (LR if lr == "auto" else lr), (ADAMW_LR if adamw_lr == "auto" else adamw_lr)
         decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay
         self._adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
         hidden = {**matrices, "lr": lr, "weight_decay": decay, "momentum": momentum}
