@@ -16,13 +16,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Split the trained parameters into two groups for any torch optimizer.
 
     The first holds the hidden matrices, which decay; the second biases, norms and embeddings, which do not. `parts` has
-    the number of matrices that are side by side in each one: GPT-2 stores queries, keys and values in one matrix.
+    the number of matrices that are side by side in each one: GPT-2 stores the queries, keys and values of all heads in
+    one matrix.
     """
+    heads: int = model.config.n_head  # type: ignore[union-attr, assignment]
     # The output layer shares the token embedding's weight, so it needs no case of its own.
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {name: p for name, p in trained.items() if p.ndim >= 2 and id(p) not in embeddings}
-    parts = [3 if name.endswith("c_attn.weight") else 1 for name in matrices]
+    parts = [3 * heads if name.endswith("c_attn.weight") else 1 for name in matrices]
     rest = [p for name, p in trained.items() if name not in matrices]
     return [{"params": list(matrices.values()), "parts": parts}, {"params": rest, "weight_decay": 0.0}]
 

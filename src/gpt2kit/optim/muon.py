@@ -50,9 +50,9 @@ class Muon(Optimizer):
 
     Each matrix moves along its momentum with all singular values near 1 (four Newton-Schulz steps in bfloat16). Updates
     have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's. They are the same
-    for a transposed weight, as in GPT-2's layers. Queries, keys and values, one matrix in GPT-2, are orthogonalized
-    separately, which lowers the loss. The updates of each part are nearly those of `torch.optim.Muon`, computed in less
-    time (bench/muon.py).
+    for a transposed weight, as in GPT-2's layers. GPT-2 stores the queries, keys and values of all heads in one matrix;
+    those of each head are orthogonalized separately, which takes less time and lowers the loss. The updates of each
+    part are nearly those of `torch.optim.Muon`, computed in less time (bench/muon.py).
 
     Args:
         params: The two groups of `parameter_groups`.
@@ -133,7 +133,7 @@ class Muon(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
             momentum = dtensor.full_tensor(gradient.lerp(mean, group["momentum"]).bfloat16())  # (rows, parts * columns)
-            momentum = split_qkv(momentum, parts)  # (parts, rows, columns)
+            momentum = split_parts(momentum, parts)  # (parts, rows, columns)
             momenta.append(momentum if momentum.shape[1] <= momentum.shape[2] else momentum.mT)  # (parts, short, long)
         return torch.cat(momenta)
 
@@ -144,7 +144,7 @@ class Muon(Optimizer):
         for matrix, update in zip(matrices, torch.split(updates, parts), strict=True):
             update = update if update.shape[1] == matrix.shape[0] else update.mT  # (parts, rows, columns)
             first, end = dtensor.local_rows(matrix)
-            weight = split_qkv(dtensor.local_tensor(matrix), parts)  # (parts, local rows, columns), a view
+            weight = split_parts(dtensor.local_tensor(matrix), parts)  # (parts, local rows, columns), a view
             decay, rate = 1 - group["lr"] * group["weight_decay"], group["lr"] * size
             if weight.dtype not in (torch.bfloat16, torch.float16):
                 weight.mul_(decay).add_(update[:, first:end], alpha=-rate)
@@ -153,7 +153,7 @@ class Muon(Optimizer):
             state = self.state[matrix]
             if "rounding" not in state:
                 state["rounding"] = torch.zeros_like(matrix)
-            rounding = split_qkv(dtensor.local_tensor(state["rounding"]), parts)
+            rounding = split_parts(dtensor.local_tensor(state["rounding"]), parts)
             exact = (weight.float() + rounding).mul_(decay).add_(update[:, first:end], alpha=-rate)
             weight.copy_(exact)
             rounding.copy_(exact - weight)
@@ -176,7 +176,7 @@ def group_by_shape(matrices: list[tuple[Tensor, int]], ranks: int = 1) -> list[t
     return batches
 
 
-def split_qkv(matrix: Tensor, parts: int) -> Tensor:
+def split_parts(matrix: Tensor, parts: int) -> Tensor:
     """View `[rows, parts * columns]` as `[parts, rows, columns]`."""
     return matrix.view(matrix.shape[0], parts, matrix.shape[1] // parts).movedim(1, 0)
 

@@ -25,12 +25,12 @@ def test_only_hidden_matrices_are_in_the_group_that_decays() -> None:
     assert parameter_groups(model)[1]["weight_decay"] == 0.0
 
 
-def test_queries_keys_and_values_count_as_three_matrices() -> None:
+def test_queries_keys_and_values_of_each_head_count_as_a_matrix() -> None:
     model = GPT2(SMALL_SHAPE)
     hidden = parameter_groups(model)[0]
     names = {id(p): name for name, p in model.named_parameters()}
     parts = {names[id(p)].split(".")[-2]: n for p, n in zip(hidden["params"], hidden["parts"], strict=True)}
-    assert parts == {"c_attn": 3, "c_proj": 1, "c_fc": 1}
+    assert parts == {"c_attn": 3 * SMALL_SHAPE["n_head"], "c_proj": 1, "c_fc": 1}
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])
