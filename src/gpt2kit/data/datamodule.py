@@ -41,7 +41,7 @@ class TextDataModule(pl.LightningDataModule):
     Args:
         train_files: Text files, folders, patterns or URLs to train on.
         valid_files: Text for validation during training. Its loss decides which checkpoint is the best.
-        test_files: The default text of test.py.
+        test_files: Text for the test: the default text of `gpt2kit test`.
         tokenizer: A tokenizer's folder, a tokenizer.json, a name on the Hugging Face hub, or options to train one.
             Options such as `{kind: char}` or `{vocab_size: 16000}` train it on the training text on first use. The size
             of a vocabulary that is trained by default fits the text. Default: that of model.init_from, else
@@ -56,7 +56,7 @@ class TextDataModule(pl.LightningDataModule):
             documents are held out, by a hash of the text and the seed. Of long documents, and if there are few, the end
             of each is held out.
             Default: 0.05 (at most 5 MB), unless files or a fraction of validation or test text are given.
-        test_fraction: Fraction of the training text to hold out for test.py. 0: none. Not with test_files. Default: as
+        test_fraction: Fraction of the training text to hold out for the test. 0: none. Not with test_files. Default: as
             for valid_fraction.
         stride: Tokens between the starts of two training blocks. With less than block_size, blocks overlap and epochs
             are longer. Default: block_size.

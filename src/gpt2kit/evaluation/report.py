@@ -184,7 +184,7 @@ def describe_one(row: Row, text: Row) -> str:
         ("tokens", f"{row['tokens']:,}", [f"{row['vocabulary']:,} in the vocabulary"]),
         ("bytes", f"{text['bytes']:,}", [f"{text['characters']:,} characters, {text['words']:,} words"]),
         ("documents", f"{text['documents']:,}", []),
-        ("over documents", "", [", ".join(over_documents)]),
+        *([("over documents", "", [", ".join(over_documents)])] if text["documents"] > 1 else []),
         ("context", _format_context(row), ["tokens of the same document" if row["documents_apart"] else "tokens"]),
         ("precision", text["precision"], []),
     ]
