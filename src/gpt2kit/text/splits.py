@@ -100,7 +100,7 @@ class CutRange:
 
 @dataclass(frozen=True)
 class MixedRange:
-    """One split of a text of many documents, a few of them long: whole documents by hash, and a part of each long one."""
+    """One split of many documents, a few of them long: whole documents by hash, and a part of each long one."""
 
     documents: HashRange  # the documents of at most `longest` characters
     ends: CutRange  # the longer ones
