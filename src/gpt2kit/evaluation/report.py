@@ -184,10 +184,12 @@ def describe_one(row: Row, text: Row) -> str:
         ("tokens", f"{row['tokens']:,}", [f"{row['vocabulary']:,} in the vocabulary"]),
         ("bytes", f"{text['bytes']:,}", [f"{text['characters']:,} characters, {text['words']:,} words"]),
         ("documents", f"{text['documents']:,}", []),
-        *([("over documents", "", [", ".join(over_documents)])] if text["documents"] > 1 else []),
+        ("over documents", "", [", ".join(over_documents)]),
         ("context", _format_context(row), ["tokens of the same document" if row["documents_apart"] else "tokens"]),
         ("precision", text["precision"], []),
     ]
+    if text["documents"] == 1:  # one document has no spread
+        lines = [line for line in lines if line[0] != "over documents"]
     return "\n".join(
         f"{name:<21}{value:<13} {'; '.join(note for note in notes if note)}".rstrip() for name, value, notes in lines
     )
