@@ -230,6 +230,7 @@ def test_max_tokens_takes_whole_documents(run: Run, call: Callable[..., Outcome]
     (inside / "long.txt").write_text(LOREM)
     full, err = evaluate("--files", "long.txt")
     assert "1 document: no intervals" in err and not full["results"][0]["interval_95"]
+    assert "over documents" not in call(main, "--ckpt_path", run.folder, "--files", "long.txt")[1]
     tokens = full["results"][0]["tokens"]
     code, _, err = call(main, "--ckpt_path", run.folder, "--files", "long.txt", "--max_tokens", tokens - 1)
     assert code == 2 and f"the first document has {tokens} tokens" in err and f"Use --max_tokens {tokens}," in err

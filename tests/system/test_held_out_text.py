@@ -126,6 +126,24 @@ def test_records_of_json_lines_are_held_out_whole(inside: Path, call: Call) -> N
     assert score_run(call)["text"]["documents"] == len(test) > 10
 
 
+def test_only_the_long_record_among_many_is_cut_and_a_resume_keeps_it(
+    inside: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"text": f"poem {number} of the morning"} for number in range(600)]
+    records.append({"text": "a line of a novel\n" * 300})
+    (inside / "my").mkdir()
+    (inside / "my" / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert "held out by a hash of each document, and at the end of those above" in trained(call)
+    training, test = held_out()
+    assert all(text.endswith("morning") for text in [*training[:-1], *test[:-1]])
+    assert 2000 < len(training[-1]) < 5000 and 100 < len(test[-1]) < 1000
+    assert score_run(call)["text"]["documents"] == len(test) > 10
+    with monkeypatch.context() as patch:  # a later version may have another rule
+        patch.setattr("gpt2kit.text.splits.longest_held_out_whole", lambda *_: 0)
+        code, _, err = call(train.main, "--ckpt_path", RUN, "--trainer.max_steps=3")
+    assert code == 0 and held_out() == (training, test), err
+
+
 def test_a_fraction_of_few_documents_cuts_each_of_them(novels: list[str], call: Call) -> None:
     err = trained(call, "--data.valid_fraction=0.02")
     assert "held out of each document, at its end: 2 % for validation" in err
@@ -143,7 +161,7 @@ def test_a_run_of_an_earlier_version_keeps_its_split_by_hash(
 ) -> None:
     """Earlier versions split few documents by hash, too."""
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2kit.text.splits.needs_cut", lambda *_: False)
+        patch.setattr("gpt2kit.text.splits.longest_held_out_whole", lambda *_: None)
         err = trained(call, "--data.valid_fraction=0.3", "--data.test_fraction=0.3")
     assert "held out by a hash" in err
     training, test = held_out()

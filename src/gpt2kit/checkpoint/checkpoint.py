@@ -25,7 +25,7 @@ from gpt2kit.checkpoint.paths import NEWEST, checkpoints, find
 from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
-from gpt2kit.text.splits import CutRange, HashRange, SplitRange
+from gpt2kit.text.splits import SplitRange, parse_range
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 KEY = "gpt2kit"
 FORMAT = 1
-_ENDS = ("low", "high")  # of the range of a split
 
 
 @dataclass(frozen=True)
@@ -175,12 +174,9 @@ def read_split_range(checkpoint: CheckpointInfo, name: str) -> SplitRange | None
     raw = checkpoint.metadata.get(name)
     if raw is None:
         return None
-    if isinstance(raw, dict) and all(type(raw.get(end)) in (int, float) and 0 <= raw[end] <= 1 for end in _ENDS):
-        if set(raw) == {*_ENDS, "seed"} and type(raw["seed"]) is int:
-            return HashRange(**raw)
-        if set(raw) == {*_ENDS, "unit"} and raw["unit"] == "document":
-            return CutRange(**raw)
-    raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
+    if (split_range := parse_range(raw)) is None:
+        raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
+    return split_range
 
 
 def read(file: Path, verify: bool = True) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class CommandLine:
             misfits = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
             refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
-            refuse([f"--{name}: missing, and has no default" for name in self.missing if not more])
+            refuse([f"--{name}: missing, and has no default. Add --{name} VALUE" for name in self.missing if not more])
             raise UserError(_shorten(" ".join(str(error).split()))) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:

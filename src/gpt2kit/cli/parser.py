@@ -23,7 +23,7 @@ from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import files, logs
 from gpt2kit.cli import bug_report, renamed
-from gpt2kit.cli.help import Parser
+from gpt2kit.cli.help import Parser, invocation
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import MachineError, UserError, first_line
 
@@ -94,12 +94,13 @@ def parser_of(function: Callable[..., object], name: str | None = None) -> Argum
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     epilog = "--debug shows the traceback of an error."
     parser = Parser(name, exit_on_error=False, allow_abbrev=False, description=description, epilog=epilog)
+    _add_options(parser, function)
     positional = _positional(function)
     if positional:
         form = positional.upper() + (" ..." if _list_item(typing.get_type_hints(function)[positional]) else "")
         is_required = inspect.signature(function).parameters[positional].default is inspect.Parameter.empty
-        parser.usage = f"%(prog)s {form if is_required else f'[{form}]'} [options]"
-    _add_options(parser, function)
+        required = [invocation(action) for action in parser._actions if action.required and action.dest != positional]
+        parser.usage = " ".join(["%(prog)s", form if is_required else f"[{form}]", *required, "[options]"])
     return parser
 
 

@@ -33,6 +33,7 @@ from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems
 from gpt2kit.errors import DivergedError, UserError, first_line, refuse
 from gpt2kit.model.backends import allow_tf32, choose_precision, compile_failure, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
+from gpt2kit.text.splits import longest_of_range, parse_range
 from gpt2kit.training import distributed, end_report, estimate, loggers, run_info, tuning, verify_resume
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
 from gpt2kit.training.durations import parse_duration
@@ -186,8 +187,9 @@ class TrainCLI(LightningCLI):
             )
             # An earlier version may have split the text and ordered its blocks by other rules.
             metadata = checkpoint.read(self.options.resumed, verify=False)[checkpoint.KEY]
-            share, version = metadata.get("train_share"), metadata["data"].get("order_version", 1)
-            self.datamodule.is_cut = "unit" in share if isinstance(share, dict) else None
+            share, version = parse_range(metadata.get("train_share")), metadata["data"].get("order_version", 1)
+            if share is not None:
+                self.datamodule.longest_held_out_whole = longest_of_range(share)
             self.datamodule.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
         self._check_vocabulary()
         seconds = parse_duration(options["max_time"]) if options["max_time"] is not None else None

@@ -41,7 +41,7 @@ class TextDataModule(pl.LightningDataModule):
     Args:
         train_files: Text files, folders, patterns or URLs to train on.
         valid_files: Text for validation during training. Its loss decides which checkpoint is the best.
-        test_files: The default text of test.py.
+        test_files: Text for the test: the default text of `gpt2kit test`.
         tokenizer: A tokenizer's folder, a tokenizer.json, a name on the Hugging Face hub, or options to train one.
             Options such as `{kind: char}` or `{vocab_size: 16000}` train it on the training text on first use. The size
             of a vocabulary that is trained by default fits the text. Default: that of model.init_from, else
@@ -53,9 +53,10 @@ class TextDataModule(pl.LightningDataModule):
             computed from it, so a run can be resumed on another number of devices.
         reader: How files become documents, such as `{document: line}`.
         valid_fraction: Fraction of the training text to hold out for validation. 0: none. Not with valid_files. Whole
-            documents are held out, by a hash of the text and the seed, or with few documents the end of each one.
+            documents are held out, by a hash of the text and the seed. Of long documents, and if there are few, the end
+            of each is held out.
             Default: 0.05 (at most 5 MB), unless files or a fraction of validation or test text are given.
-        test_fraction: Fraction of the training text to hold out for test.py. 0: none. Not with test_files. Default: as
+        test_fraction: Fraction of the training text to hold out for the test. 0: none. Not with test_files. Default: as
             for valid_fraction.
         stride: Tokens between the starts of two training blocks. With less than block_size, blocks overlap and epochs
             are longer. Default: block_size.
@@ -124,8 +125,6 @@ class TextDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.window_shards = window_shards if streaming else None
         self.seed = seed
-        # Whether documents are cut, or held out whole. None: the text decides; a resumed run splits as it began.
-        self.is_cut: bool | None = None
         self.order_version = blocks.ORDER_VERSION  # a resumed run keeps its order of blocks
         self.start_step = 0  # the first optimizer step of the batches; set on resume
         self._stores: dict[Split, TokenStore] = {}
@@ -153,11 +152,14 @@ class TextDataModule(pl.LightningDataModule):
         """The range of each split of the training files; empty if nothing is held out."""
         if not any(self.fractions):
             return {}
-        if self.is_cut is None:
-            self._refuse_small_text()
-            text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
-            self.is_cut = splits.needs_cut(text.documents, text.bytes, text.largest, smallest)
-        return splits.split_ranges(*self.fractions, self.seed, self.is_cut)
+        return splits.split_ranges(*self.fractions, self.seed, self.longest_held_out_whole)
+
+    @functools.cached_property
+    def longest_held_out_whole(self) -> int | None:
+        """The characters of the longest document that is held out whole; it is set on resume."""
+        self._refuse_small_text()
+        text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
+        return splits.longest_held_out_whole(text.documents, text.characters, text.longest, smallest)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -188,6 +188,8 @@ def describe_one(row: Row, text: Row) -> str:
         ("context", _format_context(row), ["tokens of the same document" if row["documents_apart"] else "tokens"]),
         ("precision", text["precision"], []),
     ]
+    if text["documents"] == 1:  # one document has no spread
+        lines = [line for line in lines if line[0] != "over documents"]
     return "\n".join(
         f"{name:<21}{value:<13} {'; '.join(note for note in notes if note)}".rstrip() for name, value, notes in lines
     )

@@ -13,7 +13,7 @@ from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.text import encodings, formats
 from gpt2kit.text.sources import PathOrURL, ReadReport, is_hub_dataset, read_chunks, suffixes
-from gpt2kit.text.splits import CutRange, SplitRange, UnfinishedPiece
+from gpt2kit.text.splits import HashRange, SplitRange, UnfinishedPiece
 
 # A longer document of plain text is yielded in pieces of about this many characters, which bounds memory use.
 PIECE_LENGTH = 1 << 18
@@ -98,7 +98,8 @@ class Reader:
         for path in paths:
             report.pieces.append(0)
             count_before = count
-            lengths = self._lengths(path) if isinstance(split_range, CutRange) else itertools.repeat(0)
+            needs_length = split_range is not None and not isinstance(split_range, HashRange)
+            lengths = self._lengths(path) if needs_length else itertools.repeat(0)
             pieces = iter(reader.documents(path))
             for first in pieces:
                 document_length = next(lengths, 0)  # too few if the file has changed, which the caller refuses

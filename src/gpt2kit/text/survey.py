@@ -17,7 +17,7 @@ from gpt2kit.text.sources import PathOrURL, ReadReport
 from gpt2kit.text.splits import UnfinishedPiece
 
 # Part of the cache key. Raise it when a survey has other fields.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Survey:
 
     documents: int = 0
     bytes: int = 0  # as UTF-8
-    largest: int = 0  # bytes of the largest document
+    characters: int = 0
+    longest: int = 0  # characters of the longest document
 
 
 def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Survey:
@@ -62,18 +63,19 @@ def _read(file: Path) -> Survey | None:
 
 def measure(paths: Sequence[PathOrURL], reader: Reader) -> Survey:
     """Read a text and return its size; raise if it has no documents."""
-    report, documents, total, largest, start = ReadReport(), 0, 0, 0, 0
+    report, documents, total, characters, longest, start = ReadReport(), 0, 0, 0, 0, 0
     size = sum(sources.size(path) for path in paths)
     with tqdm(
         desc="measuring text", total=size or None, unit="B", unit_scale=True, leave=False, delay=1, disable=None
     ) as bar:
         for piece in reader.read(paths, report):
             total += len(piece.encode("utf-8", "surrogatepass"))
+            characters += len(piece)
             if not isinstance(piece, UnfinishedPiece):
                 documents += 1
-                largest = max(largest, total - start)
-                start = total
+                longest = max(longest, characters - start)
+                start = characters
             bar.update(min(report.bytes, size or report.bytes) - bar.n)
     if not documents:
         raise sources.no_text(paths, report)
-    return Survey(documents, total, largest)
+    return Survey(documents, total, characters, longest)

@@ -293,7 +293,7 @@ def compare_sizes(info: RunInfo) -> str:
     else:
         advice = "the sizes of model and text fit"
     unique = min(unique_per_parameter, per_parameter)
-    return f"{tokens:,} tokens, {per_parameter:.1f} per parameter ({unique:.1f} of them different): {advice}"
+    return f"{tokens:,} tokens, {per_parameter:.1f} per parameter ({unique:.1f} unique): {advice}"
 
 
 def memory_lines(memory: RunInfo) -> list[Line]:
@@ -328,7 +328,8 @@ def _time_lines(speed: RunInfo, run: RunInfo) -> list[Line]:
     memory = f"; peak memory {_format_bytes(speed['memory'])}" if speed["memory"] else ""
     mfu = f", MFU {speed['mfu']:.0%}" if speed["mfu"] is not None else ""
     rate = f"{speed['tokens_per_s']:,.0f} tokens/s{mfu}{memory}"
-    return [*lines, ("", f"measured over {speed['steps']} steps: {rate}")]
+    count = "1 step" if speed["steps"] == 1 else f"{speed['steps']} steps"
+    return [*lines, ("", f"measured over {count}: {rate}")]
 
 
 def _file_lines(files: RunInfo) -> list[Line]:

@@ -18,7 +18,9 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
-from gpt2kit.text.splits import CutRange, HashRange, SplitRange
+from gpt2kit.text.splits import CutRange, HashRange, MixedRange, SplitRange
+
+MIXED = MixedRange(HashRange(0.0, 0.2, 7), CutRange(0.8, 1.0), 4000)
 
 
 def test_a_checkpoint_is_self_contained(run: Run, tmp_path: Path) -> None:
@@ -187,6 +189,8 @@ def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path) -> No
         {"low": 0.0, "high": 1.0, "unit": "line"},
         {"low": 0.0, "high": float("nan"), "unit": "document"},
         {"low": 0.0, "high": 1.0, "unit": "document", "seed": 1},
+        asdict(MIXED) | {"longest": 0},
+        asdict(MIXED) | {"ends": asdict(MIXED)},
         [],
         3,
     ],
@@ -197,7 +201,7 @@ def test_an_invalid_split_in_a_checkpoint_is_refused(share: object) -> None:
         checkpoint.read_test_text(info)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("split_range", [HashRange(0.0, 0.2, 7), CutRange(0.95, 1.0)])
+@pytest.mark.parametrize("split_range", [HashRange(0.0, 0.2, 7), CutRange(0.95, 1.0), MIXED])
 def test_the_split_of_a_checkpoint_is_restored(split_range: SplitRange) -> None:
     info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": asdict(split_range)})
     assert checkpoint.read_test_text(info) == (["a"], split_range)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from helpers import Outcome
 
-from gpt2kit.cli import parser, train
+from gpt2kit.cli import export, parser, train
 
 Call = Callable[..., Outcome]
 
@@ -95,3 +95,5 @@ def test_help_of_a_command(call: Call) -> None:
     assert "--coats INT Number of coats. Default: as many as it takes." in texts
     assert "--dry Paint nothing." in texts
     assert call(lambda args: parser.run(paint, args), "--help=all")[1] == page
+    page = call(lambda args: parser.run(export.export, args), "--help")[1]
+    assert page.splitlines()[0].endswith(" CKPT_PATH --output_dir FOLDER [options]"), "required options are named"

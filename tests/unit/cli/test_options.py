@@ -241,9 +241,14 @@ def test_a_plan_reports_all_invalid_values_and_files(
 
 
 def test_all_missing_options_are_reported(call: Callable[..., Outcome], inside: Path) -> None:
-    assert refusal(call(train.main)) == "error: --data.train_files: missing, and has no default\n"
+    assert refusal(call(train.main)) == (
+        "error: --data.train_files: missing, and has no default. Add --data.train_files VALUE\n"
+    )
     err = refusal(call(lambda args: parser.run(export.export, args), "--gguf"))
-    assert err == "error: --ckpt_path: missing, and has no default; --output_dir: missing, and has no default\n"
+    assert err == (
+        "error: --ckpt_path: missing, and has no default. Add --ckpt_path VALUE; --output_dir: missing, and has no "
+        "default. Add --output_dir VALUE\n"
+    )
 
 
 def test_a_flag_takes_no_value(call: Callable[..., Outcome], inside: Path) -> None:

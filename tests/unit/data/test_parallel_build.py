@@ -20,7 +20,7 @@ from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.splits import CutRange, HashRange, SplitRange
+from gpt2kit.text.splits import CutRange, HashRange, MixedRange, SplitRange
 from gpt2kit.tokenization import tokenizer
 from gpt2kit.training import run_state
 
@@ -73,7 +73,13 @@ def build_in_parts(corpus: Corpus, count: int, cache_dir: Path) -> TokenStore:
 
 @pytest.mark.parametrize("count", [3, 20])
 @pytest.mark.parametrize(
-    ("append_eos", "split_range"), [(True, None), (False, HashRange(0.2, 0.7, 1)), (True, CutRange(0.2, 0.7))]
+    ("append_eos", "split_range"),
+    [
+        (True, None),
+        (False, HashRange(0.2, 0.7, 1)),
+        (True, CutRange(0.2, 0.7)),
+        (True, MixedRange(HashRange(0.2, 0.7, 1), CutRange(0.2, 0.7), 40)),
+    ],
 )
 def test_a_merged_store_has_the_tokens_and_documents_of_a_single_build(
     append_eos: bool, split_range: SplitRange | None, count: int, text: Corpus, tmp_path: Path

@@ -18,7 +18,8 @@ from gpt2kit.text.splits import (
     UnfinishedPiece,
     automatic_fraction,
     describe_split,
-    needs_cut,
+    longest_held_out_whole,
+    longest_of_range,
     split_problems,
     split_ranges,
 )
@@ -101,7 +102,7 @@ def pieces_of(text: str, ends: list[int]) -> Iterator[str]:
 def test_the_parts_of_a_cut_document_join_to_the_document(
     text: str, ends: list[int], fractions: tuple[float, float]
 ) -> None:
-    ranges = split_ranges(*fractions, seed=1, is_cut=True)
+    ranges = split_ranges(*fractions, seed=1, longest=0)
     order = [ranges[name] for name in ("train", "valid", "test") if name in ranges]  # type: ignore[index]
     parts = [list(part.take(pieces_of(text, ends), len(text))) for part in order]
     assert "".join(piece for part in parts for piece in part) == text
@@ -113,7 +114,7 @@ def test_the_parts_of_a_cut_document_join_to_the_document(
 
 def test_a_document_is_cut_at_a_line_end_if_one_is_near() -> None:
     lines = "".join(f"line {number}\n" for number in range(1000))
-    for part in split_ranges(0.05, 0.05, seed=1, is_cut=True).values():
+    for part in split_ranges(0.05, 0.05, seed=1, longest=0).values():
         (text,) = part.take(iter([lines]), len(lines))
         assert text.startswith("line ") and text.endswith("\n")
     one_line = "x" * 1000
@@ -127,7 +128,7 @@ def test_every_file_is_cut_wherever_its_pieces_end(tmp_path: Path, monkeypatch: 
     for name, text in zip("ab", texts, strict=True):
         (tmp_path / f"{name}.txt").write_bytes(text.encode())
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    ranges = split_ranges(0.1, 0.1, seed=1, is_cut=True)
+    ranges = split_ranges(0.1, 0.1, seed=1, longest=0)
 
     def read() -> dict[str, str]:
         return {name: "".join(Reader().read(paths, split_range=part)) for name, part in ranges.items()}
@@ -150,19 +151,47 @@ def test_short_documents_are_skipped_before_a_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("documents", "size", "largest", "fraction", "expected"),
+    ("documents", "characters", "longest", "fraction", "expected"),
     [
-        (12, 12_000_000, 1_000_000, 0.05, True),  # too few
-        (400, 4_000_000, 10_000, 0.05, False),
-        (399, 4_000_000, 10_000, 0.05, True),
-        (400, 4_000_000, 50_001, 0.05, True),  # one document is more than a quarter of the split
-        (1, 300, 300, 0.05, True),
+        (12, 12_000_000, 1_000_000, 0.05, 0),  # too few
+        (400, 4_000_000, 20_000, 0.05, None),
+        (399, 4_000_000, 20_000, 0.05, 0),
+        (400, 4_000_000, 20_001, 0.05, 20_000),  # one document is more than a tenth of the split
+        (1, 300, 300, 0.05, 0),
     ],
 )
-def test_documents_are_cut_if_they_are_few_or_one_is_large(
-    documents: int, size: int, largest: int, fraction: float, expected: bool
+def test_documents_are_cut_if_they_are_few_or_long(
+    documents: int, characters: int, longest: int, fraction: float, expected: int | None
 ) -> None:
-    assert needs_cut(documents, size, largest, fraction) == expected
+    longest_whole = longest_held_out_whole(documents, characters, longest, fraction)
+    assert longest_whole == expected
+    assert longest_of_range(split_ranges(fraction, 0.0, 1, longest_whole)["train"]) == expected
+
+
+def test_one_long_document_does_not_cut_the_others(tmp_path: Path) -> None:
+    """A poem is in the split that it has without the long document, and the splits keep their sizes."""
+    poems = [f"poem {number}" for number in range(3000)]
+    (tmp_path / "a.txt").write_text("\n".join([*poems, "word " * 2500]), encoding="utf-8")
+    longest = longest_held_out_whole(3001, 40_000, 12_500, 0.05)
+    ranges = split_ranges(0.05, 0.05, 1, longest)
+    parts = {name: list(Reader("line").read([tmp_path / "a.txt"], split_range=ranges[name])) for name in ranges}
+    without = split(tmp_path / "b.txt", poems, valid=0.05, test=0.05)
+    assert {name: parts[name][:-1] for name in parts} == without
+    assert "".join(part[-1] for part in parts.values()) == "word " * 2500
+    assert [len(parts[name][-1]) for name in ("valid", "test")] == [625, 625]
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0])
+def test_splits_by_hash_and_cuts_are_near_their_fractions(sigma: float) -> None:
+    source = random.Random(1)
+    texts = [f"{number} ".ljust(int(source.lognormvariate(6, sigma)), "x") for number in range(500)]
+    size = sum(map(len, texts))
+    longest = longest_held_out_whole(500, size, max(map(len, texts)), 0.05)
+    for seed in range(20):
+        ranges = split_ranges(0.05, 0.05, seed, longest)
+        for name in ("valid", "test"):
+            part = "".join(piece for text in texts for piece in ranges[name].take(iter([text]), len(text)))
+            assert 0.025 < len(part) / size < 0.08
 
 
 @pytest.mark.parametrize(
@@ -176,7 +205,11 @@ def test_a_split_is_described_in_one_line() -> None:
     assert describe_split(split_ranges(0.05, 0.05, 1)) == (
         "held out by a hash of each document: 5 % for validation, 5 % for the test"
     )
-    assert describe_split(split_ranges(0.05, 0.0, 1, is_cut=True)) == (
+    assert describe_split(split_ranges(0.05, 0.0, 1, longest=0)) == (
         "held out of each document, at its end: 5 % for validation"
+    )
+    assert describe_split(split_ranges(0.05, 0.05, 1, longest=4000)) == (
+        "held out by a hash of each document, and at the end of those above 4,000 characters: 5 % for validation, 5 % "
+        "for the test"
     )
     assert not describe_split({})

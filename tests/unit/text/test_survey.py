@@ -24,8 +24,8 @@ class CountingReader(Reader):
 def test_a_text_is_measured_once(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("春春\na\n\nlonger\n", encoding="utf-8")
-    assert survey([path], Reader("line"), tmp_path / "cache") == Survey(documents=3, bytes=13, largest=6)
-    text = Survey(documents=1, bytes=17, largest=17)
+    assert survey([path], Reader("line"), tmp_path / "cache") == Survey(documents=3, bytes=13, characters=9, longest=6)
+    text = Survey(documents=1, bytes=17, characters=13, longest=13)
     before = CountingReader.reads
     assert survey([path], CountingReader(), tmp_path / "cache") == text
     assert survey([path.rename(tmp_path / "b.txt")], CountingReader(), tmp_path / "cache") == text
@@ -41,7 +41,7 @@ def test_a_text_of_many_pieces_is_one_document(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("gpt2kit.text.reader.PIECE_LENGTH", 100)
     path = tmp_path / "a.txt"
     path.write_text("line\n" * 999)
-    assert survey([path, path], Reader(), tmp_path / "cache") == Survey(2, 2 * 4995, 4995)
+    assert survey([path, path], Reader(), tmp_path / "cache") == Survey(2, 2 * 4995, 2 * 4995, 4995)
 
 
 def test_files_without_text_are_refused(tmp_path: Path) -> None:
