@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gpt2kit.checkpoint import archive, validation
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
+from gpt2kit.files import parse_json
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.tokenizer import EOS
@@ -178,10 +179,10 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > tokenizers.MAX_JSON_BYTES:
             raise ValueError("too large")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: not a readable JSON file ({first_line(error)}). Use another one") from None
     return content
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from datetime import datetime
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError
+from gpt2kit.files import parse_json
 
 LOGS = "lightning_logs"
 START = "start.json"
@@ -54,9 +54,9 @@ def start_time(run: Path) -> float:
     """Return the time of a run's last start, else of the last change to its folder."""
     try:
         path = run / START
-        started = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "")[-1]["start"]["time"]
+        started = parse_json(path.read_text(encoding="utf-8") if path.is_file() else "")[-1]["start"]["time"]
         return datetime.fromisoformat(started).timestamp()
-    except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):  # missing or damaged
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError):  # missing or damaged
         return run.stat().st_mtime
 
 
