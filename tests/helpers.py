@@ -6,6 +6,7 @@ import csv
 import html.parser
 import math
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -193,6 +194,20 @@ def run_python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[
     )
     assert process.returncode == 0, process.stderr
     return process
+
+
+def run_script(path: Path, *arguments: object) -> None:
+    """Run a script in this process, as `python PATH ARGUMENTS` does in one that spends seconds on imports.
+
+    It must succeed.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.syspath_prepend(path.parent)
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as stop:
+            assert not stop.code, stop.code
 
 
 def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import re
 import shlex
@@ -17,9 +19,9 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from helpers import ROOT, SENTENCE, Run
+from helpers import ROOT, SENTENCE, Outcome, Run
 
-from gpt2kit.__main__ import COMMANDS
+from gpt2kit.__main__ import COMMANDS, main
 from gpt2kit.cli import generate
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.generation.options import GenerationOptions
@@ -61,19 +63,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(count):
             text = "".join(SENTENCE.format(100 * number + n) for n in range(100))
             (folder / name / f"{number}.txt").write_text(f"{name}\n{text}", encoding="utf-8")
-    shell(f"gpt2kit train demo_texts {SMALL} {STEPS}", folder)
+    with contextlib.chdir(folder):
+        main(shlex.split(f"train demo_texts {SMALL} {STEPS}"))
     return folder
-
-
-def shell(line: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a line of README in a shell."""
-    command = f'gpt2kit() {{ {shlex.quote(sys.executable)} -m gpt2kit "$@"; }}; {line}'
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, f"{line}\n{done.stderr}"
-    return done
 
 
 def shortened(line: str) -> str:
@@ -85,15 +77,26 @@ def shortened(line: str) -> str:
     return f"{line} {STEPS} {'--data.block_size 32 --data.batch_size 4' if is_sized else SMALL}"
 
 
-def test_every_command_runs_in_one_folder(folder: Path) -> None:
-    outputs = {}
+def test_every_command_runs_in_one_folder(
+    folder: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, since each new one spends seconds on imports. The demo, in the next test, has a process."""
+    monkeypatch.chdir(folder)
+    outputs: list[Outcome] = []
     for line in COMMAND_LINES:
-        if line.startswith("gpt2kit demo"):  # serves until it is stopped; the next test
+        if line.startswith("gpt2kit demo"):  # serves until it is stopped
             continue
-        outputs[line] = shell(shortened(line), folder, "Once\n" if "--interactive" in line else "")
-    train, test, generate, *_ = outputs.values()
-    assert "lightning_logs/version_1" in train.stderr, "a run of its own, and not that of the demo"
-    assert "bits per byte" in test.stdout and generate.stdout.startswith("Once")
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
+        command, _, file = shortened(line).partition(" > ")
+        _, *arguments = shlex.split(command)
+        outputs.append(call(main, *arguments))
+        code, out, err = outputs[-1]
+        assert code == 0, f"{line}\n{err}"
+        if file:
+            Path(file).write_text(out, encoding="utf-8")
+    (_, _, train_log), (_, test_output, _), (_, text, _), *_ = outputs
+    assert "lightning_logs/version_1" in train_log, "a run of its own, and not that of the demo"
+    assert "bits per byte" in test_output and text.startswith("Once")
     assert (folder / "report.html").is_file() and (folder / "config.yaml").is_file()
 
 

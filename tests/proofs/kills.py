@@ -28,7 +28,7 @@ from gpt2kit.training.verify_resume import compare
 # The fork server finds its modules by this variable alone (Python 3.11 does not hand it sys.path).
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), str(Path(files.__file__).parent.parent)])
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["proofs.kills"])
+_CONTEXT.set_forkserver_preload(["proofs.kills", "torch.utils.tensorboard"])
 # The metrics that are not functions of the settings: they depend on time and memory.
 TIMINGS = {"tokens_per_s", "mfu", "memory_gb", "hours", "hours_left"}
 

@@ -81,6 +81,14 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.fixture(autouse=True)
+def tabs_closed(browser: Any) -> Iterator[None]:
+    """Close the tabs of a test: without its server, a page asks for it without a pause, which slows down the others."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
 def test_generate_stop_and_select_another_model(browser: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = Tab(browser, url)
     tab.page.get_by_role("textbox", name="Prompt").fill("the quick")

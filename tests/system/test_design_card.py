@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import yaml
-from helpers import ROOT, run_python
+from helpers import ROOT, run_script
 from pytorch_lightning.cli import LightningCLI
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2LMHeadModel
@@ -18,11 +19,6 @@ from gpt2kit.training.module import GPT2Module
 
 FILES = ("trainer.py", "test.py", "train_tokenizer.py", "requirements.txt", "README.md")
 FOLDERS = ("src", "configs", "data", "lightning_logs")
-
-
-def script(folder: Path, name: str, *arguments: object) -> str:
-    """Run one of the scripts in `folder`; return its output."""
-    return run_python(folder, ROOT / name, *arguments).stdout
 
 
 def test_the_top_level_has_the_files_and_folders_of_the_card() -> None:
@@ -38,17 +34,20 @@ def test_the_classes_are_those_of_lightning_and_hugging_face() -> None:
     assert isinstance(gpt2.model, GPT2LMHeadModel)
 
 
-def test_a_config_is_printed_edited_trained_and_tested(corpus: Path, tmp_path: Path) -> None:
-    config: dict[str, Any] = yaml.safe_load(script(tmp_path, "trainer.py", "--print_config"))
+def test_a_config_is_printed_edited_trained_and_tested(
+    corpus: Path, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script(ROOT / "trainer.py", "--print_config")
+    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     config["data"] |= {f"{split}_files": str(corpus / f"{split}.txt") for split in ("train", "valid", "test")}
     config["data"] |= {"tokenizer": str(corpus / "tokenizer"), "block_size": 16, "batch_size": 4}
     config["model"] |= {"n_layer": 2, "n_head": 2, "n_embd": 32, "compile": "off"}
     config["trainer"] |= {"accelerator": "cpu", "precision": "bf16-mixed", "accumulate_grad_batches": 2}
     config["trainer"] |= {"gradient_clip_val": 1.0, "max_steps": 20, "val_check_interval": 10, "log_every_n_steps": 1}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (inside / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
-    script(tmp_path, "trainer.py", "--config", "c.yaml")
-    run = tmp_path / "lightning_logs" / "version_0"
+    run_script(ROOT / "trainer.py", "--config", "c.yaml")
+    run = inside / "lightning_logs" / "version_0"
     saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert saved["trainer"]["precision"] == "bf16-mixed" and saved["trainer"]["accumulate_grad_batches"] == 2
 
@@ -58,7 +57,9 @@ def test_a_config_is_printed_edited_trained_and_tested(corpus: Path, tmp_path: P
     validated = events.Scalars("loss/valid")
     assert [loss.step for loss in validated] == [10, 20]
 
-    printed = script(tmp_path, "test.py", "--config", "c.yaml", "--ckpt_path", run)
+    capsys.readouterr()
+    run_script(ROOT / "test.py", "--config", "c.yaml", "--ckpt_path", run)
+    printed = capsys.readouterr().out
     figures = {line.rsplit(None, 1)[0]: line for line in printed.splitlines() if line.strip()}
     assert any(name.startswith("bits per byte") for name in figures)
     assert any(name.startswith("perplexity") for name in figures)

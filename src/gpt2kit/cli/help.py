@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import pkgutil
 import re
@@ -68,8 +69,13 @@ class Parser(ArgumentParser):
     def __init__(
         self, *args: Any, formatter_class: type[argparse.HelpFormatter] = HelpFormatter, **kwargs: Any
     ) -> None:
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)  # dataclasses have texts below their fields
         super().__init__(*args, formatter_class=formatter_class, **kwargs)
+
+    def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the parameters of a class. Only dataclasses have texts below their fields, whose search is slow."""
+        set_parsing_settings(docstring_parse_attribute_docstrings=dataclasses.is_dataclass(class_type))
+        names: list[str] = super().add_class_arguments(class_type, *args, **kwargs)
+        return names
 
 
 def is_option(action: argparse.Action) -> bool:

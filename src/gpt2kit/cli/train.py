@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import class_from_function
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
@@ -41,6 +42,9 @@ from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Baseline, ProgressBar, ThroughputMetrics
 from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, open_end_problem
 from gpt2kit.training.trainer import make_trainer
+
+# Once for all parsers, since jsonargparse inspects every frame of the stack for it.
+_TRAINER = class_from_function(make_trainer)
 
 
 class AtomicConfig(SaveConfigCallback):
@@ -98,7 +102,7 @@ class TrainCLI(LightningCLI):
         super().__init__(
             GPT2Module,
             TextDataModule,
-            trainer_class=make_trainer,
+            trainer_class=_TRAINER,
             trainer_defaults={
                 "enable_model_summary": False,
                 "gradient_clip_val": 1.0,
