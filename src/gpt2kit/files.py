@@ -52,6 +52,20 @@ def error_number(error: BaseException) -> int | None:
     return int(match[1]) if match else None
 
 
+def read_limited(path: Path, max_bytes: int = 1 << 26) -> bytes:
+    """Return the content of a file that may be hostile; raise ValueError unless it is a regular file of a limited size.
+
+    No more is read than the size that the system reports: it reports 0 for the files in /proc, some of which are endless.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"{size / 1e6:,.0f} MB, too large")
+        return file.read(size)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` durably, as UTF-8 with LF line endings on every system."""
     with replacing(path) as temporary:

@@ -5,7 +5,7 @@ Without this, a damaged file could end the run in the middle, or train on with a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +18,7 @@ from gpt2kit.checkpoint.validation import EMBEDDING, HEAD, is_float_tensor, stru
 from gpt2kit.errors import CheckpointError
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.trial import first_step
+from gpt2kit.ranges import range_problems
 from gpt2kit.training.module import GPT2Module
 
 # Rows and columns of the parameters on which an optimizer shows what its state contains. Muon splits c_attn in 3.
@@ -40,6 +41,7 @@ def refuse_damaged(trainer: pl.Trainer, gpt2: GPT2Module, raw: Mapping[str, Any]
     rates = raw["lr_schedulers"][0]["base_lrs"]
     if not problem and len(rates) != len(raw["optimizer_states"][0]["param_groups"]):
         problem = "lr_schedulers.0.base_lrs does not have one value for each group of parameters"
+    problem = problem or _range_problem({"lr": rates}, "lr_schedulers.0.base_lrs")
     if problem:
         raise CheckpointError(f"{trainer.ckpt_path}: {problem}: the file is damaged. Resume from another checkpoint")
 
@@ -71,19 +73,28 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
     groups, states = parameter_groups(gpt2.model), saved["state"]
     names = {id(parameter): name for name, parameter in gpt2.model.named_parameters()}
     is_empty = has_skipped and not any(states.values())
-    example = _example(gpt2, groups)
     if len(groups) != len(saved["param_groups"]):
         return "optimizer_states.0.param_groups has another number of groups"
+    config_example = _example(gpt2, groups)
     for number, (group, saved_group) in enumerate(zip(groups, saved["param_groups"], strict=True)):
         where = f"optimizer_states.0.param_groups.{number}"
         if len(group["params"]) != len(saved_group["params"]) or saved_group.get("parts") != group.get("parts"):
             return f"{where} has other parameters"
-        if example is None:  # an optimizer that needs more than gradients for a step
+        if config_example is None:  # an optimizer that needs more than gradients for a step
             continue
-        example_group = example.param_groups[number]
-        numbers = {name: _as_list(value) for name, value in example_group.items() if _is_number(_as_list(value))}
-        if problem := structure_problem(saved_group, numbers, where):
+        options = {name: _as_list(value) for name, value in config_example.param_groups[number].items()}
+        numbers = {name: value for name, value in options.items() if _is_number(value)}
+        if problem := structure_problem(saved_group, numbers, where) or _range_problem(saved_group, where):
             return problem
+        for name, value in numbers.items():
+            if isinstance(value, list) and len(saved_group[name]) != len(value):
+                return f"{where}.{name} has another number of values"
+    if config_example is None:
+        return ""
+    example = _example(gpt2, groups, saved["param_groups"])
+    if example is None or any(group.get("maximize") for group in example.param_groups):
+        return "optimizer_states.0.param_groups has options with which the optimizer cannot make a step"
+    for group, example_group, saved_group in zip(groups, example.param_groups, saved["param_groups"], strict=True):
         keys = saved_group["params"]
         for parameter, tiny, key in zip(group["params"], example_group["params"], keys, strict=True):
             state, name = states.get(key) if type(key) is int else None, names[id(parameter)]
@@ -96,12 +107,26 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
     return ""
 
 
-def _example(gpt2: GPT2Module, groups: list[dict[str, Any]]) -> Optimizer | None:
-    """Return an optimizer of tiny parameters after its first step; None if it makes none."""
+def _range_problem(options: Mapping[str, Any], where: str) -> str:
+    problems = range_problems({f"model.optimizer.{name}": value for name, value in options.items()})
+    return f"{where} is invalid ({problems[0].partition(': ')[2]})" if problems else ""
+
+
+def _example(
+    gpt2: GPT2Module, groups: list[dict[str, Any]], saved: Sequence[Mapping[str, Any]] = ()
+) -> Optimizer | None:
+    """Return an optimizer of tiny parameters after its first step, with saved options if any; None if it fails."""
+
+    def make(groups: list[dict[str, Any]]) -> Optimizer:
+        optimizer = gpt2.make_optimizer(groups)
+        for group, options in zip(optimizer.param_groups, saved, strict=False):
+            group.update({name: value for name, value in options.items() if name != "params"})
+        return optimizer
+
     tiny = [{**group, "params": [torch.zeros([_TINY] * p.ndim) for p in group["params"]]} for group in groups]
     try:
-        return first_step(gpt2.make_optimizer, tiny)
-    except Exception:  # of a class of the user
+        return first_step(make, tiny)
+    except Exception:  # of a class of the user, or because of a saved option
         return None
 
 
@@ -109,7 +134,13 @@ def _is_like(value: object, expected: object, size: torch.Size | None) -> bool:
     """Return whether a value has the type of another one, and the size of a parameter if that is not None."""
     if not isinstance(expected, Tensor):
         return isinstance(value, type(expected))
-    return isinstance(value, Tensor) and value.layout == torch.strided and (size is None or value.shape == size)
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    if expected.is_floating_point() and not is_float_tensor(value):
+        return False
+    # A single number keeps its type when it is loaded, unlike what has the size of a parameter.
+    is_same = expected.ndim > 0 or (value.ndim == 0 and value.dtype == expected.dtype)
+    return is_same and (size is None or value.shape == size)
 
 
 def _as_list(value: object) -> object:
