@@ -55,7 +55,7 @@ def error_number(error: BaseException) -> int | None:
 def read_limited(path: Path, max_bytes: int = 1 << 26) -> bytes:
     """Return the content of a file that may be hostile; raise ValueError unless it is a regular file of a limited size.
 
-    No more is read than the size that the system reports: it reports 0 for the files in /proc, some of which are endless.
+    No more is read than the size that the system reports: that is 0 for files in /proc, and some of them are endless.
     """
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
