@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 # On POSIX an open file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
 # set back. None of this holds on Windows.
@@ -20,6 +21,8 @@ POSIX = os.name == "posix"
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; unless the block fails, sync it to disk and rename it to `path`."""
+    if not path.name:  # the current folder, or the root
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +69,14 @@ def read_limited(path: Path, max_bytes: int = 1 << 26) -> bytes:
         return file.read(size)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text that may be damaged; raise ValueError if it is invalid or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` durably, as UTF-8 with LF line endings on every system."""
     with replacing(path) as temporary:
@@ -105,7 +116,7 @@ class Digests:
         self._cache = cache
         self._entries: dict[str, list[object]] = {}  # path to signature and digest
         with contextlib.suppress(OSError, ValueError, TypeError):  # missing or damaged: hash again
-            entries = dict(json.loads(cache.read_text(encoding="utf-8"))).items()
+            entries = dict(parse_json(cache.read_text(encoding="utf-8"))).items()
             self._entries = {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 5}
 
     def of(self, paths: list[Path]) -> list[str]:

@@ -15,6 +15,7 @@ from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import train
 
 SIZES = ("--model.n_layer", "--model.n_head", "--model.n_embd", "--model.dropout")
+OPTIMIZER = {"lr": 0.005, "adamw_lr": 0.012, "weight_decay": 0.1}
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def test_the_config_of_a_run_has_numbers_and_print_config_has_auto(
     code, printed, _ = call(train.main, *automatic, "--print_config")
     model = yaml.safe_load(printed)["model"]
     assert code == 0 and yaml.safe_load(printed)["trainer"]["max_epochs"] == "auto"
-    assert (model["n_layer"], model["dropout"], model["optimizer"]["init_args"]["weight_decay"]) == ("auto",) * 3
+    chosen = [model["optimizer"]["init_args"][name] for name in ("lr", "adamw_lr", "weight_decay")]
+    assert [model["n_layer"], model["dropout"], *chosen] == ["auto"] * 5
     Path("own.yaml").write_text(printed, encoding="utf-8")
     code, _, err = call(train.main, "--config=own.yaml", "--trainer.max_steps=2")
     assert code == 0, err
@@ -39,7 +41,7 @@ def test_the_config_of_a_run_has_numbers_and_print_config_has_auto(
     metadata = checkpoint.read(paths.checkpoints(run)[0])["gpt2kit"]
     for settings in (saved, metadata["settings"]):
         assert [settings["model"][name.partition(".")[2]] for name in SIZES] == [4, 4, 128, 0.0]
-        assert settings["model"]["optimizer"]["init_args"]["weight_decay"] == 0.1
+        assert settings["model"]["optimizer"]["init_args"] == settings["model"]["optimizer"]["init_args"] | OPTIMIZER
         assert settings["trainer"]["max_epochs"] is None
     assert metadata["shape"]["n_embd"] == 128 and metadata["shape"]["resid_pdrop"] == 0.0
 

@@ -18,6 +18,7 @@ from gpt2kit import files
 from gpt2kit.checkpoint import archive, validation
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
+from gpt2kit.files import parse_json
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.tokenizer import EOS
@@ -177,10 +178,10 @@ def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
+        content = parse_json(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: not a readable JSON file ({first_line(error)}). Use another one") from None
     return content
 

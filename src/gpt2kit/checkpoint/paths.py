@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from datetime import datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from gpt2kit import files
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError
+from gpt2kit.files import parse_json
 
 LOGS = "lightning_logs"
 START = "start.json"
@@ -54,9 +54,9 @@ def runs(logs: Path = Path(LOGS)) -> list[Path]:
 def start_time(run: Path) -> float:
     """Return the time of a run's last start, else of the last change to its folder."""
     try:
-        started = json.loads(files.read_limited(run / START))[-1]["start"]["time"]
+        started = parse_json(files.read_limited(run / START))[-1]["start"]["time"]
         return datetime.fromisoformat(started).timestamp()
-    except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):  # missing or damaged
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError):  # missing or damaged
         return run.stat().st_mtime
 
 

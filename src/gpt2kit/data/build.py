@@ -353,7 +353,7 @@ def read_journal(folder: Path) -> list[Shard]:
     shards: list[Shard] = []
     for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            shard = parse(Shard, json.loads(line))
+            shard = parse(Shard, durable.parse_json(line))
         except (ValueError, TypeError):
             break
         if shard.name != shard_name(len(shards)):

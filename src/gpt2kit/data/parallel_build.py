@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -157,10 +156,13 @@ def _merge_reports(indexes: Iterable[Index], corpus: Corpus) -> ReadReport:
     """Join the reports of all parts, and check the bad records as those of one text."""
     report = ReadReport(corpus.reader.max_bad_fraction)
     for index in indexes:
-        part = json.loads(index.notes[0])
-        report.records += part["records"]
-        report.bad += part["bad"]
-        for what, (number, first) in part["met"].items():
-            report.note(what, first, number)
+        try:
+            part = durable.parse_json(index.notes[0])
+            report.records += part["records"]
+            report.bad += part["bad"]
+            for what, (number, first) in part["met"].items():
+                report.note(what, first, number)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"--merge: the index of a part is damaged ({error}). Run its --part again") from None
     report.check_bad_fraction()
     return report

@@ -107,7 +107,7 @@ class Index:
     def from_json(cls, text: str, where: object) -> Index:
         """Parse index.json; `where` names it in error messages."""
         try:
-            values = json.loads(text)
+            values = durable.parse_json(text)
             if values.pop("format") != FORMAT:
                 raise ValueError("another format")
             values["sources"] = [parse(Source, source) for source in values["sources"]]
@@ -305,8 +305,8 @@ def pack(numbers: NDArray[np.int64]) -> bytes:
 class TokenFile:
     """The tokens of a shard, read from the disk when they are needed: `file[a:b]`.
 
-    A memory map is 1.5 µs faster per block. But the system kills a process that reads beyond the end of a mapped file,
-    and another program may truncate the file at any time.
+    A memory map is a little faster. But the system kills a process that reads beyond the end of a mapped file, and
+    another program may truncate the file at any time.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], tokens: int) -> None:

@@ -46,6 +46,6 @@ class AdamW(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float | Literal["auto"] = "auto",
     ) -> None:
-        self.has_auto_decay = weight_decay == "auto"
+        self.automatic = {"weight_decay"} if weight_decay == "auto" else set()
         decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,26 +17,47 @@ from gpt2kit.errors import refuse
 from gpt2kit.optim.adamw import DEFAULT_DECAY, AdamW
 from gpt2kit.ranges import range_problems
 
-# Coefficients of the polynomial a x + b x^3 + c x^5 that brings singular values near 1: steep at 0, so that five steps
-# are enough, and then between 0.7 and 1.2.
-_A, _B, _C = 3.4445, -4.7750, 2.0315
+# Coefficients of a polynomial a x + b x^3 + c x^5 for each Newton-Schulz step. Together they bring singular values from
+# 0.003 to 1 near 1. These are those of Polar Express (arXiv 2505.16932) for four steps, all but the last divided by
+# powers of 1.01, so that rounding does not leave the interval in which the next step converges.
+Polynomial = tuple[float, float, float]
+_POLAR_EXPRESS: tuple[Polynomial, ...] = (
+    (8.138 / 1.01, -22.718 / 1.01**3, 16.329 / 1.01**5),
+    (3.965 / 1.01, -2.837 / 1.01**3, 0.523 / 1.01**5),
+    (3.489 / 1.01, -2.562 / 1.01**3, 0.502 / 1.01**5),
+    (2.511, -1.852, 0.439),
+)
+# Five equal steps, which runs of earlier versions continue with.
+_QUINTIC: tuple[Polynomial, ...] = ((3.4445, -4.7750, 2.0315),) * 5
+POLYNOMIALS = {len(steps): steps for steps in (_POLAR_EXPRESS, _QUINTIC)}
 # Elements to orthogonalize at once; on a CPU about what fits into its caches.
 _CPU_BATCH, _GPU_BATCH = 1 << 20, 1 << 26
+
+
+# The rates of a model that is at most this wide. Those of wider ones fall with the square root of the width, and with
+# the width, as the output layer shares the embedding.
+LR, ADAMW_LR, _WIDTH = 5e-3, 1.2e-2, 256
+
+
+def learning_rates(width: int) -> tuple[float, float]:
+    """Return the rates of the hidden matrices and of the rest that `auto` means for a width, with two digits."""
+    scale = min(_WIDTH / width, 1.0)
+    return float(f"{LR * math.sqrt(scale):.2g}"), float(f"{ADAMW_LR * scale:.2g}")
 
 
 class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
-    Each matrix moves along its momentum with all singular values near 1 (five Newton-Schulz steps in bfloat16). Updates
+    Each matrix moves along its momentum with all singular values near 1 (four Newton-Schulz steps in bfloat16). Updates
     have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's. They are the same
     for a transposed weight, as in GPT-2's layers. Queries, keys and values, one matrix in GPT-2, are orthogonalized
-    separately, which lowers the loss. The updates of each part are those of `torch.optim.Muon`, computed in less time
-    (bench/muon.py).
+    separately, which lowers the loss. The updates of each part are nearly those of `torch.optim.Muon`, computed in less
+    time (bench/muon.py).
 
     Args:
         params: The two groups of `parameter_groups`.
-        lr: Learning rate of the hidden matrices.
-        adamw_lr: Learning rate of embeddings, norms and biases.
+        lr: Learning rate of the hidden matrices. auto: by the width of the model.
+        adamw_lr: Learning rate of embeddings, norms and biases. auto: by the width of the model.
         weight_decay: Weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
         momentum: Momentum of the hidden matrices.
         betas: AdamW's betas, for embeddings, norms and biases.
@@ -45,8 +66,8 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 5e-3,
-        adamw_lr: float = 1.2e-2,
+        lr: float | Literal["auto"] = "auto",
+        adamw_lr: float | Literal["auto"] = "auto",
         weight_decay: float | Literal["auto"] = "auto",
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -54,10 +75,13 @@ class Muon(Optimizer):
         options = {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
         refuse(range_problems({f"model.optimizer.{name}": value for name, value in options.items()}))
         matrices, rest = params
-        self.has_auto_decay = weight_decay == "auto"
+        # The options that the caller sets later: GPT2Module knows the width and the number of passes.
+        self.automatic = {name for name, value in options.items() if value == "auto"}
+        lr, adamw_lr = (LR if lr == "auto" else lr), (ADAMW_LR if adamw_lr == "auto" else adamw_lr)
         decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay
         self._adamw = AdamW([{"params": rest["params"]}], lr=adamw_lr, betas=betas, weight_decay=0.0)
         hidden = {**matrices, "lr": lr, "weight_decay": decay, "momentum": momentum}
+        hidden["newton_schulz_steps"] = len(_POLAR_EXPRESS)  # saved with the group
         super().__init__([hidden, *self._adamw.param_groups], {})
         self.ranks = (0, 1)  # this rank, and how many have the same gradients and orthogonalize in turn
         self._share_with_adamw()
@@ -85,6 +109,7 @@ class Muon(Optimizer):
     def _update_matrices(self, group: dict[str, Any]) -> None:
         rank, ranks = self.ranks
         parts = group.get("parts") or [1] * len(group["params"])
+        polynomials = POLYNOMIALS[group.get("newton_schulz_steps", len(_QUINTIC))]
         matrices = [pair for pair in zip(group["params"], parts, strict=True) if pair[0].grad is not None]
         batches = group_by_shape(matrices, ranks)
         for first in range(0, len(batches), ranks):
@@ -92,7 +117,7 @@ class Muon(Optimizer):
             round_batches = batches[first : first + ranks]
             updates = [self._momentum(*batch, group) for batch in round_batches]
             if rank < len(updates):
-                updates[rank].copy_(orthogonalize(updates[rank]))
+                updates[rank].copy_(orthogonalize(updates[rank], polynomials))
             for owner, (batch, update) in enumerate(zip(round_batches, updates, strict=True)):
                 if ranks > 1:
                     dist.broadcast(update, owner)
@@ -156,35 +181,38 @@ def split_qkv(matrix: Tensor, parts: int) -> Tensor:
     return matrix.view(matrix.shape[0], parts, matrix.shape[1] // parts).movedim(1, 0)
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Bring the singular values of `[count, rows, columns]` (rows <= columns) near 1, with five steps in bfloat16.
+def orthogonalize(matrices: Tensor, polynomials: Sequence[Polynomial] = _POLAR_EXPRESS) -> Tensor:
+    """Bring the singular values of `[count, rows, columns]` (rows <= columns) near 1, with a step for each polynomial.
 
-    A step is x <- (a + b g + c g^2) x with g = x x^T. For long rows, two steps at once need fewer multiplications.
+    A step is x <- (a + b g + c g^2) x with g = x x^T, in bfloat16. For long rows, two steps at once need fewer
+    multiplications.
     """
     x = matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values are at most 1
-    steps = 5
-    if x.shape[2] >= 2 * x.shape[1]:
-        x, steps = _two_steps(_two_steps(x)), 1
-    for _ in range(steps):
-        x = torch.baddbmm(x, _slope(x @ x.mT), x, beta=_A)  # x @ x.mT: (count, rows, rows)
+    steps = list(polynomials)
+    while len(steps) > 1 and x.shape[2] >= 2 * x.shape[1]:
+        x = _two_steps(x, steps.pop(0), steps.pop(0))
+    for a, b, c in steps:
+        x = torch.baddbmm(x, _slope(x @ x.mT, b, c), x, beta=a)  # x @ x.mT: (count, rows, rows)
     return x
 
 
-def _two_steps(x: Tensor) -> Tensor:
+def _two_steps(x: Tensor, first: Polynomial, second: Polynomial) -> Tensor:
     """Take two steps at once: after the first, g is (a + b g + c g^2)^2 g, since all of these commute.
 
     Three at once would not be stable: rounding makes small eigenvalues of g negative, each step multiplies them by
     about twelve, and once they are near -1 the next step diverges.
     """
+    a, b, c = first
     gram = x @ x.mT  # (count, rows, rows)
-    slope = _slope(gram)
-    half = torch.baddbmm(gram, slope, gram, beta=_A)  # (a + b g + c g^2) g
-    next_slope = _slope(torch.baddbmm(half, slope, half, beta=_A))
-    slope.diagonal(dim1=1, dim2=2).add_(_A)  # a + b g + c g^2
-    return torch.bmm(torch.baddbmm(slope, next_slope, slope, beta=_A), x)
+    slope = _slope(gram, b, c)
+    half = torch.baddbmm(gram, slope, gram, beta=a)  # (a + b g + c g^2) g
+    next_gram = torch.baddbmm(half, slope, half, beta=a)
+    slope.diagonal(dim1=1, dim2=2).add_(a)  # a + b g + c g^2
+    a, b, c = second
+    return torch.bmm(torch.baddbmm(slope, _slope(next_gram, b, c), slope, beta=a), x)
 
 
-def _slope(gram: Tensor) -> Tensor:
+def _slope(gram: Tensor, b: float, c: float) -> Tensor:
     """Return b g + c g^2."""
-    return torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+    return torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from gpt2kit.errors import first_line
+from gpt2kit.files import parse_json
 from gpt2kit.serving.requests import Clients
 
 logger = logging.getLogger(__name__)
@@ -216,10 +217,10 @@ async def read_body(receive: Any) -> bytes | None:
 def parse_event(body: bytes, inputs: Mapping[int, int]) -> dict[str, Any] | None:
     """Return the fields of an event that Gradio needs; None if the page does not send such an event."""
     try:
-        event = json.loads(body)
+        event = parse_json(body)
         data, index, session = event["data"], event["fn_index"], event["session_hash"]
         trigger = event.get("trigger_id")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     is_valid = (
         isinstance(data, list)
@@ -238,9 +239,9 @@ def parse_event(body: bytes, inputs: Mapping[int, int]) -> dict[str, Any] | None
 def parse_fields(body: bytes, fields: Mapping[str, type]) -> dict[str, Any] | None:
     """Return the fields of a request that ends another one; None if one of them is invalid."""
     try:
-        content = json.loads(body)
+        content = parse_json(body)
         values = {name: content[name] for name in fields}
-    except (ValueError, RecursionError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     names = [value for value in values.values() if isinstance(value, str)]
     is_valid = all(type(values[name]) is kind for name, kind in fields.items()) and all(map(_SESSION.fullmatch, names))

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
+from gpt2kit.files import parse_json
 from gpt2kit.text.encodings import normalize_newlines
 from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
 
@@ -233,9 +234,7 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
 
 def _parse(line: str) -> object:
     try:
-        return json.loads(line)
-    except RecursionError:
-        return BadRecord("not JSON", "nested too deeply")
+        return parse_json(line)
     except ValueError as error:
         return BadRecord("not JSON", str(error))
 

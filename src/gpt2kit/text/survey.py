@@ -55,7 +55,7 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
 def _read(file: Path) -> Survey | None:
     """Return a cached survey; None if it is missing or damaged."""
     try:
-        return Survey(**json.loads(file.read_text(encoding="utf-8")))
+        return Survey(**durable.parse_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

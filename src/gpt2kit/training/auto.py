@@ -1,6 +1,7 @@
-"""What `auto` means for the size of the model, dropout, weight decay and the number of passes over the text.
+"""What `auto` means for the size of the model, dropout, the optimizer and the number of passes over the text.
 
-The size follows from the number of tokens, dropout and weight decay from the number of passes (docs/training.md).
+The size follows from the number of tokens, dropout and weight decay from the number of passes, and learning rates from
+the width (docs/training.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from gpt2kit.model.config import Shape, flops_per_token, parameter_count
 from gpt2kit.optim.adamw import DEFAULT_DECAY
+from gpt2kit.optim.muon import learning_rates
 
 # Layers, heads, width and the maximum number of passes, if the training text has at least the first number of tokens.
 _SIZES = (
@@ -36,11 +38,16 @@ class Sizes:
     weight_decay: float = DEFAULT_DECAY
     passes: float = 1.0
 
+    def optimizer_options(self) -> dict[str, float]:
+        """Return the options of the optimizer that may be `auto`, with these numbers."""
+        lr, adamw_lr = learning_rates(self.n_embd)
+        return {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": self.weight_decay}
+
     def options(self, max_epochs: int | None) -> dict[str, int | float | None]:
         """Return the options that may be `auto`, by their names in a config, with these numbers."""
         return {
             **{f"model.{name}": getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "dropout")},
-            "model.optimizer.init_args.weight_decay": self.weight_decay,
+            **{f"model.optimizer.init_args.{name}": value for name, value in self.optimizer_options().items()},
             "trainer.max_epochs": max_epochs,
         }
 

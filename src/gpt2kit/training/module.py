@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,7 @@ class GPT2Module(pl.LightningModule):
         refuse(shape_problems(self.shape))
         self.attention = attention
         self.optimizer = optimizer
-        self.weight_decay = Sizes().weight_decay  # what `auto` means to the optimizer
+        self.sizes = Sizes()  # what `auto` means
         self.schedule = schedule
         self.wants_compile = compile
         self.compiled: Compile = "off" if compile == "auto" else compile  # RunSetup decides what auto means
@@ -207,13 +208,15 @@ class GPT2Module(pl.LightningModule):
         """Replace `auto` in the architecture by numbers, and set what it means to the optimizer."""
         for name in [name for name, value in self.shape.items() if value == "auto"]:
             self.shape[name] = sizes.dropout if name.endswith("_pdrop") else getattr(sizes, name)
-        self.weight_decay = sizes.weight_decay
+        self.sizes = sizes
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """Return the optimizer of two parameter groups: hidden matrices, which decay, and the rest."""
         optimizer = self.optimizer(groups)
-        if getattr(optimizer, "has_auto_decay", False):
-            optimizer.param_groups[0]["weight_decay"] = self.weight_decay
+        options = replace(self.sizes, n_embd=self.shape["n_embd"]).optimizer_options()
+        for name in getattr(optimizer, "automatic", ()):
+            group, key = (1, "lr") if name == "adamw_lr" else (0, name)
+            optimizer.param_groups[group][key] = options[name]
         return optimizer
 
     def build(self) -> None:

@@ -17,6 +17,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.validation import EMBEDDING, HEAD, is_float_tensor, structure_problem
 from gpt2kit.errors import CheckpointError
 from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.optim.muon import POLYNOMIALS
 from gpt2kit.optim.trial import first_step
 from gpt2kit.ranges import range_problems
 from gpt2kit.training.module import GPT2Module
@@ -84,6 +85,10 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
             continue
         options = {name: _as_list(value) for name, value in config_example.param_groups[number].items()}
         numbers = {name: value for name, value in options.items() if _is_number(value)}
+        if numbers.pop("newton_schulz_steps", None):  # missing in runs of earlier versions, which took five
+            steps = saved_group.get("newton_schulz_steps", 5)
+            if type(steps) is not int or steps not in POLYNOMIALS:
+                return f"{where}.newton_schulz_steps has an unknown value"
         if problem := structure_problem(saved_group, numbers, where) or _range_problem(saved_group, where):
             return problem
         for name, value in numbers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.optim import muon
 from gpt2kit.optim.adamw import parameter_groups
-from gpt2kit.optim.muon import Muon, orthogonalize
+from gpt2kit.optim.muon import POLYNOMIALS, Muon, Polynomial, orthogonalize
 
 # Rows and columns of matrices, and the number of parts side by side in each.
 SHAPES = [(8, 8, 1), (8, 32, 1), (32, 8, 1), (8, 8, 1), (8, 24, 3), (8, 32, 1)]
@@ -33,6 +34,7 @@ class Comparison:
         ]
         groups = [{"params": self.matrices, "parts": self.parts}, {"params": [nn.Parameter(torch.zeros(3))]}]
         self.muon = Muon(groups, lr=0.02, weight_decay=0.1)
+        self.muon.param_groups[0]["newton_schulz_steps"] = 5  # as torch's
         parts = [part for parts in self.separate for part in parts]
         self.torch_muon = torch.optim.Muon(
             parts, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
@@ -96,25 +98,27 @@ def test_muon_and_its_adamw_are_saved_and_loaded_as_one_optimizer() -> None:
     assert all(map(torch.equal, uninterrupted.parameters(), resumed.parameters()))
 
 
-def five_steps(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Take five Newton-Schulz steps as they are defined."""
+def single_steps(matrices: Tensor, dtype: torch.dtype, polynomials: Sequence[Polynomial]) -> Tensor:
+    """Take Newton-Schulz steps as they are defined."""
     x = matrices.bfloat16().to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
+    for a, b, c in polynomials:
         g = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * g + 2.0315 * g @ g) @ x
+        x = a * x + (b * g + c * g @ g) @ x
     return x
 
 
+@pytest.mark.parametrize("steps", POLYNOMIALS)
 @pytest.mark.parametrize("columns", [64, 96, 256, 768])
-def test_two_steps_at_once_are_as_exact_as_single_steps(columns: int) -> None:
+def test_two_steps_at_once_are_as_exact_as_single_steps(columns: int, steps: int) -> None:
     """Matrices with few large singular values among small ones are the hardest."""
     torch.manual_seed(1)
     noise = torch.randn(3, 64, columns)
     large = 10 * torch.randn(3, 64, 4) @ torch.randn(4, columns)
     for matrices in (noise, large + noise, large + 0.1 * noise, large + 1e-3 * noise):
-        exact, actual = five_steps(matrices, torch.float64), orthogonalize(matrices).double()
-        rounding = (five_steps(matrices, torch.bfloat16) - exact).norm()
+        exact = single_steps(matrices, torch.float64, POLYNOMIALS[steps])
+        actual = orthogonalize(matrices, POLYNOMIALS[steps]).double()
+        rounding = (single_steps(matrices, torch.bfloat16, POLYNOMIALS[steps]) - exact).norm()
         assert (actual - exact).norm() < 1.2 * rounding + 0.01 * exact.norm()
         assert torch.linalg.matrix_norm(actual, 2).max() < 1.25
     assert not orthogonalize(torch.zeros(2, 64, columns)).any()
@@ -129,14 +133,16 @@ SPECTRA = {
 }
 
 
+@pytest.mark.parametrize("steps", POLYNOMIALS)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("rows", [4, 16, 64])
-def test_all_singular_values_stay_below_a_bound(rows: int, spectrum: str) -> None:
+def test_all_singular_values_stay_below_a_bound(rows: int, spectrum: str, steps: int) -> None:
     """Three steps at once would let some grow to 100,000, as in the gradients of LoRA's small matrices."""
     torch.manual_seed(1)
     left = torch.linalg.qr(torch.randn(100, rows, rows))[0] * SPECTRA[spectrum](rows)
     right = torch.linalg.qr(torch.randn(100, 4 * rows, rows))[0].mT
-    assert torch.linalg.matrix_norm(orthogonalize(left @ right).float(), 2).max() < 1.25
+    updates = orthogonalize(left @ right, POLYNOMIALS[steps]).float()
+    assert torch.linalg.matrix_norm(updates, 2).max() < 1.25
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 9])
@@ -148,9 +154,9 @@ def test_ranks_orthogonalize_in_turn(ranks: int, monkeypatch: pytest.MonkeyPatch
     sent: dict[int, list[Tensor]] = {rank: [] for rank in range(ranks)}
     sizes: list[int] = []
 
-    def orthogonalize_and_count(matrices: Tensor) -> Tensor:
+    def orthogonalize_and_count(matrices: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
         sizes.append(len(matrices))
-        return orthogonalize(matrices)
+        return orthogonalize(matrices, polynomials)
 
     monkeypatch.setattr(muon, "orthogonalize", orthogonalize_and_count)
     comparisons = []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import flops_per_token, parameter_count, shape_problems
+from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.optim.muon import Muon
 from gpt2kit.training import auto
 from gpt2kit.training.durations import parse_duration
+from gpt2kit.training.module import GPT2Module
 
 AUTO: dict[str, Any] = {"n_layer": "auto", "n_head": "auto", "n_embd": "auto", "vocab_size": 4096, "n_positions": 256}
 TOKENS = [100, 99_999, 100_000, 10**6, 10**7, 10**8, 10**10]
@@ -50,6 +54,16 @@ def test_sizes_that_are_set_are_kept_and_the_others_fit(given: dict[str, int], e
     sizes = auto.choose(500_000, {**AUTO, **given})
     assert (sizes.n_layer, sizes.n_head, sizes.n_embd) == expected
     assert not shape_problems(shape_of(sizes))
+
+
+@pytest.mark.parametrize(("width", "rates"), [(128, (5e-3, 1.2e-2)), (256, (5e-3, 1.2e-2)), (1024, (2.5e-3, 3e-3))])
+def test_wider_models_have_lower_learning_rates(width: int, rates: tuple[float, float]) -> None:
+    module = GPT2Module(n_layer=1, n_head=2, n_embd=width, vocab_size=64, n_positions=8)
+    optimizer = module.make_optimizer(parameter_groups(module.model))
+    assert tuple(group["lr"] for group in optimizer.param_groups) == rates
+    module.optimizer = functools.partial(Muon, lr=1e-3, adamw_lr=2e-3)
+    optimizer = module.make_optimizer(parameter_groups(module.model))
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 2e-3]
 
 
 def test_a_short_time_gives_a_smaller_model_and_decides_the_passes() -> None:
