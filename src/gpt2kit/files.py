@@ -55,6 +55,20 @@ def error_number(error: BaseException) -> int | None:
     return int(match[1]) if match else None
 
 
+def read_limited(path: Path, max_bytes: int = 1 << 26) -> bytes:
+    """Return the content of a file that may be hostile; raise ValueError unless it is a regular file of a limited size.
+
+    No more is read than the size that the system reports: that is 0 for files in /proc, and some of them are endless.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"{size / 1e6:,.0f} MB, too large")
+        return file.read(size)
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text that may be damaged; raise ValueError if it is invalid or nested too deeply."""
     try:

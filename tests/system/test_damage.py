@@ -27,6 +27,11 @@ def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def make_huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 60 << 30)  # a file with a hole, which takes no space on the disk
+
+
 def make_folder(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.mkdir()
@@ -40,6 +45,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "folder": make_folder,
     "fifo": make_fifo,
+    "huge": make_huge,
 }
 
 
@@ -51,7 +57,7 @@ def copied(run: Run, inside: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("damage", ["bytes", "half", "fifo"])
+@pytest.mark.parametrize("damage", ["bytes", "half", "fifo", "huge"])
 def test_damaged_files_are_set_aside_when_a_run_is_resumed(
     damage: str, copied: Path, run: Run, call: Callable[..., Outcome]
 ) -> None:
@@ -62,7 +68,8 @@ def test_damaged_files_are_set_aside_when_a_run_is_resumed(
     aside = {path.name.removesuffix(".damaged") for path in copied.glob("*.damaged")}
     # A log that ends in the middle of a row is that of a killed run. The content of a lock and of hparams.yaml, which
     # is written again, means nothing.
-    expected = {"bytes": set(FILES) - {".lock", "hparams.yaml"}, "half": {"start.json", "status.json", "config.yaml"}}
+    contents = set(FILES) - {".lock", "hparams.yaml"}
+    expected = {"bytes": contents, "huge": contents, "half": {"start.json", "status.json", "config.yaml"}}
     assert aside == expected.get(damage, set(FILES))
     assert all(f"{copied.name}/{name}" in err for name in aside) and err.count("warning: ") == len(aside)
     assert paths.step_of(paths.checkpoints(copied)[0]) == 42

@@ -120,6 +120,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a step as text": (lambda raw: raw["gpt2kit"].update(step="40"), "gpt2kit.step has type str"),
     "no learning rates": (lambda raw: raw["lr_schedulers"][0].pop("base_lrs"), "lr_schedulers.0.base_lrs is missing"),
+    "a schedule's count as text": (
+        lambda raw: raw["lr_schedulers"][0].update(_step_count="x"),
+        "lr_schedulers.0._step_count has type str",
+    ),
     "an optimizer that is a number": (lambda raw: raw.update(optimizer_states=[3]), "optimizer_states.0 has type int"),
 }
 HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -134,6 +138,26 @@ HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "the moments of a parameter": (lambda raw: optimizer_of(raw)["state"].pop(9), "in the optimizer's state of"),
     "a rate": (lambda raw: optimizer_of(raw)["param_groups"][0].pop("lr"), "param_groups.0.lr is missing"),
+    "a rate that overflows": (
+        lambda raw: raw["lr_schedulers"][0].update(base_lrs=[1e300, 1e300]),
+        "lr_schedulers.0.base_lrs is invalid (must be at most 1,000,000)",
+    ),
+    "one beta": (
+        lambda raw: optimizer_of(raw)["param_groups"][1].update(betas=(0.9,)),
+        "param_groups.1.betas has another number of values",
+    ),
+    "an option without its state": (
+        lambda raw: optimizer_of(raw)["param_groups"][1].update(amsgrad=True, fused=None),
+        "max_exp_avg_sq in the optimizer's state of transformer.",
+    ),
+    "the loss would rise": (
+        lambda raw: optimizer_of(raw)["param_groups"][1].update(maximize=True),
+        "has options with which the optimizer cannot make a step",
+    ),
+    "two counts of a parameter": (
+        lambda raw: optimizer_of(raw)["state"][9].update(step=torch.tensor([1.0, 2.0])),
+        "step in the optimizer's state of transformer.",
+    ),
     "a callback": (lambda raw: raw["callbacks"].update(TimeHorizon={}), "callbacks.seconds is missing"),
     "a weight": (lambda raw: raw["state_dict"].pop("model.transformer.wpe.weight"), "wpe.weight is missing"),
 }
@@ -158,6 +182,14 @@ def test_a_checkpoint_with_a_hole_is_refused_before_the_run_is_changed(
     code, _, err = call(train.main, *run.options, "--ckpt_path", newest, "--trainer.max_steps=41")
     assert code == 4 and message in err and err.count("error: ") == 1 and "Traceback" not in err
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_checkpoint_cannot_replace_methods_of_the_schedule(
+    run: Run, call: Callable[..., Outcome], inside: Path
+) -> None:
+    newest = paths.checkpoints(damage(run, inside, lambda raw: raw["lr_schedulers"][0].update(get_lr=5, step=5)))[0]
+    code, _, err = call(train.main, *run.options, "--ckpt_path", newest, "--trainer.max_steps=41")
+    assert code == 0, err
 
 
 def test_skipped_updates_are_counted_over_resumes(

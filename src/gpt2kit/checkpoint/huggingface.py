@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2kit import files
 from gpt2kit.checkpoint import archive, validation
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
@@ -177,9 +178,7 @@ def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > tokenizers.MAX_JSON_BYTES:
-            raise ValueError("too large")
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
     except ValueError as error:

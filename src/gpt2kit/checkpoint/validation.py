@@ -29,7 +29,9 @@ _RESUMABLE: dict[str, Any] = {
     "loops": {"fit_loop": dict},
     "callbacks": dict,
     "optimizer_states": [{"state": dict, "param_groups": [{"params": list}]}],
-    "lr_schedulers": [{"base_lrs": [float], "last_epoch": int, "lr_lambdas": list}],
+    "lr_schedulers": [
+        {"base_lrs": [float], "last_epoch": int, "_step_count": int, "_last_lr": [float], "lr_lambdas": list}
+    ],
 }
 _ALSO_ALLOWED: dict[type, tuple[type, ...]] = {
     list: (list, tuple),

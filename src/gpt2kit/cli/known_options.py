@@ -314,9 +314,9 @@ class CommandLine:
         except pydoc.ErrorDuringImport as error:
             self._problems.append(f"{entry}: {error.value}")
             return
-        named = pydoc.locate(paths[0]) if len(paths) == 1 else None
+        named = _class_of(pydoc.locate(paths[0])) if len(paths) == 1 else None
         kinds = _classes_in(self._options[option].hint)
-        if isinstance(named, type) and kinds and not issubclass(named, tuple(kinds)):
+        if len(paths) == 1 and kinds and not (isinstance(named, type) and issubclass(named, tuple(kinds))):
             self._problems.append(
                 f"{entry}: not a subclass of {' or '.join(sorted({kind.__name__ for kind in kinds}))}"
             )
@@ -343,6 +343,16 @@ def leaves(hint: Any) -> list[Any]:
 
 def _classes_in(hint: Any) -> list[type]:
     return [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+
+
+def _class_of(named: object) -> object:
+    """Return a class itself, and of a function what it is annotated to return; None if that is unknown."""
+    if isinstance(named, type):
+        return named
+    try:
+        return typing.get_type_hints(named).get("return")
+    except (NameError, TypeError):
+        return None
 
 
 def classes(hint: Any) -> dict[str, type]:

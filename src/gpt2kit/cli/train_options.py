@@ -19,6 +19,7 @@ import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
+from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import config_files, renamed
 from gpt2kit.cli.known_options import CommandLine
@@ -209,6 +210,9 @@ class TrainOptions:
             return None
         settings = lifecycle.checkpoint_settings(self.resumed)
         try:
+            with run_folder.refuse_damaged(file):
+                if file.exists():
+                    files.read_limited(file)
             refuse_incomplete(file, settings)
             self._command(parser, ["--config", str(file)]).parse()
             return file

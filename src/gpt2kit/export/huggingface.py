@@ -64,8 +64,8 @@ def refuse_other_files(target: Path, force: bool) -> None:
 def is_exported(folder: Path) -> bool:
     """Return whether a folder was written by export.py: it has plain files only, and `VERSION_KEY` in config.json."""
     try:
-        has_version = VERSION_KEY in files.parse_json((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        has_version = VERSION_KEY in files.parse_json(files.read_limited(folder / huggingface.CONFIG))
+    except (OSError, TypeError, ValueError):
         return False
     return has_version and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
 

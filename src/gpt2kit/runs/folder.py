@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from gpt2kit import files
 from gpt2kit.checkpoint import paths
 from gpt2kit.checkpoint.paths import START as START
 from gpt2kit.errors import DataError, UserError, first_line
@@ -27,6 +29,8 @@ SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
 Series = dict[int, float]
 Content = TypeVar("Content", list[Any], dict[str, Any])
 
+# Maximum size of metrics.csv in bytes: that of millions of log steps.
+_MAX_METRICS = 1 << 28
 # matplotlib cannot place ticks between numbers near the largest float.
 _TOO_LARGE = 1e100
 
@@ -74,8 +78,8 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     path = folder / METRICS
     if not path.exists():
         raise UserError(f"{path}: not found, so there is nothing to draw. Name a run folder that has it")
-    with refuse_damaged(path), open_file(path) as file:
-        rows = csv.DictReader(file)
+    with refuse_damaged(path):
+        rows = csv.DictReader(open_metrics(path))
         series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
         if "step" not in series:
             raise DataError(f"{path}: no column `step`, so it is not the log of a run. Name a run folder")
@@ -88,10 +92,9 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     return {name: dict(sorted(values.items())) for name, values in series.items() if name and values}
 
 
-def open_file(path: Path) -> TextIO:
-    """Open a file of a run's folder."""
-    refuse_special(path)
-    return path.open(encoding="utf-8", newline="")
+def open_metrics(path: Path) -> TextIO:
+    """Return the content of metrics.csv as a stream."""
+    return io.TextIOWrapper(io.BytesIO(files.read_limited(path, _MAX_METRICS)), encoding="utf-8", newline="")
 
 
 def refuse_special(path: Path) -> None:
@@ -124,8 +127,8 @@ def read_json(path: Path, kind: type[Content]) -> Content:
     """Read a list or dict from a JSON file; return an empty one if there is no file."""
     if not path.exists():
         return kind()
-    with refuse_damaged(path), open_file(path) as file:
-        content = json.load(file)
+    with refuse_damaged(path):
+        content = json.loads(files.read_limited(path))
         if not isinstance(content, kind):
             raise TypeError(f"{type(content).__name__} instead of {kind.__name__}")
         return content
@@ -144,8 +147,8 @@ def refuse_damaged(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; empty if it is missing or not a regular file."""
+    """Read a text file; empty if it is missing, too large or not a regular file."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError:
+        return files.read_limited(path).decode(errors="replace")
+    except (OSError, ValueError):
         return ""

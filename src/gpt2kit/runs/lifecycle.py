@@ -100,7 +100,7 @@ def rename_damaged_files(run: Path) -> None:
         run_folder.METRICS: run_folder.read_metrics,
         run_folder.START: run_folder.read_starts,
         run_folder.STATUS: run_folder.read_status,
-        run_folder.SAMPLES: lambda run: (run / run_folder.SAMPLES).read_text(encoding="utf-8"),
+        run_folder.SAMPLES: lambda run: files.read_limited(run / run_folder.SAMPLES).decode(),
     }
     for name in (".lock", _HPARAMS, *readers):
         path = run / name
@@ -162,8 +162,8 @@ def truncate_metrics(run: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    with run_folder.refuse_damaged(path), path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
+    with run_folder.refuse_damaged(path):
+        rows = csv.DictReader(run_folder.open_metrics(path))
         for row in run_folder.complete_rows(rows):
             with contextlib.suppress(ValueError):  # not a number
                 kept += [row] if float(row["step"]) <= step else []
@@ -266,8 +266,7 @@ def _read_config(run: Path) -> dict[str, Any]:
 
     file = run / run_folder.CONFIG
     try:
-        is_config = file.is_file() and file.stat().st_size < _LARGEST_CONFIG
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if is_config else None
+        config = yaml.safe_load(files.read_limited(file, _LARGEST_CONFIG).decode())
     except (OSError, RecursionError, ValueError, yaml.YAMLError):
         config = None
     return config if isinstance(config, dict) else {}

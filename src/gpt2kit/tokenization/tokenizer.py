@@ -177,9 +177,9 @@ def _byte_level_letters() -> dict[str, int]:
 
 def read_utf8(path: Path, where: str) -> str:
     """Return the text of a file of a tokenizer; `where` names it in the error."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DataError(f"{where}: {path.stat().st_size / 1e6:,.0f} MB, too large for a tokenizer. Name another file")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return durable.read_limited(path, MAX_JSON_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {error.start}). Save it as UTF-8, or name another file") from None
+    except ValueError as error:
+        raise DataError(f"{where}: {error} for a tokenizer. Name another file") from None

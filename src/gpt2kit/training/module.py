@@ -38,6 +38,14 @@ def log_every(trainer: pl.Trainer) -> int:
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
+class _Schedule(LambdaLR):
+    """A schedule that takes only its numbers from a file: torch sets whatever the file names, even methods."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        numbers = {name: state_dict[name] for name in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
+        super().load_state_dict({**numbers, "lr_lambdas": []})
+
+
 class GPT2Module(pl.LightningModule):
     """GPT-2 of any size, trained from scratch or from pretrained weights.
 
@@ -336,7 +344,7 @@ class GPT2Module(pl.LightningModule):
         self.config_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
             unfuse(optimizer)
-        scheduler = LambdaLR(optimizer, self._rate_factor)
+        scheduler = _Schedule(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:

@@ -5,7 +5,8 @@ Without this, a damaged file could end the run in the middle, or train on with a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,9 +20,10 @@ from gpt2kit.errors import CheckpointError
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import POLYNOMIALS
 from gpt2kit.optim.trial import first_step
+from gpt2kit.ranges import range_problems
 from gpt2kit.training.module import GPT2Module
 
-# Rows and columns of the parameters on which an optimizer shows what its state contains. Muon splits c_attn in 3.
+# Rows of the parameters on which an optimizer shows what its state contains, and columns for each of their parts.
 _TINY = 6
 
 
@@ -41,6 +43,7 @@ def refuse_damaged(trainer: pl.Trainer, gpt2: GPT2Module, raw: Mapping[str, Any]
     rates = raw["lr_schedulers"][0]["base_lrs"]
     if not problem and len(rates) != len(raw["optimizer_states"][0]["param_groups"]):
         problem = "lr_schedulers.0.base_lrs does not have one value for each group of parameters"
+    problem = problem or _range_problem({"lr": rates}, "lr_schedulers.0.base_lrs")
     if problem:
         raise CheckpointError(f"{trainer.ckpt_path}: {problem}: the file is damaged. Resume from another checkpoint")
 
@@ -72,9 +75,9 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
     groups, states = parameter_groups(gpt2.model), saved["state"]
     names = {id(parameter): name for name, parameter in gpt2.model.named_parameters()}
     is_empty = has_skipped and not any(states.values())
-    example = _example(gpt2, groups)
     if len(groups) != len(saved["param_groups"]):
         return "optimizer_states.0.param_groups has another number of groups"
+    config_example = _example(gpt2, groups)
     for number, (group, saved_group) in enumerate(zip(groups, saved["param_groups"], strict=True)):
         where = f"optimizer_states.0.param_groups.{number}"
         if len(group["params"]) != len(saved_group["params"]):
@@ -83,16 +86,25 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
         # Runs of earlier versions have 3 parts: the queries, keys and values of all heads.
         if saved_group.get("parts") not in (parts, parts and [min(count, 3) for count in parts]):
             return f"{where}.parts has another value"
-        if example is None:  # an optimizer that needs more than gradients for a step
+        if config_example is None:  # an optimizer that needs more than gradients for a step
             continue
-        example_group = example.param_groups[number]
-        numbers = {name: _as_list(value) for name, value in example_group.items() if _is_number(_as_list(value))}
+        options = {name: _as_list(value) for name, value in config_example.param_groups[number].items()}
+        numbers = {name: value for name, value in options.items() if _is_number(value)}
         if numbers.pop("newton_schulz_steps", None):  # missing in runs of earlier versions, which took five
             steps = saved_group.get("newton_schulz_steps", 5)
             if type(steps) is not int or steps not in POLYNOMIALS:
                 return f"{where}.newton_schulz_steps has an unknown value"
-        if problem := structure_problem(saved_group, numbers, where):
+        if problem := structure_problem(saved_group, numbers, where) or _range_problem(saved_group, where):
             return problem
+        for name, value in numbers.items():
+            if isinstance(value, list) and len(saved_group[name]) != len(value):
+                return f"{where}.{name} has another number of values"
+    if config_example is None:
+        return ""
+    example = _example(gpt2, groups, saved["param_groups"])
+    if example is None or any(group.get("maximize") for group in example.param_groups):
+        return "optimizer_states.0.param_groups has options with which the optimizer cannot make a step"
+    for group, example_group, saved_group in zip(groups, example.param_groups, saved["param_groups"], strict=True):
         keys = saved_group["params"]
         for parameter, tiny, key in zip(group["params"], example_group["params"], keys, strict=True):
             state, name = states.get(key) if type(key) is int else None, names[id(parameter)]
@@ -105,20 +117,48 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
     return ""
 
 
-def _example(gpt2: GPT2Module, groups: list[dict[str, Any]]) -> Optimizer | None:
-    """Return an optimizer of tiny parameters after its first step; None if it makes none."""
-    tiny = [{**group, "params": [torch.zeros([_TINY] * p.ndim) for p in group["params"]]} for group in groups]
+def _range_problem(options: Mapping[str, Any], where: str) -> str:
+    problems = range_problems({f"model.optimizer.{name}": value for name, value in options.items()})
+    return f"{where} is invalid ({problems[0].partition(': ')[2]})" if problems else ""
+
+
+def _example(
+    gpt2: GPT2Module, groups: list[dict[str, Any]], saved: Sequence[Mapping[str, Any]] = ()
+) -> Optimizer | None:
+    """Return an optimizer of tiny parameters after its first step, with saved options if any; None if it fails."""
+
+    def make(groups: list[dict[str, Any]]) -> Optimizer:
+        optimizer = gpt2.make_optimizer(groups)
+        for group, options in zip(optimizer.param_groups, saved, strict=False):
+            group.update({name: value for name, value in options.items() if name != "params"})
+        return optimizer
+
     try:
-        return first_step(gpt2.make_optimizer, tiny)
-    except Exception:  # of a class of the user
+        return first_step(make, [{**group, "params": _tiny_parameters(group)} for group in groups])
+    except Exception:  # of a class of the user, or because of a saved option
         return None
+
+
+def _tiny_parameters(group: Mapping[str, Any]) -> list[Tensor]:
+    """Return parameters with few rows, and as few columns for each of their parts."""
+    parts = group.get("parts") or itertools.repeat(1)
+    return [
+        torch.zeros([*[_TINY] * (parameter.ndim - 1), _TINY * count])
+        for parameter, count in zip(group["params"], parts, strict=False)
+    ]
 
 
 def _is_like(value: object, expected: object, size: torch.Size | None) -> bool:
     """Return whether a value has the type of another one, and the size of a parameter if that is not None."""
     if not isinstance(expected, Tensor):
         return isinstance(value, type(expected))
-    return isinstance(value, Tensor) and value.layout == torch.strided and (size is None or value.shape == size)
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    if expected.is_floating_point() and not is_float_tensor(value):
+        return False
+    # A single number keeps its type when it is loaded, unlike what has the size of a parameter.
+    is_same = expected.ndim > 0 or (value.ndim == 0 and value.dtype == expected.dtype)
+    return is_same and (size is None or value.shape == size)
 
 
 def _as_list(value: object) -> object:

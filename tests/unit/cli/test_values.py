@@ -84,6 +84,8 @@ def test_all_impossible_values_are_reported_at_once(
             "model.optimizer.maximize true: the loss would rise",
         ),
         (["gpt2kit.optim.Cosine"], 2, "--model.optimizer gpt2kit.optim.Cosine: not a subclass of Optimizer"),
+        (["math.sqrt"], 2, "--model.optimizer math.sqrt: not a subclass of Optimizer"),
+        (["os.path.join"], 2, "--model.optimizer os.path.join: not a subclass of Optimizer"),
         (["torch.optim.LBFGS"], 2, "model.optimizer LBFGS: LBFGS doesn't support per-parameter options"),
     ],
 )
