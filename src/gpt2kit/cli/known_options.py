@@ -283,7 +283,9 @@ class CommandLine:
         is_path = name == f"{owner}.class_path"
         if option and name == owner:
             is_path = isinstance(value, str) and str not in leaves(option.hint)
-        if name in self._sections:
+        if option and isinstance(option.action, ActionConfigFile) and value is not None:
+            self._problems.append(f"{label}: a config file cannot name another one. Give each with --{name}")
+        elif name in self._sections:
             self._problems.append(f"{entry}: neither options nor a config file. Indent the options, or check the path")
         elif owner in self._classes and is_path:
             self._name_class(owner, entry)

@@ -279,6 +279,17 @@ def test_a_section_without_options_is_refused(
     assert "neither options nor a config file" in err and "other.yaml: empty" in err
 
 
+@pytest.mark.parametrize("value", ["other.yaml", "{x: 3}"])
+def test_a_config_file_cannot_name_another(
+    value: str, options: list[str], call: Callable[..., Outcome], inside: Path
+) -> None:
+    """The options in the other file would not be checked."""
+    (inside / "config.yaml").write_text(f"config: {value}\n")
+    (inside / "other.yaml").write_text("trainer: {max_steps: 3}\n")
+    err = refusal(call(train.main, "--config=config.yaml", *options))
+    assert "config.yaml line 1: config: a config file cannot name another one. Give each with --config" in err
+
+
 def test_the_nearest_name_is_suggested() -> None:
     assert nearest("n_layr", ["model.n_layer", "data.n"]) == ". Did you mean model.n_layer?"
     assert nearest("qqq", ["model.n_layer"]) == ""
