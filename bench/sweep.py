@@ -51,7 +51,7 @@ class Rule:
     decay: float = 0.1
     cautious: int = 0  # 1: decay only the weights that the update also makes smaller
     steps: int = 4  # Newton-Schulz steps
-    group: int = 0  # heads in a group of queries, keys or values that is orthogonalized by itself; 0: all
+    group: int = 1  # heads in a group of queries, keys or values that is orthogonalized by itself; 0: all
     out_group: int = 0  # the same for the rows of the attention's output matrix
     period: int = 1  # update the matrices every second, third ... step, at sqrt(period) times the rate
     momentum: float = 0.95
