@@ -84,7 +84,8 @@ def newest_valid(run: Path) -> Path | None:
 def check_resumable(file: Path) -> None:
     """Raise unless the file is a valid checkpoint with everything that resuming needs."""
     raw = read(file)
-    if KEY not in raw or not raw.get("optimizer_states") or "loops" not in raw:
+    states = raw.get("optimizer_states")
+    if KEY not in raw or not (isinstance(states, list) and states) or "loops" not in raw:
         raise CheckpointError(f"{file}: not a checkpoint that can be resumed. Use one that gpt2kit has trained")
     if problem := validation.resume_problem(raw):
         raise CheckpointError(f"{file}: {problem}, so it cannot be resumed. Use another checkpoint")

@@ -113,6 +113,8 @@ def read_standard_input() -> str:
 
 def read_prompts_file(file: Path, field: str) -> list[Prompt]:
     """Return one prompt per line, blank lines left out; see `generate`."""
+    if file.is_fifo() and not file.is_relative_to("/dev"):  # /dev/fd/63 is what a shell makes of <(command)
+        raise DataError(f"--prompts_file {file}: a named pipe, which may wait forever. Name a file")
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -131,7 +133,7 @@ def read_prompts_file(file: Path, field: str) -> list[Prompt]:
 
 def _prompt_of_record(line: str, field: str, where: str) -> Prompt:
     try:
-        record = json_format.loads(line)
+        record = files.parse_json(line)
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error}). Give one JSON object per line") from None
     fields = record if isinstance(record, dict) else {field: record}
