@@ -18,7 +18,6 @@ from gpt2kit import files
 from gpt2kit.checkpoint import archive, validation
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
-from gpt2kit.files import parse_json
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.tokenizer import EOS
@@ -178,7 +177,7 @@ def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = parse_json(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
+        content = files.parse_json(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
     except ValueError as error:

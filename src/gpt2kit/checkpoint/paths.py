@@ -10,7 +10,6 @@ from pathlib import Path
 from gpt2kit import files
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError
-from gpt2kit.files import parse_json
 
 LOGS = "lightning_logs"
 START = "start.json"
@@ -54,7 +53,7 @@ def runs(logs: Path = Path(LOGS)) -> list[Path]:
 def start_time(run: Path) -> float:
     """Return the time of a run's last start, else of the last change to its folder."""
     try:
-        started = parse_json(files.read_limited(run / START))[-1]["start"]["time"]
+        started = files.parse_json(files.read_limited(run / START))[-1]["start"]["time"]
         return datetime.fromisoformat(started).timestamp()
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError):  # missing or damaged
         return run.stat().st_mtime

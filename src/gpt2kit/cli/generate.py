@@ -113,7 +113,7 @@ def read_standard_input() -> str:
 
 def read_prompts_file(file: Path, field: str) -> list[Prompt]:
     """Return one prompt per line, blank lines left out; see `generate`."""
-    if file.is_fifo() and not file.is_relative_to("/dev"):  # /dev/fd/63 is what a shell makes of <(command)
+    if file.is_fifo() and not file.is_relative_to("/dev"):  # a shell passes <(command) as /dev/fd/63
         raise DataError(f"--prompts_file {file}: a named pipe, which may wait forever. Name a file")
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")

@@ -51,7 +51,7 @@ class Muon(Optimizer):
     Each matrix moves along its momentum with all singular values near 1 (four Newton-Schulz steps in bfloat16). Updates
     have AdamW's typical size, 0.2 per step and weight at lr 1, so learning rates are like AdamW's. They are the same
     for a transposed weight, as in GPT-2's layers. GPT-2 stores the queries, keys and values of all heads in one matrix;
-    those of each head are orthogonalized separately, which takes less time and lowers the loss. The updates of each
+    those of each head are orthogonalized separately, which takes less time (docs/experiments.md). The updates of each
     part are nearly those of `torch.optim.Muon`, computed in less time (bench/muon.py).
 
     Args:

@@ -23,9 +23,8 @@ MOST_HELD_OUT, MOST_HELD_OUT_BYTES = 0.1, 5_000_000
 # Documents are held out whole if at least this many are expected in a split, and cut otherwise.
 _ENOUGH_DOCUMENTS = 20
 # A document longer than this fraction of a split is cut in any case: if it were held out whole, the split would be too
-# large, and with another seed too small. With a tenth, splits of 5 % of 500 documents of log-normal size (sigma 1 to 2)
-# have 3.2 % to 7.1 % of the text in 98 of 100 seeds, about as if all documents were equally long; with a hash alone
-# 0.8 % to 17 %.
+# large, and with another seed too small. With a tenth, splits are about as near to their fractions as if all documents
+# were equally long (tests/unit/text/test_splits.py).
 _LONGEST_DOCUMENT = 0.1
 # UTF-8 bytes of a token, estimated so high that a text of the size that an error names is long enough.
 _BYTES_PER_TOKEN = 5

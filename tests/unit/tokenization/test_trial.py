@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,18 @@ def test_a_panic_of_the_library_is_an_error(corpus: Path) -> None:
     options["normalizer"] = replace("", "x")
     with pytest.raises(DataError, match=r"the tokenizer cannot encode this text \(index out of bounds"):
         tokenizer.encode(Tokenizer.from_str(json.dumps(options)), "x")
+
+
+@pytest.mark.parametrize("call", [lambda t: tokenizer.encode(t, "x"), lambda t: tokenizer.decode(t, [1])])
+def test_a_panic_in_either_direction_is_an_error(call: Callable[[Any], object]) -> None:
+    class PanicException(BaseException):
+        """As pyo3's, which cannot be created here."""
+
+    class Panicking:
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> None:
+            raise PanicException("called `Option::unwrap()` on a `None` value")
+
+        decode_batch = encode_batch_fast
+
+    with pytest.raises(DataError, match=r"the tokenizer cannot .*unwrap"):
+        call(Panicking())
