@@ -1,7 +1,8 @@
-"""Shared by the benchmarks: a text to work on, processes that are timed, and a description of the machine."""
+"""Shared by the benchmarks: options, a text to work on, processes that are timed, and a description of the machine."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -13,6 +14,17 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a text, and of a model and its batches."""
+    parser.add_argument("--train_files", nargs="+", required=True)
+    parser.add_argument("--valid_files", nargs="+", required=True)
+    parser.add_argument("--kind", default="char", help="of the tokenizer, which is trained on first use")
+    parser.add_argument("--document", default="file", help="what a document is: file, line or auto")
+    parser.add_argument("--shape", type=int, nargs=3, default=[4, 4, 128], help="layers, heads, width")
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=12)
 
 
 def collect_python(path: Path, max_bytes: int) -> Path:

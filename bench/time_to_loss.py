@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from machine import ROOT, report
+from machine import ROOT, add_run_options, report
 
 # step, tokens, seconds of training, val_loss. The first point has the seconds of compilation as `compile`, the last one
 # memory in 10^9 bytes.
@@ -33,13 +33,7 @@ Point = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_files", nargs="+", required=True)
-    parser.add_argument("--valid_files", nargs="+", required=True)
-    parser.add_argument("--kind", default="char", help="of the tokenizer, which is trained on first use")
-    parser.add_argument("--document", default="file", help="what a document is: file, line or auto")
-    parser.add_argument("--shape", type=int, nargs=3, default=[4, 4, 128], help="layers, heads, width")
-    parser.add_argument("--block", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=12)
+    add_run_options(parser)
     parser.add_argument("--steps", type=int, default=2000, help="steps of the AdamW recipe")
     parser.add_argument(
         "--gpt2kit_steps",

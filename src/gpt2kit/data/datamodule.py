@@ -54,8 +54,8 @@ class TextDataModule(pl.LightningDataModule):
         reader: How files become documents, such as `{document: line}`.
         valid_fraction: Fraction of the training text to hold out for validation. 0: none. Not with valid_files. Whole
             documents are held out, by a hash of the text and the seed. Of long documents, and if there are few, the end
-            of each is held out.
-            Default: 0.05 (at most 5 MB), unless files or a fraction of validation or test text are given.
+            of each is held out. Default: 0.05 (at most 5 MB), unless files or a fraction of validation or test text are
+            given.
         test_fraction: Fraction of the training text to hold out for the test. 0: none. Not with test_files. Default: as
             for valid_fraction.
         stride: Tokens between the starts of two training blocks. With less than block_size, blocks overlap and epochs

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def read_json(path: Path, kind: type[Content]) -> Content:
     if not path.exists():
         return kind()
     with refuse_damaged(path):
-        content = json.loads(files.read_limited(path))
+        content = files.parse_json(files.read_limited(path))
         if not isinstance(content, kind):
             raise TypeError(f"{type(content).__name__} instead of {kind.__name__}")
         return content
