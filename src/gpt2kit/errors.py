@@ -12,7 +12,12 @@ library: the exit code is 1, and `cli.bug_report` saves its traceback.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
+
+# A terminal obeys control characters, and a message may quote a file that anyone may have written.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_MAX_LENGTH = 20_000
 
 
 class UserError(Exception):
@@ -49,6 +54,13 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without a full stop; its class if it has none."""
     lines = (line.strip().rstrip(".") for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def printable(message: str) -> str:
+    """Return a message of limited length without control characters, except newlines and tabs."""
+    if len(message) > _MAX_LENGTH:
+        message = f"{message[:_MAX_LENGTH]} ..."
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", message)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 # On POSIX an open file can be deleted and renamed, folders can be synced, and a file's change time (ctime) cannot be
 # set back. None of this holds on Windows.
 POSIX = os.name == "posix"
+# Maximum size of a cache of digests in bytes: that of a million files.
+_MAX_CACHE = 1 << 29
 
 
 @contextlib.contextmanager
@@ -69,6 +71,11 @@ def read_limited(path: Path, max_bytes: int = 1 << 26) -> bytes:
         return file.read(size)
 
 
+def is_named_pipe(path: Path) -> bool:
+    """Return whether opening a file may wait forever. A shell passes <(command) as /dev/fd/63, which does not."""
+    return path.is_fifo() and not path.is_relative_to("/dev")
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text that may be damaged; raise ValueError if it is invalid or nested too deeply."""
     try:
@@ -116,7 +123,7 @@ class Digests:
         self._cache = cache
         self._entries: dict[str, list[object]] = {}  # path to signature and digest
         with contextlib.suppress(OSError, ValueError, TypeError):  # missing or damaged: hash again
-            entries = dict(parse_json(cache.read_text(encoding="utf-8"))).items()
+            entries = dict(parse_json(read_limited(cache, _MAX_CACHE))).items()
             self._entries = {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 5}
 
     def of(self, paths: list[Path]) -> list[str]:

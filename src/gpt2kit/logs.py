@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Mapping
 
+from gpt2kit.errors import printable
+
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the rank that the launcher gave to this process; works before a process group exists."""
@@ -20,7 +22,7 @@ class _RankZeroHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if launched_rank() == 0:
             level = "note" if record.levelno < logging.WARNING else "warning"
-            sys.stderr.write(f"{level}: {record.getMessage()}\n")
+            sys.stderr.write(f"{level}: {printable(record.getMessage())}\n")
             sys.stderr.flush()
 
 

@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -106,7 +107,8 @@ class Process:
     def _reports(self) -> Iterator[str]:
         """Yield the reports of unknown errors that the command saved in its folder."""
         for path in self._box.iterdir():
-            if path.is_file() and path.stat().st_mtime >= time.time() - 600 and path.stat().st_size < 1 << 16:
+            fact = path.lstat()
+            if stat.S_ISREG(fact.st_mode) and fact.st_mtime >= time.time() - 600 and fact.st_size < 1 << 16:
                 text = _read(path)
                 if "Traceback (most recent call last)" in text:
                     yield text

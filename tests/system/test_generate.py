@@ -160,6 +160,9 @@ def test_prompts_from_files_and_json(run_generate: Call, inside: Path) -> None:
     records = [json.loads(line) for line in run_generate(*arguments)[1].splitlines()]
     assert [record["prompt"] for record in records] == ["a", "the", "fox"] and records[1]["id"] == 7
     assert records[0]["tokens"] == 4 and records[0]["end"] == "length"
+    (inside / "half.jsonl").write_text('{"prompt": "fox", "id": "\\ud83d"}\n')  # half an emoji
+    out = run_generate("--prompts_file", "half.jsonl", "--json", "--max_new_tokens", 1)[1]
+    assert json.loads(out)["id"] == "\ud83d"
 
 
 @pytest.mark.parametrize(

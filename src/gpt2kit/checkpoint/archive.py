@@ -10,6 +10,7 @@ import io
 import mmap
 import pickletools
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ _MAX_DEPTH = 64
 # A model has no larger integers, and repr() refuses those of 4300 digits.
 _INTEGERS = range(-(1 << 64), 1 << 64)
 _ZIP = b"PK\3\4"
+# The records at the end of a zip archive: the end of its directory in the large format, where that one is, and the end.
+_ENDS = struct.Struct("<4sQ2H2L4Q 4sLQL 4s4H2LH")
+_END = struct.Struct("<4s4H2LH")
 # The pickles of a file from before torch 1.6: a magic number, the format, the machine, the content, the storages.
 _LEGACY_PICKLES = 5
 # What a state dict needs. Others that torch allows allocate as much as the file says, such as bytearray(2**40).
@@ -70,6 +74,7 @@ def _measure(file: Path) -> bool:
                 for _ in range(_LEGACY_PICKLES):
                     _measure_pickle(content)
             return False
+    _check_end(file)
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -79,11 +84,31 @@ def _measure(file: Path) -> bool:
         if len({record.filename for record in records}) < len(records):
             raise ValueError("two of its records have the same name")
         for record in records:
-            if record.filename.endswith("data.pkl"):
+            # torch compares names without regard to case, and knows no other names than those in the directory.
+            if record.orig_filename.lower().endswith("data.pkl"):
                 if record.file_size > _MAX_PICKLE_BYTES:
                     raise ValueError(f"{record.file_size / 1e6:,.0f} MB besides its tensors")
                 _measure_pickle(io.BytesIO(archive.read(record)))
     return True
+
+
+def _check_end(file: Path) -> None:
+    """Raise unless a zip archive ends with its directory, as torch writes it.
+
+    Else it could have two: Python's reader takes the one before the end, torch's the one whose position is stored.
+    """
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        stream.seek(-_ENDS.size, io.SEEK_END)
+        content = stream.read()
+    *large, mark, _, large_position, _ = _ENDS.unpack(content)[:-8]
+    end, *_, directory_size, directory, comment = _END.unpack(content[-_END.size :])
+    position = size - _END.size
+    if mark == b"PK\6\7":
+        position, directory_size, directory = size - _ENDS.size, large[-2], large[-1]
+        end = end if large[0] == b"PK\6\6" and large_position == position else b""
+    if end != b"PK\5\6" or comment or directory + directory_size != position:
+        raise ValueError("a zip archive with something after its directory")
 
 
 def _measure_pickle(stream: Any) -> None:

@@ -191,7 +191,10 @@ def read(file: Path, verify: bool = True) -> dict[str, Any]:
     is_checked = verify and file.is_file() and checksum.is_file()
     if is_checked and _read_start(checksum) != files.digest(file).encode():
         raise CheckpointError(f"{file}: does not match its checksum, so it is damaged. Use another checkpoint")
-    return archive.load(file)
+    raw = archive.load(file)
+    if not validation.is_plain(raw.get(KEY)):  # a comparison with a tensor would fail
+        raise CheckpointError(f"{file}: {KEY} contains more than text and numbers, so it is damaged. Use another one")
+    return raw
 
 
 def remove(file: Path) -> None:

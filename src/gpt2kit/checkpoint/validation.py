@@ -38,6 +38,7 @@ _ALSO_ALLOWED: dict[type, tuple[type, ...]] = {
     float: (int, float),
     type(None): (int, float, type(None)),
 }
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTS = ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions")
 
 
@@ -84,7 +85,9 @@ def check_tensors(file: Path, shape: Shape, state: dict[str, Any]) -> None:
         if not is_float_tensor(tensor) or tuple(tensor.shape) != size:
             is_tensor = isinstance(tensor, torch.Tensor)
             actual = f"{tensor.dtype} {tuple(tensor.shape)}" if is_tensor else type(tensor).__name__
-            raise CheckpointError(f"{file}: tensor {name} is {actual}, but the model's shape requires floats {size}")
+            raise CheckpointError(
+                f"{file}: tensor {name} is {actual:.100}, but the model's shape requires floats {size}"
+            )
     if name := first_nonfinite((name, state[name]) for name in sizes):
         raise CheckpointError(f"{file}: tensor {name} contains NaN or Inf. Use an earlier checkpoint")
     if not torch.equal(state[EMBEDDING], state[HEAD]):
@@ -93,10 +96,24 @@ def check_tensors(file: Path, shape: Shape, state: dict[str, Any]) -> None:
         )
 
 
+def is_plain(value: object) -> bool:
+    """Return whether a value contains only text, numbers, None, lists and dictionaries."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            todo += [*item, *item.values()]
+        elif isinstance(item, list | tuple):
+            todo += item
+        elif not isinstance(item, str | int | float | None):
+            return False
+    return True
+
+
 def first_nonfinite(values: Iterable[tuple[str, object]]) -> str:
     """Return the name of the first tensor that contains NaN or Inf in float32; empty if none does."""
     for name, value in values:
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided:
+        if isinstance(value, torch.Tensor) and value.dtype in _FLOATS and value.layout == torch.strided:
             local = dtensor.local_tensor(value.detach())
             # One pass without a copy; NaN is passed on.
             if local.numel() and not torch.isfinite(torch.stack(torch.aminmax(local)).float()).all():
@@ -159,7 +176,7 @@ def is_float_tensor(tensor: object) -> TypeGuard[torch.Tensor]:
     """Return whether this is a float tensor on the CPU with memory for each element: not sparse, not expanded."""
     return (
         isinstance(tensor, torch.Tensor)
-        and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and tensor.dtype in _FLOATS
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
         and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
@@ -178,4 +195,4 @@ def check_tokenizer(file: Path, shape: Shape, tokenizer: Tokenizer) -> None:
 
 def model_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return the tensors of a checkpoint in float32, under the model's names instead of the LightningModule's."""
-    return {name.removeprefix("model."): tensor.float() for name, tensor in state.items()}
+    return {name.removeprefix("model."): tensor.detach().float() for name, tensor in state.items()}

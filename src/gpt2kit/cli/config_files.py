@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from gpt2kit import files
 from gpt2kit.errors import UserError, nearest
 
 LARGEST = 100_000  # values in a file, with its aliases expanded
+_MAX_CHARACTERS = 1 << 22
 DEEPEST = 100  # levels
 
 
@@ -40,7 +42,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         if self.values > LARGEST:
             raise yaml.YAMLError(f"its aliases expand to more than {LARGEST:,} values")
         if isinstance(node, yaml.ScalarNode):
-            return node.value if node.tag.endswith(":timestamp") else self.construct_object(node)
+            return self._build_scalar(node)
         self.descend_resolver(None, None)
         if isinstance(node, yaml.SequenceNode):
             value: Any = [self.build(item, file) for item in node.value]
@@ -61,6 +63,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                     value.lines = part.lines | value.lines
         self.ascend_resolver()
         return value
+
+    def _build_scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag.endswith(":timestamp"):
+            return node.value
+        try:
+            return self.construct_object(node)
+        except (AttributeError, LookupError, TypeError):  # of a value that does not fit its tag, such as !!bool x
+            problem = f"{node.value!r:.60} is no {node.tag.rpartition(':')[2]:.60}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def parse(text: str, file: str = "") -> Any:
@@ -95,8 +106,13 @@ def locate(name: str) -> str:
 def load(path: str) -> Mapping:
     """Read a config file, which must be a mapping."""
     try:
+        if files.is_named_pipe(Path(path)):
+            raise UserError(f"{path}: a named pipe, which may wait forever. Name a file")
         with open(path, encoding="utf-8") as file:
-            value = parse(file.read(), path)
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise UserError(f"{path}: more than {_MAX_CHARACTERS:,} characters, so not a config file. Check the path")
+        value = parse(text, path)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text, so not a config file. Check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as json_format
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit import files
-from gpt2kit.cli.parser import Positional, Repeated
+from gpt2kit.cli.parser import Positional, Repeated, print_error
 from gpt2kit.errors import DataError, Problems, UserError, refuse
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # The line between two texts.
 SEPARATOR = "---\n"
+# Maximum number of characters of a file of prompts; a device may be endless.
+_MAX_PROMPTS = 1 << 26
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,20 @@ def read_standard_input() -> str:
 
 def read_prompts_file(file: Path, field: str) -> list[Prompt]:
     """Return one prompt per line, blank lines left out; see `generate`."""
-    if file.is_fifo() and not file.is_relative_to("/dev"):  # a shell passes <(command) as /dev/fd/63
+    if files.is_named_pipe(file):
         raise DataError(f"--prompts_file {file}: a named pipe, which may wait forever. Name a file")
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        with file.open(encoding="utf-8-sig") as stream:
+            text = stream.read(_MAX_PROMPTS + 1)
     except FileNotFoundError:
         raise DataError(f"--prompts_file {file}: no such file (looked from {Path.cwd()}). Check the path") from None
     except IsADirectoryError:
         raise DataError(f"--prompts_file {file}: a folder. Name a file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"--prompts_file {file}: not UTF-8 (byte {error.start}). Convert it to UTF-8") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if len(text) > _MAX_PROMPTS:
+        raise DataError(f"--prompts_file {file}: more than {_MAX_PROMPTS:,} characters. Split it")
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise DataError(f"--prompts_file {file}: empty. Give one prompt per line")
     if file.suffix.lower() not in (".jsonl", ".ndjson"):
@@ -185,7 +192,9 @@ def json_line(prompt: Prompt, chunks: Sequence[TextChunk]) -> str:
         "tokens": last.tokens,
         "end": last.end,
     }
-    return json_format.dumps(record, ensure_ascii=False) + "\n"
+    line = json_format.dumps(record, ensure_ascii=False)
+    is_text = line.isascii() or not _SURROGATE.search(line)  # half a surrogate pair, which only JSON can write
+    return (line if is_text else json_format.dumps(record)) + "\n"
 
 
 def run_session(generator: Generator, options: GenerationOptions) -> None:
@@ -206,4 +215,4 @@ def run_session(generator: Generator, options: GenerationOptions) -> None:
         except KeyboardInterrupt:
             print(flush=True)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print_error(error)

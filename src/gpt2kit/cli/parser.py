@@ -25,7 +25,7 @@ from gpt2kit import files, logs
 from gpt2kit.cli import bug_report, renamed
 from gpt2kit.cli.help import Parser, invocation
 from gpt2kit.cli.known_options import CommandLine
-from gpt2kit.errors import MachineError, UserError, first_line
+from gpt2kit.errors import MachineError, UserError, first_line, printable
 
 Value = TypeVar("Value")
 # What the system reports about a path that no file or folder can have.
@@ -183,14 +183,14 @@ def _report_thread(failure: threading.ExceptHookArgs, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
     known = error if isinstance(error, UserError) else machine_error(error)
-    message = " ".join(str(known or bug_report.save(error)).split())
+    message = printable(" ".join(str(known or bug_report.save(error)).split()))
     sys.stderr.write(f"warning: {message}\n")
     sys.stderr.flush()
 
 
 def print_error(error: object, rank: int = 0) -> None:
     """Print an error as one line on stderr. A rank other than 0 is named."""
-    message = f"error: {' '.join(str(error).split())}\n"
+    message = f"error: {printable(' '.join(str(error).split()))}\n"
     sys.stderr.write(f"rank {rank}: {message}" if rank else message)  # one write, so that lines of ranks do not mix
     sys.stderr.flush()
 

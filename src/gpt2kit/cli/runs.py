@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,10 +57,14 @@ def describe(run: Path) -> list[str]:
 
 def folder_size(folder: Path) -> int:
     """Return the bytes of the files in a folder. A run that is training may delete some of them meanwhile."""
-    size = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            size += path.stat().st_size if path.is_file() else 0
+    size, folders = 0, [str(folder)]
+    while folders:  # not rglob, which recurses
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    size += entry.stat().st_size if entry.is_file() else 0
     return size
 
 

@@ -32,6 +32,7 @@ from gpt2kit.data.store import (
     FORMAT,
     INDEX,
     JOURNAL,
+    MAX_BYTES,
     PIECE,
     Damaged,
     Index,
@@ -351,7 +352,10 @@ def read_journal(folder: Path) -> list[Shard]:
     if not (folder / JOURNAL).is_file():
         return []
     shards: list[Shard] = []
-    for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
+    text = ""
+    with contextlib.suppress(ValueError):  # damaged: too large
+        text = durable.read_limited(folder / JOURNAL, MAX_BYTES).decode(errors="replace")
+    for line in text.splitlines():
         try:
             shard = parse(Shard, durable.parse_json(line))
         except (ValueError, TypeError):

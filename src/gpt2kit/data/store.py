@@ -36,6 +36,7 @@ from gpt2kit import files as durable
 from gpt2kit.errors import DataError
 
 FORMAT = 4
+MAX_BYTES = 1 << 29  # of an index or a journal
 INDEX, JOURNAL, VERIFIED = "index.json", "journal.jsonl", "verified.json"
 
 _Record = TypeVar("_Record", "Shard", "Source", "Index")
@@ -128,19 +129,24 @@ class Index:
 
 
 def parse(kind: type[_Record], values: dict[str, Any]) -> _Record:
-    """Return a dataclass from JSON values; raise ValueError if one is negative or has another type than declared."""
+    """Return a dataclass from JSON values; raise ValueError if one has another type than declared, or is no count."""
     record = kind(**values)
     for field in fields(kind):
         value = getattr(record, field.name)
         declared = str(field.type).split("[")[0]  # annotations are strings: "int", "str", "list[str]"
-        if type(value).__name__ != declared or (declared == "int" and value < 0):
-            raise ValueError(f"{field.name} {value!r}")
+        if type(value).__name__ != declared or (declared == "int" and not 0 <= value < 1 << 53):
+            raise ValueError(f"{field.name} {value!r:.60}")
     return record
 
 
 def read_index(folder: Path) -> Index:
     """Read the index of a store's folder."""
-    return Index.from_json((folder / INDEX).read_bytes().decode(errors="replace"), folder / INDEX)
+    path = folder / INDEX
+    try:
+        text = durable.read_limited(path, MAX_BYTES).decode(errors="replace")
+    except ValueError as error:
+        raise Damaged(f"{path}: {error}") from None
+    return Index.from_json(text, path)
 
 
 def shard_name(number: int) -> str:
@@ -283,7 +289,10 @@ def find_damaged(folder: Path, shards: list[Shard]) -> list[str]:
     """Return the names of shards whose token file or .doc file is missing or does not match its checksum."""
     expected = {folder / shard.name: shard.sha256 for shard in shards}
     expected |= {folder / shard.doc_name: shard.doc_sha256 for shard in shards}
-    present = [path for path in expected if path.is_file()]
+    # Sizes first: another program may have made a file so large that its checksum would take hours.
+    sizes: dict[Path, tuple[int, ...]] = {folder / shard.name: (2 * shard.tokens, 4 * shard.tokens) for shard in shards}
+    sizes |= {folder / shard.doc_name: (PIECE.itemsize * shard.pieces,) for shard in shards}
+    present = [path for path in expected if path.is_file() and path.stat().st_size in sizes[path]]
     digests = dict(zip(present, durable.Digests(folder / VERIFIED).of(present), strict=True))
     return [
         shard.name

@@ -155,8 +155,11 @@ def merge_lora(state: dict[str, Any], scale: float = LORA_SCALE) -> dict[str, An
 
 
 def _can_merge(base: Any, a: Any, b: Any) -> bool:
-    """Return whether these are float matrices [in, out], [rank, in] and [out, rank] of one dtype."""
-    if not all(isinstance(m, torch.Tensor) and m.ndim == 2 and m.is_floating_point() for m in (base, a, b)):
+    """Return whether these are float matrices [in, out], [rank, in] and [out, rank] of one dtype, and not sparse."""
+    matrices = (base, a, b)
+    if not all(isinstance(m, torch.Tensor) and m.ndim == 2 and m.layout == torch.strided for m in matrices):
+        return False
+    if base.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return False
     fits = base.shape == (a.shape[1], b.shape[0]) and a.shape[0] == b.shape[1]
     return bool(fits and a.dtype == b.dtype == base.dtype)

@@ -40,6 +40,7 @@ _IMPORTED = ("gpt2kit.", "pytorch_lightning.", "torch.optim.")
 _SECTIONS = ("data", "model", "trainer")
 _HPARAMS = "hparams.yaml"  # written by Lightning's loggers
 _LARGEST_CONFIG = 1 << 20  # bytes; a larger file is no config of a run
+_MAX_VALUES, _MAX_DEPTH = 100_000, 100
 
 
 def run_of(file: Path) -> Path | None:
@@ -104,11 +105,14 @@ def rename_damaged_files(run: Path) -> None:
     }
     for name in (".lock", _HPARAMS, *readers):
         path = run / name
-        if not path.exists():
+        is_linked_lock = name == ".lock" and path.is_symlink()  # which filelock refuses
+        if not path.exists() and not is_linked_lock:
             continue
         try:
             with run_folder.refuse_damaged(path):
                 run_folder.refuse_special(path)
+                if is_linked_lock:
+                    raise ValueError("a symbolic link")
                 if name in readers:
                     readers[name](run)
         except DataError as error:
@@ -129,7 +133,8 @@ def checkpoint_settings(file: Path) -> dict[str, Any]:
 
     Nothing that a checkpoint names is imported, so only classes of packages that every run imports are accepted.
     """
-    settings = checkpoint.read(file, verify=False)[checkpoint.KEY].get("settings")
+    metadata = checkpoint.read(file, verify=False).get(checkpoint.KEY)
+    settings: Any = metadata.get("settings") if isinstance(metadata, dict) else None
     is_complete = isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in _SECTIONS)
     return settings if is_complete and all(name.startswith(_IMPORTED) for name in _class_names(settings)) else {}
 
@@ -257,7 +262,7 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
     names = (name for name in sorted({*before, *now}) if ".".join(name.split(".")[:2]) not in _CHANGEABLE)
     prefixes = tuple(f"{name}." for name in ignored)  # of the options of a class
     changes = [name for name in names if before.get(name) != now.get(name) and not f"{name}.".startswith(prefixes)]
-    return [f"{name} {before.get(name)}, now {now.get(name)}" for name in changes]
+    return [f"{name} {before.get(name)!s:.100}, now {now.get(name)!s:.100}" for name in changes]
 
 
 def _read_config(run: Path) -> dict[str, Any]:
@@ -267,9 +272,23 @@ def _read_config(run: Path) -> dict[str, Any]:
     file = run / run_folder.CONFIG
     try:
         config = yaml.safe_load(files.read_limited(file, _LARGEST_CONFIG).decode())
-    except (OSError, RecursionError, ValueError, yaml.YAMLError):
-        config = None
-    return config if isinstance(config, dict) else {}
+    except Exception:  # PyYAML has many for a value that does not fit its tag
+        return {}
+    return config if isinstance(config, dict) and _is_small(config) else {}
+
+
+def _is_small(config: dict[str, Any]) -> bool:
+    """Return whether a config has few values and levels, although its aliases may name one value many times."""
+    todo: list[tuple[object, int]] = [(config, 0)]
+    count = 0
+    while todo:
+        value, depth = todo.pop()
+        count += 1
+        if count > _MAX_VALUES or depth > _MAX_DEPTH:
+            return False
+        if isinstance(value, dict | list):
+            todo += ((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+    return True
 
 
 def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:

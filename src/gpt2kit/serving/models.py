@@ -144,7 +144,10 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
         return [(name, ckpt_path)]
     if not path.is_dir() or (path / "checkpoints").is_dir():
         return [(name.removesuffix(".ckpt"), str(paths.find(path)))]
-    runs = sorted((sub.parent for sub in path.rglob("checkpoints") if paths.checkpoints(sub.parent)), key=str)
+    try:
+        runs = sorted((sub.parent for sub in path.rglob("checkpoints") if paths.checkpoints(sub.parent)), key=str)
+    except RecursionError:
+        raise CheckpointError(f"{path}: its folders are nested too deeply. Name a run or a folder of runs") from None
     if not runs:
         raise CheckpointError(f"{path}: no run with a checkpoint in this folder. Name a run or a folder of runs")
     return [(str(run.relative_to(path)), str(paths.find(run))) for run in runs]

@@ -56,9 +56,10 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
 def _read(file: Path) -> Survey | None:
     """Return a cached survey; None if it is missing or damaged."""
     try:
-        return Survey(**durable.parse_json(file.read_text(encoding="utf-8")))
+        saved = Survey(**durable.parse_json(durable.read_limited(file)))
     except (OSError, ValueError, TypeError):
         return None
+    return saved if all(type(count) is int and count >= 0 for count in vars(saved).values()) else None
 
 
 def measure(paths: Sequence[PathOrURL], reader: Reader) -> Survey:

@@ -21,6 +21,8 @@ _SECONDS = 20  # of a CPU; on a busy machine they take longer
 # Maximum number of tokens for a byte of text. Normalization turns 3 bytes into up to 18 letters of 2 bytes each.
 _MAX_GROWTH = 16
 _MAX_ID = 1 << 25
+# Maximum number of characters of a thousand tokens.
+_MAX_DECODED = 1 << 24
 # Characters of the tokenizer's own options that are tried as text, because they may be what it replaces.
 _MAX_OPTIONS = 1 << 16
 _SAMPLE = "".join(map(chr, [*range(384), 0x3B1, 0x42F, 0xE2A, 0xE31, 0x200D, 0x2581, 0x767D, 0xFB01, 0xFDFA, 0x1F642]))
@@ -102,7 +104,9 @@ def _try(text: str) -> None:
                 raise ValueError(f"it turns {len(sample):,} characters into {len(ids):,} tokens")
             tokenizer.decode(ids, skip_special_tokens=False)
     for start in range(0, size, 1000):
-        tokenizer.decode(list(range(start, min(start + 1000, size))), skip_special_tokens=False)
+        text = tokenizer.decode(list(range(start, min(start + 1000, size))), skip_special_tokens=False)
+        if len(text) > _MAX_DECODED:
+            raise ValueError(f"it turns 1,000 tokens into {len(text):,} characters")
 
 
 if __name__ == "__main__":

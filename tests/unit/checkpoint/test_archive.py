@@ -15,29 +15,46 @@ from gpt2kit.checkpoint import archive
 from gpt2kit.errors import CheckpointError
 
 
-def pack(path: Path, pickled: bytes | None = None, compression: int = zipfile.ZIP_STORED) -> None:
-    """Write a file of torch.save again, with another pickle or compression."""
+def pack(path: Path, pickled: bytes | None = None, compression: int = zipfile.ZIP_STORED, name: str = "") -> None:
+    """Write a file of torch.save again, with another pickle or compression, or another name of the pickle."""
     torch.save({"a": torch.zeros(1000)}, path)
     with zipfile.ZipFile(path) as old:
         records = {name: old.read(name) for name in old.namelist()}
     with zipfile.ZipFile(path, "w", compression) as new:
-        for name, content in records.items():
-            new.writestr(name, pickled if pickled is not None and name.endswith("data.pkl") else content)
+        for record, content in records.items():
+            is_pickle = pickled is not None and record.endswith("data.pkl")
+            new.writestr(record.replace("data.pkl", name or "data.pkl"), pickled if is_pickle else content)
 
 
 def with_pickle(pickled: bytes) -> Callable[[Path], None]:
     return lambda path: pack(path, pickled)
 
 
+def pack_twice(path: Path) -> None:
+    """Write a file with two directories: torch reads the one whose position is stored, Python the one at the end."""
+    pack(path, NESTED)
+    hostile = path.read_bytes()
+    pack(path)
+    harmless = path.read_bytes()
+    (size, start), (_, own_start) = (struct.unpack("<II", raw[-10:-2]) for raw in (hostile, harmless))
+    first = hostile[:start] + harmless[:own_start]
+    directory, entries = hostile[start:-22], []
+    for entry in harmless[own_start:-22].split(b"PK\1\2")[1:]:  # Python adds the distance of the directories
+        (offset,) = struct.unpack("<I", entry[38:42])
+        entries.append(b"PK\1\2" + entry[:38] + struct.pack("<I", offset + start - size) + entry[42:])
+    end = hostile[-22:-6] + struct.pack("<IH", len(first), 0)
+    path.write_bytes(first + directory + b"".join(entries) + end)
+
+
+NESTED = b"\x80\x02}(K\x01" + b"".join(b"](" for _ in range(100)) + b"e" * 100 + b"u."
 # a tuple of two equal tuples, 60 times, from memo 1
 TUPLES = b"K\x01q\x010" + b"h\x01h\x01\x86q\x010" * 60
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "compressed": (lambda path: pack(path, compression=zipfile.ZIP_DEFLATED), "packed again, with compression"),
     "nested tuples as a key": (with_pickle(b"\x80\x02}(" + TUPLES + b"h\x01K\x01u."), "too many objects"),
-    "nested lists": (
-        with_pickle(b"\x80\x02}(K\x01" + b"".join(b"](" for _ in range(100)) + b"e" * 100 + b"u."),
-        "too many objects in nested containers",
-    ),
+    "nested lists": (with_pickle(NESTED), "too many objects in nested containers"),
+    "another case of a name": (lambda path: pack(path, NESTED, name="DATA.pkl"), "too many objects"),
+    "two directories": (pack_twice, "something after its directory"),
     "a list that contains itself": (with_pickle(b"\x80\x02}q\x01(K\x01h\x01u."), "too many objects"),
     "a size instead of bytes": (
         with_pickle(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06" + struct.pack("<q", 1 << 40)[:6] + b"\x85R."),

@@ -89,6 +89,13 @@ class Bomb:
         return (exec, ("import sys; sys.bomb = True",))
 
 
+def add_lora(state: dict[str, Any], dtype: torch.dtype) -> None:
+    layer = "model.transformer.h.0.attn.c_attn"
+    base = state.pop(f"{layer}.weight")
+    matrices = {"base_layer": base, "lora_A.default": base[:, :1].T, "lora_B.default": base[:1].T}
+    state |= {f"{layer}.{name}.weight": matrix.to(dtype) for name, matrix in matrices.items()}
+
+
 HOSTILE: dict[str, Any] = {
     "pickle bomb": lambda raw: raw.update(payload=Bomb()),
     "missing tensor": lambda raw: raw["state_dict"].pop("model.transformer.wpe.weight"),
@@ -117,6 +124,8 @@ HOSTILE: dict[str, Any] = {
         f"lora_alpha {alpha}": lambda raw, alpha=alpha: raw["gpt2kit"].update(freeze={"lora": 4, "lora_alpha": alpha})
         for alpha in ("x", 0, True, float("inf"))
     },
+    "tensor in the metadata": lambda raw: raw["gpt2kit"]["data"].update(order_version=torch.tensor([1, 2])),
+    "8-bit LoRA": lambda raw: add_lora(raw["state_dict"], torch.float8_e5m2),
     "other program": lambda raw: raw.pop("gpt2kit"),
 }
 

@@ -11,10 +11,11 @@ import pytest
 from helpers import Outcome, Run
 
 from gpt2kit import files
-from gpt2kit.cli import generate, test, train
+from gpt2kit.cli import generate, parser, test, train
 from gpt2kit.cli.parser import parse
 from gpt2kit.cli.parser import run as run_command
 from gpt2kit.cli.train_tokenizer import train_tokenizer
+from gpt2kit.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,12 @@ def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..
         "",
         "error: data.reader.max_documents 0: must be a whole number, at least 1\n",
     )
+
+
+def test_control_characters_of_an_error_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    parser.print_error(UserError("\x1b[31m\x9bred\a " + "x" * 10**6))
+    err = capsys.readouterr().err
+    assert err.startswith(r"error: \x1b[31m\x9bred\x07 xxx") and len(err) < 21_000 and err.endswith("x ...\n")
 
 
 def test_a_prompt_without_quotes_is_one_clear_error(call: Callable[..., Outcome], inside: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,8 @@ def test_mistakes_on_the_command_line_are_reported(
         ("model: &a\n  optimizer: *a\n", "config.yaml: nested more than 100 levels deep"),
         ("[" * 100_000, "nest"),  # PyYAML 6.0.4 has a limit of its own
         (b"\xff\xfe\x00", "config.yaml: not UTF-8 text"),
+        ("a: !!bool x\n", "config.yaml line 1, column 4: 'x' is no bool"),
+        ("a: !!int ''\n", "config.yaml line 1, column 4: '' is no int"),
         ("print_config: true\nhelp: true\n", "line 1: print_config: no such option"),
     ],
 )
@@ -175,6 +178,13 @@ def test_a_hostile_config_file_is_refused_quickly(
         assert err.count("no such option") == 20 and "; and 19,980 more" in err
     else:
         assert "its aliases expand to more than 100,000 values" in err
+
+
+@pytest.mark.parametrize(("kind", "message"), [("pipe", "a named pipe"), ("device", "more than 4,194,304 characters")])
+def test_an_endless_config_file_is_refused(kind: str, message: str, call: Callable[..., Outcome], inside: Path) -> None:
+    path = inside / "config.yaml"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    assert message in refusal(call(train.main, "--config", "config.yaml"))
 
 
 def test_aliases_and_merges_are_accepted(options: list[str], inside: Path) -> None:

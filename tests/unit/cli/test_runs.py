@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_a_run_with_a_damaged_status_is_listed(status: str, tmp_path: Path, caps
     (tmp_path / "run_1/status.json").write_text(status)
     (tmp_path / "run_1/start.json").write_text("[" * 100_000)
     assert rows(capsys, tmp_path)["run_1"].split()[:3] == ["run_1", "interrupted", "5"]
+
+
+def test_folders_that_are_nested_deeply_do_not_stop_the_list(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = inside / "logs/run_1/checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for _ in range(1100):
+        os.mkdir("a")
+        os.chdir("a")
+    assert " interrupted " in rows(capsys, inside / "logs")["run_1"]
+    for _ in range(1100):  # pytest's own removal recurses
+        os.chdir("..")
+        os.rmdir("a")
 
 
 def test_a_folder_without_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,19 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(raw[:9] + bytes([raw[9] ^ 1]) + raw[10:])
 
 
-@pytest.mark.parametrize("damage", [shorten, flip_a_bit, Path.unlink], ids=["shortened", "one bit", "missing"])
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def lengthen(path: Path) -> None:
+    os.truncate(path, 60 << 30)  # a file with a hole, whose checksum would take a minute
+
+
+DAMAGE = {"shortened": shorten, "one bit": flip_a_bit, "missing": Path.unlink, "pipe": make_pipe, "huge": lengthen}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 @pytest.mark.parametrize("name", ["000002.bin", "000001.doc", "index.json"])
 def test_a_damaged_shard_alone_is_rebuilt(
     name: str,
@@ -130,6 +142,8 @@ def test_a_damaged_cache_of_hashes_is_ignored(tmp_path: Path, two_files: None, b
         for noise in ("[]", '{"x": 3}', "nothing"):
             path.write_text(noise)
             assert build_store().folder == tokens.folder
+        make_pipe(path)
+        assert build_store().folder == tokens.folder
 
 
 @pytest.mark.parametrize("change", [{"pieces": 1}, {"documents": 1}, {"pieces": "x"}, {"bytes": -1}])

@@ -192,7 +192,15 @@ def test_an_index_of_other_content_is_refused(text: str) -> None:
         Index.from_json(text, "index.json")
 
 
-INVALID_VALUES = [{"dtype": "|O"}, {"name": "../x.bin"}, {"tokens": -1}, {"tokens": "9"}, {"more": 1}, {"loss_mask": 1}]
+INVALID_VALUES = [
+    {"dtype": "|O"},
+    {"name": "../x.bin"},
+    {"tokens": -1},
+    {"tokens": "9"},
+    {"tokens": 1 << 60},
+    {"more": 1},
+    {"loss_mask": 1},
+]
 
 
 @pytest.mark.parametrize("change", INVALID_VALUES)
