@@ -89,6 +89,8 @@ class Muon(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share_with_adamw()
+        # Options that a checkpoint lacks get torch's defaults, as in its own AdamW.
+        self._adamw.__setstate__({"state": self._adamw.state, "param_groups": self._adamw.param_groups})
 
     def _share_with_adamw(self) -> None:
         """Let AdamW use this optimizer's group and state, so that both save, load and schedule as one."""

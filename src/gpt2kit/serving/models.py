@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface, paths
-from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, refuse
+from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable, refuse
 from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
@@ -82,7 +82,7 @@ class Service:
             model.generator = generator
         except BaseException as error:  # pyo3's PanicException is not an Exception
             reason = str(error) if isinstance(error, UserError) else f"{model.path}: {first_line(error)}"
-            model.failure = " ".join(reason.split())
+            model.failure = printable(valid_unicode(" ".join(reason.split())))
             logger.warning(f"{model.name} cannot be used: {model.failure}")
         finally:
             model.done.set()
@@ -129,7 +129,7 @@ def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
     """
     models: dict[str, Model] = {}
     for path in ckpt_paths:
-        for name, file in _find_checkpoints(path):
+        for name, file in ((valid_unicode(name), file) for name, file in _find_checkpoints(path)):
             if file not in [model.path for model in models.values()]:
                 unique_name = f"{name} ({len(models) + 1})" if name in models else name
                 models[unique_name] = Model(unique_name, file)
@@ -156,7 +156,7 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
 def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
     """Return a model's size, training text, bits per byte and context, as far as they are recorded."""
     files = _get(opened.metadata, "settings", "data", "train_files") or []
-    names = [str(name) for name in (files if isinstance(files, list) else [files])]
+    names = [valid_unicode(str(name))[-200:] for name in (files if isinstance(files, list) else [files])]
     text = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) or "unknown"
     if len(names) > 3:
         text += " ..."
@@ -194,7 +194,15 @@ def find_examples(metadata: dict[str, Any]) -> list[str]:
     for callback in callbacks if isinstance(callbacks, list) else []:
         prompts = _get(callback, "init_args", "prompts")
         examples += [text for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
-    return examples[:_MAX_EXAMPLES]
+    return [valid_unicode(text) for text in examples if len(text) <= Limits.prompt_chars][:_MAX_EXAMPLES]
+
+
+def valid_unicode(text: str) -> str:
+    """Return a text with ? for half surrogate pairs, which names of files and texts in a checkpoint may have.
+
+    With one of them, no part of the page could be sent.
+    """
+    return text.encode(errors="replace").decode()
 
 
 def generate_examples(generator: Generator) -> list[str]:

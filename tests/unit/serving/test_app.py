@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import GRADIO_WARNINGS, Outcome, Run
 
-from gpt2kit.checkpoint import paths
+from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, web_demo
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.generation.decoder import SampledToken, TokenSequence
@@ -54,6 +55,19 @@ def test_a_model_is_described(service: Service) -> None:
     assert set(model.facts) == {"parameters", "training text", "validation bits per byte", "context length"}
     assert "train.txt" in model.facts["training text"] and 0 < float(model.facts["validation bits per byte"]) < 9
     assert 1 <= len(model.examples) <= 4
+
+
+def test_names_and_texts_that_are_no_unicode_do_not_stop_the_page(run: Run, tmp_path: Path) -> None:
+    raw = checkpoint.read(paths.find(run.folder))
+    raw["gpt2kit"]["settings"]["data"]["train_files"] = "a/\ud800.txt"
+    callback = {"class_path": "TextSamples", "init_args": {"prompts": ["\ud800", "x" * 5000]}}
+    raw["gpt2kit"]["settings"]["trainer"]["callbacks"] = [callback]
+    torch.save(raw, tmp_path / "a.ckpt")
+    (tmp_path / "\udcff.ckpt").touch()
+    model, unreadable = find_models([str(tmp_path / name) for name in ("a.ckpt", "\udcff.ckpt")])
+    Service([model, unreadable]).load().join()
+    assert model.examples == ["?"] and "?.txt" in model.facts["training text"]
+    assert unreadable.name == "?" and "?.ckpt: not a readable file" in unreadable.failure
 
 
 @pytest.mark.parametrize("callbacks", [None, 1, [7], [{"init_args": 1}]])
