@@ -131,6 +131,15 @@ HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda raw: raw["loops"]["fit_loop"]["epoch_loop.batch_progress"].pop("total"),
         "loops.fit_loop.epoch_loop.batch_progress.total is missing",
     ),
+    "start": (lambda raw: raw["gpt2kit"].update(start={"from": "x"}), "gpt2kit.start is invalid"),
+    "loaders": (
+        lambda raw: raw["loops"]["fit_loop"]["state_dict"].update(combined_loader=[{}]),
+        "loops.fit_loop.state_dict has states of data loaders",
+    ),
+    "8-bit tensor": (
+        lambda raw: raw["state_dict"].update({"model.lm_head.weight": torch.zeros(8).to(torch.float8_e5m2)}),
+        "tensor model.lm_head.weight is missing, or has another type or shape",
+    ),
     "steps": (lambda raw: raw["gpt2kit"].update(step=3), "its loops have made 40 steps, the run 3"),
     "a moment": (
         lambda raw: optimizer_of(raw)["state"][9].pop("exp_avg_sq"),

@@ -90,7 +90,7 @@ class Muon(Optimizer):
         super().__setstate__(state)
         self._share_with_adamw()
         # Options that a checkpoint lacks get torch's defaults, as in its own AdamW.
-        self._adamw.__setstate__({"state": self._adamw.state, "param_groups": self._adamw.param_groups})
+        self._adamw.__setstate__({"state": self._adamw.state, "param_groups": self._adamw.param_groups})  # type: ignore[no-untyped-call]
 
     def _share_with_adamw(self) -> None:
         """Let AdamW use this optimizer's group and state, so that both save, load and schedule as one."""

@@ -36,6 +36,12 @@ def refuse_damaged(trainer: pl.Trainer, gpt2: GPT2Module, raw: Mapping[str, Any]
         progress = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
         if (count := progress["total"]["completed"]) != step:
             problem = f"its loops have made {count} steps, the run {step}"
+        loaders = loop["state_dict"].get("combined_loader", [])
+        if not isinstance(loaders, list) or loaders:  # gpt2kit's have no state
+            problem = "loops.fit_loop.state_dict has states of data loaders"
+    start = raw[checkpoint.KEY].get("start")  # a dictionary where the run began with initial weights
+    if start is not None and not (isinstance(start, dict) and isinstance(start.get("val_bpb", ""), float | None)):
+        problem = problem or "gpt2kit.start is invalid"
     problem = problem or _callback_problem(trainer, raw["callbacks"])
     problem = problem or _weights_problem(raw["state_dict"], gpt2.state_dict())
     has_skipped = raw[checkpoint.KEY]["skipped"] or trainer.scaler is not None
