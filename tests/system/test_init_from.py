@@ -126,8 +126,9 @@ def test_text_that_the_weights_know_gets_lower_rates(
         train.main([*arguments, *more, f"--trainer.default_root_dir={tmp_path}", f"--run_name={name}"])
         settings = yaml.safe_load((tmp_path / "lightning_logs" / name / "config.yaml").read_text())
         rates[name] = settings["model"]["optimizer"]["init_args"]
-    factor = checkpoint.open(tmp_path / "lightning_logs/known").metadata["start"]["novelty"]
-    assert factor < 0.8 and f"the loss before training is {factor:.0%} of the entropy" in capsys.readouterr().err
+    novelty = checkpoint.open(tmp_path / "lightning_logs/known").metadata["start"]["novelty"]
+    message = f"the loss before training is {novelty:.2f} of the tokens' entropy"
+    assert novelty < 0.7 and message in capsys.readouterr().err
     assert rates["new"]["lr"] == 5e-3 and rates["new"]["adamw_lr"] == 1.2e-2 and rates["adamw"]["lr"] == 2e-3
     assert rates["known"]["lr"] < 2.5e-3 and rates["known"]["adamw_lr"] < 6e-3
     assert rates["set"] == {**rates["known"], "lr": 4e-3}

@@ -207,8 +207,8 @@ class RunSetup(Callback):
         self.chosen = {name: value for name, value in options.items() if auto.is_automatic(name, settings.get(name))}
         if gpt2.start is not None and not gpt2.lora_r and "model.optimizer.init_args.lr" in self.chosen:
             gpt2.start_notes.append(
-                f"learning rates x {sizes.rate_factor:.2g}: the loss before training is {gpt2.start['novelty']:.0%} of "
-                "the entropy of the text's tokens"
+                f"learning rates x {sizes.rate_factor:.2g}: the loss before training is {gpt2.start['novelty']:.2f} of "
+                "the tokens' entropy"
             )
         self.passes = sizes.passes
         if self.options["max_epochs"] == "auto":

@@ -71,7 +71,9 @@ def test_wider_models_have_lower_learning_rates(width: int, rates: tuple[float, 
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 2e-3]
 
 
-@pytest.mark.parametrize(("novelty", "factor"), [(0.3, 0.03), (0.58, 0.03), (0.665, 0.03**0.5), (0.75, 1.0), (2.6, 1.0)])
+@pytest.mark.parametrize(
+    ("novelty", "factor"), [(0.3, 0.03), (0.58, 0.03), (0.665, 0.03**0.5), (0.75, 1.0), (2.6, 1.0)]
+)
 def test_the_better_weights_predict_a_text_the_lower_are_the_rates(novelty: float, factor: float) -> None:
     assert auto.rate_factor(novelty) == pytest.approx(factor)
 
