@@ -120,7 +120,8 @@ def measure_novelty(gpt2: GPT2, text: TokenStore, block_size: int) -> float:
     About 0.5 for text of the kind on which the weights were trained, 1 or more for text of which they know nothing.
     """
     count = max(_FREQUENCY_TOKENS // block_size, 1)
-    starts = np.linspace(0, max(text.tokens - block_size - 1, 0), count, dtype=np.int64)
+    end = text.shards[0].tokens  # of one shard, as others may have to be fetched
+    starts = np.linspace(0, max(end - block_size - 1, 0), count, dtype=np.int64)
     blocks = BlockDataset(text, block_size)[starts]  # (count, block_size + 1), filled with a negative number
     frequencies = torch.bincount(blocks[blocks >= 0]).double() / (blocks >= 0).sum()
     entropy = torch.special.entr(frequencies).sum().item()
