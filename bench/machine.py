@@ -11,7 +11,9 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +27,28 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=[4, 4, 128], help="layers, heads, width")
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--batch", type=int, default=12)
+
+
+class Journal:
+    """The results of runs, a line of JSON each. A run that is in it is not repeated, so a sweep can be continued."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        self._results = {json.dumps(entry["key"]): entry["result"] for entry in entries}
+
+    def result(self, key: list[Any], run: Callable[[], Any]) -> Any:
+        """Return the result of the run that `key` describes, from the journal if it is there."""
+        name = json.dumps(key)
+        if name not in self._results:
+            begin = time.perf_counter()
+            self._results[name] = result = run()
+            entry = {"key": key, "result": result, "seconds": round(time.perf_counter() - begin)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        return self._results[name]
 
 
 def collect_python(path: Path, max_bytes: int) -> Path:

@@ -11,19 +11,19 @@ busy the machine is; --threads 1 leaves room for other work.
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import math
 import statistics
 import sys
-import time
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from machine import ROOT, add_run_options, report
+from machine import ROOT, Journal, add_run_options, report
 from torch import Tensor, nn
 
 from gpt2kit.data.batches import BlockDataset, EvalBatches
@@ -35,6 +35,8 @@ from gpt2kit.optim.muon import ADAMW_LR, LR, POLYNOMIALS, orthogonalize
 from gpt2kit.optim.schedules import WarmupStableDecay
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization.trainers import TokenizerSpec
+
+_Rule = TypeVar("_Rule")
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,11 @@ def evaluate(model: GPT2, text: TokenStore, block: int) -> float:
     return nats / tokens
 
 
-def parse_rule(text: str) -> Rule:
-    """Return the rule that a variant names."""
-    kinds = {field.name: type(field.default) for field in fields(Rule)}
+def parse_rule(text: str, kind: type[_Rule]) -> _Rule:
+    """Return the rule, of a dataclass, that a variant names."""
+    types = {field.name: type(field.default) for field in fields(kind)}
     pairs = [word.split("=") for word in text.split() if word != "default"]
-    return Rule(**{name: kinds[name](value) for name, value in pairs})
+    return kind(**{name: types[name](value) for name, value in pairs})
 
 
 def main() -> None:
@@ -211,24 +213,15 @@ def main() -> None:
     args.vocab_size = data.vocab_size
     texts = data.store("train"), data.store("valid")
     sizes = [args.shape, args.block, args.batch, args.steps, *(text.fingerprint for text in texts)]
-    args.journal.parent.mkdir(parents=True, exist_ok=True)
-    args.journal.touch()
-    entries = [json.loads(line) for line in args.journal.read_text(encoding="utf-8").splitlines()]
-    losses = {json.dumps([entry["sizes"], entry["variant"], entry["seed"]]): entry["val_loss"] for entry in entries}
-    rows: list[dict[str, object]] = []
+    journal, rows = Journal(args.journal), []
     for variant in args.variant:
-        rule, results = parse_rule(variant), []
+        rule, results = parse_rule(variant, Rule), []
         for seed in args.seeds:
-            key = json.dumps([sizes, variant, seed])
-            if key not in losses:
-                begin = time.perf_counter()
-                losses[key] = train(args, rule, seed, *texts)
-                torch._dynamo.reset()
-                entry = {"sizes": sizes, "variant": variant, "seed": seed, "val_loss": losses[key]}
-                with args.journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**entry, "seconds": round(time.perf_counter() - begin)}) + "\n")
-            results.append(losses[key])
-            print(f"{variant}, seed {seed}: {losses[key]:.4f}", flush=True)
+            key = [sizes, asdict(rule), seed]  # all fields, because their defaults change
+            loss = journal.result(key, functools.partial(train, args, rule, seed, *texts))
+            torch._dynamo.reset()
+            results.append(loss)
+            print(f"{variant}, seed {seed}: {loss:.4f}", flush=True)
         spread = f"{min(results):.4f}, {max(results):.4f}"
         rows.append({"variant": variant, "val_loss": f"{statistics.mean(results):.4f}", "lowest, highest": spread})
     report(rows, None)

@@ -120,12 +120,9 @@ def run_gpt2kit(args: argparse.Namespace, seed: int, steps: int) -> list[Point]:
     losses, speeds = (read_metric(args.output_dir, name) for name in ("val_loss", "tokens_per_s"))
     points: list[Point] = []
     seconds, since = 0.0, 0
-    for step in sorted(
-        losses
-    ):  # the last step is validated in any case, but its speed is logged only if it is a log step
-        seconds += (
-            (step - since) * tokens / speeds.get(step, speeds[max(logged for logged in speeds if logged <= step)])
-        )
+    for step in sorted(losses):
+        speed = speeds[max(logged for logged in speeds if logged <= step)]  # the last step may not be a log step
+        seconds += (step - since) * tokens / speed
         since = step
         points.append({"step": step, "tokens": step * tokens, "seconds": seconds, "val_loss": losses[step]})
     # The first steps compile. Their excess over the usual pace is reported separately.

@@ -53,9 +53,10 @@ def test_group_files_compose(path: Path, options: list[str], inside: Path) -> No
     config = yaml.safe_load(path.read_text())
     cli.model.take_vocabulary(cli.datamodule.vocab_size, None)
     cli.model.build()
-    optimizer = cli.model.optimizer(parameter_groups(cli.model.model))
+    optimizer = cli.model.make_optimizer(parameter_groups(cli.model.model))
     assert type(optimizer).__name__ == config["class_path"].rsplit(".", 1)[1]
-    assert optimizer.param_groups[0]["lr"] == config["init_args"]["lr"]
+    assert optimizer.automatic == set(config["init_args"])  # all are auto, and follow from the width
+    assert optimizer.param_groups[0]["lr"] == type(optimizer).rates(128)["lr"]
 
 
 def test_later_config_wins(options: list[str], inside: Path) -> None:

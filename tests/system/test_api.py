@@ -19,10 +19,10 @@ import torch
 from helpers import ROOT, SENTENCE, Outcome, Run, save_huggingface_model
 
 import gpt2kit
+from gpt2kit import GPT2Module
 from gpt2kit.checkpoint import paths
 from gpt2kit.cli import generate, parser, test
 from gpt2kit.errors import CheckpointError, MachineError, UserError
-from gpt2kit.training.module import GPT2Module
 
 TEXTS = ["the lazy dog", SENTENCE.format(7) * 6, "", "x", "naïve 🫨\tfox  says\n\n"]
 

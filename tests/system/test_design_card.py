@@ -13,9 +13,8 @@ from pytorch_lightning.cli import LightningCLI
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2LMHeadModel
 
+from gpt2kit import GPT2Module, TextDataModule
 from gpt2kit.cli.train import TrainCLI
-from gpt2kit.data import TextDataModule
-from gpt2kit.training.module import GPT2Module
 
 FILES = ("trainer.py", "test.py", "train_tokenizer.py", "requirements.txt", "README.md")
 FOLDERS = ("src", "configs", "data", "lightning_logs")

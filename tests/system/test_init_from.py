@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from helpers import (
     ROOT,
     Outcome,
@@ -104,6 +105,33 @@ def test_a_run_starts_from_the_weights(
     assert start["from"] == str(path) and start["vocabulary"] is None and start["context"] == [16, 16]
     assert start["weights"] == initialize.hash_weights(source) and start["val_bpb"] == bits[0]
     assert start["tokens_seen"] == (40 * 8 * 16 if kind == "run" else None)
+
+
+def test_text_that_the_weights_know_gets_lower_rates(
+    run: Run, bare: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "foreign.txt"
+    foreign.write_text("".join(f"ZQ{n}#{n * n}@{n % 7}\n" for n in range(300)))
+    bare = [option for option in bare if not option.startswith(("--model.optimizer", "--model.schedule"))]
+    arguments = [*bare, f"--model.init_from={run.folder}", "--trainer.max_steps=1"]
+    new = f"--data.train_files={foreign}"
+    runs = {
+        "known": [],
+        "new": [new],
+        "set": ["--model.optimizer.lr=0.004"],
+        "adamw": ["--model.optimizer=gpt2kit.optim.AdamW", new],
+    }
+    rates = {}
+    for name, more in runs.items():
+        train.main([*arguments, *more, f"--trainer.default_root_dir={tmp_path}", f"--run_name={name}"])
+        settings = yaml.safe_load((tmp_path / "lightning_logs" / name / "config.yaml").read_text())
+        rates[name] = settings["model"]["optimizer"]["init_args"]
+    novelty = checkpoint.open(tmp_path / "lightning_logs/known").metadata["start"]["novelty"]
+    message = f"the loss before training is {novelty:.2f} of the tokens' entropy"
+    assert novelty < 0.7 and message in capsys.readouterr().err
+    assert rates["new"]["lr"] == 5e-3 and rates["new"]["adamw_lr"] == 1.2e-2 and rates["adamw"]["lr"] == 2e-3
+    assert rates["known"]["lr"] < 2.5e-3 and rates["known"]["adamw_lr"] < 6e-3
+    assert rates["set"] == {**rates["known"], "lr": 4e-3}
 
 
 def test_a_resumed_run_needs_neither_its_source_nor_the_tokenizer(run: Run, bare: list[str], tmp_path: Path) -> None:

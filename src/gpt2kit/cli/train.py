@@ -186,9 +186,7 @@ class TrainCLI(LightningCLI):
         self.model.source, self.options.source = self.options.source, None
         self.model.expected = {name.partition(".")[2]: value for name, value in self.options.linked_values.items()}
         if self.options.resumed is not None:
-            self.model.init_from = (
-                None  # a resumed run has weights, and the source of its initial ones may not exist any more
-            )
+            self.model.init_from = None  # a resumed run has weights, and the source of its first ones may be gone
             # An earlier version may have split the text and ordered its blocks by other rules.
             metadata = checkpoint.read(self.options.resumed, verify=False)[checkpoint.KEY]
             share, version = parse_range(metadata.get("train_share")), metadata["data"].get("order_version", 1)
@@ -267,9 +265,7 @@ class TrainCLI(LightningCLI):
             if not problems:
                 self.run_setup.choose(trainer, data, gpt2)
             gpt2.take_vocabulary(data.vocab_size, data.document_start)
-            gpt2.build()
-            if gpt2.source is not None:
-                gpt2.load_initial_weights(data.tokenizer)
+            gpt2.build_with_weights(data)
         refuse([*self.options.problems, *problems])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes

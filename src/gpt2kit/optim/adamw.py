@@ -10,6 +10,8 @@ from torch import nn
 
 # The weight decay of an optimizer that does not train a run.
 DEFAULT_DECAY = 0.1
+# The learning rate of a model of this width from random weights. It falls with the width, and is at most twice as high.
+LR, _WIDTH = 1e-3, 256
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -34,7 +36,7 @@ class AdamW(torch.optim.AdamW):
 
     Args:
         params: Parameter groups.
-        lr: Learning rate.
+        lr: Learning rate. auto: by the width of the model, and lower from pretrained weights.
         betas: Decay rates of the running means of the gradient and of its square.
         eps: Added to the denominator.
         weight_decay: Weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
@@ -43,11 +45,19 @@ class AdamW(torch.optim.AdamW):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Literal["auto"] = "auto",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float | Literal["auto"] = "auto",
     ) -> None:
-        self.automatic = {"weight_decay"} if weight_decay == "auto" else set()
+        options = {"lr": lr, "weight_decay": weight_decay}
+        # The options that the caller sets later: GPT2Module knows the width and the number of passes.
+        self.automatic = {name for name, value in options.items() if value == "auto"}
+        lr = LR if lr == "auto" else lr
         decay = DEFAULT_DECAY if weight_decay == "auto" else weight_decay
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+
+    @staticmethod
+    def rates(width: int) -> dict[str, float]:
+        """Return the learning rate that `auto` means for random weights."""
+        return {"lr": LR * min(_WIDTH / width, 2)}

@@ -39,12 +39,6 @@ _CPU_BATCH, _GPU_BATCH = 1 << 20, 1 << 26
 LR, ADAMW_LR, _WIDTH = 5e-3, 1.2e-2, 256
 
 
-def learning_rates(width: int) -> tuple[float, float]:
-    """Return the rates of the hidden matrices and of the rest that `auto` means for a width, with two digits."""
-    scale = min(_WIDTH / width, 1.0)
-    return float(f"{LR * math.sqrt(scale):.2g}"), float(f"{ADAMW_LR * scale:.2g}")
-
-
 class Muon(Optimizer):
     """Muon for the hidden matrices, AdamW for the rest: fewer steps to the same loss than AdamW alone.
 
@@ -56,8 +50,8 @@ class Muon(Optimizer):
 
     Args:
         params: The two groups of `parameter_groups`.
-        lr: Learning rate of the hidden matrices. auto: by the width of the model.
-        adamw_lr: Learning rate of embeddings, norms and biases. auto: by the width of the model.
+        lr: Learning rate of the hidden matrices. auto: by the width of the model, and lower from pretrained weights.
+        adamw_lr: Learning rate of embeddings, norms and biases. auto: in the same way.
         weight_decay: Weight decay of the hidden matrices. auto: by the number of passes over the text, else 0.1.
         momentum: Momentum of the hidden matrices.
         betas: AdamW's betas, for embeddings, norms and biases.
@@ -85,6 +79,12 @@ class Muon(Optimizer):
         super().__init__([hidden, *self._adamw.param_groups], {})
         self.ranks = (0, 1)  # this rank, and how many have the same gradients and orthogonalize in turn
         self._share_with_adamw()
+
+    @staticmethod
+    def rates(width: int) -> dict[str, float]:
+        """Return the learning rates that `auto` means for random weights."""
+        scale = min(_WIDTH / width, 1.0)
+        return {"lr": LR * math.sqrt(scale), "adamw_lr": ADAMW_LR * scale}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

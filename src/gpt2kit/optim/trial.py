@@ -14,6 +14,12 @@ from gpt2kit.errors import UserError, first_line
 Groups = list[dict[str, Any]]
 
 
+def tiny_groups(device: torch.device | None = None) -> Groups:
+    """Return parameter groups as a model has them: one of a matrix, and one of a bias."""
+    matrix, bias = (nn.Parameter(torch.zeros(size, device=device)) for size in ((2, 2), (2,)))
+    return [{"params": [matrix], "parts": [1]}, {"params": [bias], "weight_decay": 0.0}]
+
+
 def first_step(make: Callable[[Groups], Optimizer], groups: Groups) -> Optimizer:
     """Return the optimizer of these parameter groups after a step with gradients of 0."""
     for parameter in (parameter for group in groups for parameter in group["params"]):
@@ -28,8 +34,8 @@ def count_state(make: Callable[[Groups], Optimizer], device: torch.device) -> in
 
     Raises UserError if it does not accept its options, a group of matrices and one of biases, or the device.
     """
-    matrix, bias = (nn.Parameter(torch.zeros(size, device=device)) for size in ((2, 2), (2,)))
-    groups: Groups = [{"params": [matrix], "parts": [1]}, {"params": [bias], "weight_decay": 0.0}]
+    groups = tiny_groups(device)
+    matrix = groups[0]["params"][0]
     try:
         optimizer = first_step(make, groups)
     except UserError:

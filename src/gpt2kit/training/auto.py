@@ -1,17 +1,26 @@
 """What `auto` means for the size of the model, dropout, the optimizer and the number of passes over the text.
 
 The size follows from the number of tokens, dropout and weight decay from the number of passes, and learning rates from
-the width (docs/training.md).
+the width and, for a run that starts from weights, from how well these predict the text (docs/training.md).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from gpt2kit.data.batches import BlockDataset
+from gpt2kit.data.store import TokenStore
 from gpt2kit.model.config import Shape, flops_per_token, parameter_count
-from gpt2kit.optim.adamw import DEFAULT_DECAY
-from gpt2kit.optim.muon import learning_rates
+from gpt2kit.optim.adamw import DEFAULT_DECAY, AdamW
+from gpt2kit.optim.muon import Muon
+
+if TYPE_CHECKING:
+    from gpt2kit.model.gpt2 import GPT2
 
 # Layers, heads, width and the maximum number of passes, if the training text has at least the first number of tokens.
 _SIZES = (
@@ -23,8 +32,15 @@ _SIZES = (
 )
 # Dropout and weight decay, if the text is read at least the first number of times (docs/experiments.md).
 _REGULARIZATION = ((0, 0.0, DEFAULT_DECAY), (4, 0.1, 0.5), (10, 0.1, 2.0))
+# How new a text is to initial weights, and the factor on the learning rates: for text that they know, and for text that
+# they do not. Between these, the logarithm of the factor is linear (docs/experiments.md).
+_KNOWN, _NEW = (0.58, 0.03), (0.75, 1.0)
+# Tokens of the text on which that is measured: its frequencies, and the loss.
+_FREQUENCY_TOKENS, _LOSS_TOKENS = 1 << 16, 1 << 13
 # A run without a limit reads at most this many tokens, but the text at least once.
 _TOKENS_TO_READ = 20_000_000
+# The maximum number of passes of a run that starts from pretrained weights.
+_PRETRAINED_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -37,24 +53,27 @@ class Sizes:
     dropout: float = 0.0
     weight_decay: float = DEFAULT_DECAY
     passes: float = 1.0
+    rate_factor: float = 1.0  # on the learning rates of random weights
 
-    def optimizer_options(self) -> dict[str, float]:
-        """Return the options of the optimizer that may be `auto`, with these numbers."""
-        lr, adamw_lr = learning_rates(self.n_embd)
-        return {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": self.weight_decay}
+    def optimizer_options(self, optimizer: type) -> dict[str, float]:
+        """Return the options of a class of optimizers that may be `auto`, with these numbers."""
+        if not issubclass(optimizer, Muon | AdamW):
+            return {}
+        rates = {name: rate * self.rate_factor for name, rate in optimizer.rates(self.n_embd).items()}
+        return {**{name: float(f"{rate:.2g}") for name, rate in rates.items()}, "weight_decay": self.weight_decay}
 
-    def options(self, max_epochs: int | None) -> dict[str, int | float | None]:
+    def options(self, max_epochs: int | None, optimizer: type) -> dict[str, int | float | None]:
         """Return the options that may be `auto`, by their names in a config, with these numbers."""
         return {
             **{f"model.{name}": getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "dropout")},
-            **{f"model.optimizer.init_args.{name}": value for name, value in self.optimizer_options().items()},
+            **{f"model.optimizer.init_args.{name}": value for name, value in self.optimizer_options(optimizer).items()},
             "trainer.max_epochs": max_epochs,
         }
 
 
 # The options whose values may be chosen when the text is known, with the value that asks for it.
 AUTOMATIC: dict[str, str | None] = {
-    **dict.fromkeys(Sizes().options(None), "auto"),
+    **dict.fromkeys(Sizes().options(None, Muon), "auto"),  # those of AdamW are among them
     **dict.fromkeys(["data.tokenizer", "data.valid_fraction", "data.test_fraction"]),
 }
 
@@ -75,7 +94,7 @@ def choose(
         passes: the number of passes, if a limit of the run decides it.
         flops: the FLOPs of the whole run, if time is its only limit. They decide the number of passes. A model that
             would read fewer tokens than it has parameters is replaced by a smaller one.
-        is_pretrained: whether the run starts from pretrained weights; then one pass is the default.
+        is_pretrained: whether the run starts from pretrained weights; then it makes few passes, without dropout.
     """
     rows = [row for row in _SIZES if tokens >= row[0]]
     for _, layers, heads, width, _ in reversed(rows):
@@ -85,12 +104,38 @@ def choose(
     if flops is not None:
         passes = flops / (flops_per_token(size) * tokens)
     elif passes is None:
-        passes = 1 if is_pretrained else min(max(round(_TOKENS_TO_READ / tokens), 1), rows[-1][-1])
+        most = _PRETRAINED_PASSES if is_pretrained else rows[-1][-1]
+        passes = min(max(round(_TOKENS_TO_READ / tokens), 1), most)
     dropout, weight_decay = Sizes.dropout, Sizes.weight_decay
     if not is_pretrained:
         full_passes = round(passes, 1)  # 4 epochs are a little less than 4 passes: the last tokens make no block
         _, dropout, weight_decay = [row for row in _REGULARIZATION if full_passes >= row[0]][-1]
     return Sizes(size["n_layer"], size["n_head"], size["n_embd"], dropout, weight_decay, passes)
+
+
+@torch.no_grad()
+def measure_novelty(gpt2: GPT2, text: TokenStore, block_size: int) -> float:
+    """Return the loss of initial weights on a text, relative to the entropy of its tokens' frequencies.
+
+    About 0.5 for text of the kind on which the weights were trained, 1 or more for text of which they know nothing.
+    """
+    count = max(_FREQUENCY_TOKENS // block_size, 1)
+    end = text.shards[0].tokens  # of one shard, as others may have to be fetched
+    starts = np.linspace(0, max(end - block_size - 1, 0), count, dtype=np.int64)
+    blocks = BlockDataset(text, block_size)[starts]  # (count, block_size + 1), filled with a negative number
+    frequencies = torch.bincount(blocks[blocks >= 0]).double() / (blocks >= 0).sum()
+    entropy = torch.special.entr(frequencies).sum().item()
+    is_training = gpt2.training
+    nats, tokens = gpt2.eval().nll(blocks[:: math.ceil(count * block_size / _LOSS_TOKENS)])
+    gpt2.train(is_training)
+    return nats.item() / tokens.item() / entropy if entropy else 1.0
+
+
+def rate_factor(novelty: float) -> float:
+    """Return the factor on the learning rates of random weights for weights to which a text is as new as this."""
+    (known, low), (new, high) = _KNOWN, _NEW
+    position = min(max((novelty - known) / (new - known), 0.0), 1.0)
+    return float(low ** (1 - position) * high**position)
 
 
 def _fill(shape: Shape, layers: int, heads: int, width: int) -> Shape:

@@ -27,9 +27,10 @@ from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
 from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
-from gpt2kit.training.auto import Sizes
+from gpt2kit.training.auto import Sizes, measure_novelty, rate_factor
 
 if TYPE_CHECKING:
+    from gpt2kit.data.datamodule import TextDataModule
     from gpt2kit.model.gpt2 import GPT2
 
 
@@ -213,7 +214,7 @@ class GPT2Module(pl.LightningModule):
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """Return the optimizer of two parameter groups: hidden matrices, which decay, and the rest."""
         optimizer = self.optimizer(groups)
-        options = replace(self.sizes, n_embd=self.shape["n_embd"]).optimizer_options()
+        options = replace(self.sizes, n_embd=self.shape["n_embd"]).optimizer_options(type(optimizer))
         for name in getattr(optimizer, "automatic", ()):
             group, key = (1, "lr") if name == "adamw_lr" else (0, name)
             optimizer.param_groups[group][key] = options[name]
@@ -237,14 +238,25 @@ class GPT2Module(pl.LightningModule):
             self.model.recompute_activations()
         self.is_built = True
 
-    def load_initial_weights(self, tokenizer: Tokenizer) -> None:
-        """Load the weights of `init_from`, adapted to the context and the tokenizer."""
-        assert self.init_from is not None
+    def build_with_weights(self, data: TextDataModule) -> None:
+        """Build the network, with random weights or those of `init_from`, adapted to the context and the tokenizer.
+
+        Learning rates that are `auto` follow from how well these weights predict the text. Does nothing if the network
+        is built already.
+        """
+        if not self.is_built:
+            torch.manual_seed(data.seed)
+            self.build()
+        if self.init_from is None or self.start is not None:
+            return
         source = self.source or initialize.open_source(self.init_from)
         self.start, self.start_notes = initialize.load_initial_weights(
-            self.model, source, tokenizer, self.init_from, self.replace_tokenizer
+            self.model, source, data.tokenizer, self.init_from, self.replace_tokenizer
         )
         self.source = None  # frees its memory
+        self.start["novelty"] = novelty = measure_novelty(self.model, data.store("train"), data.block_size)
+        if not self.lora_r:  # few weights change the others little, and need the full rates
+            self.sizes = replace(self.sizes, rate_factor=rate_factor(novelty))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self.model.nll(batch)
@@ -360,11 +372,9 @@ class GPT2Module(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Build the network, load initial weights, add LoRA and shard, before Lightning loads a checkpoint."""
-        if not self.is_built:
-            torch.manual_seed(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
-            self.build()
-        if self.init_from is not None and self.start is None and self.trainer.ckpt_path is None:
-            self.load_initial_weights(self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
+        if self.trainer.ckpt_path is not None:
+            self.init_from = None  # a resumed run has weights, and the source of its first ones may be gone
+        self.build_with_weights(self.trainer.datamodule)  # type: ignore[attr-defined]
         add_lora(self.model, self.lora_r, self.lora_alpha, train_embedding=self.replace_tokenizer)
         if self.device_mesh is not None:
             dtensor.shard_model(

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from gpt2kit import __version__, files, hardware
@@ -24,6 +23,7 @@ from gpt2kit.commands import command_name
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
+from gpt2kit.optim.trial import tiny_groups
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.text.reader import describe_documents
 from gpt2kit.text.splits import describe_split
@@ -87,9 +87,7 @@ def describe_run(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module, va
     """Return steps, epochs and tokens, None if only the time is known; the optimizer and the schedule."""
     order, steps = data.order(data.global_batch(trainer)), trainer.max_steps if trainer.max_steps > 0 else None
     total = steps or _ASSUMED_STEPS
-    # One matrix and one vector, to see the learning rate of each group.
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(shape))]} for shape in ((2, 2), (2,))]
-    optimizer = gpt2.make_optimizer(groups)
+    optimizer = gpt2.make_optimizer(tiny_groups())
     return {
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,

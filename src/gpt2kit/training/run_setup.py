@@ -17,6 +17,7 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.model.backends import REQUESTED, Choice, choose_compile, typical_flops_per_second
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.schedules import Schedule
+from gpt2kit.optim.trial import tiny_groups
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import auto, distributed, estimate, run_info
@@ -196,9 +197,19 @@ class RunSetup(Callback):
         sizes = auto.choose(tokens, gpt2.shape, passes, flops, is_pretrained=gpt2.init_from is not None)
         gpt2.take_sizes(sizes)
         estimate.refuse_too_large(trainer, gpt2, data.batch_size * data.block_size)
-        options = sizes.options(round(sizes.passes) if flops is None and passes is None else None)
+        if gpt2.init_from is not None and trainer.ckpt_path is None:
+            gpt2.build_with_weights(data)
+            sizes = trainer.strategy.broadcast(gpt2.sizes)  # ranks may round differently
+            gpt2.take_sizes(sizes)
+        epochs = round(sizes.passes) if flops is None and passes is None else None
+        options = sizes.options(epochs, type(gpt2.make_optimizer(tiny_groups())))
         settings = lifecycle.flatten(self.settings)
         self.chosen = {name: value for name, value in options.items() if auto.is_automatic(name, settings.get(name))}
+        if gpt2.start is not None and not gpt2.lora_r and "model.optimizer.init_args.lr" in self.chosen:
+            gpt2.start_notes.append(
+                f"learning rates x {sizes.rate_factor:.2g}: the loss before training is {gpt2.start['novelty']:.2f} of "
+                "the tokens' entropy"
+            )
         self.passes = sizes.passes
         if self.options["max_epochs"] == "auto":
             self.options["max_epochs"] = options["trainer.max_epochs"]

@@ -28,7 +28,7 @@ IMPOSSIBLE = {
     "model.max_grad_scaler_skips": -1,
     "model.n_layer": 99999999999999999999,
     "model.n_embd": 99999999999999999998,
-    "data.num_workers": 100000,
+    "data.num_workers": 65,
     "data.shard_tokens": 99999999999999999999,
     "data.global_batch_size": 99999999999999999999,
     "save_every": 0,

@@ -9,7 +9,7 @@ import pytest
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import flops_per_token, parameter_count, shape_problems
-from gpt2kit.optim.adamw import parameter_groups
+from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.training import auto
 from gpt2kit.training.durations import parse_duration
@@ -56,14 +56,26 @@ def test_sizes_that_are_set_are_kept_and_the_others_fit(given: dict[str, int], e
     assert not shape_problems(shape_of(sizes))
 
 
-@pytest.mark.parametrize(("width", "rates"), [(128, (5e-3, 1.2e-2)), (256, (5e-3, 1.2e-2)), (1024, (2.5e-3, 3e-3))])
-def test_wider_models_have_lower_learning_rates(width: int, rates: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("width", "rates", "adamw_rate"),
+    [(64, (5e-3, 1.2e-2), 2e-3), (256, (5e-3, 1.2e-2), 1e-3), (1024, (2.5e-3, 3e-3), 2.5e-4)],
+)
+def test_wider_models_have_lower_learning_rates(width: int, rates: tuple[float, float], adamw_rate: float) -> None:
     module = GPT2Module(n_layer=1, n_head=2, n_embd=width, vocab_size=64, n_positions=8)
     optimizer = module.make_optimizer(parameter_groups(module.model))
     assert tuple(group["lr"] for group in optimizer.param_groups) == rates
+    module.optimizer = AdamW
+    assert module.make_optimizer(parameter_groups(module.model)).param_groups[0]["lr"] == adamw_rate
     module.optimizer = functools.partial(Muon, lr=1e-3, adamw_lr=2e-3)
     optimizer = module.make_optimizer(parameter_groups(module.model))
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 2e-3]
+
+
+@pytest.mark.parametrize(
+    ("novelty", "factor"), [(0.3, 0.03), (0.58, 0.03), (0.665, 0.03**0.5), (0.75, 1.0), (2.6, 1.0)]
+)
+def test_the_better_weights_predict_a_text_the_lower_are_the_rates(novelty: float, factor: float) -> None:
+    assert auto.rate_factor(novelty) == pytest.approx(factor)
 
 
 def test_a_short_time_gives_a_smaller_model_and_decides_the_passes() -> None:
@@ -73,9 +85,10 @@ def test_a_short_time_gives_a_smaller_model_and_decides_the_passes() -> None:
     assert little.passes == pytest.approx(1e13 / flops_per_token(shape_of(little)) / 5_000_000)
 
 
-def test_pretrained_weights_are_trained_for_one_pass_as_they_are() -> None:
-    sizes = auto.choose(1_000, {**AUTO, "n_layer": 3, "n_head": 2, "n_embd": 8}, is_pretrained=True)
-    assert (sizes.n_layer, sizes.passes, sizes.dropout, sizes.weight_decay) == (3, 1, 0.0, 0.1)
+@pytest.mark.parametrize(("tokens", "passes"), [(1_000, 3), (9_000_000, 2), (90_000_000, 1)])
+def test_pretrained_weights_are_trained_for_few_passes_as_they_are(tokens: int, passes: int) -> None:
+    sizes = auto.choose(tokens, {**AUTO, "n_layer": 3, "n_head": 2, "n_embd": 8}, is_pretrained=True)
+    assert (sizes.n_layer, sizes.passes, sizes.dropout, sizes.weight_decay) == (3, passes, 0.0, 0.1)
 
 
 @pytest.mark.parametrize(
