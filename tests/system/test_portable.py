@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -64,6 +65,7 @@ def test_text_is_hashed_again_where_edits_may_not_show(tmp_path: Path, monkeypat
 def test_an_open_checkpoint_can_be_deleted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a mapped file cannot be deleted, a checkpoint is read and not mapped."""
     path = paths.find(run.folder)
+    gc.collect()  # of earlier tests
     content = checkpoint.read(path)
     assert path.name in MAPS.read_text()
     del content

@@ -247,6 +247,7 @@ def has_failed(future: Future[Any]) -> bool:
 
 def claim_folder(root: Path, name: str) -> tuple[Path, Callable[[], None]]:
     """Return a folder that several processes may use, and a function that releases it."""
+    root = root.absolute()  # it may be released in another working directory
     root.mkdir(parents=True, exist_ok=True)
     folder = root / name
     with FileLock(root / ".lock"):

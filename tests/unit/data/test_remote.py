@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -319,6 +320,18 @@ def test_the_files_of_a_killed_process_are_deleted_by_the_next_one(local: TokenS
     marker.touch()
     subprocess.run([*command, "0"], stdout=subprocess.PIPE, env=environment, check=True)
     assert not marker.exists()
+
+
+def test_a_store_is_released_in_another_working_directory(
+    text: Corpus, url: str, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(url, text, "text")
+    folder = store.folder
+    (inside / "other").mkdir()
+    monkeypatch.chdir(inside / "other")
+    del store
+    gc.collect()
+    assert not list(Path.cwd().iterdir()) and not folder.exists() and folder.is_absolute()
 
 
 def test_a_shard_that_another_process_deletes_is_fetched_again(text: Corpus, url: str, tmp_path: Path) -> None:
