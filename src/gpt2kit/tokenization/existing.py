@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from gpt2kit.errors import DataError, first_line
-from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, refuse_failures, to_json
+from gpt2kit.tokenization.tokenizer import MAX_JSON_BYTES, from_plain_json, read_utf8, refuse_failures, to_json
 from gpt2kit.tokenization.trainers import UNKNOWN, TokenizerSpec, as_special, build_bert, build_words
 
 
@@ -73,6 +73,10 @@ def read_tokenizer_json(name: str) -> str:
 def _convert_folder(folder: Path) -> str:
     from transformers import AutoTokenizer
 
+    for path in sorted(folder.iterdir()):
+        is_read = path.suffix in (".json", ".model", ".txt")
+        if is_read and not (path.is_file() and path.stat().st_size <= MAX_JSON_BYTES):
+            raise DataError(f"--vocab {folder}: {path.name} is no file of a tokenizer, or too large. Check the folder")
     with refuse_failures(f"--vocab {folder}: has no tokenizer", "Name a folder with tokenizer.json"):
         backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
     return str(backend.to_str())

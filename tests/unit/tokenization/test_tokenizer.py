@@ -273,6 +273,9 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
     converted = tokenizer.load(tmp_path / "out")
     assert encode(converted, "the") == [257] and tokenizer.eos_id(converted) == 258
     assert round_trip(converted, "白 the") == "白 the"
+    os.truncate(tmp_path / "merges.txt", tokenizer.MAX_JSON_BYTES + 1)
+    with pytest.raises(DataError, match=r"merges\.txt is no file of a tokenizer, or too large"):
+        train_tokenizer(output_dir=tmp_path / "large", kind="existing", vocab=str(tmp_path))
 
 
 def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
