@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Control characters except newline and tab, other line separators, and direction marks, which can disguise text.
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
+# Control characters except newline and tab, other line separators, direction marks, which can disguise text, and halves
+# of surrogate pairs, which no file can hold.
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
@@ -28,7 +31,7 @@ def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
     )
     environment.filters["visible"] = visible
     environment.globals["key"] = [(nats, opacity(nats)) for nats in (0, 1, 2, 4, 6, 8, 10)]
-    return environment.get_template(template).render(values)
+    return environment.get_template(template).render(values).encode(errors="replace").decode()
 
 
 def passage(

@@ -45,6 +45,8 @@ def test_the_model_card_has_the_figures_and_no_paths(untrained: LoadedCheckpoint
     assert f"| parameters | {parameter_count(untrained.shape):,}, as float32 |" in card
     assert "| initial weights | a/b |" in card and "base_model" not in card
     assert "/runs" not in card and "/home" not in card
+    untrained.metadata.update(start={"from": "a\ud800"})  # half a surrogate pair, which no file can hold
+    assert "| initial weights | a? |" in huggingface.model_card(untrained, "mine", "float32")
 
 
 def test_the_model_card_names_a_base_model_of_the_hub(untrained: LoadedCheckpoint) -> None:
