@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -119,8 +120,10 @@ def test_only_an_export_is_replaced_and_only_with_force(
     (other / "README.md").write_text("mine")
     code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", other, "--force")
     assert code == 2 and "is not an earlier export" in err and (other / "README.md").read_text() == "mine"
-    code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", target / "config.json")
-    assert code == 2 and "is a file. Name a folder" in err
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("model/config.json", "pipe"):
+        code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / name, "--force")
+        assert code == 2 and "is a file. Name a folder" in err
 
 
 @pytest.fixture

@@ -195,4 +195,5 @@ def check_tokenizer(file: Path, shape: Shape, tokenizer: Tokenizer) -> None:
 
 def model_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return the tensors of a checkpoint in float32, under the model's names instead of the LightningModule's."""
-    return {name.removeprefix("model."): tensor.detach().float() for name, tensor in state.items()}
+    # Contiguous, because transformers cannot write others.
+    return {name.removeprefix("model."): tensor.detach().float().contiguous() for name, tensor in state.items()}

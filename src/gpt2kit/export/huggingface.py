@@ -49,7 +49,7 @@ class Agreement:
 
 def refuse_other_files(target: Path, force: bool) -> None:
     """Raise unless `target` is new or empty, or contains only an export that may be replaced."""
-    if target.is_file():
+    if target.exists() and not target.is_dir():
         raise UserError(f"--output_dir {target}: is a file. Name a folder")
     present = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     others = [name for name in present if name not in REPLACEABLE]

@@ -181,6 +181,15 @@ def test_metadata_is_read_without_weights(run: Run, tmp_path: Path) -> None:
     assert checkpoint.open(copy, verify=False).shape == info.shape
 
 
+def test_weights_in_another_order_in_memory_are_opened(run: Run, tmp_path: Path) -> None:
+    raw, name = checkpoint.read(paths.find(run.folder)), "model.transformer.h.0.attn.c_attn.weight"
+    expected = raw["state_dict"][name].clone()
+    raw["state_dict"][name] = expected.T.contiguous().T
+    checkpoint.write(raw, tmp_path / "x.ckpt")
+    weight = checkpoint.open(tmp_path / "x.ckpt").state[name.removeprefix("model.")]
+    assert weight.is_contiguous() and torch.equal(weight, expected)
+
+
 def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path) -> None:
     raw = checkpoint.read(paths.find(run.folder))
     raw["state_dict"]["model.transformer.ln_f.weight"][0] = torch.nan
