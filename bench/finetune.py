@@ -4,8 +4,8 @@
         --variant scale=0.1 --variant "optimizer=AdamW lr=3e-4" --variant "optimizer=AdamW lr=1e-3 lora=8"
 
 A variant is a list of `field=value` of `Rule`. Steps have 4,096 tokens. A tenth of the text is held out, as `train`
-does it; the table has its bits per byte before and after training. The journal has one line for each run; a run that is
-in it is not repeated.
+does it; the table has its bits per byte before and after training, and the quotient from which `auto` rates follow. The
+journal has one line for each run; a run that is in it is not repeated.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.schedules import WarmupStableDecay
 from gpt2kit.text.reader import Reader
+from gpt2kit.training.auto import measure_novelty
 
 TOKENS_PER_STEP = 4096
 
@@ -81,11 +82,9 @@ def train(source: LoadedCheckpoint, texts: tuple[TokenStore, TokenStore], rule: 
     if not rule.lora:
         model.compile_for_training("blocks")
     optimizer, batch = make_optimizer(model, rule), TOKENS_PER_STEP // block
-    steps, shape_of_rate = (
-        max(round(passes * train_text.tokens / TOKENS_PER_STEP), 1),
-        WarmupStableDecay(rule.warmup, 0.0, rule.cool),
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape_of_rate(step, steps))
+    steps = max(round(passes * train_text.tokens / TOKENS_PER_STEP), 1)
+    factor = WarmupStableDecay(rule.warmup, 0.0, rule.cool)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, steps))
     batches = block_order(train_text.tokens, block, block, batch, 1, True, 2).micro_batches(0, batch, 0, 1)
     dataset, parameters = BlockDataset(train_text, block), [p for p in model.parameters() if p.requires_grad]
     for _ in range(steps):
@@ -129,8 +128,9 @@ def main() -> None:
     valid = data.valid_text()
     sources = [initialize.hash_weights(source), *(text.fingerprint for text in texts)]
     journal, rows = Journal(args.journal), []
+    quotient = f"{measure_novelty(source.model, texts[0], block):.2f}"
     for variant in args.variant:
-        row: dict[str, object] = {"variant": variant}
+        row: dict[str, object] = {"variant": variant, "quotient": quotient}
         for passes in args.passes:
             rule = parse_rule(variant, Rule)
             run = functools.partial(train, source, texts, rule, passes)

@@ -31,7 +31,15 @@ def render(template: str, folder: Path = TEMPLATES, **values: object) -> str:
     )
     environment.filters["visible"] = visible
     environment.globals["key"] = [(nats, opacity(nats)) for nats in (0, 1, 2, 4, 6, 8, 10)]
-    return environment.get_template(template).render(values).encode(errors="replace").decode()
+    return valid_unicode(environment.get_template(template).render(values))
+
+
+def valid_unicode(text: str) -> str:
+    """Return a text with ? for half surrogate pairs, which names of files and texts in a checkpoint may have.
+
+    With one of them, a page can be neither written nor sent.
+    """
+    return text.encode(errors="replace").decode()
 
 
 def passage(

@@ -15,6 +15,7 @@ from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
+from gpt2kit.runs.pages import valid_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -195,14 +196,6 @@ def find_examples(metadata: dict[str, Any]) -> list[str]:
         prompts = _get(callback, "init_args", "prompts")
         examples += [text for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
     return [valid_unicode(text) for text in examples if len(text) <= Limits.prompt_chars][:_MAX_EXAMPLES]
-
-
-def valid_unicode(text: str) -> str:
-    """Return a text with ? for half surrogate pairs, which names of files and texts in a checkpoint may have.
-
-    With one of them, no part of the page could be sent.
-    """
-    return text.encode(errors="replace").decode()
 
 
 def generate_examples(generator: Generator) -> list[str]:
