@@ -110,13 +110,15 @@ def resolve(
     split_range: SplitRange | None,
     cache_dir: Path,
 ) -> Tokenizer:
-    """Return the tokenizer that `data.tokenizer` names: a folder, a name on the hub, or options to train it with.
+    """Return the tokenizer that `data.tokenizer` names: a folder, a file, a hub name, or options to train it with.
 
-    A tokenizer that is trained on the documents of `paths`, or fetched from the hub, is cached in `cache_dir`.
+    A tokenizer that is trained on the documents of `paths`, converted, or fetched from the hub, is cached in `cache_dir`.
     """
     if isinstance(tokenizer, TokenizerSpec):
         return _cached(tokenizer, paths, reader, split_range, cache_dir)
-    if Path(tokenizer).exists():
+    path = Path(tokenizer)
+    is_converted = path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").is_file())
+    if path.exists() and not is_converted:
         return load(tokenizer)
     try:
         return _cached(TokenizerSpec("existing", vocab=tokenizer), [], reader, None, cache_dir)

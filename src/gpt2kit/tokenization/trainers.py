@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.tokenization.sampling import count_characters
-from gpt2kit.tokenization.tokenizer import EOS
+from gpt2kit.tokenization.tokenizer import EOS, LINE_BREAK
 
 UNKNOWN = "[UNK]"
 # Default vocab_size, except for the kinds that take all tokens of the text.
@@ -48,7 +48,7 @@ _UNSUPPORTED = {
     "parse_special": ("words",),
 }
 # The kinds that can be made from an existing vocabulary.
-_ADOPTABLE = ("wordpiece", "words", "existing")
+_ADOPTABLE = ("wordpiece", "words", "char", "existing")
 
 Kind = Literal["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece", "existing"]
 
@@ -67,8 +67,8 @@ class TokenizerSpec:
     as the text has."""
     vocab: str | None = None
     """An existing vocabulary, instead of training. For wordpiece and words: a text file with one token per line. For
-    existing: a folder, a tokenizer.json, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added
-    after them if it is missing."""
+    char: a list of characters in JSON, or nanoGPT's meta.pkl. For existing: a folder, a tokenizer.json, a SentencePiece
+    .model, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added after them if it is missing."""
     special_tokens: Sequence[str] = ()
     """Special tokens besides `<|endoftext|>`, such as `<user>`."""
     parse_special: bool = False
@@ -80,6 +80,12 @@ class TokenizerSpec:
     """Length of the longest token: in bytes for bpe, in characters for spm-bpe and spm-unigram."""
     normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = "none"
     """Change text before it is encoded: nfc and nfkc are Unicode's normal forms. Decoded text is then changed, too."""
+    lower: bool | Literal["auto"] = "auto"
+    """Convert text to lowercase, for an existing vocabulary of wordpiece. auto: unless one of its words has a capital
+    letter."""
+    newline: str | None = None
+    """The token of an existing vocabulary of wordpiece that stands for a line break, such as `[SEP]`. Default: line
+    breaks become spaces."""
     max_train_bytes: int | None = None
     """Maximum bytes of text to train on; a larger text is sampled evenly over its documents. Default: as many as fit
     into about 2 GB of memory: 200 MB, or less for text in Chinese, Japanese or Thai, down to 17 MB; 20 MB for
@@ -111,6 +117,10 @@ def check(spec: TokenizerSpec) -> None:
     problems.check(
         not has_vocab or (spec.vocab_size, spec.min_frequency, spec.max_train_bytes) == (None, None, None),
         "--vocab: nothing is trained with it. Omit --vocab_size, --min_frequency and --max_train_bytes",
+    )
+    problems.check(
+        (kind == "wordpiece" and has_vocab) or (spec.lower, spec.newline) == ("auto", None),
+        "--lower, --newline: only for --kind wordpiece with --vocab. Omit them",
     )
     special = spec.all_special_tokens
     problems.check(
@@ -158,9 +168,15 @@ def train_bpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
 def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """Build a tokenizer with one token per character, the most frequent first; others are encoded as bytes."""
     tokens = _frequent(count_characters(_normalize(documents, spec)), spec)
-    ids = {token: i for i, token in enumerate([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens])}
-    tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True))
-    return _add_byte_fallback(tokenizer, spec)
+    return build_char([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens], spec)
+
+
+def build_char(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
+    """Build a tokenizer of characters, whose ids are their positions; other characters are encoded as bytes."""
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    for token in [*spec.all_special_tokens, *_BYTE_TOKENS]:
+        ids.setdefault(token, len(ids))
+    return _add_byte_fallback(Tokenizer(models.BPE(ids, [], byte_fallback=True)), spec)
 
 
 def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
@@ -283,7 +299,7 @@ def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) ->
     if model_type == "bpe":
         best_first = [pieces[i] for i in sorted(plain, key=lambda i: (-processor.get_score(i), i))]
         ids = {piece: i for i, piece in enumerate(pieces)}
-        tokenizer = Tokenizer(models.BPE(ids, _merges(best_first), byte_fallback=True))
+        tokenizer = Tokenizer(models.BPE(ids, join_pieces(best_first), byte_fallback=True))
         tokenizer.pre_tokenizer = split
     else:
         # 32 bits hold six decimals; longer scores would change when the JSON is read and written again.
@@ -306,7 +322,7 @@ def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
     return tokens[: spec.vocab_size - len(spec.all_special_tokens) - 256] if spec.vocab_size else tokens
 
 
-def _merges(pieces: list[str]) -> list[tuple[str, str]]:
+def join_pieces(pieces: list[str]) -> list[tuple[str, str]]:
     """Return all pairs of pieces that join to another piece, in the order of the pieces, as SentencePiece merges."""
     vocabulary = set(pieces)
     return [
@@ -324,8 +340,13 @@ def build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Token
     first = _normalizer(spec)
     tokenizer.normalizer = normalizers.Sequence([first, bert]) if first else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.decoder = decoders.Sequence([pieces, decoders.Replace(Regex(_SPACE_BEFORE_HAN), "")])
+    steps = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Replace(Regex(_SPACE_BEFORE_HAN), "")]
+    if spec.newline:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Replace("\n", f" {LINE_BREAK} "), tokenizer.normalizer]
+        )
+        steps += [decoders.Fuse(), decoders.Replace(Regex(f" ?{LINE_BREAK} ?"), "\n")]
+    tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
 
 
