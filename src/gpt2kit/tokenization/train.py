@@ -112,7 +112,7 @@ def resolve(
 ) -> Tokenizer:
     """Return the tokenizer that `data.tokenizer` names: a folder, a file, a hub name, or options to train it with.
 
-    A tokenizer that is trained on the documents of `paths`, converted, or fetched from the hub, is cached in `cache_dir`.
+    A tokenizer that is trained on the documents of `paths`, converted, or fetched is cached in `cache_dir`.
     """
     if isinstance(tokenizer, TokenizerSpec):
         return _cached(tokenizer, paths, reader, split_range, cache_dir)
