@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
-from gpt2kit import files
+from gpt2kit import files, yaml_reader
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.checkpoint.paths import LOGS as LOGS
 from gpt2kit.errors import CheckpointError, DataError, MachineError
@@ -40,7 +41,6 @@ _IMPORTED = ("gpt2kit.", "pytorch_lightning.", "torch.optim.")
 _SECTIONS = ("data", "model", "trainer")
 _HPARAMS = "hparams.yaml"  # written by Lightning's loggers
 _LARGEST_CONFIG = 1 << 20  # bytes; a larger file is no config of a run
-_MAX_VALUES, _MAX_DEPTH = 100_000, 100
 
 
 def run_of(file: Path) -> Path | None:
@@ -267,28 +267,11 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
 
 def _read_config(run: Path) -> dict[str, Any]:
     """Return the content of a run's config.yaml; empty if it is missing or damaged."""
-    import yaml
-
-    file = run / run_folder.CONFIG
     try:
-        config = yaml.safe_load(files.read_limited(file, _LARGEST_CONFIG).decode())
-    except Exception:  # PyYAML has many for a value that does not fit its tag
+        config = yaml_reader.parse(files.read_limited(run / run_folder.CONFIG, _LARGEST_CONFIG).decode())
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return config if isinstance(config, dict) and _is_small(config) else {}
-
-
-def _is_small(config: dict[str, Any]) -> bool:
-    """Return whether a config has few values and levels, although its aliases may name one value many times."""
-    todo: list[tuple[object, int]] = [(config, 0)]
-    count = 0
-    while todo:
-        value, depth = todo.pop()
-        count += 1
-        if count > _MAX_VALUES or depth > _MAX_DEPTH:
-            return False
-        if isinstance(value, dict | list):
-            todo += ((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
-    return True
+    return config if isinstance(config, dict) else {}
 
 
 def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:
