@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from gpt2kit import files, yaml_reader
 from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.checkpoint.paths import LOGS as LOGS
 from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
 
@@ -105,15 +104,10 @@ def rename_damaged_files(run: Path) -> None:
     }
     for name in (".lock", _HPARAMS, *readers):
         path = run / name
-        is_linked_lock = name == ".lock" and path.is_symlink()  # which filelock refuses
-        if not path.exists() and not is_linked_lock:
-            continue
         try:
             with run_folder.refuse_damaged(path):
-                run_folder.refuse_special(path)
-                if is_linked_lock:
-                    raise ValueError("a symbolic link")
-                if name in readers:
+                files.refuse_special(path, allow_link=name != ".lock")  # filelock refuses a link
+                if name in readers and path.exists():
                     readers[name](run)
         except DataError as error:
             rename_damaged(path, str(error).rpartition(". ")[0])
@@ -121,8 +115,9 @@ def rename_damaged_files(run: Path) -> None:
 
 def rename_damaged(path: Path, problem: str) -> None:
     """Rename a file that cannot be used to NAME.damaged; `problem` names it."""
-    names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged{number}" for number in itertools.count(2)))
-    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    numbers = itertools.chain([""], itertools.count(2))
+    candidates = (path.with_name(f"{path.name}.damaged{number}") for number in numbers)
+    aside = next(candidate for candidate in candidates if not candidate.exists())
     with contextlib.suppress(FileNotFoundError):  # another machine has renamed it
         path.replace(aside)
     logger.warning(f"{problem}. It is renamed to {aside.name}, and the run continues without it")
@@ -168,11 +163,12 @@ def truncate_metrics(run: Path, step: int) -> None:
         return
     kept = []
     with run_folder.refuse_damaged(path):
-        rows = csv.DictReader(run_folder.open_metrics(path))
-        for row in run_folder.complete_rows(rows):
+        names, rows = run_folder.read_rows(path)
+        for row in rows:
             with contextlib.suppress(ValueError):  # not a number
-                kept += [row] if float(row["step"]) <= step else []
-        write_metrics(path, rows.fieldnames or [], kept)
+                if float(row["step"]) <= step:
+                    kept.append(row)
+        write_metrics(path, names, kept)
 
 
 def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -211,7 +207,7 @@ def find_resumable(
         path = _newest_run(ckpt_path, logs, settings, ignored, rename)
     else:
         path = Path(paths.resolve(ckpt_path, logs))
-    if ckpt_path != "best" and path.is_dir() and path.suffix != ".ckpt":
+    if ckpt_path != "best" and path.is_dir():
         newest = checkpoint.newest_valid(path)
         if newest is None:
             raise CheckpointError(
