@@ -160,6 +160,14 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     assert "canary" not in sys.modules
 
 
+def test_a_folder_named_like_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "epoch=0-step=8.ckpt"
+    folder.mkdir(parents=True)
+    for path, message in ((folder, "contains no checkpoint"), (tmp_path, "not a regular file")):
+        with pytest.raises(CheckpointError, match=rf"step=8\.ckpt: {message}"):
+            checkpoint.open(path)
+
+
 def test_a_flipped_bit_is_noticed(run: Run, tmp_path: Path) -> None:
     source = paths.find(run.folder)
     content = bytearray(source.read_bytes())
