@@ -33,9 +33,6 @@ _MAX_METRICS = 1 << 28
 # matplotlib cannot place ticks between numbers near the largest float.
 _TOO_LARGE = 1e100
 
-# What Python raises for values that are missing, or of another type or range.
-_BAD_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
 
 @dataclass
 class Run:
@@ -101,7 +98,7 @@ def read_rows(path: Path) -> tuple[Sequence[str], Iterator[dict[str, str]]]:
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Read the facts about each start; empty for a run without start.json."""
     starts: list[dict[str, Any]] = read_json(folder / START, list)
-    with refuse_damaged(folder / START):
+    with refuse_damaged(folder / START):  # here rather than in the middle of a resume or a report
         for start in starts:
             dict(start.get("loggers", {}))
             [(value, reason) for value, reason in start.get("start", {}).get("chosen", {}).values()]
@@ -129,7 +126,7 @@ def refuse_damaged(path: Path) -> Iterator[None]:
     """Raise a DataError that names the file if its content cannot be used."""
     try:
         yield
-    except (*_BAD_VALUE, csv.Error, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise DataError(
             f"{path}: damaged, or written by another version of gpt2kit ({reason}). Move the file away"
