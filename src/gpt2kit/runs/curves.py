@@ -31,12 +31,8 @@ _MAX_POINTS = 800
 # Curves are smoothed over this fraction of their length: 1 / 40.
 _SMOOTHING = 40
 _CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
+    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC"),
 )
 
 
