@@ -45,18 +45,17 @@ def _describe(run: Run) -> dict[str, Any]:
     with folder.refuse_damaged(run.folder / folder.TEST):
         test = _test_results(folder.read_json(run.folder / folder.TEST, dict))
     with folder.refuse_damaged(run.folder / folder.START):
-        text, settings, reproduction = _text_table(run.facts("text")), list(_settings(run)), _reproduction(run)
-    return {
-        "name": run.name,
-        "state": _state(run),
-        "cards": list(_cards(run)),
-        "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
-        "test": test,
-        "text": text,
-        "settings": settings,
-        "config": folder.read_text(run.folder / folder.CONFIG),
-        "reproduction": reproduction,
-    }
+        return {
+            "name": run.name,
+            "state": _state(run),
+            "cards": list(_cards(run)),
+            "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
+            "test": test,
+            "text": _text_table(run.facts("text")),
+            "settings": list(_settings(run)),
+            "config": folder.read_text(run.folder / folder.CONFIG),
+            "reproduction": _reproduction(run),
+        }
 
 
 def _state(run: Run) -> str:

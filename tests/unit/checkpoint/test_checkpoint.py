@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers import Outcome, Run
 
-from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
@@ -73,15 +72,6 @@ def test_file_names_give_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [paths.step_of(path) for path in paths.best_of(saved, 2)] == [10, 100]
     assert paths.best_of([path for path in saved if "val_loss" not in path.name]) == saved[:1]
     assert paths.best_of([]) == []
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
-    files.write_text(path, "old")
-    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 class Bomb:
