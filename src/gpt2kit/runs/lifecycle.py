@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gpt2kit import files, yaml_reader
-from gpt2kit.checkpoint import checkpoint, paths
+from gpt2kit.checkpoint import checkpoint, paths, validation
 from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
 
@@ -37,8 +37,6 @@ _CHANGEABLE = {
 _NAMES_OF_CLASSES = ("class_path", "optimizer", "schedule", "callbacks", "logger", "plugins", "strategy", "profiler")
 # Packages that every run imports.
 _IMPORTED = ("gpt2kit.", "pytorch_lightning.", "torch.optim.")
-_SECTIONS = ("data", "model", "trainer")
-_HPARAMS = "hparams.yaml"  # written by Lightning's loggers
 _LARGEST_CONFIG = 1 << 20  # bytes; a larger file is no config of a run
 
 
@@ -102,7 +100,7 @@ def rename_damaged_files(run: Path) -> None:
         run_folder.STATUS: run_folder.read_status,
         run_folder.SAMPLES: lambda run: files.read_limited(run / run_folder.SAMPLES).decode(),
     }
-    for name in (".lock", _HPARAMS, *readers):
+    for name in (".lock", "hparams.yaml", *readers):  # Lightning's loggers write hparams.yaml
         path = run / name
         try:
             with run_folder.refuse_damaged(path):
@@ -128,10 +126,11 @@ def checkpoint_settings(file: Path) -> dict[str, Any]:
 
     Nothing that a checkpoint names is imported, so only classes of packages that every run imports are accepted.
     """
-    metadata = checkpoint.read(file, verify=False).get(checkpoint.KEY)
-    settings: Any = metadata.get("settings") if isinstance(metadata, dict) else None
-    is_complete = isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in _SECTIONS)
-    return settings if is_complete and all(name.startswith(_IMPORTED) for name in _class_names(settings)) else {}
+    metadata: Any = checkpoint.read(file, verify=False).get(checkpoint.KEY)
+    if validation.structure_problem(metadata, {"settings": {"data": dict, "model": dict, "trainer": dict}}, ""):
+        return {}
+    settings: dict[str, Any] = metadata["settings"]
+    return settings if all(name.startswith(_IMPORTED) for name in _class_names(settings)) else {}
 
 
 def _class_names(value: object, name: str = "") -> Iterator[str]:
