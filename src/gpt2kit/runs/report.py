@@ -121,7 +121,7 @@ def _samples(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     for start, end in itertools.pairwise([*starts, len(text)]):
         title, _, blocks = text[start:end].partition("\n")
         prompt, texts = "", []
-        for block in re.split(r"\n(?=[^ \n])", blocks):
+        for block in re.split(r"\n(?=[^ \n])", blocks):  # a line without indentation, and an indented text
             first, _, body = block.strip("\n").partition("\n")
             if first.startswith(("Prompt: ", "No prompt")):
                 prompt = _read_prompt(first)
