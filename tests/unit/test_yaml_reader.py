@@ -16,5 +16,5 @@ def test_values_are_plain_and_keys_have_lines() -> None:
 
 
 def test_keys_that_are_set_twice_are_refused() -> None:
-    with pytest.raises(yaml.MarkedYAMLError, match="a is set twice. Remove this line or line 1"):
+    with pytest.raises(yaml.MarkedYAMLError, match=r"a is set twice\. Remove this line or line 1"):
         yaml_reader.parse("a: 1\na: 2\n")
