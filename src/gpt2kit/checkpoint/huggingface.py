@@ -5,9 +5,7 @@ A folder may come from anyone: its values are checked, and no code that it conta
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit import files, hub
+from gpt2kit import hub
 from gpt2kit.checkpoint import archive, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
@@ -95,7 +93,8 @@ def _read_shape(file: Path, config: dict[str, Any]) -> Shape:
 def _read_state(folder: Path) -> dict[str, Any]:
     """Return the tensors by the names that gpt2kit's checkpoints use."""
     state = {}
-    for name, tensor in _read_tensors(folder).items():
+    for key, tensor in _read_tensors(folder).items():
+        name = str(key)  # a pickled dictionary may have others
         full_name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if re.fullmatch(r"transformer\.h\.\d+\.attn\.(masked_)?bias", full_name):  # the causal mask, in older files
             continue
@@ -110,27 +109,29 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
     if not names:
         raise CheckpointError(f"{folder}: contains neither {WEIGHTS} nor {OLD_WEIGHTS}. Copy the model's weights there")
     file = folder / names[0]
-    if file.name == SHARDS_INDEX:
-        shards = [_read_safetensors(folder / name) for name in _shard_names(file)]
-        if sum(map(len, shards)) != len({name for shard in shards for name in shard}):
-            raise CheckpointError(f"{folder}: its files of weights contain a tensor twice. Save the model again")
-        return {name: tensor for shard in shards for name, tensor in shard.items()}
+    if file.name == OLD_WEIGHTS:
+        raw = archive.load(file, allow_legacy=True)
+        # They are mapped from the file, which may be deleted while the web demo serves them.
+        return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
     if file.name == WEIGHTS:
         return _read_safetensors(file)
-    with _refuse_damaged(file):
-        raw = archive.load(file, allow_legacy=True)
-        if not all(isinstance(name, str) for name in raw):
-            raise ValueError("not a dictionary of tensors")
-    # They are mapped from the file, which may be deleted while the web demo serves them.
-    return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
+    shards = [_read_safetensors(folder / name) for name in _shard_names(file)]
+    tensors = {name: tensor for shard in shards for name, tensor in shard.items()}
+    if len(tensors) < sum(map(len, shards)):
+        raise CheckpointError(f"{folder}: its files of weights contain a tensor twice. Save the model again")
+    return tensors
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    with _refuse_damaged(file):
-        tensors = dict(load_file(file))
-    return tensors
+    try:
+        return dict(load_file(file))
+    except MemoryError:
+        raise
+    except Exception as error:  # the library raises many kinds for files of other formats
+        reason = first_line(error).split(". ")[0]
+        raise CheckpointError(f"{file}: not a readable file of tensors ({reason}). Use another one") from None
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -140,18 +141,6 @@ def _shard_names(index: Path) -> list[str]:
     if not all(isinstance(name, str) and name == Path(name).name and (index.parent / name).is_file() for name in names):
         raise CheckpointError(f"{index}: names a file that is not in its folder. Copy all of the model's files there")
     return sorted({str(name) for name in names})
-
-
-@contextlib.contextmanager
-def _refuse_damaged(file: Path) -> Iterator[None]:
-    """Turn an error of a library that reads tensors into one line."""
-    try:
-        yield
-    except (MemoryError, CheckpointError):
-        raise
-    except Exception as error:  # the libraries raise many kinds for files of other formats
-        reason = first_line(error).split(". ")[0]
-        raise CheckpointError(f"{file}: not a readable file of tensors ({reason}). Use another one") from None
 
 
 def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
@@ -167,12 +156,9 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = files.parse_json(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not a readable JSON file ({first_line(error)}). Use another one") from None
-    return content
+        return pretrained.read_json(file)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _download(name: str) -> Path:

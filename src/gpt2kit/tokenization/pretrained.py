@@ -76,7 +76,7 @@ def _build_bpe(folder: Path, add_prefix_space: bool) -> Tokenizer:
     pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     merges = [(left, right) for left, _, right in pairs]
     with refuse_failures(f"{folder}: {VOCABULARY} and {MERGES} are not a tokenizer", "Check the files"):
-        tokenizer = Tokenizer(models.BPE(_read_json(folder / VOCABULARY), merges))
+        tokenizer = Tokenizer(models.BPE(read_json(folder / VOCABULARY), merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -84,7 +84,7 @@ def _build_bpe(folder: Path, add_prefix_space: bool) -> Tokenizer:
 
 def _add_tokens(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
     """Add the special tokens that a folder's settings name, with the ids of added_tokens.json."""
-    added = _read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+    added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
     for token, number in sorted(added.items(), key=lambda item: str(item[1]).zfill(12)):
         tokenizer.add_special_tokens(as_special([token]))
         if tokenizer.token_to_id(token) != number:
@@ -164,10 +164,11 @@ def read_vocabulary(path: str) -> list[str]:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     found = [folder / name for name in (SPECIAL_TOKENS, SETTINGS) if (folder / name).is_file()]
-    return {name: value for file in found for name, value in _read_json(file).items()}
+    return {name: value for file in found for name, value in read_json(file).items()}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
     try:
         content = files.parse_json(read_file(file).decode())
         if not isinstance(content, dict):
