@@ -276,14 +276,16 @@ def _option_names() -> dict[str, str]:
     """Return the options of trainer.py by the last part of their names."""
     import pytorch_lightning as pl
 
-    from gpt2kit.cli.train_options import LINKED, OPTIONS
+    from gpt2kit.cli.run_options import RunOptions
+    from gpt2kit.cli.train_options import LINKED
     from gpt2kit.data.datamodule import TextDataModule
     from gpt2kit.optim import Muon
     from gpt2kit.text.reader import Reader
     from gpt2kit.training.module import GPT2Module
     from gpt2kit.training.trainer import make_trainer
 
-    names = {name: name for name in ("seed_everything", *(name for name, *_ in OPTIONS if name not in _NOT_TRAINING))}
+    own = ["seed_everything", *(field.name for field in dataclasses.fields(RunOptions))]
+    names = {name: name for name in own if name not in _NOT_TRAINING}
     owners: list[tuple[str, Any]] = [("data", TextDataModule), ("data.reader", Reader), ("model", GPT2Module)]
     owners += [("model.optimizer", Muon), ("trainer", make_trainer), ("trainer", pl.Trainer)]
     for owner, kind in owners:

@@ -14,7 +14,7 @@ from helpers import COMMANDS, ROOT, Parsed, ParseOnly
 
 from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
-from gpt2kit.cli.train_options import parse_early
+from gpt2kit.cli.run_options import parse_early
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))

@@ -94,7 +94,7 @@ def parser_of(function: Callable[..., object], name: str | None = None) -> Argum
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     epilog = "--debug shows the traceback of an error."
     parser = Parser(name, exit_on_error=False, allow_abbrev=False, description=description, epilog=epilog)
-    _add_options(parser, function)
+    add_options(parser, function)
     positional = _positional(function)
     if positional:
         form = positional.upper() + (" ..." if _list_item(typing.get_type_hints(function)[positional]) else "")
@@ -110,7 +110,8 @@ def _positional(function: Callable[..., object]) -> str | None:
     return next((name for name, hint in hints.items() if "positional" in getattr(hint, "__metadata__", ())), None)
 
 
-def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
+def add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
+    """Add the parameters of a function, or the fields of a dataclass, as options."""
     hints, annotated = typing.get_type_hints(source), typing.get_type_hints(source, include_extras=True)
     classes = [base for base in reversed(source.__mro__) if _is_group(base)] if isinstance(source, type) else [source]
     entries = [entry for each in classes for entry in docstring_parser.parse_from_object(each).params]
@@ -123,7 +124,7 @@ def _add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
         hint, item = hints[name], _list_item(hints[name])
         options: dict[str, typing.Any] = {"help": helps.get(name, "")}
         if _is_group(hint):
-            _add_options(parser, hint)
+            add_options(parser, hint)
             continue
         if hint is bool and parameter.default is True:  # --x and --no_x
             options |= {"action": ActionYesNo(no_prefix="no_"), "default": True}

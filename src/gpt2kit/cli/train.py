@@ -26,8 +26,9 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import train_help
 from gpt2kit.cli.help import Parser
-from gpt2kit.cli.parser import machine_error, split_positional
-from gpt2kit.cli.train_options import TrainOptions, add_options, as_list, parse_early, without_tune
+from gpt2kit.cli.parser import add_options, machine_error, split_positional
+from gpt2kit.cli.run_options import RunOptions, parse_early, without_tune
+from gpt2kit.cli.train_options import TrainOptions, as_list
 from gpt2kit.commands import command_name
 from gpt2kit.data import order, parallel_build
 from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
@@ -133,7 +134,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=1, help="Random seed of weights, order and dropout.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add_options(parser)
+        add_options(parser, RunOptions)
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.block_size", "model.n_positions")
         # RunSetup sets these when the tokenizer is known; the links keep them out of the config and --help.
