@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import Outcome
 
-from gpt2kit.cli import export, parser, train
+from gpt2kit.cli import export, parser, train, train_cli
 from gpt2kit.errors import nearest
 
 CONFIG = """
@@ -190,7 +190,7 @@ def test_an_endless_config_file_is_refused(kind: str, message: str, call: Callab
 def test_aliases_and_merges_are_accepted(options: list[str], inside: Path) -> None:
     (inside / "config.yaml").write_text("model: {<<: &size {n_layer: 1, n_embd: 64}}\n")
     others = [option for option in options if "n_layer" not in option and "n_embd" not in option]
-    assert train.TrainCLI([*others, "--config=config.yaml"]).model.shape["n_embd"] == 64
+    assert train_cli.TrainCLI([*others, "--config=config.yaml"]).model.shape["n_embd"] == 64
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_run_accepts_linked_options_with_equal_values(
 def test_linked_options_with_equal_values_are_parsed(options: list[str], inside: Path) -> None:
     (inside / "config.yaml").write_text("model: {n_positions: 16}\n")
     arguments = ["--config=config.yaml", "--data.seed=3", "--model.n_positions", "16", "--seed_everything=3"]
-    cli = train.TrainCLI([*options, *arguments])
+    cli = train_cli.TrainCLI([*options, *arguments])
     assert cli.datamodule.seed == 3 and cli.model.shape["n_positions"] == 16
 
 
