@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit import files
-from gpt2kit.cli.parser import Positional, Repeated, print_error
+from gpt2kit.cli.failures import print_error
+from gpt2kit.cli.parser import Positional, Repeated
 from gpt2kit.errors import DataError, Problems, UserError, refuse
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 

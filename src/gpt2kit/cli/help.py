@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from gpt2kit.cli.known_options import leaves
+from gpt2kit.cli.hints import leaves
 
 WIDTH = 120  # columns; fewer in a narrower terminal
 COLUMN = 42  # where the texts begin

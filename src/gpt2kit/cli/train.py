@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import train_help
-from gpt2kit.cli.parser import machine_error, split_positional
+from gpt2kit.cli.failures import known_error
+from gpt2kit.cli.parser import split_positional
 from gpt2kit.cli.run_options import parse_early, without_tune
 from gpt2kit.cli.train_cli import TrainCLI
 from gpt2kit.cli.train_options import as_list
@@ -49,7 +50,7 @@ def main(args: list[str]) -> Path | None:
     except UserError:
         raise
     except Exception as error:
-        known = distributed.explain_launch_error(error) or compile_failure(error) or machine_error(error)
+        known = distributed.explain_launch_error(error) or compile_failure(error) or known_error(error)
         if known is None:
             raise
         raise known from error
@@ -101,7 +102,7 @@ def _train(args: list[str]) -> Path | None:
         raise
     except Exception as error:
         callback = _failed_callback(error, cli)
-        if callback is None or machine_error(error):
+        if callback is None or known_error(error):
             raise
         raise UserError(
             f"trainer.callbacks {type(callback).__name__}: {first_line(error)}. Omit it, or fix it (--debug shows the "
