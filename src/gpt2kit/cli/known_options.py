@@ -97,16 +97,7 @@ class CommandLine:
         for entry in self._collect(args):
             self._check(entry)
             latest[entry.name] = entry
-        for name, source in self._linked.items():
-            if name not in latest:
-                continue
-            value = _parse(latest[name].value)
-            if source is None:
-                self.linked_values[name] = value
-                continue
-            expected = latest[source].value if source in latest else self._options[source].action.default
-            if repr(value) != repr(_parse(expected)):  # 0 is not False
-                self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
+        self._check_linked(latest)
         if len(self._problems) > _MAX_PROBLEMS:
             self._problems[_MAX_PROBLEMS:] = [f"and {len(self._problems) - _MAX_PROBLEMS:,} more"]
         refuse([_shorten(problem) for problem in self._problems])
@@ -143,8 +134,8 @@ class CommandLine:
         parser = ArgumentParser(exit_on_error=False)
         kind: Any = pydoc.locate(path)
         add = parser.add_class_arguments if isinstance(kind, type) else parser.add_function_arguments
-        callers: set[str | int] = {1}  # the caller of a Callable passes its first parameter
-        skip = callers if typing.get_origin(self._options[option].hint) is Callable else set()
+        # The caller of a Callable passes its first parameter.
+        skip: set[str | int] = {1} if typing.get_origin(self._options[option].hint) is Callable else set()
         add(kind, option, as_group=False, fail_untyped=False, skip=skip)
         self._classes[option] = path
         self._add_options(parser, option)
@@ -225,19 +216,19 @@ class CommandLine:
         names in it by new ones.
         """
         value = parent[key]
-        branch = name in self._sections or name in self._classes
-        if branch and isinstance(value, str):
+        has_options = name in self._sections or name in self._classes
+        if has_options and isinstance(value, str):
             try:
                 value = parent[key] = self._read_file(name, value, file)
             except UserError as error:
                 self._problems.append(str(error))
                 return
-        if branch and isinstance(value, list):
+        if has_options and isinstance(value, list):
             if None in value:
                 self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
             for index in range(len(value)):
                 yield from self._flatten(label, name, value, index, file)
-        elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
+        elif isinstance(value, config_files.Mapping) and (has_options or "class_path" in value):
             yield from self._flatten_mapping(name, value)
         else:
             kind = renamed.new_kind(value)
@@ -277,8 +268,21 @@ class CommandLine:
         """Return the new name of an option, if `name` is an old one and no current option."""
         new = renamed.new_name(name)
         is_class_known = self._classes.get(name.rpartition(".")[0]) != ""
-        is_renamed = new in self._options if is_class_known else True
+        is_renamed = new in self._options or not is_class_known
         return new if is_renamed and name not in self._options else None
+
+    def _check_linked(self, latest: dict[str, Entry]) -> None:
+        """Compare the options that another one decides with the value that it gives them."""
+        for name, source in self._linked.items():
+            if name not in latest:
+                continue
+            value = _parse(latest[name].value)
+            if source is None:
+                self.linked_values[name] = value
+                continue
+            expected = latest[source].value if source in latest else self._options[source].action.default
+            if repr(value) != repr(_parse(expected)):  # 0 is not False
+                self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
 
     def _check(self, entry: Entry) -> None:
         """Compare the name of an entry with the options; keep its value, or find the class that it names."""

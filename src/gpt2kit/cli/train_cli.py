@@ -35,7 +35,7 @@ from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
 from gpt2kit.training.durations import parse_duration
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Baseline, ProgressBar, ThroughputMetrics
-from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, open_end_problem
+from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, refuse_open_end
 from gpt2kit.training.trainer import make_trainer
 
 # Once for all parsers, since jsonargparse inspects every frame of the stack for it.
@@ -185,30 +185,32 @@ class TrainCLI(LightningCLI):
         self._check_vocabulary()
         seconds = parse_duration(options["max_time"]) if options["max_time"] is not None else None
         only_time = has_only_time(options)
-        if only_time and (problem := open_end_problem(self.model.schedule)):
+        if only_time:
             with self.options.collect():
-                raise UserError(problem)
+                refuse_open_end(self.model.schedule)
         self._precision = choose_precision(options["precision"], options["accelerator"])
-        kwargs["precision"] = self._precision.value
-        kwargs["callbacks"] = self._callbacks(options, seconds, only_time)
-        kwargs["enable_checkpointing"] = None  # ExactResume saves
-        kwargs["plugins"] = [*as_list(options["plugins"]), DurableIO()]
+        plugins = [*as_list(options["plugins"]), DurableIO()]
         if SLURMEnvironment.detect():
-            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))  # ExactResume saves first, then requeues
-        if options["logger"] is not False:
-            root = options["default_root_dir"] or "."
-            names = self.options.resumed, self.options.run_name
-            kwargs["logger"] = loggers.make_loggers(root, as_list(options["logger"]), *names)
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # ExactResume saves first, then requeues
+        kwargs |= {
+            "precision": self._precision.value,
+            "callbacks": self._callbacks(options, seconds, only_time),
+            "enable_checkpointing": None,  # ExactResume saves
+            "plugins": plugins,
+        }
         kwargs["devices"], kwargs["num_nodes"] = distributed.launch_sizes(options["devices"], options["num_nodes"])
+        if options["logger"] is not False:
+            root, others = options["default_root_dir"] or ".", as_list(options["logger"])
+            kwargs["logger"] = loggers.make_loggers(root, others, self.options.resumed, self.options.run_name)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except Exception as error:  # such as an unknown strategy, or an accelerator whose package is not installed
             raise UserError(f"trainer: {first_line(error)}") from error
+        device, data = trainer.strategy.root_device, self.datamodule
         with self.options.collect():
             estimate.refuse_too_large(trainer, self.model)
-        refuse_missing_compiler(self.model.wants_compile, trainer.strategy.root_device)
-        allow_tf32(trainer.strategy.root_device, self._precision.value)
-        data = self.datamodule
+        refuse_missing_compiler(self.model.wants_compile, device)
+        allow_tf32(device, self._precision.value)
         if data.requested_global_batch_size is not None and not options["fast_dev_run"]:
             with self.options.collect():
                 trainer.accumulate_grad_batches = distributed.accumulation_steps(
@@ -249,9 +251,8 @@ class TrainCLI(LightningCLI):
         saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override_optimizer, settings)
         own: list[Callback] = [ThroughputMetrics(), limit, saver, Baseline()]
         others: list[Callback] = as_list(options["callbacks"])
-        if options["enable_progress_bar"] is not False and not any(
-            isinstance(c, pl.callbacks.ProgressBar) for c in others
-        ):
+        has_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in others)
+        if options["enable_progress_bar"] is not False and not has_bar:
             own.append(ProgressBar())
         return [self.run_setup, *others, *own]
 
