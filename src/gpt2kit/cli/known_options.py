@@ -92,6 +92,7 @@ class CommandLine:
         self._entries: list[tuple[Option, Entry]] = []
         self._problems: list[str] = []
         self.renames: list[Rename] = []  # old names that are read under their new ones
+        self._prints_help = False  # --help, --print_config or that of a class: jsonargparse prints it, and exits
         self._add_options(parser, "")
         latest: dict[str, Entry] = {}
         for entry in self._collect(args):
@@ -111,7 +112,8 @@ class CommandLine:
             misfits = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
             refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:_MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
-            refuse([f"--{name}: missing, and has no default. Add --{name} VALUE" for name in self.missing if not more])
+            missing = [] if more or self._prints_help else self.missing
+            refuse([f"--{name}: missing, and has no default. Add --{name} VALUE" for name in missing])
             raise UserError(_shorten(" ".join(str(error).split()))) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
@@ -164,6 +166,9 @@ class CommandLine:
             parsed = [argument, *values] if argument else values  # what jsonargparse gets
             if action and name.endswith(("help", "print_config")):
                 self._args += parsed
+                self._prints_help = True
+                if name == "help" and equals:  # =all is handled before
+                    self._problems.append(f"{argument}: unknown kind of help. Use --help or --help=all")
                 continue
             if equals:
                 values = [value, *values]

@@ -116,6 +116,7 @@ def test_unknown_options_in_included_files_are_reported(
         (["--trainer.strategy=ddpp"], "trainer: You selected an invalid strategy name"),
         (["--seed_everything=-5"], "seed_everything -5: must be at least 0"),
         (["--config=."], ".: cannot be read"),
+        (["--help=full"], "--help=full: unknown kind of help. Use --help or --help=all"),
     ],
 )
 def test_mistakes_on_the_command_line_are_reported(
@@ -271,6 +272,14 @@ def test_print_config_needs_no_required_options(inside: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         train.main(["--print_config", "--model.n_layer=3"])
     assert stop.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--model.optimizer.help=Moun", "--trainer.logger.help", "--print_config=x"])
+def test_a_wrong_request_for_help_is_reported_before_missing_options(
+    option: str, call: Callable[..., Outcome], inside: Path
+) -> None:
+    err = refusal(call(train.main, option))
+    assert option.partition("=")[0] in err and "missing" not in err
 
 
 def test_a_typo_is_reported_before_a_missing_checkpoint(call: Callable[..., Outcome], inside: Path) -> None:
