@@ -268,7 +268,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)
-        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan"):
+        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan", "run_name"):
             continue
         if name in ("model.init_from", "model.replace_tokenizer"):
             change = f"stays {old} (not {new}: the run has already started)"
