@@ -107,26 +107,25 @@ def add_options(parser: ArgumentParser, source: Callable[..., object]) -> None:
         group = parser.add_argument_group((inspect.getdoc(each) or "").partition(".")[0])
         containers |= dict.fromkeys(inspect.get_annotations(each), group)
     for name, parameter in inspect.signature(source).parameters.items():
-        hint, item = hints[name], _list_item(hints[name])
+        hint, item, default = hints[name], _list_item(hints[name]), parameter.default
         options: dict[str, typing.Any] = {"help": helps.get(name, "")}
         if _is_group(hint):
             add_options(parser, hint)
             continue
-        if hint is bool and parameter.default is True:  # --x and --no_x
+        if hint is bool and default is True:  # --x and --no_x
             options |= {"action": ActionYesNo(no_prefix="no_"), "default": True}
         elif hint is bool:
-            options |= {"action": "store_true"}
+            options["action"] = "store_true"
         else:
-            options |= {"type": item or hint}
+            options["type"] = item or hint
             if "repeated" in getattr(annotated[name], "__metadata__", ()):
-                options |= {"action": "append"}
+                options["action"] = "append"
             elif item:
                 options |= {"nargs": "+", "action": "extend"}
-            default = parameter.default
             if default is parameter.empty:
-                options |= {"required": True}
+                options["required"] = True
             else:
-                options |= {"default": list(default) if item and default is not None else default}
+                options["default"] = list(default) if item and default is not None else default
         containers.get(name, parser).add_argument(f"--{name}", **options)
 
 
