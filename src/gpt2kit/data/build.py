@@ -45,8 +45,9 @@ from gpt2kit.data.store import (
 )
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import SplitRange, UnfinishedPiece
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.sampling import StrT, batched
@@ -342,7 +343,7 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
             f"{corpus.paths[0]}: no text in a split of {fraction} of the text: the documents are too few, too short "
             "or equal. Increase the fraction, or give data.valid_files and data.test_files"
         )
-    raise sources.no_text(corpus.paths, report)
+    raise report.no_text(corpus.paths)
 
 
 def read_journal(folder: Path) -> list[Shard]:

@@ -23,7 +23,7 @@ from gpt2kit.data.build import Corpus, Progress
 from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_index, shard_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.sources import ReadReport
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.splits import Split
 
 _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))

@@ -16,7 +16,8 @@ from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
 from gpt2kit.files import parse_json
 from gpt2kit.text.encodings import normalize_newlines
-from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
+from gpt2kit.text.read_report import ReadReport
+from gpt2kit.text.sources import PathOrURL, missing_package, open_seekable
 
 # Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make a cell of the rest of the file.
 MAX_CELL = 1 << 26
@@ -59,7 +60,11 @@ def read_json_lines(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
     """Yield the records of a file with one JSON value per line; skip blank lines."""
     for number, line in enumerate(_lines(text), 1):
         if not line.isspace():
-            yield f"{path} line {number}", _parse(line)
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                value = BadRecord("not JSON", str(error))
+            yield f"{path} line {number}", value
 
 
 def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
@@ -230,13 +235,6 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
             line = [other]
     if any(line):
         yield "".join(line)
-
-
-def _parse(line: str) -> object:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        return BadRecord("not JSON", str(error))
 
 
 def _text_of(value: object, field: str) -> str:

@@ -16,7 +16,6 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -24,8 +23,8 @@ from urllib.parse import urlsplit
 from tqdm.utils import CallbackIOWrapper
 
 from gpt2kit import files as durable
-from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
+from gpt2kit.text.read_report import ReadReport
 
 # A local file, or the URL of a remote one.
 PathOrURL = Path | str
@@ -42,49 +41,6 @@ HUB = "hf://datasets/"
 
 # fsspec's file systems report a file's size, version and time under names that contain one of these words.
 _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", "created", "version", "commit", "oid")
-
-
-@dataclass
-class ReadReport:
-    """What happened while text was read: counts for the progress bar, notes for the user."""
-
-    max_bad_fraction: float = 0.0  # fraction of the records that may be bad; with 0 the first bad record raises
-    is_part: bool = False  # whether this is a part of a text; bad records are then counted over all parts
-    bytes: int = 0  # read so far, before decompression
-    records: int = 0  # of structured files (JSON, CSV, Parquet), good or bad
-    bad: int = 0  # records without usable text
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # event to count and first place
-    pieces: list[int] = field(default_factory=list)  # for each file, the pieces that `Reader.read` has yielded
-
-    def note(self, what: str, where: str, count: int = 1) -> None:
-        """Count an event that the user should know about; `what` is worded to follow a number."""
-        before, first = self.notes.get(what, (0, where))
-        self.notes[what] = (before + count, first)
-
-    def reject_record(self, where: str, reason: str, detail: str = "") -> None:
-        """Count a record without usable text; raise if no record may be bad."""
-        if not self.max_bad_fraction:
-            more = f" ({detail})" if detail else ""
-            raise DataError(
-                f"{where}: {reason}{more}. Fix it, or skip such records: set "
-                f"{reader_option('max_bad_fraction')} to the fraction that may be bad, such as 0.01"
-            )
-        self.bad += 1
-        self.note(f"records left out: {reason}", where)
-
-    def check_bad_fraction(self) -> None:
-        """Raise if too many records were bad. Call this after all files are read."""
-        if not self.is_part and self.bad > self.max_bad_fraction * self.records:
-            first = next(where for what, (_, where) in self.notes.items() if what.startswith("records left out"))
-            raise DataError(
-                f"{first} and others: {self.bad:,} of {self.records:,} records are bad ({'; '.join(self.lines())}), "
-                f"more than {reader_option('max_bad_fraction')} {self.max_bad_fraction} allows. Fix them, "
-                "or increase it"
-            )
-
-    def lines(self) -> list[str]:
-        """Return the notes, one line each."""
-        return [f"{count:,} {what} (first: {where})" for what, (count, where) in self.notes.items()]
 
 
 def find_files(patterns: list[str]) -> list[PathOrURL]:
@@ -206,13 +162,6 @@ def missing_package(path: PathOrURL, what: str, package: str) -> DataError:
     return DataError(f"{path}: {what} needs a package that is not installed. Run: pip install {package}")
 
 
-def no_text(paths: Sequence[PathOrURL], report: ReadReport) -> DataError:
-    """Return the error for files without any document."""
-    where = f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
-    notes = f" ({'; '.join(report.lines())})" if report.notes else ""
-    return DataError(f"{where}: no text found{notes}. Name files that contain text")
-
-
 def filesystem_of(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path in it."""
     from fsspec.core import url_to_fs
@@ -300,10 +249,6 @@ def _refuse_kernel_file(file: Path) -> None:
         raise DataError(f"{file}: a system file, not a text file. Name a text file, a folder or a pattern")
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _find_remote(pattern: str) -> list[str]:
     if is_hub_dataset(pattern) or pattern.startswith(("http://", "https://")):
         return [pattern]  # a web server lists no folders, and ? is part of the address
@@ -312,7 +257,8 @@ def _find_remote(pattern: str) -> list[str]:
         if glob.has_magic(path):
             files = [p for p in filesystem.glob(path) if filesystem.isfile(p)]
         elif filesystem.isdir(path):
-            files = [p for p in filesystem.find(path) if not _is_hidden(Path(p[len(path) :]))]
+            names = {p: p[len(path) :].split("/") for p in filesystem.find(path)}
+            files = [p for p, parts in names.items() if not any(part.startswith(".") for part in parts)]
         else:
             files = [path] if filesystem.exists(path) else []
         if not files:

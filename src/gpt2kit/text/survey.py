@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from gpt2kit import files as durable
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import UnfinishedPiece
 
 # Part of the cache key. Raise it when a survey has other fields.
@@ -78,5 +79,5 @@ def measure(paths: Sequence[PathOrURL], reader: Reader) -> Survey:
                 start = characters
             bar.update(min(report.bytes, size or report.bytes) - bar.n)
     if not documents:
-        raise sources.no_text(paths, report)
+        raise report.no_text(paths)
     return Survey(documents, total, characters, longest)

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import SplitRange
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
@@ -98,7 +99,7 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: Spli
         is_empty = False
         yield document
     if is_empty:
-        raise sources.no_text(paths, report)
+        raise report.no_text(paths)
     for line in report.lines():
         logger.info(line)
 

@@ -11,8 +11,8 @@ import pytest
 
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import ReadReport
 from gpt2kit.text.splits import UnfinishedPiece
 
 TEXTS = ["one", 'two\nlines, and a "quote"', "日本 🙂 \\ / \t", "x" * 50]
