@@ -30,8 +30,8 @@ from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.train import default_spec, resolve
-from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
 class TextDataModule(pl.LightningDataModule):

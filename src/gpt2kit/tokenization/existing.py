@@ -9,8 +9,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from gpt2kit.errors import DataError, first_line
+from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec
 from gpt2kit.tokenization.tokenizer import MAX_JSON_BYTES, from_plain_json, read_utf8, refuse_failures, to_json
-from gpt2kit.tokenization.trainers import UNKNOWN, TokenizerSpec, as_special, build_bert, build_words
+from gpt2kit.tokenization.trainers import as_special, build_bert, build_words
 
 
 def adopt(spec: TokenizerSpec) -> Tokenizer:

@@ -23,9 +23,9 @@ from gpt2kit.text.splits import SplitRange
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.existing import adopt
+from gpt2kit.tokenization.options import TokenizerSpec, check
 from gpt2kit.tokenization.sampling import Sample
 from gpt2kit.tokenization.tokenizer import EOS, load, save, to_json
-from gpt2kit.tokenization.trainers import TokenizerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _create(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None
 ) -> Tokenizer:
     try:
-        trainers.check(spec)
+        check(spec)
         if spec.vocab is not None:
             return adopt(spec)
         return train(spec, read_documents(paths, reader, split_range))[0]

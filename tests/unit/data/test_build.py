@@ -23,7 +23,7 @@ from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.splits import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer, trainers
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 BuildStore = Callable[..., TokenStore]
 UINT16 = np.dtype("<u2")

@@ -24,7 +24,7 @@ from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.splits import CutRange, HashRange, Split
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 
 @pytest.fixture(scope="module")

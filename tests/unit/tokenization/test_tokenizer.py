@@ -20,7 +20,7 @@ from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.generation.text_stream import TextStream
 from gpt2kit.tokenization import tokenizer, train, trainers
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 LOSSLESS = TOKENIZER_KINDS[:-1]
 any_text = st.text(max_size=40) | st.lists(
@@ -110,7 +110,7 @@ def test_saving_and_loading_changes_nothing(folder: Path, kind: str) -> None:
 PRINT_FINGERPRINTS = """
 import json, sys
 from gpt2kit.tokenization import tokenizer, train
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 texts, spec = json.load(sys.stdin), TokenizerSpec(vocab_size=480, special_tokens=["<user>"])
 print(json.dumps({kind: tokenizer.fingerprint(train(texts, spec)) for kind, train in train.TRAINERS.items()}))
