@@ -267,11 +267,7 @@ def _encode_batch(texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype[np
     count = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
     arrays: list[Ids] = []
     for start in range(0, len(texts), count):
-        with tokenizers.refuse_failures(
-            "the tokenizer cannot encode this text", "Use another tokenizer, or other text"
-        ):
-            encodings = tokenizer.encode_batch_fast(texts[start : start + count], add_special_tokens=False)
-        arrays += [np.array(encoding.ids, dtype) for encoding in encodings]
+        arrays += [np.array(ids, dtype) for ids in tokenizers.encode_batch(tokenizer, texts[start : start + count])]
     return arrays
 
 

@@ -55,7 +55,7 @@ def read_vocabulary(path: str) -> list[str]:
         del lines[-1]
     if not lines:
         raise DataError(f"--vocab {path}: empty. Name a text file with one token per line")
-    return [line.rstrip("\r") for line in lines]
+    return lines
 
 
 def read_tokenizer_json(name: str) -> str:

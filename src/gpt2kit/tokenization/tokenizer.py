@@ -110,9 +110,19 @@ def refuse_failures(what: str, advice: str) -> Iterator[None]:
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text."""
     text.encode()  # half a surrogate pair is an error of the text
-    with refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text"):
-        # Calls for one text hold the GIL, so a text that takes long would stop all threads of the web demo.
-        return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    # The library's call for one text holds the GIL, so a text that takes long would stop all threads of the web demo.
+    return encode_batch(tokenizer, [text])[0]
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, which are encoded on all cores; no special tokens are added."""
+    with refuse_unencodable():
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def refuse_unencodable() -> contextlib.AbstractContextManager[None]:
+    """Turn a failure to encode a text into a DataError."""
+    return refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text")
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
