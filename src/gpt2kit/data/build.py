@@ -28,11 +28,11 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gpt2kit import files as durable
+from gpt2kit.data import journal
 from gpt2kit.data.store import (
     FORMAT,
     INDEX,
     JOURNAL,
-    MAX_BYTES,
     PIECE,
     Damaged,
     Index,
@@ -40,7 +40,6 @@ from gpt2kit.data.store import (
     Source,
     TokenStore,
     find_damaged,
-    parse,
     shard_name,
 )
 from gpt2kit.errors import DataError
@@ -189,10 +188,10 @@ def _open(folder: Path, remedy: str = "") -> TokenStore | None:
 
 def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     """Write the shards that an earlier build did not finish, and those that are missing or damaged."""
-    shards = read_journal(folder)
+    shards = journal.read(folder)
     to_repair = find_damaged(folder, shards)
     report = ReadReport(is_part=bool(corpus.part))
-    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.split_range))
+    pieces = make_pieces(corpus.reader.read(corpus.paths, report, corpus.split_range))
     size = sum(sources.size(path) for path in corpus.paths)
 
     def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
@@ -207,12 +206,12 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         else:
             actual = _skip(folder, record, shard_pieces)
         if actual != record:
-            write_journal(folder, [])
+            journal.write(folder, [])
             raise DataError(f"{folder / JOURNAL}: does not match the text, so it was reset. Run the same command again")
     rest = encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
         shards.append(shard)
-        write_journal(folder, shards)
+        journal.write(folder, shards)
     if corpus.part:  # the merge checks the records of all parts together
         notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.notes})]
     else:
@@ -221,8 +220,8 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     return corpus.index(_count_sources(folder, corpus, shards, report), notes, shards)
 
 
-def describe(texts: Iterable[str]) -> Iterator[Piece]:
-    """Yield the reader's texts as pieces, with their hashes and sizes."""
+def make_pieces(texts: Iterable[str]) -> Iterator[Piece]:
+    """Yield what a reader yields, with hashes and sizes."""
     hasher = hashlib.blake2b(digest_size=8)
     for number, text in enumerate(texts):
         try:
@@ -340,30 +339,3 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
             "or equal. Increase the fraction, or give data.valid_files and data.test_files"
         )
     raise report.no_text(corpus.paths)
-
-
-def read_journal(folder: Path) -> list[Shard]:
-    """Return the shards that an earlier build finished, and delete its temporary files."""
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()  # the other build was killed, since this one holds the lock
-    if not (folder / JOURNAL).is_file():
-        return []
-    shards: list[Shard] = []
-    text = ""
-    with contextlib.suppress(ValueError):  # damaged: too large
-        text = durable.read_limited(folder / JOURNAL, MAX_BYTES).decode(errors="replace")
-    for line in text.splitlines():
-        try:
-            shard = parse(Shard, durable.parse_json(line))
-        except (ValueError, TypeError):
-            break
-        if shard.name != shard_name(len(shards)):
-            break
-        shards.append(shard)
-    write_journal(folder, shards)
-    return shards
-
-
-def write_journal(folder: Path, shards: list[Shard]) -> None:
-    """Record these shards, and no others, as finished."""
-    durable.write_text(folder / JOURNAL, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2kit import files as durable
-from gpt2kit.data import build, cache
+from gpt2kit.data import build, cache, journal
 from gpt2kit.data.build import Corpus, Progress
 from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_index, shard_name
 from gpt2kit.errors import DataError, UserError
@@ -107,7 +107,7 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
     origins = [(number, shard) for number, index in indexes.items() for shard in index.shards]
     build.refuse_empty([shard for _, shard in origins], corpus, report)
     folder.mkdir(exist_ok=True)
-    build.write_journal(folder, [])  # a single build may have been killed here; its files are replaced
+    journal.write(folder, [])  # a single build may have been killed here; its files are replaced
     shards = [replace(shard, name=shard_name(number)) for number, (_, shard) in enumerate(origins)]
     for (number, old), new in zip(origins, shards, strict=True):
         _move(parts[number] / old.name, folder / new.name)
@@ -121,7 +121,7 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
             f"--merge {count}: missing or damaged files of part {', '.join(map(str, broken))} in {folder}. Run --part "
             f"{broken[0]}/{count} again"
         )
-    build.write_journal(folder, shards)
+    journal.write(folder, shards)
     return corpus.index([source for index in indexes.values() for source in index.sources], report.lines(), shards)
 
 
