@@ -19,7 +19,6 @@ from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.problems import as_list
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
 from gpt2kit.errors import DataError, problems_of
@@ -31,7 +30,7 @@ from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.options import TokenizerSpec
-from gpt2kit.tokenization.train import default_spec, resolve
+from gpt2kit.tokenization.train import default_spec, load_named, load_or_train
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -97,9 +96,9 @@ class TextDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.files: dict[Split, list[str]] = {
-            "train": as_list(train_files),
-            "valid": as_list(valid_files),
-            "test": as_list(test_files),
+            "train": _as_list(train_files),
+            "valid": _as_list(valid_files),
+            "test": _as_list(test_files),
         }
         is_given = self.files["valid"] or self.files["test"] or (valid_fraction, test_fraction) != (None, None)
         # None: both are computed from the size of the text.
@@ -169,11 +168,11 @@ class TextDataModule(pl.LightningDataModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         if isinstance(self._tokenizer, str):
-            return resolve(self._tokenizer, [], self.reader, None, self.cache_dir)
+            return load_named(self._tokenizer, self.cache_dir)
         if self._tokenizer is None:
             self._refuse_small_text()
         spec = self._tokenizer or default_spec(self.survey.bytes)
-        return resolve(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
+        return load_or_train(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
 
     def _refuse_small_text(self) -> None:
         """Raise if the training text is too short even for a tokenizer with one token per byte.
@@ -311,3 +310,7 @@ class TextDataModule(pl.LightningDataModule):
     def _attached_trainer(self) -> pl.Trainer:
         assert self.trainer is not None
         return self.trainer
+
+
+def _as_list(files: list[str] | str | None) -> list[str]:
+    return [files] if isinstance(files, str) else list(files or [])

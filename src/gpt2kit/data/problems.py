@@ -8,10 +8,9 @@ from typing import Any, get_args
 
 from gpt2kit.errors import Problems, problems_of
 from gpt2kit.ranges import range_problems
-from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
 from gpt2kit.text.splits import Split
-from gpt2kit.tokenization.train import resolve
+from gpt2kit.tokenization.train import load_named
 
 
 def data_problems(options: dict[str, Any]) -> list[str]:
@@ -43,11 +42,11 @@ def file_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in the text files and the tokenizer that the options name."""
     problems: list[str] = []
     for split in get_args(Split):
-        if files := as_list(options[f"{split}_files"]):
-            problems += problems_of(find_files, files)
+        if files := options[f"{split}_files"]:
+            problems += problems_of(find_files, [files] if isinstance(files, str) else files)
     tokenizer = options["tokenizer"]
     if isinstance(tokenizer, str):
-        problems += problems_of(resolve, tokenizer, [], Reader(), None, Path(options["cache_dir"]))
+        problems += problems_of(load_named, tokenizer, Path(options["cache_dir"]))
     return problems
 
 
@@ -68,8 +67,3 @@ def _split_problems(options: dict[str, Any]) -> list[str]:
         f"data.valid_fraction and data.test_fraction: together {total}, which leaves no training text. Decrease one",
     )
     return problems.messages
-
-
-def as_list(files: list[str] | str | None) -> list[str]:
-    """Return the files of an option, which may be one string."""
-    return [files] if isinstance(files, str) else list(files or [])

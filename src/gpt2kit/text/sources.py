@@ -36,6 +36,9 @@ CHUNK = 1 << 18
 _MAX_ENTRIES = 1 << 20
 _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
+# Errors of the local machine: the text is not their cause, and another attempt does not fix them.
+LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
 
@@ -145,7 +148,7 @@ def translate_errors(path: PathOrURL) -> Iterator[None]:
     except (zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: damaged compressed data ({error}). Download or copy the file again") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
+        if error.errno in LOCAL_ERRORS:
             raise
         if error.errno is None and suffixes(path)[1]:  # gzip and bz2 raise an OSError without a number
             raise DataError(f"{path}: damaged compressed data ({error}). Download or copy the file again") from None

@@ -1,4 +1,4 @@
-"""Train a tokenizer on text, or open the one that `data.tokenizer` names; cache trained tokenizers."""
+"""Train a tokenizer on text, or load the one that `data.tokenizer` names; cache trained tokenizers."""
 
 from __future__ import annotations
 
@@ -104,35 +104,23 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: Spli
         logger.info(line)
 
 
-def resolve(
-    tokenizer: str | TokenizerSpec,
-    paths: Sequence[PathOrURL],
-    reader: Reader,
-    split_range: SplitRange | None,
-    cache_dir: Path,
-) -> Tokenizer:
-    """Return the tokenizer that `data.tokenizer` names: a folder, a name on the hub, or options to train it with.
-
-    A tokenizer that is trained on the documents of `paths`, or fetched from the hub, is cached in `cache_dir`.
-    """
-    if isinstance(tokenizer, TokenizerSpec):
-        return _cached(tokenizer, paths, reader, split_range, cache_dir)
-    if Path(tokenizer).exists():
-        return load(tokenizer)
+def load_named(name: str, cache_dir: Path) -> Tokenizer:
+    """Return the tokenizer of a folder, of a tokenizer.json, or of a name on the hub, which is cached."""
+    if Path(name).exists():
+        return load(name)
     try:
-        return _cached(TokenizerSpec("existing", vocab=tokenizer), [], reader, None, cache_dir)
+        return load_or_train(TokenizerSpec("existing", vocab=name), [], Reader(), None, cache_dir)
     except DataError as error:
-        reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").rpartition(". ")[0]
+        reason = str(error).removeprefix(f"data.tokenizer: --vocab {name}: ").rpartition(". ")[0]
         raise DataError(
-            f"{tokenizer}: no such tokenizer ({reason}). Train one with {command_name('tokenize')} "
-            f"--output_dir {tokenizer}"
+            f"{name}: no such tokenizer ({reason}). Train one with {command_name('tokenize')} --output_dir {name}"
         ) from None
 
 
-def _cached(
+def load_or_train(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
 ) -> Tokenizer:
-    """Load a tokenizer from the cache, or create it while other processes wait."""
+    """Load a tokenizer from the cache; else train it, or adopt the one in `spec`, while other processes wait."""
     folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, cache_dir)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
