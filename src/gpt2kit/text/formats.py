@@ -84,8 +84,15 @@ def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
         except ValueError as error:
             line = stream.line_number()
             raise DataError(f"{path} line {line}, item {number}: not JSON ({error}). Fix the file") from None
-        stream.position += 1
+        if following == ",":
+            stream.position += 1
         yield f"{path} item {number}", value
+    stream.position += 1  # after the closing bracket
+    if stream.peek():  # a second list would be lost
+        raise DataError(
+            f"{path} line {stream.line_number()}: text after the end of the list. Put all records into one list, or "
+            "name the file .jsonl if each line is a record"
+        )
 
 
 class _JsonStream:

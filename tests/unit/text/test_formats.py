@@ -73,6 +73,18 @@ def test_a_number_or_literal_may_be_cut_by_a_chunk(value: str, tmp_path: Path, m
         assert documents(path, max_bad_fraction=0.6) == ["a", "b", "c"], size
 
 
+@pytest.mark.parametrize("rest", ['["b"]', "]", "x", '\n{"text": "b"}'])
+def test_text_after_a_json_list_is_not_lost(rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    for size in (1, 1 << 18):
+        monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
+        for content in ('["a"] \n', "[]\n"):
+            path.write_text(content + rest)
+            line = 3 if rest[0] == "\n" else 2
+            with pytest.raises(DataError, match=rf"a\.json line {line}: text after the end of the list"):
+                documents(path)
+
+
 def test_a_record_is_one_piece(tmp_path: Path) -> None:
     text = "word\n" * (reader.PIECE_LENGTH // 2)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
