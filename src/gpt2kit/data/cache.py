@@ -35,15 +35,19 @@ def entries(cache_dir: Path) -> Iterator[Entry]:
     """Yield all stores, including incomplete ones, the most recently used first."""
     stores = []
     for folder in cache_dir.glob("*/"):
-        files = [path for path in folder.iterdir() if path.is_file()]
-        if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in files):
+        stats = {}
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a build has just renamed it
+                if path.is_file():
+                    stats[path] = path.stat()
+        if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in stats):
             continue
         try:
             index = read_index(folder)
         except (FileNotFoundError, DataError):
             index = None
-        stats = [path.stat() for path in files]
-        stores.append(Entry(folder, index, sum(s.st_size for s in stats), max(s.st_mtime for s in stats)))
+        size, used = sum(s.st_size for s in stats.values()), max(s.st_mtime for s in stats.values())
+        stores.append(Entry(folder, index, size, used))
     yield from sorted(stores, key=lambda entry: -entry.used)
 
 
