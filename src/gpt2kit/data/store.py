@@ -252,7 +252,7 @@ class TokenStore:
 
 
 def leakage_note(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a line on the documents of `b` that are also in `a`, with an example; no line if there are none."""
+    """Return a line on the documents of `b` that are also in `a`, with an example; no line without such documents."""
     count, first = count_shared(a, b)
     if not count:
         return []

@@ -77,7 +77,9 @@ def _convert_folder(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         is_read = path.suffix in (".json", ".model", ".txt")
         if is_read and not (path.is_file() and path.stat().st_size <= MAX_JSON_BYTES):
-            raise DataError(f"--vocab {folder}: {path.name} is no file of a tokenizer, or too large. Check the folder")
+            raise DataError(
+                f"--vocab {folder}: {path.name} is not a regular file, or too large for a tokenizer. Check the folder"
+            )
     with refuse_failures(f"--vocab {folder}: has no tokenizer", "Name a folder with tokenizer.json"):
         backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
     return str(backend.to_str())

@@ -93,7 +93,7 @@ def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
 
 
 def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None = None) -> Iterator[str]:
-    """Yield the documents of all files; raise if there are none."""
+    """Yield the documents of all files; raise if the files have none."""
     report, is_empty = ReadReport(), True
     for document in reader.read(paths, report, split_range):
         is_empty = False

@@ -274,7 +274,7 @@ def test_older_formats_are_converted(tmp_path: Path) -> None:
     assert encode(converted, "the") == [257] and tokenizer.eos_id(converted) == 258
     assert round_trip(converted, "白 the") == "白 the"
     os.truncate(tmp_path / "merges.txt", tokenizer.MAX_JSON_BYTES + 1)
-    with pytest.raises(DataError, match=r"merges\.txt is no file of a tokenizer, or too large"):
+    with pytest.raises(DataError, match=r"merges\.txt is not a regular file, or too large for a tokenizer"):
         train_tokenizer(output_dir=tmp_path / "large", kind="existing", vocab=str(tmp_path))
 
 
