@@ -17,7 +17,7 @@ from gpt2kit.errors import DataError
 from gpt2kit.files import parse_json
 from gpt2kit.text.encodings import normalize_newlines
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.sources import PathOrURL, missing_package, open_seekable
+from gpt2kit.text.sources import PathOrURL, missing_package, open_seekable, translate_errors
 
 # Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make a cell of the rest of the file.
 MAX_CELL = 1 << 26
@@ -226,9 +226,10 @@ def read_hub_dataset(url: str) -> Iterator[Record]:
     parts = urlsplit(url)
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     options: dict[str, Any] = {"split": "train", **query, "streaming": True}
-    rows = load_dataset(parts.path.lstrip("/"), options.pop("config", None), **options)
-    for number, row in enumerate(rows, 1):
-        yield f"{url} row {number}", row
+    with translate_errors(url):
+        rows = load_dataset(parts.path.lstrip("/"), options.pop("config", None), **options)
+        for number, row in enumerate(rows, 1):
+            yield f"{url} row {number}", row
 
 
 def _lines(chunks: Iterator[str]) -> Iterator[str]:

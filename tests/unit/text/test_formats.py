@@ -210,6 +210,15 @@ def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == [("me/poems", "tang"), {"split": "test", "streaming": True}]
 
 
+def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise ValueError('Bad split: poems. Available splits: ["train"]')
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+    with pytest.raises(DataError, match=r"hf://datasets/me/poems\?split=poems: cannot be read \(ValueError: Bad split"):
+        list(Reader().read(["hf://datasets/me/poems?split=poems"]))
+
+
 @pytest.mark.parametrize(
     ("path", "module", "package"),
     [
