@@ -10,7 +10,14 @@ from tokenizers import Tokenizer, models
 
 from gpt2kit.errors import DataError, first_line
 from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec
-from gpt2kit.tokenization.tokenizer import MAX_JSON_BYTES, from_plain_json, read_utf8, refuse_failures, to_json
+from gpt2kit.tokenization.tokenizer import (
+    MAX_JSON_BYTES,
+    from_plain_json,
+    read_utf8,
+    refuse_failures,
+    refuse_shared_ids,
+    to_json,
+)
 from gpt2kit.tokenization.trainers import as_special, build_bert, build_words
 
 
@@ -18,13 +25,15 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
     """Return the tokenizer that `spec.vocab` names, or one with the vocabulary that it names."""
     assert spec.vocab is not None
     if spec.kind == "wordpiece":
-        return build_wordpiece(read_vocabulary(spec.vocab), spec)
-    if spec.kind == "words":
-        return build_words(read_vocabulary(spec.vocab), spec)
-    raw = json.loads(to_json(from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
-    raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
-    tokenizer = from_plain_json(json.dumps(raw), spec.vocab, is_tried=True)
-    tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
+        tokenizer = build_wordpiece(read_vocabulary(spec.vocab), spec)
+    elif spec.kind == "words":
+        tokenizer = build_words(read_vocabulary(spec.vocab), spec)
+    else:
+        raw = json.loads(to_json(from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
+        raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
+        tokenizer = from_plain_json(json.dumps(raw), spec.vocab, is_tried=True)
+        tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
+    refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
     return tokenizer
 
 

@@ -72,6 +72,7 @@ def from_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
         for token in raw["added_tokens"]:
             token["special"] |= token["content"] == EOS
         tokenizer = from_plain_json(json.dumps(raw), where, is_tried=True)
+    refuse_shared_ids(tokenizer, where)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -93,6 +94,22 @@ def from_plain_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
     if getattr(tokenizer.model, "dropout", None) is not None:
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def refuse_shared_ids(tokenizer: Tokenizer, where: str) -> None:
+    """Raise if a special token has the id of another token, which ordinary text is encoded to.
+
+    The library gives a new token the number of tokens as its id, even if an id below that has no token.
+    """
+    tokens: dict[int, list[str]] = {i: [] for i in added_ids(tokenizer)}
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
+        tokens.get(i, []).append(token)
+    for i, names in tokens.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{where}: {' and '.join(f'{name!r:.40}' for name in sorted(names))} have the same id, {i}, because an "
+                "id before it has no token or a token appears twice. Give each id a token of its own"
+            )
 
 
 @contextlib.contextmanager

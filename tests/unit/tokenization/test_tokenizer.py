@@ -263,6 +263,26 @@ def test_an_existing_tokenizer_keeps_its_ids(folder: Path, tmp_path: Path) -> No
         assert (tmp_path / "again" / name).read_bytes() == (folder / "char" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("wordpiece", "[UNK]\na\nb\na\n"),
+        ("words", "a\nb\na\n"),
+        ("existing", '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"b": 0, "a": 2}, "unk_token": "b"}}'),
+    ],
+)
+def test_ordinary_text_never_has_the_id_of_the_end_of_text(kind: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / "vocab.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"vocab\.json: .*a' .*have the same id, \d, because"):
+        train_tokenizer(output_dir=tmp_path / "out", kind=kind, vocab=str(path))
+    trained = trainers.train_char(["ab"], TokenizerSpec())
+    raw = json.loads(tokenizer.to_json(trained))
+    raw["model"]["vocab"]["a"] = tokenizer.eos_id(trained)
+    with pytest.raises(DataError, match=r"here: '<\|endoftext\|>' and 'a' have the same id, 0"):
+        tokenizer.from_json(json.dumps(raw), "here")
+
+
 def test_older_formats_are_converted(tmp_path: Path) -> None:
     alphabet = sorted(trainers.pre_tokenizers.ByteLevel.alphabet())
     ids = {token: i for i, token in enumerate([*alphabet, "th", "the", tokenizer.EOS])}
