@@ -85,13 +85,17 @@ class Corpus:
         """The smallest type that holds every id."""
         return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << 16 else "<u4")
 
-    def key(self, cache_dir: Path) -> str:
-        """Return a hash of the text, the tokenizer, the reader's options and the formats."""
+    def digests(self, cache_dir: Path) -> list[str]:
+        """Return the hash of each file, cached in `cache_dir`."""
+        return sources.digests(self.paths, cache_dir)
+
+    def key(self, digests: list[str]) -> str:
+        """Return a hash of the text, whose files have these digests, the tokenizer, the reader and the formats."""
         content = {
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
             "reader": self.reader.identity(),
-            "files": sources.digests(self.paths, cache_dir),
+            "files": digests,
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
             "share": asdict(self.split_range) if self.split_range else None,
             "append_eos": self.append_eos,
@@ -137,7 +141,8 @@ def open_or_build(
         progress: called while the text is read.
         write: writes the shards. Default: `encode`.
     """
-    folder = cache_dir / corpus.key(cache_dir)
+    before = corpus.digests(cache_dir)
+    folder = cache_dir / corpus.key(before)
     if (store := _open(folder)) is not None:  # `is not None`, because the store of a part may be empty
         return store
     from filelock import FileLock
@@ -147,13 +152,12 @@ def open_or_build(
         if (store := _open(folder, "it is rebuilt from the text")) is not None:
             return store
         (folder / INDEX).unlink(missing_ok=True)
-        before = sources.digests(corpus.paths, cache_dir)
         try:
             index = (write or encode)(folder, corpus, progress)
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails unless it is empty: the next build continues from the files in it
-        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
+        for path, old, new in zip(corpus.paths, before, corpus.digests(cache_dir), strict=True):
             if old != new:
                 raise DataError(f"{path}: changed while it was being read. Run the same command again")
         durable.write_text(folder / INDEX, index.to_json())

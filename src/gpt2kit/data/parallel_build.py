@@ -88,7 +88,8 @@ def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> To
     The parts' indexes are kept until the store's index is written. So a merge continues one that was killed: a file
     that is no longer in its part has been moved already.
     """
-    folders = {number: cache_dir / part.key(cache_dir) for number, part in split_corpus(corpus, count).items()}
+    parts = split_corpus(corpus, count)
+    folders = {number: cache_dir / part.key(part.digests(cache_dir)) for number, part in parts.items()}
 
     def join(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         return _join(folders, count, folder, corpus)

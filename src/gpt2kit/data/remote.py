@@ -196,7 +196,7 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
         what: names the text in messages, such as `train text`.
         scratch: a local folder for the shards in the window, and for the hashes of the text's files.
     """
-    key = corpus.key(scratch)
+    key = corpus.key(corpus.digests(scratch))
     location = f"{cache_dir.rstrip('/')}/{key}"
     try:
         return StreamedStore(location, scratch)
