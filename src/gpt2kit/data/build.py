@@ -157,9 +157,7 @@ def open_or_build(
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails unless it is empty: the next build continues from the files in it
-        for path, old, new in zip(corpus.paths, before, corpus.digests(cache_dir), strict=True):
-            if old != new:
-                raise DataError(f"{path}: changed while it was being read. Run the same command again")
+        sources.refuse_changes(corpus.paths, before, cache_dir)
         durable.write_text(folder / INDEX, index.to_json())
         return TokenStore(folder)
 

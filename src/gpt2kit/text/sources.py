@@ -90,6 +90,13 @@ def digests(paths: Sequence[PathOrURL], cache_dir: Path) -> list[str]:
     return [next(hashes) if isinstance(path, Path) else remote_identity(path) for path in paths]
 
 
+def refuse_changes(paths: Sequence[PathOrURL], before: Sequence[str], cache_dir: Path) -> None:
+    """Raise unless the files still have these digests: what was computed from them is cached by their digests."""
+    for path, old, new in zip(paths, before, digests(paths, cache_dir), strict=True):
+        if old != new:
+            raise DataError(f"{path}: changed while it was being read. Run the same command again")
+
+
 def remote_identity(url: str) -> str:
     """Return a hash of the URL and of the version that the server reports: size, ETag or time."""
     with translate_errors(url):

@@ -35,10 +35,11 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
     """Read a text and return its size; raise if it has no documents. While one process reads it, others wait."""
     from filelock import FileLock
 
+    digests = sources.digests(paths, cache_dir)
     content = {
         "format": _FORMAT,
         "reader": reader.identity(),
-        "files": sources.digests(paths, cache_dir),
+        "files": digests,
         "formats": [sources.suffixes(path) for path in paths],
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -50,6 +51,7 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
         if (saved := _read(file)) is not None:
             return saved
         result = measure(paths, reader)
+        sources.refuse_changes(paths, digests, cache_dir)
         durable.write_text(file, json.dumps(asdict(result)))
     return result
 

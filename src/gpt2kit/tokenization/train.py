@@ -121,14 +121,18 @@ def load_or_train(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
 ) -> Tokenizer:
     """Load a tokenizer from the cache; else train it, or adopt the one in `spec`, while other processes wait."""
-    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, cache_dir)
+    files = paths if spec.vocab is None else _vocabulary_files(spec)
+    digests = sources.digests(files, cache_dir)
+    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, digests)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
-                save(with_special_tokens(_create(spec, paths, reader, split_range), spec), folder)
+                tokenizer = with_special_tokens(_create(spec, paths, reader, split_range), spec)
+                sources.refuse_changes(files, digests, cache_dir)
+                save(tokenizer, folder)
                 logger.info(f"saved the tokenizer in {folder}")
     return load(folder)
 
@@ -145,7 +149,7 @@ def _create(
         raise type(error)(f"data.tokenizer: {error}") from None
 
 
-def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
+def _vocabulary_files(spec: TokenizerSpec) -> Sequence[Path]:
     """Return the files of a local vocabulary; no files for a name on the hub."""
     path = Path(spec.vocab or "")
     if path.is_dir():
@@ -154,14 +158,14 @@ def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
 
 
 def _cache_key(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, digests: list[str]
 ) -> str:
-    """Return a name that depends on the options and, if the tokenizer is trained, on the text."""
+    """Return a name that depends on the options, on files with these digests and, in training, on how they are read."""
     is_trained = spec.vocab is None
     content = {
         "format": _FORMAT,
         "spec": asdict(spec),
-        "files": sources.digests(paths if is_trained else _vocabulary_files(spec), cache_dir),
+        "files": digests,
         "formats": [sources.suffixes(path) for path in paths] if is_trained else [],
         "reader": reader.identity() if is_trained else None,
         "share": asdict(split_range) if split_range and is_trained else None,
