@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt2kit.errors import Problems, refuse
+from gpt2kit.ranges import RANGES
 from gpt2kit.tokenization.tokenizer import EOS
 
 UNKNOWN = "[UNK]"
@@ -101,9 +102,15 @@ def check(spec: TokenizerSpec) -> None:
         spec.vocab_size is None or spec.vocab_size >= least,
         f"--vocab_size {spec.vocab_size}: {kind} needs at least {least} ({', '.join([parts, *special])})",
     )
-    for option, minimum in (("min_frequency", 1), ("max_token_length", 2), ("max_train_bytes", 1)):
+    for option in ("vocab_size", "min_frequency", "max_token_length", "max_train_bytes", "seed"):
         value = getattr(spec, option)
-        problems.check(value is None or value >= minimum, f"--{option} {value}: must be at least {minimum}")
+        if value is not None and (option != "vocab_size" or value >= least):
+            problem = RANGES[f"data.tokenizer.{option}"].problem(value)
+            problems.check(not problem, f"--{option} {value}: {problem}")
+    problems.check(
+        kind not in _SENTENCEPIECE or spec.max_token_length <= 512,
+        f"--max_token_length {spec.max_token_length}: {kind} takes at most 512 characters",
+    )
     for option, kinds in _UNSUPPORTED.items():
         value = getattr(spec, option)
         is_default = value == getattr(TokenizerSpec, option)
