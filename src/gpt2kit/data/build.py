@@ -29,19 +29,7 @@ from tqdm import tqdm
 
 from gpt2kit import files as durable
 from gpt2kit.data import journal
-from gpt2kit.data.store import (
-    FORMAT,
-    INDEX,
-    JOURNAL,
-    PIECE,
-    Damaged,
-    Index,
-    Shard,
-    Source,
-    TokenStore,
-    find_damaged,
-    shard_name,
-)
+from gpt2kit.data.store import FORMAT, INDEX, PIECE, Damaged, Index, Shard, Source, TokenStore, find_damaged, shard_name
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
@@ -209,7 +197,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
             actual = _skip(folder, record, shard_pieces)
         if actual != record:
             journal.write(folder, [])
-            raise DataError(f"{folder / JOURNAL}: does not match the text, so it was reset. Run the same command again")
+            raise DataError(f"{folder}: its journal does not match the text and was reset. Run the same command again")
     rest = encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
         shards.append(shard)

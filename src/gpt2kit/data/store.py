@@ -179,7 +179,6 @@ class TokenStore:
         self.files_digest = hashlib.sha256(json.dumps([s.sha256 for s in self.shards]).encode()).hexdigest()
         self.tokens = sum(shard.tokens for shard in self.shards)
         self.documents = sum(shard.documents for shard in self.shards)
-        self.characters = sum(shard.characters for shard in self.shards)
         self.bytes = sum(shard.bytes for shard in self.shards)  # of text: end-of-document tokens have none
         self.ends = self.documents if index.append_eos else 0  # end-of-document tokens after the first token
         # The number of each shard's first token, and of the token after the last one.

@@ -48,12 +48,11 @@ _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", 
 
 def find_files(patterns: list[str]) -> list[PathOrURL]:
     """Return the files that paths, folders, patterns and URLs name, each once, in a fixed order."""
-    files: dict[PathOrURL, None] = {}
     seen = itertools.count()
+    files: list[PathOrURL] = []
     for pattern in patterns:
-        for path in _find_remote(pattern) if "://" in pattern else _find_local(pattern, seen):
-            files[path] = None
-    return list(files)
+        files += _find_remote(pattern) if "://" in pattern else _find_local(pattern, seen)
+    return list(dict.fromkeys(files))
 
 
 def suffixes(path: PathOrURL) -> tuple[str, str]:

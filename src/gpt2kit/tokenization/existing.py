@@ -9,15 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from gpt2kit.errors import DataError, first_line
+from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec
-from gpt2kit.tokenization.tokenizer import (
-    MAX_JSON_BYTES,
-    from_plain_json,
-    read_utf8,
-    refuse_failures,
-    refuse_shared_ids,
-    to_json,
-)
 from gpt2kit.tokenization.trainers import as_special, build_bert, build_words
 
 
@@ -29,11 +22,11 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
     elif spec.kind == "words":
         tokenizer = build_words(read_vocabulary(spec.vocab), spec)
     else:
-        raw = json.loads(to_json(from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
+        raw = json.loads(tokenizers.to_json(tokenizers.from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
         raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
-        tokenizer = from_plain_json(json.dumps(raw), spec.vocab, is_tried=True)
+        tokenizer = tokenizers.from_plain_json(json.dumps(raw), spec.vocab, is_tried=True)
         tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
-    refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
+    tokenizers.refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
     return tokenizer
 
 
@@ -59,7 +52,7 @@ def read_vocabulary(path: str) -> list[str]:
     """Return the tokens of a vocab.txt, one per line."""
     if not Path(path).is_file():
         raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
-    lines = read_utf8(Path(path), f"--vocab {path}").split("\n")
+    lines = tokenizers.read_utf8(Path(path), f"--vocab {path}").split("\n")
     if lines[-1] == "":
         del lines[-1]
     if not lines:
@@ -74,7 +67,7 @@ def read_tokenizer_json(name: str) -> str:
         return _convert_folder(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
-        return read_utf8(path, f"--vocab {name}")
+        return tokenizers.read_utf8(path, f"--vocab {name}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise DataError(f"--vocab {name}: no such folder or file. Check the path")
     return _download(name)
@@ -85,11 +78,11 @@ def _convert_folder(folder: Path) -> str:
 
     for path in sorted(folder.iterdir()):
         is_read = path.suffix in (".json", ".model", ".txt")
-        if is_read and not (path.is_file() and path.stat().st_size <= MAX_JSON_BYTES):
+        if is_read and not (path.is_file() and path.stat().st_size <= tokenizers.MAX_JSON_BYTES):
             raise DataError(
                 f"--vocab {folder}: {path.name} is not a regular file, or too large for a tokenizer. Check the folder"
             )
-    with refuse_failures(f"--vocab {folder}: has no tokenizer", "Name a folder with tokenizer.json"):
+    with tokenizers.refuse_failures(f"--vocab {folder}: has no tokenizer", "Name a folder with tokenizer.json"):
         backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
     return str(backend.to_str())
 
@@ -108,4 +101,4 @@ def _download(name: str) -> str:
         ) from None
     if not path.is_file():
         raise DataError(f"--vocab {name}: has no tokenizer.json on the hub. Use another tokenizer")
-    return read_utf8(path, f"--vocab {name}")
+    return tokenizers.read_utf8(path, f"--vocab {name}")

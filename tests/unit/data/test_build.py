@@ -169,7 +169,7 @@ def test_a_shard_that_cannot_be_reproduced_is_reported_and_the_next_build_starts
     (tokens.folder / "index.json").unlink()
     journal = tokens.folder / "journal.jsonl"
     journal.write_text(journal.read_text().replace(tokens.shards[2].sha256, "0" * 64))
-    with pytest.raises(DataError, match="does not match the text, so it was reset"):
+    with pytest.raises(DataError, match="does not match the text and was reset"):
         build_store()
     assert build_store().index == tokens.index
 
