@@ -35,9 +35,10 @@ def parse_part(part: str) -> tuple[int, int]:
     `auto` does not support SLURM arrays: if one task of an array is run again, SLURM reports an array of one task.
     """
     if part == "auto":
-        for rank, world_size in _LAUNCHER_VARIABLES:
-            if rank in os.environ and world_size in os.environ:
-                return int(os.environ[rank]) + 1, int(os.environ[world_size])
+        for names in _LAUNCHER_VARIABLES:
+            rank, world_size = (os.environ.get(name, "") for name in names)
+            if rank.isdecimal() and world_size.isdecimal():
+                return int(rank) + 1, int(world_size)
         raise UserError("--part auto: not started by torchrun or srun. Give the part, such as 3/16")
     number, _, count = part.partition("/")
     if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):

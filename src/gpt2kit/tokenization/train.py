@@ -25,7 +25,7 @@ from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.options import TokenizerSpec, check
 from gpt2kit.tokenization.sampling import Sample
-from gpt2kit.tokenization.tokenizer import EOS, load, save, to_json
+from gpt2kit.tokenization.tokenizer import EOS, encode, load, save, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +82,14 @@ def default_spec(size: int) -> TokenizerSpec:
 
 
 def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
-    """Return the tokenizer with `parse_special` applied; raise if a special token would not decode to itself."""
+    """Return the tokenizer with `parse_special` applied; raise if a special token does not differ from text."""
+    tokenizer.encode_special_tokens = True
     for token in spec.all_special_tokens:
-        if tokenizer.decode([tokenizer.token_to_id(token) or 0], skip_special_tokens=False).strip() != token.strip():
+        token_id = tokenizer.token_to_id(token) or 0
+        if tokenizer.decode([token_id], skip_special_tokens=False).strip() != token.strip():
             raise UserError(f"--special_tokens {token}: would not decode to itself. Use ASCII characters, as in <user>")
+        if token_id in encode(tokenizer, token):
+            raise UserError(f"--special_tokens {token}: text is encoded to this token, too. Use a name such as <user>")
     raw = json.loads(to_json(tokenizer))
     for added in raw["added_tokens"]:
         added["special"] = added["content"] == EOS or (added["special"] and not spec.parse_special)

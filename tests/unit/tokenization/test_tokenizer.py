@@ -328,6 +328,7 @@ def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monke
         ("--kind existing --vocab ./no/such/folder", 3, "no such folder or file"),
         ("--special_tokens <a> <a>", 2, "appears twice"),
         ("--special_tokens «s»", 2, "would not decode to itself"),
+        ("--special_tokens a", 2, "--special_tokens a: text is encoded to this token, too"),
         ("--max_train_bytes 0", 2, "--max_train_bytes 0: must be at least 1"),
         ("--vocab_size 9000000000", 2, "--vocab_size 9000000000: must be at most 33,554,432"),
         ("--kind spm-bpe --max_token_length 513", 2, "--max_token_length 513: spm-bpe takes at most 512"),
