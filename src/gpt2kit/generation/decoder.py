@@ -75,8 +75,7 @@ class BatchReader:
         self._cache = gpt2.new_cache()
         self._starts = np.zeros(0, np.int64)  # for each row, the index of the first id that the model sees
         self._lengths = np.zeros(0, np.int64)  # for each row, the number of ids at the last call
-        self._is_token = torch.empty(0)  # (rows, T); false for padding
-        self._is_padded = False
+        self._is_token: Tensor | None = None  # (rows, T), false for padding; None without padding
 
     def logits(self, rows: Sequence[list[int]]) -> Tensor:
         """Return the logits of the token after each row, `[rows, vocab_size]` in float32.
@@ -99,7 +98,8 @@ class BatchReader:
         """Keep these rows of the last call, in this order."""
         index = torch.tensor(rows, device=self.gpt2.device)
         self._cache.select(index)
-        self._is_token = self._is_token[index]
+        if self._is_token is not None:
+            self._is_token = self._is_token[index]
         self._starts = self._starts[list(rows)]
         self._lengths = self._lengths[list(rows)]
 
@@ -108,20 +108,20 @@ class BatchReader:
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)  # (rows, T)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         positions = torch.arange(width, device=device) - (width - lengths)[:, None]
-        self._is_token = positions >= 0
-        self._is_padded = min(map(len, rows)) < width
         self._cache = self.gpt2.new_cache()
-        mask = None
-        if self._is_padded:  # padding attends to itself: a softmax over nothing would be NaN
+        self._is_token = mask = None
+        if min(map(len, rows)) < width:  # padding attends to itself: a softmax over nothing would be NaN
+            self._is_token = positions >= 0
             square = torch.ones(width, width, dtype=torch.bool, device=device)
             mask = (self._is_token[:, None, None, :] & square.tril()) | square.diag().diag()  # (rows, 1, T, T)
         return self.gpt2.next_logits(ids, positions.clamp(min=0), self._cache, mask)
 
     def _read_last(self, tokens: list[int]) -> Tensor:
-        device = self.gpt2.device
-        self._is_token = torch.cat([self._is_token, self._is_token.new_ones(len(tokens), 1)], 1)
+        device, mask = self.gpt2.device, None
+        if self._is_token is not None:
+            self._is_token = torch.cat([self._is_token, self._is_token.new_ones(len(tokens), 1)], 1)
+            mask = self._is_token[:, None, None, :]  # (rows, 1, 1, T)
         positions = torch.from_numpy(self._lengths - self._starts - 1).to(device)
-        mask = self._is_token[:, None, None, :] if self._is_padded else None  # (rows, 1, 1, T)
         ids = torch.tensor(tokens, device=device)
         return self.gpt2.next_logits(ids[:, None], positions[:, None], self._cache, mask)
 
