@@ -4,7 +4,7 @@
         --variant scale=0.1 --variant "optimizer=AdamW lr=3e-4" --variant "optimizer=AdamW lr=1e-3 lora=8"
 
 A variant is a list of `field=value` of `Rule`. Steps have 4,096 tokens. A tenth of the text is held out, as `train`
-does it; the table has its bits per byte before and after training, and the quotient from which `auto` rates follow. The
+does it; the table has its bits per byte before and after training, and the factor on the rates that `auto` chooses. The
 journal has one line for each run; a run that is in it is not repeated.
 """
 
@@ -36,7 +36,7 @@ from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.schedules import WarmupStableDecay
 from gpt2kit.text.reader import Reader
-from gpt2kit.training.auto import measure_novelty
+from gpt2kit.training.auto import measure_loss
 
 TOKENS_PER_STEP = 4096
 
@@ -128,9 +128,9 @@ def main() -> None:
     valid = data.valid_text()
     sources = [initialize.hash_weights(source), *(text.fingerprint for text in texts)]
     journal, rows = Journal(args.journal), []
-    quotient = f"{measure_novelty(source.model, texts[0], block):.2f}"
+    loss = measure_loss(source.model, texts[0], block, source.metadata.get("val_bpb"))
     for variant in args.variant:
-        row: dict[str, object] = {"variant": variant, "quotient": quotient}
+        row: dict[str, object] = {"variant": variant, "auto": f"{loss.rate_factor():.2g} ({loss.describe()})"}
         for passes in args.passes:
             rule = parse_rule(variant, Rule)
             run = functools.partial(train, source, texts, rule, passes)

@@ -43,7 +43,7 @@ if [ -n "$TINY" ]; then # the time limits are for a machine that is busy with ot
     step small 500 --shapes shakespeare --rounds 1 --steps 2 --block 32 --batch 2 --ways gpt2kit_eager
     part attention 500 "$PYTHON" bench/attention.py --blocks 64 --head_sizes 32 --turns 1 --tokens 128 --output "$OUT/attention.json"
     part muon 500 "$PYTHON" bench/muon.py --shapes 2,2,32 --turns 1 --output "$OUT/muon.json"
-    part generate 500 "$PYTHON" bench/generate.py --shape 2 2 32 64 100 --tokens 8 --repeats 1 --batches 1 --output "$OUT/generate.json"
+    part generate 500 "$PYTHON" bench/generate.py --shape 2 2 32 64 100 --tokens 8 --repeats 1 --batches 1 --ways gpt2kit transformers no_cache --output "$OUT/generate.json"
     part overhead 500 "$PYTHON" bench/overhead.py --steps 20 --rounds 1 --output "$OUT/overhead.json"
     exit 0
 fi
@@ -61,7 +61,7 @@ step tiny_model 60 --shapes shakespeare "${few[@]}" --ways gpt2kit gpt2kit_eager
 part attention 40 "$PYTHON" bench/attention.py --blocks 256 1024 --head_sizes 64 --tokens 32768 --width 768 --output "$OUT/attention.json"
 part overhead 40 "$PYTHON" bench/overhead.py --rounds 1 --output "$OUT/overhead.json"
 part muon 40 "$PYTHON" bench/muon.py --shapes 12,12,768 24,16,1024 --output "$OUT/muon.json"
-part generate 60 "$PYTHON" bench/generate.py --shape 12 12 768 1024 50257 --repeats 2 --output "$OUT/generate.json"
+part generate 60 "$PYTHON" bench/generate.py --shape 12 12 768 1024 50257 --tokens 128 --repeats 2 --ways gpt2kit gpt2kit_bf16 transformers transformers_bf16 --output "$OUT/generate.json"
 if [ -n "${TRAIN:-}" ]; then
     race=(--train_files "$TRAIN" --valid_files "$VALID" --document "${DOCUMENT:-line}" --shape 12 12 384 --block 128 --batch 64)
     part time_to_loss 120 "$PYTHON" bench/time_to_loss.py "${race[@]}" --steps 600 --gpt2kit_steps 600 200 --seeds 1 --validations 4 --output_dir "$OUT/race"

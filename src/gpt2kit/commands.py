@@ -19,8 +19,8 @@ def reader_option(name: str) -> str:
 
     In another program, it is the name in a config.
     """
-    verb = next((verb for verb, script in _SCRIPTS.items() if Path(sys.argv[0]).name == script), "")
-    verb = verb or "".join(sys.argv[1:2])
+    verbs = {script: verb for verb, script in _SCRIPTS.items()}
+    verb = verbs.get(Path(sys.argv[0]).name) or "".join(sys.argv[1:2])
     prefix = {"train": "--data.", "test": "--", "tokenize": "--"}.get(verb, "data.")
     return f"{prefix}reader.{name}"
 

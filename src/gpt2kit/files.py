@@ -62,13 +62,20 @@ def read_limited(path: Path, max_bytes: int = 1 << 26) -> bytes:
 
     No more is read than the size that the system reports: that is 0 for files in /proc, and some of them are endless.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
+    refuse_special(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise ValueError(f"{size / 1e6:,.0f} MB, too large")
         return file.read(size)
+
+
+def refuse_special(path: Path, allow_link: bool = True) -> None:
+    """Raise ValueError for a folder, a pipe or a device: reading a pipe may wait forever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    if path.is_symlink() and not allow_link:
+        raise ValueError("a symbolic link")
 
 
 def is_named_pipe(path: Path) -> bool:

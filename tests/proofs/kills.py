@@ -21,7 +21,6 @@ from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, train
 from gpt2kit.export import huggingface
-from gpt2kit.runs import lifecycle
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.verify_resume import compare
 
@@ -198,7 +197,7 @@ def run_args(setting: Setting, work: Path) -> list[str]:
 def resume(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0) -> list[int]:
     """Resume the newest run, or start it if nothing has been saved yet; return the exit codes."""
     args = run_args(setting, work)
-    if any(paths.checkpoints(run) for run in (work / lifecycle.LOGS).glob("version_*")):
+    if any(paths.checkpoints(run) for run in (work / paths.LOGS).glob("version_*")):
         args += ["--ckpt_path=last"]
     return finish(start(args, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
 
@@ -217,7 +216,7 @@ def run_with_kills(setting: Setting, work: Path, kills: list[Kill]) -> tuple[Pat
 
 def last_run(work: Path) -> Path:
     """Return the folder of the newest run."""
-    return max((work / lifecycle.LOGS).glob("version_*"), key=lambda run: int(run.name.split("_")[1]))
+    return max((work / paths.LOGS).glob("version_*"), key=lambda run: int(run.name.split("_")[1]))
 
 
 def logged(run: Path) -> list[dict[str, str]]:

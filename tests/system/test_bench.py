@@ -33,7 +33,11 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(rows) == {"small", "attention", "muon", "generate", "overhead"}
     (step,) = rows["small"]
     assert step["way"] == "gpt2kit_eager" and float(step["ms per step"]) > 0
-    assert [row["way"] for row in rows["generate"]] == ["gpt2kit", "no cache", "transformers"]
+    assert [(row["way"], row["equal ids"]) for row in rows["generate"]] == [
+        ("gpt2kit", "all"),
+        ("transformers", "all"),
+        ("no_cache", "all"),
+    ]
     assert [row["way"] for row in rows["overhead"]] == ["Lightning with its defaults", "trainer.py"]
 
 

@@ -52,7 +52,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.fixture
 def copied(run: Run, inside: Path) -> Path:
     """A copy of the run's folder in the `lightning_logs` of the current folder."""
-    target = shutil.copytree(run.folder, inside / lifecycle.LOGS / "version_0")
+    target = shutil.copytree(run.folder, inside / paths.LOGS / "version_0")
     (target / "samples.md").write_text("# Samples\n")
     return target
 
@@ -146,7 +146,7 @@ def test_a_closed_terminal_saves_and_stops_unless_nohup_is_used(
     at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGHUP))
     with handler_of_hangup(handler):
         assert call(train.main, *options, "--trainer.max_steps=5")[0] == code
-    run = inside / lifecycle.LOGS / "version_0"
+    run = inside / paths.LOGS / "version_0"
     status = folder.read_status(run)
     assert status["state"] == state
     assert paths.step_of(paths.checkpoints(run)[0]) == status["step"] == (3 if code else 5)
@@ -174,17 +174,17 @@ def test_output_to_a_closed_terminal_is_discarded() -> None:
 def test_a_run_whose_folder_is_deleted_stops_in_one_line(
     options: list[str], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(monkeypatch, 3, lambda: shutil.rmtree(inside / lifecycle.LOGS))
+    at_step(monkeypatch, 3, lambda: shutil.rmtree(inside / paths.LOGS))
     code, _, err = call(train.main, *options, "--trainer.max_steps=9", "--save_every=4")
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 5 and len(errors) == 1 and "Traceback" not in err and f"{lifecycle.LOGS}/version_0" in errors[0]
+    assert code == 5 and len(errors) == 1 and "Traceback" not in err and f"{paths.LOGS}/version_0" in errors[0]
 
 
 def test_checkpoints_that_are_deleted_do_not_stop_a_run(
     options: list[str], inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = train_run(inside / "reference", options, "--trainer.max_steps=5")
-    at_step(monkeypatch, 4, lambda: shutil.rmtree(inside / lifecycle.LOGS / "version_0/checkpoints"))
+    at_step(monkeypatch, 4, lambda: shutil.rmtree(inside / paths.LOGS / "version_0/checkpoints"))
     run = train_run(inside, options, "--trainer.max_steps=5", "--save_every=2")
     assert same_weights(final_weights(run), final_weights(reference))
 

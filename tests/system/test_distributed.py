@@ -16,7 +16,6 @@ from helpers import ROOT, logged_rows, tensors
 from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
 from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.errors import CheckpointError
 from gpt2kit.runs import folder as run_folder
 
 COMMON = [
@@ -103,15 +102,6 @@ def test_fsdp_writes_the_ordinary_checkpoint(runs_of: dict[str, Path]) -> None:
             assert torch.allclose(sharded["state_dict"][name], tensor, atol=1e-3), name
         opened = checkpoint.open(runs_of[f"{optimizer} 2 fsdp"])
         assert opened.model.lm_head.weight is opened.model.transformer.wte.weight
-
-
-def test_an_old_sharded_checkpoint_is_refused_with_one_clear_error(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints" / "epoch=0-step=8.ckpt"
-    folder.mkdir(parents=True)
-    (folder / "sha256.json").write_text("{}")
-    for path in (folder, tmp_path):
-        with pytest.raises(CheckpointError, match=r"step=8\.ckpt: a sharded checkpoint.*547bc70"):
-            checkpoint.open(path)
 
 
 def test_a_rank_killed_during_a_sharded_save_resumes_bit_identically(options: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,9 +127,12 @@ def test_text_that_the_weights_know_gets_lower_rates(
         train.main([*arguments, *more, f"--trainer.default_root_dir={tmp_path}", f"--run_name={name}"])
         settings = yaml.safe_load((tmp_path / "lightning_logs" / name / "config.yaml").read_text())
         rates[name] = settings["model"]["optimizer"]["init_args"]
-    novelty = checkpoint.open(tmp_path / "lightning_logs/known").metadata["start"]["novelty"]
-    message = f"the loss before training is {novelty:.2f} of the tokens' entropy"
-    assert novelty < 0.7 and message in capsys.readouterr().err
+    own = checkpoint.open(run.folder).metadata["val_bpb"]
+    note = r"learning rates x (\S+): (\S+) bits per byte before training, (\S+) on the weights' own text"
+    notes = re.findall(note, capsys.readouterr().err)
+    (known_factor, known_bits, known_own), (new_factor, new_bits, _), *_ = notes
+    assert known_own == f"{own:.3f}" and float(known_bits) < 1.2 * own and float(new_bits) > 1.5 * own
+    assert float(known_factor) < 0.5 and new_factor == "1"
     assert rates["new"]["lr"] == 5e-3 and rates["new"]["adamw_lr"] == 1.2e-2 and rates["adamw"]["lr"] == 2e-3
     assert rates["known"]["lr"] < 2.5e-3 and rates["known"]["adamw_lr"] < 6e-3
     assert rates["set"] == {**rates["known"], "lr": 4e-3}

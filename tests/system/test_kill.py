@@ -11,7 +11,7 @@ import pytest
 from proofs.kills import Kill, Setting, difference, finish, last_run, resume, run_args, run_with_kills, start
 
 from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.runs import folder, lifecycle
+from gpt2kit.runs import folder
 
 STEADY = ["--save_every=2", "--trainer.log_every_n_steps=1", "--data.batch_size=4", "--trainer.limit_val_batches=3"]
 LIMITED = [*STEADY, "--trainer.max_steps=8", "--trainer.val_check_interval=3"]
@@ -115,7 +115,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(
 ) -> None:
     setting = Setting("", [*options, *STEADY, "--trainer.max_steps=100000", "--save_every=5"], ranks)
     processes = start(run_args(setting, tmp_path), {}, ranks, tmp_path / "log.txt")
-    run = tmp_path / lifecycle.LOGS / "version_0"
+    run = tmp_path / paths.LOGS / "version_0"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not paths.checkpoints(run):
         time.sleep(0.05)

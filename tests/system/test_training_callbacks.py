@@ -35,7 +35,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def reloaded(folder: Path, *args: Any) -> dict[str, Any]:
-        names.append(folder.name.split(".")[1])
+        names.append(folder.parent.name.split(".")[1])
         with contextlib.redirect_stderr(io.StringIO()):
             return reload_check.reload(str(folder), *args)
 

@@ -30,8 +30,7 @@ _MAX_DEPTH = 64
 _INTEGERS = range(-(1 << 64), 1 << 64)
 _ZIP = b"PK\3\4"
 # The records at the end of a zip archive: the end of its directory in the large format, where that one is, and the end.
-_ENDS = struct.Struct("<4sQ2H2L4Q 4sLQL 4s4H2LH")
-_END = struct.Struct("<4s4H2LH")
+_LARGE_END, _LOCATOR, _END = map(struct.Struct, ("<4sQ2H2L4Q", "<4sLQL", "<4s4H2LH"))
 # The pickles of a file from before torch 1.6: a magic number, the format, the machine, the content, the storages.
 _LEGACY_PICKLES = 5
 # What a state dict needs. Others that torch allows allocate as much as the file says, such as bytearray(2**40).
@@ -97,17 +96,17 @@ def _check_end(file: Path) -> None:
 
     Else it could have two: Python's reader takes the one before the end, torch's the one whose position is stored.
     """
-    size = file.stat().st_size
     with open(file, "rb") as stream:
-        stream.seek(-_ENDS.size, io.SEEK_END)
-        content = stream.read()
-    *large, mark, _, large_position, _ = _ENDS.unpack(content)[:-8]
-    end, *_, directory_size, directory, comment = _END.unpack(content[-_END.size :])
-    position = size - _END.size
-    if mark == b"PK\6\7":
-        position, directory_size, directory = size - _ENDS.size, large[-2], large[-1]
-        end = end if large[0] == b"PK\6\6" and large_position == position else b""
-    if end != b"PK\5\6" or comment or directory + directory_size != position:
+        stream.seek(-_LARGE_END.size - _LOCATOR.size - _END.size, io.SEEK_END)
+        large, locator, end = (record.unpack(stream.read(record.size)) for record in (_LARGE_END, _LOCATOR, _END))
+        position = stream.tell() - _END.size  # where the directory should end
+    mark, *_, directory_size, directory, comment = end
+    is_end = mark == b"PK\5\6" and not comment
+    if locator[0] == b"PK\6\7":
+        position -= _LARGE_END.size + _LOCATOR.size
+        is_end = is_end and large[0] == b"PK\6\6" and locator[2] == position
+        directory_size, directory = large[-2:]
+    if not is_end or directory + directory_size != position:
         raise ValueError("a zip archive with something after its directory")
 
 

@@ -94,7 +94,8 @@ def _read_shape(file: Path, config: dict[str, Any]) -> Shape:
 def _read_state(folder: Path) -> dict[str, Any]:
     """Return the tensors by the names that gpt2kit's checkpoints use."""
     state = {}
-    for name, tensor in _read_tensors(folder).items():
+    for key, tensor in _read_tensors(folder).items():
+        name = str(key)  # a pickled dictionary may have others
         full_name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if re.fullmatch(r"transformer\.h\.\d+\.attn\.(masked_)?bias", full_name):  # the causal mask, in older files
             continue
@@ -108,17 +109,15 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
     file = folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder / OLD_WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{folder}: contains neither {WEIGHTS} nor {OLD_WEIGHTS}. Save the model as one file")
-    try:
-        if file.name == WEIGHTS:
-            from safetensors.torch import load_file
-
-            return dict(load_file(file))
+    if file.name == OLD_WEIGHTS:
         raw = archive.load(file, allow_legacy=True)
-        if not all(isinstance(name, str) for name in raw):
-            raise ValueError("not a dictionary of tensors")
         # They are mapped from the file, which may be deleted while the web demo serves them.
         return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
-    except (MemoryError, CheckpointError):
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(file))
+    except MemoryError:
         raise
     except Exception as error:  # the library raises many kinds for files of other formats
         reason = first_line(error).split(". ")[0]

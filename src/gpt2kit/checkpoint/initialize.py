@@ -110,15 +110,15 @@ def map_source_vocabulary(
     source: LoadedCheckpoint, tokenizer: Tokenizer, init_from: str, replace_tokenizer: bool
 ) -> VocabularyMapping:
     """Return how the source's tokens spell those of `tokenizer`; they may differ only with `replace_tokenizer`."""
-    mapping = map_vocabulary(tokenizer, source.tokenizer)
-    size, source_size = tokenizers.size(tokenizer), tokenizers.size(source.tokenizer)
+    size = tokenizers.size(tokenizer)
     if tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(source.tokenizer):
-        mapping = VocabularyMapping([[i] for i in range(size)], [])
+        return VocabularyMapping([[i] for i in range(size)], [])
+    mapping = map_vocabulary(tokenizer, source.tokenizer)
     if not mapping.is_identity and not replace_tokenizer:
         raise UserError(
             f"data.tokenizer: not the vocabulary of model.init_from {init_from} ({size:,} tokens instead of "
-            f"{source_size:,}). Omit data.tokenizer to use the model's own, or adapt the model to this one with "
-            "--model.replace_tokenizer true"
+            f"{tokenizers.size(source.tokenizer):,}). Omit data.tokenizer to use the model's own, or adapt the model "
+            "to this one with --model.replace_tokenizer true"
         )
     return mapping
 

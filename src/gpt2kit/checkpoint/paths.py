@@ -79,7 +79,7 @@ def resolve(path: str | Path, logs: Path = Path(LOGS)) -> str | Path:
 def find(path: str | Path) -> Path:
     """Return the checkpoint file at a path, or the best checkpoint of the run folder there; a run may be named."""
     name, path = path, Path(resolve(path))
-    if path.is_file() or (path.suffix == ".ckpt" and path.is_dir()):
+    if path.is_file():
         return path
     if not path.exists():
         raise CheckpointError(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
+from gpt2kit import yaml_reader
 from gpt2kit.cli import config_files, renamed
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.errors import UserError, nearest, refuse
@@ -238,10 +239,10 @@ class CommandLine:
                 self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
             for index in range(len(value)):
                 yield from self._flatten(label, name, value, index, file)
-        elif isinstance(value, config_files.Mapping) and (branch or "class_path" in value):
+        elif isinstance(value, yaml_reader.Mapping) and (branch or "class_path" in value):
             for key in sorted(value, key=lambda key: key != "class_path"):  # the class comes before its parameters
                 inner = f"{name}.{key}" if name else key
-                if key == "init_args" and isinstance(value[key], config_files.Mapping):
+                if key == "init_args" and isinstance(value[key], yaml_reader.Mapping):
                     inner = name
                 place = f"{value.file} line {value.lines[key]}: " if value.file else "--"
                 new = self._new_name(inner) if value.file else None
@@ -393,6 +394,6 @@ def _dump(value: Any) -> str:
 def _parse(value: Any) -> Any:
     """Parse YAML text; return any other value unchanged."""
     try:
-        return config_files.parse(value) if isinstance(value, str) else value
+        return yaml_reader.parse(value) if isinstance(value, str) else value
     except (yaml.YAMLError, ValueError):  # ValueError: a number such as 0x_
         return value

@@ -90,7 +90,7 @@ class TrainOptions:
 
     @property
     def _logs(self) -> Path:
-        return Path(self.config.trainer.default_root_dir or ".") / lifecycle.LOGS
+        return Path(self.config.trainer.default_root_dir or ".") / paths.LOGS
 
     @property
     def builds_text(self) -> bool:
@@ -180,7 +180,7 @@ class TrainOptions:
             values = lifecycle.flatten(settings)
             at_default |= {name for name in auto.AUTOMATIC if auto.is_automatic(name, values.get(name))}
         with self.collect():
-            runs = Path(early.root) / lifecycle.LOGS
+            runs = Path(early.root) / paths.LOGS
             rename = renamed.rename_settings
             self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default, rename)
         if self.resumed is None:
@@ -355,8 +355,6 @@ def as_list(value: Any) -> list[Any]:
 
 def refuse_incomplete(file: Path, settings: Mapping[str, Any]) -> None:
     """Raise UserError if a run's config.yaml lacks options that its checkpoint has: a part of the file is lost."""
-    with run_folder.refuse_damaged(file):
-        run_folder.refuse_special(file)
 
     def names(part: Mapping[str, Any]) -> set[str]:
         options = (".".join(name.split(".")[:2]) for name in lifecycle.flatten(part))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,17 +71,17 @@ def is_exported(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `target`; if the block succeeds, it is synced and renamed to `target`."""
+    """Yield a temporary folder; if the block succeeds, it is synced and renamed to `target`."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    previous = temporary.with_suffix(".old")
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        temporary, previous = Path(scratch, "new"), Path(scratch, "old")
+        temporary.mkdir()
         yield temporary
-        mask = _umask()
-        temporary.chmod(0o777 & ~mask)
         for path in temporary.iterdir():
-            path.chmod(0o666 & ~mask)
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors lets only the owner read its files
             files.sync_file(path)
         if target.exists():
             target.rename(previous)
@@ -93,9 +92,6 @@ def replacing_folder(target: Path) -> Iterator[Path]:
                 previous.rename(target)
             raise
         files.sync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
 
 
 def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
@@ -267,9 +263,3 @@ def push(folder: Path, name: str) -> None:
             f"--push_to_hub {name}: the upload failed ({reason}). {folder} is complete: log in (hf auth login) "
             f"and run: hf upload {name} {folder}"
         ) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -51,12 +51,8 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
     }
 
 
-def main(arguments: str, results: str) -> None:
-    """Call `reload` with arguments in JSON, and save its results to a file."""
+if __name__ == "__main__":
     import torch
 
+    arguments, results = sys.argv[1:]
     torch.save(reload(**json.loads(arguments)), results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

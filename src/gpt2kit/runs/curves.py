@@ -31,12 +31,8 @@ _MAX_POINTS = 800
 # Curves are smoothed over this fraction of their length: 1 / 40.
 _SMOOTHING = 40
 _CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
+    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC"),
 )
 
 
@@ -94,39 +90,37 @@ def choose_panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
 
 def draw_panel(ax: Axes, runs: Sequence[Run], panel: Panel, x: XAxis) -> None:
     """Draw the runs' curves of one panel."""
-    single, both = len(runs) == 1, bool(panel.train and panel.valid)
+    is_single, has_both = len(runs) == 1, bool(panel.train and panel.valid)
     axis_label, scale = x_axis(runs, x)
     for number, (run, name) in enumerate(zip(runs, run_labels(runs), strict=True)):
+        train, valid, position = run.metric(panel.train), run.metric(panel.valid), x_position(run, x)
         colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
-        position = x_position(run, x)
-        train, valid = run.metric(panel.train), run.metric(panel.valid)
+        train_style: dict[str, Any] = {"color": colour, "linestyle": dashes, "label": name, "linewidth": 2}
+        valid_style = train_style | {"linewidth": 2.2, "markersize": 5}
+        if is_single:
+            train_style["label"] = "train, smoothed" if len(train) >= 2 * _SMOOTHING else "train"
+            valid_style |= {"label": "validation", "color": COLOURS[1] if train else colour}
+        elif train and valid:
+            train_style |= {"linewidth": 1.2, "alpha": 0.55}
+            valid_style["label"] = "_"  # one entry of the legend for each run
         if train:
             positions, values = [position(step) / scale for step in train], [*train.values()]
             points, means, lows, highs = thin(positions, values if panel.exact else smooth(values), values)
-            if single and not panel.exact and len(points) == len(positions):
+            if is_single and not panel.exact and len(points) == len(positions):
                 ax.plot(positions, values, color=colour, alpha=0.3, linewidth=1)
-            elif single and not panel.exact:
+            elif is_single and not panel.exact:
                 ax.fill_between(points, lows, highs, color=colour, alpha=0.2, linewidth=0)
-            label = name
-            if single and both:
-                label = "train, smoothed" if len(train) >= 2 * _SMOOTHING else "train"
-            width, alpha = (1.2, 0.55) if valid and not single else (2, 1)
-            marker = "o" if len(points) == 1 else None
-            ax.plot(points, means, dashes, color=colour, label=label, linewidth=width, alpha=alpha, marker=marker)
+            ax.plot(points, means, marker="o" if len(points) == 1 else None, **train_style)
         if valid:
             values = [*valid.values()]
             points, means, *_ = thin([position(step) / scale for step in valid], values, values)
-            label = "_" if train else name  # one entry of the legend for each run
-            if single:
-                label, colour = "validation", COLOURS[1] if train else colour
-            marker = "o" if len(points) <= 60 else None
-            ax.plot(points, means, dashes, color=colour, label=label, linewidth=2.2, marker=marker, markersize=5)
+            ax.plot(points, means, marker="o" if len(points) <= 60 else None, **valid_style)
     _style_axes(ax, runs, panel, x, axis_label)
     if not ax.lines:
         ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", va="center", fontsize=13, color=INK)
-    elif single and both:
+    elif is_single and has_both:
         ax.legend(frameon=False, fontsize=12, labelcolor=INK)
-    elif both:
+    elif has_both:
         ax.set_title("thin: train, smoothed; bold: validation", loc="right", fontsize=11, color=INK)
 
 
@@ -203,7 +197,7 @@ def thin(
     """Split a curve into at most _MAX_POINTS intervals; return their ends, the means there, their lows and highs."""
     size = math.ceil(len(positions) / _MAX_POINTS)
     intervals = [slice(start, start + size) for start in range(0, len(positions), size)]
-    lows, highs = ([extreme(values[interval]) for interval in intervals] for extreme in (min, max))
+    lows, highs = [min(values[i]) for i in intervals], [max(values[i]) for i in intervals]
     return [positions[i][-1] for i in intervals], [means[i][-1] for i in intervals], lows, highs
 
 

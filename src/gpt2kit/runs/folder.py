@@ -9,10 +9,10 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from gpt2kit import files
 from gpt2kit.checkpoint import paths
@@ -32,9 +32,6 @@ Content = TypeVar("Content", list[Any], dict[str, Any])
 _MAX_METRICS = 1 << 28
 # matplotlib cannot place ticks between numbers near the largest float.
 _TOO_LARGE = 1e100
-
-# What Python raises for values that are missing, or of another type or range.
-_BAD_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass
@@ -78,11 +75,11 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     if not path.exists():
         raise UserError(f"{path}: not found, so there is nothing to draw. Name a run folder that has it")
     with refuse_damaged(path):
-        rows = csv.DictReader(open_metrics(path))
-        series: dict[str, Series] = {name: {} for name in rows.fieldnames or ()}
+        names, rows = read_rows(path)
+        series: dict[str, Series] = {name: {} for name in names}
         if "step" not in series:
             raise DataError(f"{path}: no column `step`, so it is not the log of a run. Name a run folder")
-        for row in complete_rows(rows):
+        for row in rows:
             with contextlib.suppress(ValueError, OverflowError):
                 step = int(float(row.pop("step")))
                 for name, cell in row.items():
@@ -91,26 +88,17 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     return {name: dict(sorted(values.items())) for name, values in series.items() if name and values}
 
 
-def open_metrics(path: Path) -> TextIO:
-    """Return the content of metrics.csv as a stream."""
-    return io.TextIOWrapper(io.BytesIO(files.read_limited(path, _MAX_METRICS)), encoding="utf-8", newline="")
-
-
-def refuse_special(path: Path) -> None:
-    """Raise ValueError for a folder, a pipe or a device: a pipe could be read forever."""
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
-
-
-def complete_rows(rows: csv.DictReader[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows with a cell in each column; a run that was killed may leave an incomplete row."""
-    return (row for row in rows if None not in row and None not in row.values())
+def read_rows(path: Path) -> tuple[Sequence[str], Iterator[dict[str, str]]]:
+    """Return the columns of metrics.csv, and its rows without those that a kill has left incomplete."""
+    text = io.TextIOWrapper(io.BytesIO(files.read_limited(path, _MAX_METRICS)), encoding="utf-8", newline="")
+    rows = csv.DictReader(text)
+    return rows.fieldnames or (), (row for row in rows if None not in row and None not in row.values())
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Read the facts about each start; empty for a run without start.json."""
     starts: list[dict[str, Any]] = read_json(folder / START, list)
-    with refuse_damaged(folder / START):
+    with refuse_damaged(folder / START):  # here rather than in the middle of a resume or a report
         for start in starts:
             dict(start.get("loggers", {}))
             [(value, reason) for value, reason in start.get("start", {}).get("chosen", {}).values()]
@@ -138,7 +126,7 @@ def refuse_damaged(path: Path) -> Iterator[None]:
     """Raise a DataError that names the file if its content cannot be used."""
     try:
         yield
-    except (*_BAD_VALUE, csv.Error, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise DataError(
             f"{path}: damaged, or written by another version of gpt2kit ({reason}). Move the file away"

@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
-from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.checkpoint.paths import LOGS as LOGS
+from gpt2kit import files, yaml_reader
+from gpt2kit.checkpoint import checkpoint, paths, validation
 from gpt2kit.errors import CheckpointError, DataError, MachineError
 from gpt2kit.runs import folder as run_folder
 
@@ -37,10 +37,7 @@ _CHANGEABLE = {
 _NAMES_OF_CLASSES = ("class_path", "optimizer", "schedule", "callbacks", "logger", "plugins", "strategy", "profiler")
 # Packages that every run imports.
 _IMPORTED = ("gpt2kit.", "pytorch_lightning.", "torch.optim.")
-_SECTIONS = ("data", "model", "trainer")
-_HPARAMS = "hparams.yaml"  # written by Lightning's loggers
 _LARGEST_CONFIG = 1 << 20  # bytes; a larger file is no config of a run
-_MAX_VALUES, _MAX_DEPTH = 100_000, 100
 
 
 def run_of(file: Path) -> Path | None:
@@ -103,17 +100,12 @@ def rename_damaged_files(run: Path) -> None:
         run_folder.STATUS: run_folder.read_status,
         run_folder.SAMPLES: lambda run: files.read_limited(run / run_folder.SAMPLES).decode(),
     }
-    for name in (".lock", _HPARAMS, *readers):
+    for name in (".lock", "hparams.yaml", *readers):  # Lightning's loggers write hparams.yaml
         path = run / name
-        is_linked_lock = name == ".lock" and path.is_symlink()  # which filelock refuses
-        if not path.exists() and not is_linked_lock:
-            continue
         try:
             with run_folder.refuse_damaged(path):
-                run_folder.refuse_special(path)
-                if is_linked_lock:
-                    raise ValueError("a symbolic link")
-                if name in readers:
+                files.refuse_special(path, allow_link=name != ".lock")  # filelock refuses a link
+                if name in readers and path.exists():
                     readers[name](run)
         except DataError as error:
             rename_damaged(path, str(error).rpartition(". ")[0])
@@ -121,8 +113,9 @@ def rename_damaged_files(run: Path) -> None:
 
 def rename_damaged(path: Path, problem: str) -> None:
     """Rename a file that cannot be used to NAME.damaged; `problem` names it."""
-    names = itertools.chain([f"{path.name}.damaged"], (f"{path.name}.damaged{number}" for number in itertools.count(2)))
-    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    numbers = itertools.chain([""], itertools.count(2))
+    candidates = (path.with_name(f"{path.name}.damaged{number}") for number in numbers)
+    aside = next(candidate for candidate in candidates if not candidate.exists())
     with contextlib.suppress(FileNotFoundError):  # another machine has renamed it
         path.replace(aside)
     logger.warning(f"{problem}. It is renamed to {aside.name}, and the run continues without it")
@@ -133,10 +126,11 @@ def checkpoint_settings(file: Path) -> dict[str, Any]:
 
     Nothing that a checkpoint names is imported, so only classes of packages that every run imports are accepted.
     """
-    metadata = checkpoint.read(file, verify=False).get(checkpoint.KEY)
-    settings: Any = metadata.get("settings") if isinstance(metadata, dict) else None
-    is_complete = isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in _SECTIONS)
-    return settings if is_complete and all(name.startswith(_IMPORTED) for name in _class_names(settings)) else {}
+    metadata: Any = checkpoint.read(file, verify=False).get(checkpoint.KEY)
+    if validation.structure_problem(metadata, {"settings": {"data": dict, "model": dict, "trainer": dict}}, ""):
+        return {}
+    settings: dict[str, Any] = metadata["settings"]
+    return settings if all(name.startswith(_IMPORTED) for name in _class_names(settings)) else {}
 
 
 def _class_names(value: object, name: str = "") -> Iterator[str]:
@@ -168,11 +162,12 @@ def truncate_metrics(run: Path, step: int) -> None:
         return
     kept = []
     with run_folder.refuse_damaged(path):
-        rows = csv.DictReader(run_folder.open_metrics(path))
-        for row in run_folder.complete_rows(rows):
+        names, rows = run_folder.read_rows(path)
+        for row in rows:
             with contextlib.suppress(ValueError):  # not a number
-                kept += [row] if float(row["step"]) <= step else []
-        write_metrics(path, rows.fieldnames or [], kept)
+                if float(row["step"]) <= step:
+                    kept.append(row)
+        write_metrics(path, names, kept)
 
 
 def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -211,7 +206,7 @@ def find_resumable(
         path = _newest_run(ckpt_path, logs, settings, ignored, rename)
     else:
         path = Path(paths.resolve(ckpt_path, logs))
-    if ckpt_path != "best" and path.is_dir() and path.suffix != ".ckpt":
+    if ckpt_path != "best" and path.is_dir():
         newest = checkpoint.newest_valid(path)
         if newest is None:
             raise CheckpointError(
@@ -267,28 +262,11 @@ def _differences(run: Path, settings: Mapping[str, Any], ignored: Collection[str
 
 def _read_config(run: Path) -> dict[str, Any]:
     """Return the content of a run's config.yaml; empty if it is missing or damaged."""
-    import yaml
-
-    file = run / run_folder.CONFIG
     try:
-        config = yaml.safe_load(files.read_limited(file, _LARGEST_CONFIG).decode())
-    except Exception:  # PyYAML has many for a value that does not fit its tag
+        config = yaml_reader.parse(files.read_limited(run / run_folder.CONFIG, _LARGEST_CONFIG).decode())
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return config if isinstance(config, dict) and _is_small(config) else {}
-
-
-def _is_small(config: dict[str, Any]) -> bool:
-    """Return whether a config has few values and levels, although its aliases may name one value many times."""
-    todo: list[tuple[object, int]] = [(config, 0)]
-    count = 0
-    while todo:
-        value, depth = todo.pop()
-        count += 1
-        if count > _MAX_VALUES or depth > _MAX_DEPTH:
-            return False
-        if isinstance(value, dict | list):
-            todo += ((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
-    return True
+    return config if isinstance(config, dict) else {}
 
 
 def _data_and_model(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,18 +45,17 @@ def _describe(run: Run) -> dict[str, Any]:
     with folder.refuse_damaged(run.folder / folder.TEST):
         test = _test_results(folder.read_json(run.folder / folder.TEST, dict))
     with folder.refuse_damaged(run.folder / folder.START):
-        text, settings, reproduction = _text_table(run.facts("text")), list(_settings(run)), _reproduction(run)
-    return {
-        "name": run.name,
-        "state": _state(run),
-        "cards": list(_cards(run)),
-        "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
-        "test": test,
-        "text": text,
-        "settings": settings,
-        "config": folder.read_text(run.folder / folder.CONFIG),
-        "reproduction": reproduction,
-    }
+        return {
+            "name": run.name,
+            "state": _state(run),
+            "cards": list(_cards(run)),
+            "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
+            "test": test,
+            "text": _text_table(run.facts("text")),
+            "settings": list(_settings(run)),
+            "config": folder.read_text(run.folder / folder.CONFIG),
+            "reproduction": _reproduction(run),
+        }
 
 
 def _state(run: Run) -> str:
@@ -122,7 +121,7 @@ def _samples(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     for start, end in itertools.pairwise([*starts, len(text)]):
         title, _, blocks = text[start:end].partition("\n")
         prompt, texts = "", []
-        for block in re.split(r"\n(?=[^ \n])", blocks):
+        for block in re.split(r"\n(?=[^ \n])", blocks):  # a line without indentation, and an indented text
             first, _, body = block.strip("\n").partition("\n")
             if first.startswith(("Prompt: ", "No prompt")):
                 prompt = _read_prompt(first)

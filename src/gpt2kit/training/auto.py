@@ -32,9 +32,11 @@ _SIZES = (
 )
 # Dropout and weight decay, if the text is read at least the first number of times (docs/experiments.md).
 _REGULARIZATION = ((0, 0.0, DEFAULT_DECAY), (4, 0.1, 0.5), (10, 0.1, 2.0))
-# How new a text is to initial weights, and the factor on the learning rates: for text that they know, and for text that
-# they do not. Between these, the logarithm of the factor is linear (docs/experiments.md).
-_KNOWN, _NEW = (0.58, 0.03), (0.75, 1.0)
+# The factor on the learning rates for text that initial weights know, and for text that they do not; between these, its
+# logarithm is linear (docs/experiments.md). They know a text if its bits per byte are at most 1.05 times those of their
+# own validation text, or, if these are unknown, if its loss is at most 0.58 times the entropy of its tokens.
+_FACTORS = (0.03, 1.0)
+_OF_OWN_TEXT, _OF_ENTROPY = (1.05, 1.5), (0.58, 1.0)
 # Tokens of the text on which that is measured: its frequencies, and the loss.
 _FREQUENCY_TOKENS, _LOSS_TOKENS = 1 << 16, 1 << 13
 # A run without a limit reads at most this many tokens, but the text at least once.
@@ -113,12 +115,34 @@ def choose(
     return Sizes(size["n_layer"], size["n_head"], size["n_embd"], dropout, weight_decay, passes)
 
 
-@torch.no_grad()
-def measure_novelty(gpt2: GPT2, text: TokenStore, block_size: int) -> float:
-    """Return the loss of initial weights on a text, relative to the entropy of its tokens' frequencies.
+@dataclass(frozen=True)
+class InitialLoss:
+    """The loss of initial weights on a text, before training."""
 
-    About 0.5 for text of the kind on which the weights were trained, 1 or more for text of which they know nothing.
-    """
+    bits_per_byte: float
+    of_entropy: float  # relative to the entropy of the frequencies of the text's tokens
+    own_bits_per_byte: float | None  # of the weights' own validation text; None if unknown
+
+    def rate_factor(self) -> float:
+        """Return the factor on the learning rates of random weights: the better the loss, the lower."""
+        value, (known, new) = self.of_entropy, _OF_ENTROPY
+        if self.own_bits_per_byte:
+            value, (known, new) = self.bits_per_byte / self.own_bits_per_byte, _OF_OWN_TEXT
+        position = min(max((value - known) / (new - known), 0.0), 1.0)
+        low, high = _FACTORS
+        return float(low ** (1 - position) * high**position)
+
+    def describe(self) -> str:
+        """Return the comparison that decides the factor."""
+        if self.own_bits_per_byte:
+            own = f"{self.own_bits_per_byte:.3f} on the weights' own text"
+            return f"{self.bits_per_byte:.3f} bits per byte before training, {own}"
+        return f"the loss before training is {self.of_entropy:.2f} of the tokens' entropy"
+
+
+@torch.no_grad()
+def measure_loss(gpt2: GPT2, text: TokenStore, block_size: int, own_bits_per_byte: object = None) -> InitialLoss:
+    """Return the loss of initial weights on a text. `own_bits_per_byte` is what their checkpoint says, if anything."""
     count = max(_FREQUENCY_TOKENS // block_size, 1)
     end = text.shards[0].tokens  # of one shard, as others may have to be fetched
     starts = np.linspace(0, max(end - block_size - 1, 0), count, dtype=np.int64)
@@ -128,14 +152,10 @@ def measure_novelty(gpt2: GPT2, text: TokenStore, block_size: int) -> float:
     is_training = gpt2.training
     nats, tokens = gpt2.eval().nll(blocks[:: math.ceil(count * block_size / _LOSS_TOKENS)])
     gpt2.train(is_training)
-    return nats.item() / tokens.item() / entropy if entropy else 1.0
-
-
-def rate_factor(novelty: float) -> float:
-    """Return the factor on the learning rates of random weights for weights to which a text is as new as this."""
-    (known, low), (new, high) = _KNOWN, _NEW
-    position = min(max((novelty - known) / (new - known), 0.0), 1.0)
-    return float(low ** (1 - position) * high**position)
+    loss, shard = nats.item() / tokens.item(), text.shards[0]
+    own = own_bits_per_byte if isinstance(own_bits_per_byte, float) and 0 < own_bits_per_byte < math.inf else None
+    bits = loss / math.log(2) * shard.tokens / max(shard.bytes, 1)
+    return InitialLoss(bits, loss / entropy if entropy else 1.0, own)
 
 
 def _fill(shape: Shape, layers: int, heads: int, width: int) -> Shape:

@@ -108,8 +108,8 @@ def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None, run_n
         return others
     run = lifecycle.run_of(resumed) if resumed else None
     if resumed is None or run is None:
-        board = GroupedTensorBoard(root, name=lifecycle.LOGS, version=run_name)
-        return [board, AppendingCSVLogger(root, name=lifecycle.LOGS, version=board.version), *others]
+        board = GroupedTensorBoard(root, name=paths.LOGS, version=run_name)
+        return [board, AppendingCSVLogger(root, name=paths.LOGS, version=board.version), *others]
     place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
     board = GroupedTensorBoard(**place, purge_step=paths.step_of(resumed) + 1)
     return [board, AppendingCSVLogger(**place), *others]

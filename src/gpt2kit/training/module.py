@@ -27,7 +27,7 @@ from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
 from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
-from gpt2kit.training.auto import Sizes, measure_novelty, rate_factor
+from gpt2kit.training.auto import InitialLoss, Sizes, measure_loss
 
 if TYPE_CHECKING:
     from gpt2kit.data.datamodule import TextDataModule
@@ -149,6 +149,7 @@ class GPT2Module(pl.LightningModule):
         self.source: LoadedCheckpoint | None = None  # the checkpoint of `init_from`, if it is open already
         # A description of the initial weights, which is stored in checkpoints, and notes on them. None: random weights.
         self.start: dict[str, Any] | None = None
+        self.initial_loss: InitialLoss | None = None
         self.start_notes: list[str] = []
         self._freeze, self._freeze_steps = freeze, freeze_steps
         self.is_partly_frozen = bool(lora_r) or names_parts(freeze)
@@ -254,9 +255,10 @@ class GPT2Module(pl.LightningModule):
             self.model, source, data.tokenizer, self.init_from, self.replace_tokenizer
         )
         self.source = None  # frees its memory
-        self.start["novelty"] = novelty = measure_novelty(self.model, data.store("train"), data.block_size)
+        own = source.metadata.get("val_bpb")
+        self.initial_loss = measure_loss(self.model, data.store("train"), data.block_size, own)
         if not self.lora_r:  # few weights change the others little, and need the full rates
-            self.sizes = replace(self.sizes, rate_factor=rate_factor(novelty))
+            self.sizes = replace(self.sizes, rate_factor=self.initial_loss.rate_factor())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self.model.nll(batch)

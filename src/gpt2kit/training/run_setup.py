@@ -205,11 +205,8 @@ class RunSetup(Callback):
         options = sizes.options(epochs, type(gpt2.make_optimizer(tiny_groups())))
         settings = lifecycle.flatten(self.settings)
         self.chosen = {name: value for name, value in options.items() if auto.is_automatic(name, settings.get(name))}
-        if gpt2.start is not None and not gpt2.lora_r and "model.optimizer.init_args.lr" in self.chosen:
-            gpt2.start_notes.append(
-                f"learning rates x {sizes.rate_factor:.2g}: the loss before training is {gpt2.start['novelty']:.2f} of "
-                "the tokens' entropy"
-            )
+        if gpt2.initial_loss and not gpt2.lora_r and "model.optimizer.init_args.lr" in self.chosen:
+            gpt2.start_notes.append(f"learning rates x {sizes.rate_factor:.2g}: {gpt2.initial_loss.describe()}")
         self.passes = sizes.passes
         if self.options["max_epochs"] == "auto":
             self.options["max_epochs"] = options["trainer.max_epochs"]

@@ -19,7 +19,6 @@ import torch
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.commands import is_script
 from gpt2kit.errors import MachineError, UserError
-from gpt2kit.runs import lifecycle
 
 STEPS = 8
 
@@ -34,7 +33,7 @@ def verify_resume(args: list[str]) -> None:
         for name in ("uninterrupted", "resumed"):
             root = Path(folder) / name
             run_command = [*command, f"--trainer.default_root_dir={root}", "--run_name=run"]
-            run = root / lifecycle.LOGS / "run"
+            run = root / paths.LOGS / "run"
             if name == "resumed":
                 print("killed: a few steps, then SIGKILL", file=sys.stderr)
                 _run_and_kill(run_command, run)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers import Outcome, Run
 
-from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
@@ -73,15 +72,6 @@ def test_file_names_give_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [paths.step_of(path) for path in paths.best_of(saved, 2)] == [10, 100]
     assert paths.best_of([path for path in saved if "val_loss" not in path.name]) == saved[:1]
     assert paths.best_of([]) == []
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
-    files.write_text(path, "old")
-    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 class Bomb:
@@ -158,6 +148,14 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     code, _, err = call(lambda args: parser.run(test.test, args), "--ckpt_path", tmp_path / "reader.ckpt")
     assert code == 4 and "reader canary.Reader is not gpt2kit's own" in err and err.count("\n") == 1
     assert "canary" not in sys.modules
+
+
+def test_a_folder_named_like_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "epoch=0-step=8.ckpt"
+    folder.mkdir(parents=True)
+    for path, message in ((folder, "contains no checkpoint"), (tmp_path, "not a regular file")):
+        with pytest.raises(CheckpointError, match=rf"step=8\.ckpt: {message}"):
+            checkpoint.open(path)
 
 
 def test_a_flipped_bit_is_noticed(run: Run, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "text for tensors": (with_file("model.safetensors", b"hello"), "not a readable file of tensors"),
     "a header of absurd size": (with_file("model.safetensors", b"\xff" * 7 + b"\x7f{}"), "not a readable file"),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "contains neither"),
-    "absurd size": (with_config(n_embd=1 << 40), "n_embd 1099511627776 is invalid"),
+    "absurd size": (with_config(n_embd=1 << 40), "n_embd 1099511627776: must be at most 131,072"),
     "absurd vocabulary": (with_config(vocab_size=1 << 24), "requires floats (16777216, 32)"),
     "size beyond its tensors": (with_config(n_embd=1 << 16, n_head=1), "requires floats"),
     "text as size": (with_config(n_layer="2"), "n_layer '2' is invalid"),

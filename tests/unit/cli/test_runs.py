@@ -13,8 +13,8 @@ from filelock import FileLock
 from helpers import Run, write_metrics
 
 from gpt2kit import __version__
+from gpt2kit.checkpoint import paths
 from gpt2kit.cli import env, runs
-from gpt2kit.runs import lifecycle
 
 
 def rows(capsys: pytest.CaptureFixture[str], logs: Path) -> dict[str, str]:
@@ -76,7 +76,7 @@ def test_folders_that_are_nested_deeply_do_not_stop_the_list(
 
 
 def test_a_folder_without_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.runs(tmp_path / lifecycle.LOGS)
+    runs.runs(tmp_path / paths.LOGS)
     assert "no runs" in capsys.readouterr().out
 
 

@@ -72,10 +72,16 @@ def test_wider_models_have_lower_learning_rates(width: int, rates: tuple[float, 
 
 
 @pytest.mark.parametrize(
-    ("novelty", "factor"), [(0.3, 0.03), (0.58, 0.03), (0.665, 0.03**0.5), (0.75, 1.0), (2.6, 1.0)]
+    ("bits", "of_entropy", "own", "factor"),
+    [
+        *[(2.0, 0.3, None, 0.03), (2.0, 0.58, None, 0.03), (2.0, 0.79, None, 0.03**0.5), (2.0, 1.0, None, 1.0)],
+        *[(2.1, 0.79, 2.0, 0.03), (1.5, 0.9, 2.0, 0.03), (2.55, 0.5, 2.0, 0.03**0.5), (3.0, 0.5, 2.0, 1.0)],
+    ],
 )
-def test_the_better_weights_predict_a_text_the_lower_are_the_rates(novelty: float, factor: float) -> None:
-    assert auto.rate_factor(novelty) == pytest.approx(factor)
+def test_the_better_weights_predict_a_text_the_lower_are_the_rates(
+    bits: float, of_entropy: float, own: float | None, factor: float
+) -> None:
+    assert auto.InitialLoss(bits, of_entropy, own).rate_factor() == pytest.approx(factor)
 
 
 def test_a_short_time_gives_a_smaller_model_and_decides_the_passes() -> None:
