@@ -56,8 +56,9 @@ types: .venv/installed
 docs: cli_page  ## the documentation site in build/docs; a broken link or reference is an error
 	$(BIN)/sphinx-build -W --keep-going --quiet docs build/docs
 
-cli_page: .venv/installed  ## docs/cli.md from the parsers
+cli_page: .venv/installed  ## docs/cli.md from the parsers, the tables of docs/migration.md
 	$(BIN)/python scripts/cli_page.py
+	$(BIN)/python scripts/migration_page.py
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than 3.11; make PYTHON=python3.11")'

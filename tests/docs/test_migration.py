@@ -6,20 +6,23 @@ import importlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers import COMMANDS, ROOT, Parsed, ParseOnly
+from helpers import COMMANDS, ROOT, Outcome, Parsed, ParseOnly
 
 from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
+from gpt2kit.cli import train
 from gpt2kit.cli.train_options import parse_early
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))
 import cli_page
 import get
+import migration_page
 
 PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8").replace("\\\n", " ")
 COMMANDS = {**COMMANDS, "cache.py": cli_cache.manage, "data/get.py": get.get}
@@ -96,3 +99,33 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_recipe_is_named() -> None:
     recipes = {f"configs/recipe/{path.name}" for path in (ROOT / "configs/recipe").glob("*.yaml")}
     assert recipes - set(re.findall(r"configs/recipe/\w+\.yaml", PAGE)) == {"configs/recipe/python.yaml"}, "the demo"
+
+
+def test_the_tables_are_those_of_the_advice() -> None:
+    page = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+    assert migration_page.fill(page) == page, "run scripts/migration_page.py"
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "advice"),
+    [
+        ("generate.py", "--prefix", "For Chinese-GPT-2's prefix: generate.py --prompt"),
+        ("generate.py", "--nsamples", "For Chinese-GPT-2's nsamples: generate.py --num_samples"),
+        ("generate.py", "--length", "For Chinese-GPT-2's length: generate.py --max_new_tokens"),
+        ("trainer.py", "--train_file", "For run_clm.py's train_file: data.train_files"),
+        ("trainer.py", "--trainer.max_iters", "For nanoGPT's max_iters: trainer.max_steps"),
+        (
+            "trainer.py",
+            "--model.n_ctx",
+            "For Chinese-GPT-2's n_ctx: data.block_size; the vocabulary is the tokenizer's",
+        ),
+        ("trainer.py", "--model.tokenizer_model", "For colorfulscoop's tokenizer_model: data.tokenizer"),
+        ("test.py", "--eval_corpus", "For GPT2's eval_corpus: data.valid_files"),
+    ],
+)
+def test_an_option_of_another_program_gets_its_name_here(
+    script: str, option: str, advice: str, call: Callable[..., Outcome]
+) -> None:
+    run = train.main if script == "trainer.py" else lambda argv: command.run(COMMANDS[script], argv)
+    code, _, err = call(run, option, "1")
+    assert code == 2 and option in err and f"no such option. {advice}" in err

@@ -5,7 +5,6 @@ A folder may come from anyone: its values are checked, and no code that it conta
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit import files
+from gpt2kit import hub
 from gpt2kit.checkpoint import archive, validation
-from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
+from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.tokenizer import EOS
 
-CONFIG, WEIGHTS, OLD_WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
+SHARDS_INDEX, SHARDS = "model.safetensors.index.json", "model-*.safetensors"
 HUB = "hf://"
 
 # Values of options that are missing in a config.json.
@@ -46,14 +44,15 @@ _REQUIRED = {
 def find_folder(path: str) -> Path | None:
     """Return the Hugging Face folder at a path, or download the model if `path` is a hub name; None for other paths.
 
-    `hf://OWNER/NAME` is a hub name, OWNER/NAME only if neither the path nor its parent exists: a typo stays local.
+    `hf://OWNER/NAME` is a hub name, also with `@REVISION`. Without `hf://` it is one only if neither the path nor its
+    parent exists: a typo stays local.
     """
     folder = Path(path)
     if not path.startswith(HUB) and (folder / CONFIG).is_file():
         return folder
     name = path.removeprefix(HUB)
     is_local = folder.exists() or folder.parent.exists()
-    if path.startswith(HUB) or (re.fullmatch(r"[\w-]+/[\w.-]+", name) and not is_local):
+    if path.startswith(HUB) or (re.fullmatch(r"[\w-]+/[\w.-]+(@[\w.-]+)?", name) and not is_local):
         return _download(name)
     return None
 
@@ -106,13 +105,24 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> dict[str, Any]:
-    file = folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder / OLD_WEIGHTS
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: contains neither {WEIGHTS} nor {OLD_WEIGHTS}. Save the model as one file")
+    names = [name for name in (WEIGHTS, SHARDS_INDEX, OLD_WEIGHTS) if (folder / name).is_file()]
+    if not names:
+        raise CheckpointError(f"{folder}: contains neither {WEIGHTS} nor {OLD_WEIGHTS}. Copy the model's weights there")
+    file = folder / names[0]
     if file.name == OLD_WEIGHTS:
         raw = archive.load(file, allow_legacy=True)
         # They are mapped from the file, which may be deleted while the web demo serves them.
         return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
+    if file.name == WEIGHTS:
+        return _read_safetensors(file)
+    shards = [_read_safetensors(folder / name) for name in _shard_names(file)]
+    tensors = {name: tensor for shard in shards for name, tensor in shard.items()}
+    if len(tensors) < sum(map(len, shards)):
+        raise CheckpointError(f"{folder}: its files of weights contain a tensor twice. Save the model again")
+    return tensors
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
@@ -124,80 +134,42 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not a readable file of tensors ({reason}). Use another one") from None
 
 
+def _shard_names(index: Path) -> list[str]:
+    """Return the names of the files that the index of a model in several files names."""
+    weight_map = _read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(name, str) and name == Path(name).name and (index.parent / name).is_file() for name in names):
+        raise CheckpointError(f"{index}: names a file that is not in its folder. Copy all of the model's files there")
+    return sorted({str(name) for name in names})
+
+
 def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer with its end-of-text token renamed to gpt2kit's; ids stay."""
-    file = folder / TOKENIZER
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder}: contains no {TOKENIZER}. Create one with {command_name('tokenize')} --kind existing --vocab "
-            f"{folder} --output_dir NEW_FOLDER, and copy it here if it has as many tokens as the model"
-        )
-    raw = _read_json(file)
-    settings = _read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     try:
-        tokenizer = tokenizers.from_plain_json(json.dumps(raw), str(file))
-        if tokenizer.token_to_id(EOS) is None:
-            raw = _rename_token(raw, _end_token(tokenizer, settings, config), EOS)
-        return tokenizers.from_json(json.dumps(raw), str(file), is_tried=True)
+        tokenizer = pretrained.open_folder(folder, config)
+        if tokenizer.token_to_id(tokenizers.EOS) is None:
+            raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {pretrained.SETTINGS}")
+        return tokenizers.from_json(tokenizers.to_json(tokenizer), str(folder), is_tried=True)
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(f"{file}: has no end-of-text token. Set eos_token in {TOKENIZER_CONFIG}") from None
-
-
-def _end_token(tokenizer: Tokenizer, settings: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return the end-of-text token, named in the tokenizer's settings or by its id in the model's config."""
-    token, number = settings.get("eos_token"), config.get("eos_token_id")
-    token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
-        return token
-    token = tokenizer.id_to_token(number) if type(number) is int and 0 <= number < 1 << 32 else None
-    if token is None:
-        raise ValueError("no end-of-text token")
-    return str(token)
-
-
-def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """Return a tokenizer's JSON with a special token renamed, and without the tokens that it adds around a text."""
-    vocabulary: Any = raw["model"]["vocab"]
-    if isinstance(vocabulary, dict):
-        renamed: Any = {new if token == old else token: number for token, number in vocabulary.items()}
-    else:
-        renamed = [[new if token == old else token, score] for token, score in vocabulary]
-    added = [
-        {**token, "content": new, "special": True} if token["content"] in (old, new) else token
-        for token in raw["added_tokens"]
-    ]
-    if not any(token["content"] == new for token in added):
-        token = {"id": vocabulary[old], "content": new, "special": True, "normalized": False}
-        added.append({**token, "single_word": False, "lstrip": False, "rstrip": False})
-    return {**raw, "model": {**raw["model"], "vocab": renamed}, "added_tokens": added, "post_processor": None}
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = files.parse_json(files.read_limited(file, tokenizers.MAX_JSON_BYTES).decode())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not a readable JSON file ({first_line(error)}). Use another one") from None
-    return content
+        return pretrained.read_json(file)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _download(name: str) -> Path:
     """Download a model from the hub into the hub's cache, and return its folder."""
-    from huggingface_hub import snapshot_download
-
-    small_files = [CONFIG, TOKENIZER, TOKENIZER_CONFIG]
+    small_files = [CONFIG, *pretrained.PATTERNS]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*small_files, WEIGHTS]))
-        if not (folder / WEIGHTS).is_file():
-            folder = Path(snapshot_download(name, allow_patterns=[*small_files, OLD_WEIGHTS]))
-    except Exception as error:  # the network and the hub raise many kinds
-        raise CheckpointError(
-            f"{name}: no such folder, and not available from the hub ({type(error).__name__}: {first_line(error)}). "
-            "Check the name, or download the model and give its folder"
-        ) from None
+        folder = hub.download(name, [*small_files, WEIGHTS, SHARDS_INDEX, SHARDS])
+        if not (folder / WEIGHTS).is_file() and not (folder / SHARDS_INDEX).is_file():
+            folder = hub.download(name, [*small_files, OLD_WEIGHTS])
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{name}: has no {CONFIG} on the hub, so it is not a transformers model. Use another one")
     return folder

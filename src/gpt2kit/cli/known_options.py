@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from gpt2kit import yaml_reader
-from gpt2kit.cli import config_files, renamed
+from gpt2kit.cli import config_files, other_tools, renamed
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.errors import UserError, nearest, refuse
 
@@ -334,7 +334,11 @@ class CommandLine:
         if len(self._problems) < MAX_PROBLEMS:  # the search takes a while
             names, new = list(known), renamed.new_name(name) or ""
             exact = [known for known in names if known.removeprefix("--") in (new, new.rpartition(".")[2])]
-            similar = f". Did you mean {exact[0]}?" if exact else nearest(name, names)
+            similar = f". Did you mean {exact[0]}?" if exact else ""
+            last = name.rpartition(".")[2].lstrip("-")
+            if not similar and not any(option.rpartition(".")[2].lstrip("-") == last for option in names):
+                similar = other_tools.advise(name)
+            similar = similar or nearest(name, names)
         self._problems.append(problem + (similar or ". See --help"))
 
 

@@ -24,12 +24,13 @@ from gpt2kit.export import reload_check
 from gpt2kit.model.config import Dtype, parameter_count
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs.pages import render
+from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 # The key in config.json that holds the version of gpt2kit that wrote the folder.
 VERSION_KEY = "gpt2kit"
 CARD, GENERATION = "README.md", "generation_config.json"
-FILES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.TOKENIZER, huggingface.TOKENIZER_CONFIG, CARD, GENERATION}
+FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, pretrained.SETTINGS, CARD, GENERATION}
 # --force only replaces a folder that contains no files other than these.
 REPLACEABLE = {*FILES, gguf_file.NAME}
 # Number of tokens to compare; half of them are a greedy continuation.

@@ -6,12 +6,15 @@ import json
 import re
 from pathlib import Path
 
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
 
-from gpt2kit.errors import DataError, first_line
-from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec
-from gpt2kit.tokenization.trainers import as_special, build_bert, build_words
+from gpt2kit import hub
+from gpt2kit.errors import DataError
+from gpt2kit.tokenization import pretrained, sentencepiece_model, token_list
+from gpt2kit.tokenization.options import TokenizerSpec
+from gpt2kit.tokenization.pretrained import build_wordpiece, read_vocabulary
+from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, refuse_shared_ids, to_json
+from gpt2kit.tokenization.trainers import as_special, build_char, build_words
 
 
 def adopt(spec: TokenizerSpec) -> Tokenizer:
@@ -21,84 +24,31 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
         tokenizer = build_wordpiece(read_vocabulary(spec.vocab), spec)
     elif spec.kind == "words":
         tokenizer = build_words(read_vocabulary(spec.vocab), spec)
+    elif spec.kind == "char":
+        tokenizer = build_char(token_list.read(spec.vocab), spec)
     else:
-        raw = json.loads(tokenizers.to_json(tokenizers.from_plain_json(read_tokenizer_json(spec.vocab), spec.vocab)))
-        raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
-        tokenizer = tokenizers.from_plain_json(json.dumps(raw), spec.vocab, is_tried=True)
-        tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
-    tokenizers.refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
+        tokenizer = _open(spec.vocab)
+    tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
+    refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
     return tokenizer
 
 
-def build_wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
-    """Build BERT's tokenizer from the tokens of a vocab.txt, whose positions are the ids.
-
-    A vocabulary without a capital letter is for lowercase text, like those of BERT's uncased models.
-    """
-    special = [token for token in vocabulary if re.fullmatch(r"\[[A-Za-z0-9_]+\]", token)]
-    if UNKNOWN not in special:
-        raise DataError(
-            f"--vocab {spec.vocab}: contains no {UNKNOWN}, so it is not a WordPiece vocabulary. Name a file with one "
-            "token per line"
-        )
-    is_lower = all(token == token.lower() for token in vocabulary if token not in special)
-    ids = {token: i for i, token in enumerate(vocabulary)}
-    tokenizer = build_bert(models.WordPiece(ids, unk_token=UNKNOWN), spec, is_lower)
-    tokenizer.add_special_tokens(as_special([*special, *spec.all_special_tokens]))
-    return tokenizer
-
-
-def read_vocabulary(path: str) -> list[str]:
-    """Return the tokens of a vocab.txt, one per line."""
-    if not Path(path).is_file():
-        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
-    lines = tokenizers.read_utf8(Path(path), f"--vocab {path}").split("\n")
-    if lines[-1] == "":
-        del lines[-1]
-    if not lines:
-        raise DataError(f"--vocab {path}: empty. Name a text file with one token per line")
-    return lines
-
-
-def read_tokenizer_json(name: str) -> str:
-    """Return the tokenizer.json of a folder, a file or a hub name; transformers converts older formats."""
-    path = Path(name)
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
-        return _convert_folder(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
+def _open(name: str) -> Tokenizer:
+    """Return the tokenizer of a folder, a tokenizer.json, a SentencePiece .model or a hub name."""
+    path, where = Path(name), f"--vocab {name}"
+    if path.is_dir():
+        return pretrained.open_folder(path, {})
+    if path.suffix == ".model" and path.is_file():
+        converted = sentencepiece_model.convert(pretrained.read_file(path), where)
+        return from_plain_json(to_json(converted), where)
     if path.is_file():
-        return tokenizers.read_utf8(path, f"--vocab {name}")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise DataError(f"--vocab {name}: no such folder or file. Check the path")
-    return _download(name)
-
-
-def _convert_folder(folder: Path) -> str:
-    from transformers import AutoTokenizer
-
-    for path in sorted(folder.iterdir()):
-        is_read = path.suffix in (".json", ".model", ".txt")
-        if is_read and not (path.is_file() and path.stat().st_size <= tokenizers.MAX_JSON_BYTES):
-            raise DataError(
-                f"--vocab {folder}: {path.name} is not a regular file, or too large for a tokenizer. Check the folder"
-            )
-    with tokenizers.refuse_failures(f"--vocab {folder}: has no tokenizer", "Name a folder with tokenizer.json"):
-        backend = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
-    return str(backend.to_str())
-
-
-def _download(name: str) -> str:
-    """Return the tokenizer.json of a name on the hub, from the hub's local cache if it is unchanged."""
-    # Not hf_hub_download: on an offline machine it retries for 24 seconds.
-    from huggingface_hub import snapshot_download
-
+        raw = json.loads(to_json(from_plain_json(read_utf8(path, where), where)))
+        raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
+        return from_plain_json(json.dumps(raw), where, is_tried=True)
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w.-]+)?", name):
+        raise DataError(f"{where}: no such folder or file. Check the path")
     try:
-        path = Path(snapshot_download(name, allow_patterns=["tokenizer.json"])) / "tokenizer.json"
-    except Exception as error:  # the network and the hub raise many classes
-        raise DataError(
-            f"--vocab {name}: no such folder, and not available from the hub ({type(error).__name__}: "
-            f"{first_line(error)}). Check the name, or download the tokenizer and give its folder"
-        ) from None
-    if not path.is_file():
-        raise DataError(f"--vocab {name}: has no tokenizer.json on the hub. Use another tokenizer")
-    return tokenizers.read_utf8(path, f"--vocab {name}")
+        folder = hub.download(name, pretrained.PATTERNS)
+    except DataError as error:
+        raise DataError(f"--vocab {error}") from None
+    return pretrained.open_folder(folder, {})

@@ -27,7 +27,7 @@ _UNSUPPORTED = {
     "parse_special": ("words",),
 }
 # The kinds that can be made from an existing vocabulary.
-_ADOPTABLE = ("wordpiece", "words", "existing")
+_ADOPTABLE = ("wordpiece", "words", "char", "existing")
 
 Kind = Literal["bpe", "spm-bpe", "spm-unigram", "char", "words", "wordpiece", "existing"]
 
@@ -46,8 +46,8 @@ class TokenizerSpec:
     as the text has."""
     vocab: str | None = None
     """An existing vocabulary, instead of training. For wordpiece and words: a text file with one token per line. For
-    existing: a folder, a tokenizer.json, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added
-    after them if it is missing."""
+    char: a list of characters in JSON, or nanoGPT's meta.pkl. For existing: a folder, a tokenizer.json, a SentencePiece
+    .model, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added after them if it is missing."""
     special_tokens: Sequence[str] = ()
     """Special tokens besides `<|endoftext|>`, such as `<user>`."""
     parse_special: bool = False
@@ -59,6 +59,12 @@ class TokenizerSpec:
     """Length of the longest token: in bytes for bpe, in characters for spm-bpe and spm-unigram."""
     normalizer: Literal["none", "nfc", "nfkc", "lowercase"] = "none"
     """Change text before it is encoded: nfc and nfkc are Unicode's normal forms. Decoded text is then changed, too."""
+    lower: bool | Literal["auto"] = "auto"
+    """Convert text to lowercase, for an existing vocabulary of wordpiece. auto: unless one of its words has a capital
+    letter."""
+    newline: str | None = None
+    """The token of an existing vocabulary of wordpiece that stands for a line break, such as `[SEP]`. Default: line
+    breaks become spaces."""
     max_train_bytes: int | None = None
     """Maximum bytes of text to train on; a larger text is sampled evenly over its documents. Default: as many as fit
     into about 2 GB of memory: 200 MB, or less for text in Chinese, Japanese or Thai, down to 17 MB; 20 MB for
@@ -90,6 +96,10 @@ def check(spec: TokenizerSpec) -> None:
     problems.check(
         not has_vocab or (spec.vocab_size, spec.min_frequency, spec.max_train_bytes) == (None, None, None),
         "--vocab: nothing is trained with it. Omit --vocab_size, --min_frequency and --max_train_bytes",
+    )
+    problems.check(
+        (kind == "wordpiece" and has_vocab) or (spec.lower, spec.newline) == ("auto", None),
+        "--lower, --newline: only for --kind wordpiece with --vocab. Omit them",
     )
     special = spec.all_special_tokens
     problems.check(

@@ -22,6 +22,9 @@ EOS = "<|endoftext|>"
 # Maximum size of a tokenizer; the largest ones have about 2^25 bytes.
 MAX_JSON_BYTES = 1 << 26
 
+# Stands for a line break in a vocabulary of BERT: a character that becomes a word of its own.
+LINE_BREAK = "\u2424"
+
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -175,6 +178,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     decoder = json.dumps(raw["decoder"], ensure_ascii=False)
     letters = _byte_level_letters() if '"ByteLevel"' in decoder else {}
     has_byte_fallback, is_wordpiece = '"ByteFallback"' in decoder, '"WordPiece"' in decoder
+    has_line_breaks = LINE_BREAK in decoder
     space = "\u2581" if '"Metaspace"' in decoder or '"\u2581"' in decoder else " "
     added = added_ids(tokenizer)
     result = [b""] * size(tokenizer)
@@ -185,8 +189,10 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             result[i] = bytes(letters[letter] for letter in token)
         elif has_byte_fallback and (byte := _BYTE.fullmatch(token)):
             result[i] = bytes([int(byte[1], 16)])
+        elif is_wordpiece:
+            result[i] = b"\n" if token == LINE_BREAK and has_line_breaks else token.removeprefix("##").encode()
         else:
-            result[i] = token.removeprefix("##" if is_wordpiece else "").replace(space, " ").encode()
+            result[i] = token.replace(space, " ").encode()
     return result
 
 

@@ -109,8 +109,10 @@ def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: Spli
 
 
 def load_named(name: str, cache_dir: Path) -> Tokenizer:
-    """Return the tokenizer of a folder, of a tokenizer.json, or of a name on the hub, which is cached."""
-    if Path(name).exists():
+    """Return the tokenizer of a folder, a file or a name on the hub; one that is converted or fetched is cached."""
+    path = Path(name)
+    is_converted = path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").is_file())
+    if path.exists() and not is_converted:
         return load(name)
     try:
         return load_or_train(TokenizerSpec("existing", vocab=name), [], Reader(), None, cache_dir)

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from gpt2kit.errors import DataError
 from gpt2kit.tokenization.options import UNKNOWN, VOCAB_SIZE, TokenizerSpec
 from gpt2kit.tokenization.sampling import count_characters
-from gpt2kit.tokenization.tokenizer import EOS
+from gpt2kit.tokenization.tokenizer import EOS, LINE_BREAK
 
 _NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -53,9 +53,15 @@ def train_bpe(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
 def train_char(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
     """Build a tokenizer with one token per character, the most frequent first; others are encoded as bytes."""
     tokens = _frequent(count_characters(_normalize(documents, spec)), spec)
-    ids = {token: i for i, token in enumerate([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens])}
-    tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True))
-    return _add_byte_fallback(tokenizer, spec)
+    return build_char([*spec.all_special_tokens, *_BYTE_TOKENS, *tokens], spec)
+
+
+def build_char(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
+    """Build a tokenizer of characters, whose ids are their positions; other characters are encoded as bytes."""
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    for token in [*spec.all_special_tokens, *_BYTE_TOKENS]:
+        ids.setdefault(token, len(ids))
+    return _add_byte_fallback(Tokenizer(models.BPE(ids, [], byte_fallback=True)), spec)
 
 
 def train_words(documents: Iterable[str], spec: TokenizerSpec) -> Tokenizer:
@@ -178,7 +184,7 @@ def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) ->
     if model_type == "bpe":
         best_first = [pieces[i] for i in sorted(plain, key=lambda i: (-processor.get_score(i), i))]
         ids = {piece: i for i, piece in enumerate(pieces)}
-        tokenizer = Tokenizer(models.BPE(ids, _merges(best_first), byte_fallback=True))
+        tokenizer = Tokenizer(models.BPE(ids, join_pieces(best_first), byte_fallback=True))
         tokenizer.pre_tokenizer = split
     else:
         # 32 bits hold six decimals; longer scores would change when the JSON is read and written again.
@@ -201,7 +207,7 @@ def _frequent(counts: dict[str, int], spec: TokenizerSpec) -> list[str]:
     return tokens[: spec.vocab_size - len(spec.all_special_tokens) - 256] if spec.vocab_size else tokens
 
 
-def _merges(pieces: list[str]) -> list[tuple[str, str]]:
+def join_pieces(pieces: list[str]) -> list[tuple[str, str]]:
     """Return all pairs of pieces that join to another piece, in the order of the pieces, as SentencePiece merges."""
     vocabulary = set(pieces)
     return [
@@ -219,8 +225,13 @@ def build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Token
     first = _normalizer(spec)
     tokenizer.normalizer = normalizers.Sequence([first, bert]) if first else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.decoder = decoders.Sequence([pieces, decoders.Replace(Regex(_SPACE_BEFORE_HAN), "")])
+    steps = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Replace(Regex(_SPACE_BEFORE_HAN), "")]
+    if spec.newline:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Replace("\n", f" {LINE_BREAK} "), tokenizer.normalizer]
+        )
+        steps += [decoders.Fuse(), decoders.Replace(Regex(f" ?{LINE_BREAK} ?"), "\n")]
+    tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import shutil
@@ -65,6 +66,25 @@ def test_older_files_of_pickled_tensors_are_read(folder: Path, prefix: bool) -> 
     assert not any(tensor.requires_grad for tensor in opened.state.values()), "which NumPy could not read"
     actual = opened.model.state_dict()
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+def test_weights_in_several_files_are_read(folder: Path) -> None:
+    expected = checkpoint.open(folder).state
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    parts = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    opened = checkpoint.open(folder).state
+    assert opened.keys() == expected.keys() and all(torch.equal(opened[name], expected[name]) for name in expected)
+    for outside in ("../model-00001-of-00002.safetensors", "none.safetensors", 5, ["a"]):
+        index.write_text(json.dumps({"weight_map": {**weight_map, names[0]: outside}}))
+        with pytest.raises(CheckpointError, match="names a file that is not in its folder"):
+            checkpoint.open(folder)
 
 
 def test_half_precision_weights_become_float32(folder: Path) -> None:
@@ -170,9 +190,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a JSON list": (with_file("config.json", b"[]"), "not a JSON object"),
     "deep JSON": (with_file("config.json", b"[" * 100_000), "not a readable JSON file"),
     "binary config": (with_file("config.json", b"\xff\xfe"), "not a readable JSON file"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "contains no tokenizer.json"),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "contains no tokenizer: neither tokenizer.json",
+    ),
     "a broken tokenizer": (with_file("tokenizer.json", b"{}"), "not a tokenizer"),
-    "a text for a tokenizer": (with_file("tokenizer.json", b"hello"), "not a readable JSON file"),
+    "a text for a tokenizer": (with_file("tokenizer.json", b"hello"), "not a tokenizer (expected value"),
 }
 
 
@@ -199,7 +222,7 @@ def test_only_hub_names_go_to_the_network(model: Path, inside: Path, monkeypatch
 
     requests: list[tuple[str, list[str]]] = []
 
-    def unreachable(name: str, allow_patterns: list[str]) -> str:
+    def unreachable(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         requests.append((name, allow_patterns))
         raise ConnectionError("no network\nand more")
 
@@ -212,7 +235,7 @@ def test_only_hub_names_go_to_the_network(model: Path, inside: Path, monkeypatch
         with pytest.raises(CheckpointError, match="no such checkpoint or run folder"):
             checkpoint.open(name)
     assert [name for name, _ in requests] == ["owner/name"] * 2
-    assert all("*" not in pattern and ".py" not in pattern for pattern in requests[0][1])
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(model))
+    assert not any(fnmatch.fnmatch(name, pattern) for name in ("modeling.py", "a.bin") for pattern in requests[0][1])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(model))
     assert checkpoint.open("hf://owner/name").shape["n_embd"] == 32
     assert huggingface.find_folder(str(model)) == model

@@ -283,21 +283,6 @@ def test_ordinary_text_never_has_the_id_of_the_end_of_text(kind: str, content: s
         tokenizer.from_json(json.dumps(raw), "here")
 
 
-def test_older_formats_are_converted(tmp_path: Path) -> None:
-    alphabet = sorted(trainers.pre_tokenizers.ByteLevel.alphabet())
-    ids = {token: i for i, token in enumerate([*alphabet, "th", "the", tokenizer.EOS])}
-    (tmp_path / "vocab.json").write_text(json.dumps(ids))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab=str(tmp_path))
-    converted = tokenizer.load(tmp_path / "out")
-    assert encode(converted, "the") == [257] and tokenizer.eos_id(converted) == 258
-    assert round_trip(converted, "白 the") == "白 the"
-    os.truncate(tmp_path / "merges.txt", tokenizer.MAX_JSON_BYTES + 1)
-    with pytest.raises(DataError, match=r"merges\.txt is not a regular file, or too large for a tokenizer"):
-        train_tokenizer(output_dir=tmp_path / "large", kind="existing", vocab=str(tmp_path))
-
-
 def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder / "char"))
     train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
@@ -319,7 +304,8 @@ def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monke
         ("--kind spm-unigram --vocab_size 257", 2, "spm-unigram needs at least 274"),
         ("--kind spm-unigram --min_frequency 3", 2, "--min_frequency"),
         ("--kind existing", 2, "--kind existing: needs --vocab"),
-        ("--kind char --vocab v.txt", 2, "--kind char: does not take --vocab"),
+        ("--kind bpe --vocab v.txt", 2, "--kind bpe: does not take --vocab"),
+        ("--kind char --lower true", 2, "--lower, --newline: only for --kind wordpiece with --vocab"),
         ("--kind words --vocab t.txt --min_frequency 2", 2, "--vocab: nothing is trained"),
         ("--kind wordpiece --vocab none.txt", 3, "none.txt: no such file"),
         ("--kind wordpiece --vocab t.txt", 3, "contains no [UNK]"),

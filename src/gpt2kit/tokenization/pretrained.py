@@ -1,0 +1,187 @@
+"""Open the tokenizer of a Hugging Face folder, whatever files it has, and keep every id.
+
+A folder may come from anyone. No code that it contains or names is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from gpt2kit import files
+from gpt2kit.errors import DataError, first_line
+from gpt2kit.tokenization import sentencepiece_model
+from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec
+from gpt2kit.tokenization.tokenizer import EOS, LINE_BREAK, MAX_JSON_BYTES, from_plain_json, read_utf8, refuse_failures
+from gpt2kit.tokenization.trainers import as_special, build_bert
+
+TOKENIZER, SETTINGS, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE = "vocab.json", "merges.txt", "vocab.txt", "*.model"
+# All files of a tokenizer, as patterns of names. added_tokens.json has the ids of tokens besides the vocabulary.
+PATTERNS = [TOKENIZER, SETTINGS, SPECIAL_TOKENS, VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE, "added_tokens.json"]
+# The token that ends a text, in models with a vocabulary of BERT that do not name it.
+_BERT_END = "[SEP]"
+
+
+def open_folder(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer of a folder, without the tokens that it adds around a text.
+
+    The end-of-text token that its model was trained with is renamed to gpt2kit's. If none is known, the tokenizer has
+    no such token.
+
+    Args:
+        folder: where the files are. tokenizer.json is read if it exists; other forms are converted.
+        config: the model's config.json; its `eos_token_id` is used if the tokenizer's settings name no token.
+    """
+    settings = _read_settings(folder)
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    tokenizer = _open_files(folder, settings, end if isinstance(end, str) else None)
+    raw = {**json.loads(tokenizer.to_str()), "post_processor": None}
+    if tokenizer.token_to_id(EOS) is None:
+        end = _end_token(tokenizer, end, config.get("eos_token_id"))
+        raw = _rename_token(raw, end, EOS) if end is not None else raw
+    return from_plain_json(json.dumps(raw), str(folder), is_tried=True)
+
+
+def _open_files(folder: Path, settings: dict[str, Any], end: str | None) -> Tokenizer:
+    """Return the tokenizer in a folder's files."""
+    models_found = sorted(folder.glob(SENTENCEPIECE))
+    if (folder / TOKENIZER).is_file():
+        return from_plain_json(read_utf8(folder / TOKENIZER, str(folder / TOKENIZER)), str(folder / TOKENIZER))
+    if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+        tokenizer = _build_bpe(folder, bool(settings.get("add_prefix_space")))
+    elif models_found:
+        file = models_found[0]
+        tokenizer = sentencepiece_model.convert(read_file(file), str(file), end)
+    elif (folder / WORDPIECE).is_file():
+        file, lower = folder / WORDPIECE, settings.get("do_lower_case")
+        spec = TokenizerSpec("wordpiece", vocab=str(file), lower=lower if isinstance(lower, bool) else "auto")
+        tokenizer = build_wordpiece(read_vocabulary(str(file)), spec)
+    else:
+        raise DataError(
+            f"{folder}: contains no tokenizer: neither {TOKENIZER}, {VOCABULARY} and {MERGES}, {WORDPIECE}, nor a "
+            "SentencePiece .model. Copy the files of the model's tokenizer there"
+        )
+    _add_tokens(tokenizer, folder, settings)
+    return from_plain_json(tokenizer.to_str(), str(folder))
+
+
+def _build_bpe(folder: Path, add_prefix_space: bool) -> Tokenizer:
+    """Build GPT-2's byte-level BPE from vocab.json and merges.txt."""
+    lines = read_utf8(folder / MERGES, str(folder / MERGES)).split("\n")
+    pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
+    merges = [(left, right) for left, _, right in pairs]
+    with refuse_failures(f"{folder}: {VOCABULARY} and {MERGES} are not a tokenizer", "Check the files"):
+        tokenizer = Tokenizer(models.BPE(read_json(folder / VOCABULARY), merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
+    """Add the special tokens that a folder's settings name, with the ids of added_tokens.json."""
+    added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+    for token, number in sorted(added.items(), key=lambda item: str(item[1]).zfill(12)):
+        tokenizer.add_special_tokens(as_special([token]))
+        if tokenizer.token_to_id(token) != number:
+            raise DataError(f"{folder}: added_tokens.json gives {token!r:.60} the id {number!r:.20}, which is not free")
+    names = [settings.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")]
+    names = [name.get("content") if isinstance(name, dict) else name for name in names]
+    known = [name for name in names if isinstance(name, str) and tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens(as_special(known))
+
+
+def _end_token(tokenizer: Tokenizer, name: object, number: object) -> str | None:
+    """Return the end-of-text token: the one that the settings name, the model's id, or that of BERT's vocabularies."""
+    if isinstance(name, str) and tokenizer.token_to_id(name) is not None:
+        return name
+    token = tokenizer.id_to_token(number) if type(number) is int and 0 <= number < 1 << 32 else None
+    if token is None and tokenizer.token_to_id(_BERT_END) is not None:
+        return _BERT_END
+    return token
+
+
+def _rename_token(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return a tokenizer's JSON with a token renamed; the new name is special."""
+    vocabulary: Any = raw["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        ids = {new if token == old else token: number for token, number in vocabulary.items()}
+        renamed: Any = ids
+    else:
+        renamed = [[new if token == old else token, score] for token, score in vocabulary]
+        ids = {token: number for number, (token, _) in enumerate(renamed)}
+    added = [
+        {**token, "content": new, "special": True} if token["content"] == old else token
+        for token in raw["added_tokens"]
+    ]
+    if not any(token["content"] == new for token in added):
+        token = {"id": ids[new], "content": new, "special": True, "normalized": False}
+        added.append({**token, "single_word": False, "lstrip": False, "rstrip": False})
+    return {**raw, "model": {**raw["model"], "vocab": renamed}, "added_tokens": added}
+
+
+def build_wordpiece(vocabulary: list[str], spec: TokenizerSpec) -> Tokenizer:
+    """Build BERT's tokenizer from the tokens of a vocab.txt, whose positions are the ids.
+
+    Unless `spec.lower` decides, a vocabulary without a word in capital letters is for lowercase text.
+    """
+    special = [token for token in vocabulary if re.fullmatch(r"\[[A-Za-z0-9_]+\]", token)]
+    if UNKNOWN not in special:
+        raise DataError(
+            f"--vocab {spec.vocab}: contains no {UNKNOWN}, so it is not a WordPiece vocabulary. Name a file with one "
+            "token per line"
+        )
+    words = [token.removeprefix("##") for token in vocabulary]
+    is_lower = not any(word.isalpha() and word != word.lower() for word in words)  # not names such as <S>
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    if spec.newline:
+        if spec.newline not in ids:
+            raise DataError(f"--newline {spec.newline}: no token of {spec.vocab}. Name one of its tokens")
+        special = [token for token in special if token != spec.newline]
+        ids[LINE_BREAK] = ids.pop(spec.newline)
+    tokenizer = build_bert(
+        models.WordPiece(ids, unk_token=UNKNOWN), spec, is_lower if spec.lower == "auto" else spec.lower
+    )
+    tokenizer.add_special_tokens(as_special(special))
+    return tokenizer
+
+
+def read_vocabulary(path: str) -> list[str]:
+    """Return the tokens of a vocab.txt, one per line."""
+    if not Path(path).is_file():
+        raise DataError(f"--vocab {path}: no such file. Name a text file with one token per line")
+    lines = read_utf8(Path(path), f"--vocab {path}").split("\n")
+    if lines[-1] == "":
+        del lines[-1]
+    if not lines:
+        raise DataError(f"--vocab {path}: empty. Name a text file with one token per line")
+    return [line.rstrip("\r") for line in lines]
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    found = [folder / name for name in (SPECIAL_TOKENS, SETTINGS) if (folder / name).is_file()]
+    return {name: value for file in found for name, value in read_json(file).items()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    try:
+        content = files.parse_json(read_file(file).decode())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        raise DataError(f"{file}: not a readable JSON file ({first_line(error)}). Use another one") from None
+    return content
+
+
+def read_file(file: Path) -> bytes:
+    """Return the content of a file of a tokenizer."""
+    try:
+        return files.read_limited(file, MAX_JSON_BYTES)
+    except ValueError as error:
+        raise DataError(f"{file}: {error} for a tokenizer. Use another one") from None

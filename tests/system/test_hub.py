@@ -1,0 +1,167 @@
+"""Models by their name on the hub, with a local server in place of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from helpers import ROOT, SAMPLE_TEXTS, save_huggingface_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<S>", "the", "quick", "brown", "fox", "lazy", "dog", ".", "##s"]
+
+
+@dataclass
+class Hub:
+    """Repositories as folders, and the requests that were made."""
+
+    root: Path
+    address: str = ""
+    requests: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+
+
+def handler_of(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0].strip("/")
+            hub.requests.append(path)
+            hub.tokens.add(self.headers.get("Authorization", ""))
+            parts = path.removeprefix("api/models/").split("/")
+            folder = hub.root / parts[0] / parts[1]
+            files = [] if not folder.is_dir() else [file for file in folder.iterdir() if file.is_file()]
+            if not folder.is_dir():
+                return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            if parts[1].startswith("gated"):
+                return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+            if not path.startswith("api/"):
+                content = (folder / parts[-1]).read_bytes()
+                digest = hashlib.sha256(content).hexdigest()
+                return self.answer(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
+            if parts[2] == "tree":
+                tree = [
+                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name} for file in files
+                ]
+                return self.answer(200, json.dumps(tree).encode(), {})
+            siblings = [{"rfilename": file.name} for file in files]
+            info = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            return self.answer(200, json.dumps(info).encode(), {})
+
+        def answer(self, code: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(code)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def write_sentencepiece(folder: Path) -> int:
+    model = io.BytesIO()
+    texts = iter(["the quick brown fox jumps over the lazy dog", *SAMPLE_TEXTS] * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=model, vocab_size=200, hard_vocab_limit=False, minloglevel=2
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    return len(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Hub]:
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    for name in ("bert", "rinna", "gated"):
+        folder = hub.root / "owner" / name
+        save_huggingface_model(corpus / "tokenizer", folder)
+        size = 320
+        if name != "gated":
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                (folder / file).unlink()
+        if name == "bert":
+            (folder / "vocab.txt").write_text("\n".join(BERT) + "\n")
+            size = len(BERT)
+        if name == "rinna":
+            size = write_sentencepiece(folder)
+        if name != "gated":
+            resize(folder, size)
+        (folder / "modeling_owner.py").write_text("raise SystemExit('remote code')")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_of(hub))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+def resize(folder: Path, size: int) -> None:
+    """Give a model another number of tokens."""
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    model.resize_token_embeddings(size)
+    model.config.eos_token_id = 50256  # as in many models with another vocabulary
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+def run(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+
+
+def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -> None:
+    settings = {**environment(hub, tmp_path), "HF_TOKEN": "hf_secret"}
+    for name, prompt in (("owner/bert", "the quick fox"), ("owner/rinna@main", "the quick fox")):
+        arguments = (f"hf://{name}", "--prompt", prompt, "--max_new_tokens", "5", "--top_k", "1")
+        first = run("generate.py", *arguments, cwd=tmp_path, **settings)
+        assert first.returncode == 0 and first.stdout.startswith(prompt), first.stderr
+        offline = run("generate.py", *arguments, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
+        assert offline.stdout == first.stdout, offline.stderr
+    assert "Bearer hf_secret" in hub.tokens and not any(path.endswith(".py") for path in hub.requests)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog .\n" * 400)
+    options = "--data.valid_fraction 0.1 --trainer.max_steps 2 --data.block_size 16 --model.init_from hf://owner/bert"
+    trained = run("trainer.py", "text.txt", *options.split(), cwd=tmp_path, **settings)
+    assert trained.returncode == 0, trained.stderr
+
+
+def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
+    settings = environment(hub, tmp_path)
+    for name, message in (
+        ("owner/gated", "error: owner/gated: a model with limited access. Ask for access on its page and set HF_TOKEN"),
+        (
+            "owner/none",
+            "error: owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no",
+        ),
+    ):
+        result = run("generate.py", f"hf://{name}", "--prompt", "a", cwd=tmp_path, **settings)
+        assert result.returncode == 4 and result.stderr.startswith(message) and result.stderr.count("\n") == 1
