@@ -28,8 +28,8 @@ SHAPES = {
     "small": (12, 12, 768, 256, 4),
 }
 # The program of the first process: it plans a run and prints the estimate.
-ESTIMATE = "import json, sys; from gpt2kit.cli import train; "
-ESTIMATE += "print(json.dumps(train.TrainCLI([*sys.argv[1:], '--plan']).measure_plan()['memory']))"
+ESTIMATE = "import json, sys; from gpt2kit.cli.train_cli import TrainCLI; "
+ESTIMATE += "print(json.dumps(TrainCLI([*sys.argv[1:], '--plan']).measure_plan()['memory']))"
 
 
 def measure(

@@ -148,7 +148,7 @@ def run_recipe(args: argparse.Namespace, seed: int) -> list[Point]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2kit import hardware
-    from gpt2kit.cli.train import TrainCLI
+    from gpt2kit.cli.train_cli import TrainCLI
     from gpt2kit.data.batches import EvalBatches
 
     data = TrainCLI([*trainer_options(args, seed, 1), "--trainer.logger=false"]).datamodule

@@ -173,7 +173,7 @@ def now() -> float:
 
 def train_gpt2kit(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
     """Train with `trainer.py`, whose steps also log, check gradients and track the position."""
-    from gpt2kit.cli.train import TrainCLI
+    from gpt2kit.cli.train_cli import TrainCLI
 
     with tempfile.TemporaryDirectory() as folder:
         words = [f"w{token}" for token in range(shape["vocab_size"] - 2)]

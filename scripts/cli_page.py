@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 from gpt2kit import files
 from gpt2kit.__main__ import COMMANDS
 from gpt2kit.cli import cache as cli_cache
-from gpt2kit.cli import env, export, generate, plot, runs, test, train, train_help, train_tokenizer, web_demo
+from gpt2kit.cli import env, export, generate, plot, runs, test, train_cli, train_help, train_tokenizer, web_demo
 from gpt2kit.cli import parser as command
 from gpt2kit.cli.help import format_default, invocation, is_option, text_of
 
@@ -68,7 +68,7 @@ class _ParserReady(Exception):
     """Carries the parser of trainer.py out of its constructor."""
 
 
-class _ParserOnly(train.TrainCLI):
+class _ParserOnly(train_cli.TrainCLI):
     def parse_arguments(self, parser: Any, args: Any) -> None:
         raise _ParserReady(parser)
 

@@ -17,7 +17,7 @@ import torch
 from helpers import SENTENCE, Outcome, Run, train_tokenizer
 
 from gpt2kit import logs
-from gpt2kit.cli import parser, train
+from gpt2kit.cli import failures, train
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -100,7 +100,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         capsys.readouterr()
         code = 0
         try:
-            parser.guarded(main, [str(arg) for arg in args])
+            failures.guarded(main, [str(arg) for arg in args])
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

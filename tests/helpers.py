@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.cli import export, generate, plot, test, train, web_demo
+from gpt2kit.cli import export, generate, plot, test, train, train_cli, web_demo
 from gpt2kit.cli import train_tokenizer as tokenizer_command
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
@@ -116,7 +116,7 @@ class Parsed(Exception):
     """The command line of trainer.py is valid."""
 
 
-class ParseOnly(train.TrainCLI):
+class ParseOnly(train_cli.TrainCLI):
     """trainer.py up to the point where it has parsed its options; raises `Parsed`."""
 
     def before_instantiate_classes(self) -> None:

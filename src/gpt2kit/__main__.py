@@ -8,7 +8,7 @@ import sys
 from typing import NamedTuple
 
 from gpt2kit import __version__, launch
-from gpt2kit.cli import parser
+from gpt2kit.cli import failures, parser
 from gpt2kit.commands import command_name
 from gpt2kit.errors import UserError, nearest
 
@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command that the first argument names."""
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if verb in ("-h", "--help"):
-        parser.guarded(lambda _: print(usage()), rest)
+        failures.guarded(lambda _: print(usage()), rest)
     elif verb == "--version":
         print(f"gpt2kit {__version__}")
     else:
@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> None:
 def run(verb: str, args: list[str]) -> None:
     """Run a command."""
     if verb not in COMMANDS:
-        parser.print_error(UserError(f"{verb}: no such command{nearest(verb, COMMANDS) or '. See gpt2kit --help'}"))
+        failures.print_error(UserError(f"{verb}: no such command{nearest(verb, COMMANDS) or '. See gpt2kit --help'}"))
         sys.exit(UserError.exit_code)
     if verb == "train":
         # A rank whose peer has exited is then reported in one line, without stacks. torch reads it when it is imported.
@@ -64,7 +64,7 @@ def run(verb: str, args: list[str]) -> None:
         else:
             parser.call(function, parser.parse(function, argv, command_name(verb)))
 
-    parser.guarded(call, args)
+    failures.guarded(call, args)
 
 
 def usage() -> str:

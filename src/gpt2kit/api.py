@@ -89,17 +89,15 @@ class Model:
         Returns:
             A text; a list of texts if `n` is above 1; an iterator if `stream` is set.
         """
-        names = [field.name for field in dataclasses.fields(GenerationOptions) if field.name != "num_samples"]
-        _refuse_unknown("generate", options, [*names, "n", "stream"])
         hints = get_type_hints(GenerationOptions)
-        takes_texts = {name for name, hint in hints.items() if hint == Sequence[str]}
+        hints["n"] = hints.pop("num_samples")
+        _refuse_unknown("generate", options, [*hints, "stream"])
         values: dict[str, Any] = {
-            name: [value] if name in takes_texts and isinstance(value, str) else value
+            name: [value] if isinstance(value, str) and hints[name] == Sequence[str] else value
             for name, value in options.items()
         }
-        for name, value in {"num_samples": n, **values}.items():
+        for name, value in {"n": n, **values}.items():
             if not _has_type(value, hints[name]):
-                name = "n" if name == "num_samples" else name
                 raise TypeError(f"generate(): {name} {value!r:.60} is of the wrong type")
         chosen = GenerationOptions(num_samples=n, **values)
         messages = generation_problems(chosen)
@@ -137,18 +135,11 @@ class Model:
         from gpt2kit.evaluation.statistics import count_words
 
         documents = [texts] if isinstance(texts, str) else list(texts)
-        ends = self._predicts_ends
         tokens = [self._encode(text)[0] for text in documents]
-        scores = [
-            Score(
-                float(nats.sum()),
-                len(ids) - 1,
-                len(text.encode()) + ends,
-                len(text) + ends,
-                count_words(text)[0] + ends,
-            )
-            for text, ids, nats in zip(documents, tokens, self._predict(tokens, stride, batch_size), strict=True)
-        ]
+        scores = []
+        for text, ids, nats in zip(documents, tokens, self._predict(tokens, stride, batch_size), strict=True):
+            counts = [count + self._predicts_ends for count in (len(text.encode()), len(text), count_words(text)[0])]
+            scores.append(Score(float(nats.sum()), len(ids) - 1, *counts))
         return scores[0] if isinstance(texts, str) else scores
 
     def surprisal(self, text: str, stride: int | None = None, batch_size: int = 16) -> Surprisal:
@@ -206,20 +197,14 @@ def load(
         precision: 32, bf16 or 16. auto: as generate.py for generation, and 32, as test.py, for scores.
     """
     device, precision = str(device), cast(Precision, str(precision))
-    if device not in ("auto", "cpu"):
-        _check_gpu(device)
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if not match:
+        raise UserError(f"device {device!r}: must be auto, cpu, cuda or cuda:N")
+    if device.startswith("cuda") and int(match[1] or 0) >= (count := torch.cuda.device_count()):
+        raise MachineError(f"device {device}: this machine has {count} GPUs that torch can use. Use auto")
     if precision not in get_args(Precision):
         raise UserError(f"precision {precision}: must be auto, 32, bf16 or 16")
     return Model(checkpoint.open(path), device, precision)
-
-
-def _check_gpu(device: str) -> None:
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if not match:
-        raise UserError(f"device {device!r}: must be auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if int(match[1] or 0) >= count:
-        raise MachineError(f"device {device}: this machine has {count} GPUs that torch can use. Use auto")
 
 
 def train(
@@ -276,14 +261,16 @@ def _option_names() -> dict[str, str]:
     """Return the options of trainer.py by the last part of their names."""
     import pytorch_lightning as pl
 
-    from gpt2kit.cli.train_options import LINKED, OPTIONS
+    from gpt2kit.cli.run_options import RunOptions
+    from gpt2kit.cli.train_options import LINKED
     from gpt2kit.data.datamodule import TextDataModule
     from gpt2kit.optim import Muon
     from gpt2kit.text.reader import Reader
     from gpt2kit.training.module import GPT2Module
     from gpt2kit.training.trainer import make_trainer
 
-    names = {name: name for name in ("seed_everything", *(name for name, *_ in OPTIONS if name not in _NOT_TRAINING))}
+    own = ["seed_everything", *(field.name for field in dataclasses.fields(RunOptions))]
+    names = {name: name for name in own if name not in _NOT_TRAINING}
     owners: list[tuple[str, Any]] = [("data", TextDataModule), ("data.reader", Reader), ("model", GPT2Module)]
     owners += [("model.optimizer", Muon), ("trainer", make_trainer), ("trainer", pl.Trainer)]
     for owner, kind in owners:

@@ -1,10 +1,4 @@
-"""Errors that a user can fix, and the exit code of each.
-
-    UserError            2   a wrong option or configuration
-    ├── DataError        3   text, tokenizer, or a file of a run's folder
-    ├── CheckpointError  4   a checkpoint or model file
-    ├── MachineError     5   disk, memory, port, device
-    └── DivergedError    6   NaN or Inf in training
+"""Errors that a user can fix, each kind with its exit code, and helpers for their messages.
 
 A message is one line: what and where, why, and what to do. It is printed without a traceback.
 A run that a signal stopped exits with 128 + the signal's number. Any other exception is a bug of gpt2kit or of a
@@ -21,7 +15,7 @@ _MAX_LENGTH = 20_000
 
 
 class UserError(Exception):
-    """Wrong usage or configuration."""
+    """A wrong option or configuration."""
 
     exit_code = 2
 
@@ -39,7 +33,7 @@ class CheckpointError(UserError):
 
 
 class MachineError(UserError):
-    """A problem with the disk, the memory, a port or the device."""
+    """A problem with the disk, the memory, the network, a port or the device."""
 
     exit_code = 5
 

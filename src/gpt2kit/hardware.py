@@ -103,14 +103,12 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
     """Return the device's free and total memory in bytes, within the limits of a container. None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
+    sizes = _memory_sizes()
     try:
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines()}
-        free, total = sizes["MemAvailable"], sizes["MemTotal"]
-    except (OSError, KeyError):  # not Linux
-        try:
-            free = total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return None
+        physical = sizes.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
+    free, total = sizes.get("MemAvailable", physical), physical
     for limit_file, usage_file in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -125,11 +123,8 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 
 def largest_memory(device: torch.device) -> int | None:
     """Return the bytes that can be used on the device at most, on a CPU with the swap space. None if it is unknown."""
-    memory, swap = device_memory(device), 0
-    if device.type != "cuda":
-        with contextlib.suppress(OSError):  # not Linux
-            lines = _read("/proc/meminfo").splitlines()
-            swap = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:"))
+    memory = device_memory(device)
+    swap = 0 if device.type == "cuda" else _memory_sizes().get("SwapTotal", 0)
     return memory and memory[1] + swap
 
 
@@ -144,6 +139,15 @@ def device_name(device: torch.device) -> str:
         lines = _read("/proc/cpuinfo").splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _memory_sizes() -> dict[str, int]:
+    """Return what Linux reports in /proc/meminfo, in bytes; empty on other systems."""
+    try:
+        lines = _read("/proc/meminfo").splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
 
 
 def _read(path: str) -> str:

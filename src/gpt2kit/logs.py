@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
 
 from gpt2kit.errors import printable
 
 
-def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+def launched_rank() -> int:
     """Return the rank that the launcher gave to this process; works before a process group exists."""
-    rank = environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or "0"
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
     return int(rank) if rank.isdecimal() else 0  # other programs use these names, too
 
 

@@ -7,12 +7,12 @@ import inspect
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 from helpers import ROOT
 
 from gpt2kit import optim
-from gpt2kit.cli import train
-from gpt2kit.cli.train import TrainCLI
+from gpt2kit.cli.train_cli import TrainCLI
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.training.module import GPT2Module
@@ -33,7 +33,7 @@ def test_config_is_short_and_opens_with_a_comment(path: Path) -> None:
 def test_group_file_names_existing_options(path: Path) -> None:
     parameters = inspect.signature(GROUPS[path.parent.name]).parameters
     options = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    lightning = set(inspect.signature(train.pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
+    lightning = set(inspect.signature(pl.Trainer.__init__).parameters) if path.parent.name == "trainer" else set()
     assert set(yaml.safe_load(path.read_text())) <= options | lightning
 
 

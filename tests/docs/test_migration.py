@@ -16,7 +16,7 @@ from helpers import COMMANDS, ROOT, Outcome, Parsed, ParseOnly
 from gpt2kit.cli import cache as cli_cache
 from gpt2kit.cli import parser as command
 from gpt2kit.cli import train
-from gpt2kit.cli.train_options import parse_early
+from gpt2kit.cli.run_options import parse_early
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "data"))

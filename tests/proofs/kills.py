@@ -19,7 +19,7 @@ import torch
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.cli import parser, train
+from gpt2kit.cli import failures, train
 from gpt2kit.export import huggingface
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.verify_resume import compare
@@ -135,7 +135,7 @@ def child(args: list[str], kill: Kill | None, environment: dict[str, str], log: 
         os.dup2(out.fileno(), 2)
     if kill is not None:
         _arm(kill)
-    parser.guarded(train.main, args)
+    failures.guarded(train.main, args)
 
 
 def start(

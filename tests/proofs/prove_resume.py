@@ -129,7 +129,7 @@ def torchrun(base: list[str], work: Path) -> str:
 sys.path.insert(0, {str(ROOT / "src")!r})
 from pathlib import Path
 from gpt2kit.checkpoint import checkpoint, paths
-from gpt2kit.cli import parser, train
+from gpt2kit.cli import failures, train
 run = Path({str(root)!r}) / "lightning_logs/version_0"
 def kill():
     while not any(paths.step_of(p) >= 10 for p in paths.checkpoints(run)):
@@ -138,7 +138,7 @@ def kill():
 again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
 if os.environ["RANK"] == "1" and not again:
     threading.Thread(target=kill, daemon=True).start()
-parser.guarded(train.main, {args!r} + (["--ckpt_path", "last"] if again else []))
+failures.guarded(train.main, {args!r} + (["--ckpt_path", "last"] if again else []))
 """
     (work / "worker.py").write_text(script)
     # Without this the ranks of torch 2.13 find the addresses of killed ranks in the shared store, and wait for them.

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import GPT2LMHeadModel
 
 from gpt2kit import GPT2Module, TextDataModule
-from gpt2kit.cli.train import TrainCLI
+from gpt2kit.cli.train_cli import TrainCLI
 
 FILES = ("trainer.py", "test.py", "train_tokenizer.py", "requirements.txt", "README.md")
 FOLDERS = ("src", "configs", "data", "lightning_logs")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as json_format
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit import files
-from gpt2kit.cli.parser import Positional, Repeated, print_error
+from gpt2kit.cli.failures import print_error
+from gpt2kit.cli.parser import Positional, Repeated
 from gpt2kit.errors import DataError, Problems, UserError, refuse
-from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
+from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems, is_text
 
 if TYPE_CHECKING:
     from gpt2kit.generation.generator import Generator, TextChunk
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SEPARATOR = "---\n"
 # Maximum number of characters of a file of prompts; a device may be endless.
 _MAX_PROMPTS = 1 << 26
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ def generate(
     """
     options = dataclasses.replace(
         options,
-        stop=[unescape(text) for text in options.stop],
-        bad_words=[unescape(text) for text in options.bad_words],
-        line_ends=[unescape(text) for text in options.line_ends],
+        stop=list(map(unescape, options.stop)),
+        bad_words=list(map(unescape, options.bad_words)),
+        line_ends=list(map(unescape, options.line_ends)),
     )
     problems = Problems(generation_problems(options))
     problems.check(
@@ -193,8 +192,7 @@ def json_line(prompt: Prompt, chunks: Sequence[TextChunk]) -> str:
         "end": last.end,
     }
     line = json_format.dumps(record, ensure_ascii=False)
-    is_text = line.isascii() or not _SURROGATE.search(line)  # half a surrogate pair, which only JSON can write
-    return (line if is_text else json_format.dumps(record)) + "\n"
+    return (line if is_text(line) else json_format.dumps(record)) + "\n"  # half a surrogate pair must be escaped
 
 
 def run_session(generator: Generator, options: GenerationOptions) -> None:

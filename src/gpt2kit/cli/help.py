@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from gpt2kit.cli.known_options import leaves
+from gpt2kit.cli.hints import leaves
 
 WIDTH = 120  # columns; fewer in a narrower terminal
 COLUMN = 42  # where the texts begin
@@ -28,12 +28,10 @@ _INTERNAL = ("ActionLink", "_ActionConfigLoad", "_ActionHelpClassPath")
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Prints an option with the type of its value, its text and its default."""
+    """Prints an option with the type of its value, its text (in short, the first sentence of it) and its default."""
 
-    is_short = False
-    """Print only the first sentence of each text, and its default."""
-
-    def __init__(self, prog: str) -> None:
+    def __init__(self, prog: str, is_short: bool = False) -> None:
+        self._is_short = is_short
         width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         argparse.HelpFormatter.__init__(self, prog, max_help_position=COLUMN, width=width)
 
@@ -54,22 +52,14 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _expand_help(self, action: argparse.Action) -> str:
         """Return the text of an option, which `--print_config=comments` prints, too."""
-        return describe(action, self.is_short)
-
-
-class ShortFormatter(HelpFormatter):
-    """Prints the first sentence of each text, and its default."""
-
-    is_short = True
+        return describe(action, self._is_short)
 
 
 class Parser(ArgumentParser):
     """A parser that prints its help, and that of the classes that its options name, with a HelpFormatter."""
 
-    def __init__(
-        self, *args: Any, formatter_class: type[argparse.HelpFormatter] = HelpFormatter, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, formatter_class=formatter_class, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
 
     def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
         """Add the parameters of a class. Only dataclasses have texts below their fields, whose search is slow."""

@@ -13,7 +13,6 @@ import json
 import os
 import pydoc
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -23,14 +22,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 
 from gpt2kit import yaml_reader
 from gpt2kit.cli import config_files, other_tools, renamed
+from gpt2kit.cli.hints import base_classes, in_words, known_classes, leaves, makes
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.errors import UserError, nearest, refuse
 
-MAX_PROBLEMS = 20  # in one message
-MAX_LENGTH = 500  # characters of each
-LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # number of values by `nargs`; 1 for any other
-CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_MAX_PROBLEMS = 20  # in one message
+_MAX_LENGTH = 500  # characters of each
+_LIMITS: dict[object, int] = {0: 0, "+": sys.maxsize}  # number of values by `nargs`; 1 for any other
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
 class Entry(NamedTuple):
@@ -94,22 +93,15 @@ class CommandLine:
         self._entries: list[tuple[Option, Entry]] = []
         self._problems: list[str] = []
         self.renames: list[Rename] = []  # old names that are read under their new ones
+        self._prints_help = False  # --help, --print_config or that of a class: jsonargparse prints it, and exits
         self._add_options(parser, "")
         latest: dict[str, Entry] = {}
         for entry in self._collect(args):
             self._check(entry)
             latest[entry.name] = entry
-        for name, source in self._linked.items():
-            if name not in latest:
-                continue
-            if source is None:
-                self.linked_values[name] = _parse(latest[name].value)
-                continue
-            source_value = latest[source].value if source in latest else self._options[source].action.default
-            if repr(_parse(latest[name].value)) != repr(_parse(source_value)):  # 0 is not False
-                self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
-        if len(self._problems) > MAX_PROBLEMS:
-            self._problems[MAX_PROBLEMS:] = [f"and {len(self._problems) - MAX_PROBLEMS:,} more"]
+        self._check_linked(latest)
+        if len(self._problems) > _MAX_PROBLEMS:
+            self._problems[_MAX_PROBLEMS:] = [f"and {len(self._problems) - _MAX_PROBLEMS:,} more"]
         refuse([_shorten(problem) for problem in self._problems])
         self.missing = self._required[""]
 
@@ -119,9 +111,10 @@ class CommandLine:
             return self._parser.parse_args([*self._args, *more])
         except argparse.ArgumentError as error:
             misfits = [(entry, option.hint) for option, entry in self._entries if not option.fits(entry.value)]
-            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:MAX_PROBLEMS]])
+            refuse([f"{entry}: must be {in_words(hint)}" for entry, hint in misfits[:_MAX_PROBLEMS]])
             refuse([f"{label} needs {', '.join(names)}" for label, names in self._class_labels if names])
-            refuse([f"--{name}: missing, and has no default. Add --{name} VALUE" for name in self.missing if not more])
+            missing = [] if more or self._prints_help else self.missing
+            refuse([f"--{name}: missing, and has no default. Add --{name} VALUE" for name in missing])
             raise UserError(_shorten(" ".join(str(error).split()))) from error
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
@@ -144,52 +137,59 @@ class CommandLine:
         parser = ArgumentParser(exit_on_error=False)
         kind: Any = pydoc.locate(path)
         add = parser.add_class_arguments if isinstance(kind, type) else parser.add_function_arguments
-        callers: set[str | int] = {1}  # the caller of a Callable passes its first parameter
-        skip = callers if typing.get_origin(self._options[option].hint) is Callable else set()
+        # The caller of a Callable passes its first parameter.
+        skip: set[str | int] = {1} if typing.get_origin(self._options[option].hint) is Callable else set()
         add(kind, option, as_group=False, fail_untyped=False, skip=skip)
         self._classes[option] = path
         self._add_options(parser, option)
 
+    def _split(self, args: list[str]) -> list[list[str]]:
+        """Return each option with the arguments up to the next one, as argparse decides; the first group has none."""
+        groups = [[""]]
+        for arg in args:
+            is_number = self._parser._negative_number_matcher.match(arg)
+            is_text = " " in arg and arg.partition("=")[0] not in self._parser._option_string_actions
+            if arg[:1] != "-" or arg == "-" or is_number or is_text:
+                groups[-1].append(arg)
+            else:
+                groups.append([arg])
+        return groups
+
     def _collect(self, args: list[str]) -> Iterator[Entry]:
         """Yield what the arguments set. Report options without a value, and arguments that belong to no option."""
         actions = self._parser._option_string_actions
-        groups = [[""]]  # each option with the arguments up to the next one
-        for arg in args:
-            number = self._parser._negative_number_matcher.match(arg)
-            if arg[:1] != "-" or arg == "-" or number or (" " in arg and arg.partition("=")[0] not in actions):
-                groups[-1].append(arg)  # as argparse decides
-            else:
-                groups.append([arg])
-        for argument, *values in groups:
+        for argument, *values in self._split(args):
             option, equals, value = argument.partition("=")
             if option not in actions and argument[:2] in actions:  # -cFILE
                 option, equals, value = argument[:2], "=", argument[2:]
             action = actions.get(option)
             name = action.dest if action else (option.removeprefix("--") or option).replace(".init_args.", ".")
-            start, renames = len(self._args), len(self.renames)
-            if name not in self._linked:
-                self._args += [argument, *values] if argument else values
+            parsed = [argument, *values] if argument else values  # what jsonargparse gets
             if action and name.endswith(("help", "print_config")):
+                self._args += parsed
+                self._prints_help = True
+                if name == "help" and equals:  # =all is handled before
+                    self._problems.append(f"{argument}: unknown kind of help. Use --help or --help=all")
                 continue
             if equals:
-                values.insert(0, value)
+                values = [value, *values]
             if option and not action:  # a parameter of a class, or unknown
                 values = values[:1] or [""]
-            nargs = action.nargs if action else None
-            limit = LIMITS.get(nargs, 1) if option else 0
+            limit = _LIMITS.get(action.nargs if action else None, 1) if option else 0
             if limit and not values:
                 self._problems.append(f"{option}: needs a value")
-            dotted_name = "" if isinstance(action, ActionConfigFile) else name
             if values and self._accepts_file(action, name):
                 values[0] = config_files.locate(values[0])
-                self._args[start:] = [f"{option}={values[0]}"]
+                parsed = [f"{option}={values[0]}"]
             holder: list[Any] = values[:limit]
+            renames = len(self.renames)
             for index in range(len(holder)):
-                yield from self._flatten(option, dotted_name, holder, index)
-            if len(self.renames) > renames:
-                # jsonargparse gets the new names, and the content of config files instead of their paths.
+                yield from self._flatten(option, "" if isinstance(action, ActionConfigFile) else name, holder, index)
+            if len(self.renames) > renames:  # the new names, and the content of config files instead of their paths
                 texts = [value if isinstance(value, str) else _dump(value) for value in holder]
-                self._args[start:] = [f"{option}={texts[0]}"] if limit == 1 else [option, *texts]
+                parsed = [f"{option}={texts[0]}"] if limit == 1 else [option, *texts]
+            if name not in self._linked:
+                self._args += parsed
             self._report_extra(action, option, values, limit)
 
     def _report_extra(self, action: argparse.Action | None, option: str, values: list[str], limit: int) -> None:
@@ -222,41 +222,20 @@ class CommandLine:
         names in it by new ones.
         """
         value = parent[key]
-        branch = name in self._sections or name in self._classes
-        if branch and isinstance(value, str):
-            path = os.path.normpath(os.path.join(os.path.dirname(file), value))
-            if not name or (os.path.isfile(path) and str not in leaves(self._options[name].hint)):
-                try:
-                    value = config_files.load(path)
-                except UserError as error:
-                    self._problems.append(str(error))
-                    return
-            elif not file and isinstance(collection := _parse(value), (dict, list)):
-                value = collection
-            parent[key] = value
-        if branch and isinstance(value, list):
+        has_options = name in self._sections or name in self._classes
+        if has_options and isinstance(value, str):
+            try:
+                value = parent[key] = self._read_file(name, value, file)
+            except UserError as error:
+                self._problems.append(str(error))
+                return
+        if has_options and isinstance(value, list):
             if None in value:
                 self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
             for index in range(len(value)):
                 yield from self._flatten(label, name, value, index, file)
-        elif isinstance(value, yaml_reader.Mapping) and (branch or "class_path" in value):
-            for key in sorted(value, key=lambda key: key != "class_path"):  # the class comes before its parameters
-                inner = f"{name}.{key}" if name else key
-                if key == "init_args" and isinstance(value[key], yaml_reader.Mapping):
-                    inner = name
-                place = f"{value.file} line {value.lines[key]}: " if value.file else "--"
-                new = self._new_name(inner) if value.file else None
-                if new:
-                    old_key, key = key, new.rpartition(".")[2]
-                    if key in value:
-                        self._problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Omit it")
-                        continue
-                    value[key] = renamed.new_value(inner, value.pop(old_key))
-                    self.renames.append(Rename(value.file, inner, new))
-                    inner = new
-                if "class_path" in value and key not in CLASS_KEYS:
-                    self._problems.append(f"{place}{inner}: not accepted beside class_path. Move it under init_args")
-                yield from self._flatten(place + inner.removesuffix(".class_path"), inner, value, key, value.file)
+        elif isinstance(value, yaml_reader.Mapping) and (has_options or "class_path" in value):
+            yield from self._flatten_mapping(name, value)
         else:
             kind = renamed.new_kind(value)
             if kind is not value and name in self._options and kind in leaves(self._options[name].hint):
@@ -264,12 +243,52 @@ class CommandLine:
                 parent[key] = value = kind
             yield Entry(label, name, value)
 
+    def _read_file(self, name: str, value: str, file: str) -> Any:
+        """Return the content of the file that the value of a section or a class names, else the value as it is."""
+        path = os.path.normpath(os.path.join(os.path.dirname(file), value))
+        if not name or (os.path.isfile(path) and str not in leaves(self._options[name].hint)):
+            return config_files.load(path)
+        collection = None if file else _parse(value)
+        return collection if isinstance(collection, (dict, list)) else value
+
+    def _flatten_mapping(self, name: str, values: yaml_reader.Mapping) -> Iterator[Entry]:
+        """Yield an entry for each option in a section, or in a class and its parameters."""
+        for key in sorted(values, key=lambda key: key != "class_path"):  # the class comes before its parameters
+            inner = f"{name}.{key}" if name else key
+            if key == "init_args" and isinstance(values[key], yaml_reader.Mapping):
+                inner = name
+            place = f"{values.file} line {values.lines[key]}: " if values.file else "--"
+            if values.file and (new := self._new_name(inner)):
+                old_key, key = key, new.rpartition(".")[2]
+                if key in values:
+                    self._problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Omit it")
+                    continue
+                values[key] = renamed.new_value(inner, values.pop(old_key))
+                self.renames.append(Rename(values.file, inner, new))
+                inner = new
+            if "class_path" in values and key not in _CLASS_KEYS:
+                self._problems.append(f"{place}{inner}: not accepted beside class_path. Move it under init_args")
+            yield from self._flatten(place + inner.removesuffix(".class_path"), inner, values, key, values.file)
+
     def _new_name(self, name: str) -> str | None:
         """Return the new name of an option, if `name` is an old one and no current option."""
         new = renamed.new_name(name)
         is_class_known = self._classes.get(name.rpartition(".")[0]) != ""
-        is_renamed = new in self._options if is_class_known else True
+        is_renamed = new in self._options or not is_class_known
         return new if is_renamed and name not in self._options else None
+
+    def _check_linked(self, latest: dict[str, Entry]) -> None:
+        """Compare the options that another one decides with the value that it gives them."""
+        for name, source in self._linked.items():
+            if name not in latest:
+                continue
+            value = _parse(latest[name].value)
+            if source is None:
+                self.linked_values[name] = value
+                continue
+            expected = latest[source].value if source in latest else self._options[source].action.default
+            if repr(value) != repr(_parse(expected)):  # 0 is not False
+                self._problems.append(f"{latest[name]}: {source} decides it. Omit it")
 
     def _check(self, entry: Entry) -> None:
         """Compare the name of an entry with the options; keep its value, or find the class that it names."""
@@ -308,7 +327,8 @@ class CommandLine:
         if not isinstance(entry.value, str):
             self._problems.append(f"{entry}: must be a class")
             return
-        known, path = classes(self._options[option].hint), entry.value
+        hint, path = self._options[option].hint, entry.value
+        known, bases = known_classes(hint), base_classes(hint)
         paths = [path] if "." in path else [name for name in known if name.endswith(f".{path}")]
         self._classes[option] = ""
         self._options = {name: old for name, old in self._options.items() if not name.startswith(f"{option}.")}
@@ -317,21 +337,18 @@ class CommandLine:
         except pydoc.ErrorDuringImport as error:
             self._problems.append(f"{entry}: {error.value}")
             return
-        named = _class_of(pydoc.locate(paths[0])) if len(paths) == 1 else None
-        kinds = _classes_in(self._options[option].hint)
-        if len(paths) == 1 and kinds and not (isinstance(named, type) and issubclass(named, tuple(kinds))):
-            self._problems.append(
-                f"{entry}: not a subclass of {' or '.join(sorted({kind.__name__ for kind in kinds}))}"
-            )
+        if len(paths) == 1 and bases and not makes(pydoc.locate(paths[0]), bases):
+            names = " or ".join(sorted({kind.__name__ for kind in bases}))
+            self._problems.append(f"{entry}: not a subclass of {names}")
         elif len(paths) == 1:
             self._add_class(option, paths[0])
             self._class_labels.append((f"{entry.label}: {path}", self._required[option]))
-        elif not paths and not self._options[option].fits(entry.value):
+        elif not paths and not self._options[option].fits(path):
             self._report_unknown(f"{entry}: no such class", path, known)
 
     def _report_unknown(self, problem: str, name: str, known: Iterable[str]) -> None:
         similar = ""
-        if len(self._problems) < MAX_PROBLEMS:  # the search takes a while
+        if len(self._problems) < _MAX_PROBLEMS:  # the search takes a while
             names, new = list(known), renamed.new_name(name) or ""
             exact = [known for known in names if known.removeprefix("--") in (new, new.rpartition(".")[2])]
             similar = f". Did you mean {exact[0]}?" if exact else ""
@@ -342,51 +359,8 @@ class CommandLine:
         self._problems.append(problem + (similar or ". See --help"))
 
 
-def leaves(hint: Any) -> list[Any]:
-    """Return the innermost types of a type hint."""
-    inner = typing.get_args(hint)
-    return [leaf for part in inner for leaf in leaves(part)] if inner else [hint]
-
-
-def _classes_in(hint: Any) -> list[type]:
-    return [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
-
-
-def _class_of(named: object) -> object:
-    """Return a class itself, and of a function what it is annotated to return; None if that is unknown."""
-    if isinstance(named, type):
-        return named
-    try:
-        return typing.get_type_hints(named).get("return")
-    except (NameError, TypeError):
-        return None
-
-
-def classes(hint: Any) -> dict[str, type]:
-    """Return the classes that an option of this type may name, by the shortest paths that import them."""
-    known: dict[str, type] = {}
-    queue = _classes_in(hint)
-    for kind in queue:
-        names = kind.__module__.split(".")
-        modules = [".".join(names[:end]) for end in range(1, len(names))]
-        short = (name for name in modules if getattr(sys.modules.get(name), kind.__qualname__, None) is kind)
-        known[f"{next(short, kind.__module__)}.{kind.__qualname__}"] = kind
-        queue += kind.__subclasses__()
-    return known
-
-
-def in_words(hint: Any) -> str:
-    """Describe a type."""
-    inner = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return f"{'one of ' if inner[1:] else ''}{', '.join(dict.fromkeys(map(str, inner)))}"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(in_words, inner)))
-    return WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")
-
-
 def _shorten(message: str) -> str:
-    return message if len(message) <= MAX_LENGTH else f"{message[:MAX_LENGTH]} ..."
+    return message if len(message) <= _MAX_LENGTH else f"{message[:_MAX_LENGTH]} ..."
 
 
 def _dump(value: Any) -> str:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from jsonargparse import ArgumentParser
 
-from gpt2kit.cli.help import HelpFormatter, Parser, ShortFormatter, is_option
+from gpt2kit.cli.help import HelpFormatter, Parser, is_option
 from gpt2kit.training.trainer import LIGHTNING_OPTIONS, make_trainer
 
 FLAGS = ("-h", "--help", "--help=all")
@@ -93,7 +93,7 @@ def print_if_requested(parser: ArgumentParser, args: Iterable[str]) -> None:
 def format_help(parser: ArgumentParser, is_full: bool) -> str:
     """Return the options in groups. The short form only names those that are passed to Lightning unchanged."""
     run = f"python {parser.prog}" if parser.prog.endswith(".py") else parser.prog
-    formatter = (HelpFormatter if is_full else ShortFormatter)(parser.prog)
+    formatter = HelpFormatter(parser.prog, is_short=not is_full)
     unchanged = [action for action in parser._actions if is_unchanged(action)]
     sections = grouped([action for action in parser._actions if is_full or action not in unchanged])
     if is_full:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import re
-import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -24,6 +22,7 @@ from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import config_files, renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.cli.renamed import Rename
+from gpt2kit.cli.run_options import early_problems, parse_early, run_name_problems
 from gpt2kit.data.problems import data_problems
 from gpt2kit.errors import DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
@@ -44,9 +43,6 @@ LINKED: dict[str, str | None] = {
     "model.document_start": None,
 }
 
-# UTF-8 bytes. A file system takes 255, and some loggers add to the name.
-_LONGEST_RUN_NAME = 200
-
 
 class TrainOptions:
     """The resolved options of a command line.
@@ -60,6 +56,7 @@ class TrainOptions:
     """The options, as the run's config.yaml will hold them."""
 
     def __init__(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self._parser = parser
         self.is_plan = False
         """Whether --plan is set: problems are then collected, and reported together."""
         self.problems: list[str] = []
@@ -72,9 +69,9 @@ class TrainOptions:
         """The user's values of options that the tokenizer decides."""
         early = parse_early(args)
         if early.ckpt_path is None:
-            self._parse_new_run(parser, args)
+            self._parse_new_run(args)
         else:
-            self._parse_resumed_run(parser, args, early)
+            self._parse_resumed_run(args, early)
         self.problems += early_problems(self.config, early)
         if seed_problems := range_problems({"seed_everything": self.config.seed_everything}):
             self.problems += seed_problems
@@ -85,7 +82,7 @@ class TrainOptions:
         self.config.ckpt_path = None  # the saved config starts a new run, with a folder of its own
         if self.run_name is not None:
             self.problems += run_name_problems(self.run_name, self._logs, self.resumed)
-            name_loggers(self.config, self.run_name)
+            set_in_loggers(self.config, WandbLogger=("name", self.run_name), MLFlowLogger=("run_name", self.run_name))
         renamed.log_renames(self._renames)
 
     @property
@@ -126,9 +123,10 @@ class TrainOptions:
             problems.append("--plan: runs a few steps anyway. Leave out trainer.fast_dev_run")
         if self.is_plan and self.builds_text:
             problems.append("--plan: not with --part or --merge, which train nothing. Leave out one of the two")
+        if self.builds_text:
+            return problems
         try:
-            if not self.builds_text:
-                distributed.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
+            distributed.refuse_missing_devices(trainer.accelerator, trainer.devices, torch.cuda.device_count())
         except MachineError as error:
             if not self.is_plan and not problems:
                 raise
@@ -141,48 +139,41 @@ class TrainOptions:
         self.config = config
         self.is_plan = config.plan is True
 
-    def _command(self, parser: LightningArgumentParser, args: list[str]) -> CommandLine:
-        command = CommandLine(parser, args, LINKED)
+    def _command(self, args: list[str]) -> CommandLine:
+        command = CommandLine(self._parser, args, LINKED)
         self._renames += command.renames
         return command
 
-    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        command = self._command(parser, args)
+    def _parse(self, args: list[str]) -> None:
+        command = self._command(args)
         self._set_config(command.parse())
         self.linked_values = command.linked_values
 
-    def _parse_new_run(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self._parse(parser, args)
+    def _parse_new_run(self, args: list[str]) -> None:
+        self._parse(args)
         if self.config.model.init_from is None:
             return
         with self.collect():
             self.source = initialize.open_source(self.config.model.init_from)
         if self.source is not None:
-            parser.set_defaults(initialize.source_defaults(self.source, self.config))
-            self._parse(parser, args)
+            self._parser.set_defaults(initialize.source_defaults(self.source, self.config))
+            self._parse(args)
             self.problems += initialize.apply_defaults(self.config, self.source)
             # The saved config names the run: `last` may be another one tomorrow.
             self.config.model.init_from = str(paths.resolve(self.config.model.init_from))
 
-    def _parse_resumed_run(self, parser: LightningArgumentParser, args: list[str], early: argparse.Namespace) -> None:
+    def _parse_resumed_run(self, args: list[str], early: argparse.Namespace) -> None:
         """Find the run to resume. The arguments override its own config, and each difference is printed."""
-        settings, at_default = None, set[str]()
-        command = self._command(parser, args)
+        command = self._command(args)
         missing = command.missing  # the run's own config has them
         self._set_config(command.parse(*(f"--{name}=[]" for name in missing)))
         if missing and early.config and not self.is_plan:
             command.parse()  # raises: a config file identifies the run, so it must be complete
-        if not missing:
-            early.root = self.config.trainer.default_root_dir or "."
-            settings = yaml.safe_load(parser.dump(self.config, skip_validation=True))
-            if self.config.model.init_from is not None:
-                at_default = initialize.options_at_default(self.config, parser.get_defaults())
-            values = lifecycle.flatten(settings)
-            at_default |= {name for name in auto.AUTOMATIC if auto.is_automatic(name, values.get(name))}
+        settings, at_default = (None, set[str]()) if missing else self._identifying_settings()
         with self.collect():
-            runs = Path(early.root) / paths.LOGS
-            rename = renamed.rename_settings
-            self.resumed = lifecycle.find_resumable(early.ckpt_path, runs, settings, at_default, rename)
+            self.resumed = lifecycle.find_resumable(
+                early.ckpt_path, self._logs, settings, at_default, renamed.rename_settings
+            )
         if self.resumed is None:
             refuse(self.problems if missing else [])
             return
@@ -190,31 +181,42 @@ class TrainOptions:
         if run and launched_rank() == 0 and not self.is_plan:
             lifecycle.rename_damaged_files(run)
         with tempfile.TemporaryDirectory() as scratch:
-            file = self._saved_config(parser, run, Path(scratch)) if run else None
+            file = self._saved_config(self.resumed, run, Path(scratch)) if run else None
             saved_args = ["--config", str(file)] if file else []
-            self._parse(parser, [*saved_args, *args])
+            self._parse([*saved_args, *args])
             if saved_args:
-                merge_saved_config(self.config, self._command(parser, saved_args).parse())
+                merge_saved_config(self.config, self._command(saved_args).parse())
         initialize.restore_tokenizer(self.config, self.resumed)
         with contextlib.suppress(DataError):  # a damaged file, which rank 0 renames
-            reuse_logger_ids(self.config, run_folder.read_starts(run) if run else [])
+            starts = run_folder.read_starts(run) if run else []
+            ids = starts[-1].get("loggers", {}) if starts else {}
+            names = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
+            set_in_loggers(self.config, **{kind: (name, ids.get(kind)) for kind, name in names.items()})
 
-    def _saved_config(self, parser: LightningArgumentParser, run: Path, scratch: Path) -> Path | None:
+    def _identifying_settings(self) -> tuple[dict[str, Any], set[str]]:
+        """Return the settings that identify a run, and those among them that the user did not set."""
+        settings = yaml.safe_load(self._parser.dump(self.config, skip_validation=True))
+        values = lifecycle.flatten(settings)
+        at_default = {name for name in auto.AUTOMATIC if auto.is_automatic(name, values.get(name))}
+        if self.config.model.init_from is not None:
+            at_default |= initialize.options_at_default(self.config, self._parser.get_defaults())
+        return settings, at_default
+
+    def _saved_config(self, resumed: Path, run: Path, scratch: Path) -> Path | None:
         """Return the config.yaml of the resumed run; None if it was never written.
 
         If it is damaged, the settings in the checkpoint replace it, in a file in `scratch`.
         """
-        assert self.resumed is not None
         file, copy = run / run_folder.CONFIG, scratch / run_folder.CONFIG
         if not file.exists() and not file.with_name(f"{file.name}.damaged").exists():
             return None
-        settings = lifecycle.checkpoint_settings(self.resumed)
+        settings = lifecycle.checkpoint_settings(resumed)
         try:
-            with run_folder.refuse_damaged(file):
-                if file.exists():
+            if file.exists():
+                with run_folder.refuse_damaged(file):
                     files.read_limited(file)
             refuse_incomplete(file, settings)
-            self._command(parser, ["--config", str(file)]).parse()
+            self._command(["--config", str(file)]).parse()
             return file
         except UserError as error:
             if not settings:
@@ -228,122 +230,13 @@ class TrainOptions:
         return copy
 
 
-# The options of trainer.py that belong to no class: name, type, default, help.
-OPTIONS: list[tuple[str, Any, Any, str]] = [
-    (
-        "ckpt_path",
-        str | None,
-        None,
-        "Resume a run exactly where it stopped: `last` (the newest run), a run's name or folder (its newest valid "
-        "checkpoint) or a .ckpt file. `best` resumes the newest run at its best checkpoint.",
-    ),
-    (
-        "run_name",
-        str | None,
-        None,
-        "Name of the run's folder in lightning_logs, and of the run in W&B and MLflow. Default: version_N.",
-    ),
-    ("save_every", int, 1000, "Optimizer steps between checkpoints. There is also one after each validation."),
-    ("save_top_k", int, 1, "Checkpoints with the lowest validation loss to keep. The two newest are kept, too."),
-    (
-        "override_optimizer",
-        bool,
-        False,
-        "On resume, use the optimizer and schedule of the config and the arguments.",
-    ),
-    (
-        "verify_resume",
-        bool,
-        False,
-        "Check that a killed and resumed run ends like an uninterrupted one.",
-    ),
-    (
-        "tune",
-        Literal["batch_size", "lr"] | None,
-        None,
-        "Try batch sizes or learning rates, and print the results. The best batch size is the fastest one that fits, "
-        "the best learning rate the one at which the loss falls fastest.",
-    ),
-    (
-        "plan",
-        bool,
-        False,
-        "Print the size, memory, time and files of the run, and train nothing. All invalid options are reported.",
-    ),
-    (
-        "part",
-        str | None,
-        None,
-        "Tokenize one part of the text, such as 3/16, and train nothing. Other machines tokenize the other parts, and "
-        "--merge 16 joins them. `auto`: the part of this rank, under torchrun or srun.",
-    ),
-    ("merge", int | None, None, "Join this many parts that --part has built, and train nothing."),
-]
-
-
-def add_options(parser: LightningArgumentParser) -> None:
-    """Add the options of trainer.py that belong to no class."""
-    for name, kind, default, text in OPTIONS:
-        if kind is bool:
-            parser.add_argument(f"--{name}", action="store_true", help=text)
-        else:
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-
-
-def parse_early(args: list[str]) -> argparse.Namespace:
-    """Parse the few options that decide how the others are parsed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path", nargs="?")
-    parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?", default=".")
-    parser.add_argument("--verify_resume", nargs="?", const=True, default=False)
-    parser.add_argument("--tune", nargs="?")
-    parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
-    early = parser.parse_known_args(args)[0]
-    early.verify_resume = early.verify_resume is True
-    return early
-
-
-def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
-    """List options in a config file that are only allowed on the command line, and flags with invalid values."""
-    flags = [name for name in ("plan", "override_optimizer", "verify_resume") if not isinstance(config[name], bool)]
-    ignored = [name for name in ("ckpt_path", "tune", "verify_resume") if config[name] and not getattr(early, name)]
-    return [f"{name} {config[name]}: must be true or false" for name in flags] + [
-        f"{name}: not in a config file; on the command line, as --{name}" for name in ignored if name not in flags
-    ]
-
-
-def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:
-    """List what is invalid in the name of a run."""
-    if resumed is not None:
-        run = lifecycle.run_of(resumed)
-        is_own = run is not None and run.name == name
-        return [] if is_own else [f"--run_name {name}: the resumed run is {run or resumed}. Leave out --run_name"]
-    is_name = re.fullmatch(r"\w([\w .,+=-]*[\w+=-])?", name) and len(name.encode()) <= _LONGEST_RUN_NAME
-    if name in paths.NEWEST or name.endswith(".ckpt") or not is_name:
-        return [f"--run_name {name!r:.60}: not a name for a run. Use letters and digits, such as poems-2"]
-    exists = (logs / name).exists() and launched_rank() == 0  # rank 0 makes the folder
-    advice = f"Resume it with --ckpt_path {shlex.quote(name)}, or choose another name"
-    return [f"--run_name {name}: {logs / name} exists. {advice}"] if exists else []
-
-
-def name_loggers(config: Any, name: str) -> None:
-    """Give the name of the run to W&B and MLflow, unless the user has set another."""
-    _set_in_loggers(config, {"WandbLogger": ("name", name), "MLFlowLogger": ("run_name", name)})
-
-
-def _set_in_loggers(config: Any, values: dict[str, tuple[str, Any]]) -> None:
-    """Set an option of each logger that `values` names, unless it is set or the value is None."""
+def set_in_loggers(config: Any, **options: tuple[str, Any]) -> None:
+    """Set one option of each kind of logger, unless it is set or the new value is None."""
     for spec in as_list(config.trainer.logger):
-        kind = str(getattr(spec, "class_path", "")).rsplit(".", 1)[-1]
-        option, value = values.get(kind, ("", None))
+        kind = str(getattr(spec, "class_path", "")).rpartition(".")[2]
+        option, value = options.get(kind, ("", None))
         if value is not None and spec.init_args.get(option) is None:
             spec.init_args[option] = value
-
-
-def without_tune(args: list[str]) -> list[str]:
-    """Return the arguments without --tune and its value."""
-    at = args.index("--tune") if "--tune" in args else len(args)
-    return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--tune=")]
 
 
 def as_list(value: Any) -> list[Any]:
@@ -375,23 +268,15 @@ def merge_saved_config(config: Any, saved: Any) -> None:
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)
-        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan"):
+        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan", "run_name"):
             continue
-        is_initial = name in ("model.init_from", "model.replace_tokenizer")
-        is_kept = name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer
-        line = f"resume: {name} was {old}, now {new}"
-        if is_initial:
-            line = f"resume: {name} stays {old} (not {new}: the run has already started)"
-        elif is_kept:
-            line = f"resume: {name} stays {old} (not {new}; --override_optimizer changes it)"
-        logger.info(line)
+        if name in ("model.init_from", "model.replace_tokenizer"):
+            change = f"stays {old} (not {new}: the run has already started)"
+        elif name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer:
+            change = f"stays {old} (not {new}; --override_optimizer changes it)"
+        else:
+            change = f"was {old}, now {new}"
+        logger.info(f"resume: {name} {change}")
     config.model.init_from, config.model.replace_tokenizer = saved.model.init_from, saved.model.replace_tokenizer
     if not config.override_optimizer:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule
-
-
-def reuse_logger_ids(config: Any, starts: list[dict[str, Any]]) -> None:
-    """Continue the runs of W&B and MLflow that belong to this one."""
-    ids = starts[-1].get("loggers", {}) if starts else {}
-    options = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
-    _set_in_loggers(config, {kind: (option, ids.get(kind)) for kind, option in options.items()})

@@ -28,8 +28,8 @@ SECTION = re.compile(r"^## step (\d+)", re.MULTILINE)
 Series = dict[int, float]
 Content = TypeVar("Content", list[Any], dict[str, Any])
 
-# Maximum size of metrics.csv in bytes: that of millions of log steps.
-_MAX_METRICS = 1 << 28
+# Maximum size of metrics.csv in bytes: that of about a million log steps, which are read in less than a minute.
+_MAX_METRICS = 1 << 26
 # matplotlib cannot place ticks between numbers near the largest float.
 _TOO_LARGE = 1e100
 

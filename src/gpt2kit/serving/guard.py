@@ -27,20 +27,19 @@ _ATTEMPTS_INTERVAL = 60.0
 # The routes of Gradio that the page needs. All others are closed: uploads, files, other servers, its API.
 _JOIN, _STREAM, _LOGIN = "/gradio_api/queue/join", "/gradio_api/queue/data", "/login"
 _PUBLIC = re.compile(r"/|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static)/.*", re.DOTALL)
-# The fields of the requests that end another one.
-_FIELDS: dict[str, dict[str, type]] = {
-    "/gradio_api/cancel": {"session_hash": str, "fn_index": int, "event_id": str},
-    "/gradio_api/reset": {"event_id": str},
+# The fields of the requests that send an event or end another request, with their types.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    _JOIN: {"data": (list,), "fn_index": (int,), "trigger_id": (int, type(None)), "session_hash": (str,)},
+    "/gradio_api/cancel": {"session_hash": (str,), "fn_index": (int,), "event_id": (str,)},
+    "/gradio_api/reset": {"event_id": (str,)},
 }
-_ROUTES = {"GET": (_STREAM, "/logout"), "POST": (_LOGIN, _JOIN, *_FIELDS)}
-_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ROUTES = {"GET": (_STREAM, "/logout"), "POST": (_LOGIN, *_FIELDS)}
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a session or an event
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'none'; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors "
 )
-
-Headers = Mapping[bytes, bytes]
 
 
 @dataclass
@@ -100,14 +99,14 @@ class Guard:
             return
         if body is None:  # the client has left
             return
-        if path == _JOIN or path in _FIELDS:
-            event = parse_event(body, self.inputs) if path == _JOIN else parse_fields(body, _FIELDS[path])
-            if event is None:
+        if path in _FIELDS:
+            fields = parse_fields(body, _FIELDS[path])
+            if fields is None or (path == _JOIN and not self._is_event(fields)):
                 await response.refuse(400, "not an event of this page")
                 return
             if path == _JOIN:
-                self.clients.request(event["session_hash"])
-            body = json.dumps(event).encode()
+                self.clients.request(fields["session_hash"])
+            body = json.dumps(fields).encode()
             others = [header for header in scope["headers"] if header[0] not in (b"content-length", b"content-type")]
             new = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
             scope = {**scope, "headers": [*others, *new]}
@@ -120,6 +119,11 @@ class Guard:
             await self._log_in(scope, receive_again, response)
         else:
             await self.app(scope, receive_again, response.send)
+
+    def _is_event(self, fields: Mapping[str, Any]) -> bool:
+        """Return whether the page has this event, with this number of plain values."""
+        is_plain = all(value is None or isinstance(value, str | int | float) for value in fields["data"])
+        return is_plain and len(fields["data"]) == self.inputs.get(fields["fn_index"])
 
     async def _is_logged_in(self, scope: Any) -> bool:
         """Ask Gradio whether a request has the cookie of a user."""
@@ -148,7 +152,7 @@ class Guard:
         }
         attempts = self._attempts.setdefault(client, [])
         if len(attempts) >= _MAX_ATTEMPTS:
-            await response.refuse(429, "too many wrong passwords. Wait a minute", [(b"retry-after", b"60")])
+            await response.refuse(429, "too many wrong passwords. Wait a minute", (b"retry-after", b"60"))
             return
         attempts.append(now)  # before the answer, because requests may run at the same time
         await self.app(scope, receive, response.send)
@@ -179,12 +183,12 @@ class _Response:
             self._is_complete = not message.get("more_body", False)
         await self._send(message)
 
-    async def refuse(self, status: int, reason: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    async def refuse(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
         """Answer without Gradio, and close the connection."""
         body = json.dumps({"detail": reason}).encode()
         fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        all_headers = [*fixed, (b"connection", b"close"), *(headers or [])]
-        await self.send({"type": "http.response.start", "status": status, "headers": all_headers})
+        start = {"status": status, "headers": [*fixed, (b"connection", b"close"), *headers]}
+        await self.send({"type": "http.response.start", **start})
         await self.send({"type": "http.response.body", "body": body})
 
     async def finish(self) -> None:
@@ -195,7 +199,7 @@ class _Response:
             await self.send({"type": "http.response.body", "body": b""})
 
 
-def is_cross_site(headers: Headers) -> bool:
+def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether a page of another site caused a request. Only browsers send these headers."""
     site = headers.get(b"sec-fetch-site")  # of https and localhost only; a page cannot change it
     if site is not None:
@@ -214,35 +218,13 @@ async def read_body(receive: Any) -> bytes | None:
     return None
 
 
-def parse_event(body: bytes, inputs: Mapping[int, int]) -> dict[str, Any] | None:
-    """Return the fields of an event that Gradio needs; None if the page does not send such an event."""
-    try:
-        event = parse_json(body)
-        data, index, session = event["data"], event["fn_index"], event["session_hash"]
-        trigger = event.get("trigger_id")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    is_valid = (
-        isinstance(data, list)
-        and type(index) is int
-        and len(data) == inputs.get(index)
-        and all(value is None or isinstance(value, str | int | float) for value in data)
-        and isinstance(session, str)
-        and _SESSION.fullmatch(session)
-        and (trigger is None or type(trigger) is int)
-    )
-    if not is_valid:
-        return None
-    return {"data": data, "event_data": None, "fn_index": index, "trigger_id": trigger, "session_hash": session}
-
-
-def parse_fields(body: bytes, fields: Mapping[str, type]) -> dict[str, Any] | None:
-    """Return the fields of a request that ends another one; None if one of them is invalid."""
+def parse_fields(body: bytes, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any] | None:
+    """Return the fields of a JSON object that Gradio needs; None if one of them is invalid."""
     try:
         content = parse_json(body)
-        values = {name: content[name] for name in fields}
-    except (ValueError, KeyError, TypeError):
+        fields = {name: content.get(name) for name in types}
+    except (ValueError, AttributeError):
         return None
-    names = [value for value in values.values() if isinstance(value, str)]
-    is_valid = all(type(values[name]) is kind for name, kind in fields.items()) and all(map(_SESSION.fullmatch, names))
-    return values if is_valid else None
+    ids = [value for value in fields.values() if isinstance(value, str)]
+    is_valid = all(type(fields[name]) in kinds for name, kinds in types.items()) and all(map(_ID.fullmatch, ids))
+    return fields if is_valid else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface, paths
-from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable, refuse
-from gpt2kit.generation.generator import Generator, TextChunk
+from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable
+from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder
@@ -19,20 +20,12 @@ from gpt2kit.runs.pages import valid_unicode
 
 logger = logging.getLogger(__name__)
 
+# Limits of one request.
+MAX_CHARACTERS, MAX_NEW_TOKENS, MAX_SAMPLES, MAX_TEMPERATURE = 4000, 500, 4, 2.0
 # Seconds after which the next model is loaded although one is not finished.
 _LOAD_TIMEOUT = 60
 # Maximum number of example prompts.
 _MAX_EXAMPLES = 4
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one request, the same for every user."""
-
-    prompt_chars: int = 4000
-    max_new_tokens: int = 500
-    num_samples: int = 4
-    temperature: float = 2.0
 
 
 @dataclass
@@ -59,7 +52,6 @@ class Service:
 
     def __init__(self, models: Sequence[Model], precision: Precision = "auto") -> None:
         self.models = {model.name: model for model in models}
-        self.limits = Limits()
         self._precision = precision
 
     def load(self) -> threading.Thread:
@@ -88,8 +80,8 @@ class Service:
         finally:
             model.done.set()
 
-    def model(self, name: str) -> Model:
-        """Return a loaded model by its name."""
+    def generator(self, name: str) -> Generator:
+        """Return the generator of a model; raise if the model is not loaded, or does not respond."""
         model = self.models.get(name)
         if model is None:
             raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
@@ -99,28 +91,20 @@ class Service:
             raise CheckpointError(model.failure)
         if any(thread.is_alive() for thread in model.stalled):
             raise UserError(f"{model.name}: does not respond to an earlier request. Select another model")
-        return model
+        return model.generator
 
-    def generate(
-        self, name: str, prompt: str, options: GenerationOptions, alternatives: int = 0
-    ) -> Iterator[TextChunk]:
-        """Generate text with a model, if the request is within the limits."""
-        refuse(self.problems(prompt, options))
-        generator = self.model(name).generator
-        assert generator is not None
-        yield from generator.generate([prompt], options, alternatives=alternatives)
 
-    def problems(self, prompt: str, options: GenerationOptions) -> list[str]:
-        """List what is invalid in a request, and what is above the limits."""
-        limits, problems = self.limits, Problems(generation_problems(options))
-        for name, value, limit in (
-            ("characters in the prompt", len(prompt), limits.prompt_chars),
-            ("max new tokens", options.token_limit or 0, limits.max_new_tokens),
-            ("number of samples", options.num_samples, limits.num_samples),
-            ("temperature", options.temperature, limits.temperature),
-        ):
-            problems.check(value <= limit, f"{name}: {value:,} is more than the limit of {limit:,}")
-        return problems.messages
+def request_problems(prompt: str, options: GenerationOptions) -> list[str]:
+    """List what is invalid in a request, and what is above the limits."""
+    problems = Problems(generation_problems(options))
+    for name, value, limit in (
+        ("characters in the prompt", len(prompt), MAX_CHARACTERS),
+        ("max new tokens", options.token_limit or 0, MAX_NEW_TOKENS),
+        ("number of samples", options.num_samples, MAX_SAMPLES),
+        ("temperature", options.temperature, MAX_TEMPERATURE),
+    ):
+        problems.check(value <= limit, f"{name}: {value:,} is more than the limit of {limit:,}")
+    return problems.messages
 
 
 def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
@@ -130,10 +114,13 @@ def find_models(ckpt_paths: Sequence[str]) -> list[Model]:
     """
     models: dict[str, Model] = {}
     for path in ckpt_paths:
-        for name, file in ((valid_unicode(name), file) for name, file in _find_checkpoints(path)):
-            if file not in [model.path for model in models.values()]:
-                unique_name = f"{name} ({len(models) + 1})" if name in models else name
-                models[unique_name] = Model(unique_name, file)
+        for found, file in _find_checkpoints(path):
+            if file in [model.path for model in models.values()]:
+                continue
+            name = valid_unicode(found)
+            names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+            unique = next(candidate for candidate in names if candidate not in models)
+            models[unique] = Model(unique, file)
     return list(models.values())
 
 
@@ -195,7 +182,7 @@ def find_examples(metadata: dict[str, Any]) -> list[str]:
     for callback in callbacks if isinstance(callbacks, list) else []:
         prompts = _get(callback, "init_args", "prompts")
         examples += [text for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
-    return [valid_unicode(text) for text in examples if len(text) <= Limits.prompt_chars][:_MAX_EXAMPLES]
+    return [valid_unicode(text) for text in examples if len(text) <= MAX_CHARACTERS][:_MAX_EXAMPLES]
 
 
 def generate_examples(generator: Generator) -> list[str]:

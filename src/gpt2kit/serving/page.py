@@ -15,6 +15,7 @@ from gpt2kit.generation.decoder import SampledToken
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import pages
+from gpt2kit.serving import models
 from gpt2kit.serving.models import Model, Service
 from gpt2kit.serving.requests import Clients, Turns, in_thread
 from gpt2kit.tokenization.tokenizer import EOS
@@ -31,8 +32,8 @@ _MAX_TOKENS = 2000
 # Events of each kind that Gradio starts at the same time; most of them wait. And the number of all its events.
 _MAX_WAITING = 64
 _MAX_EVENTS = 256
-# Seconds that the page waits for a model.
-_LOAD_TIMEOUT = 600
+# Seconds that the page waits for a model to be loaded.
+_WAIT_TIMEOUT = 600
 # Seconds between two updates of the page.
 _UPDATE_INTERVAL = 0.08
 _DOWNLOAD = """(text) => {
@@ -64,8 +65,7 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
     """Build the page; `max_concurrency` requests are computed at the same time, while their clients are connected."""
     import gradio as gr
 
-    limits, names = service.limits, list(service.models)
-    turns = Turns(max_concurrency)
+    names, turns = list(service.models), Turns(max_concurrency)
 
     async def generate(request: Any, name: Any, *values: Any) -> AsyncIterator[tuple[Any, Any, str]]:
         def is_wanted() -> bool:
@@ -92,7 +92,7 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
         if model is None:
             return
         yield format_facts(model), gr.skip(), gr.update(interactive=False)
-        until = time.monotonic() + _LOAD_TIMEOUT
+        until = time.monotonic() + _WAIT_TIMEOUT
         while not model.done.is_set() and clients.is_present(request.session_hash) and time.monotonic() < until:
             await asyncio.sleep(0.1)
         examples = gr.update(choices=model.examples, value=None)
@@ -106,14 +106,14 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
             with gr.Column(scale=2, min_width=300):
                 model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
                 facts = gr.HTML(format_facts(service.models[names[0]]))
-                prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=limits.prompt_chars)
+                prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=models.MAX_CHARACTERS)
                 example = gr.Dropdown([], label="Example prompts", filterable=False)
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", min_width=120, interactive=False)
                     stop = gr.Button("Stop", min_width=120)
-                tokens = gr.Slider(1, limits.max_new_tokens, 150, step=1, label="Max new tokens")
-                temperature = gr.Slider(0, limits.temperature, 0.8, step=0.05, label="Temperature (0: greedy)")
-                samples = gr.Slider(1, limits.num_samples, 1, step=1, label="Number of samples")
+                tokens = gr.Slider(1, models.MAX_NEW_TOKENS, 150, step=1, label="Max new tokens")
+                temperature = gr.Slider(0, models.MAX_TEMPERATURE, 0.8, step=0.05, label="Temperature (0: greedy)")
+                samples = gr.Slider(1, models.MAX_SAMPLES, 1, step=1, label="Number of samples")
                 seed = gr.Number(1, label="Seed", info="The same seed reproduces the same text", precision=0)
                 with gr.Accordion("Advanced options", open=False):
                     top_k = gr.Slider(0, 200, 0, step=1, label="Top-k (0: off)")
@@ -174,14 +174,13 @@ def generate_content(
     except (TypeError, ValueError, OverflowError):
         raise UserError("a setting is not a number") from None
     prompt = str(prompt or "")
-    refuse(service.problems(prompt, options))
-    model = service.model(str(name))
-    assert model.generator is not None
+    refuse(models.request_problems(prompt, options))
+    generator = service.generator(str(name))
     texts = [prompt] * options.num_samples
     sampled: list[list[SampledToken]] = [[] for _ in texts]
     counts = [0] * options.num_samples
     start, last_update = time.monotonic(), 0.0
-    for chunk in service.generate(model.name, prompt, options, _ALTERNATIVES):
+    for chunk in generator.generate([prompt], options, alternatives=_ALTERNATIVES):
         texts[chunk.sample] += chunk.text
         if chunk.sampled:
             sampled[chunk.sample].append(chunk.sampled)
@@ -190,7 +189,7 @@ def generate_content(
             last_update = time.monotonic()
             yield join_texts(texts), "", f"{sum(counts)} tokens"
     seconds = max(time.monotonic() - start, 1e-3)
-    tokens = (tokens_html(model.generator, row) for row in sampled)
+    tokens = (tokens_html(generator, row) for row in sampled)
     yield join_texts(texts), "<hr>".join(tokens), f"{sum(counts)} tokens, {sum(counts) / seconds:,.0f} tokens/s"
 
 

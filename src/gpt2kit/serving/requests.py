@@ -93,27 +93,27 @@ async def in_thread(
     stalled: list[threading.Thread],
     stall_timeout: float = _STALL_TIMEOUT,
 ) -> AsyncGenerator[Item]:
-    """Iterate in a thread, until the items end or are no longer wanted.
+    """Iterate in a thread, until the items end or are no longer wanted. No item may be None.
 
     If no item comes for `stall_timeout` seconds, the thread is added to `stalled`, because it cannot be stopped.
     """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[str, Item | BaseException | None]] = asyncio.Queue()
+    queue: asyncio.Queue[Item | BaseException | None] = asyncio.Queue()
     is_closed = threading.Event()
 
-    def put(kind: str, value: Item | BaseException | None = None) -> None:
+    def put(value: Item | BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the server has stopped
-            loop.call_soon_threadsafe(queue.put_nowait, (kind, value))
+            loop.call_soon_threadsafe(queue.put_nowait, value)
 
     def run() -> None:
         try:
             for item in items:
                 if is_closed.is_set() or not is_wanted():
                     break
-                put("item", item)
-            put("end")
+                put(item)
+            put(None)
         except BaseException as error:
-            put("error", error)
+            put(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -121,19 +121,19 @@ async def in_thread(
     try:
         while is_wanted():
             try:
-                kind, value = await asyncio.wait_for(queue.get(), 1)
+                value = await asyncio.wait_for(queue.get(), 1)
             except TimeoutError:
                 if time.monotonic() - last < stall_timeout:
                     continue
                 stalled.append(thread)
                 raise UserError(f"the model did not respond for {stall_timeout:.0f} s. Select another one") from None
             last = time.monotonic()
-            if kind == "end":
+            if value is None:
                 return
             if isinstance(value, Exception):
                 raise value
             if isinstance(value, BaseException):  # pyo3's PanicException, which would end the server's task
                 raise RuntimeError(f"{type(value).__name__}: {first_line(value)}")
-            yield value  # type: ignore[misc]
+            yield value
     finally:
         is_closed.set()

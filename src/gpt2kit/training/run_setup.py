@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.errors import UserError
 from gpt2kit.model.backends import REQUESTED, Choice, choose_compile, typical_flops_per_second
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.optim.schedules import Schedule
@@ -67,14 +68,13 @@ def has_only_time(trainer: Mapping[str, Any]) -> bool:
     return bool(trainer["max_time"]) and not trainer["fast_dev_run"] and not is_limited
 
 
-def open_end_problem(schedule: Schedule) -> str:
-    """Return why a schedule needs a number of steps, not a time alone; empty if it does not."""
-    if schedule.constant_until(1000) is not None:
-        return ""
-    return (
-        f"trainer.max_time alone: the learning rate of model.schedule {type(schedule).__name__} depends on the last "
-        "step from the start. Add trainer.max_epochs or max_steps, or use WarmupStableDecay"
-    )
+def refuse_open_end(schedule: Schedule) -> None:
+    """Raise UserError for a schedule that needs a number of steps, not a time alone."""
+    if schedule.constant_until(1000) is None:
+        raise UserError(
+            f"trainer.max_time alone: the learning rate of model.schedule {type(schedule).__name__} depends on the "
+            "last step from the start. Add trainer.max_epochs or max_steps, or use WarmupStableDecay"
+        )
 
 
 class TimeLimit(Callback):

@@ -30,8 +30,8 @@ STEPS, LOWEST, HIGHEST = 100, 1e-2, 1e2
 _MEASURE = """
 import json, sys
 sys.path.insert(0, sys.argv.pop(1))
-from gpt2kit.cli import train
-info = train.TrainCLI(sys.argv[1:]).measure_plan()
+from gpt2kit.cli.train_cli import TrainCLI
+info = TrainCLI(sys.argv[1:]).measure_plan()
 print(json.dumps({"speed": info["speed"], "memory": info["memory"]["total"]}))
 """
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import Outcome, Run
 
 from gpt2kit import files
-from gpt2kit.cli import generate, parser, test, train
+from gpt2kit.cli import failures, generate, test, train
 from gpt2kit.cli.parser import parse
 from gpt2kit.cli.parser import run as run_command
 from gpt2kit.cli.train_tokenizer import train_tokenizer
@@ -118,7 +118,7 @@ def test_mistakes_in_generate_and_train_tokenizer_are_reported(call: Callable[..
 
 
 def test_control_characters_of_an_error_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    parser.print_error(UserError("\x1b[31m\x9bred\a " + "x" * 10**6))
+    failures.print_error(UserError("\x1b[31m\x9bred\a " + "x" * 10**6))
     err = capsys.readouterr().err
     assert err.startswith(r"error: \x1b[31m\x9bred\x07 xxx") and len(err) < 21_000 and err.endswith("x ...\n")
 

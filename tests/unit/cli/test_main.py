@@ -12,7 +12,7 @@ from helpers import ROOT, Outcome, run_python
 from setuptools import find_packages
 
 from gpt2kit import __main__, __version__
-from gpt2kit.cli import config_files, export, generate, parser, plot, test, train, train_tokenizer
+from gpt2kit.cli import config_files, export, generate, parser, plot, test, train, train_cli, train_tokenizer
 from gpt2kit.errors import UserError
 
 _HELP = """
@@ -89,7 +89,7 @@ def test_arguments_of_train_are_its_text(call: Callable[..., Outcome], inside: P
 
 def test_config_files_have_names(options: list[str], inside: Path, call: Callable[..., Outcome]) -> None:
     def read(*arguments: str) -> Any:
-        return train.TrainCLI([*(option for option in options if "n_embd" not in option), *arguments]).config
+        return train_cli.TrainCLI([*(option for option in options if "n_embd" not in option), *arguments]).config
 
     assert read("--model", "model/nano", "--trainer=trainer/debug").model.n_embd == 128
     assert read("--model.optimizer=optimizer/adamw.yaml").model.optimizer.class_path == "gpt2kit.optim.AdamW"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import Outcome
 
-from gpt2kit.cli import export, parser, train
+from gpt2kit.cli import export, parser, train, train_cli
 from gpt2kit.errors import nearest
 
 CONFIG = """
@@ -116,6 +116,7 @@ def test_unknown_options_in_included_files_are_reported(
         (["--trainer.strategy=ddpp"], "trainer: You selected an invalid strategy name"),
         (["--seed_everything=-5"], "seed_everything -5: must be at least 0"),
         (["--config=."], ".: cannot be read"),
+        (["--help=full"], "--help=full: unknown kind of help. Use --help or --help=all"),
     ],
 )
 def test_mistakes_on_the_command_line_are_reported(
@@ -190,7 +191,7 @@ def test_an_endless_config_file_is_refused(kind: str, message: str, call: Callab
 def test_aliases_and_merges_are_accepted(options: list[str], inside: Path) -> None:
     (inside / "config.yaml").write_text("model: {<<: &size {n_layer: 1, n_embd: 64}}\n")
     others = [option for option in options if "n_layer" not in option and "n_embd" not in option]
-    assert train.TrainCLI([*others, "--config=config.yaml"]).model.shape["n_embd"] == 64
+    assert train_cli.TrainCLI([*others, "--config=config.yaml"]).model.shape["n_embd"] == 64
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_run_accepts_linked_options_with_equal_values(
 def test_linked_options_with_equal_values_are_parsed(options: list[str], inside: Path) -> None:
     (inside / "config.yaml").write_text("model: {n_positions: 16}\n")
     arguments = ["--config=config.yaml", "--data.seed=3", "--model.n_positions", "16", "--seed_everything=3"]
-    cli = train.TrainCLI([*options, *arguments])
+    cli = train_cli.TrainCLI([*options, *arguments])
     assert cli.datamodule.seed == 3 and cli.model.shape["n_positions"] == 16
 
 
@@ -271,6 +272,14 @@ def test_print_config_needs_no_required_options(inside: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         train.main(["--print_config", "--model.n_layer=3"])
     assert stop.value.code == 0 and "n_layer: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--model.optimizer.help=Moun", "--trainer.logger.help", "--print_config=x"])
+def test_a_wrong_request_for_help_is_reported_before_missing_options(
+    option: str, call: Callable[..., Outcome], inside: Path
+) -> None:
+    err = refusal(call(train.main, option))
+    assert option.partition("=")[0] in err and "missing" not in err
 
 
 def test_a_typo_is_reported_before_a_missing_checkpoint(call: Callable[..., Outcome], inside: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import COMMANDS, Outcome
 
-from gpt2kit.cli import parser, train
+from gpt2kit.cli import parser, train, train_cli
 from gpt2kit.cli.renamed import RENAMED, RENAMED_KINDS, rename_settings
 from gpt2kit.runs.lifecycle import flatten
 
@@ -51,7 +51,7 @@ class Parsed(Exception):
     """Carries the parsed options of trainer.py."""
 
 
-class ParseOnly(train.TrainCLI):
+class ParseOnly(train_cli.TrainCLI):
     def before_instantiate_classes(self) -> None:
         raise Parsed(self.config)
 

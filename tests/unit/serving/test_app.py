@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import json
 import math
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,8 +51,15 @@ def test_each_model_is_found_once(run: Run, tmp_path: Path) -> None:
         find_models([str(tmp_path)])
 
 
+def test_each_model_has_a_name_of_its_own(run: Run, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a (3)", "x/a", "y/a")]
+    for folder in folders:
+        shutil.copytree(run.folder, folder)
+    assert [model.name for model in find_models([*map(str, folders)])] == ["a (3)", "a", "a (2)"]
+
+
 def test_a_model_is_described(service: Service) -> None:
-    model = service.model("version_0")
+    model = service.models["version_0"]
     assert set(model.facts) == {"parameters", "training text", "validation bits per byte", "context length"}
     assert "train.txt" in model.facts["training text"] and 0 < float(model.facts["validation bits per byte"]) < 9
     assert 1 <= len(model.examples) <= 4
@@ -82,17 +90,17 @@ def test_a_model_that_cannot_be_loaded_does_not_affect_others(run: Run, tmp_path
     service = Service(find_models([str(tmp_path / "broken.ckpt"), str(run.folder)]))
     service.load().join()
     with pytest.raises(CheckpointError, match="not a readable file of tensors"):
-        service.model("broken")
-    assert "".join(chunk.text for chunk in service.generate("version_0", "the", GenerationOptions(max_new_tokens=5)))
+        service.generator("broken")
+    chunks = service.generator("version_0").generate(["the"], GenerationOptions(max_new_tokens=5))
+    assert "".join(chunk.text for chunk in chunks)
     with pytest.raises(UserError, match="Choose one of"):
-        service.model("unknown")
+        service.generator("unknown")
 
 
-def test_requests_above_the_limits_are_refused(service: Service) -> None:
+def test_all_limits_of_a_request_are_checked() -> None:
     options = GenerationOptions(temperature=3, num_samples=5, max_new_tokens=501)
-    assert len(service.problems("a" * 4001, options)) == 4 and not service.problems("a" * 4000, GenerationOptions())
-    with pytest.raises(UserError, match="characters in the prompt: 4,001"):
-        next(service.generate("version_0", "a" * 4001, GenerationOptions()))
+    assert len(models.request_problems("a" * 4001, options)) == 4
+    assert not models.request_problems("a" * 4000, GenerationOptions())
 
 
 def main(args: list[str]) -> None:
@@ -166,8 +174,7 @@ def test_tokens_that_replace_the_end_of_a_prompt_are_shown_but_not_counted(servi
 
 
 def test_tokens_are_escaped(service: Service) -> None:
-    generator = service.model("version_0").generator
-    assert generator is not None
+    generator = service.generator("version_0")
     ids = generator.encode("<b>&\"'\n\x07\u202e🙂")
     sampled = [SampledToken(TokenSequence([]), token, 0.5, ((token, 0.5),)) for token in ids]
     content = page.tokens_html(generator, sampled)

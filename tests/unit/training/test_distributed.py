@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import Outcome
 
-from gpt2kit.cli import train
+from gpt2kit.cli import train, train_cli
 from gpt2kit.errors import MachineError, UserError, problems_of
 from gpt2kit.training import distributed
 from gpt2kit.training.distributed import describe_disagreement
@@ -78,7 +78,7 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest() -> None:
 
 
 def test_the_global_batch_decides_the_accumulation(options: list[str], inside: Path) -> None:
-    cli = train.TrainCLI([*options, "--data.global_batch_size=32"])  # 4 x data.batch_size 8
+    cli = train_cli.TrainCLI([*options, "--data.global_batch_size=32"])  # 4 x data.batch_size 8
     assert cli.trainer.accumulate_grad_batches == 4 and cli.datamodule.global_batch(cli.trainer) == 32
 
 
