@@ -36,7 +36,7 @@ class NoSharing(Callback):
 
 def main() -> None:
     from gpt2kit.cli.train_tokenizer import train_tokenizer
-    from gpt2kit.tokenization.trainers import TokenizerSpec
+    from gpt2kit.tokenization.options import TokenizerSpec
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -25,7 +25,8 @@ from gpt2kit.data.store import TokenStore
 from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.scoring import Ranks, Scorer, Windows
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.trainers import TokenizerSpec, train_bpe
+from gpt2kit.tokenization.options import TokenizerSpec
+from gpt2kit.tokenization.trainers import train_bpe
 from gpt2kit.training.module import GPT2Module
 
 MODELS = Path(__file__).resolve().parent.parent / "configs" / "model"

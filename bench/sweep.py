@@ -34,7 +34,7 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.optim.muon import ADAMW_LR, LR, POLYNOMIALS, orthogonalize
 from gpt2kit.optim.schedules import WarmupStableDecay
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 _Rule = TypeVar("_Rule")
 

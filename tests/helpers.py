@@ -22,7 +22,7 @@ from gpt2kit.cli import export, generate, plot, test, train, train_cli, web_demo
 from gpt2kit.cli import train_tokenizer as tokenizer_command
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.training.module import GPT2Module
 
 ROOT = Path(__file__).resolve().parent.parent

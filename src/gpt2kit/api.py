@@ -169,7 +169,7 @@ class Model:
 
         if not isinstance(text, str) or not is_text(text):
             raise UserError(f"text {text!r:.60}: must be one text, without bytes that are not UTF-8")
-        ids, spans = encode(split_text(text), self.checkpoint.tokenizer)
+        ids, spans = encode(split_text([text]), self.checkpoint.tokenizer)
         eos = [eos_id(self.checkpoint.tokenizer)]
         return np.array([*eos, *ids, *(eos if self._predicts_ends else [])]), spans
 

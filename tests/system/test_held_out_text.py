@@ -16,7 +16,7 @@ from gpt2kit.cli import parser, train
 from gpt2kit.cli import test as evaluate
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 # Only the size of the model and of the run; nothing about the text.
 TINY = [

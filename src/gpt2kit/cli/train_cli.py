@@ -25,7 +25,8 @@ from gpt2kit.cli.run_options import RunOptions
 from gpt2kit.cli.train_options import TrainOptions, as_list
 from gpt2kit.commands import command_name
 from gpt2kit.data import order, parallel_build
-from gpt2kit.data.datamodule import TextDataModule, data_problems, file_problems, text_problems
+from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.problems import data_problems, file_problems
 from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.model.backends import allow_tf32, choose_precision, refuse_missing_compiler
 from gpt2kit.model.finetuning import add_lora
@@ -142,7 +143,7 @@ class TrainCLI(LightningCLI):
             data = self.config.data.as_dict()
             text = file_problems(data)
             if problems and not text and not data_problems(data):  # else the text is read later
-                text = text_problems(self._datamodule(), self.config.data.batch_size)
+                text = self._datamodule().text_problems(self.config.data.batch_size)
             problems += text
         self.options.refuse(problems)
 
@@ -259,7 +260,7 @@ class TrainCLI(LightningCLI):
     def measure_plan(self) -> run_info.RunInfo:
         """Return the plan of the run, after measuring a few steps with a separate trainer."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
-        problems = text_problems(data, data.global_batch(trainer))
+        problems = data.text_problems(data.global_batch(trainer))
         with self.options.collect():
             if not problems:
                 self.run_setup.choose(trainer, data, gpt2)
@@ -304,6 +305,6 @@ class TrainCLI(LightningCLI):
     def find_learning_rate(self) -> None:
         """Print the loss at rising learning rates."""
         data = self.datamodule
-        refuse([*self.options.problems, *text_problems(data, data.global_batch(self.trainer))])
+        refuse([*self.options.problems, *data.text_problems(data.global_batch(self.trainer))])
         self.run_setup.choose(self.trainer, data, self.model)
         tuning.find_learning_rate(self._dry_run_options(), data, self.model)

@@ -23,7 +23,7 @@ from gpt2kit.cli import config_files, renamed
 from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.cli.renamed import Rename
 from gpt2kit.cli.run_options import early_problems, parse_early, run_name_problems
-from gpt2kit.data.datamodule import data_problems
+from gpt2kit.data.problems import data_problems
 from gpt2kit.errors import DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.config import shape_problems

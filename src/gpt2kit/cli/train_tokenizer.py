@@ -13,16 +13,15 @@ from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import train as training
-from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.existing import adopt
+from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec, check
 from gpt2kit.tokenization.sampling import Sample, batched
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
-from gpt2kit.tokenization.trainers import TokenizerSpec
 
 LOSSES = (
     "wordpiece loses text: runs of spaces and line ends become one space or none, control characters vanish, and a "
-    f"word with an unknown character becomes {trainers.UNKNOWN}. All other kinds are lossless"
+    f"word with an unknown character becomes {UNKNOWN}. All other kinds are lossless"
 )
 
 
@@ -44,7 +43,7 @@ def train_tokenizer(
         compare: Print a table of several sizes, kinds, kind:size, or tokenizer folders, such as `--compare 4096 8192
             char spm-unigram:8192`, measured on held-out text. No tokenizer is written.
     """
-    trainers.check(spec)
+    check(spec)
     if report is not None:
         texts = _sample(files, reader, 10 * REPORT_BYTES, spec.seed)
         print(reports.describe(reports.measure(load(report), texts), report))
@@ -134,7 +133,7 @@ def _candidate(candidate: str, spec: TokenizerSpec) -> tuple[str, TokenizerSpec]
         kind, size = spec.kind, candidate
     if kind in TRAINERS and (not size or size.isdecimal()):
         spec = replace(spec, kind=kind, vocab_size=int(size) if size else spec.vocab_size)
-        trainers.check(spec)
+        check(spec)
         return f"{kind}:{spec.max_size}" if spec.max_size else kind, spec
     if Path(candidate).exists():
         return candidate, replace(spec, kind="existing")

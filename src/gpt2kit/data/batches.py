@@ -21,9 +21,8 @@ from gpt2kit.data.order import IGNORE
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import MachineError
 
-_STOP_SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows has neither SIGHUP nor SIGUSR1
-# The signals after which a run saves and stops. SIGHUP: the terminal was closed.
-STOP_SIGNALS = [getattr(signal, name) for name in _STOP_SIGNAL_NAMES if hasattr(signal, name)]
+# The signals after which a run saves and stops. SIGHUP: the terminal was closed. Windows has neither it nor SIGUSR1.
+STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 
 
 @dataclass(frozen=True)

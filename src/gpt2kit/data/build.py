@@ -28,25 +28,13 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gpt2kit import files as durable
-from gpt2kit.data.store import (
-    FORMAT,
-    INDEX,
-    JOURNAL,
-    MAX_BYTES,
-    PIECE,
-    Damaged,
-    Index,
-    Shard,
-    Source,
-    TokenStore,
-    find_damaged,
-    parse,
-    shard_name,
-)
+from gpt2kit.data import journal
+from gpt2kit.data.store import FORMAT, INDEX, PIECE, Damaged, Index, Shard, Source, TokenStore, find_damaged, shard_name
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import SplitRange, UnfinishedPiece
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.sampling import StrT, batched
@@ -85,13 +73,17 @@ class Corpus:
         """The smallest type that holds every id."""
         return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << 16 else "<u4")
 
-    def key(self, cache_dir: Path) -> str:
-        """Return a hash of the text, the tokenizer, the reader's options and the formats."""
+    def digests(self, cache_dir: Path) -> list[str]:
+        """Return the hash of each file, cached in `cache_dir`."""
+        return sources.digests(self.paths, cache_dir)
+
+    def key(self, digests: list[str]) -> str:
+        """Return a hash of the text, whose files have these digests, the tokenizer, the reader and the formats."""
         content = {
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
             "reader": self.reader.identity(),
-            "files": sources.digests(self.paths, cache_dir),
+            "files": digests,
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
             "share": asdict(self.split_range) if self.split_range else None,
             "append_eos": self.append_eos,
@@ -137,7 +129,8 @@ def open_or_build(
         progress: called while the text is read.
         write: writes the shards. Default: `encode`.
     """
-    folder = cache_dir / corpus.key(cache_dir)
+    before = corpus.digests(cache_dir)
+    folder = cache_dir / corpus.key(before)
     if (store := _open(folder)) is not None:  # `is not None`, because the store of a part may be empty
         return store
     from filelock import FileLock
@@ -147,15 +140,12 @@ def open_or_build(
         if (store := _open(folder, "it is rebuilt from the text")) is not None:
             return store
         (folder / INDEX).unlink(missing_ok=True)
-        before = sources.digests(corpus.paths, cache_dir)
         try:
             index = (write or encode)(folder, corpus, progress)
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails unless it is empty: the next build continues from the files in it
-        for path, old, new in zip(corpus.paths, before, sources.digests(corpus.paths, cache_dir), strict=True):
-            if old != new:
-                raise DataError(f"{path}: changed while it was being read. Run the same command again")
+        sources.refuse_changes(corpus.paths, before, cache_dir)
         durable.write_text(folder / INDEX, index.to_json())
         return TokenStore(folder)
 
@@ -188,10 +178,10 @@ def _open(folder: Path, remedy: str = "") -> TokenStore | None:
 
 def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     """Write the shards that an earlier build did not finish, and those that are missing or damaged."""
-    shards = read_journal(folder)
+    shards = journal.read(folder)
     to_repair = find_damaged(folder, shards)
     report = ReadReport(is_part=bool(corpus.part))
-    pieces = describe(corpus.reader.read(corpus.paths, report, corpus.split_range))
+    pieces = make_pieces(corpus.reader.read(corpus.paths, report, corpus.split_range))
     size = sum(sources.size(path) for path in corpus.paths)
 
     def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:
@@ -206,12 +196,12 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         else:
             actual = _skip(folder, record, shard_pieces)
         if actual != record:
-            write_journal(folder, [])
-            raise DataError(f"{folder / JOURNAL}: does not match the text, so it was reset. Run the same command again")
+            journal.write(folder, [])
+            raise DataError(f"{folder}: its journal does not match the text and was reset. Run the same command again")
     rest = encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
         shards.append(shard)
-        write_journal(folder, shards)
+        journal.write(folder, shards)
     if corpus.part:  # the merge checks the records of all parts together
         notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.notes})]
     else:
@@ -220,8 +210,8 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     return corpus.index(_count_sources(folder, corpus, shards, report), notes, shards)
 
 
-def describe(texts: Iterable[str]) -> Iterator[Piece]:
-    """Yield the reader's texts as pieces, with their hashes and sizes."""
+def make_pieces(texts: Iterable[str]) -> Iterator[Piece]:
+    """Yield what a reader yields, with hashes and sizes."""
     hasher = hashlib.blake2b(digest_size=8)
     for number, text in enumerate(texts):
         try:
@@ -266,11 +256,7 @@ def _encode_batch(texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype[np
     count = max(1, len(texts) * _SLICE // max(1, sum(map(len, texts))))
     arrays: list[Ids] = []
     for start in range(0, len(texts), count):
-        with tokenizers.refuse_failures(
-            "the tokenizer cannot encode this text", "Use another tokenizer, or other text"
-        ):
-            encodings = tokenizer.encode_batch_fast(texts[start : start + count], add_special_tokens=False)
-        arrays += [np.array(encoding.ids, dtype) for encoding in encodings]
+        arrays += [np.array(ids, dtype) for ids in tokenizers.encode_batch(tokenizer, texts[start : start + count])]
     return arrays
 
 
@@ -342,31 +328,4 @@ def refuse_empty(shards: list[Shard], corpus: Corpus, report: ReadReport) -> Non
             f"{corpus.paths[0]}: no text in a split of {fraction} of the text: the documents are too few, too short "
             "or equal. Increase the fraction, or give data.valid_files and data.test_files"
         )
-    raise sources.no_text(corpus.paths, report)
-
-
-def read_journal(folder: Path) -> list[Shard]:
-    """Return the shards that an earlier build finished, and delete its temporary files."""
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()  # the other build was killed, since this one holds the lock
-    if not (folder / JOURNAL).is_file():
-        return []
-    shards: list[Shard] = []
-    text = ""
-    with contextlib.suppress(ValueError):  # damaged: too large
-        text = durable.read_limited(folder / JOURNAL, MAX_BYTES).decode(errors="replace")
-    for line in text.splitlines():
-        try:
-            shard = parse(Shard, durable.parse_json(line))
-        except (ValueError, TypeError):
-            break
-        if shard.name != shard_name(len(shards)):
-            break
-        shards.append(shard)
-    write_journal(folder, shards)
-    return shards
-
-
-def write_journal(folder: Path, shards: list[Shard]) -> None:
-    """Record these shards, and no others, as finished."""
-    durable.write_text(folder / JOURNAL, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
+    raise report.no_text(corpus.paths)

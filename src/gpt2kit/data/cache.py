@@ -15,8 +15,6 @@ from gpt2kit.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_DAY = 86400
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -30,22 +28,26 @@ class Entry:
     @property
     def days(self) -> float:
         """Days since it was last opened or written."""
-        return max(time.time() - self.used, 0) / _DAY
+        return max(time.time() - self.used, 0) / 86400
 
 
 def entries(cache_dir: Path) -> Iterator[Entry]:
     """Yield all stores, including incomplete ones, the most recently used first."""
     stores = []
     for folder in cache_dir.glob("*/"):
-        files = [path for path in folder.iterdir() if path.is_file()]
-        if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in files):
+        stats = {}
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a build has just renamed it
+                if path.is_file():
+                    stats[path] = path.stat()
+        if not any(path.name in (INDEX, JOURNAL) or path.suffix == ".bin" for path in stats):
             continue
         try:
             index = read_index(folder)
         except (FileNotFoundError, DataError):
             index = None
-        stats = [path.stat() for path in files]
-        stores.append(Entry(folder, index, sum(s.st_size for s in stats), max(s.st_mtime for s in stats)))
+        size, used = sum(s.st_size for s in stats.values()), max(s.st_mtime for s in stats.values())
+        stores.append(Entry(folder, index, size, used))
     yield from sorted(stores, key=lambda entry: -entry.used)
 
 
@@ -57,7 +59,11 @@ def table(stores: list[Entry], verify: bool) -> str:
         if index is None:
             status = "incomplete, or of another version; the command that built it completes or rebuilds it"
         else:
-            damaged = _reread(entry) if verify else []
+            damaged = []
+            if verify:
+                with contextlib.suppress(OSError):
+                    (entry.folder / VERIFIED).unlink()  # then every file is read again
+                damaged = find_damaged(entry.folder, index.shards)
             tokens, documents = (sum(getattr(s, name) for s in index.shards) for name in ("tokens", "documents"))
             first = index.sources[0].name if index.sources else "?"
             more = f" and {len(index.sources) - 1} more" if index.sources[1:] else ""
@@ -86,11 +92,3 @@ def remove(folder: Path) -> bool:
         return False
     folder.with_suffix(".lock").unlink(missing_ok=True)
     return True
-
-
-def _reread(entry: Entry) -> list[str]:
-    """Compare the checksums of all files of a store; return the names of damaged shards."""
-    assert entry.index is not None
-    with contextlib.suppress(OSError):
-        (entry.folder / VERIFIED).unlink()  # then every file is read again
-    return find_damaged(entry.folder, entry.index.shards)

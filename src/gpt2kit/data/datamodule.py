@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
@@ -22,17 +21,16 @@ from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore, leakage_note
-from gpt2kit.errors import DataError, Problems, problems_of
+from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
-from gpt2kit.ranges import range_problems
 from gpt2kit.text import splits
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.train import default_spec, resolve
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
+from gpt2kit.tokenization.train import default_spec, load_named, load_or_train
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -129,6 +127,11 @@ class TextDataModule(pl.LightningDataModule):
         self.start_step = 0  # the first optimizer step of the batches; set on resume
         self._stores: dict[Split, TokenStore] = {}
 
+    @property
+    def splits(self) -> list[Split]:
+        """The splits that have text."""
+        return [split for split, files in self.files.items() if files]
+
     @functools.cached_property
     def paths(self) -> dict[Split, list[PathOrURL]]:
         """The files of each split. A wrong path in any split is reported before a tokenizer is trained or text read."""
@@ -165,11 +168,11 @@ class TextDataModule(pl.LightningDataModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         if isinstance(self._tokenizer, str):
-            return resolve(self._tokenizer, [], self.reader, None, self.cache_dir)
+            return load_named(self._tokenizer, self.cache_dir)
         if self._tokenizer is None:
             self._refuse_small_text()
         spec = self._tokenizer or default_spec(self.survey.bytes)
-        return resolve(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
+        return load_or_train(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
 
     def _refuse_small_text(self) -> None:
         """Raise if the training text is too short even for a tokenizer with one token per byte.
@@ -212,10 +215,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the stores. The test text is opened to report its documents that are also in the training text."""
-        self.store("train")
-        for split in ("valid", "test"):
-            if self.files[split]:
-                self.store(split)
+        for split in self.splits:
+            self.store(split)
 
     def store(self, split: Split) -> TokenStore:
         """Return the token store of a split; build it if it is not in the cache."""
@@ -240,17 +241,16 @@ class TextDataModule(pl.LightningDataModule):
 
     def corpora(self) -> dict[Split, Corpus]:
         """Return the corpora of all splits that have files."""
-        return {split: self.corpus(split) for split in get_args(Split) if self.files[split]}
+        return {split: self.corpus(split) for split in self.splits}
 
     def notes(self) -> list[str]:
         """Return notes on the text for the user, such as skipped records and documents in two splits."""
-        splits = list(self.corpora())
         splits_of: dict[str, list[str]] = {}
-        for split in splits:
+        for split in self.splits:
             for note in self.store(split).notes:
                 splits_of.setdefault(note, []).append(split)
         notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
-        for a, b in itertools.combinations(splits, 2):
+        for a, b in itertools.combinations(self.splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes
 
@@ -271,6 +271,12 @@ class TextDataModule(pl.LightningDataModule):
                 "are needed. Add text, or decrease data.block_size or data.batch_size"
             )
         return order
+
+    def text_problems(self, global_batch: int) -> list[str]:
+        """Read each split, and list what is wrong with the text itself."""
+        problems = [problem for split in self.splits for problem in problems_of(self.store, split)]
+        # A problem of the text that is split is found for each split.
+        return list(dict.fromkeys(problems)) or problems_of(self.order, global_batch)
 
     def global_batch(self, trainer: pl.Trainer) -> int:
         """Return the sequences in one optimizer step, over all ranks and accumulation."""
@@ -304,50 +310,6 @@ class TextDataModule(pl.LightningDataModule):
     def _attached_trainer(self) -> pl.Trainer:
         assert self.trainer is not None
         return self.trainer
-
-
-def data_problems(options: dict[str, Any]) -> list[str]:
-    """List what is invalid in the data module's options."""
-    problems = Problems(range_problems({f"data.{name}": value for name, value in options.items()}))
-    problems.check(options["train_files"], "data.train_files: empty. Name the text to train on")
-    problems.check(options["cache_dir"], "data.cache_dir: empty. Name a folder, or omit it")
-    stride, block_size, workers = options["stride"], options["block_size"], options["num_workers"]
-    problems.check(
-        stride is None or stride <= block_size,
-        f"data.stride {stride}: must be at most data.block_size {block_size}",
-    )
-    problems.check(
-        options["append_eos"] or not options["mask_documents"],
-        "data.mask_documents: needs data.append_eos, which marks where documents end",
-    )
-    problems.check(
-        options["streaming"] or "://" not in options["cache_dir"],
-        f"data.cache_dir {options['cache_dir']}: a URL needs data.streaming true. Set it, or name a local folder",
-    )
-    problems.check(
-        workers <= 0 or not options["streaming"],
-        f"data.num_workers {workers}: not supported with data.streaming, which reads ahead in threads. Omit it",
-    )
-    return problems.messages + splits.split_problems(options)
-
-
-def file_problems(options: Mapping[str, Any]) -> list[str]:
-    """List what is invalid in the text files and the tokenizer that the options name."""
-    problems: list[str] = []
-    for split in get_args(Split):
-        if files := _as_list(options[f"{split}_files"]):
-            problems += problems_of(find_files, files)
-    tokenizer = options["tokenizer"]
-    if isinstance(tokenizer, str):
-        problems += problems_of(resolve, tokenizer, [], Reader(), None, Path(options["cache_dir"]))
-    return problems
-
-
-def text_problems(data: TextDataModule, global_batch: int) -> list[str]:
-    """Read each split, and list what is invalid in the text itself."""
-    problems = [problem for split in data.files if data.files[split] for problem in problems_of(data.store, split)]
-    problems = list(dict.fromkeys(problems))  # a problem of the text that is split is found for each split
-    return problems or problems_of(data.order, global_batch)
 
 
 def _as_list(files: list[str] | str | None) -> list[str]:

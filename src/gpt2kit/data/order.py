@@ -39,10 +39,10 @@ _GOLDEN = 2654435769
 _POSITIONS = 4096
 
 
-def count_train(tokens: int, block_size: int, stride: int | None = None) -> int:
-    """Count the complete blocks in a text, one every `stride` tokens (default: `block_size`)."""
+def count_train(tokens: int, block_size: int, stride: int) -> int:
+    """Count the complete blocks in a text, one every `stride` tokens."""
     # A block predicts `block_size` tokens, so it reads one more.
-    return (tokens - 1 - block_size) // (stride or block_size) + 1 if tokens > block_size else 0
+    return (tokens - 1 - block_size) // stride + 1 if tokens > block_size else 0
 
 
 def count_eval(tokens: int, block_size: int) -> int:

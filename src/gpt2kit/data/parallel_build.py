@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from gpt2kit import files as durable
-from gpt2kit.data import build, cache
+from gpt2kit.data import build, cache, journal
 from gpt2kit.data.build import Corpus, Progress
 from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_index, shard_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.sources import ReadReport
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.splits import Split
 
 _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -35,9 +35,10 @@ def parse_part(part: str) -> tuple[int, int]:
     `auto` does not support SLURM arrays: if one task of an array is run again, SLURM reports an array of one task.
     """
     if part == "auto":
-        for rank, world_size in _LAUNCHER_VARIABLES:
-            if rank in os.environ and world_size in os.environ:
-                return int(os.environ[rank]) + 1, int(os.environ[world_size])
+        for names in _LAUNCHER_VARIABLES:
+            rank, world_size = (os.environ.get(name, "") for name in names)
+            if rank.isdecimal() and world_size.isdecimal():
+                return int(rank) + 1, int(world_size)
         raise UserError("--part auto: not started by torchrun or srun. Give the part, such as 3/16")
     number, _, count = part.partition("/")
     if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
@@ -88,7 +89,8 @@ def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> To
     The parts' indexes are kept until the store's index is written. So a merge continues one that was killed: a file
     that is no longer in its part has been moved already.
     """
-    folders = {number: cache_dir / part.key(cache_dir) for number, part in split_corpus(corpus, count).items()}
+    parts = split_corpus(corpus, count)
+    folders = {number: cache_dir / part.key(part.digests(cache_dir)) for number, part in parts.items()}
 
     def join(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         return _join(folders, count, folder, corpus)
@@ -107,7 +109,7 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
     origins = [(number, shard) for number, index in indexes.items() for shard in index.shards]
     build.refuse_empty([shard for _, shard in origins], corpus, report)
     folder.mkdir(exist_ok=True)
-    build.write_journal(folder, [])  # a single build may have been killed here; its files are replaced
+    journal.write(folder, [])  # a single build may have been killed here; its files are replaced
     shards = [replace(shard, name=shard_name(number)) for number, (_, shard) in enumerate(origins)]
     for (number, old), new in zip(origins, shards, strict=True):
         _move(parts[number] / old.name, folder / new.name)
@@ -121,7 +123,7 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
             f"--merge {count}: missing or damaged files of part {', '.join(map(str, broken))} in {folder}. Run --part "
             f"{broken[0]}/{count} again"
         )
-    build.write_journal(folder, shards)
+    journal.write(folder, shards)
     return corpus.index([source for index in indexes.values() for source in index.sources], report.lines(), shards)
 
 

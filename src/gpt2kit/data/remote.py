@@ -7,7 +7,6 @@ at a time, in the folder `streamed` of the scratch folder.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -37,8 +36,6 @@ RETRY_PAUSES = [0.5, 1.0, 2.0, 4.0]
 
 # Files that are fetched at the same time: enough to hide a server's latency.
 _CONCURRENCY = 4
-# Errors of the local machine, which another attempt does not fix.
-_LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 
 _T = TypeVar("_T")
 
@@ -199,7 +196,7 @@ def open_store(cache_dir: str, corpus: Corpus, what: str, scratch: Path = SCRATC
         what: names the text in messages, such as `train text`.
         scratch: a local folder for the shards in the window, and for the hashes of the text's files.
     """
-    key = corpus.key(scratch)
+    key = corpus.key(corpus.digests(scratch))
     location = f"{cache_dir.rstrip('/')}/{key}"
     try:
         return StreamedStore(location, scratch)
@@ -228,7 +225,7 @@ def retry(url: str, act: Callable[[], _T]) -> _T:
                 f"{url}: no permission to read it ({error.strerror or error}). Check your credentials"
             ) from None
         except Exception as error:  # each kind of server has its own errors
-            if getattr(error, "errno", None) in _LOCAL_ERRORS:
+            if getattr(error, "errno", None) in sources.LOCAL_ERRORS:
                 raise
             if pause is None:
                 reason = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")

@@ -179,7 +179,6 @@ class TokenStore:
         self.files_digest = hashlib.sha256(json.dumps([s.sha256 for s in self.shards]).encode()).hexdigest()
         self.tokens = sum(shard.tokens for shard in self.shards)
         self.documents = sum(shard.documents for shard in self.shards)
-        self.characters = sum(shard.characters for shard in self.shards)
         self.bytes = sum(shard.bytes for shard in self.shards)  # of text: end-of-document tokens have none
         self.ends = self.documents if index.append_eos else 0  # end-of-document tokens after the first token
         # The number of each shard's first token, and of the token after the last one.
@@ -226,9 +225,8 @@ class TokenStore:
         return self._files[number]
 
     def hashes(self) -> Iterator[NDArray[np.uint64]]:
-        """Yield the hashes of the documents that end in each shard, shard by shard."""
-        for hashes, _ in self.documents_by_shard():
-            yield hashes
+        """Return the hashes of the documents that end in each shard, shard by shard."""
+        return (hashes for hashes, _ in self.documents_by_shard())
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens, bytes and characters of each document, `(documents, 3)`; end tokens are not counted."""
@@ -253,7 +251,7 @@ class TokenStore:
 
 
 def leakage_note(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a line on the documents of `b` that are also in `a`, with an example; no line if there are none."""
+    """Return a line on the documents of `b` that are also in `a`, with an example; no line without such documents."""
     count, first = count_shared(a, b)
     if not count:
         return []
@@ -287,18 +285,15 @@ def document_tokens(store: TokenStore, number: int, limit: int) -> list[int]:
 
 def find_damaged(folder: Path, shards: list[Shard]) -> list[str]:
     """Return the names of shards whose token file or .doc file is missing or does not match its checksum."""
-    expected = {folder / shard.name: shard.sha256 for shard in shards}
-    expected |= {folder / shard.doc_name: shard.doc_sha256 for shard in shards}
+    expected: dict[Path, tuple[str, tuple[int, ...]]] = {}  # checksum and possible sizes of each file
+    for shard in shards:
+        expected[folder / shard.name] = shard.sha256, (2 * shard.tokens, 4 * shard.tokens)
+        expected[folder / shard.doc_name] = shard.doc_sha256, (PIECE.itemsize * shard.pieces,)
     # Sizes first: another program may have made a file so large that its checksum would take hours.
-    sizes: dict[Path, tuple[int, ...]] = {folder / shard.name: (2 * shard.tokens, 4 * shard.tokens) for shard in shards}
-    sizes |= {folder / shard.doc_name: (PIECE.itemsize * shard.pieces,) for shard in shards}
-    present = [path for path in expected if path.is_file() and path.stat().st_size in sizes[path]]
+    present = [path for path, (_, sizes) in expected.items() if path.is_file() and path.stat().st_size in sizes]
     digests = dict(zip(present, durable.Digests(folder / VERIFIED).of(present), strict=True))
-    return [
-        shard.name
-        for shard in shards
-        if any(digests.get(path) != expected[path] for path in (folder / shard.name, folder / shard.doc_name))
-    ]
+    damaged = {path.stem for path, (sha256, _) in expected.items() if digests.get(path) != sha256}
+    return [shard.name for shard in shards if Path(shard.name).stem in damaged]
 
 
 def pack(numbers: NDArray[np.int64]) -> bytes:

@@ -90,7 +90,7 @@ def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
         "tokens": score.tokens,
         "nll": score.nll,
         "interval_95": statistics.bootstrap(result.scores, seed),
-        "over_documents": {name: asdict(s) for name, s in statistics.compare_documents(result.scores).items()},
+        "over_documents": statistics.compare_documents(result.scores),
         "context": [windows.least_context, windows.context],
         "stride": windows.stride,
         "vocabulary": int(info.shape["vocab_size"]),

@@ -138,22 +138,14 @@ class DocumentScores:
         return make_score(self.table().sum(0))
 
 
-@dataclass(frozen=True)
-class WeightedStats:
-    """Weighted mean and standard deviation of a figure over documents."""
-
-    mean: float
-    sd: float
-
-
 def make_score(parts: NDArray[np.float64]) -> Score:
     """Return a Score from its parts, `[5]`."""
     nll, *counts = parts.tolist()
     return Score(nll, *map(round, counts))
 
 
-def compare_documents(scores: DocumentScores) -> dict[str, WeightedStats]:
-    """Return mean and standard deviation over documents, weighted by their tokens or bytes.
+def compare_documents(scores: DocumentScores) -> dict[str, dict[str, float]]:
+    """Return `mean` and standard deviation `sd` over documents, weighted by their tokens or bytes.
 
     With these weights, the means of loss and of bits per byte are those of the whole text. The mean perplexity is at
     least the perplexity of the text, and hard documents dominate it.
@@ -168,11 +160,11 @@ def compare_documents(scores: DocumentScores) -> dict[str, WeightedStats]:
     }
 
 
-def _average(values: NDArray[np.float64], weights: NDArray[np.int64]) -> WeightedStats:
+def _average(values: NDArray[np.float64], weights: NDArray[np.int64]) -> dict[str, float]:
     with np.errstate(invalid="ignore", over="ignore"):
         mean = np.average(values, weights=weights)
         sd = np.sqrt(np.average((values - mean) ** 2, weights=weights))
-    return WeightedStats(float(mean), float(sd))
+    return {"mean": float(mean), "sd": float(sd)}
 
 
 def _divide(a: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from gpt2kit import files
 from gpt2kit.errors import UserError
 from gpt2kit.evaluation.statistics import WORD
 from gpt2kit.text.reader import read_rest
-from gpt2kit.tokenization.tokenizer import refuse_failures
+from gpt2kit.tokenization.tokenizer import refuse_unencodable
 
 Span = tuple[int, int]
 
@@ -112,7 +112,7 @@ def encode(pieces: Iterable[str], tokenizer: Tokenizer) -> tuple[list[int], list
     spans: list[Span] = []
     offset = 0
     for piece in pieces:
-        with refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text"):
+        with refuse_unencodable():
             encoding = tokenizer.encode(piece, add_special_tokens=False)
         ids += encoding.ids
         spans += [(offset + start, offset + end) for start, end in encoding.offsets]

@@ -129,7 +129,7 @@ def open_test_set(
     stores = [open_with_bar(corpus, options.cache_dir, "test text") for corpus in corpora]
     if owner and not reader:
         _check_test_text(owner, stores[candidates.index(owner)])
-    hashes = [_hash_documents(store) for store in stores]
+    hashes = [hashlib.sha256(b"".join(part.tobytes() for part in store.hashes())).hexdigest() for store in stores]
     for candidate, own, store in zip(candidates, hashes, stores, strict=True):
         if own != hashes[0]:
             raise DataError(
@@ -186,13 +186,6 @@ def _check_test_text(owner: Candidate, store: TokenStore) -> None:
         f"{what}, so its test split may contain text that the run was trained on. Restore the text, or give other text "
         "as --files"
     )
-
-
-def _hash_documents(store: TokenStore) -> str:
-    digest = hashlib.sha256()
-    for hashes in store.hashes():
-        digest.update(hashes.tobytes())
-    return digest.hexdigest()
 
 
 def _count_documents(stores: Sequence[TokenStore], max_tokens: int | None) -> int:

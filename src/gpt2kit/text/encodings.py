@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, nearest
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.read_report import ReadReport
+from gpt2kit.text.sources import PathOrURL
 
 AUTO = "auto"
 

@@ -16,7 +16,8 @@ from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
 from gpt2kit.files import parse_json
 from gpt2kit.text.encodings import normalize_newlines
-from gpt2kit.text.sources import PathOrURL, ReadReport, missing_package, open_seekable
+from gpt2kit.text.read_report import ReadReport
+from gpt2kit.text.sources import PathOrURL, missing_package, open_seekable, translate_errors
 
 # Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make a cell of the rest of the file.
 MAX_CELL = 1 << 26
@@ -59,7 +60,11 @@ def read_json_lines(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
     """Yield the records of a file with one JSON value per line; skip blank lines."""
     for number, line in enumerate(_lines(text), 1):
         if not line.isspace():
-            yield f"{path} line {number}", _parse(line)
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                value = BadRecord("not JSON", str(error))
+            yield f"{path} line {number}", value
 
 
 def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
@@ -79,8 +84,15 @@ def read_json_list(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
         except ValueError as error:
             line = stream.line_number()
             raise DataError(f"{path} line {line}, item {number}: not JSON ({error}). Fix the file") from None
-        stream.position += 1
+        if following == ",":
+            stream.position += 1
         yield f"{path} item {number}", value
+    stream.position += 1  # after the closing bracket
+    if stream.peek():  # a second list would be lost
+        raise DataError(
+            f"{path} line {stream.line_number()}: text after the end of the list. Put all records into one list, or "
+            "name the file .jsonl if each line is a record"
+        )
 
 
 class _JsonStream:
@@ -214,9 +226,10 @@ def read_hub_dataset(url: str) -> Iterator[Record]:
     parts = urlsplit(url)
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     options: dict[str, Any] = {"split": "train", **query, "streaming": True}
-    rows = load_dataset(parts.path.lstrip("/"), options.pop("config", None), **options)
-    for number, row in enumerate(rows, 1):
-        yield f"{url} row {number}", row
+    with translate_errors(url):
+        rows = load_dataset(parts.path.lstrip("/"), options.pop("config", None), **options)
+        for number, row in enumerate(rows, 1):
+            yield f"{url} row {number}", row
 
 
 def _lines(chunks: Iterator[str]) -> Iterator[str]:
@@ -230,13 +243,6 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
             line = [other]
     if any(line):
         yield "".join(line)
-
-
-def _parse(line: str) -> object:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        return BadRecord("not JSON", str(error))
 
 
 def _text_of(value: object, field: str) -> str:

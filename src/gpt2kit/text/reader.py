@@ -6,13 +6,14 @@ import copy
 import inspect
 import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
 from gpt2kit.text import encodings, formats
-from gpt2kit.text.sources import PathOrURL, ReadReport, is_hub_dataset, read_chunks, suffixes
+from gpt2kit.text.read_report import ReadReport
+from gpt2kit.text.sources import PathOrURL, is_hub_dataset, read_chunks, suffixes
 from gpt2kit.text.splits import HashRange, SplitRange, UnfinishedPiece
 
 # A longer document of plain text is yielded in pieces of about this many characters, which bounds memory use.
@@ -154,7 +155,7 @@ class Reader:
             elif suffix in (".csv", ".tsv"):
                 records = formats.read_csv(text, path, self.field, "\t" if suffix == ".tsv" else ",")
             else:
-                return _split_text(text, _separator(self.document, "\n"))
+                return split_text(text, _separator(self.document, "\n"))
         texts = formats.extract_texts(records, self.field, replace, report)
         return _split_records(texts, _separator(self.document, ""))
 
@@ -225,7 +226,7 @@ def _split_records(texts: Iterator[str], separator: str) -> Iterator[str]:
                 yield stripped
 
 
-def _split_text(chunks: Iterator[str], separator: str) -> Iterator[str]:
+def split_text(chunks: Iterable[str], separator: str = "") -> Iterator[str]:
     """Split plain text into documents, and long documents into pieces; hold at most about two pieces."""
     margin = _margin(separator)
     rest = ""
@@ -252,8 +253,3 @@ def _strip(document: str, margin: str, is_continued: bool) -> Iterator[str]:
         document = document.lstrip(margin)
     if document:
         yield document
-
-
-def split_text(text: str) -> Iterator[str]:
-    """Yield a text in pieces, as a reader yields a file that is one document."""
-    return _split_text(iter([text]), "")

@@ -16,7 +16,6 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -24,8 +23,8 @@ from urllib.parse import urlsplit
 from tqdm.utils import CallbackIOWrapper
 
 from gpt2kit import files as durable
-from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError
+from gpt2kit.text.read_report import ReadReport
 
 # A local file, or the URL of a remote one.
 PathOrURL = Path | str
@@ -37,6 +36,9 @@ CHUNK = 1 << 18
 _MAX_ENTRIES = 1 << 20
 _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
+# Errors of the local machine: the text is not their cause, and another attempt does not fix them.
+LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
 
@@ -44,57 +46,13 @@ HUB = "hf://datasets/"
 _VERSION_WORDS = ("size", "etag", "md5", "crc", "mtime", "modified", "updated", "created", "version", "commit", "oid")
 
 
-@dataclass
-class ReadReport:
-    """What happened while text was read: counts for the progress bar, notes for the user."""
-
-    max_bad_fraction: float = 0.0  # fraction of the records that may be bad; with 0 the first bad record raises
-    is_part: bool = False  # whether this is a part of a text; bad records are then counted over all parts
-    bytes: int = 0  # read so far, before decompression
-    records: int = 0  # of structured files (JSON, CSV, Parquet), good or bad
-    bad: int = 0  # records without usable text
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)  # event to count and first place
-    pieces: list[int] = field(default_factory=list)  # for each file, the pieces that `Reader.read` has yielded
-
-    def note(self, what: str, where: str, count: int = 1) -> None:
-        """Count an event that the user should know about; `what` is worded to follow a number."""
-        before, first = self.notes.get(what, (0, where))
-        self.notes[what] = (before + count, first)
-
-    def reject_record(self, where: str, reason: str, detail: str = "") -> None:
-        """Count a record without usable text; raise if no record may be bad."""
-        if not self.max_bad_fraction:
-            more = f" ({detail})" if detail else ""
-            raise DataError(
-                f"{where}: {reason}{more}. Fix it, or skip such records: set "
-                f"{reader_option('max_bad_fraction')} to the fraction that may be bad, such as 0.01"
-            )
-        self.bad += 1
-        self.note(f"records left out: {reason}", where)
-
-    def check_bad_fraction(self) -> None:
-        """Raise if too many records were bad. Call this after all files are read."""
-        if not self.is_part and self.bad > self.max_bad_fraction * self.records:
-            first = next(where for what, (_, where) in self.notes.items() if what.startswith("records left out"))
-            raise DataError(
-                f"{first} and others: {self.bad:,} of {self.records:,} records are bad ({'; '.join(self.lines())}), "
-                f"more than {reader_option('max_bad_fraction')} {self.max_bad_fraction} allows. Fix them, "
-                "or increase it"
-            )
-
-    def lines(self) -> list[str]:
-        """Return the notes, one line each."""
-        return [f"{count:,} {what} (first: {where})" for what, (count, where) in self.notes.items()]
-
-
 def find_files(patterns: list[str]) -> list[PathOrURL]:
     """Return the files that paths, folders, patterns and URLs name, each once, in a fixed order."""
-    files: dict[PathOrURL, None] = {}
     seen = itertools.count()
+    files: list[PathOrURL] = []
     for pattern in patterns:
-        for path in _find_remote(pattern) if "://" in pattern else _find_local(pattern, seen):
-            files[path] = None
-    return list(files)
+        files += _find_remote(pattern) if "://" in pattern else _find_local(pattern, seen)
+    return list(dict.fromkeys(files))
 
 
 def suffixes(path: PathOrURL) -> tuple[str, str]:
@@ -129,6 +87,13 @@ def digests(paths: Sequence[PathOrURL], cache_dir: Path) -> list[str]:
         with translate_errors(Path(error.filename or local[0])):
             raise
     return [next(hashes) if isinstance(path, Path) else remote_identity(path) for path in paths]
+
+
+def refuse_changes(paths: Sequence[PathOrURL], before: Sequence[str], cache_dir: Path) -> None:
+    """Raise unless the files still have these digests: what was computed from them is cached by their digests."""
+    for path, old, new in zip(paths, before, digests(paths, cache_dir), strict=True):
+        if old != new:
+            raise DataError(f"{path}: changed while it was being read. Run the same command again")
 
 
 def remote_identity(url: str) -> str:
@@ -189,7 +154,7 @@ def translate_errors(path: PathOrURL) -> Iterator[None]:
     except (zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: damaged compressed data ({error}). Download or copy the file again") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
+        if error.errno in LOCAL_ERRORS:
             raise
         if error.errno is None and suffixes(path)[1]:  # gzip and bz2 raise an OSError without a number
             raise DataError(f"{path}: damaged compressed data ({error}). Download or copy the file again") from None
@@ -204,13 +169,6 @@ def translate_errors(path: PathOrURL) -> Iterator[None]:
 def missing_package(path: PathOrURL, what: str, package: str) -> DataError:
     """Return the error for a package that is not installed."""
     return DataError(f"{path}: {what} needs a package that is not installed. Run: pip install {package}")
-
-
-def no_text(paths: Sequence[PathOrURL], report: ReadReport) -> DataError:
-    """Return the error for files without any document."""
-    where = f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
-    notes = f" ({'; '.join(report.lines())})" if report.notes else ""
-    return DataError(f"{where}: no text found{notes}. Name files that contain text")
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -300,10 +258,6 @@ def _refuse_kernel_file(file: Path) -> None:
         raise DataError(f"{file}: a system file, not a text file. Name a text file, a folder or a pattern")
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _find_remote(pattern: str) -> list[str]:
     if is_hub_dataset(pattern) or pattern.startswith(("http://", "https://")):
         return [pattern]  # a web server lists no folders, and ? is part of the address
@@ -312,7 +266,8 @@ def _find_remote(pattern: str) -> list[str]:
         if glob.has_magic(path):
             files = [p for p in filesystem.glob(path) if filesystem.isfile(p)]
         elif filesystem.isdir(path):
-            files = [p for p in filesystem.find(path) if not _is_hidden(Path(p[len(path) :]))]
+            names = {p: p[len(path) :].split("/") for p in filesystem.find(path)}
+            files = [p for p, parts in names.items() if not any(part.startswith(".") for part in parts)]
         else:
             files = [path] if filesystem.exists(path) else []
         if not files:

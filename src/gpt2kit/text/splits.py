@@ -6,9 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from gpt2kit.errors import Problems
+from typing import Literal
 
 # Characters of a document that decide its split by hash. Less than half a piece, so that they are always in the first
 # piece.
@@ -172,17 +170,18 @@ def split_ranges(
     if not valid_fraction and not test_fraction:
         return {}
     first, second = round(1.0 - valid_fraction - test_fraction, 12), round(1.0 - test_fraction, 12)
-    cuts = {"train": CutRange(0.0, first), "valid": CutRange(first, second), "test": CutRange(second, 1.0)}
     low, high = test_fraction, 1.0 - valid_fraction
-    hashes = {"train": HashRange(low, high, seed), "valid": HashRange(high, 1.0, seed)}
-    hashes["test"] = HashRange(0.0, low, seed)
-    fractions: dict[Split, float] = {"train": 1.0, "valid": valid_fraction, "test": test_fraction}
+    splits: list[tuple[Split, float, HashRange, CutRange]] = [
+        ("train", 1.0, HashRange(low, high, seed), CutRange(0.0, first)),
+        ("valid", valid_fraction, HashRange(high, 1.0, seed), CutRange(first, second)),
+        ("test", test_fraction, HashRange(0.0, low, seed), CutRange(second, 1.0)),
+    ]
     ranges: dict[Split, SplitRange] = {}
-    for split in (split for split, fraction in fractions.items() if fraction):
-        if longest:
-            ranges[split] = MixedRange(hashes[split], cuts[split], longest)
-        else:
-            ranges[split] = hashes[split] if longest is None else cuts[split]
+    for split, fraction, by_hash, cut in splits:
+        if fraction and longest:
+            ranges[split] = MixedRange(by_hash, cut, longest)
+        elif fraction:
+            ranges[split] = by_hash if longest is None else cut
     return ranges
 
 
@@ -227,22 +226,3 @@ def describe_split(ranges: dict[Split, SplitRange]) -> str:
         how += f", and at the end of those above {ranges['train'].longest:,} characters"
     parts = [f"{fraction} for {_USES[split]}" for split, fraction in held_out.items()]
     return f"{how}: {', '.join(parts)}"
-
-
-def split_problems(options: dict[str, Any]) -> list[str]:
-    """List what is invalid in the data module's options for splits."""
-    problems = Problems()
-    fractions = {split: options[f"{split}_fraction"] or 0.0 for split in ("valid", "test")}
-    for split, fraction in fractions.items():
-        option = f"data.{split}_fraction"
-        problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
-        problems.check(
-            not (fraction and options[f"{split}_files"]),
-            f"{option} {fraction}: data.{split}_files is set, too. Remove one of the two",
-        )
-    total = sum(fractions.values())
-    problems.check(
-        problems.messages or total < 1,
-        f"data.valid_fraction and data.test_fraction: together {total}, which leaves no training text. Decrease one",
-    )
-    return problems.messages

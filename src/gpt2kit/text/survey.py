@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from gpt2kit import files as durable
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import UnfinishedPiece
 
 # Part of the cache key. Raise it when a survey has other fields.
@@ -34,10 +35,11 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
     """Read a text and return its size; raise if it has no documents. While one process reads it, others wait."""
     from filelock import FileLock
 
+    digests = sources.digests(paths, cache_dir)
     content = {
         "format": _FORMAT,
         "reader": reader.identity(),
-        "files": sources.digests(paths, cache_dir),
+        "files": digests,
         "formats": [sources.suffixes(path) for path in paths],
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -49,6 +51,7 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
         if (saved := _read(file)) is not None:
             return saved
         result = measure(paths, reader)
+        sources.refuse_changes(paths, digests, cache_dir)
         durable.write_text(file, json.dumps(asdict(result)))
     return result
 
@@ -78,5 +81,5 @@ def measure(paths: Sequence[PathOrURL], reader: Reader) -> Survey:
                 start = characters
             bar.update(min(report.bytes, size or report.bytes) - bar.n)
     if not documents:
-        raise sources.no_text(paths, report)
+        raise report.no_text(paths)
     return Survey(documents, total, characters, longest)

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from gpt2kit import hub
 from gpt2kit.errors import DataError
 from gpt2kit.tokenization import pretrained, sentencepiece_model, token_list
+from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.pretrained import build_wordpiece, read_vocabulary
-from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, to_json
-from gpt2kit.tokenization.trainers import TokenizerSpec, as_special, build_char, build_words
+from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, refuse_shared_ids, to_json
+from gpt2kit.tokenization.trainers import as_special, build_char, build_words
 
 
 def adopt(spec: TokenizerSpec) -> Tokenizer:
@@ -28,6 +29,7 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
     else:
         tokenizer = _open(spec.vocab)
     tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
+    refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gpt2kit.tokenization.sampling import batched
+from gpt2kit.tokenization.tokenizer import encode_batch
 
 # Characters that are encoded at a time.
 _BATCH = 1 << 18
@@ -66,7 +67,7 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
     report.is_lossless = tokenizer.decode(probe, skip_special_tokens=False) == _PROBE
     counts: NDArray[np.int64] = np.zeros(max(vocabulary.values()) + 1, np.int64)
     for batch in batched(documents, _BATCH):
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        encoded = encode_batch(tokenizer, batch)
         decoded = tokenizer.decode_batch(encoded, skip_special_tokens=False)
         counts += np.bincount(np.fromiter(itertools.chain.from_iterable(encoded), np.int64), minlength=len(counts))
         for text, decoded_text in zip(batch, decoded, strict=True):

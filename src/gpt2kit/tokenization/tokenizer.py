@@ -75,6 +75,7 @@ def from_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
         for token in raw["added_tokens"]:
             token["special"] |= token["content"] == EOS
         tokenizer = from_plain_json(json.dumps(raw), where, is_tried=True)
+    refuse_shared_ids(tokenizer, where)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -98,6 +99,22 @@ def from_plain_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
     return tokenizer
 
 
+def refuse_shared_ids(tokenizer: Tokenizer, where: str) -> None:
+    """Raise if a special token has the id of another token, which ordinary text is encoded to.
+
+    The library gives a new token the number of tokens as its id, even if an id below that has no token.
+    """
+    tokens: dict[int, list[str]] = {i: [] for i in added_ids(tokenizer)}
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
+        tokens.get(i, []).append(token)
+    for i, names in tokens.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{where}: {' and '.join(f'{name!r:.40}' for name in sorted(names))} have the same id, {i}, because an "
+                "id before it has no token or a token appears twice. Give each id a token of its own"
+            )
+
+
 @contextlib.contextmanager
 def refuse_failures(what: str, advice: str) -> Iterator[None]:
     """Turn an error of the `tokenizers` library into a DataError: its panics are not an `Exception`."""
@@ -113,9 +130,19 @@ def refuse_failures(what: str, advice: str) -> Iterator[None]:
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text."""
     text.encode()  # half a surrogate pair is an error of the text
-    with refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text"):
-        # Calls for one text hold the GIL, so a text that takes long would stop all threads of the web demo.
-        return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    # The library's call for one text holds the GIL, so a text that takes long would stop all threads of the web demo.
+    return encode_batch(tokenizer, [text])[0]
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, which are encoded on all cores; no special tokens are added."""
+    with refuse_unencodable():
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def refuse_unencodable() -> contextlib.AbstractContextManager[None]:
+    """Turn a failure to encode a text into a DataError."""
+    return refuse_failures("the tokenizer cannot encode this text", "Use another tokenizer, or other text")
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Train a tokenizer on text, or open the one that `data.tokenizer` names; cache trained tokenizers."""
+"""Train a tokenizer on text, or load the one that `data.tokenizer` names; cache trained tokenizers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from tokenizers import Tokenizer
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, ReadReport
+from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import SplitRange
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.existing import adopt
+from gpt2kit.tokenization.options import TokenizerSpec, check
 from gpt2kit.tokenization.sampling import Sample
-from gpt2kit.tokenization.tokenizer import EOS, load, save, to_json
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.tokenizer import EOS, encode, load, save, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +82,14 @@ def default_spec(size: int) -> TokenizerSpec:
 
 
 def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
-    """Return the tokenizer with `parse_special` applied; raise if a special token would not decode to itself."""
+    """Return the tokenizer with `parse_special` applied; raise if a special token does not differ from text."""
+    tokenizer.encode_special_tokens = True
     for token in spec.all_special_tokens:
-        if tokenizer.decode([tokenizer.token_to_id(token) or 0], skip_special_tokens=False).strip() != token.strip():
+        token_id = tokenizer.token_to_id(token) or 0
+        if tokenizer.decode([token_id], skip_special_tokens=False).strip() != token.strip():
             raise UserError(f"--special_tokens {token}: would not decode to itself. Use ASCII characters, as in <user>")
+        if token_id in encode(tokenizer, token):
+            raise UserError(f"--special_tokens {token}: text is encoded to this token, too. Use a name such as <user>")
     raw = json.loads(to_json(tokenizer))
     for added in raw["added_tokens"]:
         added["special"] = added["content"] == EOS or (added["special"] and not spec.parse_special)
@@ -92,56 +97,48 @@ def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
 
 
 def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None = None) -> Iterator[str]:
-    """Yield the documents of all files; raise if there are none."""
+    """Yield the documents of all files; raise if the files have none."""
     report, is_empty = ReadReport(), True
     for document in reader.read(paths, report, split_range):
         is_empty = False
         yield document
     if is_empty:
-        raise sources.no_text(paths, report)
+        raise report.no_text(paths)
     for line in report.lines():
         logger.info(line)
 
 
-def resolve(
-    tokenizer: str | TokenizerSpec,
-    paths: Sequence[PathOrURL],
-    reader: Reader,
-    split_range: SplitRange | None,
-    cache_dir: Path,
-) -> Tokenizer:
-    """Return the tokenizer that `data.tokenizer` names: a folder, a file, a hub name, or options to train it with.
-
-    A tokenizer that is trained on the documents of `paths`, converted, or fetched is cached in `cache_dir`.
-    """
-    if isinstance(tokenizer, TokenizerSpec):
-        return _cached(tokenizer, paths, reader, split_range, cache_dir)
-    path = Path(tokenizer)
+def load_named(name: str, cache_dir: Path) -> Tokenizer:
+    """Return the tokenizer of a folder, a file or a name on the hub; one that is converted or fetched is cached."""
+    path = Path(name)
     is_converted = path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").is_file())
     if path.exists() and not is_converted:
-        return load(tokenizer)
+        return load(name)
     try:
-        return _cached(TokenizerSpec("existing", vocab=tokenizer), [], reader, None, cache_dir)
+        return load_or_train(TokenizerSpec("existing", vocab=name), [], Reader(), None, cache_dir)
     except DataError as error:
-        reason = str(error).removeprefix(f"data.tokenizer: --vocab {tokenizer}: ").rpartition(". ")[0]
+        reason = str(error).removeprefix(f"data.tokenizer: --vocab {name}: ").rpartition(". ")[0]
         raise DataError(
-            f"{tokenizer}: no such tokenizer ({reason}). Train one with {command_name('tokenize')} "
-            f"--output_dir {tokenizer}"
+            f"{name}: no such tokenizer ({reason}). Train one with {command_name('tokenize')} --output_dir {name}"
         ) from None
 
 
-def _cached(
+def load_or_train(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
 ) -> Tokenizer:
-    """Load a tokenizer from the cache, or create it while other processes wait."""
-    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, cache_dir)
+    """Load a tokenizer from the cache; else train it, or adopt the one in `spec`, while other processes wait."""
+    files = paths if spec.vocab is None else _vocabulary_files(spec)
+    digests = sources.digests(files, cache_dir)
+    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, digests)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
-                save(with_special_tokens(_create(spec, paths, reader, split_range), spec), folder)
+                tokenizer = with_special_tokens(_create(spec, paths, reader, split_range), spec)
+                sources.refuse_changes(files, digests, cache_dir)
+                save(tokenizer, folder)
                 logger.info(f"saved the tokenizer in {folder}")
     return load(folder)
 
@@ -150,7 +147,7 @@ def _create(
     spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None
 ) -> Tokenizer:
     try:
-        trainers.check(spec)
+        check(spec)
         if spec.vocab is not None:
             return adopt(spec)
         return train(spec, read_documents(paths, reader, split_range))[0]
@@ -158,7 +155,7 @@ def _create(
         raise type(error)(f"data.tokenizer: {error}") from None
 
 
-def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
+def _vocabulary_files(spec: TokenizerSpec) -> Sequence[Path]:
     """Return the files of a local vocabulary; no files for a name on the hub."""
     path = Path(spec.vocab or "")
     if path.is_dir():
@@ -167,14 +164,14 @@ def _vocabulary_files(spec: TokenizerSpec) -> list[Path]:
 
 
 def _cache_key(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
+    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, digests: list[str]
 ) -> str:
-    """Return a name that depends on the options and, if the tokenizer is trained, on the text."""
+    """Return a name that depends on the options, on files with these digests and, in training, on how they are read."""
     is_trained = spec.vocab is None
     content = {
         "format": _FORMAT,
         "spec": asdict(spec),
-        "files": sources.digests(paths if is_trained else _vocabulary_files(spec), cache_dir),
+        "files": digests,
         "formats": [sources.suffixes(path) for path in paths] if is_trained else [],
         "reader": reader.identity() if is_trained else None,
         "share": asdict(split_range) if split_range and is_trained else None,

@@ -155,7 +155,7 @@ def describe_rank(trainer: pl.Trainer, settings: Mapping[str, Any], resumed: Pat
         "torch": torch.__version__,
         **lifecycle.flatten(settings),
         "the tokenizer": tokenizers.fingerprint(text.tokenizer)[:12],
-        **{f"the {split} text": text.store(split).fingerprint[:12] for split in text.files if text.files[split]},
+        **{f"the {split} text": text.store(split).fingerprint[:12] for split in text.splits},
         **lifecycle.flatten(run_state.identity(text, text.global_batch(trainer)), "the order of batches"),
         **lifecycle.flatten(gpt2.shape, "the model's shape"),
         "precision": trainer.precision,

@@ -50,7 +50,7 @@ _SIZE_TEXTS = {
 def describe_text(data: TextDataModule) -> RunInfo:
     """Return the sizes of the splits, and the tokenizer."""
     splits: dict[str, RunInfo] = {}
-    for split, store in ((split, data.store(split)) for split, names in data.files.items() if names):
+    for split, store in ((split, data.store(split)) for split in data.splits):
         hashes = np.concatenate([*store.hashes()]) if store.documents else np.zeros(0)
         splits[split] = {
             "files": data.files[split],

@@ -23,7 +23,7 @@ from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.splits import UnfinishedPiece
 from gpt2kit.tokenization import tokenizer, trainers
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 BuildStore = Callable[..., TokenStore]
 UINT16 = np.dtype("<u2")
@@ -52,7 +52,7 @@ def test_text_tokenizer_and_reader_decide_the_store(tmp_path: Path, two_files: N
     assert by_file.folder != tokens.folder and by_file.documents == 2
     other = trainers.train_char(["line"], TokenizerSpec())
     text = Corpus(sorted(tmp_path.glob("*.txt")), other, Reader("line"), shard_tokens=60)
-    assert text.key(tmp_path / "cache") != tokens.folder.name
+    assert text.key(text.digests(tmp_path / "cache")) != tokens.folder.name
     lines = (tmp_path / "a.txt").read_text(encoding="utf-8")
     (tmp_path / "a.txt").write_text(lines.replace("line 7", "line 8"), encoding="utf-8")  # the same size
     changed = build_store()
@@ -169,7 +169,7 @@ def test_a_shard_that_cannot_be_reproduced_is_reported_and_the_next_build_starts
     (tokens.folder / "index.json").unlink()
     journal = tokens.folder / "journal.jsonl"
     journal.write_text(journal.read_text().replace(tokens.shards[2].sha256, "0" * 64))
-    with pytest.raises(DataError, match="does not match the text, so it was reset"):
+    with pytest.raises(DataError, match="does not match the text and was reset"):
         build_store()
     assert build_store().index == tokens.index
 
@@ -185,7 +185,8 @@ def test_a_store_of_an_old_format_is_rebuilt(
     tokens = build_store()
     with monkeypatch.context() as patch:
         patch.setattr(build, "FORMAT", 3)
-        key = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader("line"), shard_tokens=60).key(tmp_path / "cache")
+        corpus = Corpus(sorted(tmp_path.glob("*.txt")), trained, Reader("line"), shard_tokens=60)
+        key = corpus.key(corpus.digests(tmp_path / "cache"))
     assert key != tokens.folder.name
     # Nothing of an old store is used, even if it is in the folder of the new format.
     before = content(tokens)
@@ -237,6 +238,19 @@ def test_a_text_that_changes_while_it_is_read_makes_no_store(
 
     monkeypatch.setattr(Reader, "documents", change_after_reading)
     with pytest.raises(DataError, match=r"b\.txt: (changed while|not found)"):
+        build_store()
+    assert not list(tmp_path.rglob("index.json"))
+
+
+def test_a_text_that_changes_while_another_process_builds_it_makes_no_store(
+    tmp_path: Path, two_files: None, build_store: BuildStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_while_waiting(folder: Path, remedy: str = "") -> None:
+        if remedy:  # the second look, when the other process has released the lock
+            (tmp_path / "b.txt").write_text("other")
+
+    monkeypatch.setattr(build, "_open", change_while_waiting)
+    with pytest.raises(DataError, match=r"b\.txt: changed while"):
         build_store()
     assert not list(tmp_path.rglob("index.json"))
 

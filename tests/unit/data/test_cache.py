@@ -69,6 +69,23 @@ def test_a_store_that_is_being_built_is_kept(manage: Callable[..., Outcome], sto
     assert [store.folder.exists() for store in stores] == [False, False, True]
 
 
+def test_a_file_that_a_build_renames_meanwhile_is_skipped(
+    stores: list[TokenStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = stores[0].folder / ".000001.bin.1.tmp"
+    temporary.touch()
+    is_file = Path.is_file
+
+    def is_file_then_renamed(path: Path) -> bool:
+        exists = is_file(path)
+        if path == temporary:
+            temporary.unlink()
+        return exists
+
+    monkeypatch.setattr(Path, "is_file", is_file_then_renamed)
+    assert len(list(cache.entries(stores[0].folder.parent))) == 3
+
+
 def test_damaged_stores_are_reported(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     assert manage("--verify")[1].count("; valid") == 2
     shard = stores[0].folder / "000000.bin"

@@ -17,14 +17,14 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.datamodule import TextDataModule, data_problems
+from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.order import IGNORE, BlockOrder
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, MachineError, UserError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.splits import CutRange, HashRange, Split
 from gpt2kit.tokenization import tokenizer
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 
 @pytest.fixture(scope="module")
@@ -122,42 +122,6 @@ def test_blocks_with_a_stride_overlap(corpus: Path) -> None:
     assert len({first % 5 for first in firsts.tolist()}) == 1, "one offset per epoch"
     for row, first in zip(BlockDataset(store, 16)[firsts].numpy(), firsts.tolist(), strict=True):
         assert np.array_equal(row, store[first : first + 17])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stride": 0}, "data.stride 0: must be at least 1"),
-        ({"stride": 17}, "data.stride 17: must be at most data.block_size 16"),
-        ({"num_workers": -1}, "data.num_workers -1: must be at least 0"),
-        ({"shard_tokens": 0}, "data.shard_tokens 0: must be at least 1"),
-        ({"mask_documents": True, "append_eos": False}, "data.mask_documents: needs data.append_eos"),
-        ({"cache_dir": "s3://bucket/stores"}, "data.cache_dir s3://bucket/stores: a URL needs data.streaming true"),
-        ({"streaming": True, "num_workers": 1}, "data.num_workers 1: not supported with data.streaming"),
-        ({"streaming": True, "window_shards": 0}, "data.window_shards 0: must be at least 1"),
-        ({"train_files": []}, "data.train_files: empty"),
-    ],
-)
-def test_invalid_options_are_reported(options: dict[str, object], message: str) -> None:
-    valid = {
-        "block_size": 16,
-        "batch_size": 4,
-        "shard_tokens": 9,
-        "stride": None,
-        "num_workers": 0,
-        "global_batch_size": None,
-    }
-    valid |= {
-        "train_files": "a.txt",
-        "mask_documents": False,
-        "append_eos": True,
-        "valid_fraction": 0.0,
-        "test_fraction": 0.0,
-    }
-    valid |= {"valid_files": None, "test_files": None, "cache_dir": ".cache", "streaming": False, "window_shards": 4}
-    assert not data_problems(valid)
-    (problem,) = data_problems({**valid, **options})
-    assert problem.startswith(message)
 
 
 def test_a_tokenizer_is_trained_on_first_use_and_cached(corpus: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ BLOCK = 8
 
 
 def test_blocks_are_counted() -> None:
-    assert [count_train(tokens, 4) for tokens in (0, 1, 4, 5, 8, 9)] == [0, 0, 0, 1, 1, 2]
+    assert [count_train(tokens, 4, 4) for tokens in (0, 1, 4, 5, 8, 9)] == [0, 0, 0, 1, 1, 2]
     assert [count_eval(tokens, 4) for tokens in (0, 1, 2, 5, 6, 9)] == [0, 0, 1, 1, 2, 2]
 
 
@@ -34,7 +34,7 @@ def test_blocks_are_counted() -> None:
 def test_strided_blocks_are_complete_and_no_more_would_fit(tokens: int, block_size: int, stride: int) -> None:
     count = count_train(tokens, block_size, stride)
     assert count == len([start for start in range(0, tokens, stride) if start + block_size + 1 <= tokens])
-    assert count_train(tokens, block_size) == max(tokens - 1, 0) // block_size
+    assert count_train(tokens, block_size, block_size) == max(tokens - 1, 0) // block_size
 
 
 def test_the_permutation_reaches_each_position_once() -> None:

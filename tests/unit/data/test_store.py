@@ -49,7 +49,7 @@ def test_a_store_has_a_leading_token_and_each_document_with_its_end(
     assert (tokens.documents, tokens.ends) == (6, 6 * append_eos)
     assert tokens.lengths()[:, 0].tolist() == [len(trained.encode(document).ids) for document in documents]
     assert tokens.bytes == sum(len(document.encode()) for document in documents)
-    assert tokens.characters == sum(map(len, documents))
+    assert sum(shard.characters for shard in tokens.shards) == sum(map(len, documents))
     assert tokens.dtype == np.uint16
 
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.generation.constraints import BannedWords
 from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.tokenizer import eos_id, token_bytes
 
 TEXT = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "Never say never again.\n\n\nNo 🙂 never!"] * 20
@@ -16,7 +17,7 @@ TEXT = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少
 @pytest.fixture(scope="module", params=["bpe", "char"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     train = {"bpe": trainers.train_bpe, "char": trainers.train_char}[request.param]
-    return train(TEXT, trainers.TokenizerSpec(vocab_size=330))
+    return train(TEXT, TokenizerSpec(vocab_size=330))
 
 
 def test_token_bytes_join_to_the_text(tokenizer: Tokenizer) -> None:

@@ -18,7 +18,8 @@ from gpt2kit.generation.healing import HealedPrompt, TokenHealing
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.trainers import TokenizerSpec, train_bpe
+from gpt2kit.tokenization.options import TokenizerSpec
+from gpt2kit.tokenization.trainers import train_bpe
 
 RANDOM = GenerationOptions(temperature=1.5, top_p=1, max_new_tokens=6)
 UNHEALED = replace(RANDOM, token_healing=False)

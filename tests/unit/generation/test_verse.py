@@ -13,6 +13,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.generation import verse
 from gpt2kit.generation.verse import VerseConstraint, VerseForm
 from gpt2kit.tokenization import trainers
+from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.tokenizer import added_ids, eos_id, token_bytes
 
 POEMS = ["春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。", "床前明月光，疑是地上霜。\n舉頭望明月，低頭思故鄉。"] * 9
@@ -27,7 +28,7 @@ KINDS = {
 @functools.cache
 def train_on_poems(kind: str) -> Tokenizer:
     train, size = KINDS[kind]
-    return train(POEMS, trainers.TokenizerSpec(vocab_size=size))
+    return train(POEMS, TokenizerSpec(vocab_size=size))
 
 
 def constraint_of(tokenizer: Tokenizer, form: VerseForm) -> VerseConstraint:

@@ -9,7 +9,7 @@ import pytest
 from gpt2kit.errors import DataError
 from gpt2kit.text.encodings import decode as decode_chunks
 from gpt2kit.text.encodings import encoding_problems, is_utf8
-from gpt2kit.text.sources import ReadReport
+from gpt2kit.text.read_report import ReadReport
 
 CHINESE = "我们都是中国人，今天天气很好。他说：“明天要下雨。”你好吗？这本书是我在北京买的，价格很便宜。\n" * 5
 TRADITIONAL = "我們都是中國人，今天天氣很好。他說明天要下雨。你好嗎？這本書是我在臺北買的，價格很便宜。\n" * 5

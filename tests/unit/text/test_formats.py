@@ -11,8 +11,8 @@ import pytest
 
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import ReadReport
 from gpt2kit.text.splits import UnfinishedPiece
 
 TEXTS = ["one", 'two\nlines, and a "quote"', "日本 🙂 \\ / \t", "x" * 50]
@@ -71,6 +71,18 @@ def test_a_number_or_literal_may_be_cut_by_a_chunk(value: str, tmp_path: Path, m
     for size in range(1, 60):
         monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
         assert documents(path, max_bad_fraction=0.6) == ["a", "b", "c"], size
+
+
+@pytest.mark.parametrize("rest", ['["b"]', "]", "x", '\n{"text": "b"}'])
+def test_text_after_a_json_list_is_not_lost(rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    for size in (1, 1 << 18):
+        monkeypatch.setattr("gpt2kit.text.sources.CHUNK", size)
+        for content in ('["a"] \n', "[]\n"):
+            path.write_text(content + rest)
+            line = 3 if rest[0] == "\n" else 2
+            with pytest.raises(DataError, match=rf"a\.json line {line}: text after the end of the list"):
+                documents(path)
 
 
 def test_a_record_is_one_piece(tmp_path: Path) -> None:
@@ -196,6 +208,15 @@ def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
     assert list(Reader().read(["hf://datasets/me/poems?config=tang&split=test"])) == ["a", "b"]
     assert calls == [("me/poems", "tang"), {"split": "test", "streaming": True}]
+
+
+def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise ValueError('Bad split: poems. Available splits: ["train"]')
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+    with pytest.raises(DataError, match=r"hf://datasets/me/poems\?split=poems: cannot be read \(ValueError: Bad split"):
+        list(Reader().read(["hf://datasets/me/poems?split=poems"]))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader, reader_from
-from gpt2kit.text.sources import PathOrURL, ReadReport, find_files
+from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import UnfinishedPiece
 
 
@@ -56,7 +57,7 @@ def test_pieces_of_any_size_give_the_same_text(tmp_path: Path, monkeypatch: pyte
 def test_a_text_in_memory_has_the_pieces_of_a_file(tmp_path: Path) -> None:
     for text in ("", "a\n", "long line \n" * 60_000, "x" * 600_000):
         (tmp_path / "t.txt").write_text(text)
-        pieces = list(reader.split_text(text))
+        pieces = list(reader.split_text([text]))
         assert pieces == list(Reader("file").documents(tmp_path / "t.txt")) and "".join(pieces) == text
         assert all(isinstance(piece, UnfinishedPiece) for piece in pieces[:-1])
 

@@ -17,8 +17,9 @@ import pytest
 
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
+from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import ReadReport, find_files, read_chunks
+from gpt2kit.text.sources import find_files, read_chunks
 
 TEXT = b"".join(b"line %d of a text that is packed\n" % n for n in range(20_000))
 

@@ -20,7 +20,6 @@ from gpt2kit.text.splits import (
     describe_split,
     longest_held_out_whole,
     longest_of_range,
-    split_problems,
     split_ranges,
 )
 
@@ -71,18 +70,6 @@ def test_a_long_document_is_in_the_same_split_wherever_its_pieces_are_cut(
     for length in (7, 150):
         moved = split(tmp_path / "b.txt", ["x" * length + "\n" + document for document in long])
         assert {name: numbers(pieces) for name, pieces in moved.items()} == parts
-
-
-def test_invalid_fractions_are_reported() -> None:
-    options = {"valid_files": None, "test_files": None, "valid_fraction": 0.1, "test_fraction": 0.2}
-    assert not split_problems(options)
-    (problem,) = split_problems({**options, "valid_files": "a.txt"})
-    assert problem.startswith("data.valid_fraction 0.1: data.valid_files is set, too")
-    (problem,) = split_problems({**options, "test_fraction": 1})
-    assert problem.startswith("data.test_fraction 1: must be from 0 to below 1")
-    (problem,) = split_problems({**options, "test_fraction": 0.9})
-    assert problem.startswith("data.valid_fraction and data.test_fraction: together 1.0")
-    assert not split_problems({**options, "valid_fraction": None, "test_fraction": None, "valid_files": "a.txt"})
 
 
 def pieces_of(text: str, ends: list[int]) -> Iterator[str]:

@@ -9,6 +9,8 @@ from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.survey import Survey, survey
+from gpt2kit.tokenization.options import TokenizerSpec
+from gpt2kit.tokenization.train import load_or_train
 
 
 class CountingReader(Reader):
@@ -48,3 +50,20 @@ def test_files_without_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match=r"a\.txt: no text found"):
         survey([tmp_path / "a.txt"], Reader(), tmp_path / "cache")
+
+
+class ChangingReader(Reader):
+    """Reads a file that another program changes meanwhile."""
+
+    def documents(self, path: PathOrURL) -> Iterator[str]:
+        yield from super().documents(path)
+        Path(path).write_text("other")
+
+
+def test_nothing_is_cached_for_a_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path, cache_dir = tmp_path / "a.txt", tmp_path / "cache"
+    for read in (survey, lambda *arguments: load_or_train(TokenizerSpec("char"), *arguments[:2], None, cache_dir)):
+        path.write_text("text")
+        with pytest.raises(DataError, match=r"a\.txt: changed while"):
+            read([path], ChangingReader(), cache_dir)
+    assert not [*cache_dir.glob("surveys/*.json"), *cache_dir.glob("tokenizers/*/tokenizer.json")]

@@ -16,7 +16,6 @@ import sentencepiece
 from helpers import ODD_TEXTS, SAMPLE_TEXTS, train_tokenizer
 
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import pretrained, sentencepiece_model, tokenizer, train
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "<T>", "hello", "##s", "白", "日", "world", "!"]
@@ -158,7 +157,7 @@ def test_a_folder_with_a_sentencepiece_model_uses_the_token_that_it_names(tmp_pa
 @pytest.mark.parametrize("name", ["sp.model", "."])
 def test_a_run_takes_such_a_tokenizer_by_its_path(name: str, inside: Path) -> None:
     Path("sp.model").write_bytes(train_sentencepiece("bpe", byte_fallback=True))
-    opened = train.resolve(name, [], Reader(), None, Path("cache"))
+    opened = train.load_named(name, Path("cache"))
     original = sentencepiece.SentencePieceProcessor(model_file="sp.model")
     assert tokenizer.encode(opened, "the fox") == original.encode("the fox")
     assert list(Path("cache/tokenizers").glob("*/tokenizer.json"))

@@ -9,9 +9,9 @@ from helpers import Outcome, train_tokenizer
 from gpt2kit.cli import parser
 from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.tokenization import report, trainers
+from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.report import TokenizerReport
 from gpt2kit.tokenization.train import default_spec
-from gpt2kit.tokenization.trainers import TokenizerSpec
 
 
 def test_the_report_counts_bytes_characters_and_tokens() -> None:

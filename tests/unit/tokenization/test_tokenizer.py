@@ -20,7 +20,7 @@ from gpt2kit.cli import train_tokenizer as command
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.generation.text_stream import TextStream
 from gpt2kit.tokenization import tokenizer, train, trainers
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 LOSSLESS = TOKENIZER_KINDS[:-1]
 any_text = st.text(max_size=40) | st.lists(
@@ -110,7 +110,7 @@ def test_saving_and_loading_changes_nothing(folder: Path, kind: str) -> None:
 PRINT_FINGERPRINTS = """
 import json, sys
 from gpt2kit.tokenization import tokenizer, train
-from gpt2kit.tokenization.trainers import TokenizerSpec
+from gpt2kit.tokenization.options import TokenizerSpec
 
 texts, spec = json.load(sys.stdin), TokenizerSpec(vocab_size=480, special_tokens=["<user>"])
 print(json.dumps({kind: tokenizer.fingerprint(train(texts, spec)) for kind, train in train.TRAINERS.items()}))
@@ -263,6 +263,26 @@ def test_an_existing_tokenizer_keeps_its_ids(folder: Path, tmp_path: Path) -> No
         assert (tmp_path / "again" / name).read_bytes() == (folder / "char" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("wordpiece", "[UNK]\na\nb\na\n"),
+        ("words", "a\nb\na\n"),
+        ("existing", '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"b": 0, "a": 2}, "unk_token": "b"}}'),
+    ],
+)
+def test_ordinary_text_never_has_the_id_of_the_end_of_text(kind: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / "vocab.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"vocab\.json: .*a' .*have the same id, \d, because"):
+        train_tokenizer(output_dir=tmp_path / "out", kind=kind, vocab=str(path))
+    trained = trainers.train_char(["ab"], TokenizerSpec())
+    raw = json.loads(tokenizer.to_json(trained))
+    raw["model"]["vocab"]["a"] = tokenizer.eos_id(trained)
+    with pytest.raises(DataError, match=r"here: '<\|endoftext\|>' and 'a' have the same id, 0"):
+        tokenizer.from_json(json.dumps(raw), "here")
+
+
 def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder / "char"))
     train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab="some-one/some-thing")
@@ -294,7 +314,11 @@ def test_a_tokenizer_is_fetched_from_the_hub(folder: Path, tmp_path: Path, monke
         ("--kind existing --vocab ./no/such/folder", 3, "no such folder or file"),
         ("--special_tokens <a> <a>", 2, "appears twice"),
         ("--special_tokens «s»", 2, "would not decode to itself"),
+        ("--special_tokens a", 2, "--special_tokens a: text is encoded to this token, too"),
         ("--max_train_bytes 0", 2, "--max_train_bytes 0: must be at least 1"),
+        ("--vocab_size 9000000000", 2, "--vocab_size 9000000000: must be at most 33,554,432"),
+        ("--kind spm-bpe --max_token_length 513", 2, "--max_token_length 513: spm-bpe takes at most 512"),
+        ("--seed -1", 2, "--seed -1: must be at least 0"),
         ("--compare nine", 2, "--compare nine: not a size"),
         ("--compare char:9", 2, "char needs at least 257"),
         ("--max_token_length 1", 2, "must be at least 2"),

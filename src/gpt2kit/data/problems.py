@@ -1,0 +1,69 @@
+"""What is invalid in the options of the data module: numbers, files, and options that exclude each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from gpt2kit.errors import Problems, problems_of
+from gpt2kit.ranges import range_problems
+from gpt2kit.text.sources import find_files
+from gpt2kit.text.splits import Split
+from gpt2kit.tokenization.train import load_named
+
+
+def data_problems(options: dict[str, Any]) -> list[str]:
+    """List what is invalid in the data module's options."""
+    problems = Problems(range_problems({f"data.{name}": value for name, value in options.items()}))
+    problems.check(options["train_files"], "data.train_files: empty. Name the text to train on")
+    problems.check(options["cache_dir"], "data.cache_dir: empty. Name a folder, or omit it")
+    stride, block_size, workers = options["stride"], options["block_size"], options["num_workers"]
+    problems.check(
+        stride is None or stride <= block_size,
+        f"data.stride {stride}: must be at most data.block_size {block_size}",
+    )
+    problems.check(
+        options["append_eos"] or not options["mask_documents"],
+        "data.mask_documents: needs data.append_eos, which marks where documents end",
+    )
+    problems.check(
+        options["streaming"] or "://" not in options["cache_dir"],
+        f"data.cache_dir {options['cache_dir']}: a URL needs data.streaming true. Set it, or name a local folder",
+    )
+    problems.check(
+        workers <= 0 or not options["streaming"],
+        f"data.num_workers {workers}: not supported with data.streaming, which reads ahead in threads. Omit it",
+    )
+    return problems.messages + _split_problems(options)
+
+
+def file_problems(options: Mapping[str, Any]) -> list[str]:
+    """List what is invalid in the text files and the tokenizer that the options name."""
+    problems: list[str] = []
+    for split in get_args(Split):
+        if files := options[f"{split}_files"]:
+            problems += problems_of(find_files, [files] if isinstance(files, str) else files)
+    tokenizer = options["tokenizer"]
+    if isinstance(tokenizer, str):
+        problems += problems_of(load_named, tokenizer, Path(options["cache_dir"]))
+    return problems
+
+
+def _split_problems(options: dict[str, Any]) -> list[str]:
+    """List what is invalid in the data module's options for splits."""
+    problems = Problems()
+    fractions = {split: options[f"{split}_fraction"] or 0.0 for split in ("valid", "test")}
+    for split, fraction in fractions.items():
+        option = f"data.{split}_fraction"
+        problems.check(0 <= fraction < 1, f"{option} {fraction}: must be from 0 to below 1")
+        problems.check(
+            not (fraction and options[f"{split}_files"]),
+            f"{option} {fraction}: data.{split}_files is set, too. Remove one of the two",
+        )
+    total = sum(fractions.values())
+    problems.check(
+        problems.messages or total < 1,
+        f"data.valid_fraction and data.test_fraction: together {total}, which leaves no training text. Decrease one",
+    )
+    return problems.messages
