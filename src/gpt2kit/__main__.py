@@ -49,7 +49,9 @@ def main(args: list[str] | None = None) -> None:
 def run(verb: str, args: list[str]) -> None:
     """Run a command."""
     if verb not in COMMANDS:
-        failures.print_error(UserError(f"{verb or repr(verb)}: no such command{nearest(verb, COMMANDS) or '. See gpt2kit --help'}"))
+        failures.print_error(
+            UserError(f"{verb or repr(verb)}: no such command{nearest(verb, COMMANDS) or '. See gpt2kit --help'}")
+        )
         sys.exit(UserError.exit_code)
     if verb == "train":
         # A rank whose peer has exited is then reported in one line, without stacks. torch reads it when it is imported.
