@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gpt2kit import files as durable
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import INDEX, Damaged, Index, Shard, TokenFile, TokenStore, open_tokens
+from gpt2kit.data.store import INDEX, PIECE, Damaged, Index, Shard, TokenFile, TokenStore, open_tokens
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 
@@ -34,6 +34,7 @@ SCRATCH = Path(".cache/gpt2kit")
 # Seconds between the attempts to reach a server.
 RETRY_PAUSES = [0.5, 1.0, 2.0, 4.0]
 
+_MAX_INDEX = 1 << 26  # bytes: that of 200,000 shards
 # Files that are fetched at the same time: enough to hide a server's latency.
 _CONCURRENCY = 4
 
@@ -56,7 +57,7 @@ class StreamedStore(TokenStore):
         self.location, self._scratch = location, scratch
         with sources.translate_errors(location):
             self._filesystem, self._root = sources.filesystem_of(location)
-        raw = retry(f"{location}/{INDEX}", lambda: bytes(self._filesystem.cat_file(f"{self._root}/{INDEX}")))
+        raw = retry(f"{location}/{INDEX}", lambda: bytes(self._filesystem.cat_file(self._locate(INDEX, _MAX_INDEX))))
         self._use(Index.from_json(raw.decode(errors="replace"), f"{location}/{INDEX}"))
         self.folder, release = claim_folder(scratch / "streamed", self.files_digest[:24])
         weakref.finalize(self, release)
@@ -150,7 +151,8 @@ class StreamedStore(TokenStore):
             return temporary
 
         try:
-            self._fetch_verified(shard.name, shard.sha256, fetch, durable.digest)
+            size = shard.tokens * self.dtype.itemsize
+            self._fetch_verified(shard.name, size, shard.sha256, fetch, durable.digest)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -167,16 +169,27 @@ class StreamedStore(TokenStore):
         def fetch(url: str) -> bytes:
             return bytes(self._filesystem.cat_file(url))
 
-        return self._fetch_verified(
-            shard.doc_name, shard.doc_sha256, fetch, lambda raw: hashlib.sha256(raw).hexdigest()
-        )
+        def digest(raw: bytes) -> str:
+            return hashlib.sha256(raw).hexdigest()
 
-    def _fetch_verified(self, name: str, sha256: str, fetch: Callable[[str], _T], digest: Callable[[_T], str]) -> _T:
+        return self._fetch_verified(shard.doc_name, shard.pieces * PIECE.itemsize, shard.doc_sha256, fetch, digest)
+
+    def _locate(self, name: str, max_bytes: int) -> str:
+        """Return the address of a file; raise Damaged if the server says that it is larger than it may be."""
+        address = f"{self._root}/{name}"
+        size = self._filesystem.info(address).get("size")
+        if isinstance(size, int) and size > max_bytes:
+            raise Damaged(f"{self.location}/{name}: {size:,} bytes, more than the {max_bytes:,} that it may have")
+        return address
+
+    def _fetch_verified(
+        self, name: str, size: int, sha256: str, fetch: Callable[[str], _T], digest: Callable[[_T], str]
+    ) -> _T:
         """Fetch a file of the store; fetch it a second time if its content does not match its checksum."""
         where = f"{self.location}/{name}"
         try:
             for _ in range(2):
-                content = retry(where, lambda: fetch(f"{self._root}/{name}"))
+                content = retry(where, lambda: fetch(self._locate(name, size)))
                 if digest(content) == sha256:
                     return content
         except FileNotFoundError:

@@ -240,6 +240,18 @@ def test_a_damaged_file_is_reported_in_one_line_and_not_used(
     assert "000002.bin" not in local_files(tmp_path / "s")
 
 
+@pytest.mark.parametrize(("name", "size"), [("000002.bin", 10_000), ("000002.doc", 10_000), ("index.json", 1 << 26)])
+def test_a_file_that_is_larger_than_it_may_be_is_not_fetched(
+    name: str, size: int, text: Corpus, local: TokenStore, url: str, tmp_path: Path
+) -> None:
+    path = f"/stores/{local.folder.name}/{name}"
+    MEMORY.pipe_file(path, MEMORY.cat_file(path) + bytes(size))
+    with pytest.raises(DataError, match=rf"{name}: [\d,]+ bytes, more than the [\d,]+ that it may have"):
+        store = open_store(url, text, "text", tmp_path / "s")
+        store[0 : len(store)]
+        store.lengths()
+
+
 def test_only_two_windows_are_on_the_local_disk_and_they_are_read_ahead(
     text: Corpus, local: TokenStore, url: str, fetched: list[str], tmp_path: Path
 ) -> None:
