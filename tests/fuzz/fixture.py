@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
 import re
 from pathlib import Path
@@ -77,6 +78,35 @@ def build() -> None:
     torch.save(model.state_dict(), "bin/pytorch_model.bin")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         Path("bin", name).write_bytes(Path("hf", name).read_bytes())
+
+    write_vocabularies()
+
+
+def write_vocabularies() -> None:
+    """Write vocabularies in the forms that other programs use."""
+    import sentencepiece
+
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    folders = {name: Path("old", name) for name in ("spm", "bpe", "bert", "list")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    sentencepiece.SentencePieceTrainer.train(
+        input="text.txt",
+        model_prefix=str(folders["spm"] / "spiece"),
+        vocab_size=90,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folders["spm"] / "spiece.vocab").unlink()
+    (folders["bpe"] / "vocab.json").write_text(json.dumps({name: n for n, name in enumerate([*letters, "th", "</s>"])}))
+    (folders["bpe"] / "merges.txt").write_text("#version: 0.2\nt h\n")
+    (folders["bpe"] / "tokenizer_config.json").write_text('{"eos_token": "</s>", "add_prefix_space": true}')
+    (folders["bpe"] / "added_tokens.json").write_text('{"<more>": 28}')
+    (folders["bert"] / "vocab.txt").write_text("\n".join(["[UNK]", "[SEP]", *letters, "the", "##e"]) + "\n")
+    stoi = {name: n for n, name in enumerate(letters)}
+    meta = {"vocab_size": 26, "itos": {n: name for name, n in stoi.items()}, "stoi": stoi}
+    (folders["list"] / "meta.pkl").write_bytes(pickle.dumps(meta))
+    (folders["list"] / "list.json").write_text(json.dumps(letters))
 
 
 def write_texts() -> None:

@@ -240,6 +240,21 @@ def tokenizer(chance: Random, fixture: Fixture) -> Case:
     return Case("tokenizer", args, changes(chance, fixture, name))
 
 
+def vocabulary(chance: Random, fixture: Fixture) -> Case:
+    """A vocabulary of another program, from a stranger."""
+    name = chance.choice([name for name in fixture.names if name.startswith("old/")])
+    folder = name.rpartition("/")[0]
+    kind, vocab = ("char", name) if folder == "old/list" else ("existing", folder)
+    if folder == "old/bert" and chance.random() < 0.5:
+        kind, vocab = "wordpiece", name
+    args = ["tokenize", "text.txt", "--kind", kind, "--vocab", vocab, "--output_dir", "out"]
+    if kind == "existing" and chance.random() < 0.4:
+        args = ["train", "--config", "base.yaml", "--data.cache_dir=cache", f"--data.tokenizer={vocab}"]
+    if name.endswith(".json"):
+        return Case("vocabulary", args, changes(chance, fixture, name))
+    return Case("vocabulary", args, [change_bytes(chance, fixture, name) for _ in range(chance.choice([1, 1, 2, 5]))])
+
+
 def options(verb: str) -> list[str]:
     """Return the names of a command's options, from docs/cli.md."""
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -392,7 +407,8 @@ def _request(chance: Random) -> str:
 
 
 TARGETS: dict[str, Callable[[Random, Fixture], Case]] = {
-    each.__name__: each for each in (checkpoint, resume, huggingface, tokenizer, config, command, text, run, demo)
+    each.__name__: each
+    for each in (checkpoint, resume, huggingface, tokenizer, vocabulary, config, command, text, run, demo)
 }
 
 
