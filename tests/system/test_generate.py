@@ -156,6 +156,10 @@ def test_prompts_from_files_and_json(run_generate: Call, inside: Path) -> None:
     texts = out.removesuffix("\n").split("\n---\n")
     assert code == 0 and [text[:5] for text in texts] == [texts[0][:5], texts[1][:5], "quick", "quick"]
     assert texts[0].startswith("the") and texts[1].startswith("the")
+    code, out, _ = run_generate("--prompts_file", "p.txt", "--newline_after_prompt", "--json", "--max_new_tokens", 1)
+    assert code == 0 and all(json.loads(line)["prompt"].endswith("\n") for line in out.splitlines())
+    out = run_generate("--prompt", r"a\nb\\n", "--json", "--max_new_tokens", 1)[1]
+    assert json.loads(out)["prompt"] == "a\nb\\n", "a line break, then a backslash"
     arguments = ("--prompts_file", "p.jsonl", "--field", "start", "--json", "--max_new_tokens", 4, "--prompt", "a")
     records = [json.loads(line) for line in run_generate(*arguments)[1].splitlines()]
     assert [record["prompt"] for record in records] == ["a", "the", "fox"] and records[1]["id"] == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as json_format
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ def generate(
     prompt: Repeated[str] = [],  # noqa: B006
     prompts_file: Path | None = None,
     field: str = "prompt",
+    newline_after_prompt: bool = False,
     interactive: bool = False,
     options: GenerationOptions = GenerationOptions(),
     precision: Precision = "auto",
@@ -52,10 +54,11 @@ def generate(
     Args:
         ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
             folder or hf://OWNER/NAME.
-        prompt: Text to continue. May be given several times, with one text each; -: read standard input. Default: the
-            start of a document.
+        prompt: Text to continue, in which \\n is a line break. May be given several times, with one text each; -: read
+            standard input. Default: the start of a document.
         prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
         field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.
+        newline_after_prompt: End each prompt with a line break, so that the text begins on the next line.
         interactive: Read prompts line by line. Ctrl-C stops a text, Ctrl-D ends the session.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
         output: Write to this file instead of standard output. Several texts are separated by a line with `---`.
@@ -76,13 +79,14 @@ def generate(
         not (interactive and (output or json)), "--interactive: prints to the terminal. Leave out --output and --json"
     )
     refuse(problems.messages)
-    prompts = [] if interactive else read_prompts(prompt, prompts_file, field)
+    end = "\n" if newline_after_prompt else ""
+    prompts = [] if interactive else read_prompts(prompt, prompts_file, field, end)
     from gpt2kit.checkpoint import checkpoint  # here, so that --help does not import torch
     from gpt2kit.generation.generator import Generator
 
     generator = Generator(checkpoint.open(ckpt_path), precision)
     if interactive:
-        run_session(generator, options)
+        run_session(generator, options, end)
     elif output is None:
         for text in format_texts(generator, prompts, options, json):
             print(text, end="", flush=True)
@@ -92,17 +96,20 @@ def generate(
 
 
 def unescape(text: str) -> str:
-    """Return the text with \\n as a line break and \\t as a tab, as typed in a shell."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
+    """Return the text with \\n as a line break, \\t as a tab and \\\\ as a backslash, as typed in a shell."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
 
 
-def read_prompts(arguments: Sequence[str], file: Path | None, field: str) -> list[Prompt]:
-    """Return all prompts; an empty one, the start of a document, if there are none. `-` is standard input."""
+def read_prompts(arguments: Sequence[str], file: Path | None, field: str, end: str = "") -> list[Prompt]:
+    """Return all prompts, each followed by `end`; an empty one, the start of a document, if there are none.
+
+    `-` is standard input.
+    """
     if arguments.count("-") > 1:
         raise UserError("--prompt -: standard input can be read only once. Give it once")
-    prompts = [Prompt(read_standard_input() if argument == "-" else argument) for argument in arguments]
+    prompts = [Prompt(read_standard_input() if argument == "-" else unescape(argument)) for argument in arguments]
     prompts += read_prompts_file(file, field) if file else []
-    return prompts or [Prompt("")]
+    return [dataclasses.replace(prompt, text=prompt.text + end) for prompt in prompts] or [Prompt("")]
 
 
 def read_standard_input() -> str:
@@ -195,15 +202,15 @@ def json_line(prompt: Prompt, chunks: Sequence[TextChunk]) -> str:
     return (line if is_text(line) else json_format.dumps(record)) + "\n"  # half a surrogate pair must be escaped
 
 
-def run_session(generator: Generator, options: GenerationOptions) -> None:
-    """Read prompts and print texts until the input ends. Each prompt gets new random draws."""
+def run_session(generator: Generator, options: GenerationOptions, end: str = "") -> None:
+    """Read prompts, which `end` follows, and print texts until the input ends. Each prompt gets new random draws."""
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):  # Windows, whose console edits lines by itself
             import readline  # noqa: F401  makes input() edit and recall lines
     for first_sample in count(step=options.num_samples):
         try:
-            prompt = Prompt(input("> " if is_terminal else ""))
+            prompt = Prompt(input("> " if is_terminal else "") + end)
             for text in format_texts(generator, [prompt], options, False, first_sample):
                 print(text, end="", flush=True)
         except EOFError:

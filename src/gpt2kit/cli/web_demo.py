@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+from pathlib import Path
 
+from gpt2kit.cli.generate import read_prompts_file
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.generation.options import Precision
@@ -20,6 +22,7 @@ def serve(
     auth: str | None = None,
     max_concurrency: int = 2,
     allow_frame: bool = False,
+    prompts_file: Path | None = None,
     precision: Precision = "auto",
 ) -> None:
     """Generate text with trained models on a page in the browser.
@@ -32,6 +35,7 @@ def serve(
         auth: NAME:PASSWORD that users must enter.
         max_concurrency: Requests that are generated at the same time; others wait in a queue.
         allow_frame: Let other sites show the page in a frame, as a Hugging Face Space does.
+        prompts_file: A file with one example prompt per line, for the page. Default: the prompts of the run's samples.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
     name, colon, password = (auth or "").partition(":")
@@ -43,11 +47,16 @@ def serve(
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the web page needs Gradio. Run pip install 'gradio>=6,<7'")
     from gpt2kit.serving import app  # here, so that --help does not import torch
-    from gpt2kit.serving.models import Service, find_models
+    from gpt2kit.serving.models import MAX_CHARACTERS, Service, find_models
 
+    examples = [prompt.text for prompt in read_prompts_file(prompts_file, "prompt")] if prompts_file else []
+    if any(len(example) > MAX_CHARACTERS for example in examples):
+        raise UserError(
+            f"--prompts_file {prompts_file}: a prompt has more than {MAX_CHARACTERS:,} characters. Shorten it"
+        )
     models = find_models(ckpt_path)
     app.check_port(host, port)
-    service = Service(models, precision)
+    service = Service(models, precision, examples)
     application = app.app(service, host, (name, password) if auth else None, max_concurrency, allow_frame)
     service.load()
     from gpt2kit.serving.server import make_server

@@ -48,11 +48,13 @@ class Service:
     Args:
         models: from `find_models`.
         precision: precision of weights and arithmetic.
+        examples: example prompts for all models. Default: those of each model.
     """
 
-    def __init__(self, models: Sequence[Model], precision: Precision = "auto") -> None:
+    def __init__(self, models: Sequence[Model], precision: Precision = "auto", examples: Sequence[str] = ()) -> None:
         self.models = {model.name: model for model in models}
         self._precision = precision
+        self._examples = list(examples)
 
     def load(self) -> threading.Thread:
         """Start loading the models, in their order."""
@@ -71,7 +73,7 @@ class Service:
             opened = checkpoint.open(model.path)
             model.facts = describe(opened)
             generator = Generator(opened, self._precision, note=lambda text: None)
-            model.examples = find_examples(opened.metadata) or generate_examples(generator)
+            model.examples = self._examples or find_examples(opened.metadata) or generate_examples(generator)
             model.generator = generator
         except BaseException as error:  # pyo3's PanicException is not an Exception
             reason = str(error) if isinstance(error, UserError) else f"{model.path}: {first_line(error)}"

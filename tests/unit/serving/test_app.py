@@ -85,6 +85,20 @@ def test_examples_are_the_prompts_of_callbacks(callbacks: object) -> None:
     assert models.find_examples({"settings": {"trainer": {"callbacks": callbacks}}}) == []
 
 
+def test_examples_may_come_from_a_file(run: Run, inside: Path, call: Callable[..., Outcome]) -> None:
+    (model,) = find_models([str(run.folder)])
+    Service([model], examples=["the", "a fox"]).load().join()
+    assert model.examples == ["the", "a fox"]
+    (inside / "long.txt").write_text("the\n" + "x" * 4001)
+    for name, code, message in (
+        ("long.txt", 2, "a prompt has more than 4,000 characters"),
+        ("none", 3, "no such file"),
+    ):
+        options = (run.folder, "--prompts_file", name)
+        outcome = call(lambda argv: parser.run(web_demo.serve, argv), *options)
+        assert outcome[0] == code and message in outcome[2]
+
+
 def test_a_model_that_cannot_be_loaded_does_not_affect_others(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
     service = Service(find_models([str(tmp_path / "broken.ckpt"), str(run.folder)]))
