@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from gpt2kit.text.reader import Reader
+
 
 def program(page: str) -> str:
     """Return the first block of Python of a tutorial."""
@@ -26,10 +28,9 @@ def test_text_is_cut_into_twelve_files(inside: Path, monkeypatch: pytest.MonkeyP
     assert len(files) == 12 and "".join(file.read_text(encoding="utf-8") for file in files) == text
 
 
-def test_raw_json_becomes_one_poem_per_line(inside: Path) -> None:
+def test_raw_json_is_read_as_it_is(inside: Path) -> None:
     poems = [{"title": "春", "paragraphs": ["春江，", "花月。"]}, {"title": "空", "paragraphs": []}]
-    Path("raw").mkdir()
-    Path("raw/poet.tang.0.json").write_text(json.dumps(poems), encoding="utf-8")
-    exec(program("poems.md"))
-    lines = Path("poems.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [{"title": "春", "text": "春江，\n花月。"}]
+    Path("poet.tang.0.json").write_text(json.dumps(poems), encoding="utf-8")
+    page = (ROOT / "docs/tutorials/poems.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r'--data\.reader\.template "(.+?)"', page)
+    assert list(Reader(template=template).read([Path("poet.tang.0.json")])) == ["春江，\n花月。"]

@@ -26,6 +26,7 @@ MAX_CELL = 1 << 26
 Record = tuple[str, object]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_FIELD = re.compile(r"\{([^{}]+)\}")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -34,12 +35,14 @@ class BadRecord(ValueError):
     """A record without usable text: the reason, and a detail."""
 
 
-def extract_texts(records: Iterable[Record], field: str, replace: bool, report: ReadReport) -> Iterator[str]:
+def extract_texts(
+    records: Iterable[Record], field: str, template: str | None, replace: bool, report: ReadReport
+) -> Iterator[str]:
     """Yield the text of each record, with LF line endings. `report` decides whether a bad record raises."""
     for where, value in records:
         report.records += 1
         try:
-            text = _text_of(value, field)
+            text = _text_of(value, field, template)
             text.encode()
         except UnicodeEncodeError:
             if not replace:
@@ -156,8 +159,13 @@ class _JsonStream:
         return True
 
 
-def read_csv(text: Iterator[str], path: PathOrURL, field: str, delimiter: str) -> Iterator[Record]:
-    """Yield one column of a file with a header. A row whose number of cells differs from the header's is bad."""
+def read_csv(
+    text: Iterator[str], path: PathOrURL, field: str, template: str | None, delimiter: str
+) -> Iterator[Record]:
+    """Yield one column of a file with a header, or with a template whole rows.
+
+    A row whose number of cells differs from the header's is bad.
+    """
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -174,11 +182,12 @@ def read_csv(text: Iterator[str], path: PathOrURL, field: str, delimiter: str) -
             continue
         if not header:
             header = row
-            _check_column(field, header, path)
+            for name in template_fields(template) if template else [field]:
+                _check_column(name, header, path)
         elif len(row) != len(header):
             yield where, BadRecord("not as many cells as the header", f"{len(row)} instead of {len(header)}")
         else:
-            yield where, row[header.index(field)]
+            yield where, dict(zip(header, row, strict=True)) if template else row[header.index(field)]
 
 
 def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport) -> Iterator[Record]:
@@ -245,17 +254,40 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
         yield "".join(line)
 
 
-def _text_of(value: object, field: str) -> str:
-    """Return the text of a record: the value itself, or its field."""
+def template_fields(template: str) -> list[str]:
+    """Return the names of the fields in a template."""
+    return _FIELD.findall(template)
+
+
+def _text_of(value: object, field: str, template: str | None) -> str:
+    """Return the text of a record: the value itself, its field, or the template with its fields."""
     if isinstance(value, BadRecord):
         raise value
+    if template and isinstance(value, dict):
+        record = value  # for mypy, which forgets the type inside a lambda
+        pattern = template.replace("\\n", "\n")  # as typed in a shell
+        return _FIELD.sub(lambda match: _join_lines(_field_of(record, match[1], "template")), pattern)
     if isinstance(value, dict):
-        if field not in value:
-            raise BadRecord(f"no field {field!r}", f"it has {_shorten(value)}; see {reader_option('field')}")
-        value = value[field]
+        value = _field_of(value, field, "field")
     if isinstance(value, str):
         return value
-    raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text")
+    advice = f"a list of lines: name its field in {reader_option('template')}" if isinstance(value, list) else ""
+    raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text", advice)
+
+
+def _field_of(record: dict[str, object], name: str, option: str) -> object:
+    if name not in record:
+        raise BadRecord(f"no field {name!r}", f"it has {_shorten(record)}; see {reader_option(option)}")
+    return record[name]
+
+
+def _join_lines(value: object) -> str:
+    """Return a text, or the lines of a list as one text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text or lines")
 
 
 def _check_column(field: str, columns: list[str], path: PathOrURL) -> None:

@@ -41,6 +41,8 @@ class Reader:
             part of the document. In structured files this splits each record's text. `auto`, the default of earlier
             versions: a line of plain text, a record of any other format.
         field: Name of the text in structured files: a column, or a key of a JSON object. JSON strings need none.
+        template: Instead of `field`, the text of a record from several fields of JSON or CSV, such as
+            `{title}\\n{paragraphs}`. The lines of a list are joined.
         encoding: `auto`, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
             order mark takes precedence; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
             detected without doubt.
@@ -63,6 +65,7 @@ class Reader:
         max_bad_fraction: float = 0.0,
         min_chars: int = 0,
         max_documents: int | None = None,
+        template: str | None = None,
     ) -> None:
         self.document = document
         self.field = field
@@ -71,6 +74,7 @@ class Reader:
         self.max_bad_fraction = max_bad_fraction
         self.min_chars = min_chars
         self.max_documents = max_documents
+        self.template = template
         refuse(_problems(self))
 
     def identity(self) -> dict[str, object]:
@@ -79,6 +83,8 @@ class Reader:
         # The public name, whatever module defines the class.
         name = "gpt2kit.text.Reader" if kind is Reader else f"{kind.__module__}.{kind.__qualname__}"
         options = {_STORED_NAMES.get(name, name): value for name, value in vars(self).items() if name[0] != "_"}
+        if options["template"] is None:  # as in runs that are older than this option
+            del options["template"]
         return {"reader": name, **options}
 
     def read(
@@ -145,6 +151,8 @@ class Reader:
         if is_hub_dataset(path):
             records = formats.read_hub_dataset(str(path))
         elif suffix == ".parquet":
+            if self.template:
+                raise DataError(f"{path}: {reader_option('template')} is not available for Parquet. Name one column")
             records = formats.read_parquet(path, self.field, replace, report)
         else:
             text = encodings.decode(read_chunks(path, report), path, self.encoding, replace, report)
@@ -153,17 +161,18 @@ class Reader:
             elif suffix == ".json":
                 records = formats.read_json_list(text, path)
             elif suffix in (".csv", ".tsv"):
-                records = formats.read_csv(text, path, self.field, "\t" if suffix == ".tsv" else ",")
+                records = formats.read_csv(text, path, self.field, self.template, "\t" if suffix == ".tsv" else ",")
             else:
                 return split_text(text, _separator(self.document, "\n"))
-        texts = formats.extract_texts(records, self.field, replace, report)
+        texts = formats.extract_texts(records, self.field, self.template, replace, report)
         return _split_records(texts, _separator(self.document, ""))
 
 
 def reader_from(identity: dict[str, object]) -> Reader:
     """Return the reader with this identity. No class is imported by its name: a checkpoint must not run code."""
     names = {stored: name for name, stored in _STORED_NAMES.items()}
-    options = {names.get(name, name): value for name, value in identity.items() if name != "reader"}
+    options: dict[str, object] = {"template": None}
+    options |= {names.get(name, name): value for name, value in identity.items() if name != "reader"}
     parameters = set(inspect.signature(Reader).parameters)
     reader = Reader(**options) if set(options) == parameters else Reader()  # type: ignore[arg-type]
     if reader.identity() != identity:
@@ -176,9 +185,12 @@ def reader_from(identity: dict[str, object]) -> Reader:
 def _problems(reader: Reader) -> list[str]:
     """List what is invalid in a reader's options, which may also come from a checkpoint."""
     fraction, least, most = reader.max_bad_fraction, reader.min_chars, reader.max_documents
+    template = reader.template
+    is_template = isinstance(template, str) and bool(formats.template_fields(template))
     rules = [
         ("document", isinstance(reader.document, str) and reader.document, "must be text, and not empty"),
         ("field", isinstance(reader.field, str), "must be text"),
+        ("template", template is None or is_template, "must contain a field in braces, such as {text}"),
         ("errors", reader.errors in get_args(Errors), "must be stop or replace"),
         ("max_bad_fraction", isinstance(fraction, int | float) and 0 <= fraction < 1, "must be from 0 to below 1"),
         ("min_chars", type(least) is int and least >= 0, "must be a whole number, at least 0"),

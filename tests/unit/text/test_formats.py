@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
 from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
@@ -53,6 +53,34 @@ def test_each_format_gives_its_documents(name: str, tmp_path: Path) -> None:
     assert documents(path, max_documents=2) == TEXTS[:2]
     with pytest.raises(DataError, match=r"title.*reader\.field|reader\.max_bad_fraction"):
         documents(path, field="title")
+
+
+def test_a_template_joins_fields_and_the_lines_of_a_list(tmp_path: Path) -> None:
+    poems = [{"title": "春", "paragraphs": ["春江，", "花月。"]}, {"title": "空", "paragraphs": []}, "plain"]
+    (tmp_path / "a.json").write_text(json.dumps(poems))
+    (tmp_path / "a.csv").write_text("title,body\nA,b\n")
+    assert documents(tmp_path / "a.json", template="{paragraphs}") == ["春江，\n花月。", "plain"]
+    assert documents(tmp_path / "a.json", template=r"{title}\n{paragraphs}")[0] == "春\n春江，\n花月。", (
+        "as typed in a shell"
+    )
+    assert documents(tmp_path / "a.csv", template="{title}: {body}") == ["A: b"]
+    for options, message in (
+        ({"field": "paragraphs"}, r"list instead of text \(a list of lines: name its field in data\.reader\.template"),
+        ({"template": "{none}"}, r"no field 'none' .*data\.reader\.template"),
+    ):
+        with pytest.raises(DataError, match=message):
+            documents(tmp_path / "a.json", **options)
+    with pytest.raises(DataError, match=r"no column 'none'"):
+        documents(tmp_path / "a.csv", template="{none}")
+    with pytest.raises(UserError, match=r"data\.reader\.template 'title': must contain a field in braces"):
+        Reader(template="title")
+
+
+def test_a_template_is_part_of_the_reader_that_a_checkpoint_names() -> None:
+    assert "template" not in Reader().identity(), "as in older runs"
+    for template in (None, "{a}"):
+        identity = Reader(template=template).identity()
+        assert reader.reader_from(identity).template == template
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
