@@ -23,6 +23,7 @@ TOKENIZER, SETTINGS, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json",
 VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE = "vocab.json", "merges.txt", "vocab.txt", "*.model"
 # All files of a tokenizer, as patterns of names. added_tokens.json has the ids of tokens besides the vocabulary.
 PATTERNS = [TOKENIZER, SETTINGS, SPECIAL_TOKENS, VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE, "added_tokens.json"]
+_MAX_ID = 1 << 22  # memory grows with the largest id
 # The token that ends a text, in models with a vocabulary of BERT that do not name it.
 _BERT_END = "[SEP]"
 
@@ -50,13 +51,13 @@ def open_folder(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 def _open_files(folder: Path, settings: dict[str, Any], end: str | None) -> Tokenizer:
     """Return the tokenizer in a folder's files."""
-    models_found = sorted(folder.glob(SENTENCEPIECE))
+    sentencepiece_files = sorted(folder.glob(SENTENCEPIECE))
     if (folder / TOKENIZER).is_file():
         return from_plain_json(read_utf8(folder / TOKENIZER, str(folder / TOKENIZER)), str(folder / TOKENIZER))
     if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
         tokenizer = _build_bpe(folder, bool(settings.get("add_prefix_space")))
-    elif models_found:
-        file = models_found[0]
+    elif sentencepiece_files:
+        file = sentencepiece_files[0]
         tokenizer = sentencepiece_model.convert(read_file(file), str(file), end)
     elif (folder / WORDPIECE).is_file():
         file, lower = folder / WORDPIECE, settings.get("do_lower_case")
@@ -76,8 +77,13 @@ def _build_bpe(folder: Path, add_prefix_space: bool) -> Tokenizer:
     lines = read_utf8(folder / MERGES, str(folder / MERGES)).split("\n")
     pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     merges = [(left, right) for left, _, right in pairs]
+    ids = read_json(folder / VOCABULARY)
+    if not all(type(i) is int and 0 <= i < _MAX_ID for i in ids.values()) or len(set(ids.values())) < len(ids):
+        raise DataError(
+            f"{folder / VOCABULARY}: an id is no whole number below {_MAX_ID:,}, or appears twice. Check it"
+        )
     with refuse_failures(f"{folder}: {VOCABULARY} and {MERGES} are not a tokenizer", "Check the files"):
-        tokenizer = Tokenizer(models.BPE(read_json(folder / VOCABULARY), merges))
+        tokenizer = Tokenizer(models.BPE(ids, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -164,8 +170,8 @@ def read_vocabulary(path: str) -> list[str]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    found = [folder / name for name in (SPECIAL_TOKENS, SETTINGS) if (folder / name).is_file()]
-    return {name: value for file in found for name, value in read_json(file).items()}
+    files_there = [folder / name for name in (SPECIAL_TOKENS, SETTINGS) if (folder / name).is_file()]
+    return {name: value for file in files_there for name, value in read_json(file).items()}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from gpt2kit.errors import DataError
 from gpt2kit.tokenization.tokenizer import EOS
 from gpt2kit.tokenization.trainers import as_special, join_pieces
 
-# The types of a piece. Only normal and user-defined pieces are found in a text.
+# The types of a piece. A text contains only normal and user-defined pieces.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _UNIGRAM, _BPE = 1, 2
 _SPACE = "\u2581"  # stands for a space in a piece
@@ -77,25 +77,25 @@ def build(model: Any, eos: str) -> Tokenizer:
     pieces = [EOS if piece.piece == eos else piece.piece for piece in model.pieces]
     types = [piece.type for piece in model.pieces]
     scores = [piece.score for piece in model.pieces]
-    found = [i for i, type_ in enumerate(types) if type_ in (_NORMAL, _USER_DEFINED)]
+    in_text = [i for i, type_ in enumerate(types) if type_ in (_NORMAL, _USER_DEFINED)]
     has_bytes, unknown = _BYTE in types, types.index(_UNKNOWN)
     symbols: dict[str, str] = {}  # user-defined piece to the private character that is its token
     if model.trainer_spec.model_type == _UNIGRAM:
         vocabulary = list(zip(pieces, scores, strict=True))
         tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=has_bytes))
     else:
-        for i in found:  # no merges lead to a user-defined piece
+        for i in in_text:  # no merges lead to a user-defined piece
             if types[i] == _USER_DEFINED and len(pieces[i]) > 1 and pieces[i] != EOS:
                 symbols[pieces[i]] = pieces[i] = chr(_PRIVATE + len(symbols))
-        best_first = [pieces[i] for i in sorted(found, key=lambda i: (-scores[i], i))]
+        best_first = [pieces[i] for i in sorted(in_text, key=lambda i: (-scores[i], i))]
         ids = {piece: i for i, piece in enumerate(pieces)}
         unk_token = None if has_bytes else pieces[unknown]
         merges = join_pieces(best_first)
         tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=has_bytes))
     before = [normalizers.Replace(piece, symbol) for piece, symbol in symbols.items()]
     tokenizer.normalizer = normalizers.Sequence([*before, *_normalizer_steps(model.normalizer_spec)])
-    hidden = [piece for i, piece in enumerate(pieces) if i not in set(found)]
-    tokenizer.pre_tokenizer = _pre_tokenizer([pieces[i] for i in found], [*hidden, EOS])
+    hidden = [piece for piece, type_ in zip(pieces, types, strict=True) if type_ not in (_NORMAL, _USER_DEFINED)]
+    tokenizer.pre_tokenizer = _pre_tokenizer([pieces[i] for i in in_text], [*hidden, EOS])
     first_space = [decoders.Strip(" ", 1, 0)] if model.normalizer_spec.add_dummy_prefix else []
     names = [(symbol, piece) for piece, symbol in symbols.items()]
     replaced = [decoders.Replace(old, new) for old, new in [(_SPACE, " "), *names]]
@@ -122,10 +122,10 @@ def _normalizer_steps(spec: Any) -> list[Any]:
     return [*steps, normalizers.Replace(" ", _SPACE)]
 
 
-def _pre_tokenizer(found: list[str], hidden: list[str]) -> Any:
+def _pre_tokenizer(in_text: list[str], hidden: list[str]) -> Any:
     """Split a text so that it cannot become a piece whose name it merely contains, and, where possible, into words."""
     names = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in hidden if len(name) > 1)
     steps = [pre_tokenizers.Split(Regex(names), "isolated")]
-    if not any(_SPACE in piece.lstrip(_SPACE) for piece in found):  # no piece crosses the start of a word
+    if not any(_SPACE in piece.lstrip(_SPACE) for piece in in_text):  # no piece crosses the start of a word
         steps.append(pre_tokenizers.Split(Regex(f"{_SPACE}+[^{_SPACE}]*|[^{_SPACE}]+"), "isolated"))
     return pre_tokenizers.Sequence(steps)

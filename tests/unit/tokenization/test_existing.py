@@ -170,6 +170,11 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").write_text('{"<a>": 7}')
     with pytest.raises(DataError, match=r"added_tokens\.json gives '<a>' the id 7, which is not free"):
         pretrained.open_folder(tmp_path, {})
+    ids = json.loads((tmp_path / "vocab.json").read_text())
+    for number in (1 << 31, -1, "5", 7.0, 1):
+        (tmp_path / "vocab.json").write_text(json.dumps({**ids, "</s>": number}))
+        with pytest.raises(DataError, match=r"vocab\.json: an id is no whole number below"):
+            pretrained.open_folder(tmp_path, {})
     (tmp_path / "vocab.json").write_text("[]")
     with pytest.raises(DataError, match=r"vocab\.json: not a readable JSON file \(not a JSON object\)"):
         pretrained.open_folder(tmp_path, {})
