@@ -52,3 +52,11 @@ def test_valid_options_have_no_problems(options: dict[str, object]) -> None:
 def test_an_invalid_option_is_reported(options: dict[str, object], message: str) -> None:
     (problem,) = data_problems({**VALID, **options})
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(("cores", "most"), [(1, 8), (2, 8), (8, 32), (64, 64)])
+def test_the_number_of_workers_fits_the_machine(cores: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert not data_problems({**VALID, "num_workers": most})
+    problem = data_problems({**VALID, "num_workers": most + 1})[0]
+    assert problem.startswith(f"data.num_workers {most + 1}: must be at most {most}")
