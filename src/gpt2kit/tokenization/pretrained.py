@@ -180,6 +180,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = files.parse_json(read_file(file).decode())
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is not text
     except ValueError as error:
         raise DataError(f"{file}: not a readable JSON file ({first_line(error)}). Use another one") from None
     return content

@@ -25,6 +25,7 @@ def read(path: str) -> list[str]:
     try:
         content = _parse(file.suffix, files.read_limited(file, MAX_JSON_BYTES))
         tokens = order_by_id(content)
+        "".join(tokens).encode()  # half a surrogate pair is not text
     except Exception as error:  # pickle raises many kinds for damaged files
         raise DataError(f"{where}: not a list of characters ({first_line(error):.200}). Name another file") from None
     return tokens

@@ -175,6 +175,10 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         (tmp_path / "vocab.json").write_text(json.dumps({**ids, "</s>": number}))
         with pytest.raises(DataError, match=r"vocab\.json: an id is no whole number below"):
             pretrained.open_folder(tmp_path, {})
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: not a readable JSON file \(.*surrogates"):
+        pretrained.open_folder(tmp_path, {})
+    (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "vocab.json").write_text("[]")
     with pytest.raises(DataError, match=r"vocab\.json: not a readable JSON file \(not a JSON object\)"):
         pretrained.open_folder(tmp_path, {})
@@ -238,6 +242,7 @@ class Bomb:
         pickle.dumps({"itos": {0: "a", 2: "b"}}),
         pickle.dumps(["a", "a"]),
         pickle.dumps(["a", 5]),
+        pickle.dumps(["a", "\ud800"]),
         pickle.dumps(5),
         pickle.dumps(["a"] * 9)[:-3],
         b"\x80\x04\x8c\x03abcQ.",
