@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization.tokenizer import EOS
+from gpt2kit.tokenization.tokenizer import EOS, encode, refuse_failures
 from gpt2kit.tokenization.trainers import as_special, join_pieces
 
 # The types of a piece. A text contains only normal and user-defined pieces.
@@ -61,13 +61,14 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
     if model.trainer_spec.model_type not in (_UNIGRAM, _BPE) or model.trainer_spec.treat_whitespace_as_suffix:
         raise DataError(f"{where}: a SentencePiece model that is neither BPE nor unigram. Train a new tokenizer")
     eos = eos or _end_of_sentence(model)
-    tokenizer = build(model, eos)
+    with refuse_failures(f"{where}: a SentencePiece model that cannot be converted", "Train a new tokenizer"):
+        tokenizer = build(model, eos)
     # Without bytes, SentencePiece joins unknown characters to one token, also where such a name is split.
     named = [_USER_DEFINED, _CONTROL] if _BYTE in types else [_USER_DEFINED]
     names = [piece.piece for piece in model.pieces if piece.type in named and piece.piece != eos]
     trial = _TRIAL + [f"a {name}b" for name in names[:100]]
     for text in trial:
-        if tokenizer.encode(text, add_special_tokens=False).ids != processor.encode(text):
+        if encode(tokenizer, text) != processor.encode(text):
             raise DataError(f"{where}: the converted model encodes {text!r:.60} differently. Train a new tokenizer")
     return tokenizer
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from helpers import ODD_TEXTS, SAMPLE_TEXTS, train_tokenizer
+from sentencepiece import sentencepiece_model_pb2
 
 from gpt2kit.errors import DataError
 from gpt2kit.tokenization import pretrained, sentencepiece_model, tokenizer, train
@@ -96,6 +97,14 @@ def test_a_file_that_is_no_such_model_is_refused(raw: bytes | str, message: str)
     content = train_sentencepiece(raw, use_all_vocab=True) if isinstance(raw, str) else raw
     with pytest.raises(DataError, match=f"sp.model: .*{message}"):
         sentencepiece_model.convert(content, "sp.model")
+
+
+def test_a_model_with_a_damaged_normalizer_is_refused() -> None:
+    model = sentencepiece_model_pb2.ModelProto.FromString(train_sentencepiece("unigram"))
+    table = model.normalizer_spec.precompiled_charsmap
+    model.normalizer_spec.precompiled_charsmap = table[:-50] + b"\xff\xfe\xff" * 10 + table[-20:]
+    with pytest.raises(DataError, match=r"sp\.model: a SentencePiece model that cannot be converted"):
+        sentencepiece_model.convert(model.SerializeToString(), "sp.model")
 
 
 def open_folder(folder: Path, config: dict[str, Any] | None = None) -> tokenizer.Tokenizer:
