@@ -37,7 +37,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
         f"data.num_workers {workers}: not supported with data.streaming, which reads ahead in threads. Omit it",
     )
     cores = os.cpu_count() or 1
-    most = max(8, 4 * cores)  # 64 workers take a minute to start on two cores
+    most = min(max(8, 4 * cores), 64)  # 64 workers take a minute to start on two cores
     problems.check(
         workers <= most, f"data.num_workers {workers}: must be at most {most} on {cores} cores. 0 is fastest"
     )

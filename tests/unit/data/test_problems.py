@@ -54,9 +54,9 @@ def test_an_invalid_option_is_reported(options: dict[str, object], message: str)
     assert problem.startswith(message)
 
 
-@pytest.mark.parametrize(("cores", "most"), [(1, 8), (2, 8), (8, 32), (64, 64)])
+@pytest.mark.parametrize(("cores", "most"), [(1, 8), (2, 8), (8, 32), (64, 64), (128, 64)])
 def test_the_number_of_workers_fits_the_machine(cores: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert not data_problems({**VALID, "num_workers": most})
-    problem = data_problems({**VALID, "num_workers": most + 1})[0]
+    (problem,) = data_problems({**VALID, "num_workers": most + 1})
     assert problem.startswith(f"data.num_workers {most + 1}: must be at most {most}")
