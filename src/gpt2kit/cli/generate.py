@@ -54,8 +54,8 @@ def generate(
     Args:
         ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
             folder or hf://OWNER/NAME.
-        prompt: Text to continue, in which \\n is a line break. May be given several times, with one text each; -: read
-            standard input. Default: the start of a document.
+        prompt: Text to continue; \\n is a line break, \\\\ a backslash. May be given several times, with one text each.
+            -: read standard input as it is. Default: the start of a document.
         prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
         field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.
         newline_after_prompt: End each prompt with a line break, so that the text begins on the next line.

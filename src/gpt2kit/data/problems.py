@@ -38,9 +38,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     )
     cores = os.cpu_count() or 1
     most = min(max(8, 4 * cores), 64)  # 64 workers take a minute to start on two cores
-    problems.check(
-        workers <= most, f"data.num_workers {workers}: must be at most {most} on {cores} cores. 0 is fastest"
-    )
+    problems.check(workers <= most, f"data.num_workers {workers}: must be at most {most} on {cores} cores. Use fewer")
     return problems.messages + _split_problems(options)
 
 

@@ -83,8 +83,8 @@ class Reader:
         # The public name, whatever module defines the class.
         name = "gpt2kit.text.Reader" if kind is Reader else f"{kind.__module__}.{kind.__qualname__}"
         options = {_STORED_NAMES.get(name, name): value for name, value in vars(self).items() if name[0] != "_"}
-        if options["template"] is None:  # as in runs that are older than this option
-            del options["template"]
+        if options.get("template") is None:  # as in runs that are older than this option
+            options.pop("template", None)
         return {"reader": name, **options}
 
     def read(

@@ -24,7 +24,7 @@ VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE = "vocab.json", "merges.txt", "voca
 # All files of a tokenizer, as patterns of names. added_tokens.json has the ids of tokens besides the vocabulary.
 PATTERNS = [TOKENIZER, SETTINGS, SPECIAL_TOKENS, VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE, "added_tokens.json"]
 _MAX_ID = 1 << 22  # memory grows with the largest id
-# The token that ends a text, in models with a vocabulary of BERT that do not name it.
+# The token that ends a text in models that have BERT's vocabulary and do not name one.
 _BERT_END = "[SEP]"
 
 
@@ -80,7 +80,7 @@ def _build_bpe(folder: Path, add_prefix_space: bool) -> Tokenizer:
     ids = read_json(folder / VOCABULARY)
     if not all(type(i) is int and 0 <= i < _MAX_ID for i in ids.values()) or len(set(ids.values())) < len(ids):
         raise DataError(
-            f"{folder / VOCABULARY}: an id is no whole number below {_MAX_ID:,}, or appears twice. Check it"
+            f"{folder / VOCABULARY}: an id is not a whole number below {_MAX_ID:,}, or appears twice. Check it"
         )
     with refuse_failures(f"{folder}: {VOCABULARY} and {MERGES} are not a tokenizer", "Check the files"):
         tokenizer = Tokenizer(models.BPE(ids, merges))
@@ -92,7 +92,9 @@ def _build_bpe(folder: Path, add_prefix_space: bool) -> Tokenizer:
 def _add_tokens(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
     """Add the special tokens that a folder's settings name, with the ids of added_tokens.json."""
     added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-    for token, number in sorted(added.items(), key=lambda item: str(item[1]).zfill(12)):
+    if not all(type(number) is int for number in added.values()):
+        raise DataError(f"{folder}: added_tokens.json has an id that is not a whole number. Check it")
+    for token, number in sorted(added.items(), key=lambda item: item[1]):
         tokenizer.add_special_tokens(as_special([token]))
         if tokenizer.token_to_id(token) != number:
             raise DataError(f"{folder}: added_tokens.json gives {token!r:.60} the id {number!r:.20}, which is not free")
@@ -170,8 +172,11 @@ def read_vocabulary(path: str) -> list[str]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    files_there = [folder / name for name in (SPECIAL_TOKENS, SETTINGS) if (folder / name).is_file()]
-    return {name: value for file in files_there for name, value in read_json(file).items()}
+    settings: dict[str, Any] = {}
+    for name in (SPECIAL_TOKENS, SETTINGS):
+        if (folder / name).is_file():
+            settings |= read_json(folder / name)
+    return settings
 
 
 def read_json(file: Path) -> dict[str, Any]:

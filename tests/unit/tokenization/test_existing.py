@@ -179,10 +179,13 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").write_text('{"<a>": 7}')
     with pytest.raises(DataError, match=r"added_tokens\.json gives '<a>' the id 7, which is not free"):
         pretrained.open_folder(tmp_path, {})
+    (tmp_path / "added_tokens.json").write_text('{"<a>": "7"}')
+    with pytest.raises(DataError, match=r"added_tokens\.json has an id that is not a whole number"):
+        pretrained.open_folder(tmp_path, {})
     ids = json.loads((tmp_path / "vocab.json").read_text())
     for number in (1 << 31, -1, "5", 7.0, 1):
         (tmp_path / "vocab.json").write_text(json.dumps({**ids, "</s>": number}))
-        with pytest.raises(DataError, match=r"vocab\.json: an id is no whole number below"):
+        with pytest.raises(DataError, match=r"vocab\.json: an id is not a whole number below"):
             pretrained.open_folder(tmp_path, {})
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
     with pytest.raises(DataError, match=r"tokenizer_config\.json: not a readable JSON file \(.*surrogates"):
