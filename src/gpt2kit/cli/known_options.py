@@ -107,6 +107,7 @@ class CommandLine:
 
     def parse(self, *more: str) -> Namespace:
         """Parse the arguments and `more`, which replaces missing options."""
+        self._drop_defaults_of_other_classes()
         try:
             return self._parser.parse_args([*self._args, *more])
         except argparse.ArgumentError as error:
@@ -116,6 +117,13 @@ class CommandLine:
             missing = [] if more or self._prints_help else self.missing
             refuse([f"--{name}: missing, and has no default. Add --{name} VALUE" for name in missing])
             raise UserError(_shorten(" ".join(str(error).split()))) from error
+
+    def _drop_defaults_of_other_classes(self) -> None:
+        """Let a class have its own defaults: jsonargparse passes it those of the default class, such as a momentum."""
+        for name, path in self._classes.items():
+            default = self._options[name].action.default if name in self._options else None
+            if path and isinstance(default, (dict, Namespace)) and default.get("class_path", path) != path:
+                self._options[name].parser.set_defaults({name: {"class_path": path}})
 
     def _add_options(self, parser: ArgumentParser, owner: str) -> None:
         """Add the options of a parser, and the parameters of the classes that they name by default."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import Outcome
 
 from gpt2kit.cli import export, parser, train, train_cli
@@ -320,3 +321,10 @@ def test_verify_resume_and_tune_refuse_a_checkpoint(
 ) -> None:
     code, _, err = call(train.main, *options, option, "--ckpt_path=last")
     assert code == 2 and "Leave out --ckpt_path" in err
+
+
+def test_another_optimizer_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--print_config"])
+    init_args = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]["init_args"]
+    assert (init_args["lr"], init_args["momentum"]) == (0.1, 0.0), "not those of Muon"
