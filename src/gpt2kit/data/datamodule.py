@@ -161,6 +161,8 @@ class TextDataModule(pl.LightningDataModule):
     def longest_held_out_whole(self) -> int | None:
         """The characters of the longest document that is held out whole; it is set on resume."""
         self._refuse_small_text()
+        if self.reader.loss_on:
+            return None  # a part of a document could be all context, or lack its context
         text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
         return splits.longest_held_out_whole(text.documents, text.characters, text.longest, smallest)
 
@@ -227,7 +229,7 @@ class TextDataModule(pl.LightningDataModule):
                 store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
             else:
                 store = build.open_with_bar(corpus, self.cache_dir, name)
-            if store.tokens < 2:
+            if store.predicted[0] < 1:
                 raise DataError(
                     f"{self.files[split][0]}: the tokenizer encodes this text to no tokens. Use another tokenizer"
                 )
@@ -284,8 +286,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def valid_text(self) -> Score:
         """Return the size of the validation text, as a score without loss; each document's end counts as a byte."""
-        store = self.store("valid")
-        return Score(0.0, store.tokens - 1, store.bytes + store.ends)
+        return Score(0.0, *self.store("valid").predicted)
 
     def train_dataloader(self) -> TrainBatches:
         trainer = self._attached_trainer()

@@ -1,4 +1,4 @@
-"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, datasets on the Hugging Face hub.
+"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, Arrow, datasets on the Hugging Face hub.
 
 Files are read a few records at a time, so memory use depends on the largest record, not on the size of the file.
 """
@@ -6,9 +6,11 @@ Files are read a few records at a time, so memory use depends on the largest rec
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,6 +26,8 @@ MAX_CELL = 1 << 26
 
 # Where a record is, and its value: a string, another JSON value, or a BadRecord.
 Record = tuple[str, object]
+# Whether a part of a text is context, which the loss does not count, and the part.
+Part = tuple[bool, str]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = re.compile(r"\{([^{}]+)\}")
@@ -36,27 +40,36 @@ class BadRecord(ValueError):
 
 
 def extract_texts(
-    records: Iterable[Record], field: str, template: str | None, replace: bool, report: ReadReport
-) -> Iterator[str]:
-    """Yield the text of each record, with LF line endings. `report` decides whether a bad record raises."""
+    records: Iterable[Record],
+    field: str,
+    template: str | None,
+    loss_on: Collection[str],
+    replace: bool,
+    report: ReadReport,
+) -> Iterator[list[Part]]:
+    """Yield the text of each record, with LF line endings. `report` decides whether a bad record raises.
+
+    The text is one part, unless `loss_on` names fields of the template: all else is context then.
+    """
     for where, value in records:
         report.records += 1
         try:
-            text = _text_of(value, field, template)
-            text.encode()
+            parts = _parts_of(value, field, template, loss_on)
+            for _, text in parts:
+                text.encode()
         except UnicodeEncodeError:
             if not replace:
                 report.reject_record(where, "half a surrogate pair", "not a character")
                 continue
             report.note("records with half a surrogate pair, replaced", where)
-            text = _SURROGATE.sub("�", text)
+            parts = [(is_context, _SURROGATE.sub("�", text)) for is_context, text in parts]
         except BadRecord as error:
             report.reject_record(where, *error.args)
             continue
-        if text:
-            yield normalize_newlines(text)
+        if any(text for is_context, text in parts if not is_context):
+            yield [(is_context, normalize_newlines(text)) for is_context, text in parts]
         else:
-            report.note("records without text", where)
+            report.note(f"records without text{' in ' + ', '.join(loss_on) if loss_on else ''}", where)
 
 
 def read_json_lines(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
@@ -190,8 +203,10 @@ def read_csv(
             yield where, dict(zip(header, row, strict=True)) if template else row[header.index(field)]
 
 
-def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport) -> Iterator[Record]:
-    """Yield one column of a Parquet file."""
+def read_parquet(
+    path: PathOrURL, field: str, template: str | None, replace: bool, report: ReadReport
+) -> Iterator[Record]:
+    """Yield one column of a Parquet file, or with a template the rows of its columns."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -200,9 +215,12 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
     with open_seekable(path, report) as file:
         try:
             table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            types = {column.name: column.type for column in table.schema_arrow}
-            _check_column(field, list(types), path)
-            kind = types[field]
+            if template:
+                names = _text_columns(table.schema_arrow, template_fields(template), path)
+                yield from _rows(table.iter_batches(_rows_per_batch(table.metadata), columns=names), names, path)
+                return
+            _check_column(field, table.schema_arrow.names, path)
+            kind = table.schema_arrow.field(field).type
             kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
             if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
                 raise DataError(f"{path}: column {field!r} is {kind}, not text. Set {reader_option('field')}")
@@ -224,6 +242,52 @@ def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport)
                     yield where, text
         except arrow.ArrowException as error:
             raise DataError(f"{path}: not a readable Parquet file ({error}). Download or write it again") from None
+
+
+def read_arrow(path: PathOrURL, field: str, template: str | None, report: ReadReport) -> Iterator[Record]:
+    """Yield the rows of an Arrow file: of a stream, as `datasets` writes it, or of the file format (Feather)."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import ipc
+    except ImportError:
+        raise missing_package(path, "Arrow", "pyarrow") from None
+    with open_seekable(path, report) as file:
+        try:
+            is_stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            table = ipc.open_stream(file) if is_stream else ipc.open_file(file)
+            names = _text_columns(table.schema, template_fields(template) if template else [field], path)
+            batches = table if is_stream else map(table.get_batch, range(table.num_record_batches))
+            yield from _rows(batches, names, path)
+        except arrow.ArrowException as error:
+            raise DataError(f"{path}: not a readable Arrow file ({error}). Download or write it again") from None
+
+
+def _text_columns(schema: Any, names: Iterable[str], path: PathOrURL) -> list[str]:
+    """Return the names, each once; raise unless they are columns of texts or of lists of texts."""
+    from pyarrow import types
+
+    names = list(dict.fromkeys(names))
+    for name in names:
+        _check_column(name, schema.names, path)
+        kind = schema.field(name).type
+        while types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (types.is_string(kind) or types.is_large_string(kind)):
+            raise DataError(f"{path}: column {name!r} is {kind}, not text. Set {reader_option('field')}")
+    return names
+
+
+def _rows(batches: Iterable[Any], names: list[str], path: PathOrURL) -> Iterator[Record]:
+    """Yield the rows of Arrow batches; few of them are Python objects at a time."""
+    number = 0
+    for batch in batches:
+        columns = batch.select(names)
+        columns.validate(full=True)  # with wrong offsets, pyarrow would read any memory
+        for start in range(0, columns.num_rows, 64):
+            for row in columns.slice(start, 64).to_pylist():
+                number += 1
+                yield f"{path} row {number}", row
 
 
 def read_hub_dataset(url: str) -> Iterator[Record]:
@@ -259,18 +323,26 @@ def template_fields(template: str) -> list[str]:
     return _FIELD.findall(template)
 
 
-def _text_of(value: object, field: str, template: str | None) -> str:
+def _parts_of(value: object, field: str, template: str | None, loss_on: Collection[str]) -> list[Part]:
     """Return the text of a record: the value itself, its field, or the template with its fields."""
     if isinstance(value, BadRecord):
         raise value
     if template and isinstance(value, dict):
-        record = value  # for mypy, which forgets the type inside a lambda
-        pattern = template.replace("\\n", "\n")  # as typed in a shell
-        return _FIELD.sub(lambda match: _join_lines(_field_of(record, match[1], "template")), pattern)
+        parts: list[Part] = []
+        # Text and names of fields alternate. A line break is \\n as typed in a shell.
+        for number, item in enumerate(_FIELD.split(template.replace("\\n", "\n"))):
+            is_field = number % 2 == 1
+            text = _join_lines(_field_of(value, item, "template")) if is_field else item
+            if text:
+                parts.append((bool(loss_on) and not (is_field and item in loss_on), text))
+        groups = itertools.groupby(parts, itemgetter(0))
+        return [(is_context, "".join(text for _, text in group)) for is_context, group in groups]
+    if loss_on:
+        raise BadRecord(f"{type(value).__name__} instead of an object", f"see {reader_option('loss_on')}")
     if isinstance(value, dict):
         value = _field_of(value, field, "field")
     if isinstance(value, str):
-        return value
+        return [(False, value)]
     advice = f"a list of lines: name its field in {reader_option('template')}" if isinstance(value, list) else ""
     raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text", advice)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, Outcome
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from gpt2kit.data import build, store
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import PIECE, Damaged, Index, TokenStore
+from gpt2kit.data.store import ENDS_DOCUMENT, PIECE, Damaged, Index, TokenStore
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader
 from gpt2kit.text.reader import Reader
@@ -96,7 +96,7 @@ def test_a_document_of_many_pieces_is_one_document(
     tokens = build_store(reader=Reader("file"), append_eos=append_eos)
     pieces = [np.frombuffer(tokens.read_doc(shard), PIECE) for shard in tokens.shards]
     assert len(pieces) > 5 and [len(own) for own in pieces] == [shard.pieces for shard in tokens.shards]
-    assert np.concatenate(pieces)["ends_document"].sum() == 3
+    assert (np.concatenate(pieces)["flags"] & ENDS_DOCUMENT).sum() == 3
     lengths = tokens.lengths()
     assert lengths[:, 1:].tolist() == [[len(document.encode()), len(document)] for document in documents]
     first, count = 1 + int(lengths[0, 0]) + append_eos, int(lengths[1, 0])
@@ -211,18 +211,6 @@ def test_an_invalid_index_is_refused(change: dict[str, object], two_files: None,
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(Damaged, match="not a valid index"):
         TokenStore(folder)
-
-
-def test_a_store_with_a_loss_mask_is_refused_and_not_rebuilt(
-    two_files: None, build_store: BuildStore, call: Callable[..., Outcome]
-) -> None:
-    path = build_store().folder / "index.json"
-    index = json.loads(path.read_text(encoding="utf-8"))
-    assert index["loss_mask"] is False
-    path.write_text(json.dumps({**index, "loss_mask": True}))
-    code, _, err = call(lambda _: build_store())
-    assert code == 3 and "index.json: the store has a loss mask, which this version cannot read. Update gpt2kit" in err
-    assert json.loads(path.read_text())["loss_mask"] is True
 
 
 def test_a_token_file_that_is_truncated_while_it_is_open_is_reported(two_files: None, build_store: BuildStore) -> None:
