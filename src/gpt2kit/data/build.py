@@ -85,12 +85,7 @@ class Corpus:
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """The smallest type that holds every id, and with a loss mask another bit."""
-        return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << (16 - self.has_mask) else "<u4")
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether the loss counts only a part of each document."""
-        return bool(self.reader.loss_on)
+        return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << (15 if self.reader.loss_on else 16) else "<u4")
 
     def digests(self, cache_dir: Path) -> list[str]:
         """Return the hash of each file, cached in `cache_dir`."""
@@ -118,7 +113,8 @@ class Corpus:
     def index(self, sources: list[Source], notes: list[str], shards: list[Shard]) -> Index:
         """Return the index of this text's store."""
         eos_id, fingerprint = tokenizers.eos_id(self.tokenizer), tokenizers.fingerprint(self.tokenizer)
-        return Index(self.dtype.str, eos_id, self.append_eos, fingerprint, sources, notes, shards, self.has_mask)
+        has_mask = bool(self.reader.loss_on)
+        return Index(self.dtype.str, eos_id, self.append_eos, fingerprint, sources, notes, shards, has_mask)
 
 
 # Writes a store's shards into its folder and returns its index.

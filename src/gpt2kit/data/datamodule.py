@@ -19,8 +19,9 @@ from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
+from gpt2kit.data.leakage import leakage_note
 from gpt2kit.data.remote import SCRATCH, StreamedStore
-from gpt2kit.data.store import TokenStore, leakage_note
+from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits

@@ -32,7 +32,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
 from gpt2kit.data.order import CONTEXT
@@ -255,23 +254,21 @@ class TokenStore:
 
     def counted(self) -> NDArray[np.int64]:
         """Return what the loss counts of each document: tokens, bytes, characters, ends, `(documents, 4)`."""
-        return np.concatenate([sizes for _, sizes in self.documents_by_shard(without_context=True)])
+        return np.concatenate([sizes for _, sizes in self.documents_by_shard(counted=True)])
 
     @functools.cached_property
     def predicted(self) -> tuple[int, int]:
         """The tokens that the loss counts, and their bytes; the end of a document counts as one of each."""
         if not self.index.loss_mask:
             return self.tokens - 1, self.bytes + self.ends
-        shards = [sizes.sum(0) for _, sizes in self.documents_by_shard(without_context=True)]
+        shards = [sizes.sum(0) for _, sizes in self.documents_by_shard(counted=True)]
         tokens, size, _, ends = np.sum(shards, 0).tolist()
         return tokens + ends, size + ends
 
-    def documents_by_shard(
-        self, without_context: bool = False
-    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    def documents_by_shard(self, counted: bool = False) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
         """Yield hashes `(D,)` and sizes `(D, 4)` of the D documents that end in each shard.
 
-        Sizes are tokens, bytes, characters and end-of-document tokens.
+        Sizes are tokens, bytes, characters and end-of-document tokens, or only those that the loss counts.
         """
         total = np.zeros(4, np.int64)  # of all pieces so far
         end = total[None]  # the total at the end of the last document, which may be in an earlier shard
@@ -280,7 +277,7 @@ class TokenStore:
             last = pieces["flags"] & ENDS_DOCUMENT > 0
             columns = [pieces[field] for field in ("tokens", "bytes", "characters")]
             sizes = np.stack([*columns, last * self.index.append_eos], axis=1)  # (P, 4)
-            if without_context:
+            if counted:
                 sizes[pieces["flags"] & IS_CONTEXT > 0] = 0
             totals = total + np.cumsum(sizes, axis=0, dtype=np.int64)
             ends = np.concatenate([end, totals[last]])  # (D + 1, 4)
@@ -290,39 +287,6 @@ class TokenStore:
     def read_doc(self, shard: Shard) -> bytes:
         """Return the content of a shard's .doc file."""
         return (self.folder / shard.doc_name).read_bytes()
-
-
-def leakage_note(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a line on the documents of `b` that are also in `a`, with an example; no line without such documents."""
-    count, first = count_shared(a, b)
-    if not count:
-        return []
-    start = tokenizer.decode(document_tokens(b, first, 32))[:60]
-    duplicates = f"{count:,} {name_b} documents ({count / b.documents:.1%})"
-    return [f"{duplicates} are also in the {name_a} text, such as {start!r}"]
-
-
-def count_shared(a: TokenStore, b: TokenStore) -> tuple[int, int]:
-    """Count the documents of `b` that are also in `a`; return the count and the number of the first one, or 0.
-
-    Takes about 32 bytes of memory per document of `b`, so `b` should be the smaller store. Hashes have 8 bytes: for two
-    texts of ten million different documents each, the probability of a collision is 1 in 200,000.
-    """
-    unique, inverse = np.unique(np.concatenate([*b.hashes()]), return_inverse=True)
-    in_a = np.zeros(len(unique), bool)
-    for hashes in a.hashes():
-        positions = np.minimum(np.searchsorted(unique, hashes), len(unique) - 1)
-        in_a[positions[unique[positions] == hashes]] = True
-    shared = in_a[inverse]  # (documents of b,)
-    return int(shared.sum()), int(shared.argmax())
-
-
-def document_tokens(store: TokenStore, number: int, limit: int) -> list[int]:
-    """Return the first tokens of a document, at most `limit`."""
-    lengths = store.lengths()[: number + 1, 0]
-    start = 1 + int(lengths[:number].sum()) + (number if store.index.append_eos else 0)
-    tokens: list[int] = store[start : start + min(int(lengths[number]), limit)].tolist()
-    return tokens
 
 
 def find_damaged(folder: Path, shards: list[Shard]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
-from gpt2kit.text import encodings, formats
+from gpt2kit.text import columnar, encodings, formats
 from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.sources import PathOrURL, is_hub_dataset, read_chunks, suffixes
 from gpt2kit.text.splits import Context, HashRange, SplitRange, UnfinishedContext, UnfinishedPiece
@@ -156,9 +156,9 @@ class Reader:
         if is_hub_dataset(path):
             records = formats.read_hub_dataset(str(path))
         elif suffix == ".parquet":
-            records = formats.read_parquet(path, self.field, self.template, replace, report)
+            records = columnar.read_parquet(path, self.field, self.template, replace, report)
         elif suffix == ".arrow":
-            records = formats.read_arrow(path, self.field, self.template, report)
+            records = columnar.read_arrow(path, self.field, self.template, report)
         else:
             text = encodings.decode(read_chunks(path, report), path, self.encoding, replace, report)
             if suffix in (".jsonl", ".ndjson"):

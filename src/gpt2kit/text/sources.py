@@ -25,6 +25,7 @@ from tqdm.utils import CallbackIOWrapper
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
 from gpt2kit.text.read_report import ReadReport
+from gpt2kit.text.saved_dataset import skip_metadata
 
 # A local file, or the URL of a remote one.
 PathOrURL = Path | str
@@ -38,9 +39,6 @@ _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
 # Errors of the local machine: the text is not their cause, and another attempt does not fix them.
 LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
-
-# The file in a folder of `datasets.save_to_disk` that lists those with its rows.
-_STATE = "state.json"
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf://datasets/"
@@ -210,27 +208,7 @@ def _find_local(pattern: str, seen: Iterator[int]) -> list[Path]:
                 raise DataError(f"{pattern}: {reason} (current folder: {Path.cwd()}). Check the path")
         for file in files:
             _refuse_kernel_file(file)
-    return _skip_metadata(pattern, files)
-
-
-def _skip_metadata(pattern: str, files: list[Path]) -> list[Path]:
-    """Return the files without those in folders of `datasets.save_to_disk` that hold no rows of the dataset."""
-    present = set(files)
-    rows: dict[Path, set[Path]] = {}  # folder to the files with its rows; others may be results that are cached there
-    for path in files:
-        if path.name == "dataset_dict.json":
-            raise DataError(
-                f"{pattern}: a dataset with several splits. Name the folder of one, such as {path.parent}/train"
-            )
-        if path.name == _STATE and path.with_name("dataset_info.json") in present:
-            try:
-                data_files = durable.parse_json(durable.read_limited(path))["_data_files"]
-                rows[path.parent] = {path.parent / data_file["filename"] for data_file in data_files}
-            except (ValueError, LookupError, TypeError) as error:
-                raise DataError(f"{path}: not written by datasets.save_to_disk ({error}). Save it again") from None
-            for missing in rows[path.parent] - present:
-                raise DataError(f"{path}: names {missing.name!r:.60}, which is missing. Save the dataset again")
-    return [path for path in files if path in rows.get(path.parent, present)]
+    return skip_metadata(pattern, files)
 
 
 def _expand(pattern: str, start: Path, parts: tuple[str, ...], seen: Iterator[int]) -> list[Path]:

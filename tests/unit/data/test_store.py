@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gpt2kit.data import build, store
+from gpt2kit.data import build, leakage, store
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.store import ENDS_DOCUMENT, PIECE, Damaged, Index, TokenStore
 from gpt2kit.errors import DataError
@@ -118,7 +118,7 @@ def test_a_long_document_is_recognized_wherever_its_pieces_are_cut(
     assert all_hashes(a) == all_hashes(b)[1::2]
     assert np.array_equal(a.lengths()[:, 1:], b.lengths()[1::2, 1:])
     assert a.shards[0].pieces != b.shards[0].pieces - 30
-    assert store.count_shared(a, b) == (30, 1)
+    assert leakage.count_shared(a, b) == (30, 1)
 
 
 def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Path, trained: Tokenizer) -> None:
@@ -126,11 +126,11 @@ def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Pat
     (tmp_path / "a.txt").write_text("\n".join(lines))
     (tmp_path / "b.txt").write_text("\n".join(["new", "newer", lines[70], lines[3], "newest", lines[70]]))
     a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader("line")), tmp_path / "c") for n in "ab")
-    assert store.count_shared(a, b) == (3, 2)
-    assert store.leakage_note(a, "train", b, "valid", trained) == [
+    assert leakage.count_shared(a, b) == (3, 2)
+    assert leakage.leakage_note(a, "train", b, "valid", trained) == [
         "3 valid documents (50.0%) are also in the train text, such as 'document 70'"
     ]
-    assert [trained.decode(store.document_tokens(a, n, 32)) for n in (0, 1999)] == [lines[0], lines[1999]]
+    assert [trained.decode(leakage.document_tokens(a, n, 32)) for n in (0, 1999)] == [lines[0], lines[1999]]
 
 
 def test_splits_of_one_text_share_no_documents(tmp_path: Path, trained: Tokenizer) -> None:
@@ -143,8 +143,8 @@ def test_splits_of_one_text_share_no_documents(tmp_path: Path, trained: Tokenize
     }
     assert len({tokens.folder for tokens in stores.values()}) == 4
     assert stores["all"].documents == sum(stores[name].documents for name in ("train", "valid", "test"))
-    assert store.count_shared(stores["train"], stores["valid"]) == (0, 0)
-    assert store.count_shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
+    assert leakage.count_shared(stores["train"], stores["valid"]) == (0, 0)
+    assert leakage.count_shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
 
 
 @pytest.mark.parametrize(
