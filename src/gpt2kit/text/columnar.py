@@ -49,7 +49,7 @@ def read_parquet(
                         report.note("records with undecodable bytes, replaced", where)
                         text = raw.decode("utf-8", "replace")
                     yield where, text
-        except arrow.ArrowException as error:
+        except (arrow.ArrowException, ValueError) as error:  # ValueError: names that are not UTF-8
             raise DataError(f"{path}: not a readable Parquet file ({error}). Download or write it again") from None
 
 
@@ -68,7 +68,7 @@ def read_arrow(path: PathOrURL, field: str, template: str | None, report: ReadRe
             names = _text_columns(table.schema, template_fields(template) if template else [field], path)
             batches = table if is_stream else map(table.get_batch, range(table.num_record_batches))
             yield from _rows(batches, names, path)
-        except arrow.ArrowException as error:
+        except (arrow.ArrowException, ValueError) as error:  # ValueError: names that are not UTF-8
             raise DataError(f"{path}: not a readable Arrow file ({error}). Download or write it again") from None
 
 
