@@ -253,6 +253,9 @@ class TextDataModule(pl.LightningDataModule):
             for note in self.store(split).notes:
                 splits_of.setdefault(note, []).append(split)
         notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
+        if loss_on := self.reader.loss_on:
+            counted, tokens = self.store("train").predicted[0], self.store("train").tokens - 1
+            notes.append(f"the loss counts only {', '.join(loss_on)}: {counted:,} of {tokens:,} training tokens")
         for a, b in itertools.combinations(self.splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes
