@@ -248,7 +248,7 @@ def train(
     for split, items in split_texts.items():
         if items is not None:
             if f"data.{split}_files" in values:
-                raise UserError(f"data.{split}_files: its texts are given, too. Leave out one of the two")
+                raise UserError(f"data.{split}_files: texts are given, too. Leave out one of the two")
             values[f"data.{split}_files"] = _save_texts(items)
     if unsupported := [name for name in values if name in _NOT_TRAINING]:
         raise UserError(f"{unsupported[0]}: trains no model. Use trainer.py --{unsupported[0]}")
