@@ -281,21 +281,22 @@ def _save_texts(texts: Texts) -> Path:
         raise UserError(f"texts: must be a list of texts, or one split of a dataset, not {type(texts).__name__}")
     folder = Path(".cache/gpt2kit/texts")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, open(Path(scratch) / "texts", "wb") as file:
-        for number, item in enumerate(texts):
-            try:
-                if not isinstance(item, str | Mapping):
-                    raise TypeError(f"it is {type(item).__name__}")
-                row = item if isinstance(item, str) else dict(item)
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            except (TypeError, ValueError) as error:
-                raise UserError(
-                    f"texts: item {number} is neither a text nor a row of texts ({error}). Leave out other columns, as "
-                    "dataset.select_columns does"
-                ) from None
-        file.flush()
-        path = folder / f"{durable.digest(Path(file.name))[:24]}.jsonl"
-        os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        unnamed = Path(scratch) / "texts"
+        with open(unnamed, "wb") as file:
+            for number, item in enumerate(texts):
+                try:
+                    if not isinstance(item, str | Mapping):
+                        raise TypeError(f"it is {type(item).__name__}")
+                    row = item if isinstance(item, str) else dict(item)
+                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                except (TypeError, ValueError) as error:
+                    raise UserError(
+                        f"texts: item {number} is neither a text nor a row of texts ({error}). Leave out other "
+                        "columns, as dataset.select_columns does"
+                    ) from None
+        path = folder / f"{durable.digest(unnamed)[:24]}.jsonl"
+        os.replace(unnamed, path)
     return path
 
 
