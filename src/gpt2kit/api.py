@@ -12,6 +12,7 @@ import numbers
 import os
 import re
 import signal
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt2kit import files as durable
 from gpt2kit import launch
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
@@ -36,6 +38,9 @@ from gpt2kit.tokenization.tokenizer import eos_id
 if TYPE_CHECKING:
     from gpt2kit.evaluation.surprisal import Span, Surprisal
     from gpt2kit.model.gpt2 import GPT2
+
+# Texts, or rows of a table; a `datasets.Dataset` yields such rows.
+Texts = Iterable[str | Mapping[str, Any]]
 
 # Options of trainer.py after which no model is trained in this process.
 _NOT_TRAINING = ("merge", "part", "plan", "tune", "verify_resume")
@@ -210,6 +215,9 @@ def load(
 def train(
     files: str | Path | Sequence[str | Path] | None = None,
     *,
+    texts: Texts | None = None,
+    valid_texts: Texts | None = None,
+    test_texts: Texts | None = None,
     config: str | Path | Sequence[str | Path] = (),
     options: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -220,6 +228,10 @@ def train(
 
     Args:
         files: text files or folders: `data.train_files`. Default: those of `config`.
+        texts: text in memory to train on, instead of files: strings, or rows with the fields that `field` or `template`
+            names, such as a `datasets.Dataset`.
+        valid_texts: the same for validation.
+        test_texts: the same for the test.
         config: config files, in increasing precedence.
         options: options by their full names, such as `{"trainer.callbacks": [...]}`.
         **settings: options by the last part of their names, such as `max_time="20m"` for `trainer.max_time`.
@@ -227,11 +239,17 @@ def train(
     from gpt2kit.cli import train as command
 
     names = _option_names()
-    _refuse_unknown("train", settings, [*names, "files", "config", "options"])
+    split_texts = {"train": texts, "valid": valid_texts, "test": test_texts}
+    _refuse_unknown("train", settings, [*names, "files", "texts", "valid_texts", "test_texts", "config", "options"])
     if isinstance(files, str) and files.startswith("["):
         files = [files]  # [a] would be read as a list
     values: dict[str, Any] = {} if files is None else {"data.train_files": files}
     values |= {names[name]: value for name, value in settings.items()} | dict(options or {})
+    for split, items in split_texts.items():
+        if items is not None:
+            if f"data.{split}_files" in values:
+                raise UserError(f"data.{split}_files: texts are given, too. Leave out one of the two")
+            values[f"data.{split}_files"] = _save_texts(items)
     if unsupported := [name for name in values if name in _NOT_TRAINING]:
         raise UserError(f"{unsupported[0]}: trains no model. Use trainer.py --{unsupported[0]}")
     configs = [config] if isinstance(config, str | Path) else config
@@ -255,6 +273,31 @@ def train(
     if run is None:
         raise UserError("train: this run writes no checkpoint. Leave out fast_dev_run and logger=False")
     return load(run)
+
+
+def _save_texts(texts: Texts) -> Path:
+    """Write texts to a file that is named by its content, for this run, its tests and the runs that resume it."""
+    if isinstance(texts, str | bytes | Mapping) or hasattr(texts, "columns"):
+        raise UserError(f"texts: must be a list of texts, or one split of a dataset, not {type(texts).__name__}")
+    folder = Path(".cache/gpt2kit/texts")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        unnamed = Path(scratch) / "texts"
+        with open(unnamed, "wb") as file:
+            for number, item in enumerate(texts):
+                try:
+                    if not isinstance(item, str | Mapping):
+                        raise TypeError(f"it is {type(item).__name__}")
+                    row = item if isinstance(item, str) else dict(item)
+                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                except (TypeError, ValueError) as error:
+                    raise UserError(
+                        f"texts: item {number} is neither a text nor a row of texts ({error}). Leave out other "
+                        "columns, as dataset.select_columns does"
+                    ) from None
+        path = folder / f"{durable.digest(unnamed)[:24]}.jsonl"
+        os.replace(unnamed, path)
+    return path
 
 
 def _option_names() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import inspect
 import re
 
 import pytest
@@ -30,4 +31,4 @@ def test_keywords_of_the_training_examples_exist() -> None:
         calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
         [train] = [call for call in calls if getattr(call.func, "attr", "") == "train"]
         names = {keyword.arg for keyword in train.keywords}
-        assert names <= {*api._option_names(), "config", "options"}
+        assert names <= {*inspect.signature(api.train).parameters, *api._option_names()}

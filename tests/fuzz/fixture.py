@@ -124,4 +124,7 @@ def write_texts() -> None:
     Path("latin.txt").write_text(text[:4000], encoding="latin-1", errors="replace")
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), "text.parquet")
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(table, "text.parquet")
+    with pyarrow.OSFile("text.arrow", "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)

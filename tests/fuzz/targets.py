@@ -328,6 +328,8 @@ def text(chance: Random, fixture: Fixture) -> Case:
         values |= {"min_chars": ["0", "9"], "max_documents": ["1", "0"]}
         option = chance.choice(list(values))
         extra = [f"reader.{option}={chance.choice(values[option])}"]
+    elif chance.random() < 0.2:
+        extra = ["reader.template={text}x", f"reader.loss_on={chance.choice(['text', 'id', '[]', '[text,text]', '3'])}"]
     action = chance.choice(["train", "tokenize", "test", "prompts"])
     if action == "train":
         extra = ["--config", "base.yaml", f"--data.train_files={name}", *(f"--data.{option}" for option in extra)]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -169,6 +170,12 @@ def test_the_command_writes_the_same_surprisals(
             "trainer.callbacks: must be plain values",
         ),
         (lambda run: gpt2kit.train("no/such.txt", n_layer=1), UserError, "no/such.txt: no such file or folder"),
+        (lambda run: gpt2kit.train(texts="a text"), UserError, "texts: must be a list of texts"),
+        (lambda run: gpt2kit.train(texts={"train": ["a"]}), UserError, "one split of a dataset, not dict"),
+        (lambda run: gpt2kit.train(texts=pandas.DataFrame({"text": ["a"]})), UserError, "not DataFrame"),
+        (lambda run: gpt2kit.train(texts=["a", 3]), UserError, "texts: item 1 is neither a text nor a row of texts"),
+        (lambda run: gpt2kit.train(valid_texts=[{"image": b""}]), UserError, "bytes is not JSON serializable"),
+        (lambda run: gpt2kit.train("a.txt", texts=["a"]), UserError, "data.train_files: texts are given, too"),
         (lambda run: GPT2Module.load_from_checkpoint("no/such/run"), CheckpointError, "no/such/run"),
     ],
 )
@@ -206,6 +213,23 @@ def test_train_returns_the_best_model(corpus: Path, inside: Path) -> None:
     assert settings["data"]["reader"]["init_args"]["document"] == "line"
     assert settings["model"]["optimizer"]["init_args"]["lr"] == 0.01
     assert model.generate("the", max_new_tokens=3).startswith("the")
+
+
+def test_texts_in_memory_are_the_data_of_a_run_and_its_resume(corpus: Path, inside: Path) -> None:
+    rows = [{"title": f"{n}", "body": SENTENCE.format(n).strip(), "year": n} for n in range(60)]
+    settings: dict[str, Any] = {"template": "{title}: {body}", "loss_on": "body", "block_size": 16, "batch_size": 8}
+    settings |= {"n_layer": 1, "n_head": 1, "n_embd": 8, "accelerator": "cpu", "tokenizer": str(corpus / "tokenizer")}
+    first = gpt2kit.train(texts=iter(rows), valid_texts=rows[:9], max_steps=2, **settings)
+    resumed = gpt2kit.train(texts=rows, valid_texts=rows[:9], max_steps=3, ckpt_path="version_0", **settings)
+    assert resumed.checkpoint.metadata["step"] == 3
+    assert resumed.checkpoint.metadata["data"] == first.checkpoint.metadata["data"]
+    assert len(list((inside / ".cache/gpt2kit/texts").iterdir())) == 2, "each text once, and no temporary file"
+    with pytest.raises(CheckpointError, match="text was"):
+        gpt2kit.train(texts=rows[1:], valid_texts=rows[:9], max_steps=4, ckpt_path="version_0", **settings)
+    prompts = ["1: ", "the qu"]
+    for prompt in prompts:  # it has not learned to predict a prompt, so no token of it is chosen again
+        plain, healed = (first.generate(prompt, token_healing=heals, max_new_tokens=8) for heals in (False, True))
+        assert plain == healed
 
 
 def test_a_run_that_its_time_limit_stops_returns_a_model(corpus: Path, options: list[str], inside: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import pydoc
@@ -156,7 +157,9 @@ class CommandLine:
         groups = [[""]]
         for arg in args:
             is_number = self._parser._negative_number_matcher.match(arg)
-            is_text = " " in arg and arg.partition("=")[0] not in self._parser._option_string_actions
+            parts = arg.partition("=")[0].split(".")  # of an option, or of one of a class
+            names = itertools.accumulate(parts, "{}.{}".format)
+            is_text = " " in arg and not any(name in self._parser._option_string_actions for name in names)
             if arg[:1] != "-" or arg == "-" or is_number or is_text:
                 groups[-1].append(arg)
             else:

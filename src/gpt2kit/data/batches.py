@@ -29,7 +29,7 @@ STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIG
 class BlockDataset(Dataset[Tensor]):
     """The blocks of a store. Indexing it with the first tokens of N blocks returns a tensor `[N, block_size + 1]`.
 
-    Positions beyond the end of the text are IGNORE.
+    Positions beyond the end of the text are IGNORE, and with a loss mask a token may be CONTEXT - id.
     """
 
     store: TokenStore
@@ -38,7 +38,7 @@ class BlockDataset(Dataset[Tensor]):
     def __getitem__(self, firsts: NDArray[np.int64]) -> Tensor:
         rows = np.full((len(firsts), self.block_size + 1), IGNORE, np.int64)
         for row, first in zip(rows, firsts.tolist(), strict=True):
-            tokens = self.store[first : first + self.block_size + 1]
+            tokens = self.store.marked(slice(first, first + self.block_size + 1))
             if len(tokens) > 1:
                 row[: len(tokens)] = tokens
         return torch.from_numpy(rows)

@@ -29,13 +29,27 @@ from tqdm import tqdm
 
 from gpt2kit import files as durable
 from gpt2kit.data import journal
-from gpt2kit.data.store import FORMAT, INDEX, PIECE, Damaged, Index, Shard, Source, TokenStore, find_damaged, shard_name
+from gpt2kit.data.store import (
+    ENDS_DOCUMENT,
+    FORMAT,
+    INDEX,
+    IS_CONTEXT,
+    PIECE,
+    Damaged,
+    Index,
+    Shard,
+    Source,
+    TokenStore,
+    context_bit,
+    find_damaged,
+    shard_name,
+)
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL
-from gpt2kit.text.splits import SplitRange, UnfinishedPiece
+from gpt2kit.text.splits import Context, SplitRange, UnfinishedPiece
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.sampling import StrT, batched
 
@@ -70,8 +84,8 @@ class Corpus:
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """The smallest type that holds every id."""
-        return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << 16 else "<u4")
+        """The smallest type that holds every id, and with a loss mask another bit."""
+        return np.dtype("<u2" if tokenizers.size(self.tokenizer) <= 1 << (15 if self.reader.loss_on else 16) else "<u4")
 
     def digests(self, cache_dir: Path) -> list[str]:
         """Return the hash of each file, cached in `cache_dir`."""
@@ -99,7 +113,8 @@ class Corpus:
     def index(self, sources: list[Source], notes: list[str], shards: list[Shard]) -> Index:
         """Return the index of this text's store."""
         eos_id, fingerprint = tokenizers.eos_id(self.tokenizer), tokenizers.fingerprint(self.tokenizer)
-        return Index(self.dtype.str, eos_id, self.append_eos, fingerprint, sources, notes, shards)
+        has_mask = bool(self.reader.loss_on)
+        return Index(self.dtype.str, eos_id, self.append_eos, fingerprint, sources, notes, shards, has_mask)
 
 
 # Writes a store's shards into its folder and returns its index.
@@ -111,11 +126,11 @@ class Piece(str):
 
     hash: int
     bytes: int
-    ends_document: bool
+    flags: int
 
-    def record(self, tokens: int) -> tuple[int, int, int, int, bool]:
+    def record(self, tokens: int) -> tuple[int, int, int, int, int]:
         """Return the PIECE record for this number of tokens."""
-        return self.hash, tokens, self.bytes, len(self), self.ends_document
+        return self.hash, tokens, self.bytes, len(self), self.flags
 
 
 def open_or_build(
@@ -219,12 +234,13 @@ def make_pieces(texts: Iterable[str]) -> Iterator[Piece]:
         except UnicodeEncodeError as error:
             reason = f"{error.reason} ({text[error.start]!r})"
             raise DataError(f"piece {number} of the text: {reason}. Fix the reader") from None
-        hasher.update(raw)
+        is_context, ends_document = isinstance(text, Context), not isinstance(text, UnfinishedPiece)
+        hasher.update(b"\xfe" + raw + b"\xff" if is_context else raw)  # bytes that are never in UTF-8
         piece = Piece(text)
         piece.hash = int.from_bytes(hasher.digest(), "little")
         piece.bytes = len(raw)
-        piece.ends_document = not isinstance(text, UnfinishedPiece)
-        if piece.ends_document:
+        piece.flags = ENDS_DOCUMENT * ends_document | IS_CONTEXT * is_context
+        if ends_document:
             hasher = hashlib.blake2b(digest_size=8)
         yield piece
 
@@ -285,9 +301,9 @@ def _write_shard(
     with durable.replacing(folder / name) as temporary, open(temporary, "wb") as file:
         for pieces, ids in itertools.chain([first], batches):
             for piece, piece_ids in zip(pieces, ids, strict=True):
-                arrays.append(piece_ids)
-                if piece.ends_document:
-                    arrays += end
+                added = [piece_ids, *end] if piece.flags & ENDS_DOCUMENT else [piece_ids]
+                is_context = piece.flags & IS_CONTEXT
+                arrays += [array | context_bit(corpus.dtype) for array in added] if is_context else added
             records.append(np.array([p.record(len(i)) for p, i in zip(pieces, ids, strict=True)], PIECE))
             chunk = np.concatenate(arrays)
             file.write(chunk.data)
@@ -311,7 +327,7 @@ def _count_sources(folder: Path, corpus: Corpus, shards: list[Shard], report: Re
     for shard in shards:
         pieces = np.fromfile(folder / shard.doc_name, PIECE)  # (P,)
         source = np.searchsorted(ends, np.arange(first, first + len(pieces)), side="right")
-        documents = pieces["ends_document"].astype(np.int64)
+        documents = (pieces["flags"] & ENDS_DOCUMENT).astype(np.int64)
         tokens = pieces["tokens"] + documents if corpus.append_eos else pieces["tokens"]
         np.add.at(counts, source, np.stack([np.ones_like(documents), documents, tokens], axis=1))
         first += len(pieces)

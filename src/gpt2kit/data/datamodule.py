@@ -19,8 +19,9 @@ from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
+from gpt2kit.data.leakage import leakage_note
 from gpt2kit.data.remote import SCRATCH, StreamedStore
-from gpt2kit.data.store import TokenStore, leakage_note
+from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits
@@ -161,6 +162,8 @@ class TextDataModule(pl.LightningDataModule):
     def longest_held_out_whole(self) -> int | None:
         """The characters of the longest document that is held out whole; it is set on resume."""
         self._refuse_small_text()
+        if self.reader.loss_on:
+            return None  # a part of a document could be all context, or lack its context
         text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
         return splits.longest_held_out_whole(text.documents, text.characters, text.longest, smallest)
 
@@ -227,7 +230,7 @@ class TextDataModule(pl.LightningDataModule):
                 store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
             else:
                 store = build.open_with_bar(corpus, self.cache_dir, name)
-            if store.tokens < 2:
+            if store.predicted[0] < 1:
                 raise DataError(
                     f"{self.files[split][0]}: the tokenizer encodes this text to no tokens. Use another tokenizer"
                 )
@@ -250,6 +253,9 @@ class TextDataModule(pl.LightningDataModule):
             for note in self.store(split).notes:
                 splits_of.setdefault(note, []).append(split)
         notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
+        if loss_on := self.reader.loss_on:
+            counted, tokens = self.store("train").predicted[0], self.store("train").tokens - 1
+            notes.append(f"the loss counts only {', '.join(loss_on)}: {counted:,} of {tokens:,} training tokens")
         for a, b in itertools.combinations(self.splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes
@@ -284,8 +290,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def valid_text(self) -> Score:
         """Return the size of the validation text, as a score without loss; each document's end counts as a byte."""
-        store = self.store("valid")
-        return Score(0.0, store.tokens - 1, store.bytes + store.ends)
+        return Score(0.0, *self.store("valid").predicted)
 
     def train_dataloader(self) -> TrainBatches:
         trainer = self._attached_trainer()

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 # Fills a batch's short rows; it is never an input or a target of the model.
 IGNORE = -100
+# With `reader.loss_on`, a batch has CONTEXT - id for a token that is an input, but no target.
+CONTEXT = IGNORE - 1
 
 # Stored in checkpoints. Raise it when the order of blocks changes: a run with another version cannot be resumed, since
 # it would repeat some blocks and skip others. In version 1 every offset is 0; a run that began with it keeps it.

@@ -4,13 +4,15 @@ A store is a folder named after a hash of what it was built from:
 
     000000.bin ...   a shard: little-endian token ids, uint16 if every id fits, else uint32
     000000.doc ...   one PIECE record for each piece of text in that shard
-    000000.mask ...  reserved for a loss mask of one byte per token; not written yet
     journal.jsonl    one line per finished shard, from which a killed build continues
     index.json       written last, so a store with an index is complete
     verified.json    the checksums of files that were read, with the files' sizes and times at that moment
 
 The reader yields text in pieces: a short document is one piece, a long one several. A shard holds complete pieces, so
 it depends on no other shard, but a document may begin in one shard and end in another.
+
+With a loss mask, the highest bit of a token says that it is context, which the loss does not count. A piece is context
+as a whole, and so is the end-of-document token after it.
 
 The first token is an end-of-document token. The documents follow, each with an end-of-document token at its end. So
 every token of the text has a token before it and is predicted exactly once.
@@ -30,9 +32,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from gpt2kit import files as durable
+from gpt2kit.data.order import CONTEXT
 from gpt2kit.errors import DataError
 
 FORMAT = 4
@@ -43,7 +45,9 @@ _Record = TypeVar("_Record", "Shard", "Source", "Index")
 
 # A record of a .doc file. The hash is of the document's text from its start to the end of this piece, so the last piece
 # has the hash of the document, wherever it was cut. End-of-document tokens are not counted.
-PIECE = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("characters", "<u4"), ("ends_document", "?")])
+PIECE = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("characters", "<u4"), ("flags", "u1")])
+# The flags of a piece: it ends its document; the loss does not count it.
+ENDS_DOCUMENT, IS_CONTEXT = 1, 2
 
 
 class Damaged(DataError):
@@ -66,7 +70,7 @@ class Shard:
     @classmethod
     def from_pieces(cls, name: str, tokens: int, sha256: str, pieces: NDArray[np.void]) -> Shard:
         """Return the description of a token file with these pieces."""
-        documents = int(pieces["ends_document"].sum())
+        documents = int(np.count_nonzero(pieces["flags"] & ENDS_DOCUMENT))
         size, characters = (int(pieces[field].sum(dtype=np.int64)) for field in ("bytes", "characters"))
         doc_sha256 = hashlib.sha256(pieces.tobytes()).hexdigest()
         return cls(name, tokens, len(pieces), documents, size, characters, sha256, doc_sha256)
@@ -98,7 +102,7 @@ class Index:
     sources: list[Source]
     notes: list[str]  # what the reader reports: records left out, encodings detected, and so on
     shards: list[Shard]
-    loss_mask: bool = False  # whether each shard has a .mask file; reserved
+    loss_mask: bool = False  # whether the highest bit of a token says that it is context
 
     def to_json(self) -> str:
         """Return the content of index.json."""
@@ -123,8 +127,6 @@ class Index:
                 raise ValueError("names of shards")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Damaged(f"{where}: not a valid index ({error})") from None
-        if index.loss_mask:  # not Damaged: a rebuilt store would lack its mask
-            raise DataError(f"{where}: the store has a loss mask, which this version cannot read. Update gpt2kit")
         return index
 
 
@@ -147,6 +149,11 @@ def read_index(folder: Path) -> Index:
     except ValueError as error:
         raise Damaged(f"{path}: {error}") from None
     return Index.from_json(text, path)
+
+
+def context_bit(dtype: np.dtype[Any]) -> int:
+    """Return the bit that marks a token as context."""
+    return 1 << (8 * dtype.itemsize - 1)
 
 
 def shard_name(number: int) -> str:
@@ -189,11 +196,12 @@ class TokenStore:
         """Identity of the documents and their tokens, independent of the files of the text and of the store.
 
         A document's tokens depend only on its text and the tokenizer, so hashes of both, and the sizes, identify them.
+        With a loss mask, the hash of a document is also of its parts.
         """
         hashes, sizes = hashlib.sha256(), hashlib.sha256()
         for document_hashes, document_sizes in self.documents_by_shard():
             hashes.update(document_hashes.tobytes())
-            sizes.update(pack(document_sizes.ravel()))  # as in format 3, whose checkpoints must still resume
+            sizes.update(pack(document_sizes[:, :3].ravel()))  # as in format 3, whose checkpoints must still resume
         index = self.index
         identity = [index.tokenizer, index.eos_id, index.append_eos, hashes.hexdigest(), sizes.hexdigest()]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -209,6 +217,18 @@ class TokenStore:
         return self.tokens
 
     def __getitem__(self, span: slice) -> NDArray[np.unsignedinteger]:
+        tokens = self._read(span)
+        return np.bitwise_and(tokens, context_bit(self.dtype) - 1) if self.index.loss_mask else tokens
+
+    def marked(self, span: slice) -> NDArray[np.integer]:
+        """Return tokens as in a batch: CONTEXT - id for one that the loss does not count."""
+        if not self.index.loss_mask:
+            return self._read(span)
+        tokens = self._read(span).astype(np.int64)
+        ids = tokens & (context_bit(self.dtype) - 1)
+        return np.where(ids == tokens, ids, CONTEXT - ids)
+
+    def _read(self, span: slice) -> NDArray[np.unsignedinteger]:
         start, stop, _ = span.indices(self.tokens)
         if start >= stop:
             return np.empty(0, self.dtype)
@@ -230,57 +250,43 @@ class TokenStore:
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens, bytes and characters of each document, `(documents, 3)`; end tokens are not counted."""
-        return np.concatenate([sizes for _, sizes in self.documents_by_shard()])
+        return np.concatenate([sizes[:, :3] for _, sizes in self.documents_by_shard()])
 
-    def documents_by_shard(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        """Yield hashes `(D,)` and tokens, bytes and characters `(D, 3)` of the D documents that end in each shard."""
-        total = np.zeros(3, np.int64)  # of all pieces so far
+    def counted(self) -> NDArray[np.int64]:
+        """Return what the loss counts of each document: tokens, bytes, characters, ends, `(documents, 4)`."""
+        return np.concatenate([sizes for _, sizes in self.documents_by_shard(counted=True)])
+
+    @functools.cached_property
+    def predicted(self) -> tuple[int, int]:
+        """The tokens that the loss counts, and their bytes; the end of a document counts as one of each."""
+        if not self.index.loss_mask:
+            return self.tokens - 1, self.bytes + self.ends
+        shards = [sizes.sum(0) for _, sizes in self.documents_by_shard(counted=True)]
+        tokens, size, _, ends = np.sum(shards, 0).tolist()
+        return tokens + ends, size + ends
+
+    def documents_by_shard(self, counted: bool = False) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+        """Yield hashes `(D,)` and sizes `(D, 4)` of the D documents that end in each shard.
+
+        Sizes are tokens, bytes, characters and end-of-document tokens, or only those that the loss counts.
+        """
+        total = np.zeros(4, np.int64)  # of all pieces so far
         end = total[None]  # the total at the end of the last document, which may be in an earlier shard
         for shard in self.shards:
             pieces = np.frombuffer(self.read_doc(shard), PIECE)  # (P,)
-            last = pieces["ends_document"]
-            sizes = np.stack([pieces[field] for field in ("tokens", "bytes", "characters")], axis=1)  # (P, 3)
+            last = pieces["flags"] & ENDS_DOCUMENT > 0
+            columns = [pieces[field] for field in ("tokens", "bytes", "characters")]
+            sizes = np.stack([*columns, last * self.index.append_eos], axis=1)  # (P, 4)
+            if counted:
+                sizes[pieces["flags"] & IS_CONTEXT > 0] = 0
             totals = total + np.cumsum(sizes, axis=0, dtype=np.int64)
-            ends = np.concatenate([end, totals[last]])  # (D + 1, 3)
+            ends = np.concatenate([end, totals[last]])  # (D + 1, 4)
             yield pieces["hash"][last], np.diff(ends, axis=0)
             total, end = total + sizes.sum(axis=0, dtype=np.int64), ends[-1:]
 
     def read_doc(self, shard: Shard) -> bytes:
         """Return the content of a shard's .doc file."""
         return (self.folder / shard.doc_name).read_bytes()
-
-
-def leakage_note(a: TokenStore, name_a: str, b: TokenStore, name_b: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a line on the documents of `b` that are also in `a`, with an example; no line without such documents."""
-    count, first = count_shared(a, b)
-    if not count:
-        return []
-    start = tokenizer.decode(document_tokens(b, first, 32))[:60]
-    duplicates = f"{count:,} {name_b} documents ({count / b.documents:.1%})"
-    return [f"{duplicates} are also in the {name_a} text, such as {start!r}"]
-
-
-def count_shared(a: TokenStore, b: TokenStore) -> tuple[int, int]:
-    """Count the documents of `b` that are also in `a`; return the count and the number of the first one, or 0.
-
-    Takes about 32 bytes of memory per document of `b`, so `b` should be the smaller store. Hashes have 8 bytes: for two
-    texts of ten million different documents each, the probability of a collision is 1 in 200,000.
-    """
-    unique, inverse = np.unique(np.concatenate([*b.hashes()]), return_inverse=True)
-    in_a = np.zeros(len(unique), bool)
-    for hashes in a.hashes():
-        positions = np.minimum(np.searchsorted(unique, hashes), len(unique) - 1)
-        in_a[positions[unique[positions] == hashes]] = True
-    shared = in_a[inverse]  # (documents of b,)
-    return int(shared.sum()), int(shared.argmax())
-
-
-def document_tokens(store: TokenStore, number: int, limit: int) -> list[int]:
-    """Return the first tokens of a document, at most `limit`."""
-    lengths = store.lengths()[: number + 1, 0]
-    start = 1 + int(lengths[:number].sum()) + (number if store.index.append_eos else 0)
-    tokens: list[int] = store[start : start + min(int(lengths[number]), limit)].tolist()
-    return tokens
 
 
 def find_damaged(folder: Path, shards: list[Shard]) -> list[str]:

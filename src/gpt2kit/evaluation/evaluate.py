@@ -84,8 +84,9 @@ def evaluate(
         nll = scorer.score(options.batch_size, ranks)[: test_set.documents]
         if ranks.rank:
             continue
-        sizes = np.column_stack([store.lengths()[: len(nll)], np.array(stats.words, np.int64)])
-        scores = DocumentScores(nll, *(sizes + (1 if store.ends else 0)).T)  # the end of a document counts as 1 of each
+        counted = store.counted()[: len(nll)]
+        sizes = np.column_stack([counted[:, :3], np.array(stats.words, np.int64)])
+        scores = DocumentScores(nll, *(sizes + counted[:, 3:]).T)  # the end of a document counts as 1 of each
         result = Result(candidate, scores, windows, stats.round_trips[number])
         selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
         tokenizer = candidate.info.tokenizer

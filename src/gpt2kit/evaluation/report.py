@@ -118,7 +118,7 @@ def _describe_text(
     scores: DocumentScores, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
 ) -> Row:
     """Return the files and sizes of the text, and how it was read."""
-    ends = len(scores) if test_set.stores[0].ends else 0  # the scores include them
+    ends = int(test_set.stores[0].counted()[: len(scores), 3].sum())  # the scores include them
     return {
         "files": test_set.files,
         "share": test_set.split.high - test_set.split.low if test_set.split else 1.0,
@@ -139,6 +139,8 @@ def _describe_text(
 def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
     """Return the limits of the figures."""
     notes = [f"partial: {text['partial']}"] if text["partial"] else []
+    if loss_on := text["reader"].get("loss_on"):
+        notes.append(f"only the text of {', '.join(loss_on)} is counted; the rest of each document is context")
     if text["documents"] == 1:
         notes.append("1 document: no intervals, which need several")
     elif text["documents"] < _FEW_DOCUMENTS:

@@ -164,9 +164,11 @@ class Scorer:
     def predict(self, numbers: range, statistics: bool = False) -> NDArray[np.float64]:
         """Return the nats of the tokens that a batch of windows predicts, without known ones, `[windows, T]`.
 
-        With `statistics`, return their nats, ranks and entropies, `[3, windows, T]`.
+        A token that the loss does not count has 0 nats. With `statistics`, return the nats, ranks and entropies of all
+        tokens, `[3, windows, T]`.
         """
-        rows = np.stack([self.store[slice(*self.windows.span(number))] for number in numbers])
+        read = self.store.__getitem__ if statistics else self.store.marked
+        rows = np.stack([read(slice(*self.windows.span(number))) for number in numbers])
         return predict(self.gpt2, rows, self.windows.known(numbers.start), self._precision, statistics)
 
     def statistics(self, batch_size: int = 16) -> Iterator[NDArray[np.float64]]:

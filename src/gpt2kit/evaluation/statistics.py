@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.metrics import FIGURES, Score
 from gpt2kit.text.reader import read_rest
+from gpt2kit.text.splits import Context
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.report import first_difference
 from gpt2kit.tokenization.sampling import SPACELESS, WIDE_PUNCTUATION
@@ -84,11 +85,12 @@ def measure_text(
         words, last = 0, ""
         is_checked, differences = checked < checked_bytes, [""] * len(tokenizers)
         for piece in itertools.chain([first], read_rest(first, pieces)):
-            count, spaceless = count_words(piece)
-            is_continued = last and piece and _LETTER.match(last) and _LETTER.match(piece)
+            text = "" if isinstance(piece, Context) else piece
+            count, spaceless = count_words(text)
+            is_continued = last and text and _LETTER.match(last) and _LETTER.match(text)
             words += count - 1 if is_continued else count  # a word that is split between two pieces counts once
             stats.spaceless += spaceless
-            last = piece[-1:]
+            last = text[-1:]
             if checked < checked_bytes:
                 checked += len(piece.encode())
                 pairs = zip(differences, tokenizers, strict=True)

@@ -63,6 +63,9 @@ class Generator:
         self._token_bytes = token_bytes(self.tokenizer)
         self._added_ids = added_ids(self.tokenizer)
         self._healing = TokenHealing(self.tokenizer, self._token_bytes, self._added_ids)
+        reader = checkpoint.metadata.get("reader")
+        # A model that was trained on a part of each record has not learned to predict a prompt, so its tokens stay.
+        self._can_heal = not (isinstance(reader, dict) and reader.get("loss_on"))
         self._note = note or logger.info
         self._notes: set[str] = set()
 
@@ -87,7 +90,7 @@ class Generator:
 
         A text depends on its prompt, its sample number and the options, not on the other prompts.
         """
-        is_healed = options.token_healing and not options.form  # the form decides the tokens of a verse
+        is_healed = options.token_healing and self._can_heal and not options.form  # the form decides verse
         parse_special = options.parse_special
         healed = [
             self._heal(prompt, parse_special) if is_healed else HealedPrompt(self.prompt_ids(prompt, parse_special))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2kit.data.order import IGNORE
+from gpt2kit.data.order import CONTEXT, IGNORE
 from gpt2kit.model.attention import causal_mask, separate_documents, use_attention
 from gpt2kit.model.backends import Attention, Compile, choose_attention
 from gpt2kit.model.config import Shape, padded_vocab_size
@@ -48,9 +48,10 @@ class GPT2(GPT2LMHeadModel):
         """Return the sum of nats and the number of predicted tokens of a batch.
 
         Args:
-            batch: `[rows, block_size + 1]` ids; short rows are filled with IGNORE.
+            batch: `[rows, block_size + 1]` ids; short rows are filled with IGNORE. CONTEXT - id is an input, but no
+                target.
         """
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1:]  # (rows, T): position t predicts token t + 1
+        inputs, targets = _cut(batch)  # (rows, T) each
         return self._sum_nll(inputs, targets, *self._mask_and_positions(inputs)), (targets != IGNORE).sum()
 
     def token_nll(self, batch: Tensor, known: int = 0) -> Tensor:
@@ -75,7 +76,8 @@ class GPT2(GPT2LMHeadModel):
 
     def _logits(self, batch: Tensor, known: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits `[positions, vocab_size]` and targets `[positions]`, for a few positions at a time."""
-        inputs, targets = batch[:, :-1].clamp(min=0), batch[:, 1 + known :]  # (rows, T), (rows, T - known)
+        inputs, targets = _cut(batch)  # (rows, T) each
+        targets = targets[:, known:]  # (rows, T - known)
         hidden = self._hidden(inputs, *self._mask_and_positions(inputs))[:, known:].flatten(0, 1)  # (positions, n_embd)
         size = self.shape["vocab_size"]
         positions = max(CHUNK // size, 1)
@@ -133,6 +135,13 @@ class GPT2(GPT2LMHeadModel):
         # The name of the method depends on the version of transformers.
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # reentrant, layers above frozen embeddings would get no gradient
+
+
+def _cut(batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inputs and the targets of a batch `[rows, T + 1]`: position t predicts token t + 1."""
+    inputs = batch[:, :-1]
+    inputs = torch.where(inputs <= CONTEXT, CONTEXT - inputs, inputs.clamp(min=0))
+    return inputs, batch.masked_fill(batch < 0, IGNORE)[:, 1:]
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:

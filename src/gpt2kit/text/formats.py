@@ -1,4 +1,4 @@
-"""Read the records of structured files: JSON Lines, JSON lists, CSV, Parquet, datasets on the Hugging Face hub.
+"""Read the records of structured files: JSON Lines, JSON lists, CSV, datasets on the Hugging Face hub.
 
 Files are read a few records at a time, so memory use depends on the largest record, not on the size of the file.
 """
@@ -6,9 +6,11 @@ Files are read a few records at a time, so memory use depends on the largest rec
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,13 +19,15 @@ from gpt2kit.errors import DataError
 from gpt2kit.files import parse_json
 from gpt2kit.text.encodings import normalize_newlines
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.sources import PathOrURL, missing_package, open_seekable, translate_errors
+from gpt2kit.text.sources import PathOrURL, missing_package, translate_errors
 
 # Maximum characters in a CSV cell. Without a limit, a stray quotation mark would make a cell of the rest of the file.
 MAX_CELL = 1 << 26
 
 # Where a record is, and its value: a string, another JSON value, or a BadRecord.
 Record = tuple[str, object]
+# Whether a part of a text is context, which the loss does not count, and the part.
+Part = tuple[bool, str]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = re.compile(r"\{([^{}]+)\}")
@@ -36,27 +40,36 @@ class BadRecord(ValueError):
 
 
 def extract_texts(
-    records: Iterable[Record], field: str, template: str | None, replace: bool, report: ReadReport
-) -> Iterator[str]:
-    """Yield the text of each record, with LF line endings. `report` decides whether a bad record raises."""
+    records: Iterable[Record],
+    field: str,
+    template: str | None,
+    loss_on: Collection[str],
+    replace: bool,
+    report: ReadReport,
+) -> Iterator[list[Part]]:
+    """Yield the text of each record, with LF line endings. `report` decides whether a bad record raises.
+
+    The text is one part, unless `loss_on` names fields of the template: all else is context then.
+    """
     for where, value in records:
         report.records += 1
         try:
-            text = _text_of(value, field, template)
-            text.encode()
+            parts = _parts_of(value, field, template, loss_on)
+            for _, text in parts:
+                text.encode()
         except UnicodeEncodeError:
             if not replace:
                 report.reject_record(where, "half a surrogate pair", "not a character")
                 continue
             report.note("records with half a surrogate pair, replaced", where)
-            text = _SURROGATE.sub("�", text)
+            parts = [(is_context, _SURROGATE.sub("�", text)) for is_context, text in parts]
         except BadRecord as error:
             report.reject_record(where, *error.args)
             continue
-        if text:
-            yield normalize_newlines(text)
+        if any(text for is_context, text in parts if not is_context):
+            yield [(is_context, normalize_newlines(text)) for is_context, text in parts]
         else:
-            report.note("records without text", where)
+            report.note(f"records without text{' in ' + ', '.join(loss_on) if loss_on else ''}", where)
 
 
 def read_json_lines(text: Iterator[str], path: PathOrURL) -> Iterator[Record]:
@@ -183,47 +196,11 @@ def read_csv(
         if not header:
             header = row
             for name in template_fields(template) if template else [field]:
-                _check_column(name, header, path)
+                check_column(name, header, path)
         elif len(row) != len(header):
             yield where, BadRecord("not as many cells as the header", f"{len(row)} instead of {len(header)}")
         else:
             yield where, dict(zip(header, row, strict=True)) if template else row[header.index(field)]
-
-
-def read_parquet(path: PathOrURL, field: str, replace: bool, report: ReadReport) -> Iterator[Record]:
-    """Yield one column of a Parquet file."""
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError:
-        raise missing_package(path, "Parquet", "pyarrow") from None
-    with open_seekable(path, report) as file:
-        try:
-            table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            types = {column.name: column.type for column in table.schema_arrow}
-            _check_column(field, list(types), path)
-            kind = types[field]
-            kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-            if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise DataError(f"{path}: column {field!r} is {kind}, not text. Set {reader_option('field')}")
-            number = 0
-            for batch in table.iter_batches(_rows_per_batch(table.metadata), columns=[field]):
-                # As bytes, because Parquet does not guarantee that its strings are UTF-8.
-                for value in batch.column(0).cast(kind).cast(arrow.large_binary()):
-                    number += 1
-                    where, raw = f"{path} row {number}", value.as_py()
-                    try:
-                        text = None if raw is None else raw.decode()
-                    except UnicodeDecodeError:
-                        if not replace:
-                            raise DataError(
-                                f"{where}: not UTF-8. Fix it, or set {reader_option('errors')} replace"
-                            ) from None
-                        report.note("records with undecodable bytes, replaced", where)
-                        text = raw.decode("utf-8", "replace")
-                    yield where, text
-        except arrow.ArrowException as error:
-            raise DataError(f"{path}: not a readable Parquet file ({error}). Download or write it again") from None
 
 
 def read_hub_dataset(url: str) -> Iterator[Record]:
@@ -259,18 +236,26 @@ def template_fields(template: str) -> list[str]:
     return _FIELD.findall(template)
 
 
-def _text_of(value: object, field: str, template: str | None) -> str:
+def _parts_of(value: object, field: str, template: str | None, loss_on: Collection[str]) -> list[Part]:
     """Return the text of a record: the value itself, its field, or the template with its fields."""
     if isinstance(value, BadRecord):
         raise value
     if template and isinstance(value, dict):
-        record = value  # for mypy, which forgets the type inside a lambda
-        pattern = template.replace("\\n", "\n")  # as typed in a shell
-        return _FIELD.sub(lambda match: _join_lines(_field_of(record, match[1], "template")), pattern)
+        parts: list[Part] = []
+        # Text and names of fields alternate. A line break is \\n as typed in a shell.
+        for number, item in enumerate(_FIELD.split(template.replace("\\n", "\n"))):
+            is_field = number % 2 == 1
+            text = _join_lines(_field_of(value, item, "template")) if is_field else item
+            if text:
+                parts.append((bool(loss_on) and not (is_field and item in loss_on), text))
+        groups = itertools.groupby(parts, itemgetter(0))
+        return [(is_context, "".join(text for _, text in group)) for is_context, group in groups]
+    if loss_on:
+        raise BadRecord(f"{type(value).__name__} instead of an object", f"see {reader_option('loss_on')}")
     if isinstance(value, dict):
         value = _field_of(value, field, "field")
     if isinstance(value, str):
-        return value
+        return [(False, value)]
     advice = f"a list of lines: name its field in {reader_option('template')}" if isinstance(value, list) else ""
     raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text", advice)
 
@@ -290,16 +275,10 @@ def _join_lines(value: object) -> str:
     raise BadRecord("null instead of text" if value is None else f"{type(value).__name__} instead of text or lines")
 
 
-def _check_column(field: str, columns: list[str], path: PathOrURL) -> None:
+def check_column(field: str, columns: list[str], path: PathOrURL) -> None:
+    """Raise unless a file has this column."""
     if field not in columns:
         raise DataError(f"{path}: no column {field!r} (it has {_shorten(columns)}). Set {reader_option('field')}")
-
-
-def _rows_per_batch(metadata: Any) -> int:
-    """Return the number of rows that take about 4 MiB."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
-    return int(min(max((1 << 22) / max(row_bytes, 1), 1), 4096))
 
 
 def _shorten(names: Iterable[object]) -> str:

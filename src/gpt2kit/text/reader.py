@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
-from gpt2kit.text import encodings, formats
+from gpt2kit.text import columnar, encodings, formats
 from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.sources import PathOrURL, is_hub_dataset, read_chunks, suffixes
-from gpt2kit.text.splits import HashRange, SplitRange, UnfinishedPiece
+from gpt2kit.text.splits import Context, HashRange, SplitRange, UnfinishedContext, UnfinishedPiece
 
 # A longer document of plain text is yielded in pieces of about this many characters, which bounds memory use.
 PIECE_LENGTH = 1 << 18
@@ -23,17 +23,17 @@ PIECE_LENGTH = 1 << 18
 _STORED_NAMES = {"errors": "on_bad_text", "max_bad_fraction": "bad_share"}
 
 # Formats that hold records; any other file is plain text.
-_STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 Errors = Literal["stop", "replace"]
 
 
 class Reader:
-    """Reads files as documents: plain text, JSON Lines, JSON, CSV and Parquet, also compressed.
+    """Reads files as documents: plain text, JSON Lines, JSON, CSV, Parquet and Arrow, also compressed.
 
-    Names tell the formats: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also as .gz, .zst, .xz or .bz2. All other
-    files are plain text. For another format, subclass it and override `documents`. Line endings become LF, a byte order
-    mark is dropped, and empty documents are skipped.
+    Names tell the formats: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, each also as .gz, .zst, .xz or .bz2.
+    All other files are plain text. For another format, subclass it and override `documents`. Line endings become LF, a
+    byte order mark is dropped, and empty documents are skipped.
 
     Args:
         document: What one document is. `file`: a file of plain text, a record of any other format. `line`. `paragraph`:
@@ -41,8 +41,10 @@ class Reader:
             part of the document. In structured files this splits each record's text. `auto`, the default of earlier
             versions: a line of plain text, a record of any other format.
         field: Name of the text in structured files: a column, or a key of a JSON object. JSON strings need none.
-        template: Instead of `field`, the text of a record from several fields of JSON or CSV, such as
-            `{title}\\n{paragraphs}`. The lines of a list are joined.
+        template: Instead of `field`, the text of a record from several fields, such as `{title}\\n{paragraphs}`. The
+            lines of a list are joined.
+        loss_on: Fields of the template that are trained on and scored, such as `paragraphs`, or a list of them. The
+            rest is context: the model sees it, but the loss does not count it. Default: the whole text.
         encoding: `auto`, or utf-8, utf-16, gb18030, big5, shift-jis, euc-jp, euc-kr, cp1251, latin-1 and others. A byte
             order mark takes precedence; otherwise auto means UTF-8, or an East Asian or Cyrillic encoding that is
             detected without doubt.
@@ -66,6 +68,7 @@ class Reader:
         min_chars: int = 0,
         max_documents: int | None = None,
         template: str | None = None,
+        loss_on: list[str] | str | None = None,
     ) -> None:
         self.document = document
         self.field = field
@@ -75,6 +78,7 @@ class Reader:
         self.min_chars = min_chars
         self.max_documents = max_documents
         self.template = template
+        self.loss_on = [loss_on] if isinstance(loss_on, str) else loss_on or []
         refuse(_problems(self))
 
     def identity(self) -> dict[str, object]:
@@ -83,14 +87,15 @@ class Reader:
         # The public name, whatever module defines the class.
         name = "gpt2kit.text.Reader" if kind is Reader else f"{kind.__module__}.{kind.__qualname__}"
         options = {_STORED_NAMES.get(name, name): value for name, value in vars(self).items() if name[0] != "_"}
-        if options.get("template") is None:  # as in runs that are older than this option
-            options.pop("template", None)
-        return {"reader": name, **options}
+        # As in runs that are older than these options.
+        return {"reader": name, **{k: v for k, v in options.items() if v or k not in ("template", "loss_on")}}
 
     def read(
         self, paths: Sequence[PathOrURL], report: ReadReport | None = None, split_range: SplitRange | None = None
     ) -> Iterator[str]:
         """Yield the documents of all files; a long one of plain text as `UnfinishedPiece`s and a last `str`.
+
+        With `loss_on`, the parts of a document are pieces, and the type of some is `Context`.
 
         Args:
             paths: what `find_files` returns.
@@ -151,9 +156,9 @@ class Reader:
         if is_hub_dataset(path):
             records = formats.read_hub_dataset(str(path))
         elif suffix == ".parquet":
-            if self.template:
-                raise DataError(f"{path}: {reader_option('template')} is not available for Parquet. Name one column")
-            records = formats.read_parquet(path, self.field, replace, report)
+            records = columnar.read_parquet(path, self.field, self.template, replace, report)
+        elif suffix == ".arrow":
+            records = columnar.read_arrow(path, self.field, self.template, report)
         else:
             text = encodings.decode(read_chunks(path, report), path, self.encoding, replace, report)
             if suffix in (".jsonl", ".ndjson"):
@@ -162,16 +167,22 @@ class Reader:
                 records = formats.read_json_list(text, path)
             elif suffix in (".csv", ".tsv"):
                 records = formats.read_csv(text, path, self.field, self.template, "\t" if suffix == ".tsv" else ",")
+            elif self.loss_on:
+                raise DataError(
+                    f"{path}: plain text has no fields for {reader_option('loss_on')}. Give records, such as JSON"
+                )
             else:
                 return split_text(text, _separator(self.document, "\n"))
-        texts = formats.extract_texts(records, self.field, self.template, replace, report)
-        return _split_records(texts, _separator(self.document, ""))
+        parts = formats.extract_texts(records, self.field, self.template, self.loss_on, replace, report)
+        if self.loss_on:
+            return itertools.chain.from_iterable(map(_parts_as_pieces, parts))
+        return _split_records((text for [(_, text)] in parts), _separator(self.document, ""))
 
 
 def reader_from(identity: dict[str, object]) -> Reader:
     """Return the reader with this identity. No class is imported by its name: a checkpoint must not run code."""
     names = {stored: name for name, stored in _STORED_NAMES.items()}
-    options: dict[str, object] = {"template": None}
+    options: dict[str, object] = {"template": None, "loss_on": None}
     options |= {names.get(name, name): value for name, value in identity.items() if name != "reader"}
     parameters = set(inspect.signature(Reader).parameters)
     reader = Reader(**options) if set(options) == parameters else Reader()  # type: ignore[arg-type]
@@ -186,11 +197,21 @@ def _problems(reader: Reader) -> list[str]:
     """List what is invalid in a reader's options, which may also come from a checkpoint."""
     fraction, least, most = reader.max_bad_fraction, reader.min_chars, reader.max_documents
     template = reader.template
-    is_template = isinstance(template, str) and bool(formats.template_fields(template))
+    fields = formats.template_fields(template) if isinstance(template, str) else []
     rules = [
         ("document", isinstance(reader.document, str) and reader.document, "must be text, and not empty"),
         ("field", isinstance(reader.field, str), "must be text"),
-        ("template", template is None or is_template, "must contain a field in braces, such as {text}"),
+        ("template", template is None or fields, "must contain a field in braces, such as {text}"),
+        (
+            "loss_on",
+            isinstance(reader.loss_on, list) and all(name in fields for name in reader.loss_on),
+            f"must be a field of {reader_option('template')}, or several",
+        ),
+        (
+            "loss_on",
+            not reader.loss_on or reader.document in ("file", "auto"),
+            f"needs {reader_option('document')} file, since a record is one document",
+        ),
         ("errors", reader.errors in get_args(Errors), "must be stop or replace"),
         ("max_bad_fraction", isinstance(fraction, int | float) and 0 <= fraction < 1, "must be from 0 to below 1"),
         ("min_chars", type(least) is int and least >= 0, "must be a whole number, at least 0"),
@@ -228,6 +249,14 @@ def _separator(document: str, auto: str) -> str:
 def _margin(separator: str) -> str:
     """Return the characters to strip from documents: newlines for paragraphs, which may have several between them."""
     return "\n" if separator == "\n\n" else ""
+
+
+def _parts_as_pieces(parts: list[formats.Part]) -> Iterator[str]:
+    """Yield the parts of a record as the pieces of one document."""
+    for is_context, text in parts[:-1]:
+        yield UnfinishedContext(text) if is_context else UnfinishedPiece(text)
+    is_context, text = parts[-1]
+    yield Context(text) if is_context else text
 
 
 def _split_records(texts: Iterator[str], separator: str) -> Iterator[str]:

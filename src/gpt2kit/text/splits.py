@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# Characters of a document that decide its split by hash. Less than half a piece, so that they are always in the first
-# piece.
+# Characters of a document that decide its split by hash.
 HEAD_LENGTH = 1 << 16
 # A document is cut at the first line end within this number of characters and 4 % of the document, which leaves
 # something of a part of 5 %; or else between two characters.
@@ -32,7 +31,15 @@ _USES: dict[Split, str] = {"valid": "validation", "test": "the test"}
 
 
 class UnfinishedPiece(str):
-    """A piece of a document of plain text that continues in the next item; a plain `str` ends its document."""
+    """A piece of a document that continues in the next item; another `str` ends its document."""
+
+
+class Context(str):
+    """A piece of a document that the loss does not count: with `reader.loss_on`, what it does not name."""
+
+
+class UnfinishedContext(Context, UnfinishedPiece):
+    """Such a piece that continues in the next item."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,11 @@ class HashRange:
 
     def take(self, pieces: Iterator[str], length: int) -> Iterator[str]:
         """Yield the pieces of one document if it is in the split."""
-        first = next(pieces)
-        is_selected = self.contains(first)
-        for piece in itertools.chain([first], pieces):
+        head = [next(pieces)]
+        while isinstance(head[-1], UnfinishedPiece) and sum(map(len, head)) < HEAD_LENGTH:
+            head.append(next(pieces))
+        is_selected = self.contains("".join(head))
+        for piece in itertools.chain(head, pieces):
             if is_selected:
                 yield piece
 

@@ -152,7 +152,7 @@ def measure_loss(gpt2: GPT2, text: TokenStore, block_size: int, own_bits_per_byt
     is_training = gpt2.training
     nats, tokens = gpt2.eval().nll(blocks[:: math.ceil(count * block_size / _LOSS_TOKENS)])
     gpt2.train(is_training)
-    loss, shard = nats.item() / tokens.item(), text.shards[0]
+    loss, shard = nats.item() / max(tokens.item(), 1), text.shards[0]  # all of it may be context
     own = own_bits_per_byte if isinstance(own_bits_per_byte, float) and 0 < own_bits_per_byte < math.inf else None
     bits = loss / math.log(2) * shard.tokens / max(shard.bytes, 1)
     return InitialLoss(bits, loss / entropy if entropy else 1.0, own)

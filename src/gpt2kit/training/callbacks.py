@@ -102,8 +102,8 @@ class TextSamples(Callback):
 
     def generate(self, gpt2: GPT2Module, tokenizer: Tokenizer) -> list[list[str]]:
         """Return the texts of each prompt; a text includes its prompt."""
-        state = plain_state(gpt2, gpt2.state_dict())
-        source = LoadedCheckpoint(Path("current weights"), gpt2.shape, tokenizer, {}, state=state)
+        state, metadata = plain_state(gpt2, gpt2.state_dict()), {"reader": {"loss_on": gpt2.has_mask}}
+        source = LoadedCheckpoint(Path("current weights"), gpt2.shape, tokenizer, metadata, state=state)
         texts = [[prompt] * self.options.num_samples for prompt in self.prompts]
         for chunk in Generator(source, note=self._note).generate(self.prompts, self.options):
             texts[chunk.prompt][chunk.sample] += chunk.text

@@ -159,6 +159,8 @@ class GPT2Module(pl.LightningModule):
         self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
         self.estimated_steps = 0  # if only time limits the run; 0: unknown, or the last step is known
         self._losses: list[Tensor] = []  # of the micro-batches of the current optimizer step
+        self._targets: list[Tensor] = []  # their numbers of targets, if those differ
+        self.has_mask = False  # whether the loss counts only a part of each document
         self._sums: list[tuple[Tensor, Tensor]] = []  # nats and tokens of each validation batch
         self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
         self.validation: tuple[int, Score] | None = None  # the step and the score of the last one
@@ -262,12 +264,22 @@ class GPT2Module(pl.LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         nll, tokens = self.model.nll(batch)
+        if self.has_mask:
+            # Lightning takes the mean over micro-batches and ranks. So divide by what is the same for all of them, and
+            # correct the sum of the gradients once: by positions / targets of the whole step.
+            self._targets.append(tokens)
+            tokens = torch.full_like(tokens, batch[:, 1:].numel())
         loss = nll / tokens
         self._losses.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            if self.has_mask:
+                positions = tokens * self.trainer.accumulate_grad_batches * self.trainer.world_size
+                targets = self.trainer.strategy.reduce(torch.stack(self._targets).sum(), reduce_op="sum")
+                self._correction = positions / targets.clamp(min=1)  # without a target, all gradients are 0
+                self._targets.clear()
             if self._is_log_step():
                 mean = self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
-                self.add_metrics({"train_loss": mean})
+                self.add_metrics({"train_loss": mean * self._correction if self.has_mask else mean})
             self._losses.clear()
         return loss
 
@@ -277,6 +289,10 @@ class GPT2Module(pl.LightningModule):
         """Clip as the trainer's options say and measure the norm; stop before an update with NaN or Inf."""
         self.frozen.drop_gradients(self.trainer.global_step)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.has_mask:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= self._correction
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if gradient_clip_val and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -371,6 +387,7 @@ class GPT2Module(pl.LightningModule):
         text = self.trainer.datamodule  # type: ignore[attr-defined]
         if text is not None:
             self.take_vocabulary(text.vocab_size, text.document_start)
+            self.has_mask = bool(text.reader.loss_on)
 
     def configure_model(self) -> None:
         """Build the network, load initial weights, add LoRA and shard, before Lightning loads a checkpoint."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, Outcome
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gpt2kit.data import build, store
+from gpt2kit.data import build, leakage, store
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import PIECE, Damaged, Index, TokenStore
+from gpt2kit.data.store import ENDS_DOCUMENT, PIECE, Damaged, Index, TokenStore
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader
 from gpt2kit.text.reader import Reader
@@ -96,7 +96,7 @@ def test_a_document_of_many_pieces_is_one_document(
     tokens = build_store(reader=Reader("file"), append_eos=append_eos)
     pieces = [np.frombuffer(tokens.read_doc(shard), PIECE) for shard in tokens.shards]
     assert len(pieces) > 5 and [len(own) for own in pieces] == [shard.pieces for shard in tokens.shards]
-    assert np.concatenate(pieces)["ends_document"].sum() == 3
+    assert (np.concatenate(pieces)["flags"] & ENDS_DOCUMENT).sum() == 3
     lengths = tokens.lengths()
     assert lengths[:, 1:].tolist() == [[len(document.encode()), len(document)] for document in documents]
     first, count = 1 + int(lengths[0, 0]) + append_eos, int(lengths[1, 0])
@@ -118,7 +118,7 @@ def test_a_long_document_is_recognized_wherever_its_pieces_are_cut(
     assert all_hashes(a) == all_hashes(b)[1::2]
     assert np.array_equal(a.lengths()[:, 1:], b.lengths()[1::2, 1:])
     assert a.shards[0].pieces != b.shards[0].pieces - 30
-    assert store.count_shared(a, b) == (30, 1)
+    assert leakage.count_shared(a, b) == (30, 1)
 
 
 def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Path, trained: Tokenizer) -> None:
@@ -126,11 +126,11 @@ def test_documents_in_two_texts_are_counted_and_the_first_is_shown(tmp_path: Pat
     (tmp_path / "a.txt").write_text("\n".join(lines))
     (tmp_path / "b.txt").write_text("\n".join(["new", "newer", lines[70], lines[3], "newest", lines[70]]))
     a, b = (build.open_or_build(Corpus([tmp_path / f"{n}.txt"], trained, Reader("line")), tmp_path / "c") for n in "ab")
-    assert store.count_shared(a, b) == (3, 2)
-    assert store.leakage_note(a, "train", b, "valid", trained) == [
+    assert leakage.count_shared(a, b) == (3, 2)
+    assert leakage.leakage_note(a, "train", b, "valid", trained) == [
         "3 valid documents (50.0%) are also in the train text, such as 'document 70'"
     ]
-    assert [trained.decode(store.document_tokens(a, n, 32)) for n in (0, 1999)] == [lines[0], lines[1999]]
+    assert [trained.decode(leakage.document_tokens(a, n, 32)) for n in (0, 1999)] == [lines[0], lines[1999]]
 
 
 def test_splits_of_one_text_share_no_documents(tmp_path: Path, trained: Tokenizer) -> None:
@@ -143,8 +143,8 @@ def test_splits_of_one_text_share_no_documents(tmp_path: Path, trained: Tokenize
     }
     assert len({tokens.folder for tokens in stores.values()}) == 4
     assert stores["all"].documents == sum(stores[name].documents for name in ("train", "valid", "test"))
-    assert store.count_shared(stores["train"], stores["valid"]) == (0, 0)
-    assert store.count_shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
+    assert leakage.count_shared(stores["train"], stores["valid"]) == (0, 0)
+    assert leakage.count_shared(stores["all"], stores["valid"])[0] == stores["valid"].documents
 
 
 @pytest.mark.parametrize(
@@ -211,18 +211,6 @@ def test_an_invalid_index_is_refused(change: dict[str, object], two_files: None,
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(Damaged, match="not a valid index"):
         TokenStore(folder)
-
-
-def test_a_store_with_a_loss_mask_is_refused_and_not_rebuilt(
-    two_files: None, build_store: BuildStore, call: Callable[..., Outcome]
-) -> None:
-    path = build_store().folder / "index.json"
-    index = json.loads(path.read_text(encoding="utf-8"))
-    assert index["loss_mask"] is False
-    path.write_text(json.dumps({**index, "loss_mask": True}))
-    code, _, err = call(lambda _: build_store())
-    assert code == 3 and "index.json: the store has a loss mask, which this version cannot read. Update gpt2kit" in err
-    assert json.loads(path.read_text())["loss_mask"] is True
 
 
 def test_a_token_file_that_is_truncated_while_it_is_open_is_reported(two_files: None, build_store: BuildStore) -> None:

@@ -13,6 +13,7 @@ from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import reader
 from gpt2kit.text.read_report import ReadReport
 from gpt2kit.text.reader import Reader
+from gpt2kit.text.sources import find_files
 from gpt2kit.text.splits import UnfinishedPiece
 
 TEXTS = ["one", 'two\nlines, and a "quote"', "日本 🙂 \\ / \t", "x" * 50]
@@ -32,21 +33,34 @@ def write(path: Path) -> Path:
             rows = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             rows.writerows([["n", "text"], *([n, text] for n, text in enumerate(TEXTS))])
     else:
-        import pyarrow as arrow
-        from pyarrow import parquet
-
-        parquet.write_table(arrow.table({"n": range(4), "text": TEXTS}), path, row_group_size=3)
+        write_table(path, {"n": range(4), "text": TEXTS})
     return path
+
+
+def write_table(path: Path, columns: dict[str, object]) -> None:
+    """Write a table in batches of three rows, as Parquet, an Arrow stream or an Arrow file (Feather)."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import ipc, parquet
+
+    table = arrow.table(columns)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path, row_group_size=3)
+    else:
+        with (
+            open(path, "wb") as file,
+            (ipc.new_file if "file" in path.name else ipc.new_stream)(file, table.schema) as out,
+        ):
+            out.write_table(table, 3)
 
 
 def documents(path: Path, **options: object) -> list[str]:
     return list(Reader(**options).read([path]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow", "file.arrow"]
+)
 def test_each_format_gives_its_documents(name: str, tmp_path: Path) -> None:
-    if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
     path = write(tmp_path / name)
     assert documents(path) == TEXTS
     assert documents(path, document="line") == [line for text in TEXTS for line in text.split("\n")]
@@ -64,6 +78,11 @@ def test_a_template_joins_fields_and_the_lines_of_a_list(tmp_path: Path) -> None
         "as typed in a shell"
     )
     assert documents(tmp_path / "a.csv", template="{title}: {body}") == ["A: b"]
+    for name in ("a.parquet", "a.arrow"):
+        write_table(tmp_path / name, {"title": ["A", "B"], "n": [1, 2], "body": [["b", "c"], []]})
+        assert documents(tmp_path / name, template="{title}: {body}") == ["A: b\nc", "B: "]
+        with pytest.raises(DataError, match="column 'n' is int64, not text"):
+            documents(tmp_path / name, template="{title} {n}")
     for options, message in (
         ({"field": "paragraphs"}, r"list instead of text \(a list of lines: name its field in data\.reader\.template"),
         ({"template": "{none}"}, r"no field 'none' .*data\.reader\.template"),
@@ -210,20 +229,45 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(content: str, reason: str,
     assert documents(tmp_path / "a.csv", max_bad_fraction=0.6) == ["a"]
 
 
-def test_nulls_other_types_and_damage_in_a_parquet_file_are_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "file.arrow"])
+def test_nulls_other_types_and_damage_in_a_table_are_reported(name: str, tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    path = tmp_path / "a.parquet"
-    parquet.write_table(arrow.table({"text": arrow.array(["a", None, "b"]).dictionary_encode(), "n": [1, 2, 3]}), path)
+    path = tmp_path / name
+    write_table(path, {"text": arrow.array(["a", None, "b"]).dictionary_encode(), "n": [1, 2, 3]})
     with pytest.raises(DataError, match="row 2: null instead of text"):
         documents(path)
     assert documents(path, max_bad_fraction=0.5) == ["a", "b"]
     with pytest.raises(DataError, match="column 'n' is int64, not text"):
         documents(path, field="n")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
-        documents(path)
+    with pytest.raises(DataError, match=rf"{name}: (not a readable (Parquet|Arrow) file|cannot be read)"):
+        documents(path, max_bad_fraction=0.5)
+
+
+def test_a_folder_of_save_to_disk_is_a_text(tmp_path: Path) -> None:
+    folder = tmp_path / "poems" / "train"
+    folder.mkdir(parents=True)
+    for name in ("data-00000-of-00002", "data-00001-of-00002", "cache-0123"):
+        write_table(folder / f"{name}.arrow", {"text": [name]})
+    (folder / "dataset_info.json").write_text("{}")
+    state = {"_data_files": [{"filename": f"data-0000{number}-of-00002.arrow"} for number in range(2)], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    paths = find_files([str(folder)])
+    assert list(Reader().read(paths)) == ["data-00000-of-00002", "data-00001-of-00002"], "not the cached result"
+    assert find_files([str(tmp_path)]) == find_files([f"{folder}/*"]) == paths
+    (folder.parent / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(
+        DataError, match=r"a dataset with several splits\. Name the folder of one, such as .*poems/train"
+    ):
+        find_files([str(folder.parent)])
+    for content, message in (
+        ("{", r"state\.json: not written by datasets\.save_to_disk"),
+        ('{"_data_files": [3]}', "not written by"),
+        ('{"_data_files": [{"filename": "../../x.arrow"}]}', "'x.arrow', which is missing"),
+    ):
+        (folder / "state.json").write_text(content)
+        with pytest.raises(DataError, match=message):
+            find_files([str(folder)])
 
 
 def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,14 +296,15 @@ def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatc
     [
         ("hf://datasets/me/poems", "datasets", "datasets"),
         ("a.parquet", "pyarrow", "pyarrow"),
+        ("a.arrow", "pyarrow", "pyarrow"),
         ("a.txt.zst", "zstandard", "zstandard"),
     ],
 )
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(
     path: str, module: str, package: str, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (inside / "a.parquet").touch()
-    (inside / "a.txt.zst").touch()
+    for name in ("a.parquet", "a.arrow", "a.txt.zst"):
+        (inside / name).touch()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=f"pip install {package}$"):
         list(Reader().read([path if "://" in path else Path(path)]))
