@@ -147,9 +147,10 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer with its end-of-text token renamed to gpt2kit's; ids stay."""
     try:
         tokenizer = pretrained.open_folder(folder, config)
-        if tokenizer.token_to_id(tokenizers.EOS) is None:
+        # An explicit null says that the model has none, such as an exported one of nanoGPT's characters.
+        if tokenizers.find_eos(tokenizer) is None and config.get("eos_token_id", 0) is not None:
             raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {pretrained.SETTINGS}")
-        return tokenizers.from_json(tokenizers.to_json(tokenizer), str(folder), is_tried=True)
+        return tokenizers.from_json(tokenizers.to_json(tokenizer), str(folder), is_tried=True, needs_end=False)
     except DataError as error:
         raise CheckpointError(str(error)) from None
 

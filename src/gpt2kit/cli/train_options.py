@@ -154,7 +154,7 @@ class TrainOptions:
         if self.config.model.init_from is None:
             return
         with self.collect():
-            self.source = initialize.open_source(self.config.model.init_from)
+            self.source = initialize.open_source(self.config.model.init_from, initialize.foreign_options(self.config))
         if self.source is not None:
             self._parser.set_defaults(initialize.source_defaults(self.source, self.config))
             self._parse(args)

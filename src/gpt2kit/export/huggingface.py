@@ -100,7 +100,7 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
-    shape, end = opened.shape, tokenizers.eos_id(opened.tokenizer)
+    shape, end = opened.shape, tokenizers.find_eos(opened.tokenizer)
     config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{VERSION_KEY: __version__})
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
@@ -134,7 +134,7 @@ def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
         base=source_name if source.startswith(huggingface.HUB) else "",
         name=name,
         rows=[(label, value) for label, value in _card_rows(opened, source_name, dtype) if value],
-        end=tokenizers.eos_id(opened.tokenizer),
+        end=tokenizers.find_eos(opened.tokenizer),
         context=f"{opened.shape['n_positions']:,}",
     )
 
