@@ -39,8 +39,8 @@ _QUERY = ".attn.proj_q."
 # These programs store the weights of linear layers as [out, in]; GPT-2's layers are [in, out].
 _LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 _EMBEDDINGS = (validation.EMBEDDING, validation.HEAD, "model.transformer.wpe.weight")
-# nanoGPT rounds a vocabulary up to a multiple of 64.
-_MOST_PADDING = 63
+# These programs round the size of a vocabulary up to a multiple of one of these.
+_MULTIPLES = (1, 8, 64, 128)
 
 
 class NoTokenizer(CheckpointError):
@@ -83,7 +83,7 @@ def read(file: Path, raw: Mapping[Any, Any], options: ForeignOptions) -> tuple[S
     shape = validation.check_shape(file, shape)
     tokenizer = _open_tokenizer(options.tokenizer, rows)
     shape["vocab_size"] = size = tokenizers.size(tokenizer)
-    if not 0 <= rows - size <= _MOST_PADDING:
+    if rows not in [-(-size // multiple) * multiple for multiple in _MULTIPLES]:
         raise CheckpointError(
             f"{file}: its model has {rows:,} tokens, but --tokenizer {options.tokenizer} {size:,}: they do not belong "
             "together. Name the vocabulary that it was trained with"

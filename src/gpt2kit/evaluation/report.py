@@ -246,6 +246,8 @@ def _format_context(row: Row) -> str:
 
 
 def _format(value: float) -> str:
+    if math.isnan(value):
+        return "none"
     return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.3e}"
 
 

@@ -109,7 +109,7 @@ class Generator:
         if self.eos is None and not ids:
             raise UserError(
                 f"prompt {_shorten(prompt)}: the vocabulary has no end-of-text token, so a text cannot begin without a "
-                "prompt. Give one, such as a line break"
+                "prompt. Give one, such as a line break, \\n"
             )
         context = int(self.gpt2.shape["n_positions"])
         if len(self._start) + len(ids) > context:
