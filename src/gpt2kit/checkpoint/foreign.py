@@ -120,8 +120,9 @@ def _rename(file: Path, raw: Mapping[Any, Any]) -> dict[str, Any]:
     if not any(name.endswith(".bias") for name in state):
         weights = [name for name in state if name.endswith(".weight") and name not in _EMBEDDINGS]
         for name in weights:
-            if validation.is_float_tensor(tensor := state[name]) and tensor.numel():  # else it could claim any width
-                state[name.replace(".weight", ".bias")] = tensor.new_zeros(tensor.shape[-1:])
+            tensor = state[name]
+            is_valid = validation.is_float_tensor(tensor) and tensor.numel()  # without elements, it may claim any width
+            state[name.replace(".weight", ".bias")] = tensor.new_zeros(tensor.shape[-1:]) if is_valid else None
     return state
 
 

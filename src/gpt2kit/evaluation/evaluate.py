@@ -141,7 +141,7 @@ def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: DocumentScores, n
     if stop <= start:  # a tokenizer that loses text may have no token for a document
         return Passage(number, why, 0.0, [], 0)
     nats = scorer.token_nats(start, stop).tolist()
-    bits = float(scores.nll[number] / math.log(2) / scores.bytes[number])
+    bits = float(scores.nll[number] / math.log(2) / max(scores.bytes[number], 1))
     return Passage(number, why, bits, make_boxes(tokenizer, scorer.store[start:stop].tolist(), nats), end - stop)
 
 
