@@ -57,8 +57,8 @@ def generate(
         ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
             folder, hf://OWNER/NAME, or a checkpoint of nanoGPT with --tokenizer.
         prompt: Text to continue; \\n is a line break, \\\\ a backslash. May be given several times, with one text each.
-            -: read standard input as it is. Default: the start of a document, which a vocabulary without an end-of-text
-            token does not have.
+            -: read standard input as it is. Default: the start of a document; a model without an end-of-text token
+            needs a prompt.
         prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
         field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.
         newline_after_prompt: End each prompt with a line break, so that the text begins on the next line.
