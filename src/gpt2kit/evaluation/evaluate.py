@@ -67,17 +67,17 @@ def evaluate(
     candidates: Sequence[Candidate], test_set: TestSet, options: EvaluationOptions, ranks: Ranks
 ) -> tuple[list[Result], TextStats]:
     """Return the result of each candidate and the statistics of the text; both are empty on ranks other than 0."""
-    stats, results = TextStats(), list[Result]()
-    if not ranks.rank:
-        pieces = test_set.corpora[0].pieces()
-        stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
-    selected: list[tuple[int, str]] = []
     for candidate in candidates:
         if options.memorization and not candidate.has_end:
             raise UserError(
                 f"--memorization: generates text from the end-of-text token, which the vocabulary of {candidate.name} "
                 "lacks. Omit it"
             )
+    stats, results = TextStats(), list[Result]()
+    if not ranks.rank:
+        pieces = test_set.corpora[0].pieces()
+        stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
+    selected: list[tuple[int, str]] = []
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):
         gpt2 = scoring.prepare(candidate.load_model(), ranks.device(), options.precision)
         tokens = int(scoring.boundaries(store)[test_set.documents])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -66,9 +67,15 @@ class Generator:
         self._note = note or logger.info
         self._notes: set[str] = set()
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-        return tokenizers.encode(self.tokenizer, text)
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Return the ids of a text, in which the names of special tokens are text unless `parse_special`."""
+        return tokenizers.encode(self._parsing_tokenizer if parse_special else self.tokenizer, text)
+
+    @functools.cached_property
+    def _parsing_tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(tokenizers.to_json(self.tokenizer))
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token adds to a text."""
@@ -82,7 +89,11 @@ class Generator:
         A text depends on its prompt, its sample number and the options, not on the other prompts.
         """
         is_healed = options.token_healing and not options.form  # the form decides the tokens of a verse
-        healed = [self._heal(prompt) if is_healed else HealedPrompt(self.prompt_ids(prompt)) for prompt in prompts]
+        parse_special = options.parse_special
+        healed = [
+            self._heal(prompt, parse_special) if is_healed else HealedPrompt(self.prompt_ids(prompt, parse_special))
+            for prompt in prompts
+        ]
         constraints = self._constraints(options, prompts)
         jobs = ((i, sample) for i in range(len(prompts)) for sample in range(options.num_samples))
         while rows := list(itertools.islice(jobs, options.batch_size)):
@@ -97,10 +108,10 @@ class Generator:
             except CheckpointError as error:
                 raise CheckpointError(f"{self._path}: {error}") from None
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str, parse_special: bool = False) -> list[int]:
         """Return the ids of a prompt, after an end-of-document token as in training, unless the vocabulary has none."""
         try:
-            ids = self.encode(prompt)
+            ids = self.encode(prompt, parse_special)
         except (UnicodeEncodeError, TypeError):
             raise UserError(f"prompt {prompt!r}: contains bytes that are not UTF-8. Encode it as UTF-8") from None
         decoded = tokenizers.decode(self.tokenizer, ids)
@@ -116,9 +127,10 @@ class Generator:
             self.note(f"a prompt has {len(ids):,} tokens: the model sees the last {context} of them")
         return [*self._start, *ids]
 
-    def _heal(self, prompt: str) -> HealedPrompt:
-        ids = self.prompt_ids(prompt)
-        healed = self._healing.heal(prompt, ids[len(self._start) :])
+    def _heal(self, prompt: str, parse_special: bool) -> HealedPrompt:
+        encode = functools.partial(self.encode, parse_special=parse_special)
+        ids = self.prompt_ids(prompt, parse_special)
+        healed = self._healing.heal(prompt, ids[len(self._start) :], encode)
         if not self._start and not healed.ids:  # the model must read at least one token
             return HealedPrompt(ids)
         return dataclasses.replace(healed, ids=[*self._start, *healed.ids])
