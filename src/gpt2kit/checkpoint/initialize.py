@@ -123,9 +123,13 @@ def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
 
 
 def options_at_default(config: Any, defaults: Any) -> set[str]:
-    """Return the options that `init_from` decides and the user did not set."""
+    """Return the options that `init_from` decides and the user did not set.
+
+    The tokenizer is always that of the weights, unless it is replaced, but the user may name it in several ways.
+    """
     names = ["data.tokenizer", "data.block_size", *(f"model.{name}" for name in ARCHITECTURE_FIELDS)]
-    return {name for name in names if config[name] == defaults[name]}
+    at_default = {name for name in names if config[name] == defaults[name]}
+    return at_default if config.model.replace_tokenizer else at_default | {"data.tokenizer"}
 
 
 def cache_tokenizer(tokenizer: Tokenizer, cache_dir: str) -> str:
