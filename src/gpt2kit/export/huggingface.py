@@ -132,6 +132,7 @@ def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
         base=source_name if source.startswith(huggingface.HUB) else "",
         name=name,
         rows=[(label, value) for label, value in _card_rows(opened, source_name, dtype) if value],
+        is_own="format" in opened.metadata,
         end=tokenizers.find_eos(opened.tokenizer),
         context=f"{opened.shape['n_positions']:,}",
     )

@@ -199,6 +199,7 @@ def test_an_exported_folder_has_no_end_of_text_token_either(meta: Path, tmp_path
     with torch.no_grad():
         logits = GPT2LMHeadModel.from_pretrained(tmp_path).eval()(ids).logits
         torch.testing.assert_close(logits, opened.model(ids).logits[..., :11])
+    assert "no end-of-document token" in (tmp_path / "README.md").read_text()
     again = checkpoint.open(tmp_path)
     assert tokenizer.to_json(again.tokenizer) == tokenizer.to_json(opened.tokenizer)
 
