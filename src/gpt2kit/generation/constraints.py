@@ -24,7 +24,7 @@ class BannedWords:
         words: the texts to ban.
         tokens: the bytes that each id adds to the text (`tokenizer.token_bytes`).
         banned_ids: ids to ban, whatever their bytes.
-        eos: the id that ends a document; None if there is none.
+        eos: the id that ends a document; None if the vocabulary has no such token.
     """
 
     def __init__(self, words: Sequence[str], tokens: Sequence[bytes], banned_ids: set[int], eos: int | None) -> None:

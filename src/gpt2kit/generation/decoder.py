@@ -133,7 +133,7 @@ class Decoder:
         gpt2: the model.
         sequences: what to generate.
         options: how tokens are chosen.
-        eos: the id that ends a document; None if there is none.
+        eos: the id that ends a document; None if the vocabulary has no such token.
         alternatives: how many of the most likely tokens to report with each sampled one.
     """
 

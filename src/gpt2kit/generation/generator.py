@@ -179,7 +179,7 @@ class Generator:
         factories: list[Callable[[str], Constraint]] = []
         if options.form and self.eos is None:
             raise UserError(
-                "lines: verse ends with the end-of-text token, which this model's vocabulary lacks. Leave it out"
+                "--lines: verse ends with the end-of-text token, which this model's vocabulary lacks. Omit it"
             )
         if options.form and self.eos is not None:
             verse = VerseConstraint(options.form, self._token_bytes, self._added_ids, self.eos, self.encode)
