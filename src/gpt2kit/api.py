@@ -28,12 +28,13 @@ from gpt2kit import files as durable
 from gpt2kit import launch
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.errors import MachineError, Problems, UserError, nearest, refuse
 from gpt2kit.evaluation.options import Precision as ScoringPrecision
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems, is_text
 from gpt2kit.metrics import Score
-from gpt2kit.tokenization.tokenizer import eos_id
+from gpt2kit.tokenization.tokenizer import find_eos
 
 if TYPE_CHECKING:
     from gpt2kit.evaluation.surprisal import Span, Surprisal
@@ -135,22 +136,30 @@ class Model:
             batch_size: windows per forward pass. Changes the speed, not the figures.
 
         Returns:
-            A `Score` for one text, a list for several. The end of the text counts as one token and one byte.
+            A `Score` for one text, a list for several. The end of the text counts as one token and one byte. If the
+            vocabulary has no end-of-text token, the first token and its bytes do not count.
         """
+        from gpt2kit.evaluation.scoring import sizes_after_first
         from gpt2kit.evaluation.statistics import count_words
 
         documents = [texts] if isinstance(texts, str) else list(texts)
         tokens = [self._encode(text)[0] for text in documents]
+        count_rest = None if self._start else sizes_after_first(self.checkpoint.tokenizer)
         scores = []
         for text, ids, nats in zip(documents, tokens, self._predict(tokens, stride, batch_size), strict=True):
-            counts = [count + self._predicts_ends for count in (len(text.encode()), len(text), count_words(text)[0])]
-            scores.append(Score(float(nats.sum()), len(ids) - 1, *counts))
+            counts = [len(ids) - 1, len(text.encode()), len(text), count_words(text)[0]]
+            if count_rest:  # no words: the first one is predicted in part
+                counts = [*count_rest(ids, np.array([len(ids), *counts[1:3]])).tolist(), 0]
+            elif self._predicts_ends:
+                counts[1:] = [count + 1 for count in counts[1:]]
+            scores.append(Score(float(nats.sum()), *counts))
         return scores[0] if isinstance(texts, str) else scores
 
     def surprisal(self, text: str, stride: int | None = None, batch_size: int = 16) -> Surprisal:
         """Return nats, bits, rank and entropy of each token of a text, given the tokens before it.
 
-        The first token is predicted from an end-of-document token, as in training. The end of the text is left out.
+        The first token is predicted from an end-of-document token, as in training; it is left out if the vocabulary has
+        no such token. The end of the text is left out.
 
         Args:
             text: the text.
@@ -161,7 +170,14 @@ class Model:
 
         tokens, spans = self._encode(text)
         [statistics] = self._predict([tokens], stride, batch_size, statistics=True)
+        spans = spans[0 if self._start else 1 :]
         return make_rows(text, spans, statistics[:, : len(spans)])
+
+    @property
+    def _start(self) -> list[int]:
+        """The end-of-document token before each text; nothing if the vocabulary has none."""
+        eos = find_eos(self.checkpoint.tokenizer)
+        return [] if eos is None else [eos]
 
     @property
     def _predicts_ends(self) -> bool:
@@ -175,8 +191,8 @@ class Model:
         if not isinstance(text, str) or not is_text(text):
             raise UserError(f"text {text!r:.60}: must be one text, without bytes that are not UTF-8")
         ids, spans = encode(split_text([text]), self.checkpoint.tokenizer)
-        eos = [eos_id(self.checkpoint.tokenizer)]
-        return np.array([*eos, *ids, *(eos if self._predicts_ends else [])]), spans
+        end = self._start if self._predicts_ends else []
+        return np.array([*self._start, *ids, *end], np.int64), spans
 
     def _predict(
         self, texts: Sequence[NDArray[np.int64]], stride: int | None, batch_size: int, statistics: bool = False
@@ -192,7 +208,11 @@ class Model:
 
 
 def load(
-    path: str | Path, device: str | torch.device = "auto", precision: Precision | Literal[32, 16] = "auto"
+    path: str | Path,
+    device: str | torch.device = "auto",
+    precision: Precision | Literal[32, 16] = "auto",
+    tokenizer: str | Path | None = None,
+    n_head: int | None = None,
 ) -> Model:
     """Open a model. Nothing in its files is executed.
 
@@ -200,6 +220,8 @@ def load(
         path: `last`, a run folder (its best checkpoint), a .ckpt file, a Hugging Face folder, or hf://OWNER/NAME.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         precision: 32, bf16 or 16. auto: as generate.py for generation, and 32, as test.py, for scores.
+        tokenizer: the vocabulary of a checkpoint of another program, as `--tokenizer` of generate.py.
+        n_head: its number of attention heads, if its file does not record it.
     """
     device, precision = str(device), cast(Precision, str(precision))
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
@@ -209,7 +231,8 @@ def load(
         raise MachineError(f"device {device}: this machine has {count} GPUs that torch can use. Use auto")
     if precision not in get_args(Precision):
         raise UserError(f"precision {precision}: must be auto, 32, bf16 or 16")
-    return Model(checkpoint.open(path), device, precision)
+    foreign = ForeignOptions(None if tokenizer is None else str(tokenizer), n_head)
+    return Model(checkpoint.open(path, options=foreign), device, precision)
 
 
 def train(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from cases import read
+from sandbox import ROOT
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2kit import __main__
@@ -80,6 +81,9 @@ def build() -> None:
         Path("bin", name).write_bytes(Path("hf", name).read_bytes())
 
     write_vocabularies()
+    # A checkpoint of nanoGPT, and its vocabulary.
+    Path("nanogpt.bin").write_bytes((ROOT / "tests/data/foreign/nanogpt.pt").read_bytes())
+    Path("letters.json").write_text(json.dumps(list("\n abcdefghi")))
 
 
 def write_vocabularies() -> None:

@@ -190,6 +190,15 @@ def huggingface(chance: Random, fixture: Fixture) -> Case:
     return Case("huggingface", use_model(chance, folder), changes(chance, fixture, name))
 
 
+def foreign(chance: Random, fixture: Fixture) -> Case:
+    """A checkpoint of another program from a stranger, or its vocabulary."""
+    args = use_model(chance, "nanogpt.bin")
+    is_training = args[0] == "train"
+    args += ["--data.tokenizer" if is_training else "--tokenizer", "letters.json"]
+    args += ["--model.n_layer=2", "--model.n_head=2"] if is_training else []
+    return Case("foreign", args, changes(chance, fixture, chance.choice(["nanogpt.bin"] * 4 + ["letters.json"])))
+
+
 # Valid parts of a tokenizer.json, which a tokenizer for GPT-2 does not have.
 _SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 PARTS: list[tuple[str, Any]] = [
@@ -410,7 +419,7 @@ def _request(chance: Random) -> str:
 
 TARGETS: dict[str, Callable[[Random, Fixture], Case]] = {
     each.__name__: each
-    for each in (checkpoint, resume, huggingface, tokenizer, vocabulary, config, command, text, run, demo)
+    for each in (checkpoint, resume, huggingface, foreign, tokenizer, vocabulary, config, command, text, run, demo)
 }
 
 

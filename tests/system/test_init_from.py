@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from helpers import (
+    ROOT,
     Outcome,
     Run,
     final_weights,
@@ -150,6 +151,22 @@ def test_a_resumed_run_needs_neither_its_source_nor_the_tokenizer(run: Run, bare
     assert expected == start and start["val_bpb"] is not None
     steps = [row["step"] for row in logged_rows(resumed) if "val_bpb" in row]
     assert steps.count(0) == 1, "only a new run is validated before its first step"
+
+
+def test_a_run_from_nanogpt_resumes_with_the_same_command(
+    bare: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters = tmp_path / "letters.json"
+    letters.write_text(json.dumps(list("\n abcdefghi")))
+    nanogpt = ROOT / "tests/data/foreign/nanogpt.pt"
+    arguments = [*bare, f"--model.init_from={nanogpt}", f"--data.tokenizer={letters}", "--data.block_size=8"]
+    run = train_run(tmp_path, arguments, "--trainer.max_steps=1")
+    assert "has no end-of-text token, which training needs, so one is added with the id 11" in capsys.readouterr().err
+    assert train_run(tmp_path, arguments, "--trainer.max_steps=2", "--ckpt_path=last") == run
+    trained = checkpoint.open(run)
+    assert paths.step_of(trained.path) == 2 and trained.shape["activation_function"] == "gelu"
+    assert tokenizer.size(trained.tokenizer) == 12 and tokenizer.eos_id(trained.tokenizer) == 11
+    assert not torch.equal(trained.state["transformer.h.0.mlp.c_fc.bias"], torch.zeros(32)), "biases are trained"
 
 
 def test_a_run_with_another_vocabulary(

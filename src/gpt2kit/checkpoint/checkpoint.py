@@ -20,8 +20,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import __version__, files
-from gpt2kit.checkpoint import archive, huggingface, validation
+from gpt2kit.checkpoint import archive, foreign, huggingface, validation
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.paths import NEWEST, checkpoints, find
+from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 KEY = "gpt2kit"
 FORMAT = 1
+# The metadata of a model that gpt2kit has not trained.
+_NO_TEST_TEXT: dict[str, Any] = {"test_files": [], "test_share": None}
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class CheckpointInfo:
     path: Path  # the file, or the Hugging Face folder
     shape: Shape
     tokenizer: Tokenizer
-    metadata: dict[str, Any]  # the entry `gpt2kit`; for a Hugging Face folder, only that it has no test text
+    metadata: dict[str, Any]  # the entry `gpt2kit`; for a model of another program, only that it has no test text
     document_start: int | None = None  # the token that begins a document, if tokens see only their own document
+    has_tokenizer: bool = True  # whether the file or the folder contains the tokenizer
 
 
 @dataclass(frozen=True)
@@ -87,36 +92,52 @@ def check_resumable(file: Path) -> None:
         raise CheckpointError(f"{file}: {problem}, so it cannot be resumed. Use another checkpoint")
 
 
-def peek(path: str | Path) -> CheckpointInfo:
+def peek(path: str | Path, options: ForeignOptions = ForeignOptions()) -> CheckpointInfo:
     """Verify a checkpoint and return its content without the tensors.
 
     The checksum and the tensors' names, sizes and values are checked as by `open`; no weight is copied.
     """
-    return _read_checked(path, verify=True)[0]
+    return _read_checked(path, True, options)[0]
 
 
-def open(path: str | Path, verify: bool = True) -> LoadedCheckpoint:
+def open(path: str | Path, verify: bool = True, options: ForeignOptions = ForeignOptions()) -> LoadedCheckpoint:
     """Open a checkpoint file, the best one of a run, or a Hugging Face model, trusting nothing in it.
 
     Args:
         path: what `find` takes, such as `last`, or a Hugging Face folder or name.
         verify: compare the checksum; not needed for the path of a `CheckpointInfo`.
+        options: for a checkpoint of another program. Any other one has its own tokenizer, and is then refused.
     """
-    info, tensors = _read_checked(path, verify)
+    info, tensors = _read_checked(path, verify, options)
     if info.path.is_file():
         # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return LoadedCheckpoint(**vars(info), state=tensors)
 
 
-def _read_checked(path: str | Path, verify: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def _read_checked(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Return the content of a checkpoint; the tensors of a file are mapped from it."""
+    info, tensors = _read_any(path, verify, options)
+    if info.has_tokenizer and options != ForeignOptions():
+        raise CheckpointError(
+            f"{path}: has its own tokenizer and shape. Leave out --tokenizer and --n_head; to use several checkpoints "
+            f"together, export those of other programs first ({command_name('export')})"
+        )
+    return info, tensors
+
+
+def _read_any(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     folder = None if path in NEWEST else huggingface.find_folder(str(path))
     if folder:
         shape, tensors, tokenizer = huggingface.read(folder)
-        return CheckpointInfo(folder, shape, tokenizer, {"test_files": [], "test_share": None}), tensors
+        return CheckpointInfo(folder, shape, tokenizer, dict(_NO_TEST_TEXT)), tensors
     file = find(path)
     raw = read(file, verify)
+    if KEY not in raw and (content := foreign.read(file, raw, options)):
+        shape, tensors, tokenizer = content
+        validation.check_tensors(file, shape, tensors)
+        info = CheckpointInfo(file, shape, tokenizer, dict(_NO_TEST_TEXT), has_tokenizer=False)
+        return info, validation.model_state(tensors)
     metadata, state = raw.get(KEY), raw.get("state_dict")
     if not isinstance(metadata, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{file}: not a gpt2kit checkpoint. Use one that gpt2kit has trained")

@@ -23,6 +23,8 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 SHARDS_INDEX, SHARDS = "model.safetensors.index.json", "model-*.safetensors"
 HUB = "hf://"
+# The key in config.json that holds the version of gpt2kit that wrote the folder.
+VERSION_KEY = "gpt2kit"
 
 # Values of options that are missing in a config.json.
 _DEFAULTS: dict[str, Any] = {
@@ -147,9 +149,10 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer with its end-of-text token renamed to gpt2kit's; ids stay."""
     try:
         tokenizer = pretrained.open_folder(folder, config)
-        if tokenizer.token_to_id(tokenizers.EOS) is None:
+        is_known = VERSION_KEY in config and config.get("eos_token_id", 0) is None  # an export of one without the token
+        if tokenizers.find_eos(tokenizer) is None and not is_known:
             raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {pretrained.SETTINGS}")
-        return tokenizers.from_json(tokenizers.to_json(tokenizer), str(folder), is_tried=True)
+        return tokenizers.from_json(tokenizers.to_json(tokenizer), str(folder), is_tried=True, needs_end=False)
     except DataError as error:
         raise CheckpointError(str(error)) from None
 

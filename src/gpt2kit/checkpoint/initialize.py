@@ -6,7 +6,9 @@ The run's checkpoints record what it started from, so a resumed run neither need
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,18 @@ from tokenizers import Tokenizer
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
+from gpt2kit.checkpoint.foreign import NoTokenizer
+from gpt2kit.checkpoint.options import ForeignOptions
+from gpt2kit.commands import command_name
 from gpt2kit.data.remote import SCRATCH
 from gpt2kit.errors import CheckpointError, Problems, UserError, problems_of
-from gpt2kit.model.config import ARCHITECTURE_FIELDS, tensor_sizes
+from gpt2kit.model.config import ARCHITECTURE_FIELDS, padded_vocab_size, tensor_sizes
 from gpt2kit.model.finetuning import find_parameters, names_parts
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.vocabulary_transfer import VocabularyMapping, map_vocabulary, remap_embedding, resize_positions
 from gpt2kit.tokenization import tokenizer as tokenizers
+
+logger = logging.getLogger(__name__)
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
@@ -48,12 +55,42 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
     return problems_of(find_parameters, names, options["freeze"])
 
 
-def open_source(init_from: str) -> LoadedCheckpoint:
-    """Open the checkpoint or Hugging Face model that a run starts from."""
+def open_source(init_from: str, foreign: ForeignOptions = ForeignOptions()) -> LoadedCheckpoint:
+    """Open the checkpoint or Hugging Face model that a run starts from; `foreign` is for one of another program.
+
+    A vocabulary without an end-of-text token gets one, because training ends documents with it.
+    """
     try:
-        return checkpoint.open(init_from)
+        try:
+            return with_end(checkpoint.open(init_from))
+        except NoTokenizer:
+            return with_end(checkpoint.open(init_from, options=foreign))
     except CheckpointError as error:
-        raise CheckpointError(f"model.init_from: {error}") from None
+        message = str(error).replace("--tokenizer ", "--data.tokenizer ").replace("--n_head ", "--model.n_head ")
+        raise CheckpointError(f"model.init_from: {message}") from None
+
+
+def foreign_options(config: Any) -> ForeignOptions:
+    """Return what the options of a run say about the weights of another program."""
+    spec, heads = config.data.tokenizer, config.model.n_head
+    vocab = spec if spec is None or isinstance(spec, str) else spec.vocab
+    return ForeignOptions(vocab, heads if isinstance(heads, int) else None)
+
+
+def with_end(source: LoadedCheckpoint) -> LoadedCheckpoint:
+    """Return weights whose vocabulary has an end-of-text token: if it has none, as a new last token."""
+    if tokenizers.find_eos(source.tokenizer) is not None:
+        return source
+    tokenizer = tokenizers.add_eos(source.tokenizer)
+    size = tokenizers.size(tokenizer)
+    mapping = map_vocabulary(tokenizer, source.tokenizer)
+    embedding = remap_embedding(source.state["transformer.wte.weight"], mapping, padded_vocab_size(size))
+    state = {**source.state, "transformer.wte.weight": embedding, "lm_head.weight": embedding}
+    logger.info(
+        f"{source.path}: its vocabulary has no end-of-text token, which training needs, so one is added with the id "
+        f"{size - 1}. All other ids stay. Characters that the vocabulary lacks are left out of the text"
+    )
+    return replace(source, tokenizer=tokenizer, shape={**source.shape, "vocab_size": size}, state=state)
 
 
 def source_defaults(source: LoadedCheckpoint, config: Any) -> dict[str, Any]:
@@ -70,9 +107,15 @@ def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
     for name in ARCHITECTURE_FIELDS:
         if config.model[name] == "auto":
             config.model[name] = source.shape[name]
-    if config.data.tokenizer in (None, config.model.init_from):
+    if not source.has_tokenizer or config.data.tokenizer in (None, config.model.init_from):
         config.data.tokenizer = cache_tokenizer(source.tokenizer, config.data.cache_dir)
-    return [
+    problems = Problems()
+    problems.check(
+        source.has_tokenizer or not config.model.replace_tokenizer,
+        f"model.replace_tokenizer: data.tokenizer is the vocabulary of {source.path}. To use another one, export the "
+        f"model first ({command_name('export')})",
+    )
+    return problems.messages + [
         f"model.{name} {config.model[name]}: the weights of model.init_from have {source.shape[name]}. Omit it"
         for name in ARCHITECTURE_FIELDS
         if config.model[name] != source.shape[name] and name != "initializer_range"
@@ -80,9 +123,13 @@ def apply_defaults(config: Any, source: LoadedCheckpoint) -> list[str]:
 
 
 def options_at_default(config: Any, defaults: Any) -> set[str]:
-    """Return the options that `init_from` decides and the user did not set."""
+    """Return the options that `init_from` decides and the user did not set.
+
+    The tokenizer is always that of the weights, unless it is replaced, but the user may name it in several ways.
+    """
     names = ["data.tokenizer", "data.block_size", *(f"model.{name}" for name in ARCHITECTURE_FIELDS)]
-    return {name for name in names if config[name] == defaults[name]}
+    at_default = {name for name in names if config[name] == defaults[name]}
+    return at_default if config.model.replace_tokenizer else at_default | {"data.tokenizer"}
 
 
 def cache_tokenizer(tokenizer: Tokenizer, cache_dir: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import refuse
 from gpt2kit.model.config import Dtype
@@ -16,12 +17,13 @@ def export(
     force: bool = False,
     gguf: bool = False,
     push_to_hub: str | None = None,
+    foreign: ForeignOptions = ForeignOptions(),
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, which AutoModelForCausalLM, AutoTokenizer and pipeline load.
 
     Args:
         ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
-            folder or hf://OWNER/NAME.
+            folder, hf://OWNER/NAME, or a checkpoint of nanoGPT with --tokenizer.
         output_dir: The folder to write. It appears only after a fresh process has loaded it and its model agrees with
             the checkpoint.
         dtype: Data type of the weights.
@@ -34,7 +36,7 @@ def export(
     from gpt2kit.export import huggingface
 
     huggingface.refuse_other_files(output_dir, force)
-    opened = checkpoint.open(ckpt_path)
+    opened = checkpoint.open(ckpt_path, options=foreign)
     if gguf:
         refuse(gguf_file.gguf_problems(opened.shape, opened.tokenizer))
     with huggingface.replacing_folder(output_dir) as folder:

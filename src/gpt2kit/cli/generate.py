@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit import files
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.cli.failures import print_error
 from gpt2kit.cli.parser import Positional, Repeated
 from gpt2kit.errors import DataError, Problems, UserError, refuse
@@ -48,14 +49,16 @@ def generate(
     precision: Precision = "auto",
     output: Path | None = None,
     json: bool = False,
+    foreign: ForeignOptions = ForeignOptions(),
 ) -> None:
     """Continue each prompt with a trained model. Only the text goes to standard output.
 
     Args:
         ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
-            folder or hf://OWNER/NAME.
+            folder, hf://OWNER/NAME, or a checkpoint of nanoGPT with --tokenizer.
         prompt: Text to continue; \\n is a line break, \\\\ a backslash. May be given several times, with one text each.
-            -: read standard input as it is. Default: the start of a document.
+            -: read standard input as it is. Default: the start of a document; a model without an end-of-text token
+            needs a prompt.
         prompts_file: A file with one prompt per line, or a .jsonl file with one object per line.
         field: The field of a .jsonl file that holds the prompt; --json prints the other fields with the text.
         newline_after_prompt: End each prompt with a line break, so that the text begins on the next line.
@@ -84,7 +87,7 @@ def generate(
     from gpt2kit.checkpoint import checkpoint  # here, so that --help does not import torch
     from gpt2kit.generation.generator import Generator
 
-    generator = Generator(checkpoint.open(ckpt_path), precision)
+    generator = Generator(checkpoint.open(ckpt_path, options=foreign), precision)
     if interactive:
         run_session(generator, options, end)
     elif output is None:

@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import Problems, refuse
 from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
@@ -24,13 +25,14 @@ def test(
     options: EvaluationOptions = EvaluationOptions(),
     json_output: str | None = None,
     config: list[str] | None = None,
+    foreign: ForeignOptions = ForeignOptions(),
 ) -> None:
     """Print loss, perplexity and bits per byte of a checkpoint on text, or compare several.
 
     Args:
         ckpt_path: `last` (the newest run), names or folders of runs (their best checkpoint), .ckpt files, Hugging Face
-            GPT-2 folders, or hf://OWNER/NAME. Several are compared on the same documents, even if their tokenizers
-            differ.
+            GPT-2 folders, hf://OWNER/NAME, or checkpoints of nanoGPT with --tokenizer. Several are compared on the same
+            documents, even if their tokenizers differ.
         files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
         reader: How files become documents. Default: as in training.
         json_output: Write every figure with full precision to this file; -: to standard output, instead of the table.
@@ -59,7 +61,7 @@ def test(
     with join_ranks() as ranks:
         if config:
             logger.info("--config is not needed: a checkpoint holds its model, tokenizer and reader")
-        candidates = open_candidates(ckpt_path, reader is not None, options.stride)
+        candidates = open_candidates(ckpt_path, reader is not None, options.stride, foreign)
         test_set = open_test_set(candidates, files, reader, options)
         for note in test_set.stores[0].notes:
             logger.info(f"test text: {note}")

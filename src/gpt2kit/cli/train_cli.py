@@ -136,6 +136,9 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.tokenizer", "model.vocab_size", compute_fn=lambda _: None)
         parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
         train_help.set_texts(parser)
+        # It may name a hostile file of a tokenizer, which jsonargparse would read as a config.
+        [action] = [action for action in parser._actions if action.dest == "data.tokenizer"]
+        action._enable_path = False  # type: ignore[attr-defined]
 
     def before_instantiate_classes(self) -> None:
         problems = self.options.value_problems()

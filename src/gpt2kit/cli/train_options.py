@@ -154,7 +154,7 @@ class TrainOptions:
         if self.config.model.init_from is None:
             return
         with self.collect():
-            self.source = initialize.open_source(self.config.model.init_from)
+            self.source = initialize.open_source(self.config.model.init_from, initialize.foreign_options(self.config))
         if self.source is not None:
             self._parser.set_defaults(initialize.source_defaults(self.source, self.config))
             self._parse(args)
@@ -265,18 +265,22 @@ def merge_saved_config(config: Any, saved: Any) -> None:
     for name in auto.AUTOMATIC:
         if name in saved and auto.is_automatic(name, config.get(name)):
             config[name] = saved[name]
+    kept = ["model.init_from", "model.replace_tokenizer"]
+    if saved.model.init_from is not None and not saved.model.replace_tokenizer:
+        kept.append("data.tokenizer")  # that of the initial weights
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)
         if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan", "run_name"):
             continue
-        if name in ("model.init_from", "model.replace_tokenizer"):
+        if name in kept:
             change = f"stays {old} (not {new}: the run has already started)"
         elif name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer:
             change = f"stays {old} (not {new}; --override_optimizer changes it)"
         else:
             change = f"was {old}, now {new}"
         logger.info(f"resume: {name} {change}")
-    config.model.init_from, config.model.replace_tokenizer = saved.model.init_from, saved.model.replace_tokenizer
+    for name in kept:
+        config[name] = saved[name]
     if not config.override_optimizer:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule

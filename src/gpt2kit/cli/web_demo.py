@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.cli.generate import read_prompts_file
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import Problems, UserError, refuse
@@ -24,12 +25,13 @@ def serve(
     allow_frame: bool = False,
     prompts_file: Path | None = None,
     precision: Precision = "auto",
+    foreign: ForeignOptions = ForeignOptions(),
 ) -> None:
     """Generate text with trained models on a page in the browser.
 
     Args:
-        ckpt_path: `last` (the newest run), names or folders of runs, folders of several runs, .ckpt files, or Hugging
-            Face folders.
+        ckpt_path: `last` (the newest run), names or folders of runs, folders of several runs, .ckpt files, Hugging Face
+            folders, or checkpoints of nanoGPT with --tokenizer.
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
         auth: NAME:PASSWORD that users must enter.
@@ -56,7 +58,7 @@ def serve(
         )
     models = find_models(ckpt_path)
     app.check_port(host, port)
-    service = Service(models, precision, examples)
+    service = Service(models, precision, examples, foreign)
     application = app.app(service, host, (name, password) if auth else None, max_concurrency, allow_frame)
     service.load()
     from gpt2kit.serving.server import make_server

@@ -106,15 +106,19 @@ class Corpus:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
+    @property
+    def eos_id(self) -> int:
+        """The end-of-document token; 0 if the vocabulary has none, for a first token of the store that is not read."""
+        return tokenizers.find_eos(self.tokenizer) or 0
+
     def pieces(self) -> Iterator[str]:
         """Read the text again: its documents, long ones in pieces."""
         return self.reader.read(self.paths, split_range=self.split_range)
 
     def index(self, sources: list[Source], notes: list[str], shards: list[Shard]) -> Index:
         """Return the index of this text's store."""
-        eos_id, fingerprint = tokenizers.eos_id(self.tokenizer), tokenizers.fingerprint(self.tokenizer)
-        has_mask = bool(self.reader.loss_on)
-        return Index(self.dtype.str, eos_id, self.append_eos, fingerprint, sources, notes, shards, has_mask)
+        fingerprint, has_mask = tokenizers.fingerprint(self.tokenizer), bool(self.reader.loss_on)
+        return Index(self.dtype.str, self.eos_id, self.append_eos, fingerprint, sources, notes, shards, has_mask)
 
 
 # Writes a store's shards into its folder and returns its index.
@@ -289,7 +293,7 @@ def _write_shard(
     folder: Path, number: int, batches: Iterator[tuple[list[Piece], list[Ids]]], corpus: Corpus
 ) -> Shard | None:
     """Write encoded batches into the shard with this number until it is full; return None if no batch is left."""
-    eos = np.array([tokenizers.eos_id(corpus.tokenizer)], corpus.dtype)
+    eos = np.array([corpus.eos_id], corpus.dtype)
     end = [eos] if corpus.append_eos else []
     arrays = [eos] if corpus.leading_eos and number == 0 else []
     # Even without text, the first part has the store's leading token.

@@ -43,8 +43,8 @@ class TextDataModule(pl.LightningDataModule):
         test_files: Text for the test: the default text of `gpt2kit test`.
         tokenizer: A tokenizer's folder, a tokenizer.json, a name on the Hugging Face hub, or options to train one.
             Options such as `{kind: char}` or `{vocab_size: 16000}` train it on the training text on first use. The size
-            of a vocabulary that is trained by default fits the text. Default: that of model.init_from, else
-            byte-level BPE, trained on the text.
+            of a vocabulary that is trained by default fits the text. For weights of another program (model.init_from),
+            their vocabulary. Default: that of model.init_from, else byte-level BPE, trained on the text.
         block_size: Context length in tokens.
         batch_size: Sequences in one forward pass on one device. An optimizer step takes this times the devices times
             `trainer.accumulate_grad_batches`.

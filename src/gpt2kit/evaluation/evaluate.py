@@ -11,11 +11,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gpt2kit.data.build import open_with_bar
-from gpt2kit.errors import DataError
+from gpt2kit.errors import DataError, UserError
 from gpt2kit.evaluation import scoring
 from gpt2kit.evaluation.memorization import Memorization, measure_memorization
 from gpt2kit.evaluation.options import EvaluationOptions
-from gpt2kit.evaluation.scoring import Ranks, Scorer, Windows
+from gpt2kit.evaluation.scoring import DocumentScorer, Ranks, Scorer, Windows
 from gpt2kit.evaluation.statistics import DocumentScores, RoundTripCheck, TextStats, measure_text
 from gpt2kit.evaluation.surprisal import read_documents, write_table
 from gpt2kit.evaluation.test_set import Candidate, TestSet
@@ -67,6 +67,12 @@ def evaluate(
     candidates: Sequence[Candidate], test_set: TestSet, options: EvaluationOptions, ranks: Ranks
 ) -> tuple[list[Result], TextStats]:
     """Return the result of each candidate and the statistics of the text; both are empty on ranks other than 0."""
+    for candidate in candidates:
+        lacks_end = f"the end-of-text token, which the vocabulary of {candidate.name} lacks. Omit it"
+        if options.memorization and not candidate.has_end:
+            raise UserError(f"--memorization: generates text from {lacks_end}")
+        if test_set.corpora[0].reader.loss_on and not candidate.has_end:
+            raise UserError(f"--reader.loss_on: needs {lacks_end}")
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
         pieces = test_set.corpora[0].pieces()
@@ -75,21 +81,23 @@ def evaluate(
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):
         gpt2 = scoring.prepare(candidate.load_model(), ranks.device(), options.precision)
         tokens = int(scoring.boundaries(store)[test_set.documents])
-        if tokens < 2:
+        lengths = store.lengths()[: test_set.documents, 0]
+        if not (tokens - 1 if candidate.has_end else (lengths - 1).clip(0).sum()):
             raise DataError(
                 f"{test_set.files[0]}: the tokenizer of {candidate.name} encodes it to no tokens. Use a different text"
             )
         windows = Windows(tokens, candidate.context, options.stride or candidate.context)
-        scorer = Scorer(gpt2, store, windows, options.precision)
+        scorer = (Scorer if candidate.has_end else DocumentScorer)(gpt2, store, windows, options.precision)
         nll = scorer.score(options.batch_size, ranks)[: test_set.documents]
         if ranks.rank:
             continue
-        counted = store.counted()[: len(nll)]
-        sizes = np.column_stack([counted[:, :3], np.array(stats.words, np.int64)])
-        scores = DocumentScores(nll, *(sizes + counted[:, 3:]).T)  # the end of a document counts as 1 of each
+        tokenizer = candidate.info.tokenizer
+        words = np.array(stats.words, np.int64) + store.counted()[: len(nll), 3]  # the end of a document counts as one
+        if not candidate.has_end:
+            words[:] = 0  # the first word is predicted in part
+        scores = DocumentScores(nll, *np.column_stack([scorer.sizes(tokenizer)[: len(nll)], words]).T)
         result = Result(candidate, scores, windows, stats.round_trips[number])
         selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
-        tokenizer = candidate.info.tokenizer
         result.passages = [make_passage(scorer, tokenizer, scores, document, why) for document, why in selected]
         if options.surprisal:
             pieces = test_set.corpora[number].pieces()
@@ -133,7 +141,7 @@ def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: DocumentScores, n
     if stop <= start:  # a tokenizer that loses text may have no token for a document
         return Passage(number, why, 0.0, [], 0)
     nats = scorer.token_nats(start, stop).tolist()
-    bits = float(scores.nll[number] / math.log(2) / scores.bytes[number])
+    bits = float(scores.nll[number] / math.log(2) / max(scores.bytes[number], 1))
     return Passage(number, why, bits, make_boxes(tokenizer, scorer.store[start:stop].tolist(), nats), end - stop)
 
 
@@ -143,7 +151,7 @@ def make_boxes(tokenizer: Tokenizer, ids: Sequence[int], nats: Sequence[float]) 
     boxes: list[Box] = []
     held: list[float] = []
     for token, value in zip(ids, nats, strict=True):
-        held.append(value)
+        held += [] if math.isnan(value) else [value]  # a first token that is not predicted
         if text := stream.push(token):
             boxes.append((text, held))
             held = []

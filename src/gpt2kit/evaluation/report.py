@@ -16,7 +16,7 @@ from gpt2kit.evaluation import memorization, statistics
 from gpt2kit.evaluation.evaluate import Passage, Result
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import Ranks
-from gpt2kit.evaluation.statistics import DocumentScores, TextStats
+from gpt2kit.evaluation.statistics import TextStats
 from gpt2kit.evaluation.test_set import TestSet
 from gpt2kit.metrics import FIGURES
 from gpt2kit.model.config import parameter_count
@@ -37,7 +37,7 @@ class Report:
         # The fewest bits per byte first. Candidates whose tokenizer loses text are last: they predict another text.
         self.results = sorted(results, key=lambda r: (not r.round_trip.is_lossless, r.score.bits_per_byte))
         self.rows = [_compute_row(result, self.results, options.seed) for result in self.results]
-        self.text = _describe_text(self.results[0].scores, test_set, stats, options, ranks)
+        self.text = _describe_text(test_set, stats, options, ranks)
         self.notes = _collect_notes(self.rows, self.text)
         self._options = options
 
@@ -96,6 +96,7 @@ def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
         "vocabulary": int(info.shape["vocab_size"]),
         "parameters": parameter_count(info.shape),
         "predicts_ends": result.candidate.append_eos,
+        "predicts_first": result.candidate.has_end,
         "documents_apart": info.document_start is not None,
         "round_trip": asdict(check),
         "comparable": check.is_lossless,
@@ -114,20 +115,18 @@ def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
     return row
 
 
-def _describe_text(
-    scores: DocumentScores, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
-) -> Row:
+def _describe_text(test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks) -> Row:
     """Return the files and sizes of the text, and how it was read."""
-    ends = int(test_set.stores[0].counted()[: len(scores), 3].sum())  # the scores include them
+    counted = test_set.stores[0].counted()[: test_set.documents]
     return {
         "files": test_set.files,
         "share": test_set.split.high - test_set.split.low if test_set.split else 1.0,
         "reader": test_set.corpora[0].reader.identity(),
         "hash": test_set.hash,
-        "documents": len(scores),
-        "bytes": int(scores.bytes.sum()) - ends,
-        "characters": int(scores.characters.sum()) - ends,
-        "words": int(scores.words.sum()) - ends,
+        "documents": test_set.documents,
+        "bytes": int(counted[:, 1].sum()),
+        "characters": int(counted[:, 2].sum()),
+        "words": sum(stats.words),
         "word_unit": stats.word_unit,
         "partial": test_set.partial,
         "precision": options.precision,
@@ -147,6 +146,11 @@ def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
         notes.append(f"{text['documents']} documents: intervals are rough")
     for row in rows:
         name, check = row["checkpoint"], row["round_trip"]
+        if not row["predicts_first"]:
+            notes.append(
+                f"{name}: its vocabulary has no end-of-text token, so each document is predicted from its second token "
+                "on. The figures leave out the first tokens and their bytes"
+            )
         if not row["comparable"]:
             notes.append(
                 f"{name}: its tokenizer loses text: {check['changed']:,} of {check['documents']:,} documents change "
@@ -244,6 +248,8 @@ def _format_context(row: Row) -> str:
 
 
 def _format(value: float) -> str:
+    if math.isnan(value):
+        return "none"
     return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.3e}"
 
 

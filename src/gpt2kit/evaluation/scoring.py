@@ -12,18 +12,20 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DivergedError, UserError
 from gpt2kit.evaluation.options import Precision
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.tokenization.tokenizer import token_bytes
 
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 
@@ -153,6 +155,17 @@ class Scorer:
                 nats = self.predict(numbers)
                 self._add_to_documents(nll, numbers, nats)
                 bar.update(nats.size * ranks.world_size)
+        return self._sum_over_ranks(nll, ranks)
+
+    def sizes(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
+        """Return the predicted tokens of each document, their bytes and characters, `[documents, 3]`.
+
+        The end of a document counts as one of each.
+        """
+        counted = self.store.counted()
+        return counted[:, :3] + counted[:, 3:]
+
+    def _sum_over_ranks(self, nll: NDArray[np.float64], ranks: Ranks) -> NDArray[np.float64]:
         nll = ranks.sum(nll)
         for number in np.flatnonzero(~np.isfinite(nll))[:1]:
             advice = "The weights are unusable" if self._precision == "32-true" else "Use --precision 32-true"
@@ -188,6 +201,58 @@ class Scorer:
         documents = np.searchsorted(self.boundaries, np.arange(first, first + nats.size), side="right") - 1
         sums = np.bincount(documents - documents[0], weights=nats.ravel())
         nll[documents[0] : documents[0] + len(sums)] += sums
+
+
+class DocumentScorer(Scorer):
+    """Predicts each document by itself, from its second token on: no end-of-text token precedes the first one."""
+
+    def score(self, batch_size: int = 16, ranks: Ranks = Ranks()) -> NDArray[np.float64]:
+        """Return the nats of each document of the store, `[documents]`; each rank computes some of them."""
+        nll = np.zeros(len(self.boundaries) - 1)
+        count = int(np.searchsorted(self.boundaries, self.windows.tokens))
+        batches = (range(first, min(first + batch_size, count)) for first in range(0, count, batch_size))
+        for numbers in ranks.select(batches):
+            nll[numbers.start : numbers.stop] = [nats.sum() for nats in self._predict_documents(numbers, batch_size)]
+        return self._sum_over_ranks(nll, ranks)
+
+    def sizes(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
+        """Return the predicted tokens of each document, their bytes and characters, `[documents, 3]`."""
+        count = sizes_after_first(tokenizer)
+        return np.stack([count(self._ids(number), whole) for number, whole in enumerate(self.store.lengths())])
+
+    def statistics(self, batch_size: int = 16) -> Iterator[NDArray[np.float64]]:
+        """Yield the nats, ranks and entropies of a document's tokens, `[3, N]`; NaN for the first one."""
+        for number in range(len(self.boundaries) - 1):
+            [values] = self._predict_documents(range(number, number + 1), batch_size, statistics=True)
+            yield np.concatenate([np.full((3, min(1, len(self._ids(number)))), np.nan), values], 1)
+
+    def token_nats(self, first: int, last: int) -> NDArray[np.float64]:
+        """Return the nats of the tokens `first` to `last - 1` of the store, a document's beginning; NaN for `first`."""
+        ids = self.store[first:last]
+        [nats] = predict_texts(self.gpt2, [ids], self.windows.stride, 1, self._precision)
+        return np.concatenate([[np.nan], nats[0]])
+
+    def _ids(self, number: int) -> NDArray[np.int64]:
+        start, end = self.boundaries[number : number + 2]
+        return self.store[start:end].astype(np.int64)
+
+    def _predict_documents(
+        self, numbers: range, batch_size: int, statistics: bool = False
+    ) -> list[NDArray[np.float64]]:
+        texts = [self._ids(number) for number in numbers]
+        return predict_texts(self.gpt2, texts, self.windows.stride, batch_size, self._precision, statistics)
+
+
+def sizes_after_first(
+    tokenizer: Tokenizer,
+) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """Return a function from a text's ids, and its tokens, bytes and characters, to those after the first token."""
+    # The bytes of a character after its first one begin with the bits 10.
+    rows = [(1, len(raw), sum(byte & 0xC0 != 0x80 for byte in raw)) for raw in token_bytes(tokenizer)]
+    table = np.array(rows, np.int64)  # (vocab_size, 3)
+    if isinstance(tokenizer.model, models.WordPiece):  # its tokens lack the spaces between words
+        return lambda ids, whole: whole - table[ids[:1]].sum(0)
+    return lambda ids, whole: table[ids[1:]].sum(0)  # without characters that the vocabulary lacks
 
 
 @torch.inference_mode()

@@ -128,6 +128,7 @@ def make_rows(text: str, spans: Iterable[Span], statistics: NDArray[np.float64])
         (
             TokenSurprisal(text[start:end], start, end, nats, nats / math.log(2), int(rank), entropy / math.log(2))
             for (start, end), (nats, rank, entropy) in rows
+            if not math.isnan(nats)  # a first token that is not predicted
         ),
     )
 

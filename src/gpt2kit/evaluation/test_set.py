@@ -13,6 +13,7 @@ import numpy as np
 
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import CheckpointInfo
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.paths import LOGS
 from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
@@ -23,6 +24,7 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.reader import Reader, reader_from
 from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import SplitRange
+from gpt2kit.tokenization.tokenizer import find_eos
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,12 @@ class Candidate:
     append_eos: bool  # whether it was trained to predict the ends of documents
     test_text: tuple[list[str], SplitRange | None]  # its own test files, and the split of them kept out of training
     train_split: SplitRange | None  # of its training files; None: all documents
+    foreign: ForeignOptions  # what its file does not contain
+
+    @property
+    def has_end(self) -> bool:
+        """Whether its vocabulary has an end-of-text token, from which the first token of a document is predicted."""
+        return find_eos(self.info.tokenizer) is not None
 
     @property
     def context(self) -> int:
@@ -51,7 +59,7 @@ class Candidate:
 
     def load_model(self) -> GPT2:
         """Load the weights. They are not kept here, so that one model is in memory at a time."""
-        return checkpoint.open(self.info.path, verify=False).model
+        return checkpoint.open(self.info.path, False, self.foreign).model
 
     def corpus(self, paths: Sequence[PathOrURL], reader: Reader, split: SplitRange | None) -> Corpus:
         """Return a text as this checkpoint reads it, or as `reader` does if it has no reader."""
@@ -76,12 +84,14 @@ class TestSet:
         return f"the first {self.documents:,} of {total:,} documents" if self.documents < total else ""
 
 
-def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) -> list[Candidate]:
+def open_candidates(
+    paths: Sequence[str], has_reader: bool, stride: int | None, foreign: ForeignOptions = ForeignOptions()
+) -> list[Candidate]:
     """Verify all checkpoints, and return them without their weights.
 
     If the user sets a reader, those of the checkpoints are ignored. The stride must not be larger than a context.
     """
-    candidates = [_open_candidate(path, has_reader) for path in paths]
+    candidates = [_open_candidate(path, has_reader, foreign) for path in paths]
     problems = Problems()
     for candidate in candidates:
         problems.check(
@@ -92,8 +102,8 @@ def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) 
     return candidates
 
 
-def _open_candidate(path: str, has_reader: bool) -> Candidate:
-    info = checkpoint.peek(path)
+def _open_candidate(path: str, has_reader: bool, foreign: ForeignOptions) -> Candidate:
+    info = checkpoint.peek(path, foreign)
     append_eos, identity = info.metadata.get("append_eos", True), info.metadata.get("reader")
     if type(append_eos) is not bool or not isinstance(identity, dict | None):
         raise CheckpointError(f"{info.path}: append_eos or reader is invalid. The file is damaged")
@@ -106,7 +116,8 @@ def _open_candidate(path: str, has_reader: bool) -> Candidate:
             advice = "Give a reader, such as --reader.document line"
             raise CheckpointError(f"{info.path}: {reason}. {advice}") from None
     test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_split_range(info, "train_share")
-    return Candidate(path, info, reader, append_eos, test_text, train_split)
+    append_eos = append_eos and find_eos(info.tokenizer) is not None
+    return Candidate(path, info, reader, append_eos, test_text, train_split, foreign)
 
 
 def open_test_set(

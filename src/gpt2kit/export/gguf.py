@@ -50,6 +50,10 @@ def gguf_problems(shape: Shape, tokenizer: Tokenizer) -> list[str]:
         "--gguf: llama.cpp splits text only as byte-level BPE does (--kind bpe), without a normalizer",
     )
     problems.check(
+        tokenizers.find_eos(tokenizer) is not None,
+        "--gguf: llama.cpp needs an end-of-text token, which this vocabulary lacks",
+    )
+    problems.check(
         all(token["special"] for token in raw["added_tokens"]),
         "--gguf: llama.cpp does not recognize special tokens in a text, as this tokenizer's parse_special does",
     )

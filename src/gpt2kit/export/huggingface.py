@@ -27,8 +27,6 @@ from gpt2kit.runs.pages import render
 from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
 
-# The key in config.json that holds the version of gpt2kit that wrote the folder.
-VERSION_KEY = "gpt2kit"
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, pretrained.SETTINGS, CARD, GENERATION}
 # --force only replaces a folder that contains no files other than these.
@@ -62,9 +60,9 @@ def refuse_other_files(target: Path, force: bool) -> None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Return whether a folder was written by export.py: it has plain files only, and `VERSION_KEY` in config.json."""
+    """Return whether a folder was written by export.py: it has plain files only, and the version in config.json."""
     try:
-        has_version = VERSION_KEY in files.parse_json(files.read_limited(folder / huggingface.CONFIG))
+        has_version = huggingface.VERSION_KEY in files.parse_json(files.read_limited(folder / huggingface.CONFIG))
     except (OSError, TypeError, ValueError):
         return False
     return has_version and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
@@ -100,8 +98,8 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
-    shape, end = opened.shape, tokenizers.eos_id(opened.tokenizer)
-    config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{VERSION_KEY: __version__})
+    shape, end = opened.shape, tokenizers.find_eos(opened.tokenizer)
+    config = GPT2Config(**shape, bos_token_id=end, eos_token_id=end, **{huggingface.VERSION_KEY: __version__})
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
     state = round_weights(opened, dtype)
@@ -134,7 +132,8 @@ def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
         base=source_name if source.startswith(huggingface.HUB) else "",
         name=name,
         rows=[(label, value) for label, value in _card_rows(opened, source_name, dtype) if value],
-        end=tokenizers.eos_id(opened.tokenizer),
+        is_own="format" in opened.metadata,
+        end=tokenizers.find_eos(opened.tokenizer),
         context=f"{opened.shape['n_positions']:,}",
     )
 

@@ -47,7 +47,7 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
         "ids": tokenizer(text, add_special_tokens=False)["input_ids"],
         "tied": model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),
         "problems": sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])),
-        "sample": generator("a", return_full_text=False)[0]["generated_text"],
+        "sample": generator(text[:1] or "a", return_full_text=False)[0]["generated_text"],
     }
 
 

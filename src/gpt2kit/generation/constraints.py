@@ -24,10 +24,10 @@ class BannedWords:
         words: the texts to ban.
         tokens: the bytes that each id adds to the text (`tokenizer.token_bytes`).
         banned_ids: ids to ban, whatever their bytes.
-        eos: the id that ends a document.
+        eos: the id that ends a document; None if the vocabulary has no such token.
     """
 
-    def __init__(self, words: Sequence[str], tokens: Sequence[bytes], banned_ids: set[int], eos: int) -> None:
+    def __init__(self, words: Sequence[str], tokens: Sequence[bytes], banned_ids: set[int], eos: int | None) -> None:
         self._tokens = tokens
         self._words = [word.encode() for word in words]
         self._longest_start = max(map(len, self._words), default=1) - 1  # bytes of a word before its last token
@@ -53,7 +53,8 @@ class BannedWords:
                 for cut in range(1, len(word)):
                     if end.endswith(word[:cut]):
                         mask[self._tokens_with_prefix(word[cut:])] = False
-            mask[self._eos] = True
+            if self._eos is not None:
+                mask[self._eos] = True
             return mask
 
         return allowed

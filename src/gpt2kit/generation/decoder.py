@@ -26,7 +26,7 @@ from gpt2kit.model.inference import InferenceGPT2
 class TokenSequence:
     """A sequence of tokens that is being generated."""
 
-    prompt: list[int]  # the first id is the end-of-document token, as before every document in training
+    prompt: list[int]  # the first id is the end-of-document token, if there is one, as before documents in training
     sample: int = 0  # number among the samples of the prompt; with the seed it decides every draw
     constraints: Sequence[Constraint] = ()
     healing: Sequence[HealingStep] = ()  # the last tokens of the prompt, which are chosen again; `prompt` lacks them
@@ -133,7 +133,7 @@ class Decoder:
         gpt2: the model.
         sequences: what to generate.
         options: how tokens are chosen.
-        eos: the id that ends a document.
+        eos: the id that ends a document; None if the vocabulary has no such token.
         alternatives: how many of the most likely tokens to report with each sampled one.
     """
 
@@ -142,7 +142,7 @@ class Decoder:
         gpt2: InferenceGPT2,
         sequences: Sequence[TokenSequence],
         options: SamplingOptions,
-        eos: int,
+        eos: int | None,
         alternatives: int = 0,
     ) -> None:
         self.active = list(sequences)

@@ -59,7 +59,8 @@ class Generator:
         self._path = checkpoint.path
         self.tokenizer = checkpoint.tokenizer
         self.gpt2 = InferenceGPT2(checkpoint.shape, checkpoint.state, *device_and_dtype(precision, device))
-        self.eos = tokenizers.eos_id(self.tokenizer)
+        self.eos = tokenizers.find_eos(self.tokenizer)
+        self._start = [] if self.eos is None else [self.eos]  # the ids before each prompt
         self._token_bytes = token_bytes(self.tokenizer)
         self._added_ids = added_ids(self.tokenizer)
         self._healing = TokenHealing(self.tokenizer, self._token_bytes, self._added_ids)
@@ -104,14 +105,14 @@ class Generator:
                 prompt = healed[i]
                 before = constraints(prompts[i].removesuffix(prompt.end))
                 sequence = TokenSequence(prompt.ids, first_sample + sample, before, prompt.steps)
-                batch[sequence] = (i, sample, _Text(self.tokenizer, prompt, options.stop))
+                batch[sequence] = (i, sample, _Text(self.tokenizer, prompt, len(self._start), options.stop))
             try:
                 yield from self._generate_batch(batch, options, alternatives)
             except CheckpointError as error:
                 raise CheckpointError(f"{self._path}: {error}") from None
 
     def prompt_ids(self, prompt: str, parse_special: bool = False) -> list[int]:
-        """Return the ids of a prompt after an end-of-document token, as documents begin in training."""
+        """Return the ids of a prompt, after an end-of-document token as in training, unless the vocabulary has none."""
         try:
             ids = self.encode(prompt, parse_special)
         except (UnicodeEncodeError, TypeError):
@@ -119,15 +120,23 @@ class Generator:
         decoded = tokenizers.decode(self.tokenizer, ids)
         if decoded != prompt:
             self.note(f"the tokenizer cannot encode the prompt {_shorten(prompt)}: the model reads {_shorten(decoded)}")
+        if self.eos is None and not ids:
+            raise UserError(
+                f"prompt {_shorten(prompt)}: the vocabulary has no end-of-text token, so a text cannot begin without a "
+                "prompt. Give one, such as a line break, \\n"
+            )
         context = int(self.gpt2.shape["n_positions"])
-        if len(ids) + 1 > context:
+        if len(self._start) + len(ids) > context:
             self.note(f"a prompt has {len(ids):,} tokens: the model sees the last {context} of them")
-        return [self.eos, *ids]
+        return [*self._start, *ids]
 
     def _heal(self, prompt: str, parse_special: bool) -> HealedPrompt:
         encode = functools.partial(self.encode, parse_special=parse_special)
-        healed = self._healing.heal(prompt, self.prompt_ids(prompt, parse_special)[1:], encode)
-        return dataclasses.replace(healed, ids=[self.eos, *healed.ids])
+        ids = self.prompt_ids(prompt, parse_special)
+        healed = self._healing.heal(prompt, ids[len(self._start) :], encode)
+        if not self._start and not healed.ids:  # the model must read at least one token
+            return HealedPrompt(ids)
+        return dataclasses.replace(healed, ids=[*self._start, *healed.ids])
 
     def note(self, text: str) -> None:
         """Report a note to the user, unless it was reported before."""
@@ -171,7 +180,11 @@ class Generator:
     ) -> Callable[[str], tuple[Constraint, ...]]:
         """Return a function from a prompt to the constraints on what follows it."""
         factories: list[Callable[[str], Constraint]] = []
-        if options.form:
+        if options.form and self.eos is None:
+            raise UserError(
+                "--lines: verse ends with the end-of-text token, which this model's vocabulary lacks. Omit it"
+            )
+        if options.form and self.eos is not None:
             verse = VerseConstraint(options.form, self._token_bytes, self._added_ids, self.eos, self.encode)
             if any(map(verse.beginning, prompts)):
                 self.note("the prompt fits the form and counts as the beginning of the verse")
@@ -188,11 +201,12 @@ class Generator:
 class _Text:
     """The text of one sequence after its prompt: whole characters, up to a stop string.
 
-    The first new tokens spell the end of the prompt, which is not part of the text.
+    The first new tokens spell the end of the prompt, which is not part of the text. Its first `skipped` ids are not
+    either.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: HealedPrompt, stop: Sequence[str]) -> None:
-        self.stream = TextStream(tokenizer, prompt.ids[1:])
+    def __init__(self, tokenizer: Tokenizer, prompt: HealedPrompt, skipped: int, stop: Sequence[str]) -> None:
+        self.stream = TextStream(tokenizer, prompt.ids[skipped:])
         self.stop = StopStrings(stop)
         self._left = len(prompt.end)  # characters of the prompt that are not spelled yet
 

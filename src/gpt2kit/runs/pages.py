@@ -49,8 +49,9 @@ def passage(
     spans = []
     for text, nats in boxes:
         tokens = f", {len(nats)} tokens" if len(nats) > 1 else ""
-        title = " + ".join(f"{token:.2f}" for token in nats) + f" nats{tokens}"
-        spans.append({"text": visible(text) or "·", "opacity": opacity(sum(nats) / len(nats)), "title": title})
+        title = " + ".join(f"{token:.2f}" for token in nats) + f" nats{tokens}" if nats else "not predicted"
+        mean = sum(nats) / max(len(nats), 1)
+        spans.append({"text": visible(text) or "·", "opacity": opacity(mean), "title": title})
     title = f"document {number + 1:,}, {visible(why)}, {bits_per_byte:.3f} bits per byte"
     return {"title": title, "boxes": spans, "more": f"{more:,}" if more else ""}
 

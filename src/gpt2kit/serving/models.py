@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface, paths
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
@@ -49,12 +50,20 @@ class Service:
         models: from `find_models`.
         precision: precision of weights and arithmetic.
         examples: example prompts for all models. Default: those of each model.
+        foreign: for checkpoints of other programs.
     """
 
-    def __init__(self, models: Sequence[Model], precision: Precision = "auto", examples: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        precision: Precision = "auto",
+        examples: Sequence[str] = (),
+        foreign: ForeignOptions = ForeignOptions(),
+    ) -> None:
         self.models = {model.name: model for model in models}
         self._precision = precision
         self._examples = list(examples)
+        self._foreign = foreign
 
     def load(self) -> threading.Thread:
         """Start loading the models, in their order."""
@@ -70,7 +79,7 @@ class Service:
 
     def _load_model(self, model: Model) -> None:
         try:
-            opened = checkpoint.open(model.path)
+            opened = checkpoint.open(model.path, options=self._foreign)
             model.facts = describe(opened)
             generator = Generator(opened, self._precision, note=lambda text: None)
             model.examples = self._examples or find_examples(opened.metadata) or generate_examples(generator)
@@ -189,6 +198,8 @@ def find_examples(metadata: dict[str, Any]) -> list[str]:
 
 def generate_examples(generator: Generator) -> list[str]:
     """Return the first words of documents that the model generates."""
+    if generator.eos is None:  # a text cannot begin without a prompt
+        return []
     options = GenerationOptions(temperature=0.7, top_p=0.9, num_samples=2 * _MAX_EXAMPLES, max_new_tokens=8)
     texts: dict[int, str] = {}
     for chunk in generator.generate([""], options):

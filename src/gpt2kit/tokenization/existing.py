@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
-from gpt2kit import hub
+from gpt2kit import files, hub
 from gpt2kit.errors import DataError
 from gpt2kit.tokenization import pretrained, sentencepiece_model, token_list
 from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.pretrained import build_wordpiece, read_vocabulary
-from gpt2kit.tokenization.tokenizer import from_plain_json, read_utf8, refuse_shared_ids, to_json
+from gpt2kit.tokenization.tokenizer import (
+    BYTE_TOKEN,
+    EOS,
+    MAX_JSON_BYTES,
+    from_json,
+    from_plain_json,
+    read_utf8,
+    refuse_shared_ids,
+    to_json,
+)
 from gpt2kit.tokenization.trainers import as_special, build_char, build_words
 
 
@@ -31,6 +41,45 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
     tokenizer.add_special_tokens(as_special(spec.all_special_tokens))
     refuse_shared_ids(tokenizer, f"--vocab {spec.vocab}")
     return tokenizer
+
+
+def open_closed(path: str, rows: int) -> Tokenizer:
+    """Return a vocabulary as it is: no token is added, so it may have no end-of-text token.
+
+    Characters that a list of characters lacks are left out of a text.
+
+    Args:
+        path: a list of characters, as `token_list.read` takes it, a vocab.txt, or what `_open` takes.
+        rows: of the model that was trained with it. `<|endoftext|>` and bytes that `adopt` has added after the last
+            row are removed.
+    """
+    suffix = Path(path).suffix
+    if suffix in (".pkl", ".pickle") or (suffix == ".json" and not _is_tokenizer(path)):
+        ids = {token: number for number, token in enumerate(token_list.read(path))}
+        tokenizer = Tokenizer(models.BPE(ids, []))
+        tokenizer.decoder = decoders.Fuse()
+        tokenizer.add_special_tokens(as_special([EOS] if EOS in ids else []))
+    elif suffix == ".txt":
+        tokenizer = build_wordpiece(read_vocabulary(path), TokenizerSpec("wordpiece", vocab=path))
+    else:
+        tokenizer = _open(path)
+    raw = json.loads(to_json(tokenizer))
+    new = {token for token, number in tokenizer.get_vocab(with_added_tokens=True).items() if number >= rows}
+    if new and all(token == EOS or BYTE_TOKEN.fullmatch(token) for token in new):
+        raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] not in new]
+        if isinstance(raw["model"]["vocab"], dict):
+            raw["model"]["vocab"] = {t: number for t, number in raw["model"]["vocab"].items() if t not in new}
+        if len(new) > 1:
+            raw["model"]["byte_fallback"] = False
+    return from_json(json.dumps(raw), f"--vocab {path}", is_tried=True, needs_end=False)
+
+
+def _is_tokenizer(path: str) -> bool:
+    """Return whether a JSON file is a tokenizer of the `tokenizers` library, not a list of characters."""
+    with contextlib.suppress(OSError, ValueError):
+        content = files.parse_json(files.read_limited(Path(path), MAX_JSON_BYTES))
+        return isinstance(content, dict) and isinstance(content.get("model"), dict)
+    return True  # `_open` reports what is wrong
 
 
 def _open(name: str) -> Tokenizer:

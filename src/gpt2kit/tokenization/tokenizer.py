@@ -25,16 +25,18 @@ MAX_JSON_BYTES = 1 << 26
 # Stands for a line break in a vocabulary of BERT: a character that becomes a word of its own.
 LINE_BREAK = "\u2424"
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# A token that stands for a byte.
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json`, and `tokenizer_config.json`, which `transformers` needs."""
+    end = EOS if find_eos(tokenizer) is not None else None  # transformers would add a token that it lacks
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": EOS,
-        "eos_token": EOS,
-        "unk_token": getattr(tokenizer.model, "unk_token", None) or EOS,
+        "bos_token": end,
+        "eos_token": end,
+        "unk_token": getattr(tokenizer.model, "unk_token", None) or end,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
         "model_input_names": ["input_ids", "attention_mask"],
@@ -58,14 +60,16 @@ def to_json(tokenizer: Tokenizer) -> str:
     return str(tokenizer.to_str(pretty=True))
 
 
-def from_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
+def from_json(text: str, where: str, is_tried: bool = False, needs_end: bool = True) -> Tokenizer:
     """Return the tokenizer that `to_json` wrote; `where` names its source in errors. See `from_plain_json`.
+
+    With `needs_end`, one without an end-of-text token is refused.
 
     Special tokens in a text are encoded as ordinary text, so a corpus or a prompt cannot end a document. Tokens that
     `parse_special` recognizes in a text are not stored as special.
     """
     tokenizer = from_plain_json(text, where, is_tried)
-    if tokenizer.token_to_id(EOS) is None:
+    if needs_end and find_eos(tokenizer) is None:
         raise DataError(
             f"{where}: has no {EOS} token. Add it: {command_name('tokenize')} --kind existing --vocab {where} "
             "--output_dir NEW"
@@ -152,10 +156,24 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
-    """Return the id of the token that ends a document."""
-    token_id = tokenizer.token_to_id(EOS)
+    """Return the id of the token that ends a document, in training."""
+    token_id = find_eos(tokenizer)
     assert token_id is not None, "load and from_json refuse a tokenizer without it"
-    return int(token_id)
+    return token_id
+
+
+def find_eos(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token that ends a document; None if the vocabulary has none, as nanoGPT's of characters."""
+    token_id = tokenizer.token_to_id(EOS)
+    return None if token_id is None else int(token_id)
+
+
+def add_eos(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that lacks it with the token that ends a document, after all others."""
+    raw = json.loads(to_json(tokenizer))
+    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    raw["added_tokens"].append({"id": size(tokenizer), "content": EOS, **flags})
+    return from_json(json.dumps(raw), EOS, is_tried=True)
 
 
 def size(tokenizer: Tokenizer) -> int:
@@ -187,7 +205,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             result[i] = token.encode()
         elif letters and all(letter in letters for letter in token):
             result[i] = bytes(letters[letter] for letter in token)
-        elif has_byte_fallback and (byte := _BYTE.fullmatch(token)):
+        elif has_byte_fallback and (byte := BYTE_TOKEN.fullmatch(token)):
             result[i] = bytes([int(byte[1], 16)])
         elif is_wordpiece:
             result[i] = b"\n" if token == LINE_BREAK and has_line_breaks else token.removeprefix("##").encode()

@@ -63,9 +63,10 @@ class GPT2Module(pl.LightningModule):
         resid_pdrop: Dropout of each residual branch. Default: dropout.
         initializer_range: Standard deviation of initial weights. Residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: Added to the variance in layer norms.
-        init_from: Initial weights: a run, checkpoint, Hugging Face folder or hf://OWNER/NAME. They decide n_layer,
-            n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
-            data.tokenizer. A resumed run does not read it again.
+        init_from: Initial weights: a run, checkpoint, Hugging Face folder or hf://OWNER/NAME, or a checkpoint of
+            nanoGPT, whose vocabulary is data.tokenizer. They decide n_layer, n_head, n_embd, n_inner,
+            activation_function and layer_norm_epsilon, and, unless set, data.block_size and data.tokenizer. A resumed
+            run does not read it again.
         replace_tokenizer: Adapt the weights of init_from to data.tokenizer. Each new token starts as the mean of the
             old tokens that spell it.
         freeze: Parts that are not trained, such as `embeddings` or `0-5`. Layers by number, `embeddings`, `layers`,

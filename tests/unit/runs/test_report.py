@@ -77,7 +77,13 @@ DAMAGE: list[tuple[str, object]] = [
     ("test.json", {"results": [{}], "notes": 5}),
     *(
         ("test.json", {"results": [{}], "passages": [{**PASSAGE, name: value}]})
-        for name, value in [("boxes", [["the", []]]), ("boxes", [[3, [1.0]]]), ("number", "0"), ("why", 1), ("x", 1)]
+        for name, value in [
+            ("boxes", [["the", [None]]]),
+            ("boxes", [[3, [1.0]]]),
+            ("number", "0"),
+            ("why", 1),
+            ("x", 1),
+        ]
     ),
 ]
 
