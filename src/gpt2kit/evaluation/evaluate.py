@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gpt2kit.data.build import open_with_bar
 from gpt2kit.errors import DataError
-from gpt2kit.evaluation import scoring
+from gpt2kit.evaluation import blocks, scoring
 from gpt2kit.evaluation.memorization import Memorization, measure_memorization
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import Ranks, Scorer, Windows
-from gpt2kit.evaluation.statistics import DocumentScores, RoundTripCheck, TextStats, measure_text
+from gpt2kit.evaluation.statistics import RoundTripCheck, TextStats, UnitScores, measure_text
 from gpt2kit.evaluation.surprisal import read_documents, write_table
 from gpt2kit.evaluation.test_set import Candidate, TestSet
 from gpt2kit.generation.text_stream import TextStream
@@ -51,7 +52,8 @@ class Result:
     """The measurements of one candidate."""
 
     candidate: Candidate
-    scores: DocumentScores
+    scores: UnitScores  # of the documents
+    units: UnitScores | None  # of what intervals are computed from
     windows: Windows
     round_trip: RoundTripCheck
     passages: list[Passage] = field(default_factory=list)
@@ -70,7 +72,8 @@ def evaluate(
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
         pieces = test_set.corpora[0].pieces()
-        stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
+        encoders = [candidate.info.tokenizer for candidate in candidates]
+        stats = measure_text(pieces, encoders, test_set.documents, test_set.sampling.edges)
     selected: list[tuple[int, str]] = []
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):
         gpt2 = scoring.prepare(candidate.load_model(), ranks.device(), options.precision)
@@ -81,24 +84,51 @@ def evaluate(
             )
         windows = Windows(tokens, candidate.context, options.stride or candidate.context)
         scorer = Scorer(gpt2, store, windows, options.precision)
-        nll = scorer.score(options.batch_size, ranks)[: test_set.documents]
+        documents = scorer.boundaries[: test_set.documents + 1]
+        sampling, tokenizer = test_set.sampling, candidate.info.tokenizer
+        edges = blocks.find_boundaries(store, tokenizer, tokens, sampling)
+        parts = np.union1d(documents, edges)  # each is in one document and in one block
+        nll = scorer.score(options.batch_size, ranks, parts)
         if ranks.rank:
             continue
-        sizes = np.column_stack([store.lengths()[: len(nll)], np.array(stats.words, np.int64)])
-        scores = DocumentScores(nll, *(sizes + (1 if store.ends else 0)).T)  # the end of a document counts as 1 of each
-        result = Result(candidate, scores, windows, stats.round_trips[number])
+        sizes = np.column_stack([store.lengths()[: test_set.documents, 1:], np.array(stats.words, np.int64)])
+        ends = documents[1:] - 1 if store.ends else documents[:0]
+        scores = _add_up(nll, parts, documents, sizes, ends)
+        units = {"documents": scores, "blocks": _add_up(nll, parts, edges, stats.blocks, ends)}.get(sampling.unit)
+        result = Result(candidate, scores, units, windows, stats.round_trips[number])
         selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
-        tokenizer = candidate.info.tokenizer
         result.passages = [make_passage(scorer, tokenizer, scores, document, why) for document, why in selected]
         if options.surprisal:
             pieces = test_set.corpora[number].pieces()
             statistics = scorer.statistics(options.batch_size)
-            documents = read_documents(pieces, test_set.documents, tokenizer, statistics, bool(store.ends))
-            write_table(options.surprisal, documents)
+            rows = read_documents(pieces, test_set.documents, tokenizer, statistics, bool(store.ends))
+            write_table(options.surprisal, rows)
         if options.memorization:
             result.memorization = _measure_memorization(candidate, gpt2, test_set, number, options)
         results.append(result)
     return results, stats
+
+
+def _add_up(
+    nll: NDArray[np.float64],
+    parts: NDArray[np.int64],
+    boundaries: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    ends: NDArray[np.int64],
+) -> UnitScores:
+    """Return the scores of documents or blocks, which consist of parts.
+
+    Args:
+        nll: nats of each part.
+        parts: the first token of each part, and the end.
+        boundaries: the first token of each document or block, and the end.
+        sizes: bytes, characters and words of each, `[units, 3]`, without the ends of documents.
+        ends: tokens that end a document.
+    """
+    count = len(boundaries) - 1
+    part_units, end_units = (np.searchsorted(boundaries, tokens, side="right") - 1 for tokens in (parts[:-1], ends))
+    sizes = sizes + np.bincount(end_units, minlength=count)[:, None]  # the end of a document counts as 1 of each
+    return UnitScores(np.bincount(part_units, nll, count).astype(np.float64), np.diff(boundaries), *sizes.T)
 
 
 def _measure_memorization(
@@ -112,7 +142,7 @@ def _measure_memorization(
     return measure_memorization(gpt2, tokenizer, training, test_set.stores[number], options.seed, fingerprint)
 
 
-def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple[int, str]]:
+def select_documents(scores: UnitScores, checkpoint: str = "") -> list[tuple[int, str]]:
     """Return the numbers of the first documents and of those with the most bits per byte, and why each is selected.
 
     `checkpoint` is the name of the scored checkpoint if several are tested.
@@ -125,7 +155,7 @@ def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple
     return [(number, "at the beginning") for number in first] + [(n, why) for n in hardest if n not in first]
 
 
-def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: DocumentScores, number: int, why: str) -> Passage:
+def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: UnitScores, number: int, why: str) -> Passage:
     """Return a document's tokens, including its end, with their nats as in the test."""
     start, end = scorer.boundaries[number : number + 2].tolist()
     stop = min(end, start + MAX_TOKENS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -17,6 +18,7 @@ from gpt2kit.checkpoint.paths import LOGS
 from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refuse
+from gpt2kit.evaluation.blocks import Sampling, choose_sampling
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
@@ -74,6 +76,11 @@ class TestSet:
         """The part that is tested; empty if it is the whole text."""
         total = self.stores[0].documents
         return f"the first {self.documents:,} of {total:,} documents" if self.documents < total else ""
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        """What the intervals are computed from."""
+        return choose_sampling(self.stores[0].lengths()[: self.documents, 1])
 
 
 def open_candidates(paths: Sequence[str], has_reader: bool, stride: int | None) -> list[Candidate]:
