@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from gpt2kit import files as durable
 from gpt2kit.commands import command_name
@@ -44,6 +44,21 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     trial.remember(to_json(tokenizer))
 
 
+def begin_texts(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that puts the end-of-text token before a text, unless `add_special_tokens` is false.
+
+    Exported folders have it, because programs that load them add special tokens. `from_json` removes it.
+    """
+    copy = Tokenizer.from_str(to_json(tokenizer))
+    copy.post_processor = _beginning(tokenizer)
+    return copy
+
+
+def _beginning(tokenizer: Tokenizer) -> processors.TemplateProcessing:
+    template = f"{EOS} $A"
+    return processors.TemplateProcessing(template, f"{template} {EOS} $B", [(EOS, eos_id(tokenizer))])
+
+
 def load(folder: str | Path) -> Tokenizer:
     """Open a tokenizer folder or a tokenizer.json."""
     path = Path(folder)
@@ -76,6 +91,8 @@ def from_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
             token["special"] |= token["content"] == EOS
         tokenizer = from_plain_json(json.dumps(raw), where, is_tried=True)
     refuse_shared_ids(tokenizer, where)
+    if (added := tokenizer.post_processor) and added.__getstate__() == _beginning(tokenizer).__getstate__():
+        tokenizer.post_processor = None
     tokenizer.encode_special_tokens = True
     return tokenizer
 
