@@ -2,6 +2,7 @@
 
     python bench/attention.py                         # not compiled, no dropout
     python bench/attention.py --compiled --dropout 0.1
+    python bench/attention.py --documents 4           # each block has several documents, which do not see each other
 
 2,048 tokens of width 384 in rows of one block each; queries, keys and values are parts of one tensor, as in GPT-2. The
 implementations take turns; a figure is the median. `backends.choose_attention` follows these tables.
@@ -49,6 +50,28 @@ def eager(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
     return attended
 
 
+def separated(documents: int) -> dict[str, Attention]:
+    """Return the implementations for blocks of several documents of equal length; on a GPU also the kernel for them."""
+
+    def masked(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        length, device = query.shape[2], query.device
+        document = torch.arange(length, device=device) // (length // documents)
+        mask = (document[:, None] == document).tril()[None, None]  # (1, 1, T, T)
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout).transpose(1, 2)
+
+    def varlen(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        length = query.shape[2] // documents
+        starts = torch.arange(0, query.shape[0] * query.shape[2] + 1, length, dtype=torch.int32, device=DEVICE)
+        packed = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]  # (rows * T, heads, head size)
+        attended: Tensor = varlen_attn(*packed, starts, starts, length, length, window_size=(-1, 0))
+        return attended
+
+    ways: dict[str, Attention] = {"sdpa without documents": sdpa, "masked": masked}
+    return {**ways, "varlen": varlen} if DEVICE == "cuda" else ways
+
+
 def layer(attention: Attention, heads: int, dropout: float) -> Callable[[Tensor], Tensor]:
     """Return the part of a layer between its two linear maps."""
 
@@ -70,6 +93,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--documents", type=int, help="compare masks for this number of documents in a block")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
@@ -82,6 +106,7 @@ def main() -> None:
             x = torch.randn(max(args.tokens // block, 1), block, 3 * args.width, dtype=dtype, device=DEVICE)
             slope = torch.randn_like(x[..., : args.width])
             ways: dict[str, Attention] = {"plain": plain, "sdpa": sdpa, "eager": eager}
+            ways = separated(args.documents) if args.documents else ways
             layers = {name: layer(way, args.width // size, args.dropout) for name, way in ways.items()}
             if args.compiled:
                 layers = {name: torch.compile(step, dynamic=False, options=options) for name, step in layers.items()}
@@ -93,7 +118,8 @@ def main() -> None:
             times = {name: 1e3 * statistics.median(each) for name, each in seconds.items()}
             row: dict[str, object] = {"block": block, "head size": size}
             row |= {f"{name}, ms": f"{ms:.2f}" for name, ms in times.items()}
-            rows.append({**row, "sdpa / plain": f"{times['sdpa'] / times['plain']:.2f}"})
+            one, other = list(times)[1::-1]
+            rows.append({**row, f"{one} / {other}": f"{times[one] / times[other]:.2f}"})
             print(rows[-1], flush=True)
     report(rows, args.output)
 

@@ -13,6 +13,7 @@ the start of each process.
 
 gpt2kit            trainer.py with Muon and compiled blocks; gpt2kit_adamw: with AdamW; gpt2kit_fp16: 16-mixed (a GPU)
 gpt2kit_eager, gpt2kit_model    the same, not compiled; compiled as a whole
+gpt2kit_NAME       with a change of bench/gpu_variants.py
 gpt2kit_loop       the module and the optimizer of gpt2kit_eager in a plain loop, without Lightning
 plain              a plain PyTorch loop over GPT2LMHeadModel with labels=, float32, torch.optim.AdamW, clipping
 plain_bf16         the same under bfloat16 autocast
@@ -173,38 +174,45 @@ def now() -> float:
 
 def train_gpt2kit(way: str, shape: dict[str, int], batches: Tensor, steps: int, _: Path | None) -> list[float]:
     """Train with `trainer.py`, whose steps also log, check gradients and track the position."""
-    from gpt2kit.cli.train_cli import TrainCLI
+    from gpu_variants import VARIANTS
 
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"w{token}" for token in range(shape["vocab_size"] - 2)]
-        lines = [
-            " ".join(words),
-            *(" ".join(words[t % len(words)] for t in row) for b in batches for row in b.tolist()),
-        ]
-        Path(folder, "text.txt").write_text("\n".join(lines * 2) + "\n", encoding="utf-8")
-        options = {
-            "data.train_files": f"{folder}/text.txt",
-            "data.tokenizer.class_path": "gpt2kit.tokenization.TokenizerSpec",
-            "data.tokenizer.init_args.kind": "words",
-            "data.cache_dir": f"{folder}/cache",
-            "data.reader.document": "line",
-            "data.valid_fraction": 0,
-            "data.block_size": shape["n_positions"],
-            "data.batch_size": batches.shape[1],
-            **{f"model.{name}": shape[name] for name in ("n_layer", "n_head", "n_embd")},
-            "model.compile": {"gpt2kit_eager": "off", "gpt2kit_model": "model"}.get(way, "blocks"),
-            "trainer.max_steps": steps,
-            "trainer.gradient_clip_val": 1.0,
-            "trainer.enable_progress_bar": "false",
-            "trainer.default_root_dir": folder,
-            "save_every": 10**9,
-        }
-        cli = TrainCLI([*(f"--{name}={value}" for name, value in options.items()), *OPTIONS.get(way, [])])
-        clock = make_clock()
-        cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+        compiled = {"gpt2kit_eager": "off", "gpt2kit_graphs": "off", "gpt2kit_model": "model"}.get(way, "blocks")
+        options = [f"--trainer.max_steps={steps}", f"--model.compile={compiled}", *OPTIONS.get(way, [])]
+        cli = make_cli(Path(folder), shape, batches, options)
+        clock = make_clock(VARIANTS.get(way))
+        cli.trainer.callbacks.append(clock)
         cli.trainer.fit(cli.model, cli.datamodule)
         shape["vocab_size"] = int(cli.model.shape["vocab_size"])
     return list(clock.times)
+
+
+def make_cli(folder: Path, shape: dict[str, int], batches: Tensor, options: list[str]) -> Any:
+    """Return `trainer.py` for a model of a shape, with its text, of random words, in a folder."""
+    from gpt2kit.cli.train_cli import TrainCLI
+
+    words = [f"w{token}" for token in range(shape["vocab_size"] - 2)]
+    lines = [
+        " ".join(words),
+        *(" ".join(words[t % len(words)] for t in row) for b in batches for row in b.tolist()),
+    ]
+    (folder / "text.txt").write_text("\n".join(lines * 2) + "\n", encoding="utf-8")
+    fixed = {
+        "data.train_files": folder / "text.txt",
+        "data.tokenizer.class_path": "gpt2kit.tokenization.TokenizerSpec",
+        "data.tokenizer.init_args.kind": "words",
+        "data.cache_dir": folder / "cache",
+        "data.reader.document": "line",
+        "data.valid_fraction": 0,
+        "data.block_size": shape["n_positions"],
+        "data.batch_size": batches.shape[1],
+        **{f"model.{name}": shape[name] for name in ("n_layer", "n_head", "n_embd")},
+        "trainer.gradient_clip_val": 1.0,
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": folder,
+        "save_every": 10**9,
+    }
+    return TrainCLI([*(f"--{name}={value}" for name, value in fixed.items()), *options])
 
 
 def train_gpt2kit_loop(_: str, shape: dict[str, int], batches: Tensor, steps: int, __: Path | None) -> Iterator[float]:
@@ -242,13 +250,17 @@ def endless_loader(batches: Tensor) -> Any:
     return torch.utils.data.DataLoader(Endless(), batch_size=None)
 
 
-def make_clock() -> Any:
-    """Return a callback that records the time after each step."""
+def make_clock(change: Callable[[Any], None] | None = None) -> Any:
+    """Return a callback that changes the module before it is compiled, and records the time after each step."""
     import pytorch_lightning as pl
 
     class Clock(pl.Callback):
         def __init__(self) -> None:
             self.times: list[float] = []
+
+        def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            if change:
+                change(module)
 
         def on_train_start(self, *_: Any) -> None:
             self.times.append(now())

@@ -17,8 +17,10 @@ _MAX_LEVELS = 100
 class Mapping(dict[str, Any]):
     """Values by key, with the line of each key and their file, which is empty for YAML on the command line."""
 
-    file: str
-    lines: dict[str, int]
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+        self.lines: dict[str, int] = {}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -45,8 +47,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         if isinstance(node, yaml.SequenceNode):
             value: Any = [self.build(item, file) for item in node.value]
         else:
-            value = Mapping()
-            value.file, value.lines = file, {}
+            value = Mapping(file)
             for key, item in node.value:
                 is_name, mark = isinstance(key, yaml.ScalarNode) and key.value, key.start_mark
                 name = key.value if is_name else "(a key without a name)"

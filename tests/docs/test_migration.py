@@ -121,6 +121,7 @@ def test_the_tables_are_those_of_the_advice() -> None:
         ),
         ("trainer.py", "--model.tokenizer_model", "For colorfulscoop's tokenizer_model: data.tokenizer"),
         ("test.py", "--eval_corpus", "For GPT2's eval_corpus: data.valid_files"),
+        ("train_tokenizer.py", "--config", "See --help"),
     ],
 )
 def test_an_option_of_another_program_gets_its_name_here(

@@ -125,8 +125,10 @@ def _arm(kill: Kill) -> None:
         raise ValueError(kill.point)
 
 
-def child(args: list[str], kill: Kill | None, environment: dict[str, str], log: str) -> None:
-    """Run trainer.py in this process, with its output in a file."""
+def child(
+    main: Callable[..., object], args: list[str], kill: Kill | None, environment: dict[str, str], log: str
+) -> None:
+    """Run a command in this process, with its output in a file."""
     os.environ.update(environment)
     os.chdir(environment.get("CWD", "."))
     torch.set_num_threads(1)
@@ -135,7 +137,7 @@ def child(args: list[str], kill: Kill | None, environment: dict[str, str], log: 
         os.dup2(out.fileno(), 2)
     if kill is not None:
         _arm(kill)
-    failures.guarded(train.main, args)
+    failures.guarded(main, args)
 
 
 def start(
@@ -144,6 +146,7 @@ def start(
     ranks: int,
     log: Path,
     environments: dict[int, dict[str, str]] | None = None,
+    main: Callable[..., object] = train.main,
 ) -> list[Any]:
     """Start the processes of one run.
 
@@ -154,22 +157,23 @@ def start(
         log: the file for their output.
         environments: further environment variables of some ranks. CWD is the working directory, and ARGS are further
             arguments.
+        main: the command.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
     for rank in range(ranks):
-        environment = {
+        launcher = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(ranks),
             "NODE_RANK": "0",
             "LOCAL_RANK": str(rank),
         }
-        environment |= (environments or {}).get(rank, {})
+        environment = {**(launcher if ranks > 1 else {}), **(environments or {}).get(rank, {})}
         rank_args = [*args, *environment.pop("ARGS", "").split()]
-        child_args = (rank_args, kills.get(rank), environment if ranks > 1 else {}, str(log))
+        child_args = (main, rank_args, kills.get(rank), environment, str(log))
         process = _CONTEXT.Process(target=child, args=child_args)
         process.start()
         processes.append(process)

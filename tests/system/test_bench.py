@@ -30,7 +30,7 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     finally:
         logging.disable(logging.NOTSET)
     rows = {path.stem: json.loads(path.read_text())["rows"] for path in tmp_path.glob("*.json")}
-    assert set(rows) == {"small", "attention", "muon", "generate", "overhead"}
+    assert set(rows) == {"small", "attention", "muon", "generate", "overhead", "checks"}
     (step,) = rows["small"]
     assert step["way"] == "gpt2kit_eager" and float(step["ms per step"]) > 0
     assert [(row["way"], row["equal ids"]) for row in rows["generate"]] == [
@@ -39,6 +39,7 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("no_cache", "all"),
     ]
     assert [row["way"] for row in rows["overhead"]] == ["Lightning with its defaults", "trainer.py"]
+    assert [(row["check"], row["result"]) for row in rows["checks"]] == [("waits", 0)]
 
 
 def test_evaluation_benchmark_measures_the_speed_of_testing(

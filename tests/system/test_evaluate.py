@@ -6,9 +6,6 @@ import copy
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SENTENCE, Outcome, Run, logged_rows, train_run, train_tokenizer
+from helpers import SENTENCE, Outcome, Run, logged_rows, train_run, train_tokenizer
 from numpy.typing import NDArray
+from proofs.kills import finish, start
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
@@ -340,12 +338,14 @@ def test_invalid_metadata_of_a_checkpoint_is_refused(
     assert code in (3, 4) and err.count("\n") == 1
 
 
-def test_two_ranks_give_the_same_figures(run: Run, others: dict[str, Path], call: Callable[..., Outcome]) -> None:
-    arguments = ["--ckpt_path", str(run.folder), str(others["char"]), "--batch_size", "3", "--json_output", "-"]
-    process = run_on_two_ranks(run.work, *arguments)
-    assert process.returncode == 0, process.stderr
-    two = json.loads(process.stdout)
-    _, out, _ = call(main, *arguments)
+def test_two_ranks_give_the_same_figures(
+    run: Run, others: dict[str, Path], tmp_path: Path, call: Callable[..., Outcome]
+) -> None:
+    arguments = ["--ckpt_path", str(run.folder), str(others["char"]), "--batch_size", "3", "--json_output"]
+    codes, output = run_on_two_ranks(run.work, tmp_path / "log.txt", *arguments, str(tmp_path / "two.json"))
+    assert codes == [0, 0], output
+    two = json.loads((tmp_path / "two.json").read_text())
+    _, out, _ = call(main, *arguments, "-")
     one = json.loads(out)
     assert two["text"].pop("ranks") == 2 and one["text"].pop("ranks") == 1
     assert two["text"] == one["text"]
@@ -355,20 +355,15 @@ def test_two_ranks_give_the_same_figures(run: Run, others: dict[str, Path], call
 
 
 def test_an_error_on_two_ranks_is_printed_once(tmp_path: Path) -> None:
-    process = run_on_two_ranks(tmp_path, "--ckpt_path", "none")
-    assert process.returncode and process.stderr.count("error: none: no such checkpoint") == 1 and not process.stdout
+    codes, output = run_on_two_ranks(tmp_path, tmp_path / "log.txt", "--ckpt_path", "none")
+    assert all(codes) and output.count("error: none: no such checkpoint") == 1 and output.count("\n") == 1
 
 
-def run_on_two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    return subprocess.run(
-        [sys.executable, *launch, "--local-addr=127.0.0.1", str(ROOT / "test.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def run_on_two_ranks(folder: Path, log: Path, *arguments: str) -> tuple[list[int], str]:
+    """Run test.py in two processes with the environment that torchrun gives them; return exit codes and output."""
+    environments = {rank: {"RANK": str(rank), "CWD": str(folder)} for rank in range(2)}
+    codes = finish(start(list(arguments), {}, 2, log, environments, main))
+    return codes, log.read_text()
 
 
 def test_figures_agree_with_those_of_validation(

@@ -26,6 +26,7 @@ from gpt2kit.generation import verse
 from gpt2kit.generation.decoder import Decoder, SampledToken
 from gpt2kit.generation.generator import Generator, TextChunk
 from gpt2kit.generation.options import GenerationOptions
+from gpt2kit.tokenization.tokenizer import EOS
 
 Call = Callable[..., Outcome]
 
@@ -136,6 +137,16 @@ def test_a_prompt_that_the_tokenizer_changes_is_reported(opened: LoadedCheckpoin
     generator.prompt_ids("Quick")
     generator.tokenizer.normalizer = None
     assert notes == ["the tokenizer cannot encode the prompt 'Quick': the model reads 'quick'"]
+
+
+def test_special_tokens_of_a_prompt_are_parsed_on_request(opened: LoadedCheckpoint, run_generate: Call) -> None:
+    generator = Generator(opened)
+    prompt, end = f"the quick{EOS}", generator.eos
+    assert generator.prompt_ids(prompt, parse_special=True) == [end, *generator.encode("the quick"), end]
+    assert generator.prompt_ids(prompt).count(end) == 1
+    greedy = ("--prompt", prompt, "--max_new_tokens", 8, "--temperature", 0)
+    texts = [run_generate(*greedy, *more)[1] for more in ((), ("--parse_special",))]
+    assert texts[0] != texts[1] and all(text.startswith(prompt) for text in texts)
 
 
 def test_only_texts_are_printed(run_generate: Call, inside: Path) -> None:

@@ -145,8 +145,8 @@ def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -
         arguments = (f"hf://{name}", "--prompt", prompt, "--max_new_tokens", "5", "--top_k", "1")
         first = run("generate.py", *arguments, cwd=tmp_path, **settings)
         assert first.returncode == 0 and first.stdout.startswith(prompt), first.stderr
-        offline = run("generate.py", *arguments, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
-        assert offline.stdout == first.stdout, offline.stderr
+    offline = run("generate.py", *arguments, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
+    assert offline.stdout == first.stdout, offline.stderr
     assert "Bearer hf_secret" in hub.tokens and not any(path.endswith(".py") for path in hub.requests)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog .\n" * 400)
     options = "--data.valid_fraction 0.1 --trainer.max_steps 2 --data.block_size 16 --model.init_from hf://owner/bert"
@@ -155,13 +155,11 @@ def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -
 
 
 def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
-    settings = environment(hub, tmp_path)
     for name, message in (
-        ("owner/gated", "error: owner/gated: a model with limited access. Ask for access on its page and set HF_TOKEN"),
-        (
-            "owner/none",
-            "error: owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no",
-        ),
+        ("owner/gated", "owner/gated: a model with limited access. Ask for access on its page and set HF_TOKEN"),
+        ("owner/none", "owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no"),
     ):
-        result = run("generate.py", f"hf://{name}", "--prompt", "a", cwd=tmp_path, **settings)
-        assert result.returncode == 4 and result.stderr.startswith(message) and result.stderr.count("\n") == 1
+        arguments = ("--kind", "existing", "--vocab", name, "--output_dir", "tokenizer")
+        result = run("train_tokenizer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
+        assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
+        assert result.stderr.startswith(f"error: --vocab {message}")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from helpers import (
-    ROOT,
     Outcome,
     Run,
     final_weights,
@@ -25,6 +21,7 @@ from helpers import (
     train_run,
     train_tokenizer,
 )
+from proofs.kills import Setting, run_with_kills
 
 from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import parser, test, train
@@ -209,16 +206,8 @@ def test_two_ranks_start_from_the_same_weights(run: Run, bare: list[str], tmp_pa
     arguments += [f"--data.tokenizer={characters}", "--model.replace_tokenizer=true", "--model.freeze=body"]
     arguments += ["--model.freeze_steps=2", "--model.optimizer=gpt2kit.optim.AdamW"]
     expected = final_weights(train_run(tmp_path / "one", arguments))
-    arguments += ["--data.batch_size=4", "--trainer.strategy=ddp", "--trainer.devices=2"]
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "trainer.py"), *arguments, f"--trainer.default_root_dir={tmp_path / 'two'}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr.count("before training:") == 1
-    weights = final_weights(tmp_path / "two/lightning_logs/version_0")
+    two, _ = run_with_kills(Setting("two", [*arguments, "--data.batch_size=4"], 2), tmp_path / "two", [])
+    assert (tmp_path / "two/log.txt").read_text().count("before training:") == 1
+    weights = final_weights(two)
     torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(*(weights[name] for name in EMBEDDINGS))

@@ -25,11 +25,10 @@ SETTINGS = {
     ],
 }
 ONCE = [
-    *(Kill("forward", n) for n in (1, 4, 6, 9)),
-    *(Kill("update", n) for n in (3, 6)),
-    *(Kill("validation", n) for n in (2, 4)),
+    *(Kill("forward", n) for n in (1, 6, 9)),
+    *(Kill("update", 3), Kill("validation", 2)),
     *(Kill("write", n) for n in (1, 3)),
-    *(Kill("renaming", n) for n in (1, 2, 4)),
+    *(Kill("renaming", n) for n in (1, 2)),
     *(Kill("renamed", n) for n in (2, 5)),
     Kill("purge", 1),
     Kill("purged", 1),

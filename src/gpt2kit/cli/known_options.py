@@ -229,6 +229,8 @@ class CommandLine:
             except UserError as error:
                 self._problems.append(str(error))
                 return
+            if not name:
+                self.renames += renamed.move_options(value)
         if has_options and isinstance(value, list):
             if None in value:
                 self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")

@@ -23,12 +23,14 @@ def _advice() -> dict[str, str]:
     advice: dict[str, str] = {}
     for program, rows in read_tables().items():
         for old, new in rows.items():
-            names = [_name(span) for span in re.findall("`([^`]+)`", old)]
+            # A span with several options is a whole command, not the name of one of them.
+            names = [_name(span) for span in re.findall("`([^`]+)`", old) if span.count("--") < 2]
             # `n_layer`, `n_head` and `model.n_layer`, `model.n_head` go together; other rows stay whole.
             pairs = re.findall("`([^`]+)`", new.partition(";")[0])
             for i, name in enumerate(names):
                 text = pairs[i] if 1 < len(pairs) == len(names) else new.replace("`", "")
-                advice.setdefault(name, f". For {program}'s {name}: {text}")
+                if not text.startswith("the same"):
+                    advice.setdefault(name, f". For {program}'s {name}: {text}")
     return advice
 
 

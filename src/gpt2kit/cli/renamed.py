@@ -1,4 +1,4 @@
-"""Old names of options and tokenizer kinds.
+"""Old names of options and tokenizer kinds, and the names that colorfulscoop's GPT-2 trainer has in its config.
 
 On a command line, an old option is unknown, and the error names the new one. Config files and the settings of earlier
 runs may still have old names; they are read under their new names, and a note lists them.
@@ -7,8 +7,11 @@ runs may still have old names; they are read under their new names, and a note l
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from collections.abc import Mapping as AnyMapping
 from typing import Any, NamedTuple
+
+from gpt2kit.yaml_reader import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,16 @@ RENAMED = {
     "find": "tune",
     "override": "override_optimizer",
     "at_once": "max_concurrency",
+}
+
+# Options of colorfulscoop's GPT-2 trainer, which a config file may have in another section.
+MOVED = {
+    "model.tokenizer_model": "data.tokenizer",
+    "model.train_file": "data.train_files",
+    "model.valid_file": "data.valid_files",
+    "model.test_file": "data.test_files",
+    "model.block_size": "data.block_size",
+    "trainer.seed_everything": "seed_everything",
 }
 
 # Old tokenizer kind -> new one. These are accepted on a command line, too.
@@ -68,7 +81,25 @@ def new_kind(kind: Any) -> Any:
     return RENAMED_KINDS.get(kind, kind) if isinstance(kind, str) else kind
 
 
-def rename_settings(settings: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+def move_options(config: Mapping) -> list[Rename]:
+    """Move the options in another section of a config file to their own, unless they are set there, too."""
+    moved = []
+    for old, new in MOVED.items():
+        (source, old_key), (section, _, key) = old.split("."), new.rpartition(".")
+        values = config.get(source)
+        if not isinstance(values, Mapping) or old_key not in values:
+            continue
+        line = values.lines[old_key]
+        if section and section not in config:
+            config[section], config.lines[section] = Mapping(config.file), line
+        target = config[section] if section else config
+        if isinstance(target, Mapping) and key not in target:
+            target[key], target.lines[key] = values.pop(old_key), line
+            moved.append(Rename(config.file, old, new))
+    return moved
+
+
+def rename_settings(settings: AnyMapping[str, Any], current: AnyMapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings of an earlier run under the names that `current` has."""
     renamed: dict[str, Any] = {}
     for name, value in settings.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +66,15 @@ class Generator:
         self._note = note or logger.info
         self._notes: set[str] = set()
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-        return tokenizers.encode(self.tokenizer, text)
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Return the ids of a text, in which the names of special tokens are text unless `parse_special`."""
+        return tokenizers.encode(self._parsing_tokenizer if parse_special else self.tokenizer, text)
+
+    @functools.cached_property
+    def _parsing_tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(tokenizers.to_json(self.tokenizer))
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token adds to a text."""
@@ -81,7 +88,11 @@ class Generator:
         A text depends on its prompt, its sample number and the options, not on the other prompts.
         """
         is_healed = options.token_healing and not options.form  # the form decides the tokens of a verse
-        healed = [self._heal(prompt) if is_healed else HealedPrompt(self.prompt_ids(prompt)) for prompt in prompts]
+        parse_special = options.parse_special
+        healed = [
+            self._heal(prompt, parse_special) if is_healed else HealedPrompt(self.prompt_ids(prompt, parse_special))
+            for prompt in prompts
+        ]
         constraints = self._constraints(options, prompts)
         jobs = ((i, sample) for i in range(len(prompts)) for sample in range(options.num_samples))
         while rows := list(itertools.islice(jobs, options.batch_size)):
@@ -96,10 +107,10 @@ class Generator:
             except CheckpointError as error:
                 raise CheckpointError(f"{self._path}: {error}") from None
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str, parse_special: bool = False) -> list[int]:
         """Return the ids of a prompt after an end-of-document token, as documents begin in training."""
         try:
-            ids = self.encode(prompt)
+            ids = self.encode(prompt, parse_special)
         except (UnicodeEncodeError, TypeError):
             raise UserError(f"prompt {prompt!r}: contains bytes that are not UTF-8. Encode it as UTF-8") from None
         decoded = tokenizers.decode(self.tokenizer, ids)
@@ -110,8 +121,9 @@ class Generator:
             self.note(f"a prompt has {len(ids):,} tokens: the model sees the last {context} of them")
         return [self.eos, *ids]
 
-    def _heal(self, prompt: str) -> HealedPrompt:
-        healed = self._healing.heal(prompt, self.prompt_ids(prompt)[1:])
+    def _heal(self, prompt: str, parse_special: bool) -> HealedPrompt:
+        encode = functools.partial(self.encode, parse_special=parse_special)
+        healed = self._healing.heal(prompt, self.prompt_ids(prompt, parse_special)[1:], encode)
         return dataclasses.replace(healed, ids=[self.eos, *healed.ids])
 
     def note(self, text: str) -> None:

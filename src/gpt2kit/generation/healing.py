@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer, models
@@ -55,9 +55,9 @@ class TokenHealing:
                 if not token.startswith("##") and i not in added:
                     self._tokens[i] = b" " + self._tokens[i]
 
-    def heal(self, prompt: str, ids: list[int]) -> HealedPrompt:
+    def heal(self, prompt: str, ids: list[int], encode: Callable[[str], list[int]]) -> HealedPrompt:
         """Return a prompt with these ids without its end, if there are longer tokens that begin with this end."""
-        typed = self._split_last_space(prompt, ids)
+        typed = self._split_last_space(prompt, ids, encode)
         last = range(max(len(typed) - _MAX_TOKENS, 0), len(typed))
         first = next((i for i in last if self._longer_tokens(typed[i:])), len(typed))
         while first < len(typed) and 0x80 <= self._tokens[typed[first]][0] < 0xC0:  # inside a character
@@ -68,11 +68,11 @@ class TokenHealing:
         steps = [HealingStep(typed[i], [typed[i], *self._longer_tokens(typed[i:])]) for i in range(first, len(typed))]
         return HealedPrompt(typed[:first], end, steps)
 
-    def _split_last_space(self, prompt: str, ids: list[int]) -> list[int]:
+    def _split_last_space(self, prompt: str, ids: list[int], encode: Callable[[str], list[int]]) -> list[int]:
         """Encode the last space or line break by itself, because that is how GPT-2 splits spaces before a word."""
         if not prompt[-1:].isspace():
             return ids
-        split = self._encode(prompt[:-1]) + self._encode(prompt[-1])
+        split = encode(prompt[:-1]) + encode(prompt[-1])
         return split if self._decode(split) == self._decode(ids) else ids
 
     def _longer_tokens(self, ids: Sequence[int]) -> list[int]:
@@ -89,9 +89,6 @@ class TokenHealing:
         """The ids in the order of their bytes, and these bytes."""
         order = sorted(range(len(self._tokens)), key=self._tokens.__getitem__)
         return order, [self._tokens[i] for i in order]
-
-    def _encode(self, text: str) -> list[int]:
-        return tokenizers.encode(self._tokenizer, text)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return tokenizers.decode(self._tokenizer, ids)

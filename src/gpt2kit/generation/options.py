@@ -59,6 +59,8 @@ class GenerationOptions(SamplingOptions):
     """Maximum number of line breaks in a row."""
     no_special_tokens: bool = False
     """Never generate the tokenizer's special tokens."""
+    parse_special: bool = False
+    """Encode the name of a special token in a prompt as that token. Default: as ordinary text."""
     token_healing: bool = True
     """A prompt may end inside a token: its last token is chosen again, among those that begin with the same text. Off:
     --no_token_healing."""

@@ -15,6 +15,7 @@ from gpt2kit.tokenization.trainers import as_special, join_pieces
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _UNIGRAM, _BPE = 1, 2
 _SPACE = "\u2581"  # stands for a space in a piece
+_MAX_BYTES = 1 << 24  # the largest models have about 5 MB; protobuf takes up to 70 times the size of a file
 _PRIVATE = 0x100000  # the first character of a plane for private use
 # Texts on which both must agree: spaces, width variants, characters without a piece, names of special pieces.
 _TRIAL = [
@@ -50,6 +51,8 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:
         raise DataError(f"{where}: needs SentencePiece. Run: pip install 'sentencepiece>=0.2'") from None
+    if len(raw) > _MAX_BYTES:
+        raise DataError(f"{where}: {len(raw) / 1e6:,.0f} MB, too large for a SentencePiece model. Name another file")
     try:
         model = sentencepiece_model_pb2.ModelProto.FromString(raw)
         processor = sentencepiece.SentencePieceProcessor(model_proto=raw)

@@ -194,3 +194,21 @@ def test_settings_of_an_earlier_run_are_compared_under_their_new_names() -> None
         "data.tokenizer.kind": "bpe",
     }
     assert rename_settings(earlier, current) == current
+
+
+def test_options_of_another_section_are_moved(parse: Callable[..., tuple[dict[str, Any], str]], inside: Path) -> None:
+    values = {"tokenizer_model": "words", "valid_file": "v.txt", "test_file": "t.txt", "block_size": 48, "n_layer": 3}
+    config = {"model": values, "trainer": {"seed_everything": 1000}}
+    (inside / "theirs.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    settings, err = parse("--config=theirs.yaml")
+    names = ("data.tokenizer", "data.valid_files", "data.test_files", "data.block_size", "seed_everything")
+    assert [settings[name] for name in names] == ["words", "v.txt", "t.txt", 48, 1000]
+    assert settings["model.n_layer"] == 3 and err.count("note: theirs.yaml uses old names") == 1
+    assert "model.block_size (now data.block_size)" in err and "trainer.seed_everything (now seed_everything)" in err
+
+
+def test_an_option_is_not_moved_over_another(inside: Path, call: Callable[..., Outcome]) -> None:
+    config = "model:\n  block_size: 48\ndata:\n  block_size: 32\n"
+    (inside / "both.yaml").write_text(config, encoding="utf-8")
+    code, _, err = call(train.main, "--config=both.yaml")
+    assert code == 2 and "both.yaml line 2: model.block_size: no such option" in err

@@ -33,8 +33,11 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
 
 
 def heal(tokenizer: Tokenizer, prompt: str) -> HealedPrompt:
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
     healing = TokenHealing(tokenizer, tokenizers.token_bytes(tokenizer), tokenizers.added_ids(tokenizer))
-    return healing.heal(prompt, tokenizer.encode(prompt, add_special_tokens=False).ids)
+    return healing.heal(prompt, encode(prompt), encode)
 
 
 def choices(tokenizer: Tokenizer, prompt: str) -> set[str]:

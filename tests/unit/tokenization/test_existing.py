@@ -90,6 +90,7 @@ def test_a_model_without_normalization_keeps_its_ids() -> None:
     [
         (b"", "not a SentencePiece model"),
         (b"hello" * 9, "not a SentencePiece model"),
+        pytest.param(b"\n\0" * (9 << 20), "too large for a SentencePiece model", id="empty pieces"),
         ("word", "neither BPE nor unigram"),
     ],
 )
