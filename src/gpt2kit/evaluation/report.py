@@ -18,7 +18,7 @@ from gpt2kit.evaluation.blocks import BLOCK_BYTES, UNITS, Sampling
 from gpt2kit.evaluation.evaluate import Passage, Result
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import Ranks
-from gpt2kit.evaluation.statistics import TextStats, UnitScores
+from gpt2kit.evaluation.statistics import TextStats
 from gpt2kit.evaluation.test_set import TestSet
 from gpt2kit.metrics import FIGURES
 from gpt2kit.model.config import parameter_count
@@ -36,7 +36,7 @@ class Report:
         # The fewest bits per byte first. Candidates whose tokenizer loses text are last: they predict another text.
         self.results = sorted(results, key=lambda r: (not r.round_trip.is_lossless, r.score.bits_per_byte))
         self.rows = [_compute_row(result, self.results, test_set.sampling, options.seed) for result in self.results]
-        self.text = _describe_text(self.results[0].scores, test_set, stats, options, ranks)
+        self.text = _describe_text(self.results[0], test_set, stats, options, ranks)
         self.notes = _collect_notes(self.rows, self.text, test_set.sampling)
         self._options = options
 
@@ -116,10 +116,11 @@ def _compute_row(result: Result, results: Sequence[Result], sampling: Sampling, 
 
 
 def _describe_text(
-    scores: UnitScores, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
+    result: Result, test_set: TestSet, stats: TextStats, options: EvaluationOptions, ranks: Ranks
 ) -> Row:
     """Return the files and sizes of the text, and how it was read."""
-    ends = len(scores) if test_set.stores[0].ends else 0  # the scores include them
+    scores = result.scores
+    ends = len(scores) if result.candidate.append_eos else 0  # the scores include them
     return {
         "files": test_set.files,
         "share": test_set.split.high - test_set.split.low if test_set.split else 1.0,
