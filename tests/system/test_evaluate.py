@@ -23,7 +23,7 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser, test
 from gpt2kit.data.build import Corpus, open_or_build
 from gpt2kit.data.store import TokenStore
-from gpt2kit.evaluation import scoring
+from gpt2kit.evaluation import blocks, scoring
 from gpt2kit.evaluation.scoring import Scorer, Windows
 from gpt2kit.text.reader import Reader
 
@@ -227,7 +227,7 @@ def test_max_tokens_takes_whole_documents(run: Run, call: Callable[..., Outcome]
     assert evaluate("--max_tokens", 10**9)[0]["results"] == full["results"]
     (inside / "long.txt").write_text(LOREM)
     full, err = evaluate("--files", "long.txt")
-    assert "1 document: no intervals" in err and not full["results"][0]["interval_95"]
+    assert "1 document: no intervals, which need 20 documents" in err and not full["results"][0]["interval_95"]
     assert "over documents" not in call(main, "--ckpt_path", run.folder, "--files", "long.txt")[1]
     tokens = full["results"][0]["tokens"]
     code, _, err = call(main, "--ckpt_path", run.folder, "--files", "long.txt", "--max_tokens", tokens - 1)
@@ -273,6 +273,26 @@ def test_models_with_different_tokenizers_are_compared(
     code, _, err = call(main, *arguments, "--max_tokens", 3)
     tokens = max(row["tokens"] for row in results) // 40  # all documents have the same length in characters
     assert code == 2 and f"the first document has {tokens} tokens" in err and f"Use --max_tokens {tokens}," in err
+
+
+def test_intervals_of_one_long_document_come_from_blocks(
+    run: Run, others: dict[str, Path], call: Callable[..., Outcome], inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
+    (inside / "novel.txt").write_text("".join(SENTENCE.format(n).strip() + ", " for n in range(40)), encoding="utf-8")
+    arguments = ["--ckpt_path", run.folder, others["char"], "--files", "novel.txt", "--json_output", "all.json"]
+    code, out, err = call(main, *arguments)
+    content = json.loads((inside / "all.json").read_text())
+    assert code == 0 and "intervals of 20 blocks" in out and "1 document: intervals and deviations are of 20" in err
+    assert (content["text"]["interval_unit"], content["text"]["interval_units"]) == ("blocks", 20)
+    for row in content["results"]:
+        low, high = row["interval_95"]["bits_per_byte"]
+        assert low < row["bits_per_byte"] < high and low < row["over_blocks"]["bits_per_byte"]["mean"] < high
+        assert row["over_blocks"]["loss"]["mean"] == pytest.approx(row["loss"]), "blocks have all tokens of the text"
+    difference = content["results"][1]["difference"]
+    low, high = difference["interval_95"]
+    assert 0 < low < difference["bits_per_byte"] < high
+    assert "over blocks" in call(main, *arguments[:2], *arguments[3:5])[1]
 
 
 def test_a_tokenizer_that_loses_text_is_not_compared(

@@ -17,6 +17,7 @@ import torch
 from helpers import Outcome, Run, train_run
 from safetensors.torch import load_file, save_file
 
+import gpt2kit
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import export, parser
 from gpt2kit.errors import CheckpointError
@@ -56,9 +57,10 @@ def test_transformers_agrees_with_the_checkpoint(run: Run, folder: Path) -> None
     model, exported_tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     opened = checkpoint.open(run.folder)
     text = "the quick brown fox <|endoftext|> 春"
-    ids = exported_tokenizer(text)["input_ids"]
+    ids = exported_tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == opened.tokenizer.encode(text).ids and exported_tokenizer.decode(ids) == text
-    assert exported_tokenizer.eos_token_id == tokenizer.eos_id(opened.tokenizer)
+    end = tokenizer.eos_id(opened.tokenizer)
+    assert exported_tokenizer.eos_token_id == end and exported_tokenizer(text)["input_ids"] == [end, *ids]
     ids = torch.arange(16)[None]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, opened.model(ids).logits[..., :320])
@@ -200,13 +202,18 @@ def test_an_export_that_differs_from_the_checkpoint_is_not_written(
     assert (target / "model.safetensors").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_examples_of_the_model_card_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_example_of_the_model_card_gives_the_text_of_generate(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    for program in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):
-        exec(program, {})
+    (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)
     assert "Once" in capsys.readouterr().out
+    options = {"temperature": 0, "max_new_tokens": 9, "token_healing": False}
+    for prompt in ("", "the quick brown"):
+        (sample,) = names["generator"](prompt, do_sample=False, max_new_tokens=9)
+        assert sample["generated_text"] == gpt2kit.load(str(run.folder)).generate(prompt, **options)
 
 
 def test_an_error_in_the_fresh_process_is_reported_in_one_line(
@@ -235,6 +242,7 @@ def test_the_gguf_file_is_complete(
     opened = checkpoint.open(run.folder)
     end = tokenizer.eos_id(opened.tokenizer)
     assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == end
+    assert fields["tokenizer.ggml.add_bos_token"] is True
     assert fields["tokenizer.ggml.tokens"] == [opened.tokenizer.id_to_token(i) for i in range(320)]
     assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["gpt2.context_length"] == 16
     assert fields["tokenizer.ggml.token_type"][end] == gguf.TokenType.CONTROL

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gpt2kit.data.build import open_with_bar
 from gpt2kit.errors import DataError, UserError
-from gpt2kit.evaluation import scoring
+from gpt2kit.evaluation import blocks, scoring
 from gpt2kit.evaluation.memorization import Memorization, measure_memorization
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import DocumentScorer, Ranks, Scorer, Windows
-from gpt2kit.evaluation.statistics import DocumentScores, RoundTripCheck, TextStats, measure_text
+from gpt2kit.evaluation.statistics import RoundTripCheck, TextStats, UnitScores, measure_text
 from gpt2kit.evaluation.surprisal import read_documents, write_table
 from gpt2kit.evaluation.test_set import Candidate, TestSet
 from gpt2kit.generation.text_stream import TextStream
@@ -51,7 +52,8 @@ class Result:
     """The measurements of one candidate."""
 
     candidate: Candidate
-    scores: DocumentScores
+    scores: UnitScores  # of the documents
+    units: UnitScores | None  # of what intervals are computed from
     windows: Windows
     round_trip: RoundTripCheck
     passages: list[Passage] = field(default_factory=list)
@@ -76,7 +78,8 @@ def evaluate(
     stats, results = TextStats(), list[Result]()
     if not ranks.rank:
         pieces = test_set.corpora[0].pieces()
-        stats = measure_text(pieces, [candidate.info.tokenizer for candidate in candidates], test_set.documents)
+        encoders = [candidate.info.tokenizer for candidate in candidates]
+        stats = measure_text(pieces, encoders, test_set.documents, test_set.sampling.edges)
     selected: list[tuple[int, str]] = []
     for number, (candidate, store) in enumerate(zip(candidates, test_set.stores, strict=True)):
         gpt2 = scoring.prepare(candidate.load_model(), ranks.device(), options.precision)
@@ -88,26 +91,43 @@ def evaluate(
             )
         windows = Windows(tokens, candidate.context, options.stride or candidate.context)
         scorer = (Scorer if candidate.has_end else DocumentScorer)(gpt2, store, windows, options.precision)
-        nll = scorer.score(options.batch_size, ranks)[: test_set.documents]
+        documents = scorer.boundaries[: test_set.documents + 1]
+        sampling, tokenizer = test_set.sampling, candidate.info.tokenizer
+        edges = blocks.find_boundaries(store, tokenizer, tokens, sampling)
+        parts = np.union1d(documents, edges)  # each is in one document and in one block
+        nll = scorer.score(options.batch_size, ranks, parts)
         if ranks.rank:
             continue
-        tokenizer = candidate.info.tokenizer
-        words = np.array(stats.words, np.int64) + store.counted()[: len(nll), 3]  # the end of a document counts as one
+        counted = store.counted()[: test_set.documents]
+        words = np.array(stats.words, np.int64) + counted[:, 3]  # the end of a document counts as one
         if not candidate.has_end:
             words[:] = 0  # the first word is predicted in part
-        scores = DocumentScores(nll, *np.column_stack([scorer.sizes(tokenizer)[: len(nll)], words]).T)
-        result = Result(candidate, scores, windows, stats.round_trips[number])
+        sizes = np.column_stack([scorer.sizes(tokenizer)[: test_set.documents], words])
+        scores = UnitScores(_add_up(nll, parts, documents), *sizes.T)
+        units = scores if sampling.unit == "documents" else None
+        if sampling.unit == "blocks":
+            # The end of a document counts as one token, byte, character and word of the block that it is in.
+            ends = np.histogram(documents[1:] - 1, edges)[0] if store.ends else np.zeros(len(edges) - 1, np.int64)
+            sizes = np.column_stack([np.diff(edges), stats.blocks + ends[:, None]])
+            units = UnitScores(_add_up(nll, parts, edges), *sizes.T)
+        result = Result(candidate, scores, units, windows, stats.round_trips[number])
         selected = selected or select_documents(scores, candidate.name if len(candidates) > 1 else "")
         result.passages = [make_passage(scorer, tokenizer, scores, document, why) for document, why in selected]
         if options.surprisal:
             pieces = test_set.corpora[number].pieces()
             statistics = scorer.statistics(options.batch_size)
-            documents = read_documents(pieces, test_set.documents, tokenizer, statistics, bool(store.ends))
-            write_table(options.surprisal, documents)
+            rows = read_documents(pieces, test_set.documents, tokenizer, statistics, bool(store.ends))
+            write_table(options.surprisal, rows)
         if options.memorization:
             result.memorization = _measure_memorization(candidate, gpt2, test_set, number, options)
         results.append(result)
     return results, stats
+
+
+def _add_up(nll: NDArray[np.float64], parts: NDArray[np.int64], boundaries: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the nats of documents or blocks, whose first tokens are `boundaries`, from those of the parts in them."""
+    units = np.searchsorted(boundaries, parts[:-1], side="right") - 1
+    return np.bincount(units, nll, len(boundaries) - 1).astype(np.float64)
 
 
 def _measure_memorization(
@@ -121,7 +141,7 @@ def _measure_memorization(
     return measure_memorization(gpt2, tokenizer, training, test_set.stores[number], options.seed, fingerprint)
 
 
-def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple[int, str]]:
+def select_documents(scores: UnitScores, checkpoint: str = "") -> list[tuple[int, str]]:
     """Return the numbers of the first documents and of those with the most bits per byte, and why each is selected.
 
     `checkpoint` is the name of the scored checkpoint if several are tested.
@@ -134,7 +154,7 @@ def select_documents(scores: DocumentScores, checkpoint: str = "") -> list[tuple
     return [(number, "at the beginning") for number in first] + [(n, why) for n in hardest if n not in first]
 
 
-def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: DocumentScores, number: int, why: str) -> Passage:
+def make_passage(scorer: Scorer, tokenizer: Tokenizer, scores: UnitScores, number: int, why: str) -> Passage:
     """Return a document's tokens, including its end, with their nats as in the test."""
     start, end = scorer.boundaries[number : number + 2].tolist()
     stop = min(end, start + MAX_TOKENS)

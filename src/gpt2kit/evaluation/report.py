@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any
 
 from gpt2kit import __version__, files
 from gpt2kit.evaluation import memorization, statistics
+from gpt2kit.evaluation.blocks import BLOCK_BYTES, UNITS, Sampling
 from gpt2kit.evaluation.evaluate import Passage, Result
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import Ranks
@@ -21,9 +23,6 @@ from gpt2kit.evaluation.test_set import TestSet
 from gpt2kit.metrics import FIGURES
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder, lifecycle, pages
-
-# With fewer documents, a bootstrap interval contains the true value in clearly less than 95 % of the cases.
-_FEW_DOCUMENTS = 30
 
 Row = dict[str, Any]
 
@@ -36,9 +35,9 @@ class Report:
     ) -> None:
         # The fewest bits per byte first. Candidates whose tokenizer loses text are last: they predict another text.
         self.results = sorted(results, key=lambda r: (not r.round_trip.is_lossless, r.score.bits_per_byte))
-        self.rows = [_compute_row(result, self.results, options.seed) for result in self.results]
+        self.rows = [_compute_row(result, self.results, test_set.sampling, options.seed) for result in self.results]
         self.text = _describe_text(test_set, stats, options, ranks)
-        self.notes = _collect_notes(self.rows, self.text)
+        self.notes = _collect_notes(self.rows, self.text, test_set.sampling)
         self._options = options
 
     def to_text(self) -> str:
@@ -80,17 +79,18 @@ class Report:
                 files.write_text(run / folder.TEST, self.to_json([row], passages=passages))
 
 
-def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
+def _compute_row(result: Result, results: Sequence[Result], sampling: Sampling, seed: int) -> Row:
     """Return the figures of a candidate; `results` are those of all candidates, the best one first."""
     info, score, windows, check = result.candidate.info, result.score, result.windows, result.round_trip
+    over = "over_blocks" if sampling.unit == "blocks" else "over_documents"
     row: Row = {
         "checkpoint": result.candidate.name,
         "file": str(info.path),
         **{name: getattr(score, name) for name in FIGURES},
         "tokens": score.tokens,
         "nll": score.nll,
-        "interval_95": statistics.bootstrap(result.scores, seed),
-        "over_documents": statistics.compare_documents(result.scores),
+        "interval_95": statistics.bootstrap(result.units, seed) if result.units else {},
+        over: statistics.measure_spread(result.units or result.scores),
         "context": [windows.least_context, windows.context],
         "stride": windows.stride,
         "vocabulary": int(info.shape["vocab_size"]),
@@ -102,13 +102,14 @@ def _compute_row(result: Result, results: Sequence[Result], seed: int) -> Row:
         "comparable": check.is_lossless,
     }
     if check.is_lossless and len(results) > 1:
-        best = results[0]
+        best, interval = results[0], None
+        if result.units and best.units:
+            figure = operator.attrgetter("bits_per_byte")
+            interval = statistics.bootstrap_difference(result.units, best.units, figure, seed)
         row["difference"] = {
             "to": best.candidate.name,
             "bits_per_byte": score.bits_per_byte - best.score.bits_per_byte,
-            "interval_95": statistics.bootstrap_difference(
-                result.scores, best.scores, lambda score: score.bits_per_byte, seed
-            ),
+            "interval_95": interval,
         }
     if result.memorization:
         row["copies"] = asdict(result.memorization)
@@ -124,6 +125,8 @@ def _describe_text(test_set: TestSet, stats: TextStats, options: EvaluationOptio
         "reader": test_set.corpora[0].reader.identity(),
         "hash": test_set.hash,
         "documents": test_set.documents,
+        "interval_unit": test_set.sampling.unit,
+        "interval_units": test_set.sampling.count,
         "bytes": int(counted[:, 1].sum()),
         "characters": int(counted[:, 2].sum()),
         "words": sum(stats.words),
@@ -135,15 +138,21 @@ def _describe_text(test_set: TestSet, stats: TextStats, options: EvaluationOptio
     }
 
 
-def _collect_notes(rows: Sequence[Row], text: Row) -> list[str]:
+def _collect_notes(rows: Sequence[Row], text: Row, sampling: Sampling) -> list[str]:
     """Return the limits of the figures."""
     notes = [f"partial: {text['partial']}"] if text["partial"] else []
     if loss_on := text["reader"].get("loss_on"):
         notes.append(f"only the text of {', '.join(loss_on)} is counted; the rest of each document is context")
-    if text["documents"] == 1:
-        notes.append("1 document: no intervals, which need several")
-    elif text["documents"] < _FEW_DOCUMENTS:
-        notes.append(f"{text['documents']} documents: intervals are rough")
+    if sampling.unit == "blocks":
+        notes.append(
+            f"{sampling.problem}: intervals and deviations are of {sampling.count} blocks of "
+            f"{sampling.size // sampling.count:,} bytes of the text"
+        )
+    elif sampling.unit == "none":
+        notes.append(
+            f"{sampling.problem}: no intervals, which need {UNITS} documents of similar size, or {UNITS} blocks of "
+            f"{BLOCK_BYTES:,} bytes; the text has {sampling.size:,} bytes"
+        )
     for row in rows:
         name, check = row["checkpoint"], row["round_trip"]
         if not row["predicts_first"]:
@@ -172,12 +181,13 @@ def describe_one(row: Row, text: Row) -> str:
     intervals = {
         name: f"95 % interval {_format(low)} to {_format(high)}" for name, (low, high) in row["interval_95"].items()
     }
-    check, spread = row["round_trip"], row["over_documents"]
+    check, unit = row["round_trip"], "blocks" if "over_blocks" in row else "documents"
+    spread, count = row[f"over_{unit}"], text["interval_units"]
     comparable = "comparable between tokenizers"
     if not row["comparable"]:
         lost = f"{check['changed']:,} of {check['documents']:,} documents"
         comparable = f"NOT comparable: the tokenizer loses text ({lost})"
-    over_documents = (
+    over_units = (
         f"{name.replace('_', ' ')} {_format(spread[name]['mean'])} ± {_format(spread[name]['sd'])}"
         for name in ("loss", "bits_per_byte", "perplexity")
     )
@@ -189,12 +199,12 @@ def describe_one(row: Row, text: Row) -> str:
         ("perplexity per word", _format(row["perplexity_per_word"]), [f"word: {text['word_unit']}"]),
         ("tokens", f"{row['tokens']:,}", [f"{row['vocabulary']:,} in the vocabulary"]),
         ("bytes", f"{text['bytes']:,}", [f"{text['characters']:,} characters, {text['words']:,} words"]),
-        ("documents", f"{text['documents']:,}", []),
-        ("over documents", "", [", ".join(over_documents)]),
+        ("documents", f"{text['documents']:,}", [f"intervals of {count} blocks" if unit == "blocks" else None]),
+        (f"over {unit}", "", [", ".join(over_units)]),
         ("context", _format_context(row), ["tokens of the same document" if row["documents_apart"] else "tokens"]),
         ("precision", text["precision"], []),
     ]
-    if text["documents"] == 1:  # one document has no spread
+    if text["documents"] == 1 and unit == "documents":  # one document has no spread
         lines = [line for line in lines if line[0] != "over documents"]
     return "\n".join(
         f"{name:<21}{value:<13} {'; '.join(note for note in notes if note)}".rstrip() for name, value, notes in lines
@@ -208,7 +218,8 @@ def compare(rows: Sequence[Row], text: Row) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
     counts = f"{text['documents']:,} documents, {text['bytes']:,} bytes, {text['characters']:,} characters"
-    return "\n".join([*lines, "", f"{counts}; precision {text['precision']}"])
+    blocks = f"; intervals of {text['interval_units']} blocks" if text["interval_unit"] == "blocks" else ""
+    return "\n".join([*lines, "", f"{counts}{blocks}; precision {text['precision']}"])
 
 
 def _format_row(row: Row) -> list[str]:

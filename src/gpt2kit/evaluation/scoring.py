@@ -143,9 +143,15 @@ class Scorer:
         self.boundaries = boundaries(store)
         self._precision = precision
 
-    def score(self, batch_size: int = 16, ranks: Ranks = Ranks()) -> NDArray[np.float64]:
-        """Return the nats of each document of the store, `[documents]`; each rank computes some of the batches."""
-        nll = np.zeros(len(self.boundaries) - 1)
+    def score(
+        self, batch_size: int = 16, ranks: Ranks = Ranks(), boundaries: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Return the nats of each document of the store, `[documents]`; each rank computes some of the batches.
+
+        With `boundaries` (the first token of each part, and the end), return those of each part instead.
+        """
+        boundaries = self.boundaries if boundaries is None else boundaries
+        nll = np.zeros(len(boundaries) - 1)
         total = max(self.windows.tokens - 1, 0)
         disable = True if ranks.rank else None  # None: only show the bar on a terminal
         with tqdm(
@@ -153,9 +159,9 @@ class Scorer:
         ) as bar:
             for numbers in ranks.select(self.windows.batches(batch_size)):
                 nats = self.predict(numbers)
-                self._add_to_documents(nll, numbers, nats)
+                self._add_to_parts(nll, boundaries, numbers, nats)
                 bar.update(nats.size * ranks.world_size)
-        return self._sum_over_ranks(nll, ranks)
+        return self._sum_over_ranks(nll, ranks, boundaries)
 
     def sizes(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
         """Return the predicted tokens of each document, their bytes and characters, `[documents, 3]`.
@@ -165,12 +171,15 @@ class Scorer:
         counted = self.store.counted()
         return counted[:, :3] + counted[:, 3:]
 
-    def _sum_over_ranks(self, nll: NDArray[np.float64], ranks: Ranks) -> NDArray[np.float64]:
+    def _sum_over_ranks(
+        self, nll: NDArray[np.float64], ranks: Ranks, boundaries: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         nll = ranks.sum(nll)
         for number in np.flatnonzero(~np.isfinite(nll))[:1]:
             advice = "The weights are unusable" if self._precision == "32-true" else "Use --precision 32-true"
+            document = np.searchsorted(self.boundaries, boundaries[number], side="right") - 1
             raise DivergedError(
-                f"document {number}: its loss is NaN or Inf with --precision {self._precision}. {advice}"
+                f"document {document}: its loss is NaN or Inf with --precision {self._precision}. {advice}"
             )
         return nll
 
@@ -196,24 +205,32 @@ class Scorer:
         start = self.windows.first_target(numbers.start)
         return nats[first - start : last - start]
 
-    def _add_to_documents(self, nll: NDArray[np.float64], numbers: range, nats: NDArray[np.float64]) -> None:
+    def _add_to_parts(
+        self, nll: NDArray[np.float64], boundaries: NDArray[np.int64], numbers: range, nats: NDArray[np.float64]
+    ) -> None:
         first = self.windows.first_target(numbers.start)  # the targets of consecutive windows are consecutive
-        documents = np.searchsorted(self.boundaries, np.arange(first, first + nats.size), side="right") - 1
-        sums = np.bincount(documents - documents[0], weights=nats.ravel())
-        nll[documents[0] : documents[0] + len(sums)] += sums
+        parts = np.searchsorted(boundaries, np.arange(first, first + nats.size), side="right") - 1
+        sums = np.bincount(parts - parts[0], weights=nats.ravel())
+        nll[parts[0] : parts[0] + len(sums)] += sums
 
 
 class DocumentScorer(Scorer):
     """Predicts each document by itself, from its second token on: no end-of-text token precedes the first one."""
 
-    def score(self, batch_size: int = 16, ranks: Ranks = Ranks()) -> NDArray[np.float64]:
-        """Return the nats of each document of the store, `[documents]`; each rank computes some of them."""
-        nll = np.zeros(len(self.boundaries) - 1)
+    def score(
+        self, batch_size: int = 16, ranks: Ranks = Ranks(), boundaries: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Return the nats of each document of the store, `[documents]`; each rank computes some of them.
+
+        `boundaries` can only be those of documents.
+        """
+        boundaries = self.boundaries if boundaries is None else boundaries
+        nll = np.zeros(len(boundaries) - 1)
         count = int(np.searchsorted(self.boundaries, self.windows.tokens))
         batches = (range(first, min(first + batch_size, count)) for first in range(0, count, batch_size))
         for numbers in ranks.select(batches):
             nll[numbers.start : numbers.stop] = [nats.sum() for nats in self._predict_documents(numbers, batch_size)]
-        return self._sum_over_ranks(nll, ranks)
+        return self._sum_over_ranks(nll, ranks, boundaries)
 
     def sizes(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
         """Return the predicted tokens of each document, their bytes and characters, `[documents, 3]`."""

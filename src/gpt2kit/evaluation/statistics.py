@@ -1,4 +1,4 @@
-"""Statistics of the documents of a text: words, lossless tokenization, scores, and 95 % bootstrap intervals."""
+"""Statistics of a text's documents or blocks: words, lossless tokenization, scores, and 95 % bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from gpt2kit.evaluation.blocks import split_piece
 from gpt2kit.metrics import FIGURES, Score
 from gpt2kit.text.reader import read_rest
 from gpt2kit.text.splits import Context
@@ -57,6 +59,7 @@ class TextStats:
     """Word counts and round trips, from one pass over the documents of a text."""
 
     words: array.array[int] = field(default_factory=lambda: array.array("q"))  # of each document
+    blocks: NDArray[np.int64] = field(default_factory=lambda: np.zeros((1, 3), np.int64))  # bytes, characters, words
     spaceless: int = 0  # words that are one character of a script without spaces
     round_trips: list[RoundTripCheck] = field(default_factory=list)  # of each tokenizer
 
@@ -73,24 +76,36 @@ class TextStats:
 
 
 def measure_text(
-    pieces: Iterator[str], tokenizers: Sequence[Tokenizer], documents: int, checked_bytes: int = CHECKED_BYTES
+    pieces: Iterator[str],
+    tokenizers: Sequence[Tokenizer],
+    documents: int,
+    edges: NDArray[np.int64] = np.empty(0, np.int64),
+    checked_bytes: int = CHECKED_BYTES,
 ) -> TextStats:
     """Count the words of the first `documents` documents; check each tokenizer on their first `checked_bytes` bytes.
 
-    A reader yields a long document in pieces; each piece is encoded separately, as in a token store.
+    A reader yields a long document in pieces; each piece is encoded separately, as in a token store. Blocks of the text
+    meet at `edges`.
     """
-    stats = TextStats(round_trips=[RoundTripCheck() for _ in tokenizers])
-    checked = 0
+    round_trips = [RoundTripCheck() for _ in tokenizers]
+    stats = TextStats(blocks=np.zeros((len(edges) + 1, 3), np.int64), round_trips=round_trips)
+    checked = position = 0
     for first in itertools.islice(pieces, documents):
         words, last = 0, ""
         is_checked, differences = checked < checked_bytes, [""] * len(tokenizers)
         for piece in itertools.chain([first], read_rest(first, pieces)):
             text = "" if isinstance(piece, Context) else piece
-            count, spaceless = count_words(text)
-            is_continued = last and text and _LETTER.match(last) and _LETTER.match(text)
-            words += count - 1 if is_continued else count  # a word that is split between two pieces counts once
-            stats.spaceless += spaceless
-            last = text[-1:]
+            for block, part in split_piece(text, position, edges):
+                count, spaceless = count_words(part)
+                is_continued = last and part and _LETTER.match(last) and _LETTER.match(part)
+                count -= bool(is_continued)  # a word that is split between two parts counts once
+                words += count
+                stats.spaceless += spaceless
+                last = part[-1:]
+                if len(edges):
+                    size = len(part.encode())
+                    stats.blocks[block] += size, len(part), count
+                    position += size
             if checked < checked_bytes:
                 checked += len(piece.encode())
                 pairs = zip(differences, tokenizers, strict=True)
@@ -119,8 +134,8 @@ def find_difference(tokenizer: Tokenizer, text: str) -> str:
 
 
 @dataclass(frozen=True)
-class DocumentScores:
-    """The parts of a Score for each document of a text, `[documents]` each; all figures are computed from them."""
+class UnitScores:
+    """The parts of a Score for each document or block of a text, `[units]` each; all figures are computed from them."""
 
     nll: NDArray[np.float64]  # nats
     tokens: NDArray[np.int64]  # all counts include the end of each document, as in a Score
@@ -132,7 +147,7 @@ class DocumentScores:
         return len(self.nll)
 
     def table(self) -> NDArray[np.float64]:
-        """Return all parts, `[documents, 5]`, in the order of those of a Score."""
+        """Return all parts, `[units, 5]`, in the order of those of a Score."""
         return np.stack([self.nll, self.tokens, self.bytes, self.characters, self.words], 1).astype(np.float64)
 
     def total(self) -> Score:
@@ -146,11 +161,11 @@ def make_score(parts: NDArray[np.float64]) -> Score:
     return Score(nll, *map(round, counts))
 
 
-def compare_documents(scores: DocumentScores) -> dict[str, dict[str, float]]:
-    """Return `mean` and standard deviation `sd` over documents, weighted by their tokens or bytes.
+def measure_spread(scores: UnitScores) -> dict[str, dict[str, float]]:
+    """Return `mean` and standard deviation `sd` over documents or blocks, weighted by their tokens or bytes.
 
     With these weights, the means of loss and of bits per byte are those of the whole text. The mean perplexity is at
-    least the perplexity of the text, and hard documents dominate it.
+    least the perplexity of the text, and hard parts dominate it.
     """
     loss, bits = _divide(scores.nll, scores.tokens), _divide(scores.nll / math.log(2), scores.bytes)
     with np.errstate(over="ignore"):
@@ -173,28 +188,22 @@ def _divide(a: NDArray[np.float64], b: NDArray[np.int64]) -> NDArray[np.float64]
     return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
 
 
-def bootstrap(scores: DocumentScores, seed: int) -> dict[str, Interval]:
-    """Return the 95 % interval of each figure; none for a single document, which cannot be resampled."""
-    if len(scores) < 2:
-        return {}
+def bootstrap(scores: UnitScores, seed: int) -> dict[str, Interval]:
+    """Return the 95 % interval of each figure."""
     samples = [make_score(parts) for parts in resample(scores.table(), seed)]
-    return {name: _interval([getattr(score, name) for score in samples]) for name in FIGURES}
+    return {name: _interval([getattr(score, name) for score in samples], len(scores)) for name in FIGURES}
 
 
-def bootstrap_difference(
-    a: DocumentScores, b: DocumentScores, figure: Callable[[Score], float], seed: int
-) -> Interval | None:
-    """Return the 95 % interval of figure(a) - figure(b), paired: documents that are hard for both cancel out."""
-    if len(a) < 2:
-        return None
+def bootstrap_difference(a: UnitScores, b: UnitScores, figure: Callable[[Score], float], seed: int) -> Interval:
+    """Return the 95 % interval of figure(a) - figure(b), paired: what is hard for both cancels out."""
     pairs = zip(resample(a.table(), seed), resample(b.table(), seed), strict=True)
-    return _interval([figure(make_score(parts_a)) - figure(make_score(parts_b)) for parts_a, parts_b in pairs])
+    return _interval([figure(make_score(parts_a)) - figure(make_score(parts_b)) for parts_a, parts_b in pairs], len(a))
 
 
 def resample(table: NDArray[np.float64], seed: int, max_groups: int = MAX_GROUPS) -> NDArray[np.float64]:
-    """Draw as many documents as there are, with replacement, and return their sums, `[RESAMPLES, columns]`.
+    """Draw as many documents or blocks as there are, with replacement, and return their sums, `[RESAMPLES, columns]`.
 
-    The draws depend on the seed and the number of documents only, so they are the same for two models.
+    The draws depend on the seed and the number of units only, so they are the same for two models.
     """
     if len(table) > max_groups:
         table = np.add.reduceat(table, np.linspace(0, len(table), max_groups, endpoint=False).astype(np.int64))
@@ -202,6 +211,14 @@ def resample(table: NDArray[np.float64], seed: int, max_groups: int = MAX_GROUPS
     return np.stack([table[random.integers(count, size=count)].sum(0) for _ in range(RESAMPLES)])
 
 
-def _interval(values: list[float]) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975], method="closest_observation")
+def _interval(values: list[float], units: int) -> Interval:
+    """Return the interval with 95 % of the values, or more of them for few units: the expanded percentile interval.
+
+    The bootstrap underestimates a variance by the factor (units - 1) / units, and its quantiles are those of a normal
+    distribution instead of Student's.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * (units - 1))  # expansion of Student's quantile for units - 1 degrees of freedom
+    tail = NormalDist().cdf(-t * math.sqrt(units / (units - 1)))
+    low, high = np.quantile(values, [tail, 1 - tail], method="closest_observation")
     return float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -18,6 +19,7 @@ from gpt2kit.checkpoint.paths import LOGS
 from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refuse
+from gpt2kit.evaluation.blocks import Sampling, choose_sampling
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
@@ -82,6 +84,13 @@ class TestSet:
         """The part that is tested; empty if it is the whole text."""
         total = self.stores[0].documents
         return f"the first {self.documents:,} of {total:,} documents" if self.documents < total else ""
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        """What the intervals are computed from."""
+        is_whole = all(find_eos(corpus.tokenizer) is not None for corpus in self.corpora)
+        can_be_cut = is_whole and not self.corpora[0].reader.loss_on
+        return choose_sampling(self.stores[0].counted()[: self.documents, 1], can_be_cut)
 
 
 def open_candidates(

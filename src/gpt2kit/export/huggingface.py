@@ -115,7 +115,7 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
     logging.disable_progress_bar()
     model.save_pretrained(folder, max_shard_size="1000GB")
     logging.enable_progress_bar()
-    tokenizers.save(opened.tokenizer, folder)
+    tokenizers.save(tokenizers.begin_texts(opened.tokenizer), folder)
     files.write_text(folder / CARD, model_card(opened, name, dtype))
     if gguf:
         gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
@@ -196,7 +196,9 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
             f"the exported model differs from the checkpoint: logits differ by {largest:g} (rounding explains "
             f"{allowed:g}), and {max(tokens, 0)} tokens of a greedy continuation agree. Nothing was written"
         )
-    if reloaded["ids"] != tokenizers.encode(opened.tokenizer, text):
+    end = tokenizers.find_eos(opened.tokenizer)
+    is_begun = reloaded["begun"] == [end] or end is None
+    if reloaded["ids"] != tokenizers.encode(opened.tokenizer, text) or not is_begun:
         raise CheckpointError(
             "the exported tokenizer gives different ids than the checkpoint's. Nothing was written; please report it"
         )

@@ -12,8 +12,8 @@ from typing import Any
 
 
 def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
-    """Return the logits of `ids`, a greedy continuation of the first `prompt` ids, the ids of `text`, and the sample of
-    a pipeline; also the logits of model.gguf, if there is one."""
+    """Return the logits of `ids`, a greedy continuation of the first `prompt` ids, the ids of `text`, and those
+    that a pipeline begins with; also the logits of model.gguf, if there is one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -39,7 +39,8 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
         )
         with torch.inference_mode():
             gguf_logits = gguf_model(tokens).logits[0]
-    generator = pipeline("text-generation", model=folder)
+    begin = "" if tokenizer.bos_token else text[:1] or "a"  # without that token, a text begins with a prompt
+    (sample,) = pipeline("text-generation", model=folder)(begin, return_tensors=True, max_new_tokens=1)
     return {
         "logits": logits,
         "gguf": gguf_logits,
@@ -47,7 +48,7 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
         "ids": tokenizer(text, add_special_tokens=False)["input_ids"],
         "tied": model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),
         "problems": sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])),
-        "sample": generator(text[:1] or "a", return_full_text=False)[0]["generated_text"],
+        "begun": sample["generated_token_ids"][:-1],
     }
 
 

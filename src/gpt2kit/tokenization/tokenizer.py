@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from gpt2kit import files as durable
 from gpt2kit.commands import command_name
@@ -46,6 +46,23 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     trial.remember(to_json(tokenizer))
 
 
+def begin_texts(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that puts the end-of-text token before a text, unless `add_special_tokens` is false.
+
+    Exported folders have it, because programs that load them add special tokens. `from_json` removes it. A tokenizer
+    without an end-of-text token stays as it is.
+    """
+    copy, end = Tokenizer.from_str(to_json(tokenizer)), find_eos(tokenizer)
+    if end is not None:
+        copy.post_processor = _beginning(end)
+    return copy
+
+
+def _beginning(end: int) -> processors.TemplateProcessing:
+    template = f"{EOS} $A"
+    return processors.TemplateProcessing(template, f"{template} {EOS} $B", [(EOS, end)])
+
+
 def load(folder: str | Path) -> Tokenizer:
     """Open a tokenizer folder or a tokenizer.json."""
     path = Path(folder)
@@ -69,7 +86,8 @@ def from_json(text: str, where: str, is_tried: bool = False, needs_end: bool = T
     `parse_special` recognizes in a text are not stored as special.
     """
     tokenizer = from_plain_json(text, where, is_tried)
-    if needs_end and find_eos(tokenizer) is None:
+    end = find_eos(tokenizer)
+    if needs_end and end is None:
         raise DataError(
             f"{where}: has no {EOS} token. Add it: {command_name('tokenize')} --kind existing --vocab {where} "
             "--output_dir NEW"
@@ -80,6 +98,9 @@ def from_json(text: str, where: str, is_tried: bool = False, needs_end: bool = T
             token["special"] |= token["content"] == EOS
         tokenizer = from_plain_json(json.dumps(raw), where, is_tried=True)
     refuse_shared_ids(tokenizer, where)
+    added = tokenizer.post_processor
+    if added and end is not None and added.__getstate__() == _beginning(end).__getstate__():
+        tokenizer.post_processor = None
     tokenizer.encode_special_tokens = True
     return tokenizer
 

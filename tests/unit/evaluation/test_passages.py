@@ -8,7 +8,7 @@ import pytest
 
 from gpt2kit.evaluation.evaluate import Passage, make_boxes, select_documents
 from gpt2kit.evaluation.report import render_page
-from gpt2kit.evaluation.statistics import DocumentScores
+from gpt2kit.evaluation.statistics import UnitScores
 from gpt2kit.tokenization import tokenizer
 
 
@@ -33,9 +33,9 @@ def test_boxes_contain_tokens_that_never_complete_a_character(corpus: Path) -> N
 
 def test_the_first_and_the_hardest_documents_are_selected() -> None:
     size = np.array([100, 10, 100, 100, 100, 100])
-    scores = DocumentScores(np.array([1.0, 99, 2, 3, 50, 4]), size, size, size, size)
+    scores = UnitScores(np.array([1.0, 99, 2, 3, 50, 4]), size, size, size, size)
     assert [number for number, _ in select_documents(scores)] == [0, 1, 2, 4, 5, 3]
-    assert select_documents(DocumentScores(*(np.zeros(1) for _ in range(5)))) == [(0, "at the beginning")]
+    assert select_documents(UnitScores(*(np.zeros(1) for _ in range(5)))) == [(0, "at the beginning")]
 
 
 class TagChecker(html.parser.HTMLParser):

@@ -238,6 +238,16 @@ def test_an_existing_vocabulary_keeps_its_ids(tmp_path: Path) -> None:
     assert round_trip(words, "the  cat ") == "the  cat "
 
 
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_an_exported_tokenizer_begins_each_text(trained: dict[str, Tokenizer], kind: str, tmp_path: Path) -> None:
+    tokenizer.save(tokenizer.begin_texts(trained[kind]), tmp_path)
+    exported = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in SAMPLE_TEXTS[:3]:
+        ids = encode(trained[kind], text)
+        assert exported.encode(text).ids == [tokenizer.eos_id(trained[kind]), *ids] and encode(exported, text) == ids
+    assert tokenizer.fingerprint(tokenizer.load(tmp_path)) == tokenizer.fingerprint(trained[kind]), "when it comes back"
+
+
 def test_an_existing_tokenizer_keeps_its_ids(folder: Path, tmp_path: Path) -> None:
     raw = json.loads((folder / "spm-unigram/tokenizer.json").read_text(encoding="utf-8"))
     raw["added_tokens"][0]["content"] = "</s>"  # another end of text

@@ -1,0 +1,243 @@
+"""`make prove`: programs that load an exported folder start and score as generate.py and test.py do.
+
+    python tests/proofs/prove_clients.py [--only NAME]
+
+A small model with each kind of tokenizer is trained on the documentation, exported and run by the pipeline of
+transformers, `transformers serve` with the client of OpenAI, lm-evaluation-harness and llama.cpp. They are installed
+under .cache/clients, once (about 2 GB); llama.cpp is left out without node. Prints a table of the proofs and how many
+of them failed. Results are kept, as by prove_resume.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import functools
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from helpers import TOKENIZER_KINDS
+from proofs.journal import ROOT, Journal
+
+from gpt2kit.tokenization import tokenizer
+
+CLIENTS = ROOT / ".cache" / "clients"
+PYTHON = CLIENTS / "venv" / "bin" / "python"
+PACKAGES = ["torch==2.13.0", "transformers[serving]==5.23.0", "openai==3.57.0", "lm_eval==0.4.13", "accelerate==1.15.0"]
+NODE_PACKAGE = "node-llama-cpp@3.22.1"
+
+CONTEXT, WINDOWS, TOKENS = 64, 5, 20
+PROMPTS = ["The model", "A text is", "Each file of the folder", "tokens"]
+TOKENIZER = ["--vocab_size", 1024, "--output_dir", "tokenizer"]
+TRAINING = [
+    "--data.tokenizer=tokenizer",
+    *("--model.n_layer=2", "--model.n_head=2", "--model.n_embd=64", f"--data.block_size={CONTEXT}"),
+    *("--data.global_batch_size=16", "--trainer.max_steps=60", "--trainer.accelerator=cpu", "--seed_everything=1"),
+]
+PIPELINE = """
+import json, sys
+from transformers import pipeline
+folder, prompts, tokens = json.loads(sys.argv[1])
+generator = pipeline("text-generation", model=folder)
+settings = {"do_sample": False, "max_new_tokens": tokens, "return_full_text": False}
+print(json.dumps([generator(prompt, **settings)[0]["generated_text"] for prompt in prompts]))
+"""
+OPENAI = """
+import json, sys
+from openai import OpenAI
+url, folder, prompts, tokens = json.loads(sys.argv[1])
+create = OpenAI(base_url=url, api_key="unused").completions.create
+settings = {"max_tokens": tokens, "temperature": 0}
+print(json.dumps([create(model=folder, prompt=prompt, **settings).choices[0].text for prompt in prompts]))
+"""
+TASK = """
+task: local_text
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: byte_perplexity}]
+"""
+
+
+def install() -> None:
+    """Install the programs, unless they are there in these versions."""
+    done, wanted = CLIENTS / "installed", "\n".join([*PACKAGES, NODE_PACKAGE])
+    if done.exists() and done.read_text() == wanted:
+        return
+    if not PYTHON.exists():
+        venv.create(CLIENTS / "venv", with_pip=True)
+    run([PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES], CLIENTS)
+    if shutil.which("npm"):
+        run(["npm", "install", "--silent", "--prefix", CLIENTS, NODE_PACKAGE], CLIENTS)
+    done.write_text(wanted)
+
+
+def run(command: list[object], folder: Path) -> str:
+    """Run a program to its end, offline but for installations, and return its output."""
+    process = subprocess.run([*map(str, command)], cwd=folder, env=environment(), capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{command[:3]}: {(process.stderr or process.stdout)[-1500:]}")
+    return process.stdout
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the programs: without the hub, and with their caches in CLIENTS."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(CLIENTS / "huggingface"), "CUDA_VISIBLE_DEVICES": ""}
+
+
+class Exported:
+    """A small model with a kind of tokenizer; it is trained and exported when it is needed first."""
+
+    def __init__(self, kind: str, text: Path) -> None:
+        self.kind, self.text = kind, text
+        self.work = text.parent / kind
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder that export.py wrote."""
+        self.work.mkdir()
+        self.python("train_tokenizer.py", "--files", self.text, "--kind", self.kind, *TOKENIZER)
+        self.python("trainer.py", "--data.train_files", self.text, *TRAINING)
+        gguf = ["--gguf"] if self.kind == "bpe" else []
+        self.python("export.py", "last", "--output_dir", "model", *gguf)
+        return self.work / "model"
+
+    def python(self, script: str, *arguments: object) -> str:
+        """Run a script of this project in the folder of the model, and return its output."""
+        return run([sys.executable, ROOT / script, *arguments], self.work)
+
+    @functools.cached_property
+    def expected(self) -> list[str]:
+        """The text of generate.py for each prompt."""
+        prompts = [argument for prompt in PROMPTS for argument in ("--prompt", prompt)]
+        settings = ["--temperature", 0, "--max_new_tokens", TOKENS, "--no_token_healing", "--json"]
+        lines = self.python("generate.py", "last", *prompts, *settings).splitlines()
+        return [json.loads(line)["text"].removeprefix(prompt) for line, prompt in zip(lines, PROMPTS, strict=True)]
+
+    def difference(self, texts: list[str]) -> str:
+        """Compare continuations of the prompts with those of generate.py."""
+        expected = self.expected
+        if self.kind in ("words", "wordpiece"):  # clients decode the new tokens alone, as if a text began there
+            expected = [text.removeprefix(" ") for text in expected]
+            texts = [text.removeprefix("##") for text in texts]
+        pairs = zip(PROMPTS, expected, texts, strict=True)
+        return "; ".join(f"{prompt!r}: {text!r}, not {own!r}" for prompt, own, text in pairs if text != own)
+
+
+def pipeline(model: Exported) -> str:
+    """Continue the prompts with the pipeline of transformers."""
+    arguments = json.dumps([str(model.folder), PROMPTS, TOKENS])
+    return model.difference(json.loads(run([PYTHON, "-c", PIPELINE, arguments], model.work)))
+
+
+@contextlib.contextmanager
+def serving(folder: Path, work: Path) -> Iterator[str]:
+    """Run `transformers serve`, and yield its URL."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [PYTHON.with_name("transformers"), "serve", str(folder), "--port", str(port)]
+    with (work / "server.txt").open("w") as log:
+        server = subprocess.Popen(command, cwd=work, env=environment(), stdout=log, stderr=log)
+        try:
+            for _ in range(120):
+                with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+                    break
+                time.sleep(1)
+            yield f"http://localhost:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def serve(model: Exported) -> str:
+    """Continue the prompts with `transformers serve` and the client of OpenAI."""
+    with serving(model.folder, model.work) as url:
+        arguments = json.dumps([url, str(model.folder), PROMPTS, TOKENS])
+        return model.difference(json.loads(run([PYTHON, "-c", OPENAI, arguments], model.work)))
+
+
+def lm_eval(model: Exported) -> str:
+    """Compare the perplexity per byte of a document with that of the table that test.py writes.
+
+    The document fills whole windows, because lm-evaluation-harness gives the last one more context. It does not predict
+    the end of the document, which the table leaves out, too.
+    """
+    source, encoder = model.text.read_text(), tokenizer.load(model.folder)
+    candidates = (source[:end] for end in range(WINDOWS * CONTEXT // 2, len(source)) if not source[end - 1].isspace())
+    text = next(text for text in candidates if len(tokenizer.encode(encoder, text)) == WINDOWS * CONTEXT)
+    (model.work / "text.txt").write_text(text)
+    (model.work / "text.json").write_text(json.dumps([{"text": text}]))
+    (model.work / "task.yaml").write_text(TASK.replace("FILE", str(model.work / "text.json")))
+    arguments = ["--files", "text.txt", "--reader.document", "file", "--surprisal", "table.tsv"]
+    model.python("test.py", "last", *arguments)
+    with (model.work / "table.tsv").open(encoding="utf-8", newline="") as file:
+        nats = math.fsum(float(row["nats"]) for row in csv.DictReader(file, delimiter="\t"))
+    own = math.exp(nats / len(text.encode()))
+    settings = ["--model_args", f"pretrained={model.folder},add_bos_token=False", "--device", "cpu"]
+    command = ["-m", "lm_eval", "--model", "hf", *settings, "--tasks", "task.yaml", "--output_path", "results"]
+    run([PYTHON, *command], model.work)
+    (results,) = (model.work / "results").rglob("*.json")
+    other = json.loads(results.read_text())["results"]["local_text"]["byte_perplexity,none"]
+    return "" if math.isclose(own, other, rel_tol=1e-5) else f"byte perplexity {other}, not {own}"
+
+
+def llama(model: Exported) -> str:
+    """Continue the prompts with llama.cpp."""
+    arguments = {"file": str(model.folder / "model.gguf"), "prompts": PROMPTS, "tokens": TOKENS}
+    command = ["node", ROOT / "tests/proofs/llama_client.mjs", CLIENTS / "node_modules", json.dumps(arguments)]
+    return model.difference(json.loads(run(command, model.work)))
+
+
+def attempt(client: Callable[[Exported], str], model: Exported) -> tuple[int, str]:
+    """Return what is wrong with a client, also if a program fails."""
+    try:
+        return 0, client(model)
+    except RuntimeError as error:
+        return 0, str(error)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default="", help="run the proofs whose name contains this")
+    only = options.parse_args().only
+    CLIENTS.mkdir(parents=True, exist_ok=True)
+    install()
+    journal, failed = Journal(), False
+    clients = {"pipeline": pipeline, "transformers serve": serve, "lm_eval": lm_eval, "llama.cpp": llama}
+    print("| proof | failed | time |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text("\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))))
+        for model in (Exported(kind, text) for kind in TOKENIZER_KINDS):
+            for name, client in clients.items():
+                proof = f"{name}, {model.kind}"
+                if only not in proof or (client is llama and not (model.kind == "bpe" and shutil.which("node"))):
+                    continue
+                _, problem, seconds = journal.run(proof, functools.partial(attempt, client, model))
+                print(f"| {proof} | {'1' if problem else '0'} | {seconds:,.0f} s |", flush=True)
+                print(problem, file=sys.stderr)
+                failed = failed or bool(problem)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
