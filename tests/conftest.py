@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 
@@ -10,7 +12,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read as the hub's client is imported; no test needs a network
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from helpers import SENTENCE, Outcome, Run, train_tokenizer
 
 from gpt2kit import logs
 from gpt2kit.cli import failures, train
+from gpt2kit.errors import CheckpointError
+from gpt2kit.export import huggingface, reload_check
 
 torch.set_num_threads(1)  # models this small are slower on more, and far slower beside another program
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -122,3 +126,17 @@ def inside(tmp_path: Path) -> Iterator[Path]:
     os.chdir(tmp_path)
     yield tmp_path
     os.chdir(before)
+
+
+@pytest.fixture
+def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check exported folders in this process, which is faster."""
+
+    def reload_folder(folder: Path, *arguments: Any) -> dict[str, Any]:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                return reload_check.reload(str(folder), *arguments)
+        except Exception as error:
+            raise CheckpointError(f"transformers cannot load the exported folder: {error}") from None
+
+    monkeypatch.setattr(huggingface, "reload_folder", reload_folder)

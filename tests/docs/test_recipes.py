@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
 import random
 import re
@@ -22,7 +20,6 @@ from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.cli import parser, train
 from gpt2kit.errors import CheckpointError, MachineError
-from gpt2kit.export import huggingface, reload_check
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 sys.path.insert(0, str(ROOT / "data"))
@@ -104,17 +101,6 @@ def prepare(recipe: str, corpus: Path, run: Run) -> list[str]:
             Path("tokenizers").mkdir()
             Path("tokenizers/demo").symlink_to(corpus / "tokenizer")
     return SMALL
-
-
-@pytest.fixture
-def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reload exported folders in this process, which is faster."""
-
-    def reload_here(folder: Path, *args: Any) -> dict[str, Any]:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return reload_check.reload(str(folder), *args)
-
-    monkeypatch.setattr(huggingface, "reload_folder", reload_here)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -22,7 +20,7 @@ from gpt2kit.checkpoint import checkpoint
 from gpt2kit.cli import export, parser
 from gpt2kit.errors import CheckpointError
 from gpt2kit.export import gguf as gguf_file
-from gpt2kit.export import huggingface, reload_check
+from gpt2kit.export import huggingface
 from gpt2kit.tokenization import tokenizer
 
 
@@ -126,20 +124,6 @@ def test_only_an_export_is_replaced_and_only_with_force(
     for name in ("model/config.json", "pipe"):
         code, _, err = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / name, "--force")
         assert code == 2 and "is a file. Name a folder" in err
-
-
-@pytest.fixture
-def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reload the folder in this process, which is faster."""
-
-    def reload_folder(folder: Path, *arguments: Any) -> dict[str, Any]:
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                return reload_check.reload(str(folder), *arguments)
-        except Exception as error:
-            raise CheckpointError(f"transformers cannot load the exported folder: {error}") from None
-
-    monkeypatch.setattr(huggingface, "reload_folder", reload_folder)
 
 
 def damage_exports(change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,9 @@ def lora(run: Run, options: list[str]) -> list[str]:
     return [*others, f"--model.init_from={run.folder}", "--model.lora_r=4", "--model.schedule=Constant"]
 
 
-def test_a_lora_run_trains_small_matrices_and_resumes_exactly(run: Run, lora: list[str], tmp_path: Path) -> None:
+def test_a_lora_run_trains_small_matrices_and_resumes_exactly(
+    run: Run, lora: list[str], tmp_path: Path, reload_in_process: None
+) -> None:
     arguments = [*lora, "--model.lora_alpha=12", "--save_every=2"]
     uninterrupted = train_run(tmp_path / "uninterrupted", arguments, "--trainer.max_steps=6")
     train_run(tmp_path / "stopped", arguments, "--trainer.max_steps=2")

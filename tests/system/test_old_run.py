@@ -83,7 +83,9 @@ def test_an_old_checkpoint_generates_the_same_text(old: Path, call: Callable[...
     assert [json.loads(line)["text"] for line in out.splitlines()] == EXPECTED["generate"]
 
 
-def test_an_old_checkpoint_exports_the_same_weights(old: Path, call: Callable[..., Outcome]) -> None:
+def test_an_old_checkpoint_exports_the_same_weights(
+    old: Path, call: Callable[..., Outcome], reload_in_process: None
+) -> None:
     code, _, err = call(partial(parser.run, export.export), "--ckpt_path", old, "--output_dir", "hf")
     assert code == 0, err
     state = load_file("hf/model.safetensors")
