@@ -1,6 +1,8 @@
 # The commands of this project; each makes .venv and installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
+# Without cached bytecode, each of the hundreds of processes that tests start would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test unit lowest wheel fuzz prove check format lint types docs cli_page clean
 
