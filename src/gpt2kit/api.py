@@ -12,7 +12,6 @@ import numbers
 import os
 import re
 import signal
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -24,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt2kit import files as durable
 from gpt2kit import launch
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
@@ -34,14 +32,13 @@ from gpt2kit.evaluation.options import Precision as ScoringPrecision
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems, is_text
 from gpt2kit.metrics import Score
+from gpt2kit.text import memory
+from gpt2kit.text.memory import Texts
 from gpt2kit.tokenization.tokenizer import find_eos
 
 if TYPE_CHECKING:
     from gpt2kit.evaluation.surprisal import Span, Surprisal
     from gpt2kit.model.gpt2 import GPT2
-
-# Texts, or rows of a table; a `datasets.Dataset` yields such rows.
-Texts = Iterable[str | Mapping[str, Any]]
 
 # Options of trainer.py after which no model is trained in this process.
 _NOT_TRAINING = ("merge", "part", "plan", "tune", "verify_resume")
@@ -272,7 +269,7 @@ def train(
         if items is not None:
             if f"data.{split}_files" in values:
                 raise UserError(f"data.{split}_files: texts are given, too. Leave out one of the two")
-            values[f"data.{split}_files"] = _save_texts(items)
+            values[f"data.{split}_files"] = memory.save(items)
     if unsupported := [name for name in values if name in _NOT_TRAINING]:
         raise UserError(f"{unsupported[0]}: trains no model. Use trainer.py --{unsupported[0]}")
     configs = [config] if isinstance(config, str | Path) else config
@@ -296,31 +293,6 @@ def train(
     if run is None:
         raise UserError("train: this run writes no checkpoint. Leave out fast_dev_run and logger=False")
     return load(run)
-
-
-def _save_texts(texts: Texts) -> Path:
-    """Write texts to a file that is named by its content, for this run, its tests and the runs that resume it."""
-    if isinstance(texts, str | bytes | Mapping) or hasattr(texts, "columns"):
-        raise UserError(f"texts: must be a list of texts, or one split of a dataset, not {type(texts).__name__}")
-    folder = Path(".cache/gpt2kit/texts")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        unnamed = Path(scratch) / "texts"
-        with open(unnamed, "wb") as file:
-            for number, item in enumerate(texts):
-                try:
-                    if not isinstance(item, str | Mapping):
-                        raise TypeError(f"it is {type(item).__name__}")
-                    row = item if isinstance(item, str) else dict(item)
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                except (TypeError, ValueError) as error:
-                    raise UserError(
-                        f"texts: item {number} is neither a text nor a row of texts ({error}). Leave out other "
-                        "columns, as dataset.select_columns does"
-                    ) from None
-        path = folder / f"{durable.digest(unnamed)[:24]}.jsonl"
-        os.replace(unnamed, path)
-    return path
 
 
 def _option_names() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,21 @@ class Journal:
                 file.write(json.dumps({"code": self._code, "scenario": scenario, "result": result}) + "\n")
             self._results[scenario] = result
         return self._results[scenario]
+
+
+def run_proofs(proofs: dict[str, Callable[[], str]], only: str = "") -> bool:
+    """Run the proofs whose names contain `only`, each of which returns what is wrong; return whether one has failed."""
+    journal, failed = Journal(), False
+    print("| proof | failed | time |\n|---|---|---|")
+    for name, proof in proofs.items():
+        if only not in name:
+            continue
+        _, problem, seconds = journal.run(name, lambda proof=proof: (0, proof()))  # type: ignore[misc]
+        print(f"| {name} | {'1' if problem else '0'} | {seconds:,.0f} s |", flush=True)
+        if problem:
+            print(problem, file=sys.stderr)
+        failed = failed or bool(problem)
+    return failed
 
 
 def _digest_of_code() -> str:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import TOKENIZER_KINDS
-from proofs.journal import ROOT, Journal
+from proofs.journal import ROOT, run_proofs
 
 from gpt2kit.tokenization import tokenizer
 
@@ -206,12 +206,12 @@ def llama(model: Exported) -> str:
     return model.difference(json.loads(run(command, model.work)))
 
 
-def attempt(client: Callable[[Exported], str], model: Exported) -> tuple[int, str]:
+def attempt(client: Callable[[Exported], str], model: Exported) -> str:
     """Return what is wrong with a client, also if a program fails."""
     try:
-        return 0, client(model)
+        return client(model)
     except RuntimeError as error:
-        return 0, str(error)
+        return str(error)
 
 
 def main() -> None:
@@ -220,21 +220,17 @@ def main() -> None:
     only = options.parse_args().only
     CLIENTS.mkdir(parents=True, exist_ok=True)
     install()
-    journal, failed = Journal(), False
     clients = {"pipeline": pipeline, "transformers serve": serve, "lm_eval": lm_eval, "llama.cpp": llama}
-    print("| proof | failed | time |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         text.write_text("\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))))
-        for model in (Exported(kind, text) for kind in TOKENIZER_KINDS):
-            for name, client in clients.items():
-                proof = f"{name}, {model.kind}"
-                if only not in proof or (client is llama and not (model.kind == "bpe" and shutil.which("node"))):
-                    continue
-                _, problem, seconds = journal.run(proof, functools.partial(attempt, client, model))
-                print(f"| {proof} | {'1' if problem else '0'} | {seconds:,.0f} s |", flush=True)
-                print(problem, file=sys.stderr)
-                failed = failed or bool(problem)
+        proofs = {
+            f"{name}, {model.kind}": functools.partial(attempt, client, model)
+            for model in [Exported(kind, text) for kind in TOKENIZER_KINDS]
+            for name, client in clients.items()
+            if client is not llama or (model.kind == "bpe" and shutil.which("node"))
+        }
+        failed = run_proofs(proofs, only)
     sys.exit(failed)
 
 

@@ -8,6 +8,7 @@ Prints a table of the proofs and how many of them failed. Results are kept, as b
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
-from proofs.journal import Journal
+from proofs.journal import run_proofs
 from proofs.kills import Kill, Setting, difference, finish, last_run, logged, resume, run_args, run_with_kills, start
 from prove_resume import corpus
 
@@ -125,8 +126,6 @@ def main() -> None:
     options.add_argument("--only", default="", help="run the proofs whose name contains this")
     only = options.parse_args().only
     torch.set_num_threads(1)
-    journal, failed = Journal(), False
-    print("| proof | failed | time |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = corpus(work)
@@ -141,14 +140,12 @@ def main() -> None:
             "trainer.py starts 4 ranks itself": lambda place: launched(base, place, [sys.executable], "4"),
             "torchrun starts 4 ranks": lambda place: launched(base, place, torchrun, "auto"),
         }
-        for number, (name, proof) in enumerate(proofs.items()):
-            if only not in name:
-                continue
+        for number in range(len(proofs)):
             (work / str(number)).mkdir()
-            _, problem, seconds = journal.run(name, lambda: (0, proof(work / str(number))))  # noqa: B023
-            print(f"| {name} | {'1' if problem else '0'} | {seconds:,.0f} s |", flush=True)
-            print(problem, file=sys.stderr)
-            failed = failed or bool(problem)
+        placed = {
+            name: functools.partial(proof, work / str(number)) for number, (name, proof) in enumerate(proofs.items())
+        }
+        failed = run_proofs(placed, only)
     sys.exit(failed)
 
 
