@@ -1,4 +1,4 @@
-"""Write the tables of docs/migration.md from src/gpt2kit/cli/other_tools.yaml. `make migration_page` runs it."""
+"""Write the tables of docs/migration.md from src/gpt2kit/cli/other_tools.yaml. `make cli_page` runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from gpt2kit import files
-from gpt2kit.cli.other_tools import read_tables
+from gpt2kit.cli.other_names import read_tables
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "migration.md"
 

@@ -2,7 +2,7 @@
 
 A message is one line: what and where, why, and what to do. It is printed without a traceback.
 A run that a signal stopped exits with 128 + the signal's number. Any other exception is a bug of gpt2kit or of a
-library: the exit code is 1, and `cli.bug_report` saves its traceback.
+library: the exit code is 1, and `cli.failures` saves its traceback.
 """
 
 import difflib

@@ -1,4 +1,7 @@
-"""Run a command. An exception becomes one line on stderr and an exit code; one that nobody expected is a bug."""
+"""Run a command. An exception becomes one line on stderr and an exit code.
+
+One that nobody expected is a bug. Its report has the command, versions and devices, and the traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,25 @@ import io
 import locale
 import os
 import re
+import shlex
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import Path as ConfigPath
 
 from gpt2kit import files, logs
-from gpt2kit.cli import bug_report
+from gpt2kit.cli import env
 from gpt2kit.errors import MachineError, UserError, first_line, printable
 
 # What the system reports about a path that no file or folder can have.
 _PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+# Passwords: the value of --auth, and the one in a URL.
+_SECRET = re.compile(r"(?<=--auth[ =])\S+|(?<=://)[^/@\s]+(?=@)")
 # The libraries whose errors are those of a connection.
 _NETWORK = ("aiohttp", "httpcore", "httpx", "requests", "urllib3")
 
@@ -47,7 +55,7 @@ def guarded(main: Callable[[list[str]], object], args: list[str] | None = None) 
         known, rank = known_error(error), logs.launched_rank()
         if debug:
             traceback.print_exc()
-        print_error(known or bug_report.save(error), f"rank {rank}: error" if rank else "error")
+        print_error(known or save_report(error), f"rank {rank}: error" if rank else "error")
         sys.exit(known.exit_code if known else 1)
     finally:
         threading.excepthook = thread_hook
@@ -60,7 +68,7 @@ def _report_thread(failure: threading.ExceptHookArgs, debug: bool) -> None:
         return
     if debug:
         traceback.print_exception(error)
-    print_error(known_error(error) or bug_report.save(error), "warning")
+    print_error(known_error(error) or save_report(error), "warning")
 
 
 def print_error(error: object, label: str = "error") -> None:
@@ -130,3 +138,37 @@ def _is_lost_connection(error: BaseException) -> bool:
     if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):  # torch need not be imported
         return True
     return bool(re.search("gloo|nccl|Connection closed by peer|Connection reset", str(error), re.IGNORECASE))
+
+
+def save_report(error: BaseException) -> str:
+    """Save a report in the current folder, or print it if that is impossible; return a line that describes the error.
+
+    Each rank of a run writes a file of its own.
+    """
+    rank = logs.launched_rank()
+    path = Path(f"gpt2kit-error-{datetime.now():%Y%m%d-%H%M%S}{f'-rank{rank}' if rank else ''}.txt")
+    command = shlex.join(sys.argv)
+    report = f"command           {command}\n{_versions()}\n\n{''.join(traceback.format_exception(error))}"
+    report = _SECRET.sub("***", report)
+    try:
+        path.write_text(report, encoding="utf-8", errors="backslashreplace")
+        where = str(path)
+    except OSError:
+        sys.stderr.write(report)
+        where = "the lines above"
+    kind = f"{type(error).__name__}: {first_line(error)[:300]}"
+    return f"unexpected {kind} ({_place(error)}). This is a bug; please report it with {where}"
+
+
+def _versions() -> str:
+    try:
+        return "\n".join(env.lines())
+    except Exception as error:  # it may have the same cause, such as a broken installation of torch
+        return f"versions          not available: {first_line(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """Return the last line of gpt2kit's own code in the traceback, else the last line; the first is in `guarded`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames[1:] if "gpt2kit" in Path(frame.filename).parts]
+    return "; ".join(f"{Path(frame.filename).name} line {frame.lineno}" for frame in (own or frames)[-1:])

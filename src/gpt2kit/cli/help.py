@@ -1,4 +1,7 @@
-"""The text of `--help`: one formatter for every command. It takes texts from docstrings and knows no command."""
+"""The text of `--help`, and the types of options in words.
+
+One formatter for every command takes texts from docstrings and knows no command.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import inspect
 import pkgutil
 import re
 import shutil
+import sys
 import textwrap
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +21,8 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from gpt2kit.cli.hints import leaves
-
+# What an error calls a type.
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 WIDTH = 120  # columns; fewer in a narrower terminal
 COLUMN = 42  # where the texts begin
 CHOICES_WIDTH = 20  # a longer list of values is in the text
@@ -158,3 +163,47 @@ def format_default(action: argparse.Action) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(str, value))}]"
     return str(value) if isinstance(value, (int, float, str)) else type(value).__name__
+
+
+def leaves(hint: Any) -> list[Any]:
+    """Return the innermost types of a type hint."""
+    inner = typing.get_args(hint)
+    return [leaf for part in inner for leaf in leaves(part)] if inner else [hint]
+
+
+def base_classes(hint: Any) -> list[type]:
+    """Return the classes in a type hint that are not Python's own."""
+    return [leaf for leaf in leaves(hint) if isinstance(leaf, type) and leaf.__module__ != "builtins"]
+
+
+def known_classes(hint: Any) -> dict[str, type]:
+    """Return the classes that an option may name, by the shortest paths that import them."""
+    known: dict[str, type] = {}
+    queue = base_classes(hint)
+    for kind in queue:
+        names = kind.__module__.split(".")
+        modules = [".".join(names[:end]) for end in range(1, len(names))]
+        short = (name for name in modules if getattr(sys.modules.get(name), kind.__qualname__, None) is kind)
+        known[f"{next(short, kind.__module__)}.{kind.__qualname__}"] = kind
+        queue += kind.__subclasses__()
+    return known
+
+
+def makes(named: object, bases: list[type]) -> bool:
+    """Return whether calling `named`, a class or a function with annotations, gives an object of one of the classes."""
+    if not isinstance(named, type):
+        try:
+            named = typing.get_type_hints(named).get("return")
+        except (NameError, TypeError):
+            return False
+    return isinstance(named, type) and issubclass(named, tuple(bases))
+
+
+def in_words(hint: Any) -> str:
+    """Describe a type."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return f"{'one of ' if inner[1:] else ''}{', '.join(dict.fromkeys(map(str, inner)))}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(in_words, inner)))
+    return _WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")

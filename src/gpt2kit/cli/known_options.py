@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from gpt2kit import yaml_reader
-from gpt2kit.cli import config_files, other_tools, renamed
-from gpt2kit.cli.hints import base_classes, in_words, known_classes, leaves, makes
-from gpt2kit.cli.renamed import Rename
+from gpt2kit import config_files, yaml_reader
+from gpt2kit.cli import other_names
+from gpt2kit.cli.help import base_classes, in_words, known_classes, leaves, makes
+from gpt2kit.cli.other_names import Rename
 from gpt2kit.errors import UserError, nearest, refuse
 
 _MAX_PROBLEMS = 20  # in one message
@@ -241,7 +241,7 @@ class CommandLine:
                 self._problems.append(str(error))
                 return
             if not name:
-                self.renames += renamed.move_options(value)
+                self.renames += other_names.move_options(value)
         if has_options and isinstance(value, list):
             if None in value:
                 self._problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
@@ -250,7 +250,7 @@ class CommandLine:
         elif isinstance(value, yaml_reader.Mapping) and (has_options or "class_path" in value):
             yield from self._flatten_mapping(name, value)
         else:
-            kind = renamed.new_kind(value)
+            kind = other_names.new_kind(value)
             if kind is not value and name in self._options and kind in leaves(self._options[name].hint):
                 self.renames.append(Rename(file or label, f"{name} {value}" if file else str(value), kind))
                 parent[key] = value = kind
@@ -276,7 +276,7 @@ class CommandLine:
                 if key in values:
                     self._problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Omit it")
                     continue
-                values[key] = renamed.new_value(inner, values.pop(old_key))
+                values[key] = other_names.new_value(inner, values.pop(old_key))
                 self.renames.append(Rename(values.file, inner, new))
                 inner = new
             if "class_path" in values and key not in _CLASS_KEYS:
@@ -285,7 +285,7 @@ class CommandLine:
 
     def _new_name(self, name: str) -> str | None:
         """Return the new name of an option, if `name` is an old one and no current option."""
-        new = renamed.new_name(name)
+        new = other_names.new_name(name)
         is_class_known = self._classes.get(name.rpartition(".")[0]) != ""
         is_renamed = new in self._options or not is_class_known
         return new if is_renamed and name not in self._options else None
@@ -362,12 +362,12 @@ class CommandLine:
     def _report_unknown(self, problem: str, name: str, known: Iterable[str]) -> None:
         similar = ""
         if len(self._problems) < _MAX_PROBLEMS:  # the search takes a while
-            names, new = list(known), renamed.new_name(name) or ""
+            names, new = list(known), other_names.new_name(name) or ""
             exact = [known for known in names if known.removeprefix("--") in (new, new.rpartition(".")[2])]
             similar = f". Did you mean {exact[0]}?" if exact else ""
             last = name.rpartition(".")[2].lstrip("-")
             if not similar and not any(option.rpartition(".")[2].lstrip("-") == last for option in names):
-                similar = other_tools.advise(name)
+                similar = other_names.advise(name)
             similar = similar or nearest(name, names)
         self._problems.append(problem + (similar or ". See --help"))
 

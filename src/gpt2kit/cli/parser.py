@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from gpt2kit.cli import renamed
+from gpt2kit.cli import other_names
 from gpt2kit.cli.failures import guarded
 from gpt2kit.cli.help import Parser, invocation
 from gpt2kit.cli.known_options import CommandLine
@@ -58,7 +58,7 @@ def parse(function: Callable[..., object], args: list[str], name: str | None = N
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    renamed.log_renames(command.renames)
+    other_names.log_renames(command.renames)
     return options
 
 

@@ -17,11 +17,11 @@ import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from gpt2kit import files
+from gpt2kit import config_files, files
 from gpt2kit.checkpoint import checkpoint, initialize, paths
-from gpt2kit.cli import config_files, renamed
+from gpt2kit.cli import other_names
 from gpt2kit.cli.known_options import CommandLine
-from gpt2kit.cli.renamed import Rename
+from gpt2kit.cli.other_names import Rename
 from gpt2kit.cli.run_options import early_problems, parse_early, run_name_problems
 from gpt2kit.data.problems import data_problems
 from gpt2kit.errors import DataError, MachineError, UserError, refuse
@@ -83,7 +83,7 @@ class TrainOptions:
         if self.run_name is not None:
             self.problems += run_name_problems(self.run_name, self._logs, self.resumed)
             set_in_loggers(self.config, WandbLogger=("name", self.run_name), MLFlowLogger=("run_name", self.run_name))
-        renamed.log_renames(self._renames)
+        other_names.log_renames(self._renames)
 
     @property
     def _logs(self) -> Path:
@@ -172,7 +172,7 @@ class TrainOptions:
         settings, at_default = (None, set[str]()) if missing else self._identifying_settings()
         with self.collect():
             self.resumed = lifecycle.find_resumable(
-                early.ckpt_path, self._logs, settings, at_default, renamed.rename_settings
+                early.ckpt_path, self._logs, settings, at_default, other_names.rename_settings
             )
         if self.resumed is None:
             refuse(self.problems if missing else [])
@@ -251,7 +251,7 @@ def refuse_incomplete(file: Path, settings: Mapping[str, Any]) -> None:
 
     def names(part: Mapping[str, Any]) -> set[str]:
         options = (".".join(name.split(".")[:2]) for name in lifecycle.flatten(part))
-        return {renamed.new_name(name) or name for name in options}
+        return {other_names.new_name(name) or name for name in options}
 
     if missing := sorted(names(settings) - names(config_files.load(str(file)))):
         raise UserError(f"{file}: a part of the file is lost, such as {missing[0]}")

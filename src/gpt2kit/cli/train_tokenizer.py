@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpt2kit.cli.other_names import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.cli.parser import Positional
-from gpt2kit.cli.renamed import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.errors import UserError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import find_files

@@ -11,8 +11,8 @@ import pytest
 from helpers import ROOT, Outcome, run_python
 from setuptools import find_packages
 
-from gpt2kit import __main__, __version__
-from gpt2kit.cli import config_files, export, generate, parser, plot, test, train, train_cli, train_tokenizer
+from gpt2kit import __main__, __version__, config_files
+from gpt2kit.cli import export, generate, parser, plot, test, train, train_cli, train_tokenizer
 from gpt2kit.errors import UserError
 
 _HELP = """

@@ -11,7 +11,7 @@ import yaml
 from helpers import COMMANDS, Outcome
 
 from gpt2kit.cli import parser, train, train_cli
-from gpt2kit.cli.renamed import RENAMED, RENAMED_KINDS, rename_settings
+from gpt2kit.cli.other_names import RENAMED, RENAMED_KINDS, rename_settings
 from gpt2kit.runs.lifecycle import flatten
 
 # Old options of trainer.py as in a config file: name, old value, and the new value if it differs.

@@ -15,7 +15,7 @@ _MAX_CHARACTERS = 1 << 22
 
 def folder() -> Path:
     """Return the folder of gpt2kit's own config files: in the installed package, else in the clone."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     return package / "configs" if (package / "configs").is_dir() else package.parents[1] / "configs"
 
 
