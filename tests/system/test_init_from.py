@@ -160,12 +160,16 @@ def test_a_run_from_nanogpt_resumes_with_the_same_command(
     letters.write_text(json.dumps(list("\n abcdefghi")))
     nanogpt = ROOT / "tests/data/foreign/nanogpt.pt"
     arguments = [*bare, f"--model.init_from={nanogpt}", f"--data.tokenizer={letters}", "--data.block_size=8"]
+    arguments += ["--trainer.callbacks=gpt2kit.callbacks.TextSamples", "--trainer.val_check_interval=1"]
     run = train_run(tmp_path, arguments, "--trainer.max_steps=1")
-    assert "has no end-of-text token, which training needs, so one is added with the id 11" in capsys.readouterr().err
+    assert "the vocabulary has no end-of-text token: documents follow each other" in capsys.readouterr().err
+    assert "## step 1" in (run / "samples.md").read_text()
     assert train_run(tmp_path, arguments, "--trainer.max_steps=2", "--ckpt_path=last") == run
     trained = checkpoint.open(run)
     assert paths.step_of(trained.path) == 2 and trained.shape["activation_function"] == "gelu"
-    assert tokenizer.size(trained.tokenizer) == 12 and tokenizer.eos_id(trained.tokenizer) == 11
+    assert tokenizer.size(trained.tokenizer) == 11 and tokenizer.find_eos(trained.tokenizer) is None
+    assert [trained.tokenizer.id_to_token(i) for i in range(11)] == list("\n abcdefghi")
+    assert trained.metadata["append_eos"] is False
     assert not torch.equal(trained.state["transformer.h.0.mlp.c_fc.bias"], torch.zeros(32)), "biases are trained"
 
 

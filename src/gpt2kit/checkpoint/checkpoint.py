@@ -163,7 +163,7 @@ def read_tokenizer(file: Path, metadata: dict[str, Any]) -> Tokenizer:
     if not isinstance(text, str):
         raise CheckpointError(f"{file}: contains no tokenizer. Use a checkpoint that gpt2kit has trained")
     try:
-        return tokenizers.from_json(text, str(file))
+        return tokenizers.from_json(text, str(file), needs_end=False)
     except DataError as error:
         raise CheckpointError(str(error)) from None
 

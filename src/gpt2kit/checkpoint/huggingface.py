@@ -151,7 +151,7 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
         tokenizer = pretrained.open_folder(folder, config)
         is_known = VERSION_KEY in config and config.get("eos_token_id", 0) is None  # an export of one without the token
         if tokenizers.find_eos(tokenizer) is None and not is_known:
-            raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {pretrained.SETTINGS}")
+            raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {tokenizers.SETTINGS}")
         return tokenizers.from_json(tokenizers.to_json(tokenizer), str(folder), is_tried=True, needs_end=False)
     except DataError as error:
         raise CheckpointError(str(error)) from None

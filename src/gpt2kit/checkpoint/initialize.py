@@ -6,9 +6,7 @@ The run's checkpoints record what it started from, so a resumed run neither need
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,11 @@ from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.commands import command_name
 from gpt2kit.data.remote import SCRATCH
 from gpt2kit.errors import CheckpointError, Problems, UserError, problems_of
-from gpt2kit.model.config import ARCHITECTURE_FIELDS, padded_vocab_size, tensor_sizes
+from gpt2kit.model.config import ARCHITECTURE_FIELDS, tensor_sizes
 from gpt2kit.model.finetuning import find_parameters, names_parts
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.vocabulary_transfer import VocabularyMapping, map_vocabulary, remap_embedding, resize_positions
 from gpt2kit.tokenization import tokenizer as tokenizers
-
-logger = logging.getLogger(__name__)
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
@@ -56,15 +52,12 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
 
 
 def open_source(init_from: str, foreign: ForeignOptions = ForeignOptions()) -> LoadedCheckpoint:
-    """Open the checkpoint or Hugging Face model that a run starts from; `foreign` is for one of another program.
-
-    A vocabulary without an end-of-text token gets one, because training ends documents with it.
-    """
+    """Open the checkpoint or Hugging Face model that a run starts from; `foreign` is for one of another program."""
     try:
         try:
-            return with_end(checkpoint.open(init_from))
+            return checkpoint.open(init_from)
         except NoTokenizer:
-            return with_end(checkpoint.open(init_from, options=foreign))
+            return checkpoint.open(init_from, options=foreign)
     except CheckpointError as error:
         message = str(error).replace("--tokenizer ", "--data.tokenizer ").replace("--n_head ", "--model.n_head ")
         raise CheckpointError(f"model.init_from: {message}") from None
@@ -75,22 +68,6 @@ def foreign_options(config: Any) -> ForeignOptions:
     spec, heads = config.data.tokenizer, config.model.n_head
     vocab = spec if spec is None or isinstance(spec, str) else spec.vocab
     return ForeignOptions(vocab, heads if isinstance(heads, int) else None)
-
-
-def with_end(source: LoadedCheckpoint) -> LoadedCheckpoint:
-    """Return weights whose vocabulary has an end-of-text token: if it has none, as a new last token."""
-    if tokenizers.find_eos(source.tokenizer) is not None:
-        return source
-    tokenizer = tokenizers.add_eos(source.tokenizer)
-    size = tokenizers.size(tokenizer)
-    mapping = map_vocabulary(tokenizer, source.tokenizer)
-    embedding = remap_embedding(source.state["transformer.wte.weight"], mapping, padded_vocab_size(size))
-    state = {**source.state, "transformer.wte.weight": embedding, "lm_head.weight": embedding}
-    logger.info(
-        f"{source.path}: its vocabulary has no end-of-text token, which training needs, so one is added with the id "
-        f"{size - 1}. All other ids stay. Characters that the vocabulary lacks are left out of the text"
-    )
-    return replace(source, tokenizer=tokenizer, shape={**source.shape, "vocab_size": size}, state=state)
 
 
 def source_defaults(source: LoadedCheckpoint, config: Any) -> dict[str, Any]:

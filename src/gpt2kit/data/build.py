@@ -108,8 +108,9 @@ class Corpus:
 
     @property
     def eos_id(self) -> int:
-        """The end-of-document token; 0 if the vocabulary has none, for a first token of the store that is not read."""
-        return tokenizers.find_eos(self.tokenizer) or 0
+        """The end-of-document token; if the vocabulary has none, the line break with which the store then begins."""
+        ids = tokenizers.find_eos(self.tokenizer), self.tokenizer.token_to_id("\n"), 0
+        return next(number for number in ids if number is not None)
 
     def pieces(self) -> Iterator[str]:
         """Read the text again: its documents, long ones in pieces."""

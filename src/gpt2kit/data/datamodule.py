@@ -22,7 +22,7 @@ from gpt2kit.data.build import Corpus
 from gpt2kit.data.leakage import leakage_note
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore
-from gpt2kit.errors import DataError, problems_of
+from gpt2kit.errors import DataError, UserError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits
 from gpt2kit.text.reader import Reader
@@ -60,7 +60,8 @@ class TextDataModule(pl.LightningDataModule):
         stride: Tokens between the starts of two training blocks. With less than block_size, blocks overlap and epochs
             are longer. Default: block_size.
         mask_documents: Mask attention between documents. Positions count from the start of each document.
-        append_eos: End each document with the end-of-document token. Without it nothing separates documents.
+        append_eos: End each document with the end-of-document token. Without it nothing separates documents. A
+            vocabulary without this token, such as nanoGPT's characters, acts like false.
         shuffle: Read the blocks in random order. Each epoch has another order.
         cache_dir: Folder for tokenized text; safe to delete. With streaming, the URL or folder that it was copied to.
         shard_tokens: Approximate number of tokens in one file of the cache. A killed build loses at most one file.
@@ -118,7 +119,7 @@ class TextDataModule(pl.LightningDataModule):
         self.reader = reader
         self.stride = stride or block_size
         self.mask_documents = mask_documents
-        self.append_eos = append_eos
+        self._append_eos = append_eos
         self.shuffle = shuffle
         self.shard_tokens = shard_tokens
         self.num_workers = num_workers
@@ -208,7 +209,19 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def document_start(self) -> int | None:
         """The token that begins a document, if attention is masked between documents."""
-        return tokenizers.eos_id(self.tokenizer) if self.mask_documents else None
+        if not self.mask_documents:
+            return None
+        if (end := tokenizers.find_eos(self.tokenizer)) is None:
+            raise UserError(
+                "data.mask_documents: needs a vocabulary with an end-of-text token, which marks where documents end. "
+                "Omit it"
+            )
+        return end
+
+    @property
+    def append_eos(self) -> bool:
+        """Whether documents end with the end-of-document token."""
+        return self._append_eos and tokenizers.find_eos(self.tokenizer) is not None
 
     def prepare_data(self) -> None:
         """Train the tokenizer and build the token stores. Lightning runs this first in one process of each machine."""
@@ -256,6 +269,11 @@ class TextDataModule(pl.LightningDataModule):
         if loss_on := self.reader.loss_on:
             counted, tokens = self.store("train").predicted[0], self.store("train").tokens - 1
             notes.append(f"the loss counts only {', '.join(loss_on)}: {counted:,} of {tokens:,} training tokens")
+        if tokenizers.find_eos(self.tokenizer) is None:
+            notes.append(
+                "the vocabulary has no end-of-text token: documents follow each other without one, and characters that "
+                "it lacks are left out"
+            )
         for a, b in itertools.combinations(self.splits, 2):
             notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
         return notes

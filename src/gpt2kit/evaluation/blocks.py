@@ -50,7 +50,7 @@ def choose_sampling(sizes: NDArray[np.int64], can_be_cut: bool = True) -> Sampli
     if len(sizes) >= UNITS:
         problem += f", with most of the text in about {effective:.0f} of them"
     if not can_be_cut:
-        problem += " that are not counted as a whole"
+        problem += ", not counted as a whole"
     if not can_be_cut or size < UNITS * BLOCK_BYTES:
         return Sampling("none", 0, size, problem)
     return Sampling("blocks", UNITS, size, problem, np.linspace(0, size, UNITS + 1).astype(np.int64)[1:-1])

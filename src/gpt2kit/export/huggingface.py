@@ -28,7 +28,7 @@ from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 CARD, GENERATION = "README.md", "generation_config.json"
-FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, pretrained.SETTINGS, CARD, GENERATION}
+FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, tokenizers.SETTINGS, CARD, GENERATION}
 # --force only replaces a folder that contains no files other than these.
 REPLACEABLE = {*FILES, gguf_file.NAME}
 # Number of tokens to compare; half of them are a greedy continuation.

@@ -16,10 +16,18 @@ from gpt2kit import files
 from gpt2kit.errors import DataError, first_line
 from gpt2kit.tokenization import sentencepiece_model
 from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec
-from gpt2kit.tokenization.tokenizer import EOS, LINE_BREAK, MAX_JSON_BYTES, from_plain_json, read_utf8, refuse_failures
+from gpt2kit.tokenization.tokenizer import (
+    EOS,
+    LINE_BREAK,
+    MAX_JSON_BYTES,
+    SETTINGS,
+    from_plain_json,
+    read_utf8,
+    refuse_failures,
+)
 from gpt2kit.tokenization.trainers import as_special, build_bert
 
-TOKENIZER, SETTINGS, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER, SPECIAL_TOKENS = "tokenizer.json", "special_tokens_map.json"
 VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE = "vocab.json", "merges.txt", "vocab.txt", "*.model"
 # All files of a tokenizer, as patterns of names. added_tokens.json has the ids of tokens besides the vocabulary.
 PATTERNS = [TOKENIZER, SETTINGS, SPECIAL_TOKENS, VOCABULARY, MERGES, WORDPIECE, SENTENCEPIECE, "added_tokens.json"]

@@ -19,6 +19,9 @@ from gpt2kit.tokenization import trial
 # Ends each document, and begins each text, as in GPT-2.
 EOS = "<|endoftext|>"
 
+# The file of a tokenizer's folder that `transformers` reads first.
+SETTINGS = "tokenizer_config.json"
+
 # Maximum size of a tokenizer; the largest ones have about 2^25 bytes.
 MAX_JSON_BYTES = 1 << 26
 
@@ -41,7 +44,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
         "split_special_tokens": True,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    durable.write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    durable.write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     durable.write_text(folder / "tokenizer.json", to_json(tokenizer))
     trial.remember(to_json(tokenizer))
 
@@ -69,7 +72,15 @@ def load(folder: str | Path) -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer. Train one with {command_name('tokenize')} --output_dir {folder}")
-    return from_json(read_utf8(path, str(path)), str(path))
+    return from_json(read_utf8(path, str(path)), str(path), needs_end=not _is_saved_without_end(path.parent))
+
+
+def _is_saved_without_end(folder: Path) -> bool:
+    """Return whether `save` has written a tokenizer without an end-of-text token, that of an opened checkpoint."""
+    settings: object = None
+    with contextlib.suppress(OSError, ValueError):
+        settings = durable.parse_json(durable.read_limited(folder / SETTINGS, MAX_JSON_BYTES))
+    return isinstance(settings, dict) and settings.get("eos_token", EOS) is None and "split_special_tokens" in settings
 
 
 def to_json(tokenizer: Tokenizer) -> str:
@@ -177,9 +188,9 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
-    """Return the id of the token that ends a document, in training."""
+    """Return the id of the token that ends a document, of a tokenizer that has one."""
     token_id = find_eos(tokenizer)
-    assert token_id is not None, "load and from_json refuse a tokenizer without it"
+    assert token_id is not None, "the callers refuse a tokenizer without it"
     return token_id
 
 
@@ -187,14 +198,6 @@ def find_eos(tokenizer: Tokenizer) -> int | None:
     """Return the id of the token that ends a document; None if the vocabulary has none, as nanoGPT's of characters."""
     token_id = tokenizer.token_to_id(EOS)
     return None if token_id is None else int(token_id)
-
-
-def add_eos(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer that lacks it with the token that ends a document, after all others."""
-    raw = json.loads(to_json(tokenizer))
-    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    raw["added_tokens"].append({"id": size(tokenizer), "content": EOS, **flags})
-    return from_json(json.dumps(raw), EOS, is_tried=True)
 
 
 def size(tokenizer: Tokenizer) -> int:

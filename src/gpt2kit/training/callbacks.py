@@ -27,6 +27,7 @@ from gpt2kit.model import finetuning
 from gpt2kit.model.config import Dtype
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs.pages import mark_hidden
+from gpt2kit.tokenization.tokenizer import find_eos
 from gpt2kit.training import loggers, run_state
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
@@ -48,7 +49,8 @@ class TextSamples(Callback):
     without it.
 
     Args:
-        prompts: Text to continue; an empty prompt is the start of a document.
+        prompts: Text to continue; an empty prompt is the start of a document. Default: an empty prompt, or a line break
+            if the vocabulary has no end-of-text token.
         max_new_tokens: Maximum number of tokens of each text.
         temperature: Lower is more conservative, higher more random, 0 is greedy.
         top_k: Sample from the k most likely tokens only. 0: off.
@@ -84,6 +86,8 @@ class TextSamples(Callback):
         if isinstance(trainer.strategy, FSDP):
             raise UserError(SHARDED_PROBLEM)
         self._folder = _run_folder(trainer)
+        if self.prompts == [""] and find_eos(datamodule_of(trainer).tokenizer) is None:
+            self.prompts = ["\n"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:

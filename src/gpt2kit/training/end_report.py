@@ -60,7 +60,7 @@ def first_words(data: TextDataModule) -> str:
     """Return the first words of the validation text, else of the training text, on one line."""
     store = data.store("valid" if data.files["valid"] else "train")
     ids = store[1 : 1 + _PROMPT_TOKENS].tolist()  # the first token ends no document, but begins the first one
-    eos = tokenizers.eos_id(data.tokenizer)
+    eos = tokenizers.find_eos(data.tokenizer)
     ids = ids[: ids.index(eos)] if eos in ids else ids
     line = data.tokenizer.decode(ids).strip().split("\n")[0].rstrip("\N{REPLACEMENT CHARACTER}")
     return line.rpartition(" ")[0] or line  # the last word may be cut off

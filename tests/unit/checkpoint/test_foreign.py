@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import ROOT, train_tokenizer
@@ -27,7 +26,7 @@ import gpt2kit
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.cli import test as test_command
-from gpt2kit.errors import CheckpointError, UserError
+from gpt2kit.errors import CheckpointError, DataError, UserError
 from gpt2kit.export import huggingface
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.serving.models import Service, find_models
@@ -204,16 +203,14 @@ def test_an_exported_folder_has_no_end_of_text_token_either(meta: Path, tmp_path
     assert tokenizer.to_json(again.tokenizer) == tokenizer.to_json(opened.tokenizer)
 
 
-def test_training_adds_an_end_of_text_token_after_all_others(meta: Path) -> None:
-    options = ForeignOptions(str(meta))
-    opened = checkpoint.open(DATA / "nanogpt.pt", options=options)
-    source = initialize.open_source(str(DATA / "nanogpt.pt"), options)
-    rows, new = opened.state["transformer.wte.weight"], source.state["transformer.wte.weight"]
-    assert source.shape["vocab_size"] == 12 and tokenizer.eos_id(source.tokenizer) == 11
-    assert torch.equal(new[:11], rows[:11])
-    np.testing.assert_allclose(new[11], rows[:11].mean(0), rtol=1e-6)
-    assert tokenizer.encode(source.tokenizer, "a<|endoftext|>") == tokenizer.encode(opened.tokenizer, "a<|endoftext|>")
-    assert [source.tokenizer.id_to_token(i) for i in range(11)] == LETTERS
+def test_a_folder_in_the_cache_keeps_a_vocabulary_without_an_end_of_text_token(meta: Path, tmp_path: Path) -> None:
+    opened = checkpoint.open(DATA / "nanogpt.pt", options=ForeignOptions(str(meta)))
+    folder = Path(initialize.cache_tokenizer(opened.tokenizer, str(tmp_path)))
+    loaded = tokenizer.load(folder)
+    assert tokenizer.to_json(loaded) == tokenizer.to_json(opened.tokenizer) and tokenizer.find_eos(loaded) is None
+    (folder / tokenizer.SETTINGS).write_text('{"eos_token": null}')  # as another program writes it
+    with pytest.raises(DataError, match="endoftext"):
+        tokenizer.load(folder)
 
 
 def test_the_demo_serves_it(meta: Path) -> None:
