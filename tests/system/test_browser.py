@@ -191,29 +191,29 @@ def test_the_page_needs_the_password(browser: Any, service: Service) -> None:
     gc.collect()
 
 
-@pytest.mark.parametrize("prompt", HOSTILE_PROMPTS)
-def test_hostile_prompts_stay_text(browser: Any, url: str, prompt: str) -> None:
+def test_hostile_prompts_stay_text(browser: Any, url: str) -> None:
     tab = Tab(browser, url)
-    tab.page.get_by_role("textbox", name="Prompt").fill(prompt)
-    tab.set_tokens(30)
-    tab.generate.click()
-    tab.wait_for_status(r"tokens\/s")
-    assert not tab.dialogs and not tab.external_requests and tab.page.locator("img[src=x]").count() == 0
+    for number, prompt in enumerate(HOSTILE_PROMPTS, start=20):
+        tab.page.get_by_role("textbox", name="Prompt").fill(prompt)
+        tab.set_tokens(number)
+        tab.generate.click()
+        tab.wait_for_status(rf"^{number} tokens.*tokens\/s")
+        assert not tab.dialogs and not tab.external_requests and tab.page.locator("img[src=x]").count() == 0
 
 
 def test_a_prompt_that_is_too_long_is_refused(browser: Any, url: str) -> None:
     """The text box enforces the limit, and the server refuses a request that circumvents it."""
     tab = Tab(browser, url)
     tab.page.get_by_role("textbox", name="Prompt").evaluate(
-        "(box) => { box.removeAttribute('maxlength'); box.value = 'x'.repeat(1 << 20);"
+        "(box) => { box.removeAttribute('maxlength'); box.value = 'x'.repeat(1 << 16);"
         "box.dispatchEvent(new Event('input', {bubbles: true})); }"
     )
     tab.generate.click()
-    time.sleep(2)
+    time.sleep(1)
     assert not tab.text()
     tab.page.get_by_role("textbox", name="Prompt").fill("x" * 5000)
     tab.generate.click()
-    time.sleep(2)
+    time.sleep(1)
     assert not tab.text() and not tab.dialogs
 
 
