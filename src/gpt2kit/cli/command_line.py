@@ -153,8 +153,8 @@ def separate_classes() -> Iterator[None]:
         if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
             previous["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
-    name = "discard_init_args_on_class_path_change"  # checked against jsonargparse 4.53
-    original = getattr(_typehints, name)
+    name = "discard_init_args_on_class_path_change"  # a private name of jsonargparse 4.53
+    original = getattr(_typehints, name, None)
     setattr(_typehints, name, discard)
     try:
         yield
