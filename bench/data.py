@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from gpt2kit.data import build
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import Index, Shard, TokenStore, shard_name
+from gpt2kit.data.index import Index, Shard, shard_name
+from gpt2kit.data.store import TokenStore
 from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import tokenizer
 

@@ -30,8 +30,8 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.order import block_order
 from gpt2kit.data.store import TokenStore
 from gpt2kit.metrics import Score
-from gpt2kit.model.finetuning import add_lora, lora_scale, merge_lora
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.lora import add_lora, lora_scale, merge_lora
 from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.schedules import WarmupStableDecay

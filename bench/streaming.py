@@ -27,9 +27,9 @@ from machine import ROOT, report
 sys.path.insert(0, str(ROOT / "src"))
 
 from gpt2kit.data.batches import BlockDataset, TrainBatches
-from gpt2kit.data.order import WindowOrder, prefetching_batches, window_order
+from gpt2kit.data.index import INDEX, Index, Shard, shard_name
 from gpt2kit.data.remote import StreamedStore
-from gpt2kit.data.store import INDEX, Index, Shard, shard_name
+from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 
 _CHUNK = 1 << 18
 

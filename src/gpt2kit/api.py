@@ -27,6 +27,7 @@ from gpt2kit import launch
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.options import ForeignOptions
+from gpt2kit.commands import command_name
 from gpt2kit.errors import MachineError, Problems, UserError, nearest, refuse
 from gpt2kit.evaluation.options import Precision as ScoringPrecision
 from gpt2kit.generation.generator import Generator
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from gpt2kit.evaluation.surprisal import Span, Surprisal
     from gpt2kit.model.gpt2 import GPT2
 
-# Options of trainer.py after which no model is trained in this process.
+# Options of `gpt2kit train` after which no model is trained in this process, and the last parts of options that print.
 _NOT_TRAINING = ("merge", "part", "plan", "tune", "verify_resume")
+_PRINTING = ("help", "print_config")
 
 
 class Model:
@@ -270,8 +272,9 @@ def train(
             if f"data.{split}_files" in values:
                 raise UserError(f"data.{split}_files: texts are given, too. Leave out one of the two")
             values[f"data.{split}_files"] = memory.save(items)
-    if unsupported := [name for name in values if name in _NOT_TRAINING]:
-        raise UserError(f"{unsupported[0]}: trains no model. Use trainer.py --{unsupported[0]}")
+    for name in values:
+        if name in _NOT_TRAINING or name.partition("=")[0].rpartition(".")[2] in _PRINTING:
+            raise UserError(f"{name}: trains no model. Use {command_name('train')} --{name}")
     configs = [config] if isinstance(config, str | Path) else config
     arguments = [f"--config={path}" for path in configs]
     if values.pop("override_optimizer", False):

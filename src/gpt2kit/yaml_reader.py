@@ -84,3 +84,11 @@ def parse(text: str, file: str = "") -> Any:
     finally:
         if collects_garbage:
             gc.enable()
+
+
+def parse_or_keep(value: Any) -> Any:
+    """Parse YAML text; return any other value unchanged."""
+    try:
+        return parse(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError):  # ValueError: a number such as 0x_
+        return value

@@ -164,6 +164,9 @@ def test_the_command_writes_the_same_surprisals(
         (lambda run: gpt2kit.train("a.txt", n_positions=3), TypeError, "'n_positions'"),
         (lambda run: gpt2kit.train("a.txt", options={"model.n_layers": 3}), UserError, "Did you mean --model.n_layer?"),
         (lambda run: gpt2kit.train("a.txt", options={"plan": True}), UserError, "plan: trains no model"),
+        (lambda run: gpt2kit.train("a.txt", options={"print_config": ""}), UserError, "print_config: trains no model"),
+        (lambda run: gpt2kit.train("a.txt", options={"help=all": ""}), UserError, "help=all: trains no model"),
+        (lambda run: gpt2kit.train("a.txt", options={"model.optimizer.help": ""}), UserError, "trains no model"),
         (
             lambda run: gpt2kit.train("a.txt", callbacks=[object()]),
             UserError,

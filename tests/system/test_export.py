@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -98,6 +99,14 @@ def test_export_in_half_precision(
     assert all(tensor.dtype == getattr(torch, dtype) for tensor in state.values())
     assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == dtype
     assert f"as {dtype}" in (tmp_path / "half/README.md").read_text()
+
+
+def test_a_model_with_a_context_of_one_token_is_exported(run: Run, tmp_path: Path, reload_in_process: None) -> None:
+    opened, name = checkpoint.open(run.folder), "transformer.wpe.weight"
+    shape, state = {**opened.shape, "n_positions": 1}, {**opened.state, name: opened.state[name][:1].clone()}
+    small = dataclasses.replace(opened, shape=shape, state=state)
+    huggingface.write(small, tmp_path, "small", "float32")
+    assert huggingface.check(small, tmp_path, "float32").tokens == 0, "there is no room for a continuation"
 
 
 def test_only_an_export_is_replaced_and_only_with_force(

@@ -25,8 +25,8 @@ from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.paths import NEWEST, checkpoints, find
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError
-from gpt2kit.model import finetuning
 from gpt2kit.model.config import Shape
+from gpt2kit.model.lora import LORA_SCALE, lora_scale, merge_lora
 from gpt2kit.text.splits import SplitRange, parse_range
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -147,7 +147,7 @@ def _read_any(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[
             f"{file}: has format {version!r:.20}, but gpt2kit {__version__} reads format {FORMAT}. Update gpt2kit"
         )
     shape = validation.check_shape(file, metadata.get("shape"))
-    state = finetuning.merge_lora(state, _lora_scale(file, metadata))
+    state = merge_lora(state, _lora_scale(file, metadata))
     validation.check_tensors(file, shape, state)
     tokenizer = read_tokenizer(file, metadata)
     validation.check_tokenizer(file, shape, tokenizer)
@@ -172,11 +172,11 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
     """Return the scale of a checkpoint's LoRA matrices. Only one other than the default is stored, as its alpha."""
     freeze = metadata.get("freeze")
     if not isinstance(freeze, dict) or "lora_alpha" not in freeze:
-        return finetuning.LORA_SCALE
+        return LORA_SCALE
     rank, alpha = freeze.get("lora"), freeze["lora_alpha"]
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise CheckpointError(f"{file}: lora_alpha {alpha!r:.60} is invalid: the file is damaged. Use another one")
-    return finetuning.lora_scale(rank, alpha)
+    return lora_scale(rank, alpha)
 
 
 def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], SplitRange | None]:

@@ -20,7 +20,7 @@ from gpt2kit.commands import command_name
 from gpt2kit.data.remote import SCRATCH
 from gpt2kit.errors import CheckpointError, Problems, UserError, problems_of
 from gpt2kit.model.config import ARCHITECTURE_FIELDS, tensor_sizes
-from gpt2kit.model.finetuning import find_parameters, names_parts
+from gpt2kit.model.freezing import find_parameters, names_parts
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.vocabulary_transfer import VocabularyMapping, map_vocabulary, remap_embedding, resize_positions
 from gpt2kit.tokenization import tokenizer as tokenizers

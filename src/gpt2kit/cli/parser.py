@@ -12,9 +12,9 @@ import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from gpt2kit.cli import other_names
+from gpt2kit.cli.command_line import CommandLine
 from gpt2kit.cli.failures import guarded
 from gpt2kit.cli.help import Parser, invocation
-from gpt2kit.cli.known_options import CommandLine
 from gpt2kit.errors import UserError
 
 Value = TypeVar("Value")

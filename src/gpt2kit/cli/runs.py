@@ -8,8 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from gpt2kit.checkpoint import paths
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import UserError
@@ -69,18 +67,13 @@ def folder_size(folder: Path) -> int:
 
 
 def state(run: Path, recorded: object) -> str:
-    """Return the state of a run: finished, failed, interrupted or training."""
+    """Return the state of a run: finished, failed, interrupted, training or unknown."""
     if isinstance(recorded, str) and recorded in _STATES:
         return _STATES[recorded]
-    if not (run / ".lock").exists():
-        return "interrupted"
     try:
-        with FileLock(run / ".lock", timeout=0):  # a process holds it while it trains in the folder
-            return "interrupted"
-    except Timeout:
-        return "training"
-    except OSError:  # the folder is not writable
-        return recorded if isinstance(recorded, str) else "unknown"
+        return "training" if folder.is_locked(run) else "interrupted"
+    except (OSError, ValueError):  # no permission to read it, or no regular file
+        return "unknown"
 
 
 def format_age(seconds: float) -> str:

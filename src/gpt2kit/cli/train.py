@@ -22,7 +22,7 @@ from gpt2kit.cli.train_cli import TrainCLI
 from gpt2kit.cli.train_options import as_list
 from gpt2kit.errors import DivergedError, UserError, first_line
 from gpt2kit.model.backends import compile_failure
-from gpt2kit.training import distributed, run_info, tuning, verify_resume
+from gpt2kit.training import distributed, run_summary, tuning, verify_resume
 
 
 def main(args: list[str]) -> Path | None:
@@ -74,7 +74,7 @@ def _train(args: list[str]) -> Path | None:
         elif cli.options.is_plan:
             info = cli.measure_plan()
             if cli.trainer.is_global_zero:
-                run_info.print_lines(run_info.plan_lines(info), sys.stdout)
+                run_summary.print_lines(run_summary.plan_lines(info), sys.stdout)
         else:
             resumed = cli.options.resumed
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(resumed) if resumed else None)

@@ -29,13 +29,14 @@ from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.problems import data_problems, file_problems
 from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.model.backends import allow_tf32, choose_precision, refuse_missing_compiler
-from gpt2kit.model.finetuning import add_lora
+from gpt2kit.model.lora import add_lora
 from gpt2kit.text.splits import longest_of_range, parse_range
-from gpt2kit.training import distributed, end_report, estimate, loggers, run_info, tuning
+from gpt2kit.training import distributed, end_report, estimate, loggers, run_summary, tuning
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
 from gpt2kit.training.durations import parse_duration
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import Baseline, ProgressBar, ThroughputMetrics
+from gpt2kit.training.run_info import RunInfo
 from gpt2kit.training.run_setup import RunSetup, TimeLimit, has_only_time, refuse_open_end
 from gpt2kit.training.trainer import make_trainer
 
@@ -260,7 +261,7 @@ class TrainCLI(LightningCLI):
             own.append(ProgressBar())
         return [self.run_setup, *others, *own]
 
-    def measure_plan(self) -> run_info.RunInfo:
+    def measure_plan(self) -> RunInfo:
         """Return the plan of the run, after measuring a few steps with a separate trainer."""
         trainer, data, gpt2, resumed = self.trainer, self.datamodule, self.model, self.options.resumed
         problems = data.text_problems(data.global_batch(trainer))
@@ -286,13 +287,13 @@ class TrainCLI(LightningCLI):
         folder = self.run_folder
         if folder is not None and self.trainer.is_global_zero:
             has_sample = not isinstance(self.trainer.strategy, distributed.FSDP)
-            run_info.print_lines(end_report.end_lines(folder, self.datamodule, has_sample), sys.stderr)
+            run_summary.print_lines(end_report.end_lines(folder, self.datamodule, has_sample), sys.stderr)
 
     def report_stop(self) -> None:
         """Print how to resume the run, if it was stopped."""
         folder = self.run_folder
         if folder is not None and self.trainer.is_global_zero:
-            run_info.print_lines(end_report.stop_lines(folder), sys.stderr)
+            run_summary.print_lines(end_report.stop_lines(folder), sys.stderr)
 
     @property
     def run_folder(self) -> Path | None:

@@ -20,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from gpt2kit import config_files, files
 from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import other_names
-from gpt2kit.cli.known_options import CommandLine
+from gpt2kit.cli.command_line import CommandLine
 from gpt2kit.cli.other_names import Rename
 from gpt2kit.cli.run_options import early_problems, parse_early, run_name_problems
 from gpt2kit.data.problems import data_problems

@@ -9,13 +9,13 @@ from pathlib import Path
 from gpt2kit.cli.other_names import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import UserError
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, batched
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import train as training
 from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec, check
-from gpt2kit.tokenization.sampling import Sample, batched
+from gpt2kit.tokenization.sampling import Sample
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
 

@@ -28,8 +28,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gpt2kit import files as durable
-from gpt2kit.data import journal
-from gpt2kit.data.store import (
+from gpt2kit.data.index import (
     ENDS_DOCUMENT,
     FORMAT,
     INDEX,
@@ -39,19 +38,18 @@ from gpt2kit.data.store import (
     Index,
     Shard,
     Source,
-    TokenStore,
-    context_bit,
-    find_damaged,
+    read_journal,
     shard_name,
+    write_journal,
 )
+from gpt2kit.data.store import TokenStore, context_bit, find_damaged
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, StrT, batched
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import Context, SplitRange, UnfinishedPiece
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.tokenization.sampling import StrT, batched
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +196,7 @@ def _open(folder: Path, remedy: str = "") -> TokenStore | None:
 
 def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     """Write the shards that an earlier build did not finish, and those that are missing or damaged."""
-    shards = journal.read(folder)
+    shards = read_journal(folder)
     to_repair = find_damaged(folder, shards)
     report = ReadReport(is_part=bool(corpus.part))
     pieces = make_pieces(corpus.reader.read(corpus.paths, report, corpus.split_range))
@@ -216,12 +214,12 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
         else:
             actual = _skip(folder, record, shard_pieces)
         if actual != record:
-            journal.write(folder, [])
+            write_journal(folder, [])
             raise DataError(f"{folder}: its journal does not match the text and was reset. Run the same command again")
     rest = encode_pieces(pieces)
     while shard := _write_shard(folder, len(shards), rest, corpus):
         shards.append(shard)
-        journal.write(folder, shards)
+        write_journal(folder, shards)
     if corpus.part:  # the merge checks the records of all parts together
         notes = [json.dumps({"records": report.records, "bad": report.bad, "met": report.notes})]
     else:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2kit.data.store import INDEX, JOURNAL, VERIFIED, Index, find_damaged, read_index
+from gpt2kit.data.index import INDEX, JOURNAL, Index, read_index
+from gpt2kit.data.store import VERIFIED, find_damaged
 from gpt2kit.errors import DataError
 
 logger = logging.getLogger(__name__)

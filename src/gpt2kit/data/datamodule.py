@@ -22,6 +22,7 @@ from gpt2kit.data.build import Corpus
 from gpt2kit.data.leakage import leakage_note
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore
+from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.errors import DataError, UserError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits
@@ -30,8 +31,9 @@ from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization import tokenizer as tokenizers
+from gpt2kit.tokenization.cache import load_named, load_or_train
 from gpt2kit.tokenization.options import TokenizerSpec
-from gpt2kit.tokenization.train import default_spec, load_named, load_or_train
+from gpt2kit.tokenization.train import default_spec
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -286,7 +288,7 @@ class TextDataModule(pl.LightningDataModule):
             order = blocks.block_order(*cuts, global_batch, self.seed, self.shuffle, self.order_version)
         else:
             windows = [shard.tokens for shard in store.shards], self.block_size, self.stride, self.window_shards
-            order = blocks.window_order(*windows, global_batch, self.seed, self.shuffle, self.order_version)
+            order = window_order(*windows, global_batch, self.seed, self.shuffle, self.order_version)
         if order.blocks < global_batch:
             needed = (global_batch * self.block_size + 1) * (store.bytes / store.tokens)
             raise DataError(
@@ -315,8 +317,8 @@ class TextDataModule(pl.LightningDataModule):
         order, store = self.order(self.global_batch(trainer)), self.store("train")
         position = (self.start_step, self.batch_size, trainer.global_rank, trainer.world_size)
         dataset = BlockDataset(store, self.block_size)
-        if isinstance(order, blocks.WindowOrder) and isinstance(store, StreamedStore):
-            return TrainBatches(dataset, blocks.prefetching_batches(order, store.prefetch, *position))
+        if isinstance(order, WindowOrder) and isinstance(store, StreamedStore):
+            return TrainBatches(dataset, prefetching_batches(order, store.prefetch, *position))
         return TrainBatches(dataset, order.micro_batches(*position), self.num_workers)
 
     def val_dataloader(self) -> EvalBatches | list[EvalBatches]:

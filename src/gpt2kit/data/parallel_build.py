@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from gpt2kit import files as durable
-from gpt2kit.data import build, cache, journal
+from gpt2kit.data import build, cache
 from gpt2kit.data.build import Corpus, Progress
-from gpt2kit.data.store import Damaged, Index, TokenStore, find_damaged, read_index, shard_name
+from gpt2kit.data.index import Damaged, Index, read_index, shard_name, write_journal
+from gpt2kit.data.store import TokenStore, find_damaged
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
@@ -109,7 +110,7 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
     origins = [(number, shard) for number, index in indexes.items() for shard in index.shards]
     build.refuse_empty([shard for _, shard in origins], corpus, report)
     folder.mkdir(exist_ok=True)
-    journal.write(folder, [])  # a single build may have been killed here; its files are replaced
+    write_journal(folder, [])  # a single build may have been killed here; its files are replaced
     shards = [replace(shard, name=shard_name(number)) for number, (_, shard) in enumerate(origins)]
     for (number, old), new in zip(origins, shards, strict=True):
         _move(parts[number] / old.name, folder / new.name)
@@ -123,7 +124,7 @@ def _join(parts: Mapping[int, Path], count: int, folder: Path, corpus: Corpus) -
             f"--merge {count}: missing or damaged files of part {', '.join(map(str, broken))} in {folder}. Run --part "
             f"{broken[0]}/{count} again"
         )
-    journal.write(folder, shards)
+    write_journal(folder, shards)
     return corpus.index([source for index in indexes.values() for source in index.sources], report.lines(), shards)
 
 

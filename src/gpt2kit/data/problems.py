@@ -11,7 +11,7 @@ from gpt2kit.errors import Problems, problems_of
 from gpt2kit.ranges import range_problems
 from gpt2kit.text.sources import find_files
 from gpt2kit.text.splits import Split
-from gpt2kit.tokenization.train import load_named
+from gpt2kit.tokenization.cache import load_named
 
 
 def data_problems(options: dict[str, Any]) -> list[str]:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from gpt2kit import files as durable
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import INDEX, PIECE, Damaged, Index, Shard, TokenFile, TokenStore, open_tokens
+from gpt2kit.data.index import INDEX, PIECE, Damaged, Index, Shard
+from gpt2kit.data.store import TokenFile, TokenStore, open_tokens
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 

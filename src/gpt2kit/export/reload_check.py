@@ -24,13 +24,15 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
     tokens = torch.tensor([ids])
     with torch.inference_mode():
         logits = model(tokens).logits[0]
-        greedy = model.generate(
-            tokens[:, :prompt],
-            attention_mask=torch.ones(1, prompt, dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=len(ids) - prompt,
-            eos_token_id=None,
-        )
+        greedy = tokens[:, :prompt]
+        if len(ids) > prompt:  # a context of one token has no room for another
+            greedy = model.generate(
+                greedy,
+                attention_mask=torch.ones(1, prompt, dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=len(ids) - prompt,
+                eos_token_id=None,
+            )
     gguf_logits = None
     if (Path(folder) / "model.gguf").is_file():
         # With the config of the folder: without it, transformers assumes a context of 1024 for GPT-2 in this format.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit.errors import UserError, refuse
 from gpt2kit.ranges import range_problems
@@ -99,3 +102,11 @@ class WarmupStableDecay(Linear):
     def constant_until(self, total: int) -> int | None:
         warmup = self.warmup_steps(total)
         return warmup + int((1 - self.decay_ratio) * (total - warmup))
+
+
+class LRSchedule(LambdaLR):
+    """Applies a schedule. It takes only numbers from a checkpoint: torch sets whatever the file names, even methods."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        numbers = {name: state_dict[name] for name in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
+        super().load_state_dict({**numbers, "lr_lambdas": []})

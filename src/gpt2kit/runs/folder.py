@@ -1,4 +1,4 @@
-"""Read a run's folder with only the standard library: metrics, starts, status.
+"""Read a run's folder without torch: metrics, starts, status.
 
 The files may be damaged, so code that uses their content runs under `refuse_damaged`.
 """
@@ -9,10 +9,13 @@ import contextlib
 import csv
 import io
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
 
 from gpt2kit import files
 from gpt2kit.checkpoint import paths
@@ -108,6 +111,28 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 def read_status(folder: Path) -> dict[str, Any]:
     """Read the run's last status; empty for a run without status.json."""
     return read_json(folder / STATUS, dict)
+
+
+def is_locked(run: Path) -> bool:
+    """Return whether a process trains in the folder. Unlike taking the lock, this needs no permission to write."""
+    path = run / ".lock"
+    files.refuse_special(path, allow_link=False)
+    if not path.exists():
+        return False
+    if sys.platform == "win32":
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def read_json(path: Path, kind: type[Content]) -> Content:

@@ -7,7 +7,7 @@ import inspect
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
@@ -26,6 +26,7 @@ _STORED_NAMES = {"errors": "on_bad_text", "max_bad_fraction": "bad_share"}
 _STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 Errors = Literal["stop", "replace"]
+StrT = TypeVar("StrT", bound=str)
 
 
 class Reader:
@@ -228,6 +229,20 @@ def read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:
     while isinstance(piece, UnfinishedPiece):
         piece = next(pieces)
         yield piece
+
+
+def batched(pieces: Iterable[StrT], size: int) -> Iterator[list[StrT]]:
+    """Group pieces into lists of at least `size` characters; only the last may have fewer."""
+    batch: list[StrT] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece)
+        if characters >= size:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def describe_documents(reader: Reader, paths: Sequence[PathOrURL]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
 
+# The files that describe a dataset, and one with several splits.
+METADATA = _INFO, _SPLITS = "dataset_info.json", "dataset_dict.json"
 # The file that lists those with rows.
 _STATE = "state.json"
 
@@ -16,11 +18,11 @@ def skip_metadata(pattern: str, files: list[Path]) -> list[Path]:
     present = set(files)
     rows: dict[Path, set[Path]] = {}  # folder to the files with its rows; others may be results that are cached there
     for path in files:
-        if path.name == "dataset_dict.json":
+        if path.name == _SPLITS:
             raise DataError(
                 f"{pattern}: a dataset with several splits. Name the folder of one, such as {path.parent}/train"
             )
-        if path.name == _STATE and path.with_name("dataset_info.json") in present:
+        if path.name == _STATE and path.with_name(_INFO) in present:
             try:
                 data_files = durable.parse_json(durable.read_limited(path))["_data_files"]
                 rows[path.parent] = {path.parent / data_file["filename"] for data_file in data_files}

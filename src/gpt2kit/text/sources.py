@@ -24,8 +24,8 @@ from tqdm.utils import CallbackIOWrapper
 
 from gpt2kit import files as durable
 from gpt2kit.errors import DataError
+from gpt2kit.text import saved_dataset
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.saved_dataset import skip_metadata
 
 # A local file, or the URL of a remote one.
 PathOrURL = Path | str
@@ -208,7 +208,8 @@ def _find_local(pattern: str, seen: Iterator[int]) -> list[Path]:
                 raise DataError(f"{pattern}: {reason} (current folder: {Path.cwd()}). Check the path")
         for file in files:
             _refuse_kernel_file(file)
-    return skip_metadata(pattern, files)
+    is_saved_dataset = any(file.name in saved_dataset.METADATA for file in files)
+    return saved_dataset.skip_metadata(pattern, files) if is_saved_dataset else files
 
 
 def _expand(pattern: str, start: Path, parts: tuple[str, ...], seen: Iterator[int]) -> list[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gpt2kit.tokenization.sampling import batched
+from gpt2kit.text.reader import batched
 from gpt2kit.tokenization.tokenizer import encode_batch
 
 # Characters that are encoded at a time.
@@ -31,18 +31,18 @@ class TokenizerReport:
     """How a tokenizer encodes a text. End-of-document tokens are not counted."""
 
     size: int  # tokens in the vocabulary
-    documents: int = 0
+    texts: int = 0  # documents, and parts of documents that are encoded separately
     bytes: int = 0
     characters: int = 0
     tokens: int = 0
     used: int = 0  # tokens of the vocabulary that the text contains
     partial: int = 0  # tokens of the text that are part of a character, which the vocabulary lacks
     unknown: int = 0  # tokens of the text that stand for lost characters
-    failures: int = 0  # documents that decode to another text
+    failures: int = 0  # texts that decode to another text
     difference: str = ""  # where the first of them differs
     is_lossless: bool = True  # whether _PROBE decodes to itself
     longest: list[str] = field(default_factory=list)  # tokens of the vocabulary
-    examples: list[list[str]] = field(default_factory=list)  # beginnings of documents, split into tokens
+    examples: list[list[str]] = field(default_factory=list)  # beginnings of texts, split into tokens
 
     @property
     def bytes_per_token(self) -> float:
@@ -59,19 +59,19 @@ class TokenizerReport:
         return parameters / (parameters + SMALL_PARAMETERS)
 
 
-def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
-    """Encode and decode documents, and count bytes, characters, tokens and differences."""
+def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerReport:
+    """Encode and decode texts, and count bytes, characters, tokens and differences."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     report = TokenizerReport(len(vocabulary))
     probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     report.is_lossless = tokenizer.decode(probe, skip_special_tokens=False) == _PROBE
     counts: NDArray[np.int64] = np.zeros(max(vocabulary.values()) + 1, np.int64)
-    for batch in batched(documents, _BATCH):
+    for batch in batched(texts, _BATCH):
         encoded = encode_batch(tokenizer, batch)
         decoded = tokenizer.decode_batch(encoded, skip_special_tokens=False)
         counts += np.bincount(np.fromiter(itertools.chain.from_iterable(encoded), np.int64), minlength=len(counts))
         for text, decoded_text in zip(batch, decoded, strict=True):
-            report.documents += 1
+            report.texts += 1
             report.bytes += len(text.encode())
             report.characters += len(text)
             if len(report.examples) < 3 and len(text) >= 8:
@@ -82,14 +82,14 @@ def measure(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenizerReport:
     report.tokens = int(counts.sum())
     report.used = int((counts > 0).sum())
     ids = list(vocabulary.values())
-    texts = dict(zip(ids, tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False), strict=True))
+    text_of = dict(zip(ids, tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False), strict=True))
     # Part of a character decodes to U+FFFD, which a token may also contain itself.
-    partial = [i for token, i in vocabulary.items() if "�" in texts[i] and "�" not in token]
+    partial = [i for token, i in vocabulary.items() if "�" in text_of[i] and "�" not in token]
     report.partial = int(counts[partial].sum())
     unknown = vocabulary.get(getattr(tokenizer.model, "unk_token", None) or "")
     report.unknown = 0 if unknown is None else int(counts[unknown])
     names = {*tokenizer.get_added_tokens_decoder(), unknown, vocabulary.get("<unk>")}
-    report.longest = [texts[i] for i in sorted(set(ids) - names, key=lambda i: (-len(texts[i]), i))[:8]]
+    report.longest = [text_of[i] for i in sorted(set(ids) - names, key=lambda i: (-len(text_of[i]), i))[:8]]
     return report
 
 
@@ -105,7 +105,7 @@ def split_into_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
 
 def describe(report: TokenizerReport, name: object) -> str:
     """Return the report as text."""
-    changed = f"{report.failures:,} of {report.documents:,} documents change when encoded and decoded"
+    changed = f"{report.failures:,} of {report.texts:,} texts change when encoded and decoded"
     lines = {
         "bytes per token": f"{report.bytes_per_token:.2f}",
         "characters per token": f"{report.characters_per_token:.2f}",
@@ -117,7 +117,7 @@ def describe(report: TokenizerReport, name: object) -> str:
     }
     if report.unknown:
         lines["unknown"] = f"{_percent(report.unknown, report.tokens)} of the text's tokens"
-    title = f"report on {name}, over {report.documents:,} documents, {format_bytes(report.bytes)}"
+    title = f"report on {name}, over {report.texts:,} texts, {format_bytes(report.bytes)}"
     examples = ["|".join(pieces).replace("\n", "\\n").replace("\t", "\\t") for pieces in report.examples]
     labelled = [*lines.items(), *(("tokens", example) for example in examples)]
     return "\n".join([title, *(f"  {label:<24}{line}" for label, line in labelled)])
@@ -131,7 +131,7 @@ def table(reports: dict[str, TokenizerReport]) -> str:
         "bytes/token": [f"{report.bytes_per_token:.2f}" for report in reports.values()],
         "chars/token": [f"{report.characters_per_token:.2f}" for report in reports.values()],
         "bytes, not chars": [_percent(report.partial, report.tokens) for report in reports.values()],
-        "changed texts": [_percent(report.failures, report.documents) for report in reports.values()],
+        "changed texts": [_percent(report.failures, report.texts) for report in reports.values()],
         "used": [_percent(report.used, report.size) for report in reports.values()],
         "embedding": [f"{report.embedding:.1%}" for report in reports.values()],
     }

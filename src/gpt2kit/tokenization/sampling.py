@@ -1,15 +1,14 @@
-"""Sample a stream of documents evenly, group it into batches, and count its characters."""
+"""Sample a stream of documents evenly, and count its characters."""
 
 from __future__ import annotations
 
 import random
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import numpy as np
 
-StrT = TypeVar("StrT", bound=str)
+from gpt2kit.text.reader import batched
 
 # A sample is reduced when it exceeds its budget by this factor.
 _SLACK = 1.25
@@ -114,20 +113,6 @@ def _compact(raw: bytearray, lengths: np.ndarray, is_kept: np.ndarray) -> None:
                 target += length
             start += length
     del raw[target:]
-
-
-def batched(pieces: Iterable[StrT], size: int) -> Iterator[list[StrT]]:
-    """Group pieces into lists of at least `size` characters; only the last may have fewer."""
-    batch: list[StrT] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece)
-        if characters >= size:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:

@@ -22,6 +22,10 @@ EOS = "<|endoftext|>"
 # The file of a tokenizer's folder that `transformers` reads first.
 SETTINGS = "tokenizer_config.json"
 
+# The digests of tokenizers that were tried (`trial`), or made here. Under the current folder, as data.cache_dir is.
+TRIED = Path(".cache/gpt2kit/tokenizers/tried")
+_tried_by_this_process: set[str] = set()
+
 # Maximum size of a tokenizer; the largest ones have about 2^25 bytes.
 MAX_JSON_BYTES = 1 << 26
 
@@ -46,7 +50,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     }
     durable.write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     durable.write_text(folder / "tokenizer.json", to_json(tokenizer))
-    trial.remember(to_json(tokenizer))
+    _remember(_digest(to_json(tokenizer)))
 
 
 def begin_texts(tokenizer: Tokenizer) -> Tokenizer:
@@ -124,7 +128,7 @@ def from_plain_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
     advice = f"Train it again with {command_name('tokenize')}"
     if len(text) > MAX_JSON_BYTES:
         raise DataError(f"{where}: {len(text) / 1e6:,.0f} MB, too large for a tokenizer. {advice}")
-    if problem := "" if is_tried else trial.problem_of(text):
+    if problem := "" if is_tried else _problem_of(text):
         raise DataError(f"{where}: not a tokenizer ({problem}). {advice}")
     with refuse_failures(f"{where}: not a tokenizer", advice):
         tokenizer = Tokenizer.from_str(text)
@@ -133,6 +137,28 @@ def from_plain_json(text: str, where: str, is_tried: bool = False) -> Tokenizer:
     if getattr(tokenizer.model, "dropout", None) is not None:
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def _problem_of(text: str) -> str:
+    """Return why a tokenizer's JSON cannot be used; empty if it can. Each is tried once."""
+    digest = _digest(text)
+    if digest in _tried_by_this_process or (TRIED / digest).is_file():
+        return ""
+    problem = trial.problem_of(text)
+    if not problem:
+        _remember(digest)
+    return problem
+
+
+def _remember(digest: str) -> None:
+    _tried_by_this_process.add(digest)
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        TRIED.mkdir(parents=True, exist_ok=True)
+        (TRIED / digest).touch()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def refuse_shared_ids(tokenizer: Tokenizer, where: str) -> None:
@@ -207,7 +233,7 @@ def size(tokenizer: Tokenizer) -> int:
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 of the tokenizer's JSON."""
-    return hashlib.sha256(to_json(tokenizer).encode()).hexdigest()
+    return _digest(to_json(tokenizer))
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:

@@ -1,21 +1,16 @@
 """Try a tokenizer from an untrusted file in a child process with limited memory and time.
 
 The `tokenizers` library trusts its files: one can grow a text a thousand times, panic at a letter, or end the process.
-The child runs this file as a script, so it imports nothing but `tokenizers`, and starts in about 0.1 s. A tokenizer is
-tried once: its digest is kept in the cache.
+The child runs this file as a script, so it imports nothing but `tokenizers`, and starts in about 0.1 s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-# Under the current folder; also the default of data.cache_dir.
-TRIED = Path(".cache/gpt2kit/tokenizers/tried")
 _MEMORY = 1 << 31
 _SECONDS = 20  # of a CPU; on a busy machine they take longer
 # Maximum number of tokens for a byte of text. Normalization turns 3 bytes into up to 18 letters of 2 bytes each.
@@ -29,14 +24,8 @@ _SAMPLE = "".join(map(chr, [*range(384), 0x3B1, 0x42F, 0xE2A, 0xE31, 0x200D, 0x2
 _SAMPLE += " The king's 2 crowns, don't you see?\n\n  if x == 10:\treturn  None\r\n" + "a" * 500 + " " * 500
 
 
-_known: set[str] = set()  # digests of those that this process has tried or made
-
-
 def problem_of(text: str) -> str:
     """Return why a tokenizer's JSON cannot be used; empty if it can."""
-    digest = _digest(text)
-    if digest in _known or (TRIED / digest).is_file():
-        return ""
     try:
         child = subprocess.run(
             [sys.executable, "-P", __file__],
@@ -52,20 +41,7 @@ def problem_of(text: str) -> str:
         reason = " ".join(child.stdout[:2000].decode(errors="replace").split())
         limits = f"more than {_SECONDS} s or {_MEMORY >> 30} GB of memory"
         return reason[:200] or f"it needs {limits} to load it and to encode a short text, or ends the process"
-    remember(text)
     return ""
-
-
-def remember(text: str) -> None:
-    """Record that a tokenizer was tried, or was made here."""
-    _known.add(_digest(text))
-    with contextlib.suppress(OSError):  # the folder may be read-only
-        TRIED.mkdir(parents=True, exist_ok=True)
-        (TRIED / _digest(text)).touch()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def main() -> None:

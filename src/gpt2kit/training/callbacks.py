@@ -23,8 +23,8 @@ from gpt2kit.commands import command_name
 from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, generation_problems
-from gpt2kit.model import finetuning
 from gpt2kit.model.config import Dtype
+from gpt2kit.model.lora import lora_scale, merge_lora
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs.pages import mark_hidden
 from gpt2kit.tokenization.tokenizer import find_eos
@@ -197,8 +197,8 @@ def _run_folder(trainer: pl.Trainer) -> Path | None:
 
 def plain_state(gpt2: GPT2Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT2Module under GPT-2's own names. Only those that LoRA adds to are copied."""
-    scale = finetuning.lora_scale(gpt2.lora_r, gpt2.lora_alpha)
-    return validation.model_state(finetuning.merge_lora(state, scale))
+    scale = lora_scale(gpt2.lora_r, gpt2.lora_alpha)
+    return validation.model_state(merge_lora(state, scale))
 
 
 def format_section(

@@ -18,7 +18,7 @@ from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs.pages import mark_hidden
 from gpt2kit.tokenization import tokenizer as tokenizers
-from gpt2kit.training.run_info import Line
+from gpt2kit.training.run_summary import Line
 
 # Tokens of the sample, and of the beginning of a document that it continues.
 _NEW_TOKENS, _PROMPT_TOKENS = 60, 8

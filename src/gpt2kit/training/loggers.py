@@ -1,4 +1,4 @@
-"""Loggers: the run's metrics.csv, and TensorBoard with grouped scalars and a view of the settings."""
+"""Loggers: metrics.csv, TensorBoard with grouped scalars and a view of the settings; the row that each step logs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from torch import Tensor
 
 from gpt2kit import files
 from gpt2kit.checkpoint import paths
@@ -96,6 +99,47 @@ class _AppendingWriter(ExperimentWriter):
         with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         lifecycle.write_metrics(Path(self.metrics_file_path), fieldnames, rows)
+
+
+class MetricsRow:
+    """The metrics of a step or validation, which the loggers get as one row.
+
+    `LightningModule.log` would log the optimizer step as the metric `step`, which stays in `callback_metrics`, so a
+    ModelCheckpoint that saves between log steps would put it into the names of its files. It also takes half a
+    millisecond for each metric.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Tensor] = {}
+
+    def add(self, metrics: Mapping[str, Tensor | float], trainer: pl.Trainer) -> None:
+        """Add metrics to the row, and pass them to the callbacks at once."""
+        # float64, or Lightning would round a plain number to float32.
+        added = {
+            name: torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+            for name, value in metrics.items()
+        }
+        trainer.callback_metrics.update(added)
+        self._metrics |= added
+
+    def write(self, module: pl.LightningModule) -> None:
+        """Log the row, unless it is empty, and begin another one."""
+        if not self._metrics:
+            return
+        trainer = module.trainer
+        row, step = {name: value.item() for name, value in self._metrics.items()}, trainer.global_step
+        self._metrics.clear()
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step)
+            logger.save()
+        if trainer.logged_metrics:  # of a user's callback: Lightning logs them in a row with this step and epoch
+            position = {"step": float(step), **{name: value for name, value in row.items() if name == "epoch"}}
+            module.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in position.items()})
+
+
+def log_every(trainer: pl.Trainer) -> int:
+    """Return the optimizer steps between log entries: Lightning sets the attribute, but does not declare it."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None, run_name: str | None = None) -> list[Logger]:

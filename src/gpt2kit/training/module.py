@@ -13,7 +13,6 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2kit import dtensor
 from gpt2kit.checkpoint import checkpoint, initialize
@@ -22,29 +21,19 @@ from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
 from gpt2kit.model.config import SHAPE_FIELDS, Activation, Auto, Shape, shape_problems
-from gpt2kit.model.finetuning import FrozenParameters, add_lora, names_parts
+from gpt2kit.model.freezing import FrozenParameters, names_parts
+from gpt2kit.model.lora import add_lora
 from gpt2kit.optim.adamw import parameter_groups
 from gpt2kit.optim.muon import Muon
 from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
-from gpt2kit.optim.schedules import Schedule, WarmupStableDecay
+from gpt2kit.optim.schedules import LRSchedule, Schedule, WarmupStableDecay
 from gpt2kit.training.auto import InitialLoss, Sizes, measure_loss
+from gpt2kit.training.loggers import MetricsRow, log_every
+from gpt2kit.training.losses import StepLoss, validation_score
 
 if TYPE_CHECKING:
     from gpt2kit.data.datamodule import TextDataModule
     from gpt2kit.model.gpt2 import GPT2
-
-
-def log_every(trainer: pl.Trainer) -> int:
-    """Optimizer steps between log entries (an attribute that Lightning sets, but does not declare)."""
-    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-
-
-class _Schedule(LambdaLR):
-    """A schedule that takes only its numbers from a file: torch sets whatever the file names, even methods."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        numbers = {name: state_dict[name] for name in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
-        super().load_state_dict({**numbers, "lr_lambdas": []})
 
 
 class GPT2Module(pl.LightningModule):
@@ -135,13 +124,10 @@ class GPT2Module(pl.LightningModule):
         # The architecture, which is stored in every checkpoint. RunSetup replaces `auto` by numbers.
         self.shape: Shape = dict(zip(SHAPE_FIELDS, (*values, *drops, vocab_size, n_positions), strict=True))
         refuse(shape_problems(self.shape))
-        self.attention = attention
-        self.optimizer = optimizer
+        self.attention, self.optimizer, self.schedule = attention, optimizer, schedule
         self.sizes = Sizes()  # what `auto` means
-        self.schedule = schedule
-        self.wants_compile = compile
+        self.wants_compile, self._is_compiled = compile, False
         self.compiled: Compile = "off" if compile == "auto" else compile  # RunSetup decides what auto means
-        self._is_compiled = False
         self.document_start = document_start
         # The user's values of options that the tokenizer decides. They must agree with it.
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
@@ -159,11 +145,8 @@ class GPT2Module(pl.LightningModule):
         self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)
         self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
         self.estimated_steps = 0  # if only time limits the run; 0: unknown, or the last step is known
-        self._losses: list[Tensor] = []  # of the micro-batches of the current optimizer step
-        self._targets: list[Tensor] = []  # their numbers of targets, if those differ
         self.has_mask = False  # whether the loss counts only a part of each document
         self._sums: list[tuple[Tensor, Tensor]] = []  # nats and tokens of each validation batch
-        self._metrics: dict[str, Tensor] = {}  # of the step or validation in progress, for the loggers
         self.validation: tuple[int, Score] | None = None  # the step and the score of the last one
         if vocab_size is not None:
             self.build()
@@ -190,6 +173,14 @@ class GPT2Module(pl.LightningModule):
         """Check the user's values against the tokenizer, before the run's folder is created."""
         if (text := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             self.check_vocabulary(text.vocab_size, text.document_start)
+
+    def setup(self, stage: str) -> None:
+        text = self.trainer.datamodule  # type: ignore[attr-defined]
+        if text is not None:
+            self.take_vocabulary(text.vocab_size, text.document_start)
+            self.has_mask = bool(text.reader.loss_on)
+        self.step_loss = StepLoss(self.has_mask)
+        self._metrics = MetricsRow()  # of the step or validation in progress
 
     def check_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
         """Raise if the user's values differ from those that the tokenizer decides."""
@@ -263,133 +254,6 @@ class GPT2Module(pl.LightningModule):
         if not self.lora_r:  # few weights change the others little, and need the full rates
             self.sizes = replace(self.sizes, rate_factor=self.initial_loss.rate_factor())
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        nll, tokens = self.model.nll(batch)
-        if self.has_mask:
-            # Lightning takes the mean over micro-batches and ranks. So divide by what is the same for all of them, and
-            # correct the sum of the gradients once: by positions / targets of the whole step.
-            self._targets.append(tokens)
-            tokens = torch.full_like(tokens, batch[:, 1:].numel())
-        loss = nll / tokens
-        self._losses.append(loss.detach())
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            if self.has_mask:
-                positions = tokens * self.trainer.accumulate_grad_batches * self.trainer.world_size
-                targets = self.trainer.strategy.reduce(torch.stack(self._targets).sum(), reduce_op="sum")
-                self._correction = positions / targets.clamp(min=1)  # without a target, all gradients are 0
-                self._targets.clear()
-            if self._is_log_step():
-                mean = self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
-                self.add_metrics({"train_loss": mean * self._correction if self.has_mask else mean})
-            self._losses.clear()
-        return loss
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip as the trainer's options say and measure the norm; stop before an update with NaN or Inf."""
-        self.frozen.drop_gradients(self.trainer.global_step)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.has_mask:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad *= self._correction
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        norm = dtensor.full_tensor(norm)
-        self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
-        if self._is_log_step():
-            self.guard.check()
-            self.add_metrics({"grad_norm": norm})
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._write_metrics()
-
-    def on_validation_start(self) -> None:
-        self.guard.check()
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._sums.append(self.model.nll(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """Sum over all batches and ranks, then take the ratios."""
-        sums = torch.stack([torch.stack(values).cpu().double().sum() for values in zip(*self._sums, strict=True)])
-        self._sums.clear()
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        nll, tokens = sums.tolist()
-        text: Score = self.trainer.datamodule.valid_text()  # type: ignore[attr-defined]
-        # If limit_val_batches cuts the text off, its bytes are counted in proportion to its tokens.
-        score = Score(nll, int(tokens), round(text.bytes * (tokens / text.tokens)))
-        self.add_metrics({"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte})
-        self._write_metrics()
-        if not self.trainer.sanity_checking:
-            self.validation = self.trainer.global_step, score
-
-    def current_score(self) -> Score | None:
-        """Return the validation score of the current weights; None if they are not validated."""
-        step, score = self.validation or (None, None)
-        return score if step == self.trainer.global_step else None
-
-    def _is_log_step(self) -> bool:
-        """Return whether the optimizer step in progress is logged."""
-        return (self.trainer.global_step + 1) % log_every(self.trainer) == 0
-
-    def add_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Pass metrics to the callbacks at once, and to the loggers in the row of the step.
-
-        `self.log` would log the optimizer step as the metric `step`, which stays in `callback_metrics`, so a
-        ModelCheckpoint that saves between log steps would put it into the names of its files. It also takes half a
-        millisecond for each metric.
-        """
-        if self.trainer.sanity_checking:
-            return
-        # float64, or Lightning would round a plain number to float32.
-        added = {
-            name: torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-            for name, value in metrics.items()
-        }
-        self.trainer.callback_metrics.update(added)
-        self._metrics |= added
-
-    def _write_metrics(self) -> None:
-        """Log all metrics of the step as one row."""
-        if not self._metrics:
-            return
-        row, step = {name: value.item() for name, value in self._metrics.items()}, self.trainer.global_step
-        self._metrics.clear()
-        for logger in self.trainer.loggers:
-            logger.log_metrics(row, step)
-            logger.save()
-        if self.trainer.logged_metrics:  # of a user's callback: Lightning logs them in a row with this step and epoch
-            position = {"step": float(step), **{name: value for name, value in row.items() if name == "epoch"}}
-            self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in position.items()})
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer(parameter_groups(self.model))
-        if isinstance(optimizer, Muon) and self.device.type == "cpu" and self.trainer.num_nodes == 1:
-            optimizer.ranks = self.global_rank, self.trainer.world_size  # faster there; not measured elsewhere
-        self.config_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
-            unfuse(optimizer)
-        scheduler = _Schedule(optimizer, self._rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate_factor(self, step: int) -> float:
-        """Return the factor of the learning rate. Until the last step is known, it is that of the warmup, then 1."""
-        if self.trainer.max_steps > 0:
-            return self.schedule(step, self.trainer.max_steps)
-        return min((step + 1) / (self.schedule.warmup_steps(self.estimated_steps) + 1), 1.0)
-
-    def setup(self, stage: str) -> None:
-        text = self.trainer.datamodule  # type: ignore[attr-defined]
-        if text is not None:
-            self.take_vocabulary(text.vocab_size, text.document_start)
-            self.has_mask = bool(text.reader.loss_on)
-
     def configure_model(self) -> None:
         """Build the network, load initial weights, add LoRA and shard, before Lightning loads a checkpoint."""
         if self.trainer.ckpt_path is not None:
@@ -400,6 +264,22 @@ class GPT2Module(pl.LightningModule):
             dtensor.shard_model(
                 self.model, self.model.transformer.h, ("nll", "token_nll"), self.device_mesh["data_parallel"]
             )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.make_optimizer(parameter_groups(self.model))
+        if isinstance(optimizer, Muon) and self.device.type == "cpu" and self.trainer.num_nodes == 1:
+            optimizer.ranks = self.global_rank, self.trainer.world_size  # faster there; not measured elsewhere
+        self.config_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        if self.trainer.scaler is not None:  # fp16: gradients are clipped here, so they are unscaled here
+            unfuse(optimizer)
+        scheduler = LRSchedule(optimizer, self._rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate. Until the last step is known, it is that of the warmup, then 1."""
+        if self.trainer.max_steps > 0:
+            return self.schedule(step, self.trainer.max_steps)
+        return min((step + 1) / (self.schedule.warmup_steps(self.estimated_steps) + 1), 1.0)
 
     def on_fit_start(self) -> None:
         self.model.use_attention(self.attention)
@@ -416,3 +296,62 @@ class GPT2Module(pl.LightningModule):
     def choose_attention(self, device: torch.device) -> Choice:
         """Return how attention is computed in training on a device, and why."""
         return choose_attention(self.attention, device, self.shape)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        nats, targets = self.model.nll(batch)
+        positions = batch[:, 1:].numel()
+        loss = self.step_loss.add(nats, targets, positions)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            mean = self.step_loss.finish(self.trainer, positions, self._is_log_step())
+            if mean is not None:
+                self.add_metrics({"train_loss": mean})
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as the trainer's options say and measure the norm; stop before an update with NaN or Inf."""
+        self.frozen.drop_gradients(self.trainer.global_step)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.step_loss.correct_gradients(parameters)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        norm = dtensor.full_tensor(norm)
+        self.guard.before_update(optimizer, norm, self.trainer.global_step + 1, self.trainer.scaler is not None)
+        if self._is_log_step():
+            self.guard.check()
+            self.add_metrics({"grad_norm": norm})
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._metrics.write(self)
+
+    def on_validation_start(self) -> None:
+        self.guard.check()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self._sums.append(self.model.nll(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        score = validation_score(self._sums, self.trainer, self.trainer.datamodule.valid_text())  # type: ignore[attr-defined]
+        self._sums.clear()
+        self.add_metrics({"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte})
+        self._metrics.write(self)
+        if not self.trainer.sanity_checking:
+            self.validation = self.trainer.global_step, score
+
+    def current_score(self) -> Score | None:
+        """Return the validation score of the current weights; None if they are not validated."""
+        step, score = self.validation or (None, None)
+        return score if step == self.trainer.global_step else None
+
+    def add_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Pass metrics to the callbacks at once, and to the loggers in the row of the step."""
+        if not self.trainer.sanity_checking:
+            self._metrics.add(metrics, self.trainer)
+
+    def _is_log_step(self) -> bool:
+        """Return whether the optimizer step in progress is logged."""
+        return (self.trainer.global_step + 1) % log_every(self.trainer) == 0

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.lightning_patches import run_validation
-from gpt2kit.training.module import log_every
+from gpt2kit.training.loggers import log_every
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,11 @@ from gpt2kit.optim.schedules import Schedule
 from gpt2kit.optim.trial import tiny_groups
 from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs import lifecycle
-from gpt2kit.training import auto, distributed, estimate, run_info
+from gpt2kit.training import auto, distributed, estimate, run_info, run_summary
 from gpt2kit.training.checkpointing import update_learning_rates
 from gpt2kit.training.lightning_patches import set_max_steps
-from gpt2kit.training.module import GPT2Module, log_every
+from gpt2kit.training.loggers import log_every
+from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.progress import StepTimer
 from gpt2kit.training.run_info import RunInfo
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
@@ -179,7 +180,7 @@ class RunSetup(Callback):
         if run is not None:
             with run_folder.refuse_damaged(run / run_folder.START):
                 report_other_choices(run_folder.read_starts(run), self.info["start"])
-        run_info.print_lines(run_info.summary_lines(self.info), sys.stderr)
+        run_summary.print_lines(run_summary.summary_lines(self.info), sys.stderr)
         run_info.record_start(self.info, self.settings, trainer.loggers)
 
     def choose(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> None:

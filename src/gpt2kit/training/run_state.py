@@ -13,7 +13,7 @@ from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.errors import CheckpointError
-from gpt2kit.model.finetuning import LORA_SCALE, lora_scale
+from gpt2kit.model.lora import LORA_SCALE, lora_scale
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training.module import GPT2Module
 

@@ -323,6 +323,20 @@ def test_verify_resume_and_tune_refuse_a_checkpoint(
     assert code == 2 and "Leave out --ckpt_path" in err
 
 
+@pytest.mark.parametrize(
+    ("named", "lr", "weight_decay"), [("gpt2kit.optim.AdamW", "auto", "auto"), ("gpt2kit.optim.Muon", 0.5, 0.3)]
+)
+def test_only_the_same_class_keeps_the_options_in_a_config_file(
+    named: str, lr: object, weight_decay: object, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    muon = "{class_path: gpt2kit.optim.Muon, init_args: {lr: 0.5, weight_decay: 0.3}}"
+    (inside / "config.yaml").write_text(f"model: {{optimizer: {muon}}}\n")
+    with pytest.raises(SystemExit):
+        train.main(["--config=config.yaml", f"--model.optimizer={named}", "--print_config"])
+    init_args = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]["init_args"]
+    assert (init_args["lr"], init_args["weight_decay"]) == (lr, weight_decay)
+
+
 def test_another_optimizer_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train.main(["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--print_config"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +20,29 @@ from gpt2kit import __version__
 from gpt2kit.checkpoint import paths
 from gpt2kit.cli import env, runs
 
+if sys.platform != "win32":
+    import fcntl
+
 
 def rows(capsys: pytest.CaptureFixture[str], logs: Path) -> dict[str, str]:
     """Return the rows of the table by the names of the runs."""
     capsys.readouterr()
     runs.runs(logs)
     return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+
+
+@contextlib.contextmanager
+def as_another_user(folder: Path) -> Iterator[None]:
+    """Give the folder to an ordinary user, and act as that user: root may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.chown(folder, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_each_run_is_listed_with_its_state_and_best_figure(
@@ -48,6 +69,23 @@ def test_each_run_is_listed_with_its_state_and_best_figure(
     assert " 25 " in table["killed"] and "0.6734" in table["killed"]
     (tmp_path / "killed/metrics.csv").write_text("x")
     assert "0.6734" not in rows(capsys, tmp_path)["killed"], "a damaged file leaves its cell empty"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders there have no such permissions")
+def test_a_killed_run_in_a_read_only_folder_is_not_training(capsys: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as logs, as_another_user(Path(logs)):
+        run = Path(logs) / "run_1"
+        write_metrics(run, 30)
+        (run / "status.json").write_text(json.dumps({"state": "running", "step": 25}))
+        (run / ".lock").touch(0o444)
+        run.chmod(0o555)
+        assert rows(capsys, Path(logs))["run_1"].split()[1] == "interrupted"
+        with (run / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert rows(capsys, Path(logs))["run_1"].split()[1] == "training"
+        (run / ".lock").chmod(0)
+        assert rows(capsys, Path(logs))["run_1"].split()[1] == "unknown"
+        run.chmod(0o755)
 
 
 @pytest.mark.parametrize("status", ["[", '["done"]', '{"state": ["done"], "step": {"a": 1}}', '{"step": null}', "{}"])

@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2kit.data.order import (
-    BlockOrder,
-    WindowOrder,
-    block_order,
-    count_eval,
-    count_train,
-    cut_offset,
-    permute,
-    prefetching_batches,
-    window_order,
-)
+from gpt2kit.data.order import BlockOrder, block_order, count_eval, count_train, cut_offset, permute
+from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 
 BLOCK = 8
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build, parallel_build, remote
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.datamodule import TextDataModule
-from gpt2kit.data.order import prefetching_batches, window_order
 from gpt2kit.data.store import TokenStore
+from gpt2kit.data.window_order import prefetching_batches, window_order
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.splits import CutRange, HashRange, MixedRange, SplitRange

@@ -25,9 +25,9 @@ from tokenizers import Tokenizer
 from gpt2kit.data import build, remote
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.data.remote import StreamedStore, open_store
 from gpt2kit.data.store import TokenStore
+from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
 

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from gpt2kit.data import build, leakage, store
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.store import ENDS_DOCUMENT, PIECE, Damaged, Index, TokenStore
+from gpt2kit.data.index import ENDS_DOCUMENT, PIECE, Damaged, Index
+from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import DataError
 from gpt2kit.text import reader
 from gpt2kit.text.reader import Reader

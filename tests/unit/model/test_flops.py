@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2kit.model.config import flops_per_token
-from gpt2kit.model.finetuning import add_lora
+from gpt2kit.model.lora import add_lora
 from gpt2kit.training.module import GPT2Module
 
 

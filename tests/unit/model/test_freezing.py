@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import tensor_sizes
-from gpt2kit.model.finetuning import FrozenParameters, find_parameters
+from gpt2kit.model.freezing import FrozenParameters, find_parameters
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.optim.adamw import AdamW, parameter_groups
 from gpt2kit.optim.muon import Muon

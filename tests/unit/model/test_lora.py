@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gpt2kit.checkpoint import validation
 from gpt2kit.errors import CheckpointError, UserError
-from gpt2kit.model.finetuning import add_lora, lora_scale, merge_lora
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.lora import add_lora, lora_scale, merge_lora
 
 MATRIX = "model.transformer.h.0.attn.c_attn"
 

@@ -9,8 +9,8 @@ from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.survey import Survey, survey
+from gpt2kit.tokenization.cache import load_or_train
 from gpt2kit.tokenization.options import TokenizerSpec
-from gpt2kit.tokenization.train import load_or_train
 
 
 class CountingReader(Reader):

@@ -17,7 +17,7 @@ from helpers import ODD_TEXTS, SAMPLE_TEXTS, train_tokenizer
 from sentencepiece import sentencepiece_model_pb2
 
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization import pretrained, sentencepiece_model, tokenizer, train
+from gpt2kit.tokenization import cache, pretrained, sentencepiece_model, tokenizer
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "<T>", "hello", "##s", "白", "日", "world", "!"]
 
@@ -167,7 +167,7 @@ def test_a_folder_with_a_sentencepiece_model_uses_the_token_that_it_names(tmp_pa
 @pytest.mark.parametrize("name", ["sp.model", "."])
 def test_a_run_takes_such_a_tokenizer_by_its_path(name: str, inside: Path) -> None:
     Path("sp.model").write_bytes(train_sentencepiece("bpe", byte_fallback=True))
-    opened = train.load_named(name, Path("cache"))
+    opened = cache.load_named(name, Path("cache"))
     original = sentencepiece.SentencePieceProcessor(model_file="sp.model")
     assert tokenizer.encode(opened, "the fox") == original.encode("the fox")
     assert list(Path("cache/tokenizers").glob("*/tokenizer.json"))

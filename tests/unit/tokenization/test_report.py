@@ -17,7 +17,7 @@ from gpt2kit.tokenization.train import default_spec
 def test_the_report_counts_bytes_characters_and_tokens() -> None:
     tokenizer = trainers.train_char(["abc é"], TokenizerSpec())
     figures = report.measure(tokenizer, ["abc", "é日", "a\N{REPLACEMENT CHARACTER}b cab"])
-    assert (figures.documents, figures.bytes, figures.characters) == (3, 17, 12)
+    assert (figures.texts, figures.bytes, figures.characters) == (3, 17, 12)
     assert figures.tokens == 3 + 1 + 3 + 1 + 3 + 5 and figures.partial == 6  # 日 and U+FFFD are three bytes each
     assert figures.size == 1 + 256 + 5 and figures.used == 5 + 3 + 3 - 0
     assert (figures.failures, figures.unknown) == (0, 0)
@@ -34,7 +34,7 @@ def test_a_lossy_tokenizer_is_reported_with_an_example() -> None:
     figures = report.measure(tokenizer, ["the  fox", "the fox", "Z"])
     assert (figures.failures, figures.unknown) == (2, 1)
     lines = report.describe(figures, "x")
-    assert "2 of 3 documents change when encoded and decoded, such as 'the  fox' as 'the fox'" in lines
+    assert "2 of 3 texts change when encoded and decoded, such as 'the  fox' as 'the fox'" in lines
     assert "unknown" in lines
 
 
@@ -45,6 +45,14 @@ def test_examples_are_split_into_tokens() -> None:
     assert "|白|" in report.describe(report.measure(tokenizer, ["the 白 the"]), "x")
 
 
+def test_the_parts_of_a_record_are_texts(corpus: Path, inside: Path, call: Callable[..., Outcome]) -> None:
+    (inside / "records.jsonl").write_text('{"title": "the fox", "text": "the quick fox"}\n' * 2)
+    reader = ["--reader.template", "{title}{text}", "--reader.loss_on", "text"]
+    arguments = ["--report", corpus / "tokenizer", "--files", "records.jsonl", *reader]
+    code, out, _ = call(lambda argv: parser.run(command.train_tokenizer, argv), *arguments)
+    assert code == 0 and "over 4 texts, 0.0 kB" in out and "0 of 4 texts change" in out and "document" not in out
+
+
 def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, call: Callable[..., Outcome]) -> None:
     def run(*arguments: object) -> str:
         code, out, err = call(lambda argv: parser.run(command.train_tokenizer, argv), *arguments)
@@ -52,7 +60,7 @@ def test_report_and_compare_from_the_command_line(corpus: Path, inside: Path, ca
         return out
 
     out = run("--report", corpus / "tokenizer", "--files", corpus / "test.txt", "--reader.document", "line")
-    assert "bytes per token" in out and "40 documents" in out
+    assert "bytes per token" in out and "40 texts" in out
     assert out.endswith("default of trainer.py for 3.0 kB of text: bpe, vocab_size 512\n")
     candidates = ["300", "340", "char", "wordpiece:150", str(corpus / "tokenizer")]
     out = run("--files", corpus / "train.txt", "--compare", *candidates)

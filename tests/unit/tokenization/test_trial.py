@@ -45,12 +45,12 @@ def test_a_hostile_tokenizer_is_refused(case: str, corpus: Path, inside: Path) -
 
 def test_a_tokenizer_is_tried_once(corpus: Path, inside: Path) -> None:
     text = (corpus / "tokenizer/tokenizer.json").read_text(encoding="utf-8") + "\n"
-    assert tokenizer.from_json(text, "x").decode([5]) and len([*trial.TRIED.iterdir()]) == 1
+    assert tokenizer.from_json(text, "x").decode([5]) and len([*tokenizer.TRIED.iterdir()]) == 1
 
 
 def test_one_that_was_trained_here_is_not_tried(corpus: Path, inside: Path) -> None:
     tokenizer.save(tokenizer.load(corpus / "tokenizer"), inside / "new")
-    assert len([*trial.TRIED.iterdir()]) == 1
+    assert len([*tokenizer.TRIED.iterdir()]) == 1
 
 
 def test_the_child_imports_nothing_but_tokenizers(corpus: Path) -> None:

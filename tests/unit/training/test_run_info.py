@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2kit.training import run_info
+from gpt2kit.training import run_info, run_summary
 from gpt2kit.training.module import GPT2Module
 
 
@@ -32,12 +32,12 @@ def test_the_sizes_of_model_text_and_run_are_compared(
         "run": {"tokens": tokens, "epochs": tokens / unique_tokens},
         "model": {"parameters": 10_000, "shape": {"resid_pdrop": dropout}},
     }
-    assert advice in run_info.compare_sizes(info)
+    assert advice in run_summary.compare_sizes(info)
 
 
 def test_too_little_memory_is_reported_with_its_largest_part() -> None:
     memory = {"parts": {"weights": 5 * 10**9, "gradients": 0}, "total": 5 * 10**9, "free": 10**9, "machine": 2 * 10**9}
-    lines = "\n".join(line for _, line in run_info.memory_lines(memory))
+    lines = "\n".join(line for _, line in run_summary.memory_lines(memory))
     assert "MORE THAN IS FREE, most of it weights" in lines and "weights 5.00 GB" in lines and "gradients" not in lines
-    unknown = run_info.memory_lines({**memory, "free": None, "machine": None})
+    unknown = run_summary.memory_lines({**memory, "free": None, "machine": None})
     assert unknown[0] == ("memory", "about 5.00 GB")
