@@ -229,7 +229,7 @@ def _run_rows(opened: LoadedCheckpoint) -> Iterator[tuple[str, str]]:
         hours = folder.read_metrics(run).get("hours", {})
         logged = [_number(value) for at, value in hours.items() if at <= step]
         if logged and logged[-1] is not None:
-            yield "hours of training", f"{logged[-1]:,.2f}"
+            yield "hours of training", f"{logged[-1]:.3g}"
     with contextlib.suppress(OSError, UserError):
         starts = folder.read_starts(run)
         device = lookup(starts[-1], "start", "device") if starts else None
