@@ -142,7 +142,7 @@ def render_header(
 
 
 def find_base(opened: LoadedCheckpoint) -> tuple[str, bool]:
-    """Return the initial weights, empty if there are none, and whether it is a name on the hub."""
+    """Return the name of the initial weights, which may be empty, and whether it is a name on the hub."""
     source = lookup(opened.metadata, "start", "from")
     name = " ".join(str(source or "").removeprefix(huggingface.HUB).rstrip("/").split())
     repository = name.partition("@")[0]
@@ -155,8 +155,8 @@ def find_datasets(metadata: dict[str, Any]) -> list[str]:
     """Return the names of the hub's datasets among the training files of a run."""
     files = lookup(metadata, "settings", "data", "train_files")
     names = [name for name in (files if isinstance(files, list) else [files]) if isinstance(name, str)]
-    found = [name.removeprefix(HUB_DATASETS).partition("?")[0] for name in names if name.startswith(HUB_DATASETS)]
-    return list(dict.fromkeys(filter(is_repository, found)))
+    datasets = [name.removeprefix(HUB_DATASETS).partition("?")[0] for name in names if name.startswith(HUB_DATASETS)]
+    return list(dict.fromkeys(filter(is_repository, datasets)))
 
 
 def read_scores(opened: LoadedCheckpoint) -> Iterator[Score]:
@@ -239,6 +239,6 @@ def _run_rows(opened: LoadedCheckpoint) -> Iterator[tuple[str, str]]:
 
 
 def _number(value: object) -> float | None:
-    """Return a number of a file; None if it is none, or not finite or negative."""
+    """Return a number that a file contains; None for other values, and if it is negative or not finite."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and 0 <= value < math.inf else None  # type: ignore[arg-type, operator]

@@ -34,4 +34,5 @@ def generate_examples(generator: Generator) -> list[str]:
     lines = [text.strip().split("\n")[0] for text in texts.values()]
     # The last word may be incomplete.
     examples = [line.rsplit(" ", 1)[0] for line in lines]
-    return list(dict.fromkeys(text for text in examples if text.strip()))[:_MAX_EXAMPLES]
+    # U+FFFD stands for bytes of a character that is not complete.
+    return list(dict.fromkeys(text for text in examples if text.strip() and "\ufffd" not in text))[:_MAX_EXAMPLES]
