@@ -42,6 +42,7 @@ prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks,
 	GPT2KIT_BUILD_KILLS=100 $(BIN)/python -m pytest tests/system/test_build_kill.py
 	$(BIN)/python tests/proofs/prove_data.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_clients.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_space.py
 
 check: format lint types test  ## everything that a commit must pass
 

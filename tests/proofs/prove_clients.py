@@ -3,9 +3,10 @@
     python tests/proofs/prove_clients.py [--only NAME]
 
 A small model with each kind of tokenizer is trained on the documentation, exported and run by the pipeline of
-transformers, `transformers serve` with the client of OpenAI, lm-evaluation-harness and llama.cpp. They are installed
-under .cache/clients, once (about 2 GB); llama.cpp is left out without node. Prints a table of the proofs and how many
-of them failed. Results are kept, as by prove_resume.py.
+transformers, by `transformers serve` and llama.cpp's HTTP server with the client of OpenAI (whole and streamed
+completions, a stop string, usage), by lm-evaluation-harness and by llama.cpp. They are installed under .cache/clients,
+once (about 2 GB); llama.cpp itself is left out without node. Prints a table of the proofs and how many of them failed.
+Results are kept, as by prove_resume.py.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from gpt2kit.tokenization import tokenizer
 CLIENTS = ROOT / ".cache" / "clients"
 PYTHON = CLIENTS / "venv" / "bin" / "python"
 PACKAGES = ["torch==2.13.0", "transformers[serving]==5.23.0", "openai==3.57.0", "lm_eval==0.4.13", "accelerate==1.15.0"]
+PACKAGES += ["xllamacpp==2026.10.11549"]  # llama.cpp with the HTTP server of llama-server
 NODE_PACKAGE = "node-llama-cpp@3.22.1"
 
 CONTEXT, WINDOWS, TOKENS = 64, 5, 20
@@ -59,10 +61,32 @@ print(json.dumps([generator(prompt, **settings)[0]["generated_text"] for prompt 
 OPENAI = """
 import json, sys
 from openai import OpenAI
-url, folder, prompts, tokens = json.loads(sys.argv[1])
+url, model, prompts, tokens = json.loads(sys.argv[1])
 create = OpenAI(base_url=url, api_key="unused").completions.create
-settings = {"max_tokens": tokens, "temperature": 0}
-print(json.dumps([create(model=folder, prompt=prompt, **settings).choices[0].text for prompt in prompts]))
+settings = {"model": model, "max_tokens": tokens, "temperature": 0}
+answers = []
+for prompt in prompts:
+    completion = create(prompt=prompt, **settings)
+    text = completion.choices[0].text
+    stop = text[len(text) // 2 :][:3]
+    chunks = create(prompt=prompt, stream=True, **settings)
+    answers.append({
+        "text": text,
+        "stream": "".join(chunk.choices[0].text or "" for chunk in chunks if chunk.choices),
+        "stop": stop,
+        "stopped": create(prompt=prompt, stop=[stop], **settings).choices[0].text,
+        "usage": [getattr(completion.usage, f"{kind}_tokens") for kind in ("prompt", "completion", "total")],
+    })
+print(json.dumps(answers))
+"""
+LLAMA_SERVER = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.port = sys.argv[1], int(sys.argv[2]), 0
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
 """
 TASK = """
 task: local_text
@@ -170,8 +194,45 @@ def serving(folder: Path, work: Path) -> Iterator[str]:
 def serve(model: Exported) -> str:
     """Continue the prompts with `transformers serve` and the client of OpenAI."""
     with serving(model.folder, model.work) as url:
-        arguments = json.dumps([url, str(model.folder), PROMPTS, TOKENS])
-        return model.difference(json.loads(run([PYTHON, "-c", OPENAI, arguments], model.work)))
+        return check_answers(model, url, str(model.folder), keeps_stop=True)
+
+
+def check_answers(model: Exported, url: str, name: str, keeps_stop: bool = False) -> str:
+    """Ask a server for completions, whole, streamed and with a stop string; return what is wrong with them.
+
+    A server that keeps the stop string ends the text with it, or with the token that completes it.
+    """
+    arguments = json.dumps([url, name, PROMPTS, TOKENS])
+    answers = json.loads(run([PYTHON, "-c", OPENAI, arguments], model.work))
+    problems = [model.difference([answer["text"] for answer in answers])]
+    encoder = tokenizer.load(model.folder)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        text, stop = answer["text"], answer["stop"]
+        read = len(tokenizer.encode(encoder, prompt)) + 1  # with the end-of-document token before it
+        stopped = answer["stopped"].partition(stop)[0] if keeps_stop else answer["stopped"]
+        for what, given, expected in (
+            ("streamed", answer["stream"], text),
+            (f"stopped at {stop!r}", stopped, text.partition(stop)[0]),
+            ("shorter with a stop string", len(answer["stopped"]) < len(text), True),
+            ("usage", answer["usage"], [read, TOKENS, read + TOKENS]),
+        ):
+            if given != expected:
+                problems.append(f"{prompt!r}, {what}: {given!r}, not {expected!r}")
+    return "; ".join(filter(None, problems))
+
+
+def llama_server(model: Exported) -> str:
+    """Continue the prompts with the HTTP server of llama.cpp and the client of OpenAI."""
+    command = [PYTHON, "-c", LLAMA_SERVER, str(model.folder / "model.gguf"), str(CONTEXT)]
+    with (model.work / "llama_server.txt").open("w") as log:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        server = subprocess.Popen(command, cwd=model.work, env=environment(), text=True, **pipes)  # type: ignore[call-overload]
+        try:
+            address = next(line for line in server.stdout if line.startswith("http")).strip()
+            return check_answers(model, f"{address}/v1", "model")
+        finally:
+            server.terminate()
+            server.wait(60)
 
 
 def lm_eval(model: Exported) -> str:
@@ -220,7 +281,8 @@ def main() -> None:
     only = options.parse_args().only
     CLIENTS.mkdir(parents=True, exist_ok=True)
     install()
-    clients = {"pipeline": pipeline, "transformers serve": serve, "lm_eval": lm_eval, "llama.cpp": llama}
+    clients = {"pipeline": pipeline, "transformers serve": serve, "lm_eval": lm_eval}
+    clients |= {"llama.cpp": llama, "llama-server": llama_server}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         text.write_text("\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -228,7 +290,8 @@ def main() -> None:
             f"{name}, {model.kind}": functools.partial(attempt, client, model)
             for model in [Exported(kind, text) for kind in TOKENIZER_KINDS]
             for name, client in clients.items()
-            if client is not llama or (model.kind == "bpe" and shutil.which("node"))
+            if client not in (llama, llama_server) or model.kind == "bpe"
+            if client is not llama or shutil.which("node")
         }
         failed = run_proofs(proofs, only)
     sys.exit(failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import io
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from helpers import ROOT, SAMPLE_TEXTS, save_huggingface_model
+from helpers import ROOT, SAMPLE_TEXTS, Run, save_huggingface_model
+from huggingface_hub import ModelCard
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<S>", "the", "quick", "brown", "fox", "lazy", "dog", ".", "##s"]
@@ -30,6 +32,7 @@ class Hub:
     address: str = ""
     requests: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
+    created: list[dict[str, object]] = field(default_factory=list)
 
 
 def handler_of(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
@@ -61,12 +64,36 @@ def handler_of(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             info = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
             return self.answer(200, json.dumps(info).encode(), {})
 
+        def do_POST(self) -> None:
+            """Create a repository, check a card, or commit files, as the hub's client asks for it."""
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            hub.tokens.add(self.headers.get("Authorization", ""))
+            parts = self.path.strip("/").split("/")  # api, models or spaces, owner, name, action, revision
+            if parts[1] == "repos":
+                hub.created.append(json.loads(body))
+                return self.answer(200, b'{"url": "https://huggingface.co/me/model"}', {})
+            if parts[1] == "validate-yaml":
+                ModelCard(json.loads(body)["content"])  # raises if the header is invalid
+                return self.answer(200, b'{"warnings": []}', {})
+            if parts[4] == "preupload":
+                names = [file["path"] for file in json.loads(body)["files"]]
+                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+                return self.answer(200, json.dumps({"files": modes}).encode(), {})
+            target = hub.root / parts[2] / (parts[3] if parts[1] == "models" else f"{parts[3]}-{parts[1]}")
+            target.mkdir(parents=True)
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    (target / line["value"]["path"]).write_bytes(base64.b64decode(line["value"]["content"]))
+            kind = "" if parts[1] == "models" else f"{parts[1]}/"
+            url = f"{hub.address}/{kind}{parts[2]}/{parts[3]}/commit/{COMMIT}"
+            return self.answer(200, json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode(), {})
+
         def answer(self, code: int, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(code)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
         def log_message(self, *args: object) -> None:
@@ -123,7 +150,7 @@ def resize(folder: Path, size: int) -> None:
     model.save_pretrained(folder, max_shard_size="20KB")
 
 
-def run(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
@@ -143,14 +170,14 @@ def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -
     settings = {**environment(hub, tmp_path), "HF_TOKEN": "hf_secret"}
     for name, prompt in (("owner/bert", "the quick fox"), ("owner/rinna@main", "the quick fox")):
         arguments = (f"hf://{name}", "--prompt", prompt, "--max_new_tokens", "5", "--top_k", "1")
-        first = run("generate.py", *arguments, cwd=tmp_path, **settings)
+        first = run_script("generate.py", *arguments, cwd=tmp_path, **settings)
         assert first.returncode == 0 and first.stdout.startswith(prompt), first.stderr
-    offline = run("generate.py", *arguments, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
+    offline = run_script("generate.py", *arguments, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
     assert offline.stdout == first.stdout, offline.stderr
     assert "Bearer hf_secret" in hub.tokens and not any(path.endswith(".py") for path in hub.requests)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog .\n" * 400)
     options = "--data.valid_fraction 0.1 --trainer.max_steps 2 --data.block_size 16 --model.init_from hf://owner/bert"
-    trained = run("trainer.py", "text.txt", *options.split(), cwd=tmp_path, **settings)
+    trained = run_script("trainer.py", "text.txt", *options.split(), cwd=tmp_path, **settings)
     assert trained.returncode == 0, trained.stderr
 
 
@@ -160,6 +187,32 @@ def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
         ("owner/none", "owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no"),
     ):
         arguments = ("--kind", "existing", "--vocab", name, "--output_dir", "tokenizer")
-        result = run("train_tokenizer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
+        result = run_script("train_tokenizer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
         assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
         assert result.stderr.startswith(f"error: --vocab {message}")
+
+
+def test_an_export_is_uploaded_with_its_space_and_loads_by_its_name(hub: Hub, run: Run, tmp_path: Path) -> None:
+    settings = {**environment(hub, tmp_path), "HF_TOKEN": "hf_secret"}
+    card = ["--license", "mit", "--language", "en", "--datasets", "owner/texts"]
+    target = ["--output_dir", "model", "--push_to_hub", "me/model", "--space", "me/page", *card]
+    result = run_script("export.py", str(run.folder), *target, cwd=tmp_path, **settings)
+    assert result.returncode == 0, result.stderr
+    assert "uploaded to me/model" in result.stdout and "uploaded to the Space me/page" in result.stdout
+    assert [(repository["name"], repository["visibility"]) for repository in hub.created] == [
+        ("model", "private"),
+        ("page", "private"),
+    ]
+    assert hub.created[1]["sdk"] == "gradio" and "Bearer hf_secret" in hub.tokens
+    for local, remote in (("model", "me/model"), ("model-space", "me/page-spaces")):
+        files = {file.name: file.read_bytes() for file in (tmp_path / local).iterdir()}
+        assert files == {file.name: file.read_bytes() for file in (hub.root / remote).iterdir()}
+    uploaded = ModelCard((hub.root / "me/model/README.md").read_text(encoding="utf-8"))
+    assert (uploaded.data.license, uploaded.data.language, uploaded.data.datasets) == ("mit", ["en"], ["owner/texts"])
+    metrics = {result.metric_type for result in uploaded.data.eval_results}
+    assert metrics == {"bits_per_byte", "perplexity"} and uploaded.data.model_name == "model"
+    assert (
+        "## Samples" in uploaded.text and "models:\n- me/model\n" in (hub.root / "me/page-spaces/README.md").read_text()
+    )
+    generated = run_script("generate.py", "hf://me/model", "--prompt", "the", cwd=tmp_path, **settings)
+    assert generated.returncode == 0 and generated.stdout.startswith("the"), generated.stderr

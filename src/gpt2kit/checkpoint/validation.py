@@ -167,6 +167,13 @@ def structure_problem(value: object, expected: object, name: str) -> str:
     return ""
 
 
+def lookup(content: object, *keys: str) -> Any:
+    """Return a value in nested dictionaries; None if it is missing. The metadata of a file may have any form."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
 def is_float_tensor(tensor: object) -> TypeGuard[torch.Tensor]:
     """Return whether this is a float tensor on the CPU with memory for each element: not sparse, not expanded."""
     return (

@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,11 +19,11 @@ from gpt2kit import __version__, files
 from gpt2kit.checkpoint import huggingface
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line
+from gpt2kit.export import card as model_card
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
-from gpt2kit.model.config import Dtype, parameter_count
+from gpt2kit.model.config import Dtype
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.runs.pages import render
 from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -31,6 +31,7 @@ CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, tokenizers.SETTINGS, CARD, GENERATION}
 # --force only replaces a folder that contains no files other than these.
 REPLACEABLE = {*FILES, gguf_file.NAME}
+RepositoryKind = Literal["model", "space"]
 # Number of tokens to compare; half of them are a greedy continuation.
 _LENGTH = 64
 
@@ -45,18 +46,24 @@ class Agreement:
     tokens: int  # number of tokens of a greedy continuation that agree
 
 
-def refuse_other_files(target: Path, force: bool) -> None:
-    """Raise unless `target` is new or empty, or contains only an export that may be replaced."""
+def refuse_other_files(
+    target: Path, force: bool, label: str | None = None, replaceable: Collection[str] = REPLACEABLE
+) -> None:
+    """Raise unless `target` is new or empty, or contains only an export that may be replaced.
+
+    `label` is what an error calls the folder. Default: the value of --output_dir.
+    """
+    label = label or f"--output_dir {target}:"
     if target.exists() and not target.is_dir():
-        raise UserError(f"--output_dir {target}: is a file. Name a folder")
+        raise UserError(f"{label} is a file. Name a folder")
     present = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    others = [name for name in present if name not in REPLACEABLE]
+    others = [name for name in present if name not in replaceable]
     if others:
-        raise UserError(f"--output_dir {target}: contains other files ({', '.join(others[:3])}). Name another folder")
+        raise UserError(f"{label} contains other files ({', '.join(others[:3])}). Name another folder")
     if present and not force:
-        raise UserError(f"--output_dir {target}: already exists. Name another folder, or replace it with --force")
+        raise UserError(f"{label} already exists. Name another folder, or replace it with --force")
     if present and not is_exported(target):
-        raise UserError(f"--output_dir {target}: is not an earlier export. Name another folder")
+        raise UserError(f"{label} is not an earlier export. Name another folder")
 
 
 def is_exported(folder: Path) -> bool:
@@ -93,7 +100,14 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         files.sync_folder(target.parent)
 
 
-def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
+def write(
+    opened: LoadedCheckpoint,
+    folder: Path,
+    name: str,
+    dtype: Dtype,
+    gguf: bool = False,
+    details: model_card.Details = model_card.Details(),
+) -> None:
     """Write all files of the export, without the padded rows of the embedding."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
@@ -116,47 +130,9 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
     model.save_pretrained(folder, max_shard_size="1000GB")
     logging.enable_progress_bar()
     tokenizers.save(tokenizers.begin_texts(opened.tokenizer), folder)
-    files.write_text(folder / CARD, model_card(opened, name, dtype))
+    files.write_text(folder / CARD, model_card.render_card(opened, name, dtype, details))
     if gguf:
         gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
-
-
-def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
-    """Return Markdown with the header that the hub reads; licence and origin of the text are left to the user."""
-    start = opened.metadata.get("start")
-    source = str(start["from"]) if isinstance(start, dict) and "from" in start else ""
-    source_name = " ".join(source.removeprefix(huggingface.HUB).rstrip("/").split())
-    return render(
-        "model_card.md",
-        Path(__file__).parent / "templates",
-        base=source_name if source.startswith(huggingface.HUB) else "",
-        name=name,
-        rows=[(label, value) for label, value in _card_rows(opened, source_name, dtype) if value],
-        is_own="format" in opened.metadata,
-        end=tokenizers.find_eos(opened.tokenizer),
-        context=f"{opened.shape['n_positions']:,}",
-    )
-
-
-def _card_rows(opened: LoadedCheckpoint, source: str, dtype: str) -> list[tuple[str, str]]:
-    shape, metadata = opened.shape, opened.metadata
-
-    def number(name: str, format_spec: str) -> str:
-        value = metadata.get(name)
-        return format(value, format_spec) if type(value) in (int, float) else ""
-
-    text = number("train_tokens", ",.0f")
-    return [
-        ("parameters", f"{parameter_count(shape):,}, as {dtype}"),
-        ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),
-        ("context", f"{shape['n_positions']:,} tokens"),
-        ("vocabulary", f"{shape['vocab_size']:,} tokens, tokenizer {tokenizers.fingerprint(opened.tokenizer)[:12]}"),
-        ("training text", f"{text} tokens" if text else ""),
-        ("tokens seen in training", number("tokens_seen", ",.0f")),
-        ("bits per byte of the validation text", number("val_bpb", ".4f")),
-        ("initial weights", "/".join(source.split("/")[-2:])),  # no other folders of this machine
-        ("tokens see only their own document", "yes" if metadata.get("document_start") is not None else ""),
-    ]
 
 
 def round_weights(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
@@ -251,17 +227,19 @@ def reload_folder(folder: Path, ids: list[int], prompt: int, text: str) -> dict[
         return dict(torch.load(results, weights_only=True))
 
 
-def push(folder: Path, name: str) -> None:
+def push(folder: Path, name: str, kind: RepositoryKind = "model") -> None:
     """Upload the folder to the hub, with the hub's client and its stored login."""
     from huggingface_hub import HfApi
 
+    is_space = kind == "space"
     try:
         hub = HfApi()
-        hub.create_repo(name, private=True, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by gpt2kit")
+        hub.create_repo(name, private=True, exist_ok=True, repo_type=kind, space_sdk="gradio" if is_space else None)
+        hub.upload_folder(repo_id=name, folder_path=folder, repo_type=kind, commit_message="Exported by gpt2kit")
     except Exception as error:  # the client raises many types
         reason = first_line(error)
+        option, more = ("--space", " --repo-type space") if is_space else ("--push_to_hub", "")
         raise MachineError(
-            f"--push_to_hub {name}: the upload failed ({reason}). {folder} is complete: log in (hf auth login) "
-            f"and run: hf upload {name} {folder}"
+            f"{option} {name}: the upload failed ({reason}). {folder} is complete: log in (hf auth login) "
+            f"and run: hf upload {name} {folder}{more}"
         ) from None

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gpt2kit.checkpoint import checkpoint, huggingface, paths
 from gpt2kit.checkpoint.options import ForeignOptions
+from gpt2kit.checkpoint.validation import lookup
 from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable
+from gpt2kit.generation.examples import find_examples, generate_examples
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 MAX_CHARACTERS, MAX_NEW_TOKENS, MAX_SAMPLES, MAX_TEMPERATURE = 4000, 500, 4, 2.0
 # Seconds after which the next model is loaded although one is not finished.
 _LOAD_TIMEOUT = 60
-# Maximum number of example prompts.
-_MAX_EXAMPLES = 4
 
 
 @dataclass
@@ -82,7 +81,9 @@ class Service:
             opened = checkpoint.open(model.path, options=self._foreign)
             model.facts = describe(opened)
             generator = Generator(opened, self._precision, note=lambda text: None)
-            model.examples = self._examples or find_examples(opened.metadata) or generate_examples(generator)
+            model.examples = (
+                self._examples or find_examples(opened.metadata, MAX_CHARACTERS) or generate_examples(generator)
+            )
             model.generator = generator
         except BaseException as error:  # pyo3's PanicException is not an Exception
             reason = str(error) if isinstance(error, UserError) else f"{model.path}: {first_line(error)}"
@@ -154,7 +155,7 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
 
 def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
     """Return a model's size, training text, bits per byte and context, as far as they are recorded."""
-    files = _get(opened.metadata, "settings", "data", "train_files") or []
+    files = lookup(opened.metadata, "settings", "data", "train_files") or []
     names = [valid_unicode(str(name))[-200:] for name in (files if isinstance(files, list) else [files])]
     text = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) or "unknown"
     if len(names) > 3:
@@ -184,34 +185,3 @@ def find_validation(file: Path, step: object) -> float | None:
         return None
     steps = [logged for logged in bits if isinstance(step, int) and logged <= step]
     return bits[steps[-1]] if steps else None
-
-
-def find_examples(metadata: dict[str, Any]) -> list[str]:
-    """Return the prompts of the callbacks in a run's settings."""
-    callbacks = _get(metadata, "settings", "trainer", "callbacks")
-    examples: list[str] = []
-    for callback in callbacks if isinstance(callbacks, list) else []:
-        prompts = _get(callback, "init_args", "prompts")
-        examples += [text for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
-    return [valid_unicode(text) for text in examples if len(text) <= MAX_CHARACTERS][:_MAX_EXAMPLES]
-
-
-def generate_examples(generator: Generator) -> list[str]:
-    """Return the first words of documents that the model generates."""
-    if generator.eos is None:  # a text cannot begin without a prompt
-        return []
-    options = GenerationOptions(temperature=0.7, top_p=0.9, num_samples=2 * _MAX_EXAMPLES, max_new_tokens=8)
-    texts: dict[int, str] = {}
-    for chunk in generator.generate([""], options):
-        texts[chunk.sample] = texts.get(chunk.sample, "") + chunk.text
-    lines = [text.strip().split("\n")[0] for text in texts.values()]
-    # The last word may be incomplete.
-    examples = [line.rsplit(" ", 1)[0] for line in lines]
-    return list(dict.fromkeys(text for text in examples if text.strip()))[:_MAX_EXAMPLES]
-
-
-def _get(content: Any, *keys: str) -> Any:
-    """Return a value in nested dictionaries; None if it is missing. The metadata of a file may have any form."""
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content

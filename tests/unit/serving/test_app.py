@@ -20,6 +20,7 @@ from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import parser, web_demo
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.generation.decoder import SampledToken, TokenSequence
+from gpt2kit.generation.examples import find_examples
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.serving import app, models, page
 from gpt2kit.serving.models import Service, find_models
@@ -81,8 +82,8 @@ def test_names_and_texts_that_are_no_unicode_do_not_stop_the_page(run: Run, tmp_
 @pytest.mark.parametrize("callbacks", [None, 1, [7], [{"init_args": 1}]])
 def test_examples_are_the_prompts_of_callbacks(callbacks: object) -> None:
     samples = {"class_path": "X", "init_args": {"prompts": ["a", 3, "b"]}}
-    assert models.find_examples({"settings": {"trainer": {"callbacks": [samples, 7]}}}) == ["a", "b"]
-    assert models.find_examples({"settings": {"trainer": {"callbacks": callbacks}}}) == []
+    assert find_examples({"settings": {"trainer": {"callbacks": [samples, 7]}}}, 10) == ["a", "b"]
+    assert find_examples({"settings": {"trainer": {"callbacks": callbacks}}}, 10) == []
 
 
 def test_examples_may_come_from_a_file(run: Run, inside: Path, call: Callable[..., Outcome]) -> None:
