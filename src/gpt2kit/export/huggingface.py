@@ -123,22 +123,31 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
 
 def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
     """Return Markdown with the header that the hub reads; licence and origin of the text are left to the user."""
-    start = opened.metadata.get("start")
-    source = str(start["from"]) if isinstance(start, dict) and "from" in start else ""
-    source_name = " ".join(source.removeprefix(huggingface.HUB).rstrip("/").split())
+    source = _source(opened)
     return render(
         "model_card.md",
         Path(__file__).parent / "templates",
-        base=source_name if source.startswith(huggingface.HUB) else "",
+        base=_source_name(source) if source.startswith(huggingface.HUB) else "",
         name=name,
-        rows=[(label, value) for label, value in _card_rows(opened, source_name, dtype) if value],
+        rows=card_rows(opened, dtype),
         is_own="format" in opened.metadata,
         end=tokenizers.find_eos(opened.tokenizer),
         context=f"{opened.shape['n_positions']:,}",
     )
 
 
-def _card_rows(opened: LoadedCheckpoint, source: str, dtype: str) -> list[tuple[str, str]]:
+def _source(opened: LoadedCheckpoint) -> str:
+    """Return where a model's initial weights are from; an empty string for random ones."""
+    start = opened.metadata.get("start")
+    return str(start["from"]) if isinstance(start, dict) and "from" in start else ""
+
+
+def _source_name(source: str) -> str:
+    return " ".join(source.removeprefix(huggingface.HUB).rstrip("/").split())
+
+
+def card_rows(opened: LoadedCheckpoint, dtype: str) -> list[tuple[str, str]]:
+    """Return what a card says about a model: labels and values."""
     shape, metadata = opened.shape, opened.metadata
 
     def number(name: str, format_spec: str) -> str:
@@ -146,7 +155,7 @@ def _card_rows(opened: LoadedCheckpoint, source: str, dtype: str) -> list[tuple[
         return format(value, format_spec) if type(value) in (int, float) else ""
 
     text = number("train_tokens", ",.0f")
-    return [
+    rows = [
         ("parameters", f"{parameter_count(shape):,}, as {dtype}"),
         ("shape", f"{shape['n_layer']} layers, {shape['n_head']} heads, width {shape['n_embd']}"),
         ("context", f"{shape['n_positions']:,} tokens"),
@@ -154,9 +163,10 @@ def _card_rows(opened: LoadedCheckpoint, source: str, dtype: str) -> list[tuple[
         ("training text", f"{text} tokens" if text else ""),
         ("tokens seen in training", number("tokens_seen", ",.0f")),
         ("bits per byte of the validation text", number("val_bpb", ".4f")),
-        ("initial weights", "/".join(source.split("/")[-2:])),  # no other folders of this machine
+        ("initial weights", "/".join(_source_name(_source(opened)).split("/")[-2:])),  # no other folders
         ("tokens see only their own document", "yes" if metadata.get("document_start") is not None else ""),
     ]
+    return [(label, value) for label, value in rows if value]
 
 
 def round_weights(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
