@@ -207,9 +207,9 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for part in parts:
         rest += part
-        whole = len(rest) - len(rest) % _BLOCK
-        yield from (rest[start : start + _BLOCK] for start in range(0, whole, _BLOCK))
-        rest = rest[whole:]
+        end = len(rest) - len(rest) % _BLOCK
+        yield from (rest[start : start + _BLOCK] for start in range(0, end, _BLOCK))
+        rest = rest[end:]
     if rest:
         yield rest
 

@@ -59,13 +59,11 @@ def answers(
     if model:
         parts, _ = html.pack(model, dtype)
         file.write_bytes(b"".join(parts))
+    content = {"model": str(file) if model else None, "engine": engine, "requests": requests}
+    (work / "requests.json").write_text(json.dumps(content), encoding="utf-8")
     assert NODE
-    process = subprocess.run(
-        [NODE, str(PAGE / "answer.mjs"), str(html.SOURCES)],
-        input=json.dumps({"model": str(file) if model else None, "engine": engine, "requests": requests}),
-        capture_output=True,
-        encoding="utf-8",
-    )
+    command = [NODE, str(PAGE / "answer.mjs"), str(html.SOURCES), str(work / "requests.json")]
+    process = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 

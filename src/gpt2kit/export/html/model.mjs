@@ -80,7 +80,8 @@ export class GPT2 {
     const at = file.memory.reserve(4 * count);
     const halves = new Uint16Array(file.memory.buffer, placed.at, count);
     const floats = new Float32Array(file.memory.buffer, at, count);
-    for (let i = 0; i < count; i++) floats[i] = fromHalf(halves[i]);
+    const values = Float32Array.from({ length: 1 << 16 }, (_, half) => fromHalf(half));
+    for (let i = 0; i < count; i++) floats[i] = values[halves[i]];
     return { ...placed, type: "float32", at };
   }
 

@@ -1,12 +1,12 @@
-// Answer requests to a model in Node.js, with the modules of the page: node answer.mjs MODULES, JSON on standard input.
+// Answer requests to a model in Node.js, with the modules of the page: node answer.mjs MODULES REQUESTS.json
 import { readFileSync } from "node:fs";
 
-const [, , modules] = process.argv;
+const [, , modules, input] = process.argv;
 const { ModelFile } = await import(`${modules}/model.mjs`);
 const { openModel } = await import(`${modules}/worker.mjs`);
 const { uniform } = await import(`${modules}/draws.mjs`);
 
-const { model, engine, requests } = JSON.parse(readFileSync(0, "utf8"));
+const { model, engine, requests } = JSON.parse(readFileSync(input, "utf8"));
 let generator = null;
 if (model) {
   const content = readFileSync(model);
