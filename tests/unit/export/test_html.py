@@ -261,7 +261,7 @@ def generate(model: LoadedCheckpoint, prompt: str, **options: Any) -> str:
     return "".join(chunk.text for chunk in generator.generate([prompt], GenerationOptions(**options)))
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("kind", ["bpe", "spm-unigram", "words"])
 def test_text_is_that_of_generate(kind: str, folders: Path, tmp_path: Path) -> None:
     """Greedy and sampled text, token healing, and texts that outgrow the context."""
     model = random_model(tokenizers.load(folders / kind))
