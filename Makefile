@@ -36,13 +36,14 @@ MINUTES := 10
 fuzz: .venv/installed  ## hostile files, options and requests; continues where it stopped: make fuzz MINUTES=60
 	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES)
 
-prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks, 4 GB of text, other programs; takes an hour
+prove: .venv/installed  ## hundreds of kills compared bit by bit, up to 4 ranks, 4 GB of text, other programs, browsers; takes an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_resume.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_distributed.py
 	GPT2KIT_BUILD_KILLS=100 $(BIN)/python -m pytest tests/system/test_build_kill.py
 	$(BIN)/python tests/proofs/prove_data.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_clients.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_space.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/proofs/prove_html.py
 
 check: format lint types test  ## everything that a commit must pass
 

@@ -61,6 +61,8 @@ def run_proofs(proofs: dict[str, Callable[[], str]], only: str = "") -> bool:
 
 def _digest_of_code() -> str:
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("templates/*")]):
+    for path in sorted(
+        path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -88,7 +88,7 @@ def render_card(opened: LoadedCheckpoint, name: str, dtype: str, details: Detail
         title=escape(title),
         model=json.dumps(details.repository or title, ensure_ascii=False),
         is_own="format" in opened.metadata,
-        rows=[(label, escape(value)) for label, value in _rows(opened, base, dtype, scores) if value],
+        rows=[(label, escape(value)) for label, value in describe(opened, dtype)],
         samples=[
             {"prompt": escape(sample.prompt), "lines": mark_hidden(sample.text).split("\n")}
             for sample in details.samples
@@ -185,8 +185,12 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", mark_hidden(" ".join(text.split())))
 
 
-def _rows(opened: LoadedCheckpoint, base: str, dtype: str, scores: Sequence[Score]) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the card's table; those without a value are left out."""
+def describe(opened: LoadedCheckpoint, dtype: str) -> list[tuple[str, str]]:
+    """Return the rows of the card's table: labels and values."""
+    return [(label, value) for label, value in _rows(opened, dtype) if value]
+
+
+def _rows(opened: LoadedCheckpoint, dtype: str) -> Iterator[tuple[str, str]]:
     shape, metadata = opened.shape, opened.metadata
 
     def format_number(value: object, form: str) -> str:
@@ -208,10 +212,10 @@ def _rows(opened: LoadedCheckpoint, base: str, dtype: str, scores: Sequence[Scor
     if isinstance(name, str):
         yield "optimizer", name.rsplit(".", 1)[-1][:60] + format_number(rate, ", learning rate {:g}")
     yield from _run_rows(opened)
-    for score in scores:
+    for score in read_scores(opened):
         yield f"bits per byte of the {score.text}", f"{score.bits_per_byte:.4f}"
         yield f"perplexity per token of the {score.text}", format_number(score.perplexity, "{:,.2f}")
-    yield "initial weights", base
+    yield "initial weights", find_base(opened)[0]
     yield "tokens see only their own document", "yes" if metadata.get("document_start") is not None else ""
 
 

@@ -1,12 +1,16 @@
-"""Options of an export's model card. No torch."""
+"""Options of an export: its model card, and its HTML page. No torch, because `--help` imports them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from gpt2kit.errors import Problems
+
+HtmlDtype = Literal["int8", "float16", "float32"]
 
 # Names on the hub: OWNER/NAME, and for old datasets and the user's own repositories NAME alone.
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -19,14 +23,26 @@ class CardOptions:
     """What the model card says besides what the run recorded."""
 
     license: str | None = None
-    """License of the model for its card, by the hub's identifier: apache-2.0, mit, cc-by-sa-4.0, other. Default: not
-    stated."""
+    """License of the model for its card and page, by the hub's identifier: apache-2.0, mit, cc-by-sa-4.0, other.
+    Default: not stated."""
     language: Sequence[str] = ()
     """Languages of the text for the card, as ISO 639 codes: en, zh, de; code and multilingual are valid, too. Default:
     not stated."""
     datasets: Sequence[str] = ()
     """Training text for the card, as names of datasets on the hub: OWNER/NAME. Default: the hub datasets that the run
     was trained on."""
+
+
+@dataclass(frozen=True)
+class HtmlOptions:
+    """What a page contains, and where it is written."""
+
+    html: Path | None = None
+    """Write one HTML file that generates text in any browser, without a server or a network."""
+    html_dtype: HtmlDtype = "int8"
+    """Data type of the weights in the HTML file. int8: a quarter of the size of float32, with a scale for each row."""
+    html_title: str | None = None
+    """Title of the page. Default: the name of the file, without .html."""
 
 
 def is_repository(name: str) -> bool:

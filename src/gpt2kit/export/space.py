@@ -30,6 +30,14 @@ def folder_of(output_dir: Path) -> Path:
     return output_dir.parent / f"{output_dir.name}-space"
 
 
+def refuse_other_files(output_dir: Path, force: bool) -> None:
+    """Raise unless the folder of the Space is new or empty, or contains only one that may be replaced."""
+    folder = folder_of(output_dir)
+    huggingface.refuse_other_files(
+        folder, force, f"--output_dir {output_dir}: the folder of its Space ({folder})", FILES
+    )
+
+
 def write(
     model: Path, folder: Path, name: str, repository: str | None, options: CardOptions, prompts: Sequence[str]
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from helpers import Outcome
 
-from gpt2kit.cli import export, parser, train
+from gpt2kit.cli import parser, train
 
 Call = Callable[..., Outcome]
 
@@ -86,6 +86,10 @@ def paint(
     """
 
 
+def frame(picture: parser.Positional[str], wall: str, depth: int = 1) -> None:
+    """Frame a picture."""
+
+
 def test_help_of_a_command(call: Call) -> None:
     code, page, _ = call(lambda args: parser.run(paint, args), "--help")
     usage, *lines = page.splitlines()
@@ -95,5 +99,5 @@ def test_help_of_a_command(call: Call) -> None:
     assert "--coats INT Number of coats. Default: as many as it takes." in texts
     assert "--dry Paint nothing." in texts
     assert call(lambda args: parser.run(paint, args), "--help=all")[1] == page
-    page = call(lambda args: parser.run(export.export, args), "--help")[1]
-    assert page.splitlines()[0].endswith(" CKPT_PATH --output_dir FOLDER [options]"), "required options are named"
+    page = call(lambda args: parser.run(frame, args), "--help")[1]
+    assert page.splitlines()[0].endswith(" PICTURE --wall TEXT [options]"), "required options are named"

@@ -256,10 +256,14 @@ def test_all_missing_options_are_reported(call: Callable[..., Outcome], inside: 
     assert refusal(call(train.main)) == (
         "error: --data.train_files: missing, and has no default. Add --data.train_files VALUE\n"
     )
-    err = refusal(call(lambda args: parser.run(export.export, args), "--gguf"))
+
+    def copy(source: str, target: str, force: bool = False) -> None:
+        raise AssertionError
+
+    err = refusal(call(lambda args: parser.run(copy, args), "--force"))
     assert err == (
-        "error: --ckpt_path: missing, and has no default. Add --ckpt_path VALUE; --output_dir: missing, and has no "
-        "default. Add --output_dir VALUE\n"
+        "error: --source: missing, and has no default. Add --source VALUE; --target: missing, and has no default. Add "
+        "--target VALUE\n"
     )
 
 
