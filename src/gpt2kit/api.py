@@ -103,7 +103,7 @@ class Model:
         }
         for name, value in {"n": n, **values}.items():
             if not _has_type(value, hints[name]):
-                raise TypeError(f"generate(): {name} {value!r:.60} is of the wrong type")
+                raise TypeError(f"generate(): {name} {value!r:.60} has the wrong type")
         chosen = GenerationOptions(num_samples=n, **values)
         messages = generation_problems(chosen)
         problems = Problems(message.replace("--num_samples", "n").replace("--", "") for message in messages)
@@ -270,7 +270,7 @@ def train(
     for split, items in split_texts.items():
         if items is not None:
             if f"data.{split}_files" in values:
-                raise UserError(f"data.{split}_files: texts are given, too. Leave out one of the two")
+                raise UserError(f"data.{split}_files: texts are also given. Leave out one of the two")
             values[f"data.{split}_files"] = memory.save(items)
     for name in values:
         if name in _NOT_TRAINING or name.partition("=")[0].rpartition(".")[2] in _PRINTING:

@@ -178,7 +178,7 @@ def test_the_command_writes_the_same_surprisals(
         (lambda run: gpt2kit.train(texts=pandas.DataFrame({"text": ["a"]})), UserError, "not DataFrame"),
         (lambda run: gpt2kit.train(texts=["a", 3]), UserError, "texts: item 1 is neither a text nor a row of texts"),
         (lambda run: gpt2kit.train(valid_texts=[{"image": b""}]), UserError, "bytes is not JSON serializable"),
-        (lambda run: gpt2kit.train("a.txt", texts=["a"]), UserError, "data.train_files: texts are given, too"),
+        (lambda run: gpt2kit.train("a.txt", texts=["a"]), UserError, "data.train_files: texts are also given"),
         (lambda run: GPT2Module.load_from_checkpoint("no/such/run"), CheckpointError, "no/such/run"),
     ],
 )

@@ -138,9 +138,9 @@ HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "8-bit tensor": (
         lambda raw: raw["state_dict"].update({"model.lm_head.weight": torch.zeros(8).to(torch.float8_e5m2)}),
-        "tensor model.lm_head.weight is missing, or has another type or shape",
+        "tensor model.lm_head.weight is missing, or has a different type or shape",
     ),
-    "steps": (lambda raw: raw["gpt2kit"].update(step=3), "its loops have made 40 steps, the run 3"),
+    "steps": (lambda raw: raw["gpt2kit"].update(step=3), "its loops have counted 40 steps, but the run has made 3"),
     "a moment": (
         lambda raw: optimizer_of(raw)["state"][9].pop("exp_avg_sq"),
         "exp_avg_sq in the optimizer's state of transformer.",
@@ -153,7 +153,7 @@ HOLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "one beta": (
         lambda raw: optimizer_of(raw)["param_groups"][1].update(betas=(0.9,)),
-        "param_groups.1.betas has another number of values",
+        "param_groups.1.betas has a different number of values",
     ),
     "an option without its state": (
         lambda raw: optimizer_of(raw)["param_groups"][1].update(amsgrad=True, fused=None),

@@ -28,7 +28,8 @@ def manage(
     for name in prune:
         if name != "all" and sum(entry.folder.name.startswith(name) for entry in stores) != 1:
             raise UserError(
-                f"--prune {name}: must begin the name of one store in {cache_dir}. Omit --prune to list the stores"
+                f"--prune {name}: must be the beginning of the name of one store in {cache_dir}. Omit --prune to list "
+                "the stores"
             )
     selected = [
         entry

@@ -175,7 +175,7 @@ class Entries:
             if values.file and (new := self._known.new_name(inner)):
                 old_key, key = key, new.rpartition(".")[2]
                 if key in values:
-                    self.problems.append(f"{place}{inner}: an old name of {new}, which is set, too. Omit it")
+                    self.problems.append(f"{place}{inner}: an old name of {new}, which is also set. Omit it")
                     continue
                 values[key] = other_names.new_value(inner, values.pop(old_key))
                 self.renames.append(Rename(values.file, inner, new))

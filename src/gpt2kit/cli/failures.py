@@ -1,6 +1,6 @@
 """Run a command. An exception becomes one line on stderr and an exit code.
 
-One that nobody expected is a bug. Its report has the command, versions and devices, and the traceback.
+An unexpected one is a bug: a report is saved, with the command, versions, devices and the traceback.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _file_error(number: int, error: BaseException) -> UserError:
     """Describe an error of the system by its path and its number."""
     path, reason, advice = getattr(error, "filename", None), os.strerror(number), "Check the path and the disk"
     if number in (errno.ENOSPC, errno.EDQUOT):
-        reason, advice = "no space left", "Free some and run the same command again"
+        reason, advice = "no space left", "Free some space and run the same command again"
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "Check the permissions, or choose another folder"
     elif number == errno.EFBIG:

@@ -56,7 +56,7 @@ class HelpFormatter(DefaultHelpFormatter):
         return [line.replace("\0", " ") for line in textwrap.wrap(text, width, break_on_hyphens=False)]
 
     def _expand_help(self, action: argparse.Action) -> str:
-        """Return the text of an option, which `--print_config=comments` prints, too."""
+        """Return the text of an option, which `--print_config=comments` also prints."""
         return describe(action, self._is_short)
 
 

@@ -55,7 +55,7 @@ MOVED = {
     "trainer.seed_everything": "seed_everything",
 }
 
-# Old tokenizer kind -> new one. These are accepted on a command line, too.
+# Old tokenizer kind -> new one. These are also accepted on a command line.
 RENAMED_KINDS = {"bytebpe": "bpe", "bytefallback": "spm-bpe", "unigram": "spm-unigram"}
 
 
@@ -88,7 +88,7 @@ def new_kind(kind: Any) -> Any:
 
 
 def move_options(config: Mapping) -> list[Rename]:
-    """Move the options in another section of a config file to their own, unless they are set there, too."""
+    """Move the options in another section of a config file to their own, unless they are also set there."""
     moved = []
     for old, new in MOVED.items():
         (source, old_key), (section, _, key) = old.split("."), new.rpartition(".")

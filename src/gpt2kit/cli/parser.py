@@ -67,7 +67,7 @@ def split_positional(args: list[str], option: str) -> tuple[list[str], list[str]
     count = next((index for index, arg in enumerate(args) if arg[:1] == "-" and arg != "-"), len(args))
     values, others = args[:count], args[count:]
     if values and any(arg.partition("=")[0] == option for arg in others):
-        raise UserError(f"{values[0]}: {option} is given, too. Leave out one of the two")
+        raise UserError(f"{values[0]}: {option} is also given. Leave out one of the two")
     return values, others
 
 

@@ -29,7 +29,7 @@ class RunOptions:
     save_every: int = 1000
     """Optimizer steps between checkpoints. There is also one after each validation."""
     save_top_k: int = 1
-    """Checkpoints with the lowest validation loss to keep. The two newest are kept, too."""
+    """Checkpoints with the lowest validation loss to keep. The two newest are also kept."""
     override_optimizer: bool = False
     """On resume, use the optimizer and schedule of the config and the arguments."""
     verify_resume: bool = False

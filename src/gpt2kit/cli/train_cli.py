@@ -240,8 +240,8 @@ class TrainCLI(LightningCLI):
         with self.options.collect():
             if not isinstance(spec, str) and spec.vocab is None:
                 raise UserError(
-                    f"data.tokenizer: trains another vocabulary than that of model.init_from {init_from}. Omit it, "
-                    "or adapt the model to it with --model.replace_tokenizer true"
+                    f"data.tokenizer: would train a vocabulary that differs from that of model.init_from {init_from}. "
+                    "Omit it, or adapt the model to it with --model.replace_tokenizer true"
                 )
             initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
 
@@ -273,7 +273,7 @@ class TrainCLI(LightningCLI):
         refuse([*self.options.problems, *problems])
         info = self.run_setup.apply(trainer, data, gpt2)
         info["start"]["begun"] = gpt2.start_notes
-        # The memory of LoRA is counted, too.
+        # So that the memory of LoRA is counted.
         add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
         info["run"] |= {"done": paths.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
         info["memory"] = estimate.estimate_memory(trainer, data, gpt2)

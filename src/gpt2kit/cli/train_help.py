@@ -1,4 +1,4 @@
-"""`trainer.py --help`: options in groups, common ones first, with their first sentences; `--help=all`: full texts."""
+"""`trainer.py --help`: options in groups, common ones first, with one sentence each; `--help=all`: everything."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ SECTIONS = {
 # Texts that replace those of jsonargparse and Lightning.
 _TEXTS = {
     "config": "Config file in YAML. May be given several times; later files override earlier ones.",
-    "print_config": "Print all options with their values as YAML, and exit; =comments adds texts.",
-    "help": "Print the options, and exit. =all prints their full texts.",
+    "print_config": "Print all options with their values as YAML, and exit; =comments adds descriptions.",
+    "help": "Print the options, and exit. =all prints their full descriptions.",
     **{f"trainer.{name}": text for name, text in LIGHTNING_OPTIONS.items()},
 }
 _UNCHANGED = "Passed to Lightning's Trainer, whose documentation describes it."
@@ -106,7 +106,7 @@ def format_help(parser: ArgumentParser, is_full: bool) -> str:
     if not is_full:
         names = ", ".join(action.dest.removeprefix("trainer.") for action in unchanged)
         formatter.add_text(
-            f"Other options of Lightning's Trainer: {names}. --help=all prints them, and the full texts."
+            f"Other options of Lightning's Trainer: {names}. --help=all prints them, and the full descriptions."
         )
     return _HEAD.format(prog=parser.prog, run=run, description=parser.description) + formatter.format_help()
 

@@ -33,7 +33,7 @@ def train_tokenizer(
     report: Path | None = None,
     compare: list[str] = [],  # noqa: B006
 ) -> None:
-    """Train a tokenizer on text files and write it as a folder that `transformers.AutoTokenizer` loads, too.
+    """Train a tokenizer on text files and write it as a folder that `transformers.AutoTokenizer` can load.
 
     Args:
         files: Text files, folders or patterns.
@@ -112,7 +112,7 @@ def _compare(candidates: Sequence[str], spec: TokenizerSpec, documents: Iterator
     where = (
         f"measured on {reports.format_bytes(len(held_out))} of held-out text"
         if len(held_out)
-        else "measured on it, too"
+        else "measured on it as well"
     )
     trained_on = f"each trained on the same {reports.format_bytes(len(train_texts))} and {where}"
     return f"{reports.table(measured)}\n{trained_on}\n{reports.suggest(measured)}"

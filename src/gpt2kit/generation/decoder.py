@@ -41,7 +41,7 @@ class TokenSequence:
     def position(self) -> int:
         """The number of tokens after the prompt; negative while the end of the prompt is chosen again."""
         steps = enumerate(zip(self.new, self.healing, strict=False), 1)
-        # Another token than the prompt's spells all of the rest.
+        # A token other than the prompt's own spells all of the rest.
         used = next((count for count, (token, step) in steps if token != step.token), len(self.healing))
         return len(self.new) - used
 

@@ -1,8 +1,8 @@
 """Verse: a constraint on tokens that keeps a poem in its form, N lines of M letters.
 
-The template of a form is a sequence of free letters and fixed marks. A token fits if its characters fit the next places
-of the template; a token that ends inside a character fits if some allowed letter begins with these bytes. So a poem
-always keeps its form, and it never reaches a place where no token fits.
+The template of a form is a sequence of free letters and fixed marks. A token fits if its characters fit the next
+positions of the template. A token that ends inside a character fits if some allowed letter begins with these bytes. So
+a poem always keeps its form, and it never reaches a position where no token fits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def form_problems(form: VerseForm) -> list[str]:
     problems.check(not has_letter, "--line_ends: contains a letter. Give marks, spaces or line breaks")
     problems.check(
         not form.rhyme or max(len(letters(group)) for group in form.rhyme) >= form.rhymes,
-        f"--rhyme: no group has the {form.rhymes} different letters that {form.lines} lines need. Give more",
+        f"--rhyme: no group has the {form.rhymes} different letters that {form.lines} lines need. Give more letters",
     )
     return problems.messages
 
@@ -110,16 +110,17 @@ class VerseConstraint:
             groups = [group & characters for group in groups]
         self._rhyme_groups = [group for group in groups if len(group) >= form.rhymes]
         if form.rhymes and not self._rhyme_groups:
-            raise UserError("--rhyme: this tokenizer has too few of the letters. Give more")
+            raise UserError("--rhyme: this tokenizer has tokens for too few of the letters. Give more")
         self._letter_tokens = functools.lru_cache(1 << 12)(self._find_letter_tokens)
 
     def _find_characters(self) -> set[str]:
-        """Return the characters that are tokens; raise if they do not suffice for the form."""
+        """Return the characters that are tokens; raise if they are not enough for the form."""
         decoded = filter(None, map(decode_start, self._tokens))
         characters = {text for text, rest in decoded if len(text) == 1 and not rest}
         if not any(map(is_letter, characters)):
             raise UserError(
-                "--lines: this tokenizer has no token of a single letter, so it cannot count lines. Use another one"
+                "--lines: this tokenizer has no token for a single letter, so letters cannot be counted. Use another "
+                "tokenizer"
             )
         missing = set(self._template) - characters - {_FREE}
         if missing:
@@ -193,8 +194,8 @@ class VerseConstraint:
         return [line[-1] for line in lines if len(line) == self.form.length]
 
     def _line_ends(self, text: str, number: int, line: str) -> tuple[set[str] | None, dict[str, set[str]]]:
-        """Return the letters in which a line may end to rhyme (None: in any), and those that would repeat an earlier
-        line, by the letters between `line` and them."""
+        """Return the letters with which a line may end to rhyme (None: any), and those that would repeat an earlier
+        line, by the letters that come between `line` and them."""
         repeats: dict[str, set[str]] = {}
         for earlier in (self._line(text, i) for i in range(number)):
             if earlier.startswith(line):
@@ -228,7 +229,7 @@ class VerseConstraint:
 
 
 def can_end_line(text: str, rest: bytes, rhymes: set[str] | None, repeats: dict[str, set[str]]) -> bool:
-    """Return whether a line may end in these letters, or in a letter after them that begins with the bytes `rest`."""
+    """Return whether a line may end with these letters, or with one more letter that begins with the bytes `rest`."""
     if not rest:
         return text[-1] not in repeats.get(text[:-1], ()) and (rhymes is None or text[-1] in rhymes)
     repeated = repeats.get(text, set())

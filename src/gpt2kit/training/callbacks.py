@@ -120,8 +120,8 @@ class TextSamples(Callback):
 
 
 class EpochExports(Callback):
-    """Writes `exports/epoch_N` in the run's folder at the end of each epoch, in the way export.py does: under a
-    temporary name until a fresh process has loaded it and its logits agree. Training is not affected: the weights are
+    """Writes `exports/epoch_N` in the run's folder at the end of each epoch, as export.py does: under a temporary
+    name until a fresh process has loaded it and its logits agree. Training is not affected: the weights are
     bit-identical with and without it. If a folder cannot be written, a warning is printed and training continues.
 
     Args:

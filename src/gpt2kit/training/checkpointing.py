@@ -293,7 +293,7 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 
 def apply_config_settings(trainer: pl.Trainer) -> None:
-    """Replace the learning rates, betas and decays that the checkpoint has restored by those of the config."""
+    """Replace the learning rates, betas and decays of the checkpoint with those of the config."""
     config_groups = gpt2_of(trainer).config_groups
     for group, config in zip(trainer.optimizers[0].param_groups, config_groups, strict=True):
         group.update({**config, "initial_lr": config["lr"]})

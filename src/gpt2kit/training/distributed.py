@@ -25,7 +25,7 @@ from gpt2kit.training import run_state
 from gpt2kit.training.run_state import datamodule_of, gpt2_of
 
 RankInfo = dict[str, str]
-# The maximum number of processes for each core of a CPU. More than one is slower, and of use only in tests.
+# The maximum number of processes for each core of a CPU. More than one is slower, and useful only in tests.
 _CPU_PROCESSES = 4
 # What torch reports when processes cannot connect, and what it means.
 _LAUNCH_ERRORS = {

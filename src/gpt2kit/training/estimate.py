@@ -70,7 +70,7 @@ def estimate_memory(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module)
     process = 0
     if device.type == "cpu":
         process = hardware.resident_memory() - sum(p.nbytes for p in gpt2.parameters()) + _LIBRARY_BYTES
-        # At the update, too: the process keeps some of the memory that the passes have freed.
+        # During the update as well: the process keeps some of the memory that the passes have freed.
         parts["fragmented memory"] = round(_FRAGMENTED * (passes["activations"] + passes["16-bit copies"]))
     if trainer.world_size > 1:
         parts["exchange between devices"] = parts["weights"]

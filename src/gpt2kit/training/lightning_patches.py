@@ -65,7 +65,7 @@ def _refusing(trainer: pl.Trainer, restore: Callable[..., None]) -> Callable[...
         except (UserError, MisconfigurationException, OSError, MemoryError):
             raise
         except Exception as error:
-            # Of a device without memory, or of the connection to another rank.
+            # From a device that is out of memory, or from the connection to another rank.
             if isinstance(error, RuntimeError) and (trainer.world_size > 1 or "memory" in str(error)):
                 raise
             reason = f"{type(error).__name__}: {first_line(error):.200}"
@@ -77,7 +77,7 @@ def _refusing(trainer: pl.Trainer, restore: Callable[..., None]) -> Callable[...
 
 
 def run_validation(trainer: pl.Trainer) -> None:
-    """Validate in the middle of a fit, in the way Lightning does between two steps."""
+    """Validate in the middle of a fit, as Lightning does between two steps."""
     first_iteration = trainer._logger_connector._first_loop_iter
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()

@@ -77,7 +77,7 @@ class GPT2Module(pl.LightningModule):
             skipped; the next such step stops training (exit code 6). Default: the first one stops it.
         max_grad_scaler_skips: With 16-mixed, maximum number of consecutive steps that the loss scaler may skip because
             a gradient overflowed. One more stops training.
-        document_start: Token that begins a document, if no token is to see another document. In training it comes from
+        document_start: Token that begins a document, if tokens must not see other documents. In training it comes from
             data.mask_documents.
         vocab_size: Number of tokens; the embedding has the next multiple of 64 rows. In training it comes from the
             tokenizer, and the network is built in `configure_model`; if it is given, the network is built at once.
@@ -121,7 +121,7 @@ class GPT2Module(pl.LightningModule):
         super().__init__()
         values = (n_layer, n_head, n_embd, n_inner, activation_function, initializer_range, layer_norm_epsilon)
         drops = (dropout if drop is None else drop for drop in (embd_pdrop, attn_pdrop, resid_pdrop))
-        # The architecture, which is stored in every checkpoint. RunSetup replaces `auto` by numbers.
+        # The architecture, which is stored in every checkpoint. RunSetup replaces `auto` with numbers.
         self.shape: Shape = dict(zip(SHAPE_FIELDS, (*values, *drops, vocab_size, n_positions), strict=True))
         refuse(shape_problems(self.shape))
         self.attention, self.optimizer, self.schedule = attention, optimizer, schedule
@@ -201,7 +201,7 @@ class GPT2Module(pl.LightningModule):
             self.model.document_start = document_start
 
     def take_sizes(self, sizes: Sizes) -> None:
-        """Replace `auto` in the architecture by numbers, and set what it means to the optimizer."""
+        """Replace `auto` in the architecture with numbers, and set what it means for the optimizer."""
         for name in [name for name, value in self.shape.items() if value == "auto"]:
             self.shape[name] = sizes.dropout if name.endswith("_pdrop") else getattr(sizes, name)
         self.sizes = sizes

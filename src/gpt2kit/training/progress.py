@@ -219,7 +219,7 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 
 
 class SmoothedMean:
-    """An exponential moving mean without a bias towards 0; `decay` multiplies a value's weight with each later one."""
+    """An exponential moving mean without a bias towards 0. Each value multiplies the earlier weights by `decay`."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
@@ -236,7 +236,7 @@ class Baseline(callbacks.Callback):
     """Validates before the first step and reports bits per byte before and after training, to show what it changes.
 
     Does nothing if a run starts from random weights. The first value is part of the run's state (`GPT2Module.start`),
-    so a resumed run reports it, too.
+    so a resumed run reports it as well.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

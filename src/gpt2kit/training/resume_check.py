@@ -1,6 +1,6 @@
-"""Compare a checkpoint with what the run that resumes from it would save, before anything of the run is changed.
+"""Compare a checkpoint with what the resumed run would save, before anything in the run's folder is changed.
 
-Without this, a damaged file could end the run in the middle, or train on with a part of the optimizer's state.
+Without this check, a damaged file could stop the run halfway, or it could continue with part of the optimizer's state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpt2kit.optim.trial import first_step
 from gpt2kit.ranges import range_problems
 from gpt2kit.training.module import GPT2Module
 
-# Rows of the parameters on which an optimizer shows what its state contains, and columns for each of their parts.
+# Rows of the tiny parameters whose optimizer state shows what is expected, and columns for each of their parts.
 _TINY = 6
 
 
@@ -35,7 +35,7 @@ def refuse_damaged(trainer: pl.Trainer, gpt2: GPT2Module, raw: Mapping[str, Any]
     if not problem:
         progress = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
         if (count := progress["total"]["completed"]) != step:
-            problem = f"its loops have made {count} steps, the run {step}"
+            problem = f"its loops have counted {count} steps, but the run has made {step}"
         loaders = loop["state_dict"].get("combined_loader", [])
         if not isinstance(loaders, list) or loaders:  # gpt2kit's have no state
             problem = "loops.fit_loop.state_dict has states of data loaders"
@@ -67,7 +67,7 @@ def _weights_problem(saved: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
     for name, weight in weights.items():
         value = saved.get(name)
         if not is_float_tensor(value) or value.shape != weight.shape:
-            return f"tensor {name} is missing, or has another type or shape"
+            return f"tensor {name} is missing, or has a different type or shape"
     if EMBEDDING in weights and not torch.equal(saved[EMBEDDING], saved[HEAD]):
         return "the output embedding differs from the input embedding"
     return ""
@@ -76,22 +76,22 @@ def _weights_problem(saved: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
 def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: bool) -> str:
     """Return where an optimizer's saved state differs from that of the same optimizer after one step.
 
-    Parameters that are frozen in the first steps have no state; nor has any if all updates so far were skipped.
+    Parameters that are frozen in the first steps have no state. If all updates so far were skipped, none has.
     """
     groups, states = parameter_groups(gpt2.model), saved["state"]
     names = {id(parameter): name for name, parameter in gpt2.model.named_parameters()}
     is_empty = has_skipped and not any(states.values())
     if len(groups) != len(saved["param_groups"]):
-        return "optimizer_states.0.param_groups has another number of groups"
+        return "optimizer_states.0.param_groups has a different number of groups"
     config_example = _example(gpt2, groups)
     for number, (group, saved_group) in enumerate(zip(groups, saved["param_groups"], strict=True)):
         where = f"optimizer_states.0.param_groups.{number}"
         if len(group["params"]) != len(saved_group["params"]):
-            return f"{where} has other parameters"
+            return f"{where} has different parameters"
         parts = group.get("parts")
         # Runs of earlier versions have 3 parts: the queries, keys and values of all heads.
         if saved_group.get("parts") not in (parts, parts and [min(count, 3) for count in parts]):
-            return f"{where}.parts has another value"
+            return f"{where}.parts has a different value"
         if config_example is None:  # an optimizer that needs more than gradients for a step
             continue
         options = {name: _as_list(value) for name, value in config_example.param_groups[number].items()}
@@ -104,7 +104,7 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
             return problem
         for name, value in numbers.items():
             if isinstance(value, list) and len(saved_group[name]) != len(value):
-                return f"{where}.{name} has another number of values"
+                return f"{where}.{name} has a different number of values"
     if config_example is None:
         return ""
     example = _example(gpt2, groups, saved["param_groups"])
@@ -119,7 +119,7 @@ def _optimizer_problem(saved: Mapping[str, Any], gpt2: GPT2Module, has_skipped: 
             for part, value in example.state[tiny].items():
                 size = parameter.shape if isinstance(value, Tensor) and value.shape == tiny.shape else None
                 if not _is_like(state.get(part) if isinstance(state, Mapping) else None, value, size):
-                    return f"{part} in the optimizer's state of {name} is missing, or has another type or shape"
+                    return f"{part} in the optimizer's state of {name} is missing, or has a different type or shape"
     return ""
 
 
@@ -141,7 +141,7 @@ def _example(
 
     try:
         return first_step(make, [{**group, "params": _tiny_parameters(group)} for group in groups])
-    except Exception:  # of a class of the user, or because of a saved option
+    except Exception:  # a user's class, or a saved option
         return None
 
 

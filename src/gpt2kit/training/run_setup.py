@@ -184,7 +184,7 @@ class RunSetup(Callback):
         run_info.record_start(self.info, self.settings, trainer.loggers)
 
     def choose(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> None:
-        """Replace `auto` by numbers: in the model, in the limits, and in the settings that are saved."""
+        """Replace `auto` with numbers: in the model, in the limits, and in the settings that are saved."""
         gpt2.take_vocabulary(data.vocab_size, data.document_start)
         tokens, order = data.store("train").tokens, data.order(data.global_batch(trainer))
         tokens_per_step = order.global_batch * data.block_size

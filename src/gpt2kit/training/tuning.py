@@ -37,7 +37,7 @@ print(json.dumps({"speed": info["speed"], "memory": info["memory"]["total"]}))
 
 
 def measure_in_child(args: list[str]) -> tuple[dict[str, Any], str]:
-    """Measure in a child process. Return the result, or the reason why there is none."""
+    """Measure in a child process. Return the result, or the reason why it failed."""
     source = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-c", _MEASURE, source, *args]
     child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)

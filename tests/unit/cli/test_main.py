@@ -66,7 +66,7 @@ def test_arguments_before_the_options_are_checkpoints_or_files(
 ) -> None:
     options = ["--output_dir=out"] if function is export.export else []
     assert parser.parse(function, [*values, *options]) == parser.parse(function, [*options, f"--{name}", *values])
-    with pytest.raises(UserError, match=rf"{values[0]}: --{name} is given, too"):
+    with pytest.raises(UserError, match=rf"{values[0]}: --{name} is also given"):
         parser.parse(function, [*values, *options, f"--{name}=x"])
 
 
@@ -80,7 +80,7 @@ def test_only_one_checkpoint_is_generated_from() -> None:
 def test_arguments_of_train_are_its_text(call: Callable[..., Outcome], inside: Path) -> None:
     assert call(train.main, "none/", "--data.tokenizer=x")[2].startswith("error: none/")
     err = call(train.main, "none/", "--data.train_files=a.txt")[2]
-    assert err == "error: none/: --data.train_files is given, too. Leave out one of the two\n"
+    assert err == "error: none/: --data.train_files is also given. Leave out one of the two\n"
     (inside / "a.yaml").write_text("data: {train_files: other.txt}\n")
     for files in (["none/"], ["[none]"], ["none, 1.txt", "[b].txt"]):  # they come after config files
         err = call(train.main, *files, "--config=a.yaml", "--data.tokenizer=x")[2]

@@ -56,7 +56,7 @@ def test_unused_stores_are_pruned(manage: Callable[..., Outcome], stores: list[T
 
 def test_stores_are_pruned_by_name_and_all(manage: Callable[..., Outcome], stores: list[TokenStore]) -> None:
     code, _, err = manage("--prune", "nothing")
-    assert code == 2 and "--prune nothing: must begin the name of one store" in err
+    assert code == 2 and "--prune nothing: must be the beginning of the name of one store" in err
     assert manage("--prune", stores[0].folder.name[:8])[0] == 0
     assert [store.folder.exists() for store in stores] == [False, True, True]
     assert "no stores" in manage("--prune", "all")[1]
