@@ -26,7 +26,7 @@ COMMANDS = {
     "test": Command("test", "test", "measure models on text: loss, perplexity, bits per byte"),
     "generate": Command("generate", "generate", "generate text with a model"),
     "tokenize": Command("train_tokenizer", "train_tokenizer", "train a tokenizer, or report how it fits a text"),
-    "export": Command("export", "export", "write a model as a Hugging Face folder or a GGUF file"),
+    "export": Command("export", "export", "write a model as a Hugging Face folder, a GGUF file or an adapter"),
     "plot": Command("plot", "plot", "draw the curves of runs, or write a report"),
     "demo": Command("web_demo", "serve", "generate text on a page in the browser"),
     "cache": Command("cache", "manage", "list and delete tokenized text"),

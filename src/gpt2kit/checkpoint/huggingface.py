@@ -52,7 +52,7 @@ def find_folder(path: str) -> Path | None:
     parent exists: a typo stays local.
     """
     folder = Path(path)
-    if not path.startswith(HUB) and ((folder / CONFIG).is_file() or adapter.is_adapter(folder)):
+    if not path.startswith(HUB) and any((folder / name).is_file() for name in (CONFIG, adapter.CONFIG)):
         return folder
     name = path.removeprefix(HUB)
     is_local = folder.exists() or folder.parent.exists()

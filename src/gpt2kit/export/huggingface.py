@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from gpt2kit import __version__, files
+from gpt2kit.checkpoint import adapter as adapters
 from gpt2kit.checkpoint import huggingface
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
-from gpt2kit.model.config import Dtype, parameter_count
+from gpt2kit.model.config import Dtype, GGUFType, parameter_count
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs.pages import render
 from gpt2kit.tokenization import pretrained
@@ -30,7 +31,7 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, tokenizers.SETTINGS, CARD, GENERATION}
 # --force only replaces a folder that contains no files other than these.
-REPLACEABLE = {*FILES, gguf_file.NAME}
+REPLACEABLE = {*FILES, gguf_file.NAME, gguf_file.MODELFILE, adapters.CONFIG, adapters.WEIGHTS}
 # Number of tokens to compare; half of them are a greedy continuation.
 _LENGTH = 64
 
@@ -43,6 +44,7 @@ class Agreement:
     allowed: float  # difference that the order of float32 sums can cause
     rounding: float  # difference of logits due to rounding the weights to 16 bits; 0 for float32
     tokens: int  # number of tokens of a greedy continuation that agree
+    gguf_rounding: float = 0.0  # as `rounding`, for the weights in the GGUF file
 
 
 def refuse_other_files(target: Path, force: bool) -> None:
@@ -60,12 +62,14 @@ def refuse_other_files(target: Path, force: bool) -> None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Return whether a folder was written by export.py: it has plain files only, and the version in config.json."""
+    """Return whether a folder was written by export.py: it has plain files only, one of them with a version."""
     try:
         has_version = huggingface.VERSION_KEY in files.parse_json(files.read_limited(folder / huggingface.CONFIG))
     except (OSError, TypeError, ValueError):
-        return False
-    return has_version and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+        has_version = False
+    return (has_version or adapters.is_exported(folder)) and all(
+        path.is_file() and not path.is_symlink() for path in folder.iterdir()
+    )
 
 
 @contextlib.contextmanager
@@ -93,8 +97,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         files.sync_folder(target.parent)
 
 
-def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf: bool = False) -> None:
-    """Write all files of the export, without the padded rows of the embedding."""
+def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf_type: GGUFType | None = None) -> None:
+    """Write all files of the export, without the padded rows of the embedding; with `gguf_type` also a GGUF file."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -117,8 +121,10 @@ def write(opened: LoadedCheckpoint, folder: Path, name: str, dtype: Dtype, gguf:
     logging.enable_progress_bar()
     tokenizers.save(tokenizers.begin_texts(opened.tokenizer), folder)
     files.write_text(folder / CARD, model_card(opened, name, dtype))
-    if gguf:
-        gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
+    if gguf_type:
+        state = round_weights(opened, "float32")
+        gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name, gguf_type)
+        files.write_text(folder / gguf_file.MODELFILE, gguf_file.modelfile(shape))
 
 
 def model_card(opened: LoadedCheckpoint, name: str, dtype: str) -> str:
@@ -170,7 +176,7 @@ def round_weights(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Ten
     return state
 
 
-def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
+def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype, gguf_type: GGUFType | None = None) -> Agreement:
     """Load the folder in a fresh process; compare logits, a greedy continuation and the tokenizer with gpt2kit's."""
     shape = opened.shape
     length = min(_LENGTH, shape["n_positions"])
@@ -187,8 +193,11 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
             f"the exported model is not complete: {reloaded['problems']}, tied {reloaded['tied']}, "
             f"logits {tuple(reloaded['logits'].shape)} for {tuple(logits.shape)}. Nothing was written"
         )
-    all_logits = [reloaded[name] for name in ("logits", "gguf") if reloaded[name] is not None]
-    largest = max(float((logits - other).abs().max()) for other in all_logits)
+    largest, gguf_rounding = float((logits - reloaded["logits"]).abs().max()), 0.0
+    if gguf_type:
+        gguf_logits = compute_logits(GPT2.from_state(shape, gguf_file.round_weights(opened.state, gguf_type)), ids)
+        largest = max(largest, float((gguf_logits - reloaded["gguf"]).abs().max()))
+        gguf_rounding = float((gguf_logits - compute_logits(opened.model, ids)).abs().max())
     allowed = 1e-4 * max(1.0, float(logits.abs().max()))  # a different order of float32 sums may change this much
     tokens = count_agreeing(ids, reloaded["greedy"], logits, allowed, prompt)
     if not largest <= allowed or tokens < 0:
@@ -202,7 +211,7 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
         raise CheckpointError(
             "the exported tokenizer gives different ids than the checkpoint's. Nothing was written; please report it"
         )
-    return Agreement(largest, allowed, rounding, tokens)
+    return Agreement(largest, allowed, rounding, tokens, gguf_rounding)
 
 
 @torch.no_grad()
@@ -231,11 +240,12 @@ def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, a
     return len(ids) - prompt
 
 
-def reload_folder(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
+def reload_folder(folder: Path, ids: list[int], prompt: int, text: str, adapter: str | None = None) -> dict[str, Any]:
     """Run `reload_check.reload` in a process that does not import gpt2kit, and return its results."""
     with tempfile.TemporaryDirectory(prefix="gpt2kit-export-") as scratch:
         results = Path(scratch) / "results.pt"
-        arguments = json.dumps({"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text})
+        values = {"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text, "adapter": adapter}
+        arguments = json.dumps(values)
         process = subprocess.run(
             [sys.executable, "-P", reload_check.__file__, arguments, str(results)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
