@@ -43,7 +43,7 @@ def main() -> None:
             gguf_file.write(file, opened.shape, state, opened.tokenizer, gguf_type, gguf_type)
             print(f"{gguf_type}: {file.stat().st_size / 1e6:,.1f} MB", flush=True)
             folders.append(folder)
-        subprocess.run([sys.executable, ROOT / "test.py", *folders, *arguments], check=True)
+        sys.exit(subprocess.run([sys.executable, ROOT / "test.py", *folders, *arguments]).returncode)
 
 
 if __name__ == "__main__":
