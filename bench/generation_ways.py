@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from machine import ROOT
@@ -20,11 +19,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CompileConfig, GPT2LMHeadModel
 
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
-from gpt2kit.errors import UserError, refuse
+from gpt2kit.errors import UserError
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import huggingface
 from gpt2kit.generation.decoder import Decoder, TokenSequence
 from gpt2kit.generation.options import SamplingOptions
+from gpt2kit.model.config import GGUFType
 from gpt2kit.model.inference import InferenceGPT2
 from gpt2kit.tokenization.tokenizer import EOS
 
@@ -108,7 +108,7 @@ def use_transformers(task: Task, dtype: torch.dtype = torch.float32, is_compiled
     return generate
 
 
-def use_llama(task: Task, kind: str) -> Way:
+def use_llama(task: Task, kind: GGUFType) -> Way:
     """Generate in a process of its own, with a float32 cache for the float32 model, else llama.cpp's default."""
     if not (shutil.which("node") and task.node_modules and (task.node_modules / "node-llama-cpp").is_dir()):
         raise UserError(
@@ -128,22 +128,9 @@ def use_llama(task: Task, kind: str) -> Way:
     return generate
 
 
-def write_gguf(path: Path, opened: LoadedCheckpoint, kind: str) -> None:
-    refuse(gguf_file.gguf_problems(opened.shape, opened.tokenizer))
-    import gguf
-
-    class Quantizer(gguf.GGUFWriter):
-        """Writes Q8_0 as llama-quantize does: all matrices but the positions."""
-
-        def add_tensor(self, name: str, tensor: Any, **options: Any) -> None:
-            if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and not name.startswith("position"):
-                options["raw_dtype"] = gguf.GGMLQuantizationType.Q8_0
-                tensor = gguf.quants.quantize(tensor, options["raw_dtype"])
-            super().add_tensor(name, tensor, **options)
-
-    state = huggingface.round_weights(opened, "float16" if kind == "f16" else "float32")
-    with mock.patch("gguf.GGUFWriter", Quantizer if kind == "q8_0" else gguf.GGUFWriter):
-        gguf_file.write(path, opened.shape, state, opened.tokenizer, "benchmark")
+def write_gguf(path: Path, opened: LoadedCheckpoint, kind: GGUFType) -> None:
+    state = huggingface.round_weights(opened, "float32")
+    gguf_file.write(path, opened.shape, state, opened.tokenizer, "benchmark", kind)
 
 
 def use_ctranslate2(task: Task, kind: str) -> Way:

@@ -6,6 +6,7 @@ import csv
 import html.parser
 import math
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -141,6 +142,24 @@ def train_each_kind(folder: Path) -> None:
     (folder / "text.txt").write_text("\n".join(SAMPLE_TEXTS) + "\n", encoding="utf-8")
     for kind in TOKENIZER_KINDS:
         train_tokenizer([str(folder / "text.txt")], folder / kind, kind, 480, special_tokens=["<user>"])
+
+
+def varied_texts(count: int, source: str) -> list[str]:
+    """Return texts to compare tokenizers on: odd ones, and mixtures of the source, repetitions and Unicode."""
+    chance = random.Random(1)
+    ranges = [(1, 0x7F), (0xA0, 0x24F), (0x400, 0x52F), (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0x1F300, 0x1F6FF)]
+    texts = [*ODD_TEXTS, *SAMPLE_TEXTS]
+    while len(texts) < count:
+        start = chance.randrange(len(source))
+        low, high = chance.choice(ranges)
+        parts = [
+            source[start : start + chance.randrange(1, 80)],
+            "".join(chr(chance.randint(low, high)) for _ in range(chance.randrange(1, 12))),
+            chance.choice([" ", "-", "a", "ab", "the ", "\n", "\t", "=", "é", "白"]) * chance.randrange(1, 30),
+            chance.choice(ODD_TEXTS),
+        ]
+        texts.append("".join(chance.sample(parts, chance.choice([1, 1, 2, 3]))))
+    return texts[:count]
 
 
 def train_run(work: Path, options: list[str], *more: str) -> Path:

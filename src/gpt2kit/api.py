@@ -212,15 +212,18 @@ def load(
     precision: Precision | Literal[32, 16] = "auto",
     tokenizer: str | Path | None = None,
     n_head: int | None = None,
+    adapter_base: str | Path | None = None,
 ) -> Model:
     """Open a model. Nothing in its files is executed.
 
     Args:
-        path: `last`, a run folder (its best checkpoint), a .ckpt file, a Hugging Face folder, or hf://OWNER/NAME.
+        path: `last`, a run folder (its best checkpoint), a .ckpt file, a Hugging Face folder, the folder of a peft
+            adapter, or hf://OWNER/NAME.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         precision: 32, bf16 or 16. auto: as generate.py for generation, and 32, as test.py, for scores.
         tokenizer: the vocabulary of a checkpoint of another program, as `--tokenizer` of generate.py.
         n_head: its number of attention heads, if its file does not record it.
+        adapter_base: the model that an adapter belongs to. Default: the one on the hub that it names.
     """
     device, precision = str(device), cast(Precision, str(precision))
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
@@ -230,7 +233,8 @@ def load(
         raise MachineError(f"device {device}: this machine has {count} GPUs that torch can use. Use auto")
     if precision not in get_args(Precision):
         raise UserError(f"precision {precision}: must be auto, 32, bf16 or 16")
-    foreign = ForeignOptions(None if tokenizer is None else str(tokenizer), n_head)
+    vocabulary, base = (None if value is None else str(value) for value in (tokenizer, adapter_base))
+    foreign = ForeignOptions(vocabulary, n_head, base)
     return Model(checkpoint.open(path, options=foreign), device, precision)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from cases import read
+from safetensors.torch import save_file
 from sandbox import ROOT
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -80,10 +81,30 @@ def build() -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         Path("bin", name).write_bytes(Path("hf", name).read_bytes())
 
+    write_adapter()
     write_vocabularies()
     # A checkpoint of nanoGPT, and its vocabulary.
     Path("nanogpt.bin").write_bytes((ROOT / "tests/data/foreign/nanogpt.pt").read_bytes())
     Path("letters.json").write_text(json.dumps(list("\n abcdefghi")))
+
+
+def write_adapter() -> None:
+    """Write an adapter for one layer of the model in `hf`."""
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_{}.weight"
+    Path("adapter").mkdir()
+    save_file(
+        {name.format("A"): torch.ones(2, 8), name.format("B"): torch.ones(24, 2)}, "adapter/adapter_model.safetensors"
+    )
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 2,
+        "lora_alpha": 4,
+        "bias": "none",
+        "revision": None,
+    }
+    settings |= {"base_model_name_or_path": None, "init_lora_weights": True, "target_modules": ["c_attn"]}
+    Path("adapter/adapter_config.json").write_text(json.dumps(settings))
 
 
 def write_vocabularies() -> None:

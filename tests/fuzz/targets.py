@@ -199,6 +199,17 @@ def foreign(chance: Random, fixture: Fixture) -> Case:
     return Case("foreign", args, changes(chance, fixture, chance.choice(["nanogpt.bin"] * 4 + ["letters.json"])))
 
 
+def adapter(chance: Random, fixture: Fixture) -> Case:
+    """An adapter of peft from a stranger."""
+    args = use_model(chance, "adapter")
+    args += [
+        "--model.adapter_base" if args[0] == "train" else "--adapter_base",
+        chance.choice(["hf"] * 9 + ["adapter"]),
+    ]
+    name = chance.choice(["adapter/adapter_config.json", "adapter/adapter_model.safetensors"])
+    return Case("adapter", args, changes(chance, fixture, name))
+
+
 # Valid parts of a tokenizer.json, which a tokenizer for GPT-2 does not have.
 _SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 PARTS: list[tuple[str, Any]] = [
@@ -419,7 +430,20 @@ def _request(chance: Random) -> str:
 
 TARGETS: dict[str, Callable[[Random, Fixture], Case]] = {
     each.__name__: each
-    for each in (checkpoint, resume, huggingface, foreign, tokenizer, vocabulary, config, command, text, run, demo)
+    for each in (
+        checkpoint,
+        resume,
+        huggingface,
+        foreign,
+        adapter,
+        tokenizer,
+        vocabulary,
+        config,
+        command,
+        text,
+        run,
+        demo,
+    )
 }
 
 

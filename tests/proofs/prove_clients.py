@@ -4,9 +4,10 @@
 
 A small model with each kind of tokenizer is trained on the documentation, exported and run by the pipeline of
 transformers, by `transformers serve` and llama.cpp's HTTP server with the client of OpenAI (whole and streamed
-completions, a stop string, usage), by lm-evaluation-harness and by llama.cpp. They are installed under .cache/clients,
-once (about 2 GB); llama.cpp itself is left out without node. Prints a table of the proofs and how many of them failed.
-Results are kept, as by prove_resume.py.
+completions, a stop string, usage), by lm-evaluation-harness and by llama.cpp. llama.cpp must also split 5,000 texts
+into the same ids, and with each type of GGUF file choose tokens that the weights in the file make the most likely ones.
+The programs are installed under .cache/clients, once (about 2 GB); llama.cpp itself is left out without node. Prints a
+table of the proofs and how many of them failed. Results are kept, as by prove_resume.py.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from helpers import TOKENIZER_KINDS
+from helpers import TOKENIZER_KINDS, varied_texts
 from proofs.journal import ROOT, run_proofs
 
+from gpt2kit.checkpoint import checkpoint
+from gpt2kit.export import gguf as gguf_file
+from gpt2kit.export import huggingface
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer
 
 CLIENTS = ROOT / ".cache" / "clients"
@@ -43,6 +48,12 @@ PACKAGES += ["xllamacpp==2026.10.11549"]  # llama.cpp with the HTTP server of ll
 NODE_PACKAGE = "node-llama-cpp@3.22.1"
 
 CONTEXT, WINDOWS, TOKENS = 64, 5, 20
+# The kinds that llama.cpp runs. Its SentencePiece reads U+2581 as a space, so no text of the comparison contains it.
+LLAMA_KINDS = ["bpe", "spm-bpe", "char"]
+TEXTS = 5000
+# How much less likely than the most likely token one that llama.cpp chooses may be, in logits. It rounds the inputs of
+# matrices, too: to 16 bits, or to 8 with the quantized types.
+TOLERANCES = {"f32": 1e-3, "f16": 0.02, "bf16": 0.02, "q8_0": 0.05, "q4_0": 0.05}
 PROMPTS = ["The model", "A text is", "Each file of the folder", "tokens"]
 TOKENIZER = ["--vocab_size", 1024, "--output_dir", "tokenizer"]
 TRAINING = [
@@ -139,7 +150,7 @@ class Exported:
         self.work.mkdir()
         self.python("train_tokenizer.py", "--files", self.text, "--kind", self.kind, *TOKENIZER)
         self.python("trainer.py", "--data.train_files", self.text, *TRAINING)
-        gguf = ["--gguf"] if self.kind == "bpe" else []
+        gguf = ["--gguf"] if self.kind in LLAMA_KINDS else []
         self.python("export.py", "last", "--output_dir", "model", *gguf)
         return self.work / "model"
 
@@ -260,11 +271,45 @@ def lm_eval(model: Exported) -> str:
     return "" if math.isclose(own, other, rel_tol=1e-5) else f"byte perplexity {other}, not {own}"
 
 
+def ask_llama(model: Exported, file: Path, **request: object) -> dict[str, list]:
+    """Run llama.cpp with a file, see llama_client.mjs."""
+    arguments = json.dumps({"file": str(file), "tokens": TOKENS, **request})
+    command = ["node", ROOT / "tests/proofs/llama_client.mjs", CLIENTS / "node_modules", arguments]
+    return json.loads(run(command, model.work))
+
+
 def llama(model: Exported) -> str:
     """Continue the prompts with llama.cpp."""
-    arguments = {"file": str(model.folder / "model.gguf"), "prompts": PROMPTS, "tokens": TOKENS}
-    command = ["node", ROOT / "tests/proofs/llama_client.mjs", CLIENTS / "node_modules", json.dumps(arguments)]
-    return model.difference(json.loads(run(command, model.work)))
+    return model.difference(ask_llama(model, model.folder / gguf_file.NAME, prompts=PROMPTS)["prompts"])
+
+
+def llama_ids(model: Exported) -> str:
+    """Compare the ids of many texts with those of llama.cpp."""
+    texts = varied_texts(TEXTS, model.text.read_text())
+    if model.kind != "bpe":
+        texts = [text.replace("\u2581", "") for text in texts]
+    file = model.work / "texts.json"
+    file.write_text(json.dumps(texts))
+    rows = ask_llama(model, model.folder / gguf_file.NAME, strings=str(file))["strings"]
+    expected = tokenizer.encode_batch(tokenizer.load(model.folder), texts)
+    differing = [text for text, ids, row in zip(texts, expected, rows, strict=True) if ids != row]
+    return f"{len(differing)} of {len(texts)} texts have other ids, such as {differing[0]!r:.200}" if differing else ""
+
+
+def llama_type(gguf_type: str, model: Exported) -> str:
+    """Continue the prompts with a GGUF file of a type, and compare the tokens with the logits of the same weights."""
+    folder = model.work / gguf_type
+    model.python("export.py", "last", "--output_dir", folder, "--gguf_type", gguf_type)
+    opened = checkpoint.open(folder)
+    gpt2 = GPT2.from_state(opened.shape, gguf_file.round_weights(opened.state, gguf_type))
+    starts = [[tokenizer.eos_id(opened.tokenizer), *tokenizer.encode(opened.tokenizer, prompt)] for prompt in PROMPTS]
+    worst = 0.0
+    for start, row in zip(starts, ask_llama(model, folder / gguf_file.NAME, starts=starts)["starts"], strict=True):
+        logits = huggingface.compute_logits(gpt2, [*start, *row])[len(start) - 1 : -1]  # (tokens, vocab_size)
+        gaps = logits.amax(-1) - logits[range(len(row)), row]
+        worst = max(worst, float(gaps.max()))
+    print(f"{gguf_type}: at most {worst:.2g} below the most likely token", file=sys.stderr)
+    return "" if worst <= TOLERANCES[gguf_type] else f"a token is {worst:.2g} below the most likely one"
 
 
 def attempt(client: Callable[[Exported], str], model: Exported) -> str:
@@ -282,17 +327,21 @@ def main() -> None:
     CLIENTS.mkdir(parents=True, exist_ok=True)
     install()
     clients = {"pipeline": pipeline, "transformers serve": serve, "lm_eval": lm_eval}
-    clients |= {"llama.cpp": llama, "llama-server": llama_server}
+    llama_clients = {"llama.cpp": llama, "llama.cpp ids": llama_ids}
+    llama_types = {f"llama.cpp {name}": functools.partial(llama_type, name) for name in TOLERANCES}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
-        text.write_text("\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))))
-        proofs = {
-            f"{name}, {model.kind}": functools.partial(attempt, client, model)
-            for model in [Exported(kind, text) for kind in TOKENIZER_KINDS]
-            for name, client in clients.items()
-            if client not in (llama, llama_server) or model.kind == "bpe"
-            if client is not llama or shutil.which("node")
-        }
+        pages = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+        text.write_text(pages.replace("\u2581", ""))  # llama.cpp cannot run a vocabulary of characters with it
+        proofs = {}
+        for model in [Exported(kind, text) for kind in TOKENIZER_KINDS]:
+            programs = dict(clients)
+            programs |= {"llama-server": llama_server} if model.kind == "bpe" else {}
+            if shutil.which("node"):
+                programs |= llama_clients if model.kind in LLAMA_KINDS else {}
+                programs |= llama_types if model.kind == "bpe" else {}
+            for name, client in programs.items():
+                proofs[f"{name}, {model.kind}"] = functools.partial(attempt, client, model)
         failed = run_proofs(proofs, only)
     sys.exit(failed)
 

@@ -8,6 +8,7 @@ that it names is imported, and its shape is compared with its tensors before a m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -20,13 +21,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import __version__, files
-from gpt2kit.checkpoint import archive, foreign, huggingface, validation
+from gpt2kit.checkpoint import adapter, archive, foreign, huggingface, validation
+from gpt2kit.checkpoint.adapter import Adapter, AdapterConfig
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.paths import NEWEST, checkpoints, find
 from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model.config import Shape
-from gpt2kit.model.lora import LORA_SCALE, lora_scale, merge_lora
+from gpt2kit.model.lora import LORA_SCALE, lora_scale, merge_lora, split_lora
 from gpt2kit.text.splits import SplitRange, parse_range
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -118,7 +120,7 @@ def open(path: str | Path, verify: bool = True, options: ForeignOptions = Foreig
 def _read_checked(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Return the content of a checkpoint; the tensors of a file are mapped from it."""
     info, tensors = _read_any(path, verify, options)
-    if info.has_tokenizer and options != ForeignOptions():
+    if info.has_tokenizer and (options.tokenizer, options.n_head) != (None, None):
         raise CheckpointError(
             f"{path}: has its own tokenizer and shape. Leave out --tokenizer and --n_head; to use several checkpoints "
             f"together, export those of other programs first ({command_name('export')})"
@@ -128,6 +130,13 @@ def _read_checked(path: str | Path, verify: bool, options: ForeignOptions) -> tu
 
 def _read_any(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     folder = None if path in NEWEST else huggingface.find_folder(str(path))
+    if folder and adapter.is_adapter(folder):
+        return _read_adapter(folder, verify, options)
+    if options.adapter_base is not None:
+        raise CheckpointError(
+            f"{path}: not an adapter, which has the file {adapter.CONFIG}. Leave out --adapter_base; to use it with "
+            f"an adapter in one command, export the adapter as a whole model first ({command_name('export')})"
+        )
     if folder:
         shape, tensors, tokenizer = huggingface.read(folder)
         return CheckpointInfo(folder, shape, tokenizer, dict(_NO_TEST_TEXT)), tensors
@@ -155,6 +164,49 @@ def _read_any(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[
     if start is not None and not (type(start) is int and 0 <= start < shape["vocab_size"]):
         raise CheckpointError(f"{file}: document_start {start!r:.60} is invalid: the file is damaged. Use another one")
     return CheckpointInfo(file, shape, tokenizer, metadata, start), validation.model_state(state)
+
+
+def _read_adapter(folder: Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Return the content of an adapter's base, with the adapter merged into its tensors."""
+    config = adapter.read_config(folder)
+    base = options.adapter_base or config.base
+    if base is None:
+        raise CheckpointError(f"{folder}: names no model on the hub as its base. Give the base as --adapter_base")
+    if (base_folder := Path(base)) and adapter.is_adapter(base_folder):
+        raise CheckpointError(f"{folder}: its base {base} is an adapter, too. Export the base as a whole model first")
+    info, tensors = _read_any(base, verify, dataclasses.replace(options, adapter_base=None))
+    content = adapter.read(folder, config, info.shape)
+    expected = content.base_hash if verify else None
+    if expected and expected != adapter.hash_weights(tensors, info.shape["vocab_size"]):
+        raise CheckpointError(f"{folder}: was trained on other weights than those of {base}. Give its base instead")
+    info = dataclasses.replace(info, path=folder, metadata=dict(_NO_TEST_TEXT))
+    return info, adapter.merge(tensors, content)
+
+
+def open_lora(path: str | Path, options: ForeignOptions = ForeignOptions()) -> tuple[LoadedCheckpoint, Adapter]:
+    """Open a run that was trained with LoRA, and return the model that it started from, and the adapter.
+
+    The name of the base is `init_from`, if that is on the hub.
+    """
+    opened = open(path, options=options)  # checks everything
+    raw = read(opened.path, verify=False).get("state_dict") if opened.path.is_file() else None
+    base, matrices = split_lora(raw or {})
+    if not matrices:
+        raise CheckpointError(f"{path}: was not trained with LoRA, so it has no adapter. Leave out --adapter")
+    start = opened.metadata.get("start")
+    source, weights = (start.get("from"), start.get("weights")) if isinstance(start, dict) else (None, None)
+    state = validation.model_state(base)
+    base_hash = adapter.hash_weights(state, opened.shape["vocab_size"])
+    if weights != base_hash:
+        raise CheckpointError(
+            f"{path}: its frozen weights are not those that it started from, because its context or its vocabulary is "
+            "another one. Export the whole model: leave out --adapter"
+        )
+    rank = len(next(iter(matrices.values()))[0])
+    name = source if isinstance(source, str) and source.startswith(huggingface.HUB) else None
+    config = AdapterConfig(rank, _lora_scale(opened.path, opened.metadata), name)
+    layers = {layer.removeprefix("model."): (a.float(), b.float()) for layer, (a, b) in matrices.items()}
+    return dataclasses.replace(opened, state=state), Adapter(config, layers, base_hash)
 
 
 def read_tokenizer(file: Path, metadata: dict[str, Any]) -> Tokenizer:

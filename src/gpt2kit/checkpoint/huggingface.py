@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2kit import hub
-from gpt2kit.checkpoint import archive, validation
+from gpt2kit.checkpoint import adapter, archive, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import pretrained
@@ -46,11 +46,13 @@ _REQUIRED = {
 def find_folder(path: str) -> Path | None:
     """Return the Hugging Face folder at a path, or download the model if `path` is a hub name; None for other paths.
 
+    The folder contains a model or an adapter.
+
     `hf://OWNER/NAME` is a hub name, also with `@REVISION`. Without `hf://` it is one only if neither the path nor its
     parent exists: a typo stays local.
     """
     folder = Path(path)
-    if not path.startswith(HUB) and (folder / CONFIG).is_file():
+    if not path.startswith(HUB) and any((folder / name).is_file() for name in (CONFIG, adapter.CONFIG)):
         return folder
     name = path.removeprefix(HUB)
     is_local = folder.exists() or folder.parent.exists()
@@ -168,7 +170,9 @@ def _download(name: str) -> Path:
     """Download a model from the hub into the hub's cache, and return its folder."""
     small_files = [CONFIG, *pretrained.PATTERNS]
     try:
-        folder = hub.download(name, [*small_files, WEIGHTS, SHARDS_INDEX, SHARDS])
+        folder = hub.download(name, [*small_files, WEIGHTS, SHARDS_INDEX, SHARDS, adapter.CONFIG, adapter.WEIGHTS])
+        if adapter.is_adapter(folder):
+            return folder
         if not (folder / WEIGHTS).is_file() and not (folder / SHARDS_INDEX).is_file():
             folder = hub.download(name, [*small_files, OLD_WEIGHTS])
     except DataError as error:

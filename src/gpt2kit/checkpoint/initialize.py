@@ -5,14 +5,13 @@ The run's checkpoints record what it started from, so a resumed run neither need
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import adapter, checkpoint
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.foreign import NoTokenizer
 from gpt2kit.checkpoint.options import ForeignOptions
@@ -35,6 +34,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems.check(
         steps is None or names_parts(freeze), f"model.freeze_steps {steps}: needs model.freeze, the parts to freeze"
     )
+    problems.check(
+        init_from or not options["adapter_base"], "model.adapter_base: needs model.init_from, the adapter to start from"
+    )
     problems.check(init_from or not rank, "model.lora_r: needs model.init_from, the weights to fine-tune")
     problems.check(alpha is None or rank, f"model.lora_alpha {alpha}: needs model.lora_r")
     problems.check(not (rank and freeze), "model.freeze: model.lora_r freezes all weights. Omit one of the two")
@@ -52,14 +54,16 @@ def freeze_problems(options: Mapping[str, Any]) -> list[str]:
 
 
 def open_source(init_from: str, foreign: ForeignOptions = ForeignOptions()) -> LoadedCheckpoint:
-    """Open the checkpoint or Hugging Face model that a run starts from; `foreign` is for one of another program."""
+    """Open the model that a run starts from; `foreign` is for one of another program, or for an adapter."""
+    own = ForeignOptions(adapter_base=foreign.adapter_base)
     try:
         try:
-            return checkpoint.open(init_from)
+            return checkpoint.open(init_from, options=own)
         except NoTokenizer:
             return checkpoint.open(init_from, options=foreign)
     except CheckpointError as error:
         message = str(error).replace("--tokenizer ", "--data.tokenizer ").replace("--n_head ", "--model.n_head ")
+        message = message.replace("--adapter_base", "--model.adapter_base")
         raise CheckpointError(f"model.init_from: {message}") from None
 
 
@@ -67,7 +71,7 @@ def foreign_options(config: Any) -> ForeignOptions:
     """Return what the options of a run say about the weights of another program."""
     spec, heads = config.data.tokenizer, config.model.n_head
     vocab = spec if spec is None or isinstance(spec, str) else spec.vocab
-    return ForeignOptions(vocab, heads if isinstance(heads, int) else None)
+    return ForeignOptions(vocab, heads if isinstance(heads, int) else None, config.model.adapter_base)
 
 
 def source_defaults(source: LoadedCheckpoint, config: Any) -> dict[str, Any]:
@@ -187,9 +191,4 @@ def load_initial_weights(
 
 def hash_weights(source: LoadedCheckpoint) -> str:
     """Return the SHA-256 of the weights, which does not depend on the file format."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(source.state.items()):
-        if name != "lm_head.weight":  # tied to wte
-            rows = tensor[: source.shape["vocab_size"]] if name == "transformer.wte.weight" else tensor
-            digest.update(name.encode() + rows.float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return adapter.hash_weights(source.state, source.shape["vocab_size"])

@@ -55,7 +55,7 @@ def generate(
 
     Args:
         ckpt_path: `last` (the newest run), a run's name or folder (its best checkpoint), a .ckpt file, a Hugging Face
-            folder, hf://OWNER/NAME, or a checkpoint of nanoGPT with --tokenizer.
+            folder, an adapter, hf://OWNER/NAME, or a checkpoint of nanoGPT with --tokenizer.
         prompt: Text to continue; \\n is a line break, \\\\ a backslash. May be given several times, with one text each.
             -: read standard input as it is. Default: the start of a document; a model without an end-of-text token
             needs a prompt.

@@ -31,8 +31,8 @@ def test(
 
     Args:
         ckpt_path: `last` (the newest run), names or folders of runs (their best checkpoint), .ckpt files, Hugging Face
-            GPT-2 folders, hf://OWNER/NAME, or checkpoints of nanoGPT with --tokenizer. Several are compared on the same
-            documents, even if their tokenizers differ.
+            GPT-2 folders, adapters, hf://OWNER/NAME, or checkpoints of nanoGPT with --tokenizer. Several are compared
+            on the same documents, even if their tokenizers differ.
         files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
         reader: How files become documents. Default: as in training.
         json_output: Write every figure with full precision to this file; -: to standard output, instead of the table.

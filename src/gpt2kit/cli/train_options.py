@@ -265,7 +265,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
     for name in auto.AUTOMATIC:
         if name in saved and auto.is_automatic(name, config.get(name)):
             config[name] = saved[name]
-    kept = ["model.init_from", "model.replace_tokenizer"]
+    kept = ["model.init_from", "model.adapter_base", "model.replace_tokenizer"]
     if saved.model.init_from is not None and not saved.model.replace_tokenizer:
         kept.append("data.tokenizer")  # that of the initial weights
     values = lifecycle.flatten(config.clone().as_dict())

@@ -31,7 +31,7 @@ def serve(
 
     Args:
         ckpt_path: `last` (the newest run), names or folders of runs, folders of several runs, .ckpt files, Hugging Face
-            folders, or checkpoints of nanoGPT with --tokenizer.
+            folders, adapters, or checkpoints of nanoGPT with --tokenizer.
         host: Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: the whole network.
         port: Port to listen on.
         auth: NAME:PASSWORD that users must enter.

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import torch
 
 from gpt2kit import __version__, files
+from gpt2kit.checkpoint import adapter as adapters
 from gpt2kit.checkpoint import huggingface
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, MachineError, UserError, first_line
 from gpt2kit.export import card as model_card
 from gpt2kit.export import gguf as gguf_file
 from gpt2kit.export import reload_check
-from gpt2kit.model.config import Dtype
+from gpt2kit.model.config import Dtype, GGUFType
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
@@ -30,7 +31,7 @@ from gpt2kit.tokenization import tokenizer as tokenizers
 CARD, GENERATION = "README.md", "generation_config.json"
 FILES = {huggingface.CONFIG, huggingface.WEIGHTS, pretrained.TOKENIZER, tokenizers.SETTINGS, CARD, GENERATION}
 # --force only replaces a folder that contains no files other than these.
-REPLACEABLE = {*FILES, gguf_file.NAME}
+REPLACEABLE = {*FILES, gguf_file.NAME, gguf_file.MODELFILE, adapters.CONFIG, adapters.WEIGHTS}
 RepositoryKind = Literal["model", "space"]
 # Number of tokens to compare; half of them are a greedy continuation.
 _LENGTH = 64
@@ -38,12 +39,13 @@ _LENGTH = 64
 
 @dataclass(frozen=True)
 class Agreement:
-    """How closely an exported folder agrees with its checkpoint."""
+    """How closely an exported folder, or an adapter and its base, agree with their checkpoint."""
 
     largest: float  # difference of logits between the two, with the same rounded weights
     allowed: float  # difference that the order of float32 sums can cause
     rounding: float  # difference of logits due to rounding the weights to 16 bits; 0 for float32
-    tokens: int  # number of tokens of a greedy continuation that agree
+    tokens: int = 0  # number of tokens of a greedy continuation that agree; not compared for an adapter
+    gguf_rounding: float = 0.0  # as `rounding`, for the weights in the GGUF file
 
 
 def refuse_other_files(
@@ -67,12 +69,14 @@ def refuse_other_files(
 
 
 def is_exported(folder: Path) -> bool:
-    """Return whether a folder was written by export.py: it has plain files only, and the version in config.json."""
+    """Return whether a folder was written by export.py: it has plain files only, one of them with a version."""
     try:
         has_version = huggingface.VERSION_KEY in files.parse_json(files.read_limited(folder / huggingface.CONFIG))
     except (OSError, TypeError, ValueError):
-        return False
-    return has_version and all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+        has_version = False
+    return (has_version or adapters.is_exported(folder)) and all(
+        path.is_file() and not path.is_symlink() for path in folder.iterdir()
+    )
 
 
 @contextlib.contextmanager
@@ -105,10 +109,10 @@ def write(
     folder: Path,
     name: str,
     dtype: Dtype,
-    gguf: bool = False,
+    gguf_type: GGUFType | None = None,
     details: model_card.Details = model_card.Details(),
 ) -> None:
-    """Write all files of the export, without the padded rows of the embedding."""
+    """Write all files of the export, without the padded rows of the embedding; with `gguf_type` also a GGUF file."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -131,8 +135,10 @@ def write(
     logging.enable_progress_bar()
     tokenizers.save(tokenizers.begin_texts(opened.tokenizer), folder)
     files.write_text(folder / CARD, model_card.render_card(opened, name, dtype, details))
-    if gguf:
-        gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name)
+    if gguf_type:
+        state = round_weights(opened, "float32")
+        gguf_file.write(folder / gguf_file.NAME, shape, state, opened.tokenizer, name, gguf_type)
+        files.write_text(folder / gguf_file.MODELFILE, gguf_file.modelfile(shape))
 
 
 def round_weights(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Tensor]:
@@ -146,7 +152,7 @@ def round_weights(opened: LoadedCheckpoint, dtype: Dtype) -> dict[str, torch.Ten
     return state
 
 
-def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
+def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype, gguf_type: GGUFType | None = None) -> Agreement:
     """Load the folder in a fresh process; compare logits, a greedy continuation and the tokenizer with gpt2kit's."""
     shape = opened.shape
     length = min(_LENGTH, shape["n_positions"])
@@ -163,8 +169,11 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
             f"the exported model is not complete: {reloaded['problems']}, tied {reloaded['tied']}, "
             f"logits {tuple(reloaded['logits'].shape)} for {tuple(logits.shape)}. Nothing was written"
         )
-    all_logits = [reloaded[name] for name in ("logits", "gguf") if reloaded[name] is not None]
-    largest = max(float((logits - other).abs().max()) for other in all_logits)
+    largest, gguf_rounding = float((logits - reloaded["logits"]).abs().max()), 0.0
+    if gguf_type:
+        gguf_logits = compute_logits(GPT2.from_state(shape, gguf_file.round_weights(opened.state, gguf_type)), ids)
+        largest = max(largest, float((gguf_logits - reloaded["gguf"]).abs().max()))
+        gguf_rounding = float((gguf_logits - compute_logits(opened.model, ids)).abs().max())
     allowed = 1e-4 * max(1.0, float(logits.abs().max()))  # a different order of float32 sums may change this much
     tokens = count_agreeing(ids, reloaded["greedy"], logits, allowed, prompt)
     if not largest <= allowed or tokens < 0:
@@ -178,7 +187,7 @@ def check(opened: LoadedCheckpoint, folder: Path, dtype: Dtype) -> Agreement:
         raise CheckpointError(
             "the exported tokenizer gives different ids than the checkpoint's. Nothing was written; please report it"
         )
-    return Agreement(largest, allowed, rounding, tokens)
+    return Agreement(largest, allowed, rounding, tokens, gguf_rounding)
 
 
 @torch.no_grad()
@@ -207,11 +216,12 @@ def count_agreeing(ids: list[int], other_ids: list[int], logits: torch.Tensor, a
     return len(ids) - prompt
 
 
-def reload_folder(folder: Path, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
+def reload_folder(folder: Path, ids: list[int], prompt: int, text: str, adapter: str | None = None) -> dict[str, Any]:
     """Run `reload_check.reload` in a process that does not import gpt2kit, and return its results."""
     with tempfile.TemporaryDirectory(prefix="gpt2kit-export-") as scratch:
         results = Path(scratch) / "results.pt"
-        arguments = json.dumps({"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text})
+        values = {"folder": str(folder.absolute()), "ids": ids, "prompt": prompt, "text": text, "adapter": adapter}
+        arguments = json.dumps(values)
         process = subprocess.run(
             [sys.executable, "-P", reload_check.__file__, arguments, str(results)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
-def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any]:
+def reload(folder: str, ids: list[int], prompt: int, text: str, adapter: str | None = None) -> dict[str, Any]:
     """Return the logits of `ids`, a greedy continuation of the first `prompt` ids, the ids of `text`, and those
-    that a pipeline begins with; also the logits of model.gguf, if there is one."""
+    that a pipeline begins with; also the logits of model.gguf, if there is one.
+
+    With `adapter`, the folder of one, return the logits of the model with it only."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -22,6 +24,11 @@ def reload(folder: str, ids: list[int], prompt: int, text: str) -> dict[str, Any
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokens = torch.tensor([ids])
+    if adapter is not None:
+        from peft import PeftModel
+
+        with torch.inference_mode():
+            return {"logits": PeftModel.from_pretrained(model, adapter)(tokens).logits[0]}
     with torch.inference_mode():
         logits = model(tokens).logits[0]
         greedy = tokens[:, :prompt]

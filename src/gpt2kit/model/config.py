@@ -15,6 +15,9 @@ Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 # The type that an export rounds the weights to.
 Dtype = Literal["float32", "float16", "bfloat16"]
 
+# The type of the matrices in a GGUF file, by llama.cpp's names.
+GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+
 # The value of an option that is chosen when the text is known (training/auto.py).
 Auto = Literal["auto"]
 

@@ -66,6 +66,19 @@ def merge_lora(state: dict[str, Any], scale: float = LORA_SCALE) -> dict[str, An
     return plain
 
 
+def split_lora(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """Return the tensors of the model that LoRA was added to, and the matrices A and B of each layer.
+
+    The tensors are those of a valid checkpoint.
+    """
+    base = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    layers = [name.split(_BASE)[0] for name in state if name.endswith(f"{_BASE}weight")]
+    matrices = {
+        layer: (state[f"{layer}.lora_A.default.weight"], state[f"{layer}.lora_B.default.weight"]) for layer in layers
+    }
+    return base, matrices
+
+
 def _can_merge(base: Any, a: Any, b: Any) -> bool:
     """Return whether these are float matrices [in, out], [rank, in] and [out, rank] of one dtype, and not sparse."""
     matrices = (base, a, b)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2kit.checkpoint import checkpoint, huggingface, paths
+from gpt2kit.checkpoint import adapter, checkpoint, huggingface, paths
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.validation import lookup
 from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable
@@ -140,7 +140,7 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
     """Return the names and paths of the checkpoints at a path."""
     path = Path(paths.resolve(ckpt_path))
     name = path.name or path.resolve().name
-    if ckpt_path.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file():
+    if ckpt_path.startswith(huggingface.HUB) or (path / huggingface.CONFIG).is_file() or adapter.is_adapter(path):
         return [(name, ckpt_path)]
     if not path.is_dir() or (path / "checkpoints").is_dir():
         return [(name.removesuffix(".ckpt"), str(paths.find(path)))]

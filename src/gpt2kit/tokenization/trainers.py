@@ -22,6 +22,9 @@ from gpt2kit.tokenization.tokenizer import EOS, LINE_BREAK
 
 _NORMALIZERS: dict[str, Any] = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase}
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+# Where text is split before SentencePiece's models, and what no piece contains, so that this changes no id.
+SPLIT = "[\n\t]| +[^ \n\t]*|[^ \n\t]+"
+CROSSES_SPLIT = "[^ ] |[\n\t]"
 # Before bpe or wordpiece is trained, words are split after this number of characters: merging inside a word of a
 # million letters takes hours.
 _LONGEST_RUN = 256
@@ -179,8 +182,8 @@ def convert_sentencepiece(model_type: str, model: bytes, spec: TokenizerSpec) ->
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [processor.id_to_piece(i).replace("\u2581", " ") for i in range(processor.get_piece_size())]
     plain = [i for i in range(len(pieces)) if not (processor.is_byte(i) or processor.is_unknown(i))]
-    assert not any(re.search("[^ ] |[\n\t]", pieces[i]) for i in plain), "a piece would cross a split"
-    split = pre_tokenizers.Split(Regex("[\n\t]| +[^ \n\t]*|[^ \n\t]+"), "isolated")
+    assert not any(re.search(CROSSES_SPLIT, pieces[i]) for i in plain), "a piece would cross a split"
+    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
     if model_type == "bpe":
         best_first = [pieces[i] for i in sorted(plain, key=lambda i: (-processor.get_score(i), i))]
         ids = {piece: i for i, piece in enumerate(pieces)}

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gpt2kit import dtensor
 from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
+from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.errors import refuse
 from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
@@ -52,10 +53,11 @@ class GPT2Module(pl.LightningModule):
         resid_pdrop: Dropout of each residual branch. Default: dropout.
         initializer_range: Standard deviation of initial weights. Residual projections get it / sqrt(2 n_layer).
         layer_norm_epsilon: Added to the variance in layer norms.
-        init_from: Initial weights: a run, checkpoint, Hugging Face folder or hf://OWNER/NAME, or a checkpoint of
-            nanoGPT, whose vocabulary is data.tokenizer. They decide n_layer, n_head, n_embd, n_inner,
-            activation_function and layer_norm_epsilon, and, unless set, data.block_size and data.tokenizer. A resumed
-            run does not read it again.
+        init_from: Initial weights: a run, checkpoint, Hugging Face folder, folder of a peft adapter or
+            hf://OWNER/NAME, or a checkpoint of nanoGPT, whose vocabulary is data.tokenizer. They decide n_layer,
+            n_head, n_embd, n_inner, activation_function and layer_norm_epsilon, and, unless set, data.block_size and
+            data.tokenizer. A resumed run does not read it again.
+        adapter_base: The model that the adapter of init_from belongs to. Default: the one on the hub that it names.
         replace_tokenizer: Adapt the weights of init_from to data.tokenizer. Each new token starts as the mean of the
             old tokens that spell it.
         freeze: Parts that are not trained, such as `embeddings` or `0-5`. Layers by number, `embeddings`, `layers`,
@@ -102,6 +104,7 @@ class GPT2Module(pl.LightningModule):
         initializer_range: float = 0.02,
         layer_norm_epsilon: float = 1e-5,
         init_from: str | None = None,
+        adapter_base: str | None = None,
         replace_tokenizer: bool = False,
         freeze: Sequence[int | str] | int | str = (),
         freeze_steps: int | None = None,
@@ -131,7 +134,7 @@ class GPT2Module(pl.LightningModule):
         self.document_start = document_start
         # The user's values of options that the tokenizer decides. They must agree with it.
         self.expected: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
-        self.init_from, self.replace_tokenizer = init_from, replace_tokenizer
+        self.init_from, self.adapter_base, self.replace_tokenizer = init_from, adapter_base, replace_tokenizer
         self.lora_r, self.lora_alpha = lora_r, lora_alpha
         self.source: LoadedCheckpoint | None = None  # the checkpoint of `init_from`, if it is open already
         # A description of the initial weights, which is stored in checkpoints, and notes on them. None: random weights.
@@ -244,7 +247,7 @@ class GPT2Module(pl.LightningModule):
             self.build()
         if self.init_from is None or self.start is not None:
             return
-        source = self.source or initialize.open_source(self.init_from)
+        source = self.source or initialize.open_source(self.init_from, ForeignOptions(adapter_base=self.adapter_base))
         self.start, self.start_notes = initialize.load_initial_weights(
             self.model, source, data.tokenizer, self.init_from, self.replace_tokenizer
         )
