@@ -76,7 +76,8 @@ def best_figure(run: Path) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     options.add_argument("--trials", type=int, default=20, help="number of trials")
     options.add_argument("--study", default="sweep", help="name of the study")
     own, arguments = options.parse_known_args()
