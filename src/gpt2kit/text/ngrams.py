@@ -1,0 +1,93 @@
+"""How hard a text is to predict, measured in about a second without training: by an n-gram model of its bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Bytes of the longest context. A context and the byte after it fit into 64 bits.
+ORDER = 7
+# Bytes of the training text and of the held-out text that are enough.
+SAMPLE, HELD_OUT_SAMPLE = 1 << 20, 1 << 17
+# Another model counts this fraction of the same text: how much more text helps.
+_PART = 8
+# A byte is a repetition if the bytes before it, as many as this, are in the training text, too.
+_REPEATED = 24
+
+_Codes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How well an n-gram model predicts a held-out text."""
+
+    bits_per_byte: float
+    slope: float  # the exponent with which bits per byte fall with the size of the training text
+    repetition: float  # the fraction of bytes whose context of 24 bytes is in the training text
+    bytes: int  # of the training text that was counted
+
+
+def measure(train: bytes, held_out: bytes) -> Difficulty:
+    """Return how hard the held-out text is to predict from the training text."""
+    train, held_out = train[:SAMPLE], held_out[:HELD_OUT_SAMPLE]
+    part = train[: max(len(train) // _PART, 1)]
+    bits, bits_of_part = bits_per_byte(train, held_out), bits_per_byte(part, held_out)
+    slope = math.log(bits_of_part / bits) / math.log(_PART) if bits > 0 else 0.0
+    return Difficulty(bits, slope, repeated_fraction(train, held_out), len(train))
+
+
+def bits_per_byte(train: bytes, held_out: bytes, order: int = ORDER) -> float:
+    """Return the bits per byte of a text by an n-gram model of another one.
+
+    The estimate of each order is interpolated with that of the next lower one, as by Witten and Bell (1991): a context
+    that was seen n times, with t different bytes after it, has the weight n / (n + t). `order` is at most 7.
+    """
+    trained, asked = np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8)
+    probability = np.full(len(asked), 1 / 256)
+    for length in range(order + 1):
+        if len(trained) <= length or len(asked) <= length:
+            break
+        grams, counts = np.unique(_codes(trained, length), return_counts=True)
+        contexts, first, kinds = np.unique(grams >> np.uint64(8), return_index=True, return_counts=True)
+        totals = np.add.reduceat(counts, first)
+        wanted = _codes(asked, length)
+        seen, kinds_after = _look_up(contexts, wanted >> np.uint64(8), totals, kinds)
+        (count,) = _look_up(grams, wanted, counts)
+        lower = probability[length:]
+        mixed = (count + kinds_after * lower) / np.maximum(seen + kinds_after, 1)
+        probability[length:] = np.where(seen > 0, mixed, lower)
+    return float(-np.log2(probability).mean()) if len(asked) else 0.0
+
+
+def repeated_fraction(train: bytes, held_out: bytes) -> float:
+    """Return the fraction of the positions of a text whose last 24 bytes are in another text, too."""
+    if min(len(train), len(held_out)) < _REPEATED:
+        return 0.0
+    words = [_hashes(np.frombuffer(text, np.uint8)) for text in (train, held_out)]
+    return float(np.isin(words[1], words[0]).mean())
+
+
+def _codes(text: NDArray[np.uint8], length: int) -> _Codes:
+    """Return each byte after the first `length` ones, with that many bytes before it, as one number."""
+    codes = np.zeros(len(text) - length, np.uint64)
+    for start in range(length + 1):
+        codes = (codes << np.uint64(8)) | text[start : len(text) - length + start]
+    return codes
+
+
+def _hashes(text: NDArray[np.uint8]) -> _Codes:
+    """Return a hash of the bytes at each position, as many as a repetition has."""
+    hashes = np.zeros(len(text) - _REPEATED + 1, np.uint64)
+    for start in range(_REPEATED):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + text[start : len(text) - _REPEATED + 1 + start]
+    return hashes
+
+
+def _look_up(keys: _Codes, wanted: _Codes, *values: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the values of the wanted keys; 0 for those that are missing. `keys` are sorted."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    is_found = keys[places] == wanted
+    return [np.where(is_found, value[places], 0) for value in values]
