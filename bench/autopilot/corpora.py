@@ -5,7 +5,8 @@
 Debian packages are downloaded with `apt-get download` and unpacked with `dpkg-deb`; no package is installed. Manual
 pages lose their markup, tables and comments; HTML loses its tags, scripts and headers; files of fortunes become a
 document for each fortune. Documents of which another one is a copy are dropped, apart from white space, and so is what
-exceeds 30 MB. Of a translation that is not complete, only lines with a letter of its script are kept (`only`). The order of documents is random, by a hash, so the first N bytes of a corpus are a sample of it.
+exceeds 30 MB. Of a translation that is not complete, only lines with a letter of its script are kept (`only`). The
+order of documents is random, by a hash, so the first N bytes of a corpus are a sample of it.
 
 Each corpus becomes NAME.jsonl, with a record for each document. The folder is created where it does not exist; corpora
 that are there are kept.

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "src"))
 import numpy as np
 import torch
 from corpora import read_list
+from law import measure_text
 from machine import Journal
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ from gpt2kit.optim.schedules import WarmupStableDecay
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.train import default_spec
-from gpt2kit.training import auto, autopilot
+from gpt2kit.training import auto
 
 JOURNAL = Path(__file__).resolve().parent / "journal.jsonl"
 SMALLEST = 50_000  # bytes of a slice
@@ -53,7 +54,7 @@ _SHAPES = [(2, 64), (2, 128), (4, 128), (4, 192), (6, 192), (6, 256), (6, 384), 
 _CHARACTER_BYTES = {"Latin": 1.0, "Cyrillic": 1.7, "Greek": 1.7, "Arabic": 1.7, "Han": 2.7, "kana": 2.4, "Hangul": 2.3}
 _PAIR_BYTES = 3.0
 # Tokens of each held-out split on which a model is evaluated.
-_EVALUATED = 1 << 15
+_EVALUATED = 1 << 14
 # From this number of FLOPs on, compilation is worth its time.
 _COMPILED_FLOPS = 1.5e13
 
@@ -201,7 +202,7 @@ def run(setting: Setting, folder: Path) -> dict[str, Any]:
     text, tokens_per_step = stores["train"], setting.batch_size * setting.block_size
     shape = setting.shape(data.vocab_size)
     steps = max(round(setting.tokens(data.vocab_size) / tokens_per_step), 1)
-    difficulty = autopilot.measure_text(text, [stores["valid"], stores["test"]], data.tokenizer)
+    difficulty = measure_text(text, [stores["valid"], stores["test"]], data.tokenizer)
     model = train(setting, data, steps)
     bits = [evaluate(model, stores[split], data.tokenizer, setting.block_size) for split in ("valid", "test")]
     return {
@@ -238,9 +239,7 @@ def main() -> None:
         flops = args.flops[number % len(args.flops)]
         setting = draw(entries, args.folder, flops, number)
         result = journal.result([args.use, asdict(setting)], functools.partial(run, setting, args.folder))
-        print(
-            f"{number} {setting.corpus} {flops:g}: {result['bpb']:.3f}, by n-grams {result['text_bits_per_byte']:.3f}"
-        )
+        print(f"{number} {setting.corpus} {flops:g}: {result['bpb']:.3f}, by n-grams {result['text_bits']:.3f}")
         sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""How hard a text is to predict, measured in about a second without training: by an n-gram model of its bytes."""
+"""Measure how hard a text is to predict, in about a second and without training: by an n-gram model of its bytes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Bytes of the longest context. A context and the byte after it fit into 64 bits.
-ORDER = 7
+# Bytes of the longest context, and of a short one. A context and the byte after it fit into 64 bits.
+ORDER, SHORT = 7, 2
 # Bytes of the training text and of the held-out text that are enough.
 SAMPLE, HELD_OUT_SAMPLE = 1 << 20, 1 << 17
 # Another model counts this fraction of the same text: how much more text helps.
@@ -24,7 +24,8 @@ _Codes = NDArray[np.uint64]
 class Difficulty:
     """How well an n-gram model predicts a held-out text."""
 
-    bits_per_byte: float
+    bits: float  # per byte, with contexts of up to seven bytes
+    short_bits: float  # ... of up to two bytes
     slope: float  # the exponent with which bits per byte fall with the size of the training text
     repetition: float  # the fraction of bytes whose context of 24 bytes is in the training text
     bytes: int  # of the training text that was counted
@@ -34,32 +35,36 @@ def measure(train: bytes, held_out: bytes) -> Difficulty:
     """Return how hard the held-out text is to predict from the training text."""
     train, held_out = train[:SAMPLE], held_out[:HELD_OUT_SAMPLE]
     part = train[: max(len(train) // _PART, 1)]
-    bits, bits_of_part = bits_per_byte(train, held_out), bits_per_byte(part, held_out)
-    slope = math.log(bits_of_part / bits) / math.log(_PART) if bits > 0 else 0.0
-    return Difficulty(bits, slope, repeated_fraction(train, held_out), len(train))
+    bits, bits_of_part = bits_by_order(train, held_out), bits_by_order(part, held_out)[-1]
+    slope = math.log(bits_of_part / bits[-1]) / math.log(_PART) if bits[-1] > 0 else 0.0
+    return Difficulty(bits[-1], bits[min(SHORT, len(bits) - 1)], slope, repeated_fraction(train, held_out), len(train))
 
 
-def bits_per_byte(train: bytes, held_out: bytes, order: int = ORDER) -> float:
-    """Return the bits per byte of a text by an n-gram model of another one.
+def bits_by_order(train: bytes, held_out: bytes) -> list[float]:
+    """Return the bits per byte of a text by n-gram models of another one, with contexts of up to 0, 1, ... bytes.
 
     The estimate of each order is interpolated with that of the next lower one, as by Witten and Bell (1991): a context
-    that was seen n times, with t different bytes after it, has the weight n / (n + t). `order` is at most 7.
+    that was seen n times, with t different bytes after it, has the weight n / (n + t).
     """
     trained, asked = np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8)
     probability = np.full(len(asked), 1 / 256)
-    for length in range(order + 1):
-        if len(trained) <= length or len(asked) <= length:
-            break
-        grams, counts = np.unique(_codes(trained, length), return_counts=True)
-        contexts, first, kinds = np.unique(grams >> np.uint64(8), return_index=True, return_counts=True)
-        totals = np.add.reduceat(counts, first)
-        wanted = _codes(asked, length)
-        seen, kinds_after = _look_up(contexts, wanted >> np.uint64(8), totals, kinds)
-        (count,) = _look_up(grams, wanted, counts)
-        lower = probability[length:]
-        mixed = (count + kinds_after * lower) / np.maximum(seen + kinds_after, 1)
-        probability[length:] = np.where(seen > 0, mixed, lower)
-    return float(-np.log2(probability).mean()) if len(asked) else 0.0
+    bits = []
+    for length in range(ORDER + 1):
+        if len(trained) > length and len(asked) > length:
+            probability[length:] = _mix(_codes(trained, length), _codes(asked, length), probability[length:])
+        bits.append(float(-np.log2(probability).mean()) if len(asked) else 0.0)
+    return bits
+
+
+def _mix(trained: _Codes, asked: _Codes, lower: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of the bytes of a text after their contexts; `lower` are those after shorter ones."""
+    grams, counts = np.unique(trained, return_counts=True)
+    contexts, first, kinds = np.unique(grams >> np.uint64(8), return_index=True, return_counts=True)
+    totals = np.add.reduceat(counts, first)
+    seen, kinds_after = _look_up(contexts, asked >> np.uint64(8), totals, kinds)
+    (count,) = _look_up(grams, asked, counts)
+    mixed = (count + kinds_after * lower) / np.maximum(seen + kinds_after, 1)
+    return np.where(seen > 0, mixed, lower)
 
 
 def repeated_fraction(train: bytes, held_out: bytes) -> float:
