@@ -21,11 +21,17 @@ import html.parser
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from machine import table
+from ngrams import measure
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 30_000_000
@@ -220,10 +226,31 @@ def prepare(entry: dict[str, Any], output: Path, given: Path | None) -> None:
     print(f"{entry['name']}: {len(files)} files, {len(texts):,} documents, {size:,} bytes", flush=True)
 
 
+def describe(entry: dict[str, Any], path: Path) -> dict[str, object]:
+    """Return a row about a corpus; its last tenth is predicted from the rest."""
+    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    text = "\n".join(texts).encode()
+    end = len(text) * 9 // 10
+    difficulty = measure(text[:end], text[end:])
+    return {
+        "corpus": entry["name"],
+        "use": entry["use"].replace("_", " "),
+        "script, kind": f"{entry['script']}, {entry['kind']}",
+        "packages": ", ".join(entry["packages"]) or "given",
+        "documents": f"{len(texts):,}",
+        "MB": f"{sum(len(text.encode()) for text in texts) / 1e6:.2f}",
+        "bits": f"{difficulty.bits:.2f}",
+        "short": f"{difficulty.short_bits:.2f}",
+        "slope": f"{difficulty.slope:.2f}",
+        "repetition": f"{difficulty.repetition:.2f}",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", help="names of corpora")
+    parser.add_argument("--table", action="store_true", help="print a table of the corpora, with figures of ngrams.py")
     for name in GIVEN:
         parser.add_argument(f"--{name}", type=Path)
     args = parser.parse_args()
@@ -235,6 +262,9 @@ def main() -> None:
         if output.exists() or is_left_out or (name in GIVEN and given is None):
             continue
         prepare(entry, output, given)
+    if args.table:
+        paths = [(entry, args.folder / f"{entry['name']}.jsonl") for entry in read_list()]
+        print(table([describe(entry, path) for entry, path in paths if path.exists()]))
 
 
 if __name__ == "__main__":

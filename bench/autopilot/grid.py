@@ -89,11 +89,10 @@ class Setting:
         return self.flops / flops_per_token(self.shape(vocab_size))
 
 
-def draw(entries: list[dict[str, Any]], folder: Path, flops: float, number: int) -> Setting:
+def draw(entries: list[dict[str, Any]], flops: float, number: int) -> Setting:
     """Return the settings of a run: random, but such that its steps, passes and parameters are plausible."""
     chance = random.Random(f"{flops:g} {number}")
     entry = entries[number % len(entries)]
-    available = (folder / f"{entry['name']}.jsonl").stat().st_size
     for _ in range(100_000):
         layers, width = chance.choice(_SHAPES)
         kind = chance.choice(["default", "default", "bpe", "char"])
@@ -108,7 +107,7 @@ def draw(entries: list[dict[str, Any]], folder: Path, flops: float, number: int)
         setting = Setting(entry["name"], 0, kind, vocab, layers, width, block, batch, dropout, decay, flops)
         tokens = setting.tokens(vocab)
         size = tokens / passes * bytes_per_token / 0.9
-        size = min(round_size(size), available)
+        size = min(round_size(size), entry["bytes"])
         steps = tokens / (batch * block)
         if size < SMALLEST or not 40 <= steps <= 20_000 or tokens < parameter_count(setting.shape(vocab)) / 2:
             continue
@@ -237,7 +236,7 @@ def main() -> None:
     journal = Journal(args.journal)
     for number in range(args.runs):
         flops = args.flops[number % len(args.flops)]
-        setting = draw(entries, args.folder, flops, number)
+        setting = draw(entries, flops, number)
         result = journal.result([args.use, asdict(setting)], functools.partial(run, setting, args.folder))
         print(f"{number} {setting.corpus} {flops:g}: {result['bpb']:.3f}, by n-grams {result['text_bits']:.3f}")
         sys.stdout.flush()

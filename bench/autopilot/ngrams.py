@@ -24,7 +24,7 @@ _Codes = NDArray[np.uint64]
 class Difficulty:
     """How well an n-gram model predicts a held-out text."""
 
-    bits: float  # per byte, with contexts of up to seven bytes
+    bits: float  # per byte, with contexts of up to as many bytes as is best: where text does not repeat, few
     short_bits: float  # ... of up to two bytes
     slope: float  # the exponent with which bits per byte fall with the size of the training text
     repetition: float  # the fraction of bytes whose context of 24 bytes is in the training text
@@ -35,9 +35,10 @@ def measure(train: bytes, held_out: bytes) -> Difficulty:
     """Return how hard the held-out text is to predict from the training text."""
     train, held_out = train[:SAMPLE], held_out[:HELD_OUT_SAMPLE]
     part = train[: max(len(train) // _PART, 1)]
-    bits, bits_of_part = bits_by_order(train, held_out), bits_by_order(part, held_out)[-1]
-    slope = math.log(bits_of_part / bits[-1]) / math.log(_PART) if bits[-1] > 0 else 0.0
-    return Difficulty(bits[-1], bits[min(SHORT, len(bits) - 1)], slope, repeated_fraction(train, held_out), len(train))
+    by_order = bits_by_order(train, held_out)
+    bits, bits_of_part = min(by_order), min(bits_by_order(part, held_out))
+    slope = math.log(bits_of_part / bits) / math.log(_PART) if bits > 0 else 0.0
+    return Difficulty(bits, by_order[SHORT], slope, repeated_fraction(train, held_out), len(train))
 
 
 def bits_by_order(train: bytes, held_out: bytes) -> list[float]:
