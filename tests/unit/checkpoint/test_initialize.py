@@ -103,6 +103,7 @@ def test_a_source_that_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -
         ({"replace_tokenizer": True}, "model.replace_tokenizer: needs model.init_from"),
         ({"lora_r": 4, "init_from": "a", "freeze": "body"}, "model.lora_r freezes all weights"),
         ({"lora_alpha": 3.0}, "model.lora_alpha 3.0: needs model.lora_r"),
+        ({"adapter_base": "a"}, "model.adapter_base: needs model.init_from"),
     ],
 )
 def test_contradicting_options_are_reported(options: dict[str, Any], message: str) -> None:
@@ -110,6 +111,7 @@ def test_contradicting_options_are_reported(options: dict[str, Any], message: st
         "init_from": None,
         "freeze": (),
         "freeze_steps": None,
+        "adapter_base": None,
         "lora_r": 0,
         "lora_alpha": None,
         "replace_tokenizer": False,
