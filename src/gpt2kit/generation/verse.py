@@ -110,7 +110,7 @@ class VerseConstraint:
             groups = [group & characters for group in groups]
         self._rhyme_groups = [group for group in groups if len(group) >= form.rhymes]
         if form.rhymes and not self._rhyme_groups:
-            raise UserError("--rhyme: this tokenizer has tokens for too few of the letters. Give more")
+            raise UserError("--rhyme: this tokenizer has tokens for too few of the letters. Give more letters")
         self._letter_tokens = functools.lru_cache(1 << 12)(self._find_letter_tokens)
 
     def _find_characters(self) -> set[str]:

@@ -79,7 +79,7 @@ def test_wordpiece_keeps_the_form_in_characters(seed: int) -> None:
 def test_a_tokenizer_that_lacks_the_characters_is_refused() -> None:
     with pytest.raises(UserError, match="no token for"):
         constraint_of(train_on_poems("wordpiece"), VerseForm(4, 5))
-    with pytest.raises(UserError, match="has too few"):
+    with pytest.raises(UserError, match="for too few of the letters"):
         constraint_of(train_on_poems("wordpiece"), VerseForm(4, 5, ends=("，", "。"), rhyme=("龘靐",)))
 
 
