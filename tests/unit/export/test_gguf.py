@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, SAMPLE_TEXTS, SMALL, SMALL_SHAPE, train_each_kind, train_tokenizer, varied_texts
+from helpers import SAMPLE_TEXTS, SMALL, SMALL_SHAPE, train_each_kind, train_tokenizer, varied_texts
 from tokenizers import Tokenizer
 
 from gpt2kit.errors import CheckpointError, UserError
@@ -20,8 +18,6 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tokenization import tokenizer
 
 KINDS = ["bpe", "char", "spm-bpe", "char without a space"]
-# Where `make prove` installs node-llama-cpp.
-NODE_MODULES = ROOT / ".cache" / "clients" / "node_modules"
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +66,6 @@ def test_merging_by_scores_gives_the_same_ids(trained: dict[str, Tokenizer], kin
     assert vocabulary.model == "llama" and len(vocabulary.byte_ids) == (255 if "without" in kind else 256)
     for text, ids in zip(texts, tokenizer.encode_batch(trained[kind], texts), strict=True):
         assert merge_by_score(vocabulary, text) == ids, text
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_llama_cpp_splits_texts_into_the_same_ids(trained: dict[str, Tokenizer], kind: str, tmp_path: Path) -> None:
-    """`make prove` compares 5,000 texts."""
-    if not (shutil.which("node") and NODE_MODULES.is_dir()):
-        pytest.skip("needs node-llama-cpp, which `make prove` installs")
-    texts = [text.replace("\u2581", "") for text in varied_texts(500, "\n".join(SAMPLE_TEXTS))]
-    model = small_model(tokenizer.size(trained[kind]))
-    gguf.write(tmp_path / gguf.NAME, model.shape, unpadded(model), trained[kind], "test")
-    (tmp_path / "texts.json").write_text(json.dumps(texts))
-    request = json.dumps({"file": str(tmp_path / gguf.NAME), "strings": str(tmp_path / "texts.json")})
-    command = ["node", str(ROOT / "tests/proofs/llama_client.mjs"), str(NODE_MODULES), request]
-    rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["strings"]
-    assert rows == tokenizer.encode_batch(trained[kind], texts)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ export const LANGUAGES = {
     done: "{tokens} tokens, {speed} tokens/s, seed {seed}.",
     endDocument: "The model ended the text.",
     endForm: "The verse is complete.",
-    endLength: "Max new tokens is reached.",
+    endLength: "Reached the maximum number of new tokens.",
     endStopped: "Stopped.",
     needsPrompt: "This model cannot begin a text without a prompt. Type one.",
     verseNeedsEnd: "This model cannot end a verse. Set lines of verse to 0.",
