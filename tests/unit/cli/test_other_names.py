@@ -133,7 +133,9 @@ def test_one_note_lists_all_old_names_of_a_file(parse: Callable[..., tuple[dict[
 def test_old_and_new_name_in_one_file_are_refused(call: Callable[..., Outcome], inside: Path) -> None:
     Path("old.yaml").write_text("data:\n  valid_share: 0.1\n  valid_fraction: 0.2\n")
     code, _, err = call(train.main, "--data.train_files=a.txt", "--config=old.yaml")
-    assert code == 2 and "old.yaml line 2: data.valid_share: an old name of data.valid_fraction, which is also set" in err
+    assert (
+        code == 2 and "old.yaml line 2: data.valid_share: an old name of data.valid_fraction, which is also set" in err
+    )
 
 
 @pytest.mark.parametrize("old", sorted({name.replace(".init_args", "") for name, *_ in IN_CONFIG}))
