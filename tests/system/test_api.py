@@ -53,7 +53,7 @@ def test_generate_returns_what_the_command_prints(model: gpt2kit.Model, run: Run
         ({"n": 0}, UserError, "^n 0: must be from 1 to"),
         ({"n": 2, "stream": True}, UserError, "stream"),
         ({"prompt": ["a", "b"]}, UserError, "must be one text"),
-        ({"top_k": "many"}, TypeError, "top_k 'many' is of the wrong type"),
+        ({"top_k": "many"}, TypeError, "top_k 'many' has the wrong type"),
         ({"top_k": 1.5}, TypeError, "top_k 1.5"),
         ({"max_new_tokens": 2.5}, TypeError, "max_new_tokens 2.5"),
         ({"n": "2"}, TypeError, "n '2'"),

@@ -182,7 +182,8 @@ def read_scores(opened: LoadedCheckpoint) -> Iterator[Score]:
 
 def escape(text: str) -> str:
     """Return a line of Markdown that shows the text as it is, without HTML and formatting."""
-    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", mark_hidden(" ".join(text.split())))
+    # An underscore inside a word is plain text, as in epoch_3.
+    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", mark_hidden(" ".join(text.split())))
 
 
 def describe(opened: LoadedCheckpoint, dtype: str) -> list[tuple[str, str]]:
