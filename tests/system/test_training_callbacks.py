@@ -99,7 +99,7 @@ def test_each_epoch_is_exported_and_training_is_not_affected(
     assert f"| bits per byte of the validation text | {bits:.4f} |" in card and "# epoch_3" in card
     assert checkpoint.open(run / EXPORTS / "epoch_3").shape["n_embd"] == 32
     export.export(str(paths.checkpoints(run)[0]), tmp_path / "epoch_3")
-    for name in huggingface.FILES:
+    for name in huggingface.FILES - {huggingface.CARD}:  # the card of export.py also has samples and the run's log
         assert (tmp_path / "epoch_3" / name).read_bytes() == (run / EXPORTS / "epoch_3" / name).read_bytes(), name
 
     stopped = train_run(tmp_path / "stopped", short, "--trainer.max_epochs=1", WITH_EXPORTS)
