@@ -87,22 +87,36 @@ def new_kind(kind: Any) -> Any:
     return RENAMED_KINDS.get(kind, kind) if isinstance(kind, str) else kind
 
 
-def move_options(config: Mapping) -> list[Rename]:
-    """Move the options in another section of a config file to their own, unless they are set there, too."""
-    moved = []
+def move_options(config: Mapping, defaults: AnyMapping[str, Any]) -> tuple[list[Rename], list[str]]:
+    """Move the options that a config file has in another section to their own; return the renames and the problems.
+
+    --print_config writes every option, so one that is null or at its default, by `defaults`, is not set by the user.
+    """
+    renames, problems = [], []
     for old, new in MOVED.items():
         (source, old_key), (section, _, key) = old.split("."), new.rpartition(".")
         values = config.get(source)
         if not isinstance(values, Mapping) or old_key not in values:
             continue
         line = values.lines[old_key]
-        if section and section not in config:
+        if section and config.get(section) is None:
             config[section], config.lines[section] = Mapping(config.file), line
         target = config[section] if section else config
-        if isinstance(target, Mapping) and key not in target:
-            target[key], target.lines[key] = values.pop(old_key), line
-            moved.append(Rename(config.file, old, new))
-    return moved
+        if not isinstance(target, Mapping):  # such as the path of another file
+            continue
+        value = values.pop(old_key)
+        if is_unset(target.get(key), defaults.get(new)) or target[key] == value:
+            target[key], target.lines[key] = value, line
+            renames.append(Rename(config.file, old, new))
+        else:
+            place = f"{new} in line {target.lines[key]}"
+            problems.append(f"{config.file} line {line}: {old}: contradicts {place}. Omit one of them")
+    return renames, problems
+
+
+def is_unset(value: Any, default: Any) -> bool:
+    """Return whether a value in a config file may come from --print_config: it is null, or the option's default."""
+    return value is None or (type(value) is type(default) and value == default)
 
 
 def rename_settings(settings: AnyMapping[str, Any], current: AnyMapping[str, Any]) -> dict[str, Any]:
