@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Mapping as AnyMapping
 from functools import cache
 from importlib.resources import files
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from gpt2kit.commands import command_name, with_command_names
 from gpt2kit.yaml_reader import Mapping
 
 logger = logging.getLogger(__name__)
@@ -150,21 +151,41 @@ def read_tables() -> dict[str, dict[str, str]]:
     return tables
 
 
+class _Advice(NamedTuple):
+    """What gpt2kit has instead of an option of another program, and the names of its options in that text."""
+
+    program: str
+    text: str
+    options: frozenset[str]
+    is_for_training: bool
+
+
 @cache
-def _advice() -> dict[str, str]:
-    """Return what to use instead of each option name; the first program that has it wins."""
-    advice: dict[str, str] = {}
+def _advice() -> dict[str, list[_Advice]]:
+    """Return what to use instead of each option name, in the order of the tables."""
+    advice: dict[str, list[_Advice]] = {}
     for program, rows in read_tables().items():
         for old, new in rows.items():
+            _, colon, names_of_file = old.partition("`: `")  # `model.json`: `n_layer`, `n_head`
+            spans = re.findall("`([^`]+)`", f"`{names_of_file}" if colon else old)
             # A span with several options is a whole command, not the name of one of them.
-            names = [_name(span) for span in re.findall("`([^`]+)`", old) if span.count("--") < 2]
+            names = [_name(span) for span in spans if span.count("--") < 2]
             # `n_layer`, `n_head` and `model.n_layer`, `model.n_head` go together; other rows stay whole.
             pairs = re.findall("`([^`]+)`", new.partition(";")[0])
             for i, name in enumerate(names):
-                text = pairs[i] if 1 < len(pairs) == len(names) else new.replace("`", "")
+                text = f"`{pairs[i]}`" if 1 < len(pairs) == len(names) else new
                 if not text.startswith("the same"):
-                    advice.setdefault(name, f". For {program}'s {name}: {text}")
+                    advice.setdefault(name, []).append(_describe(program, text))
     return advice
+
+
+def _describe(program: str, text: str) -> _Advice:
+    """Find the options in the code spans of a text; those without the name of a script are of trainer.py."""
+    spans = re.findall("`([^`]+)`", text)
+    options = {span: re.findall(r"(?:(?<=--)|\b(?=(?:data|model|trainer)\.))\w[\w.]*", span) for span in spans}
+    is_for_training = any(options[span] and not re.match(r"\w+\.py ", span) for span in spans)
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("`", "")  # a link is for the page
+    return _Advice(program, plain, frozenset(name for names in options.values() for name in names), is_for_training)
 
 
 def _name(span: str) -> str:
@@ -173,7 +194,17 @@ def _name(span: str) -> str:
     return option[1] if option else span.partition("=")[0].split(" ")[0]
 
 
-def advise(name: str) -> str:
-    """Return a sentence on what gpt2kit has instead of another program's option; empty if none is known."""
+def advise(name: str, options: Collection[str]) -> str:
+    """Return a sentence on what gpt2kit has instead of another program's option; empty if none is known.
+
+    Several programs may have it. One whose counterpart is among `options`, those of the command, comes first.
+    """
     name = name.lstrip("-")
-    return _advice().get(name) or _advice().get(name.rpartition(".")[2], "")
+    name = name if name in _advice() else name.rpartition(".")[2]
+    rows = _advice().get(name, [])
+    if not rows:
+        return ""
+    row = next((row for row in rows if not row.options.isdisjoint(options)), rows[0])
+    is_elsewhere = row.is_for_training and row.options.isdisjoint(options)
+    place = f" (in {command_name('train')})" if is_elsewhere else ""
+    return f". For {row.program}'s {name}{place}: {with_command_names(row.text)}"

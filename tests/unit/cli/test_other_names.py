@@ -216,7 +216,9 @@ def test_the_options_of_another_program_are_added_to_a_printed_config(
     theirs = {"tokenizer_model": "words", "train_file": "a.txt", "valid_file": "v.txt", "test_file": "t.txt"}
     added = "".join(f"  {name}: {value}\n" for name, value in {**theirs, "block_size": 48}.items())
     edited = printed.replace("\nmodel:\n", f"\nmodel:\n{added}").replace("  precision: auto", "  precision: 16")
-    edited = edited.replace("\ntrainer:\n", "\ntrainer:\n  seed_everything: 1000\n").replace("n_layer: auto", "n_layer: 3")
+    edited = edited.replace("\ntrainer:\n", "\ntrainer:\n  seed_everything: 1000\n").replace(
+        "n_layer: auto", "n_layer: 3"
+    )
     (inside / "default_config.yaml").write_text(edited, encoding="utf-8")
     settings, err = parse("--config=default_config.yaml")
     names = ("data.tokenizer", "data.train_files", "data.valid_files", "data.test_files", "data.block_size")
@@ -234,9 +236,7 @@ def test_an_option_does_not_replace_another_that_is_set(inside: Path, call: Call
     assert "both.yaml line 2: model.block_size: contradicts data.block_size in line 4. Omit one of them\n" in err
 
 
-def test_the_same_value_in_both_places_is_read(
-    parse: Callable[..., tuple[dict[str, Any], str]], inside: Path
-) -> None:
+def test_the_same_value_in_both_places_is_read(parse: Callable[..., tuple[dict[str, Any], str]], inside: Path) -> None:
     (inside / "both.yaml").write_text("model: {block_size: 48}\ndata: {block_size: 48}\n", encoding="utf-8")
     settings, err = parse("--config=both.yaml")
     assert settings["data.block_size"] == 48 and "model.block_size (now data.block_size)" in err
