@@ -213,8 +213,8 @@ def test_the_options_of_another_program_are_added_to_a_printed_config(
     """As the README of colorfulscoop's trainer says: print the defaults to a file, and edit it."""
     code, printed, _ = call(train.main, "--print_config")
     assert code == 0 and "  block_size: 256" in printed and "seed_everything: 1\n" in printed
-    theirs = {"tokenizer_model": "words", "train_file": "a.txt", "valid_file": "v.txt", "test_file": "t.txt"}
-    added = "".join(f"  {name}: {value}\n" for name, value in {**theirs, "block_size": 48}.items())
+    moved = {"tokenizer_model": "words", "train_file": "a.txt", "valid_file": "v.txt", "test_file": "t.txt"}
+    added = "".join(f"  {name}: {value}\n" for name, value in {**moved, "block_size": 48}.items())
     edited = printed.replace("\nmodel:\n", f"\nmodel:\n{added}").replace("  precision: auto", "  precision: 16")
     edited = edited.replace("\ntrainer:\n", "\ntrainer:\n  seed_everything: 1000\n").replace(
         "n_layer: auto", "n_layer: 3"
