@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def reader_option(name: str) -> str:
 def command_name(verb: str) -> str:
     """Return how the user would call a command."""
     return _SCRIPTS[verb] if is_script() and verb in _SCRIPTS else f"gpt2kit {verb}"
+
+
+def with_command_names(text: str) -> str:
+    """Replace the names of scripts in a text by what the user would type."""
+    for verb, script in _SCRIPTS.items():
+        text = re.sub(rf"(?<![\w./]){re.escape(script)}\b", command_name(verb), text)
+    return text

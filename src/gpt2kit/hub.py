@@ -19,13 +19,15 @@ def download(name: str, patterns: list[str]) -> Path:
     """
     # Not hf_hub_download: on an offline machine it retries for 24 seconds.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except GatedRepoError:
         raise DataError(f"{name}: a model with limited access. Ask for access on its page and set HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise DataError(f"{name}: {repository} has no revision {revision}. Check the part after @") from None
     except Exception as error:  # the network and the hub raise many kinds
         reason = "no such repository" if isinstance(error, RepositoryNotFoundError) else first_line(error)
         raise DataError(

@@ -112,6 +112,7 @@ def test_the_tables_are_those_of_the_advice() -> None:
         ("generate.py", "--prefix", "For Chinese-GPT-2's prefix: generate.py --prompt"),
         ("generate.py", "--nsamples", "For Chinese-GPT-2's nsamples: generate.py --num_samples"),
         ("generate.py", "--length", "For Chinese-GPT-2's length: generate.py --max_new_tokens"),
+        ("generate.py", "--train_file", "For run_clm.py's train_file (in trainer.py): data.train_files"),
         ("trainer.py", "--train_file", "For run_clm.py's train_file: data.train_files"),
         ("trainer.py", "--trainer.max_iters", "For nanoGPT's max_iters: trainer.max_steps"),
         (
@@ -119,14 +120,34 @@ def test_the_tables_are_those_of_the_advice() -> None:
             "--model.n_ctx",
             "For Chinese-GPT-2's n_ctx: data.block_size; the vocabulary is the tokenizer's",
         ),
+        (
+            "trainer.py",
+            "--n_positions",
+            "For Chinese-GPT-2's n_positions: data.block_size; the vocabulary is the tokenizer's",
+        ),
         ("trainer.py", "--model.tokenizer_model", "For colorfulscoop's tokenizer_model: data.tokenizer"),
-        ("test.py", "--eval_corpus", "For GPT2's eval_corpus: data.valid_files"),
+        (
+            "trainer.py",
+            "--raw_data_path",
+            "For Chinese-GPT-2's raw_data_path: data.train_files: a JSON list, among other formats",
+        ),
+        ("test.py", "--eval_corpus", "For GPT2's eval_corpus: test.py --files"),
+        ("train_tokenizer.py", "--train_file", "For colorfulscoop's train_file: train_tokenizer.py --files"),
+        ("train_tokenizer.py", "--vocab_file", "For Chinese-GPT-2's vocab_file: train_tokenizer.py --output_dir"),
         ("train_tokenizer.py", "--config", "See --help"),
     ],
 )
 def test_an_option_of_another_program_gets_its_name_here(
-    script: str, option: str, advice: str, call: Callable[..., Outcome]
+    script: str, option: str, advice: str, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.argv", [script])
     run = train.main if script == "trainer.py" else lambda argv: command.run(COMMANDS[script], argv)
     code, _, err = call(run, option, "1")
-    assert code == 2 and option in err and f"no such option. {advice}" in err
+    line = next(line for line in err.replace("; --", "\n--").splitlines() if option in line)
+    assert code == 2 and line.endswith(f"no such option. {advice}") and "](" not in err
+
+
+def test_advice_names_the_command_that_was_typed(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/gpt2kit", "tokenize"])
+    _, _, err = call(lambda argv: command.run(COMMANDS["train_tokenizer.py"], argv), "--train_file", "1")
+    assert "For colorfulscoop's train_file: gpt2kit tokenize --files\n" in err

@@ -171,6 +171,8 @@ def test_prompts_from_files_and_json(run_generate: Call, inside: Path) -> None:
     assert code == 0 and all(json.loads(line)["prompt"].endswith("\n") for line in out.splitlines())
     out = run_generate("--prompt", r"a\nb\\n", "--json", "--max_new_tokens", 1)[1]
     assert json.loads(out)["prompt"] == "a\nb\\n", "a line break, then a backslash"
+    out = run_generate("--prompt", r"\theta", "--json", "--max_new_tokens", 1)[1]
+    assert json.loads(out)["prompt"] == r"\theta", "no tab"
     arguments = ("--prompts_file", "p.jsonl", "--field", "start", "--json", "--max_new_tokens", 4, "--prompt", "a")
     records = [json.loads(line) for line in run_generate(*arguments)[1].splitlines()]
     assert [record["prompt"] for record in records] == ["a", "the", "fox"] and records[1]["id"] == 7

@@ -51,6 +51,8 @@ def handler_of(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                 return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             if parts[1].startswith("gated"):
                 return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+            if "absent" in parts:
+                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             if not path.startswith("api/"):
                 content = (folder / parts[-1]).read_bytes()
                 digest = hashlib.sha256(content).hexdigest()
@@ -185,6 +187,7 @@ def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
     for name, message in (
         ("owner/gated", "owner/gated: a model with limited access. Ask for access on its page and set HF_TOKEN"),
         ("owner/none", "owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no"),
+        ("owner/bert@absent", "owner/bert@absent: owner/bert has no revision absent. Check the part after @"),
     ):
         arguments = ("--kind", "existing", "--vocab", name, "--output_dir", "tokenizer")
         result = run_script("train_tokenizer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))

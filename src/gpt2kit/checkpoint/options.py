@@ -11,8 +11,8 @@ class ForeignOptions:
     base of an adapter."""
 
     tokenizer: str | None = None
-    """The vocabulary that the model was trained with: nanoGPT's meta.pkl, a list of characters in JSON, a folder, a
-    tokenizer.json, a SentencePiece .model, a vocab.txt, or a name on the Hugging Face hub, such as gpt2."""
+    """The vocabulary that the model was trained with: nanoGPT's meta.pkl, a list of characters in JSON or a text file,
+    a folder, a tokenizer.json, a SentencePiece .model, a vocab.txt, or a name on the Hugging Face hub, such as gpt2."""
     n_head: int | None = None
     """Attention heads of the model, if its file does not record them."""
     adapter_base: str | None = None

@@ -99,7 +99,8 @@ class CommandLine:
             self._checked.append((option, entry))
         elif owner not in self._known.classes:
             dashes = "--" if label.startswith("-") else ""
-            self._report_unknown(f"{label}: no such option", name, (dashes + option for option in self._known.options))
+            usable = (option for option in self._known.options if option not in self._linked)
+            self._report_unknown(f"{label}: no such option", name, (dashes + option for option in usable))
         elif self._known.classes[owner] and "dict_kwargs" not in name:
             known = (option.rpartition(".")[2] for option in self._known.options if option.startswith(f"{owner}."))
             self._report_unknown(f"{label}: {self._known.classes[owner]} has no such option", name, known)
@@ -137,7 +138,7 @@ class CommandLine:
             similar = f". Did you mean {exact[0]}?" if exact else ""
             last = name.rpartition(".")[2].lstrip("-")
             if not similar and not any(option.rpartition(".")[2].lstrip("-") == last for option in names):
-                similar = other_names.advise(name)
+                similar = other_names.advise(name, self._known.options)
             similar = similar or nearest(name, names)
         self._problems.append(problem + (similar or ". See --help"))
 

@@ -142,7 +142,9 @@ class Entries:
                 self.problems.append(str(error))
                 return
             if not name:
-                self.renames += other_names.move_options(value)
+                renames, problems = other_names.move_options(value, self._known.defaults())
+                self.renames += renames
+                self.problems += problems
         if has_options and isinstance(value, list):
             if None in value:
                 self.problems.append(f"{Entry(label, name, value)}: null is not a value of this list. Remove it")
@@ -174,7 +176,7 @@ class Entries:
             place = f"{values.file} line {values.lines[key]}: " if values.file else "--"
             if values.file and (new := self._known.new_name(inner)):
                 old_key, key = key, new.rpartition(".")[2]
-                if key in values:
+                if key in values and not other_names.is_unset(values[key], self._known.defaults().get(new)):
                     self.problems.append(f"{place}{inner}: an old name of {new}, which is also set. Omit it")
                     continue
                 values[key] = other_names.new_value(inner, values.pop(old_key))

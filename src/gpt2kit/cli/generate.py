@@ -99,8 +99,8 @@ def generate(
 
 
 def unescape(text: str) -> str:
-    """Return the text with \\n as a line break, \\t as a tab and \\\\ as a backslash, as typed in a shell."""
-    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+    """Return the text with \\n as a line break and \\\\ as a backslash, as typed in a shell; `\\theta` stays."""
+    return re.sub(r"\\([n\\])", lambda match: {"n": "\n", "\\": "\\"}[match[1]], text)
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None, field: str, end: str = "") -> list[Prompt]:

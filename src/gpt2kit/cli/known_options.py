@@ -104,6 +104,10 @@ class KnownOptions:
         """Return whether the value of a name may be a mapping of options: it is a section, or names a class."""
         return name in self.sections or name in self.classes
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the default value of each option."""
+        return {name: option.action.default for name, option in self.options.items()}
+
     def new_name(self, name: str) -> str | None:
         """Return the new name of an option, if `name` is an old one and no current option."""
         new = other_names.new_name(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Mapping as AnyMapping
 from functools import cache
 from importlib.resources import files
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from gpt2kit.commands import command_name, with_command_names
 from gpt2kit.yaml_reader import Mapping
 
 logger = logging.getLogger(__name__)
@@ -87,22 +88,36 @@ def new_kind(kind: Any) -> Any:
     return RENAMED_KINDS.get(kind, kind) if isinstance(kind, str) else kind
 
 
-def move_options(config: Mapping) -> list[Rename]:
-    """Move the options in another section of a config file to their own, unless they are also set there."""
-    moved = []
+def move_options(config: Mapping, defaults: AnyMapping[str, Any]) -> tuple[list[Rename], list[str]]:
+    """Move the options that a config file has in another section to their own; return the renames and the problems.
+
+    --print_config writes every option, so one that is null or at its default, by `defaults`, is not set by the user.
+    """
+    renames, problems = [], []
     for old, new in MOVED.items():
         (source, old_key), (section, _, key) = old.split("."), new.rpartition(".")
         values = config.get(source)
         if not isinstance(values, Mapping) or old_key not in values:
             continue
         line = values.lines[old_key]
-        if section and section not in config:
+        if section and config.get(section) is None:
             config[section], config.lines[section] = Mapping(config.file), line
         target = config[section] if section else config
-        if isinstance(target, Mapping) and key not in target:
-            target[key], target.lines[key] = values.pop(old_key), line
-            moved.append(Rename(config.file, old, new))
-    return moved
+        if not isinstance(target, Mapping):  # such as the path of another file
+            continue
+        value = values.pop(old_key)
+        if is_unset(target.get(key), defaults.get(new)) or target[key] == value:
+            target[key], target.lines[key] = value, line
+            renames.append(Rename(config.file, old, new))
+        else:
+            place = f"{new} in line {target.lines[key]}"
+            problems.append(f"{config.file} line {line}: {old}: contradicts {place}. Omit one of them")
+    return renames, problems
+
+
+def is_unset(value: Any, default: Any) -> bool:
+    """Return whether a value in a config file may come from --print_config: it is null, or the option's default."""
+    return value is None or (type(value) is type(default) and value == default)
 
 
 def rename_settings(settings: AnyMapping[str, Any], current: AnyMapping[str, Any]) -> dict[str, Any]:
@@ -136,21 +151,41 @@ def read_tables() -> dict[str, dict[str, str]]:
     return tables
 
 
+class _Advice(NamedTuple):
+    """What gpt2kit has instead of an option of another program, and the names of its options in that text."""
+
+    program: str
+    text: str
+    options: frozenset[str]
+    is_for_training: bool
+
+
 @cache
-def _advice() -> dict[str, str]:
-    """Return what to use instead of each option name; the first program that has it wins."""
-    advice: dict[str, str] = {}
+def _advice() -> dict[str, list[_Advice]]:
+    """Return what to use instead of each option name, in the order of the tables."""
+    advice: dict[str, list[_Advice]] = {}
     for program, rows in read_tables().items():
         for old, new in rows.items():
+            _, colon, names_of_file = old.partition("`: `")  # `model.json`: `n_layer`, `n_head`
+            spans = re.findall("`([^`]+)`", f"`{names_of_file}" if colon else old)
             # A span with several options is a whole command, not the name of one of them.
-            names = [_name(span) for span in re.findall("`([^`]+)`", old) if span.count("--") < 2]
+            names = [_name(span) for span in spans if span.count("--") < 2]
             # `n_layer`, `n_head` and `model.n_layer`, `model.n_head` go together; other rows stay whole.
             pairs = re.findall("`([^`]+)`", new.partition(";")[0])
             for i, name in enumerate(names):
-                text = pairs[i] if 1 < len(pairs) == len(names) else new.replace("`", "")
+                text = f"`{pairs[i]}`" if 1 < len(pairs) == len(names) else new
                 if not text.startswith("the same"):
-                    advice.setdefault(name, f". For {program}'s {name}: {text}")
+                    advice.setdefault(name, []).append(_describe(program, text))
     return advice
+
+
+def _describe(program: str, text: str) -> _Advice:
+    """Find the options in the code spans of a text; those without the name of a script are of trainer.py."""
+    spans = re.findall("`([^`]+)`", text)
+    options = {span: re.findall(r"(?:(?<=--)|\b(?=(?:data|model|trainer)\.))\w[\w.]*", span) for span in spans}
+    is_for_training = any(options[span] and not re.match(r"\w+\.py ", span) for span in spans)
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("`", "")  # a link is for the page
+    return _Advice(program, plain, frozenset(name for names in options.values() for name in names), is_for_training)
 
 
 def _name(span: str) -> str:
@@ -159,7 +194,17 @@ def _name(span: str) -> str:
     return option[1] if option else span.partition("=")[0].split(" ")[0]
 
 
-def advise(name: str) -> str:
-    """Return a sentence on what gpt2kit has instead of another program's option; empty if none is known."""
+def advise(name: str, options: Collection[str]) -> str:
+    """Return a sentence on what gpt2kit has instead of another program's option; empty if none is known.
+
+    Several programs may have it. One whose counterpart is among `options`, those of the command, comes first.
+    """
     name = name.lstrip("-")
-    return _advice().get(name) or _advice().get(name.rpartition(".")[2], "")
+    name = name if name in _advice() else name.rpartition(".")[2]
+    rows = _advice().get(name, [])
+    if not rows:
+        return ""
+    row = next((row for row in rows if not row.options.isdisjoint(options)), rows[0])
+    is_elsewhere = row.is_for_training and row.options.isdisjoint(options)
+    place = f" (in {command_name('train')})" if is_elsewhere else ""
+    return f". For {row.program}'s {name}{place}: {with_command_names(row.text)}"

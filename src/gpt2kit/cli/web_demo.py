@@ -24,6 +24,7 @@ def serve(
     max_concurrency: int = 2,
     allow_frame: bool = False,
     prompts_file: Path | None = None,
+    newline_after_prompt: bool = False,
     precision: Precision = "auto",
     foreign: ForeignOptions = ForeignOptions(),
 ) -> None:
@@ -38,6 +39,7 @@ def serve(
         max_concurrency: Requests that are generated at the same time; others wait in a queue.
         allow_frame: Let other sites show the page in a frame, as a Hugging Face Space does.
         prompts_file: A file with one example prompt per line, for the page. Default: the prompts of the run's samples.
+        newline_after_prompt: End each prompt of the file with a line break, so that the text begins on the next line.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
     """
     name, colon, password = (auth or "").partition(":")
@@ -45,17 +47,15 @@ def serve(
     problems.check(not auth or (name and colon and password), "--auth: must be NAME:PASSWORD")
     problems.check(0 < port < 65536, f"--port {port}: must be from 1 to 65535")
     problems.check(max_concurrency >= 1, f"--max_concurrency {max_concurrency}: must be at least 1")
+    needs_file = "--newline_after_prompt: needs --prompts_file, whose prompts it ends with a line break"
+    problems.check(prompts_file or not newline_after_prompt, needs_file)
     refuse(problems.messages)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the web page needs Gradio. Run pip install 'gradio>=6,<7'")
     from gpt2kit.serving import app  # here, so that --help does not import torch
     from gpt2kit.serving.models import MAX_CHARACTERS, Service, find_models
 
-    examples = [prompt.text for prompt in read_prompts_file(prompts_file, "prompt")] if prompts_file else []
-    if any(len(example) > MAX_CHARACTERS for example in examples):
-        raise UserError(
-            f"--prompts_file {prompts_file}: a prompt has more than {MAX_CHARACTERS:,} characters. Shorten it"
-        )
+    examples = read_examples(prompts_file, newline_after_prompt, MAX_CHARACTERS) if prompts_file else []
     models = find_models(ckpt_path)
     app.check_port(host, port)
     service = Service(models, precision, examples, foreign)
@@ -69,3 +69,14 @@ def serve(
     if not app.is_loopback(host) and not auth:
         logger.info(f"anyone who can reach {host} can use it. Require a password with --auth NAME:PASSWORD")
     make_server(application, host, port).run()
+
+
+def read_examples(prompts_file: Path, newline_after_prompt: bool, max_characters: int) -> list[str]:
+    """Return the example prompts of a file."""
+    end = "\n" if newline_after_prompt else ""
+    examples = [prompt.text + end for prompt in read_prompts_file(prompts_file, "prompt")]
+    if any(len(example) > max_characters for example in examples):
+        raise UserError(
+            f"--prompts_file {prompts_file}: a prompt has more than {max_characters:,} characters. Shorten it"
+        )
+    return examples

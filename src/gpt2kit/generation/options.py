@@ -52,9 +52,9 @@ class GenerationOptions(SamplingOptions):
     max_new_tokens: int | None = None
     """Maximum number of tokens to generate; a text may end earlier. Default: 200. Verse has no such limit."""
     stop: Sequence[str] = ()
-    """Stop before this text. May be given several times; \\n is a line break."""
+    """Stop before this text. May be given several times; \\n is a line break, \\\\ a backslash."""
     bad_words: Sequence[str] = ()
-    """Never generate this text. May be given several times; \\n is a line break."""
+    """Never generate this text. May be given several times; \\n is a line break, \\\\ a backslash."""
     max_newlines: int | None = None
     """Maximum number of line breaks in a row."""
     no_special_tokens: bool = False

@@ -54,7 +54,7 @@ def open_closed(path: str, rows: int) -> Tokenizer:
             row are removed.
     """
     suffix = Path(path).suffix
-    if suffix in (".pkl", ".pickle") or (suffix == ".json" and not _is_tokenizer(path)):
+    if suffix in (".pkl", ".pickle") or (suffix == ".json" and not _is_tokenizer(path)) or _has_characters(path):
         ids = {token: number for number, token in enumerate(token_list.read(path))}
         tokenizer = Tokenizer(models.BPE(ids, []))
         tokenizer.decoder = decoders.Fuse()
@@ -80,6 +80,11 @@ def _is_tokenizer(path: str) -> bool:
         content = files.parse_json(files.read_limited(Path(path), MAX_JSON_BYTES))
         return isinstance(content, dict) and isinstance(content.get("model"), dict)
     return True  # `_open` reports what is wrong
+
+
+def _has_characters(path: str) -> bool:
+    """Return whether a text file is a list of characters; a vocab.txt has longer tokens, such as [UNK]."""
+    return Path(path).suffix == ".txt" and all(len(line) <= 1 or line == EOS for line in read_vocabulary(path))
 
 
 def _open(name: str) -> Tokenizer:

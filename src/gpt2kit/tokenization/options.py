@@ -46,8 +46,9 @@ class TokenizerSpec:
     as the text has."""
     vocab: str | None = None
     """An existing vocabulary, instead of training. For wordpiece and words: a text file with one token per line. For
-    char: a list of characters in JSON, or nanoGPT's meta.pkl. For existing: a folder, a tokenizer.json, a SentencePiece
-    .model, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added after them if it is missing."""
+    char: a list of characters in JSON or a text file, or nanoGPT's meta.pkl. For existing: a folder, a tokenizer.json,
+    a SentencePiece .model, or a name on the Hugging Face hub. Ids are kept; `<|endoftext|>` is added after them if it
+    is missing."""
     special_tokens: Sequence[str] = ()
     """Special tokens besides `<|endoftext|>`, such as `<user>`."""
     parse_special: bool = False

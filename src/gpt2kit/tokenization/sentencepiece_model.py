@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization.tokenizer import EOS, encode, refuse_failures
+from gpt2kit.tokenization import trial
+from gpt2kit.tokenization.tokenizer import EOS, encode, from_plain_json, refuse_failures, to_json
 from gpt2kit.tokenization.trainers import as_special, join_pieces
 
 # The types of a piece. A text contains only normal and user-defined pieces.
@@ -44,10 +45,10 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
     """Return the tokenizer of a SentencePiece model; `where` names it in errors.
 
     The end-of-document token is `eos`, or else the model's own (`</s>`); a model without one gets a new id. Names of
-    control pieces in a text are ordinary text. The ids are compared with SentencePiece's.
+    control pieces in a text are ordinary text. The ids are compared with SentencePiece's, which runs in a process of
+    its own, because the file may be hostile.
     """
     try:
-        import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:
         raise DataError(f"{where}: needs SentencePiece. Run: pip install 'sentencepiece>=0.2'") from None
@@ -55,8 +56,7 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
         raise DataError(f"{where}: {len(raw) / 1e6:,.0f} MB, too large for a SentencePiece model. Name another file")
     try:
         model = sentencepiece_model_pb2.ModelProto.FromString(raw)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=raw)
-    except Exception as error:  # protobuf and SentencePiece raise their own
+    except Exception as error:  # protobuf raises its own
         raise DataError(f"{where}: not a SentencePiece model ({type(error).__name__}). Name another file") from None
     types = [piece.type for piece in model.pieces]
     if _UNKNOWN not in types:
@@ -65,13 +65,19 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
         raise DataError(f"{where}: a SentencePiece model that is neither BPE nor unigram. Train a new tokenizer")
     eos = eos or _end_of_sentence(model)
     with refuse_failures(f"{where}: a SentencePiece model that cannot be converted", "Train a new tokenizer"):
-        tokenizer = build(model, eos)
+        converted = to_json(build(model, eos))
+    tokenizer = from_plain_json(converted, where)
+    tokenizer.encode_special_tokens = True
     # Without bytes, SentencePiece joins unknown characters to one token, also where such a name is split.
     named = [_USER_DEFINED, _CONTROL] if _BYTE in types else [_USER_DEFINED]
     names = [piece.piece for piece in model.pieces if piece.type in named and piece.piece != eos]
-    trial = _TRIAL + [f"a {name}b" for name in names[:100]]
-    for text in trial:
-        if encode(tokenizer, text) != processor.encode(text):
+    texts = _TRIAL + [f"a {name}b" for name in names[:100]]
+    try:
+        expected = trial.sentencepiece_ids(raw, texts)
+    except ValueError as error:
+        raise DataError(f"{where}: not a SentencePiece model ({error}). Name another file") from None
+    for text, ids in zip(texts, expected, strict=True):
+        if encode(tokenizer, text) != ids:
             raise DataError(f"{where}: the converted model encodes {text!r:.60} differently. Train a new tokenizer")
     return tokenizer
 

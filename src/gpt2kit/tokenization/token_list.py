@@ -1,12 +1,14 @@
 """Read a list of characters: JSON, a text file with one per line, or the pickle of a nanoGPT fork.
 
-A pickle may come from anyone: only containers, numbers and strings are built, and nothing is imported or called.
+A pickle may come from anyone: only containers, numbers and strings are built. Nothing is imported, and nothing is
+called but this module's own stand-ins for the integers of numpy.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,12 +60,38 @@ def order_by_id(content: Any) -> list[str]:
     return list(content)
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers and strings."""
+class _NumpyType:
+    """Stands for `numpy.dtype` in a pickle: its name, such as `i8`, and its byte order, which is set as its state."""
 
-    def find_class(self, module: str, name: str, /) -> NoReturn:
-        """Refuse every class and function."""
-        raise pickle.UnpicklingError(f"it names {module}.{name}"[:80])
+    def __init__(self, name: str, *_: object) -> None:
+        self.name, self.byte_order = name, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.byte_order = state[1]
+
+
+def _numpy_integer(kind: _NumpyType, raw: bytes) -> int:
+    """Stand for numpy's function that builds a number from its bytes; return a Python integer."""
+    if not re.fullmatch("[iu][1248]", kind.name) or len(raw) != int(kind.name[1]):
+        raise pickle.UnpicklingError("it has a number of numpy that is not an integer")
+    return int.from_bytes(raw, "big" if kind.byte_order == ">" else "little", signed=kind.name[0] == "i")
+
+
+_STAND_INS = {
+    ("numpy", "dtype"): _NumpyType,
+    ("numpy.core.multiarray", "scalar"): _numpy_integer,  # numpy 1
+    ("numpy._core.multiarray", "scalar"): _numpy_integer,
+}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers and strings; integers of numpy become Python's, without numpy."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """Return the stand-in for a part of numpy's integers; refuse every other class and function."""
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}"[:80])
+        return _STAND_INS[module, name]
 
     def persistent_load(self, pid: Any, /) -> NoReturn:
         """Refuse objects that are stored elsewhere."""

@@ -91,7 +91,12 @@ def adopt_list(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
-@pytest.mark.parametrize("make", [write_list, adopt_list])
+def write_lines(folder: Path) -> Path:
+    (folder / "letters.txt").write_text("\n".join("" if letter == "\n" else letter for letter in LETTERS) + "\n")
+    return folder / "letters.txt"
+
+
+@pytest.mark.parametrize("make", [write_list, write_lines, adopt_list])
 def test_any_form_of_a_vocabulary_keeps_the_ids_and_adds_none(
     make: Callable[[Path], Path], meta: Path, tmp_path: Path
 ) -> None:

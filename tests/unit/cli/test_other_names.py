@@ -209,8 +209,36 @@ def test_options_of_another_section_are_moved(parse: Callable[..., tuple[dict[st
     assert "model.block_size (now data.block_size)" in err and "trainer.seed_everything (now seed_everything)" in err
 
 
-def test_an_option_is_not_moved_over_another(inside: Path, call: Callable[..., Outcome]) -> None:
+def test_the_options_of_another_program_are_added_to_a_printed_config(
+    parse: Callable[..., tuple[dict[str, Any], str]], call: Callable[..., Outcome], inside: Path
+) -> None:
+    """As the README of colorfulscoop's trainer says: print the defaults to a file, and edit it."""
+    code, printed, _ = call(train.main, "--print_config")
+    assert code == 0 and "  block_size: 256" in printed and "seed_everything: 1\n" in printed
+    moved = {"tokenizer_model": "words", "train_file": "a.txt", "valid_file": "v.txt", "test_file": "t.txt"}
+    added = "".join(f"  {name}: {value}\n" for name, value in {**moved, "block_size": 48}.items())
+    edited = printed.replace("\nmodel:\n", f"\nmodel:\n{added}").replace("  precision: auto", "  precision: 16")
+    edited = edited.replace("\ntrainer:\n", "\ntrainer:\n  seed_everything: 1000\n").replace(
+        "n_layer: auto", "n_layer: 3"
+    )
+    (inside / "default_config.yaml").write_text(edited, encoding="utf-8")
+    settings, err = parse("--config=default_config.yaml")
+    names = ("data.tokenizer", "data.train_files", "data.valid_files", "data.test_files", "data.block_size")
+    assert [settings[name] for name in names] == ["words", "a.txt", "v.txt", "t.txt", 48]
+    assert settings["seed_everything"] == 1000 and settings["model.n_layer"] == 3
+    assert settings["trainer.precision"] in (16, "16")
+    assert err.count("note: default_config.yaml uses old names") == 1 and len(err.splitlines()) == 1
+
+
+def test_an_option_does_not_replace_another_that_is_set(inside: Path, call: Callable[..., Outcome]) -> None:
     config = "model:\n  block_size: 48\ndata:\n  block_size: 32\n"
     (inside / "both.yaml").write_text(config, encoding="utf-8")
-    code, _, err = call(train.main, "--config=both.yaml")
-    assert code == 2 and "both.yaml line 2: model.block_size: no such option" in err
+    code, _, err = call(train.main, "--data.train_files=a.txt", "--config=both.yaml")
+    assert code == 2
+    assert "both.yaml line 2: model.block_size: contradicts data.block_size in line 4. Omit one of them\n" in err
+
+
+def test_the_same_value_in_both_places_is_read(parse: Callable[..., tuple[dict[str, Any], str]], inside: Path) -> None:
+    (inside / "both.yaml").write_text("model: {block_size: 48}\ndata: {block_size: 48}\n", encoding="utf-8")
+    settings, err = parse("--config=both.yaml")
+    assert settings["data.block_size"] == 48 and "model.block_size (now data.block_size)" in err

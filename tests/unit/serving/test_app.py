@@ -90,6 +90,11 @@ def test_examples_may_come_from_a_file(run: Run, inside: Path, call: Callable[..
     (model,) = find_models([str(run.folder)])
     Service([model], examples=["the", "a fox"]).load().join()
     assert model.examples == ["the", "a fox"]
+    (inside / "short.txt").write_text("the\na fox\n")
+    assert web_demo.read_examples(Path("short.txt"), False, 10) == ["the", "a fox"]
+    assert web_demo.read_examples(Path("short.txt"), True, 10) == ["the\n", "a fox\n"]
+    outcome = call(lambda argv: parser.run(web_demo.serve, argv), run.folder, "--newline_after_prompt")
+    assert outcome[0] == 2 and "--newline_after_prompt: needs --prompts_file" in outcome[2]
     (inside / "long.txt").write_text("the\n" + "x" * 4001)
     for name, code, message in (
         ("long.txt", 2, "a prompt has more than 4,000 characters"),

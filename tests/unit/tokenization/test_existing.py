@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from helpers import ODD_TEXTS, SAMPLE_TEXTS, train_tokenizer
@@ -98,6 +99,21 @@ def test_a_file_that_is_no_such_model_is_refused(raw: bytes | str, message: str)
     content = train_sentencepiece(raw, use_all_vocab=True) if isinstance(raw, str) else raw
     with pytest.raises(DataError, match=f"sp.model: .*{message}"):
         sentencepiece_model.convert(content, "sp.model")
+
+
+def test_sentencepiece_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = train_sentencepiece("unigram")
+    expected = sentencepiece.SentencePieceProcessor(model_proto=raw).encode("the quick fox")
+
+    def crash(*_: object, **__: object) -> None:
+        raise SystemExit("SentencePiece has ended this process")
+
+    monkeypatch.setattr(sentencepiece, "SentencePieceProcessor", crash)
+    assert tokenizer.encode(sentencepiece_model.convert(raw, "sp.model"), "the quick fox") == expected
+    (tmp_path / "sentencepiece.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"^sp\.model: not a SentencePiece model \(.* or ends the process\)"):
+        sentencepiece_model.convert(raw, "sp.model")
 
 
 def test_a_model_with_a_damaged_normalizer_is_refused() -> None:
@@ -222,7 +238,7 @@ def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path) -> None:
         train_tokenizer(output_dir=tmp_path / "none", kind="wordpiece", vocab=vocab, newline="[EOL]")
 
 
-META = {"vocab_size": 3, "itos": {0: "\n", 1: "a", 2: "白"}, "stoi": {"\n": 0, "a": 1, "白": 2}}
+META: dict[str, Any] = {"vocab_size": 3, "itos": {0: "\n", 1: "a", 2: "白"}, "stoi": {"\n": 0, "a": 1, "白": 2}}
 
 
 @pytest.mark.parametrize(
@@ -230,6 +246,8 @@ META = {"vocab_size": 3, "itos": {0: "\n", 1: "a", 2: "白"}, "stoi": {"\n": 0, 
     [
         ("meta.pkl", pickle.dumps(META)),
         ("tokens.pkl", pickle.dumps(["\n", "a", "白"])),
+        ("numpy.pkl", pickle.dumps({"itos": {np.int64(i): token for i, token in META["itos"].items()}})),
+        ("bytes.pkl", pickle.dumps({token: np.array([i], ">u2")[0] for token, i in META["stoi"].items()})),
         ("stoi.json", json.dumps(META["stoi"]).encode()),
         ("list.json", json.dumps(["\n", "a", "白"]).encode()),
         ("list.txt", "\na\n白\n".encode()),
@@ -255,6 +273,8 @@ class Bomb:
         pickle.dumps({"itos": {0: "a", 2: "b"}}),
         pickle.dumps(["a", "a"]),
         pickle.dumps(["a", 5]),
+        pickle.dumps({"itos": np.array(["a", "b"])}),
+        pickle.dumps({np.float64(0): "a"}),
         pickle.dumps(["a", "\ud800"]),
         pickle.dumps(5),
         pickle.dumps(["a"] * 9)[:-3],
