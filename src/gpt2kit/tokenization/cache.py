@@ -25,7 +25,7 @@ from gpt2kit.tokenization.train import read_documents, train, with_special_token
 logger = logging.getLogger(__name__)
 
 # Part of the cache key. Raise it when the same options would give another tokenizer.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def load_named(name: str, cache_dir: Path) -> Tokenizer:

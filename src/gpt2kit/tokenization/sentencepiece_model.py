@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt2kit.errors import DataError
+from gpt2kit.tokenization import charsmap
 from gpt2kit.tokenization.tokenizer import EOS, encode, refuse_failures
 from gpt2kit.tokenization.trainers import as_special, join_pieces
 
@@ -17,7 +18,8 @@ _UNIGRAM, _BPE = 1, 2
 _SPACE = "\u2581"  # stands for a space in a piece
 _MAX_BYTES = 1 << 24  # the largest models have about 5 MB; protobuf takes up to 70 times the size of a file
 _PRIVATE = 0x100000  # the first character of a plane for private use
-# Texts on which both must agree: spaces, width variants, characters without a piece, names of special pieces.
+# Texts on which both must agree: spaces, width variants, decomposed letters, characters without a piece, names of
+# special pieces.
 _TRIAL = [
     *(
         "",
@@ -35,6 +37,7 @@ _TRIAL = [
         "emoji \U0001f642 x",
         "a" * 50,
         "\x00\x7f\u200d",
+        "\uff76\uff9e\uff97\uff7d \u304b\u3099\u306f\u309a \u1100\u1161\u11a8 e\u0301 \u3000\u0308",
         "<0x41>",
     ),
 ]
@@ -118,7 +121,7 @@ def _end_of_sentence(model: Any) -> str:
 def _normalizer_steps(spec: Any) -> list[Any]:
     steps: list[Any] = []
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        steps += charsmap.normalizer_steps(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:

@@ -29,6 +29,7 @@ def odd_strings(count: int) -> list[str]:
         *SAMPLE_TEXTS,
         *"abcXYZ.,'<>/[]\n\t  \u2581",
         *"日本語ﾃｽﾄ①ﬁé🙂\u3000\u200d\x00",
+        *("ｶﾞ", "か\u3099", "は\u309a", "\u1100\u1161\u11a8", "e\u0301", "o\u0323\u0302", " \u0308", "①\u0301"),
         "<sep>",
         "</s>",
         "<unk>",
