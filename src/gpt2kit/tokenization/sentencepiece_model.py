@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -11,6 +12,8 @@ from gpt2kit.errors import DataError
 from gpt2kit.tokenization import charsmap
 from gpt2kit.tokenization.tokenizer import EOS, encode, refuse_failures
 from gpt2kit.tokenization.trainers import as_special, join_pieces
+
+logger = logging.getLogger(__name__)
 
 # The types of a piece. A text contains only normal and user-defined pieces.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -66,7 +69,13 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
         raise DataError(f"{where}: not a SentencePiece model (it has no pieces). Name another file")
     if model.trainer_spec.model_type not in (_UNIGRAM, _BPE) or model.trainer_spec.treat_whitespace_as_suffix:
         raise DataError(f"{where}: a SentencePiece model that is neither BPE nor unigram. Train a new tokenizer")
-    eos = eos or _end_of_sentence(model)
+    unknown = model.pieces[types.index(_UNKNOWN)].piece
+    if eos == unknown:
+        logger.warning(
+            f"{where}: its end-of-text token is {eos!r:.40}, which also stands for unknown "
+            "characters, so it does not end a text here"
+        )
+    eos = eos if eos and eos != unknown else _end_of_sentence(model)
     with refuse_failures(f"{where}: a SentencePiece model that cannot be converted", "Train a new tokenizer"):
         tokenizer = build(model, eos)
     # Without bytes, SentencePiece joins unknown characters to one token, also where such a name is split.
