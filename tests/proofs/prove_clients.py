@@ -5,9 +5,9 @@
 A small model with each kind of tokenizer, and with an adopted SentencePiece model, is trained on the documentation,
 exported and run by the pipeline of transformers, by `transformers serve` and llama.cpp's HTTP server with the client of
 OpenAI (whole and streamed completions, a stop string, usage), by lm-evaluation-harness and by llama.cpp. llama.cpp must
-also split 5,000 texts into the same ids, and with each type of GGUF file choose tokens that the weights in the file make
-the most likely ones. The programs are installed under .cache/clients, once (about 2 GB); llama.cpp itself is left out
-without node. Prints a table of the proofs and how many of them failed. Results are kept, as by prove_resume.py.
+also split 5,000 texts into the same ids, and with each type of GGUF file choose tokens that the weights in the file
+make the most likely ones. The programs are installed under .cache/clients, once (about 2 GB); llama.cpp itself is left
+out without node. Prints a table of the proofs and how many of them failed. Results are kept, as by prove_resume.py.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from gpt2kit.model.config import Shape, padded_vocab_size
 from gpt2kit.tokenization import pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
 
-CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
+CONFIG, WEIGHTS, OLD_WEIGHTS = pretrained.CONFIG, "model.safetensors", "pytorch_model.bin"
+# Weights in several files.
 SHARDS_INDEX, SHARDS = "model.safetensors.index.json", "model-*.safetensors"
+OLD_SHARDS_INDEX, OLD_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
 HUB = "hf://"
 # The key in config.json that holds the version of gpt2kit that wrote the folder.
 VERSION_KEY = "gpt2kit"
@@ -109,21 +111,25 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> dict[str, Any]:
-    names = [name for name in (WEIGHTS, SHARDS_INDEX, OLD_WEIGHTS) if (folder / name).is_file()]
+    names = [name for name in (WEIGHTS, SHARDS_INDEX, OLD_WEIGHTS, OLD_SHARDS_INDEX) if (folder / name).is_file()]
     if not names:
         raise CheckpointError(f"{folder}: contains neither {WEIGHTS} nor {OLD_WEIGHTS}. Copy the model's weights there")
     file = folder / names[0]
-    if file.name == OLD_WEIGHTS:
-        raw = archive.load(file, allow_legacy=True)
-        # They are mapped from the file, which may be deleted while the web demo serves them.
-        return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
-    if file.name == WEIGHTS:
-        return _read_safetensors(file)
-    shards = [_read_safetensors(folder / name) for name in _shard_names(file)]
+    if file.name in (WEIGHTS, OLD_WEIGHTS):
+        return _read_file(file)
+    shards = [_read_file(folder / name) for name in _shard_names(file)]
     tensors = {name: tensor for shard in shards for name, tensor in shard.items()}
     if len(tensors) < sum(map(len, shards)):
         raise CheckpointError(f"{folder}: its files of weights contain a tensor twice. Save the model again")
     return tensors
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if file.suffix != ".bin":
+        return _read_safetensors(file)
+    raw = archive.load(file, allow_legacy=True)
+    # They are mapped from the file, which may be deleted while the web demo serves them.
+    return {name: value.clone() if validation.is_float_tensor(value) else value for name, value in raw.items()}
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
@@ -150,7 +156,7 @@ def _shard_names(index: Path) -> list[str]:
 def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer with its end-of-text token renamed to gpt2kit's; ids stay."""
     try:
-        tokenizer = pretrained.open_folder(folder, config)
+        tokenizer = pretrained.open_folder(folder)
         is_known = VERSION_KEY in config and config.get("eos_token_id", 0) is None  # an export of one without the token
         if tokenizers.find_eos(tokenizer) is None and not is_known:
             raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {tokenizers.SETTINGS}")
@@ -168,13 +174,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _download(name: str) -> Path:
     """Download a model from the hub into the hub's cache, and return its folder."""
-    small_files = [CONFIG, *pretrained.PATTERNS]
+    small_files = pretrained.PATTERNS
     try:
         folder = hub.download(name, [*small_files, WEIGHTS, SHARDS_INDEX, SHARDS, adapter.CONFIG, adapter.WEIGHTS])
         if adapter.is_adapter(folder):
             return folder
         if not (folder / WEIGHTS).is_file() and not (folder / SHARDS_INDEX).is_file():
-            folder = hub.download(name, [*small_files, OLD_WEIGHTS])
+            folder = hub.download(name, [*small_files, OLD_WEIGHTS, OLD_SHARDS_INDEX, OLD_SHARDS])
     except DataError as error:
         raise CheckpointError(str(error)) from None
     if not (folder / CONFIG).is_file():

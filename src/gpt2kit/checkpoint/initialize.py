@@ -21,7 +21,13 @@ from gpt2kit.errors import CheckpointError, Problems, UserError, problems_of
 from gpt2kit.model.config import ARCHITECTURE_FIELDS, tensor_sizes
 from gpt2kit.model.freezing import find_parameters, names_parts
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.model.vocabulary_transfer import VocabularyMapping, map_vocabulary, remap_embedding, resize_positions
+from gpt2kit.model.vocabulary_transfer import (
+    VocabularyMapping,
+    map_line_break,
+    map_vocabulary,
+    remap_embedding,
+    resize_positions,
+)
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 
@@ -141,8 +147,8 @@ def map_source_vocabulary(
     size = tokenizers.size(tokenizer)
     if tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(source.tokenizer):
         return VocabularyMapping([[i] for i in range(size)], [])
-    mapping = map_vocabulary(tokenizer, source.tokenizer)
-    if not mapping.is_identity and not replace_tokenizer:
+    mapping = map_line_break(tokenizer, source.tokenizer) or map_vocabulary(tokenizer, source.tokenizer)
+    if not (mapping.is_identity or mapping.adds_end or replace_tokenizer):
         raise UserError(
             f"data.tokenizer: not the vocabulary of model.init_from {init_from} ({size:,} tokens instead of "
             f"{tokenizers.size(source.tokenizer):,}). Omit data.tokenizer to use the model's own, or adapt the model "
@@ -171,7 +177,12 @@ def load_initial_weights(
         change = "interpolated; train for some steps" if context > old_context else "cut off"
         lines.append(f"context {context} instead of {old_context} tokens: position embeddings are {change}")
     counts = None if mapping.is_identity else mapping.counts()
-    if counts:
+    if mapping.adds_end:
+        lines.append(
+            f"the token that ended a text is now the line break. {tokenizers.EOS} is added as token "
+            f"{tokenizers.eos_id(tokenizer):,}, and starts as the mean of all"
+        )
+    elif counts:
         old_tokens = counts["of"] / max(counts["spelled"], 1)
         size = tokenizers.size(tokenizer)
         lines.append(

@@ -243,7 +243,12 @@ class TrainCLI(LightningCLI):
                     f"data.tokenizer: would train a vocabulary that differs from that of model.init_from {init_from}. "
                     "Omit it, or adapt the model to it with --model.replace_tokenizer true"
                 )
-            initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
+            mapping = initialize.map_source_vocabulary(source, self.datamodule.tokenizer, init_from, False)
+            if mapping.adds_end and self.model.lora_r:
+                raise UserError(
+                    "model.lora_r: data.tokenizer adds an end-of-text token, which LoRA alone does not train. Add "
+                    "--model.replace_tokenizer true"
+                )
 
     def _callbacks(self, options: dict[str, Any], seconds: int | None, only_time: bool) -> list[Callback]:
         """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2kit.tokenization.tokenizer import added_ids, encode, token_bytes
+from gpt2kit.tokenization.tokenizer import EOS, added_ids, encode, size, token_bytes
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class VocabularyMapping:
 
     old_ids: list[list[int]]  # for each new id
     text_ids: list[int]  # old ids that are text; a new token that they do not spell starts as the mean of all
+    adds_end: bool = False  # each id stays, and an end-of-text token follows the last one
 
     def counts(self) -> dict[str, int]:
         """Count new tokens by how they start: copied, spelled (a mean) or unspelled; `of`: old tokens in all means."""
@@ -36,6 +37,22 @@ class VocabularyMapping:
         return all(ids == [i] for i, ids in enumerate(self.old_ids))
 
 
+def map_line_break(new: Tokenizer, old: Tokenizer) -> VocabularyMapping | None:
+    """Return the mapping if `new` is `old` with a token that became the line break; it keeps its row. Else None.
+
+    If that token ended texts in `old`, `new` has another end-of-text token after the last id.
+    """
+    old_size, new_bytes = size(old), token_bytes(new)
+    changed = [i for i in range(old_size) if old.id_to_token(i) != new.id_to_token(i)]
+    if not changed or any(new_bytes[i : i + 1] != [b"\n"] for i in changed):
+        return None
+    added = [new.id_to_token(i) for i in range(old_size, len(new_bytes))]
+    if added not in ([], [EOS]):
+        return None
+    old_ids = [[i] for i in range(old_size)] + [[] for _ in added]
+    return VocabularyMapping(old_ids, _text_ids(old), adds_end=bool(added))
+
+
 def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
     """Find the old ids for each new id.
 
@@ -43,7 +60,7 @@ def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
     the longest old tokens that make up its bytes, since a token may be part of a character or span two words.
     """
     old_bytes, old_added = token_bytes(old), added_ids(old)
-    text_ids = [i for i, text in enumerate(old_bytes) if text and i not in old_added]
+    text_ids = _text_ids(old)
     by_bytes: dict[bytes, int] = {}
     for i in sorted(text_ids, key=lambda i: str(old.id_to_token(i)).startswith("<0x")):  # byte tokens last
         by_bytes.setdefault(old_bytes[i], i)
@@ -68,6 +85,11 @@ def map_vocabulary(new: Tokenizer, old: Tokenizer) -> VocabularyMapping:
                 ids = _longest_tokens(piece, by_bytes) or (ids if "\N{REPLACEMENT CHARACTER}" not in text else [])
             old_ids[i] = ids
     return VocabularyMapping(old_ids, text_ids)
+
+
+def _text_ids(tokenizer: Tokenizer) -> list[int]:
+    added = added_ids(tokenizer)
+    return [i for i, text in enumerate(token_bytes(tokenizer)) if text and i not in added]
 
 
 def _longest_tokens(text: bytes, by_bytes: dict[bytes, int]) -> list[int]:

@@ -19,13 +19,14 @@ from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import SplitRange
 from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.options import TokenizerSpec, check
+from gpt2kit.tokenization.pretrained import NAMING
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import read_documents, train, with_special_tokens
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache key. Raise it when the same options would give another tokenizer.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def load_named(name: str, cache_dir: Path) -> Tokenizer:
@@ -78,6 +79,8 @@ def _create(
 def _vocabulary_files(spec: TokenizerSpec) -> Sequence[Path]:
     """Return the files of a local vocabulary; no files for a name on the hub."""
     path = Path(spec.vocab or "")
+    if path.is_file() and spec.newline:  # the end of a text depends on the files beside it
+        return [path, *(path.with_name(name) for name in NAMING if path.with_name(name).is_file())]
     if path.is_dir():
         return sorted(entry for entry in path.iterdir() if entry.is_file())
     return [path] if path.is_file() else []

@@ -32,6 +32,8 @@ def adopt(spec: TokenizerSpec) -> Tokenizer:
     assert spec.vocab is not None
     if spec.kind == "wordpiece":
         tokenizer = build_wordpiece(read_vocabulary(spec.vocab), spec)
+        if spec.newline:  # it may be the token that would end a text
+            tokenizer = pretrained.end_beside(tokenizer, Path(spec.vocab))
     elif spec.kind == "words":
         tokenizer = build_words(read_vocabulary(spec.vocab), spec)
     elif spec.kind == "char":
@@ -91,7 +93,7 @@ def _open(name: str) -> Tokenizer:
     """Return the tokenizer of a folder, a tokenizer.json, a SentencePiece .model or a hub name."""
     path, where = Path(name), f"--vocab {name}"
     if path.is_dir():
-        return pretrained.open_folder(path, {})
+        return pretrained.open_folder(path)
     if path.suffix == ".model" and path.is_file():
         converted = sentencepiece_model.convert(pretrained.read_file(path), where)
         return from_plain_json(to_json(converted), where)
@@ -105,4 +107,4 @@ def _open(name: str) -> Tokenizer:
         folder = hub.download(name, pretrained.PATTERNS)
     except DataError as error:
         raise DataError(f"--vocab {error}") from None
-    return pretrained.open_folder(folder, {})
+    return pretrained.open_folder(folder)

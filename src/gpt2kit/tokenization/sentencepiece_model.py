@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization import trial
+from gpt2kit.tokenization import charsmap, trial
 from gpt2kit.tokenization.tokenizer import EOS, encode, from_plain_json, refuse_failures, to_json
 from gpt2kit.tokenization.trainers import as_special, join_pieces
+
+logger = logging.getLogger(__name__)
 
 # The types of a piece. A text contains only normal and user-defined pieces.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -18,7 +21,8 @@ _UNIGRAM, _BPE = 1, 2
 _SPACE = "\u2581"  # stands for a space in a piece
 _MAX_BYTES = 1 << 24  # the largest models have about 5 MB; protobuf takes up to 70 times the size of a file
 _PRIVATE = 0x100000  # the first character of a plane for private use
-# Texts on which both must agree: spaces, width variants, characters without a piece, names of special pieces.
+# Texts on which both must agree: spaces, width variants, decomposed letters, characters without a piece, names of
+# special pieces.
 _TRIAL = [
     *(
         "",
@@ -36,6 +40,7 @@ _TRIAL = [
         "emoji \U0001f642 x",
         "a" * 50,
         "\x00\x7f\u200d",
+        "\uff76\uff9e\uff97\uff7d \u304b\u3099\u306f\u309a \u1100\u1161\u11a8 e\u0301 \u3000\u0308",
         "<0x41>",
     ),
 ]
@@ -63,7 +68,13 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
         raise DataError(f"{where}: not a SentencePiece model (it has no pieces). Name another file")
     if model.trainer_spec.model_type not in (_UNIGRAM, _BPE) or model.trainer_spec.treat_whitespace_as_suffix:
         raise DataError(f"{where}: a SentencePiece model that is neither BPE nor unigram. Train a new tokenizer")
-    eos = eos or _end_of_sentence(model)
+    unknown = model.pieces[types.index(_UNKNOWN)].piece
+    if eos == unknown:
+        logger.warning(
+            f"{where}: its end-of-text token is {eos!r:.40}, which also stands for unknown "
+            "characters, so it does not end a text here"
+        )
+    eos = eos if eos and eos != unknown else _end_of_sentence(model)
     with refuse_failures(f"{where}: a SentencePiece model that cannot be converted", "Train a new tokenizer"):
         converted = to_json(build(model, eos))
     tokenizer = from_plain_json(converted, where)
@@ -124,7 +135,7 @@ def _end_of_sentence(model: Any) -> str:
 def _normalizer_steps(spec: Any) -> list[Any]:
     steps: list[Any] = []
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        steps += charsmap.normalizer_steps(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:

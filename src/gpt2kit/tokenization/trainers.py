@@ -221,10 +221,12 @@ def join_pieces(pieces: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-def build_bert(model: Any, spec: TokenizerSpec, is_lower: bool = False) -> Tokenizer:
-    """Return a tokenizer that splits text as BERT does, for a WordPiece model."""
+def build_bert(
+    model: Any, spec: TokenizerSpec, is_lower: bool = False, strip_accents: bool = False, han_words: bool = True
+) -> Tokenizer:
+    """Return a tokenizer that splits text as BERT does, for a WordPiece model; with `han_words`, at Han characters."""
     tokenizer = Tokenizer(model)
-    bert = normalizers.BertNormalizer(lowercase=is_lower, strip_accents=is_lower)
+    bert = normalizers.BertNormalizer(handle_chinese_chars=han_words, strip_accents=strip_accents, lowercase=is_lower)
     first = _normalizer(spec)
     tokenizer.normalizer = normalizers.Sequence([first, bert]) if first else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -87,6 +87,24 @@ def test_weights_in_several_files_are_read(folder: Path) -> None:
             checkpoint.open(folder)
 
 
+def test_pickled_weights_in_several_files_are_read(folder: Path) -> None:
+    expected = checkpoint.open(folder).state
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    parts = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, part in parts.items():
+        torch.save({name: state[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    opened = checkpoint.open(folder).state
+    assert opened.keys() == expected.keys() and all(torch.equal(opened[name], expected[name]) for name in expected)
+    torch.save({"a": Bomb()}, folder / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model-00002-of-00002\.bin: "):
+        checkpoint.open(folder)
+    assert not hasattr(sys, "bomb")
+
+
 def test_half_precision_weights_become_float32(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor.bfloat16() for name, tensor in state.items()}, folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.vocabulary_transfer import map_vocabulary, resize_positions
-from gpt2kit.tokenization import tokenizer
+from gpt2kit.tokenization import existing, tokenizer
+from gpt2kit.tokenization.options import TokenizerSpec
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,32 @@ def test_copied_tokens_keep_their_logits_in_another_vocabulary_and_context(
     actual = logits(model, (transformer.wte(new_ids) + shift).detach())[:, new_ids]
     torch.testing.assert_close(actual, logits(source.model, old_transformer.wte(old_ids).detach())[:, old_ids])
     assert model.lm_head.weight is transformer.wte.weight
+
+
+def test_the_token_that_becomes_the_line_break_keeps_its_row(folder: Path, tmp_path: Path) -> None:
+    bert = Path(shutil.copytree(folder, tmp_path / "bert"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bert / name).unlink(missing_ok=True)
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(316))]
+    (bert / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    source = checkpoint.open(bert)
+    assert tokenizer.eos_id(source.tokenizer) == 3
+    new = existing.adopt(TokenizerSpec("wordpiece", vocab=str(bert / "vocab.txt"), newline="[SEP]"))
+    model = GPT2({**source.shape, "vocab_size": 321})
+    start, lines = initialize.load_initial_weights(model, source, new, "a")  # without replace_tokenizer
+    assert lines[1:] == [
+        "the token that ended a text is now the line break. <|endoftext|> is added as token 320, and starts as the "
+        "mean of all"
+    ]
+    before, after = source.state["transformer.wte.weight"], model.transformer.wte.weight
+    assert torch.equal(after[:320], before[:320]) and tokenizer.encode(new, "w5\nw6") == [9, 3, 10]
+    torch.testing.assert_close(after[320], before[4:320].mean(0))
+    assert start["vocabulary"]["copied"] == 320
+    other = existing.adopt(TokenizerSpec("wordpiece", vocab=str(bert / "vocab.txt")))
+    with pytest.raises(UserError, match="321 tokens instead of 320"):  # its [SEP] is neither an end nor a line break
+        initialize.map_source_vocabulary(source, other, "a", replace_tokenizer=False)
 
 
 def test_another_vocabulary_must_be_requested(source: LoadedCheckpoint, characters: Path) -> None:

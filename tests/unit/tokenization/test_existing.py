@@ -18,7 +18,9 @@ from helpers import ODD_TEXTS, SAMPLE_TEXTS, train_tokenizer
 from sentencepiece import sentencepiece_model_pb2
 
 from gpt2kit.errors import DataError
+from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import cache, pretrained, sentencepiece_model, tokenizer
+from gpt2kit.tokenization.options import TokenizerSpec
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "<T>", "hello", "##s", "白", "日", "world", "!"]
 
@@ -30,6 +32,7 @@ def odd_strings(count: int) -> list[str]:
         *SAMPLE_TEXTS,
         *"abcXYZ.,'<>/[]\n\t  \u2581",
         *"日本語ﾃｽﾄ①ﬁé🙂\u3000\u200d\x00",
+        *("ｶﾞ", "か\u3099", "は\u309a", "\u1100\u1161\u11a8", "e\u0301", "o\u0323\u0302", " \u0308", "①\u0301"),
         "<sep>",
         "</s>",
         "<unk>",
@@ -125,7 +128,9 @@ def test_a_model_with_a_damaged_normalizer_is_refused() -> None:
 
 
 def open_folder(folder: Path, config: dict[str, Any] | None = None) -> tokenizer.Tokenizer:
-    return tokenizer.from_json(tokenizer.to_json(pretrained.open_folder(folder, config or {})), str(folder))
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return tokenizer.from_json(tokenizer.to_json(pretrained.open_folder(folder)), str(folder))
 
 
 def write_bpe(folder: Path, **settings: Any) -> None:
@@ -170,6 +175,78 @@ def test_berts_file_is_read_as_transformers_reads_it(tmp_path: Path, lower: bool
     assert tokenizer.eos_id(opened) == BERT.index("[SEP]")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"tokenize_chinese_chars": False},
+    ],
+)
+def test_berts_settings_are_honoured(settings: dict[str, bool], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    words = ["e", "##e", "\u00e9", "##\u00e9", "x\u00e9", "xe", "x", "\u767d\u65e5", "##\u65e5", "x\u767d"]
+    write_bert(tmp_path, tokenizer_class="BertTokenizer", **settings)
+    (tmp_path / "vocab.txt").write_text("\n".join([*BERT, *words]), encoding="utf-8")
+    opened, original = open_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    chance = random.Random(1)
+    for _ in range(300):
+        text = "".join(chance.choices([*"xeX\u00e9\u00c9\u767d\u65e5 ", "e\u0301", "hello"], k=6))
+        assert tokenizer.encode(opened, text) == original.encode(text, add_special_tokens=False), text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}, "words with mecab; gpt2kit"),
+        ({"tokenizer_class": "BertJapaneseTokenizer", "subword_tokenizer_type": "character"}, "splits words by charac"),
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, ""),
+        ({"tokenizer_class": "CpmTokenizer"}, "splits it into words with jieba"),
+        ({"tokenizer_class": "BertTokenizer"}, ""),
+    ],
+)
+def test_a_class_that_splits_words_otherwise_is_reported(
+    settings: dict[str, Any], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_bert(tmp_path, **settings)
+    open_folder(tmp_path)
+    assert message in caplog.text and bool(caplog.text) == bool(message)
+
+
+def test_the_end_of_text_token_may_be_named_by_config_json_alone(tmp_path: Path) -> None:
+    write_bpe(tmp_path)
+    (tmp_path / "config.json").write_text('\ufeff{"eos_token_id": 259}', encoding="utf-8")  # as some editors save it
+    train_tokenizer(output_dir=tmp_path / "out", kind="existing", vocab=str(tmp_path))
+    adopted = tokenizer.load(tmp_path / "out")
+    assert tokenizer.eos_id(adopted) == 259 and tokenizer.size(adopted) == 260, "no second one is added"
+
+
+@pytest.mark.parametrize("form", ["sentencepiece", "bert"])
+def test_an_unknown_token_never_ends_a_text(form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if form == "bert":
+        write_bert(tmp_path, eos_token="[UNK]")
+    else:
+        (tmp_path / "spiece.model").write_bytes(train_sentencepiece("unigram"))
+        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<unk>"}')
+    opened = open_folder(tmp_path)
+    assert tokenizer.eos_id(opened) == (3 if form == "bert" else 2)  # [SEP], </s>
+    assert tokenizer.eos_id(opened) not in tokenizer.encode(opened, "\u0416")
+    assert "also stands for unknown characters" in caplog.text
+
+
+def test_the_model_of_a_folder_is_not_chosen_by_chance(tmp_path: Path) -> None:
+    raw = train_sentencepiece("unigram")
+    (tmp_path / "spiece.model").write_bytes(raw)
+    (tmp_path / "a.model").write_bytes(b"something else")
+    assert tokenizer.eos_id(open_folder(tmp_path)) == 2
+    (tmp_path / "spiece.model").rename(tmp_path / "b.model")
+    with pytest.raises(DataError, match=r"contains several SentencePiece models \(a\.model, b\.model\)"):
+        open_folder(tmp_path)
+    write_bert(tmp_path)  # the others are of another program
+    assert open_folder(tmp_path).token_to_id("hello") == BERT.index("hello")
+
+
 def test_a_folder_with_a_sentencepiece_model_uses_the_token_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(train_sentencepiece("unigram"))
     assert tokenizer.eos_id(open_folder(tmp_path)) == 2
@@ -191,29 +268,29 @@ def test_a_run_takes_such_a_tokenizer_by_its_path(name: str, inside: Path) -> No
 
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"contains no tokenizer: neither tokenizer\.json"):
-        pretrained.open_folder(tmp_path, {})
+        pretrained.open_folder(tmp_path)
     write_bpe(tmp_path, eos_token="</s>")
     (tmp_path / "added_tokens.json").write_text('{"<a>": 7}')
     with pytest.raises(DataError, match=r"added_tokens\.json gives '<a>' the id 7, which is not free"):
-        pretrained.open_folder(tmp_path, {})
+        pretrained.open_folder(tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"<a>": "7"}')
     with pytest.raises(DataError, match=r"added_tokens\.json has an id that is not a whole number"):
-        pretrained.open_folder(tmp_path, {})
+        pretrained.open_folder(tmp_path)
     ids = json.loads((tmp_path / "vocab.json").read_text())
     for number in (1 << 31, -1, "5", 7.0, 1):
         (tmp_path / "vocab.json").write_text(json.dumps({**ids, "</s>": number}))
         with pytest.raises(DataError, match=r"vocab\.json: an id is not a whole number below"):
-            pretrained.open_folder(tmp_path, {})
+            pretrained.open_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
     with pytest.raises(DataError, match=r"tokenizer_config\.json: not a readable JSON file \(.*surrogates"):
-        pretrained.open_folder(tmp_path, {})
+        pretrained.open_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "vocab.json").write_text("[]")
     with pytest.raises(DataError, match=r"vocab\.json: not a readable JSON file \(not a JSON object\)"):
-        pretrained.open_folder(tmp_path, {})
+        pretrained.open_folder(tmp_path)
     os.truncate(tmp_path / "merges.txt", tokenizer.MAX_JSON_BYTES + 1)
     with pytest.raises(DataError, match=r"merges\.txt: 67 MB, too large for a tokenizer"):
-        pretrained.open_folder(tmp_path, {})
+        pretrained.open_folder(tmp_path)
 
 
 def test_the_case_of_berts_vocabulary_is_judged_by_its_words(tmp_path: Path) -> None:
@@ -234,8 +311,22 @@ def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path) -> None:
     for text, ids in (("白\n日", [9, 3, 10]), ("hello\n\nworld !\n", [7, 3, 3, 11, 12, 3])):
         assert tokenizer.encode(lines, text) == ids and tokenizer.decode(lines, ids) == text
     assert tokenizer.encode(lines, "[SEP]") == [1, 1, 1] and tokenizer.token_bytes(lines)[3] == b"\n"
-    with pytest.raises(DataError, match=r"--newline \[EOL\]: no token of"):
-        train_tokenizer(output_dir=tmp_path / "none", kind="wordpiece", vocab=vocab, newline="[EOL]")
+    for newline, message in (("[EOL]", r"\[EOL\]: no token of"), ("[UNK]", r"\[UNK\]: stands for unknown words")):
+        with pytest.raises(DataError, match=f"--newline {message}"):
+            train_tokenizer(output_dir=tmp_path / "none", kind="wordpiece", vocab=vocab, newline=newline)
+
+
+def test_the_end_of_text_token_of_the_folder_stays_beside_line_breaks(tmp_path: Path) -> None:
+    write_bert(tmp_path, eos_token="[MASK]")
+    lines = cache.load_or_train(
+        TokenizerSpec("wordpiece", vocab=str(tmp_path / "vocab.txt"), newline="[SEP]"), [], Reader(), None, tmp_path
+    )
+    assert tokenizer.eos_id(lines) == BERT.index("[MASK]") and tokenizer.size(lines) == len(BERT)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[SEP]"}')
+    lines = cache.load_or_train(
+        TokenizerSpec("wordpiece", vocab=str(tmp_path / "vocab.txt"), newline="[SEP]"), [], Reader(), None, tmp_path
+    )
+    assert tokenizer.eos_id(lines) == len(BERT) and tokenizer.encode(lines, "\n") == [BERT.index("[SEP]")]
 
 
 META: dict[str, Any] = {"vocab_size": 3, "itos": {0: "\n", 1: "a", 2: "白"}, "stoi": {"\n": 0, "a": 1, "白": 2}}
