@@ -204,7 +204,11 @@ def test_a_sentencepiece_model_gives_the_same_ids(model_type: str, tmp_path: Pat
     )
     tokenizer = sentencepiece_model.convert(raw.getvalue(), "test")
     assert not html.html_problems(tokenizer)
-    texts = [*odd_texts(300), "ﾃﾞ ｶﾞ①②  e\u0301 ﬁ ½ <sep>a"]
+    texts = [
+        *odd_texts(300),
+        "ﾃﾞ ｶﾞ①②  e\u0301 ﬁ ½ <sep>a",
+        "ｶﾞﾗｽ か\u3099は\u309a \u1100\u1161\u11a8\u0308 a\u3099 \u3000\u0308",
+    ]
     ids = tokenizers.encode_batch(tokenizer, texts)
     encoded, decoded = answers(tmp_path, random_model(tokenizer), ("encode", texts), ("decode", ids))
     assert encoded == ids, next(text for text, one, other in zip(texts, encoded, ids, strict=True) if one != other)

@@ -145,6 +145,13 @@ function precompiled(charsmap) {
 }
 
 function replacer({ pattern, content }) {
+  // Of an expression (?m:before\Kafter), which charsmap.py writes, nothing is replaced, and the content is inserted.
+  // After it there is nothing, or a condition.
+  const insertion = /^\(\?m:(.*)\\K(.*)\)$/su.exec(pattern.Regex ?? "");
+  if (insertion) {
+    const place = new RegExp(translatePattern(insertion[1] + insertion[2]), "gsu");
+    return (text) => text.replace(place, (before) => before + content);
+  }
   const expression = toExpression(pattern);
   return (text) => text.replace(expression, () => content);
 }
@@ -168,6 +175,7 @@ export function translatePattern(pattern) {
       const next = expanded[++i];
       const classes = { s: "\\p{White_Space}", S: "\\P{White_Space}", d: "\\p{Nd}", D: "\\P{Nd}" };
       if (classes[next]) result += classes[next];
+      else if (next === "x") result += "\\u"; // \x{41}
       else if (/[A-Za-z]/.test(next) || "\\^$.*+?()[]{}|/-".includes(next)) result += letter + next;
       else result += next; // JavaScript refuses a backslash before other characters
     } else if (isInClass) {
