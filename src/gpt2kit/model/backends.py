@@ -46,9 +46,16 @@ def full_precision_name(precision: Precision) -> str:
 
 
 def choose_precision(requested: Precision, accelerator: object) -> Choice:
-    """Choose a precision that is fast on the device, unless one is requested."""
-    if requested != "auto":
-        return Choice(full_precision_name(requested), REQUESTED)
+    """Choose a precision that is fast on the device, unless one is requested.
+
+    On a CPU 16-mixed means auto, because configs for GPUs request it. Lightning replaces it there, too.
+    """
+    name = full_precision_name(requested)
+    if name == "16-mixed" and is_cpu(accelerator):
+        value, reason = choose_precision("auto", "cpu")
+        return Choice(value, f"float16 is about a thousand times slower on a CPU; {reason}")
+    if name != "auto":
+        return Choice(name, REQUESTED)
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16-mixed", "this GPU supports bfloat16 in hardware")
@@ -58,6 +65,11 @@ def choose_precision(requested: Precision, accelerator: object) -> Choice:
     if cpu_has_fast_bf16():
         return Choice("bf16-mixed", "this CPU multiplies bfloat16 in hardware")
     return Choice("32-true", "this CPU has no fast bfloat16")
+
+
+def is_cpu(accelerator: object) -> bool:
+    """Return whether training with this value of `trainer.accelerator` is on a CPU."""
+    return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def cpu_has_fast_bf16() -> bool:

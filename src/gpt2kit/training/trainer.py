@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
@@ -21,7 +20,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from gpt2kit.errors import Problems, problems_of
-from gpt2kit.model.backends import Precision, full_precision_name
+from gpt2kit.model.backends import Precision, full_precision_name, is_cpu
 from gpt2kit.model.config import Auto
 from gpt2kit.training.callbacks import SHARDED_PROBLEM, TextSamples
 from gpt2kit.training.distributed import FSDP
@@ -125,13 +124,12 @@ def trainer_problems(trainer: dict[str, Any], global_batch: int | None) -> list[
         os.path.isdir(parent), f"trainer.default_root_dir {root}: {parent} is a file, not a folder. Name another one"
     )
     precision = full_precision_name(trainer["precision"])
-    is_half = precision in ("16-mixed", "16-true")
-    on_cpu = trainer["accelerator"] == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     problems.check(
-        not (is_half and on_cpu), f"trainer.precision {precision}: about a thousand times slower on a CPU. Use auto"
+        not (precision == "16-true" and is_cpu(trainer["accelerator"])),
+        f"trainer.precision {precision}: about a thousand times slower on a CPU. Use auto",
     )
     problems.check(
-        not (is_half and trainer["strategy"] == "fsdp"),
+        not (precision in ("16-mixed", "16-true") and trainer["strategy"] == "fsdp"),
         f"trainer.precision {precision}: loss scaling is not tested with trainer.strategy fsdp. Use bf16-mixed or "
         "32-true",
     )

@@ -30,7 +30,7 @@ from gpt2kit.errors import UserError
             "data.batch_size 0: must be at least 1; save_every 0: must be at least 1; model.n_embd 33",
         ),
         (["--model.n_embd=33", "--data.batch_size=0"], 2, "n_embd 33: not a multiple of model.n_head 2"),
-        (["--trainer.precision=16-mixed"], 2, "16-mixed"),
+        (["--trainer.precision=16-true"], 2, "16-true"),
         (["--trainer.max_steps=0"], 2, "trainer.max_steps 0: must be at least 1"),
         (["--trainer.limit_train_batches=3"], 2, "use trainer.max_steps"),
         (["--trainer.callbacks=Timer", "--trainer.callbacks.duration=00:00:00:01"], 2, "Timer"),

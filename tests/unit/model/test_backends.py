@@ -62,8 +62,18 @@ def test_precision_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     ("name", "full"),
     [("16", "16-mixed"), (16, "16-mixed"), ("bf16", "bf16-mixed"), (32, "32-true"), ("bf16-true", "bf16-true")],
 )
-def test_short_names_of_precisions_mean_the_same_as_in_lightning(name: backends.Precision, full: str) -> None:
+def test_short_names_of_precisions_mean_the_same_as_in_lightning(
+    name: backends.Precision, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "is_cpu", lambda accelerator: accelerator == "cpu")
     assert choose_precision(name, "cuda") == (full, "as requested")
+
+
+@pytest.mark.parametrize("name", ["16", 16, "16-mixed"])
+def test_mixed_float16_on_a_cpu_means_what_is_fast_there(name: backends.Precision) -> None:
+    value, reason = choose_precision(name, "cpu")
+    assert value == choose_precision("auto", "cpu").value
+    assert reason.startswith("float16 is about a thousand times slower on a CPU; this CPU")
 
 
 def test_attention_depends_on_device_block_size_and_dropout() -> None:
