@@ -18,7 +18,7 @@ GITHUB = sorted((ROOT / ".github").rglob("*.yml"))
 PATTERNS = ("*.md", "*.toml", "*.cff", "Dockerfile", "notebooks/*.ipynb", "docs/**/*.md", "docs/*.py", "src/**/*.*")
 FILES = [
     *GITHUB,
-    *(path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern)) if "__pycache__" not in str(path)),
+    *(path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern)) if path.is_file() and path.suffix != ".pyc"),
 ]
 
 
