@@ -215,8 +215,8 @@ def prepare(entry: dict[str, Any], output: Path, given: Path | None) -> None:
         folder = Path(scratch)
         if given is None:
             unpack(entry["packages"], folder)
-        found = [given] if given else sorted(folder.glob(entry["files"]))
-        files = [path for path in found if path.is_file() and not path.is_symlink() and path.suffix != ".dat"]
+        candidates = [given] if given else sorted(folder.glob(entry["files"]))
+        files = [path for path in candidates if path.is_file() and not path.is_symlink() and path.suffix != ".dat"]
         texts = documents(files, entry["format"], entry.get("only"))
     lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
     partial = output.with_suffix(".partial")

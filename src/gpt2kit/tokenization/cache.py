@@ -79,7 +79,7 @@ def _create(
 def _vocabulary_files(spec: TokenizerSpec) -> Sequence[Path]:
     """Return the files of a local vocabulary; no files for a name on the hub."""
     path = Path(spec.vocab or "")
-    if path.is_file() and spec.newline:  # the end of a text depends on the files beside it
+    if path.is_file() and spec.newline:  # the end of a text depends on the files next to it
         return [path, *(path.with_name(name) for name in NAMING if path.with_name(name).is_file())]
     if path.is_dir():
         return sorted(entry for entry in path.iterdir() if entry.is_file())

@@ -45,30 +45,32 @@ def rules_option(rules: str) -> dict[str, str]:
 def test_a_text_is_normalized_as_sentencepiece_does(rules: str) -> None:
     model = train(rules)
     table = model.normalizer_spec.precompiled_charsmap
-    ours = normalizers.Sequence(charsmap.normalizer_steps(table)).normalize_str
+    normalize = normalizers.Sequence(charsmap.normalizer_steps(table)).normalize_str
     original = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString()).normalize
     chance = random.Random(1)
     all_rules = charsmap.read_rules(table)
     assert len(all_rules) > 220_000 and all_rules["か\u3099"] == "が" and all_rules["①"] == "1"
     keys = sorted(all_rules)
     for key in chance.sample(keys, 2000):
-        assert ours(key) == all_rules[key] == original(key), ascii(key)
+        assert normalize(key) == all_rules[key] == original(key), ascii(key)
     for _ in range(1000):
         parts = chance.choices(CHARACTERS, k=chance.randrange(1, 9))
         parts += [chance.choice(keys) for _ in range(chance.randrange(3))]
         chance.shuffle(parts)
         text = "".join(parts)
-        assert ours(text) == original(text), ascii(text)
+        assert normalize(text) == original(text), ascii(text)
 
 
 def test_own_rules_of_several_letters_are_kept(tmp_path: Path) -> None:
     table = tmp_path / "rules.tsv"
     table.write_text("61 62\t78\n61 62 63\t79 79\n63\t64\n62 301\t7A\n", encoding="utf-8")  # ab: x, abc: yy, ...
     model = train(str(table))
-    ours = normalizers.Sequence(charsmap.normalizer_steps(model.normalizer_spec.precompiled_charsmap)).normalize_str
+    normalize = normalizers.Sequence(
+        charsmap.normalizer_steps(model.normalizer_spec.precompiled_charsmap)
+    ).normalize_str
     original = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString()).normalize
     for text in ("ab", "abc", "cab", "aabcab", "b\u0301", "ab\u0301", "abcab\u0301", "a c\u0301b"):
-        assert ours(text) == original(text), ascii(text)
+        assert normalize(text) == original(text), ascii(text)
 
 
 def test_a_table_with_too_many_rules_of_its_own_is_refused(tmp_path: Path) -> None:
