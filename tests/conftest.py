@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from helpers import SENTENCE, Outcome, Run, train_tokenizer
+from helpers import CHROMIUM, SENTENCE, Outcome, Run, train_tokenizer
 
 from gpt2kit import logs
 from gpt2kit.cli import failures, train
@@ -140,3 +140,14 @@ def reload_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             raise CheckpointError(f"transformers cannot load the exported folder: {error}") from None
 
     monkeypatch.setattr(huggingface, "reload_folder", reload_folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; modules that use it are skipped where it is not installed."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.training.module import GPT2Module
 
 ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SENTENCE = "the quick brown fox jumps over the lazy dog and number {} says good morning\n"
 Outcome = tuple[int, str, str]  # exit code, stdout, stderr
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 40, "n_positions": 16}

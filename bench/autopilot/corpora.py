@@ -35,8 +35,8 @@ from ngrams import measure
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 30_000_000
-# Corpora that are given as files.
-GIVEN = ("shakespeare", "poems")
+# Corpora whose files are options.
+LOCAL = ("shakespeare", "poems")
 
 
 def read_list() -> list[dict[str, Any]]:
@@ -209,13 +209,13 @@ def documents(files: list[Path], kind: str, script: str | None) -> list[str]:
     return kept
 
 
-def prepare(entry: dict[str, Any], output: Path, given: Path | None) -> None:
+def prepare(entry: dict[str, Any], output: Path, local: Path | None) -> None:
     """Write the documents of a corpus as JSON Lines."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if given is None:
+        if local is None:
             unpack(entry["packages"], folder)
-        candidates = [given] if given else sorted(folder.glob(entry["files"]))
+        candidates = [local] if local else sorted(folder.glob(entry["files"]))
         files = [path for path in candidates if path.is_file() and not path.is_symlink() and path.suffix != ".dat"]
         texts = documents(files, entry["format"], entry.get("only"))
     lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
@@ -251,17 +251,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", help="names of corpora")
     parser.add_argument("--table", action="store_true", help="print a table of the corpora, with figures of ngrams.py")
-    for name in GIVEN:
+    for name in LOCAL:
         parser.add_argument(f"--{name}", type=Path)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for entry in read_list():
         name, output = entry["name"], args.folder / f"{entry['name']}.jsonl"
-        given = getattr(args, name) if name in GIVEN else None
+        local = getattr(args, name) if name in LOCAL else None
         is_left_out = args.only and name not in args.only
-        if output.exists() or is_left_out or (name in GIVEN and given is None):
+        if output.exists() or is_left_out or (name in LOCAL and local is None):
             continue
-        prepare(entry, output, given)
+        prepare(entry, output, local)
     if args.table:
         paths = [(entry, args.folder / f"{entry['name']}.jsonl") for entry in read_list()]
         print(table([describe(entry, path) for entry, path in paths if path.exists()]))

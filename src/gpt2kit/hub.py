@@ -5,9 +5,17 @@ huggingface_hub reads HF_TOKEN, HF_ENDPOINT (a mirror), HF_HOME and HF_HUB_OFFLI
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gpt2kit.errors import DataError, first_line
+
+_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+
+
+def is_repository(name: str) -> bool:
+    """Return whether a text can be the name of a repository on the hub, OWNER/NAME or NAME, and is not a path."""
+    return _NAME.fullmatch(name) is not None
 
 
 def download(name: str, patterns: list[str]) -> Path:

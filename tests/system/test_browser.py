@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import GRADIO_WARNINGS, HOSTILE_PROMPTS, Run
+from helpers import CHROMIUM, GRADIO_WARNINGS, HOSTILE_PROMPTS, Run
 from system.demo_server import serve
 
 from gpt2kit.generation.decoder import Decoder
 from gpt2kit.serving.models import Service, find_models
 
 pytest.importorskip("gradio", reason="the demo's extra is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [*GRADIO_WARNINGS, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -70,14 +69,6 @@ class Tab:
         box = self.page.get_by_label("number input for Max new tokens")
         box.fill(str(tokens))
         box.blur()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Outcome, Run
+from helpers import CHROMIUM, Outcome, Run
 
 import gpt2kit
 from gpt2kit.cli import export, parser
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -28,14 +26,6 @@ def page_file(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "model.html"
     main(["--ckpt_path", str(run.folder), "--html", str(file), "--html_dtype=float32", f"--html_title={EVIL}"])
     return file
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 class Tab:

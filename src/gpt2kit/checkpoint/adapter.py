@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt2kit import files
 from gpt2kit.checkpoint import validation
 from gpt2kit.errors import CheckpointError, first_line
+from gpt2kit.hub import is_repository
 from gpt2kit.model.config import Shape, tensor_sizes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -44,7 +45,6 @@ _HARMLESS = {
 }
 # How the matrices began. Other methods (pissa, olora, loftq, corda) change the base, too.
 _PLAIN_INIT = (None, True, False, "gaussian", "orthogonal", "eva")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TENSOR = re.compile(rf"{re.escape(PREFIX)}(?:transformer\.)?(h\.\d{{1,9}}\.(?:attn|mlp)\.c_\w+)\.lora_([AB])\.weight")
 
 
@@ -69,11 +69,6 @@ class Adapter:
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder contains an adapter."""
     return (folder / CONFIG).is_file()
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether this may be a name on the hub, OWNER/NAME or NAME, and not a path."""
-    return _HUB_NAME.fullmatch(name) is not None
 
 
 def is_exported(folder: Path) -> bool:
@@ -118,7 +113,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def _find_base(folder: Path, name: object, revision: object) -> str | None:
     """Return the base that a config names, as `checkpoint.open` takes it; None for a path outside the folder."""
-    if not isinstance(name, str) or not is_hub_name(name):
+    if not isinstance(name, str) or not is_repository(name):
         return None
     if (folder / name).is_dir() and (folder / name).resolve().is_relative_to(folder.resolve()):
         return str(folder / name)

@@ -156,6 +156,9 @@ def separate_classes() -> Iterator[None]:
 
     name = "discard_init_args_on_class_path_change"  # a private name of jsonargparse 4.53
     original = getattr(_typehints, name, None)
+    if original is None:
+        yield
+        return
     setattr(_typehints, name, discard)
     try:
         yield

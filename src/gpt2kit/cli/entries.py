@@ -183,7 +183,7 @@ class Entries:
                 self.renames.append(Rename(values.file, inner, new))
                 inner = new
             if "class_path" in values and key not in _CLASS_KEYS:
-                self.problems.append(f"{place}{inner}: not accepted beside class_path. Move it under init_args")
+                self.problems.append(f"{place}{inner}: not accepted next to class_path. Move it under init_args")
             yield from self._flatten(place + inner.removesuffix(".class_path"), inner, values, key, values.file)
 
 

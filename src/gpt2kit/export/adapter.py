@@ -21,6 +21,7 @@ from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.export import huggingface
 from gpt2kit.export.huggingface import Agreement
+from gpt2kit.hub import is_repository
 from gpt2kit.model.config import Dtype
 from gpt2kit.runs.pages import render
 
@@ -38,7 +39,7 @@ def name_base(adapter: Adapter, name: str | None) -> Adapter:
     if name is None:
         return adapter
     base = name if name.startswith(HUB) else f"{HUB}{name}"
-    if not adapters.is_hub_name(base.removeprefix(HUB).partition("@")[0]):
+    if not is_repository(base.removeprefix(HUB).partition("@")[0]):
         raise UserError(f"--adapter_base {name}: not a name on the hub, which others can load. Write OWNER/NAME")
     return dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, base=base))
 

@@ -20,10 +20,11 @@ from gpt2kit.checkpoint import huggingface
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.validation import lookup
 from gpt2kit.errors import UserError
-from gpt2kit.export.options import CardOptions, is_repository
+from gpt2kit.export.options import CardOptions
 from gpt2kit.generation.examples import find_examples, generate_examples
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
+from gpt2kit.hub import is_repository
 from gpt2kit.model.config import parameter_count
 from gpt2kit.runs import folder, lifecycle
 from gpt2kit.runs.pages import mark_hidden, render, valid_unicode

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2kit.errors import Problems
+from gpt2kit.hub import is_repository
 
 HtmlDtype = Literal["int8", "float16", "float32"]
 
-# Names on the hub: OWNER/NAME, and for old datasets and the user's own repositories NAME alone.
-_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 
@@ -43,11 +42,6 @@ class HtmlOptions:
     """Data type of the weights in the HTML file. int8: a quarter of the size of float32, with a scale for each row."""
     html_title: str | None = None
     """Title of the page. Default: the name of the file, without .html."""
-
-
-def is_repository(name: str) -> bool:
-    """Return whether a text can be the name of a repository on the hub: OWNER/NAME or NAME."""
-    return _NAME.fullmatch(name) is not None
 
 
 def card_problems(options: CardOptions) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models
@@ -101,7 +100,7 @@ def _open(name: str) -> Tokenizer:
         raw = json.loads(to_json(from_plain_json(read_utf8(path, where), where)))
         raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
         return from_plain_json(json.dumps(raw), where, is_tried=True)
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w.-]+)?", name):
+    if not hub.is_repository(name.partition("@")[0]):
         raise DataError(f"{where}: no such folder or file. Check the path")
     try:
         folder = hub.download(name, pretrained.PATTERNS)

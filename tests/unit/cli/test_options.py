@@ -139,7 +139,7 @@ def test_mistakes_on_the_command_line_are_reported(
         ("model:\n  optimizer: 3\n", "config.yaml line 2: model.optimizer 3: must be a class"),
         (
             "model:\n  optimizer: {class_path: gpt2kit.optim.Muon, lr: 1}\n",
-            "config.yaml line 2: model.optimizer.lr: not accepted beside class_path. Move it under init_args",
+            "config.yaml line 2: model.optimizer.lr: not accepted next to class_path. Move it under init_args",
         ),
         ("[a, b\n", "config.yaml line 2, column 1: "),
         ("- a\n", "config.yaml: not a mapping of options"),
