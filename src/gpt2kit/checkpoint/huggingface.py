@@ -17,7 +17,7 @@ from gpt2kit import hub
 from gpt2kit.checkpoint import adapter, archive, validation
 from gpt2kit.errors import CheckpointError, DataError, first_line
 from gpt2kit.model.config import Shape, padded_vocab_size
-from gpt2kit.tokenization import pretrained
+from gpt2kit.tokenization import conversion, pretrained
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = pretrained.CONFIG, "model.safetensors", "pytorch_model.bin"
@@ -156,7 +156,7 @@ def _shard_names(index: Path) -> list[str]:
 def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer with its end-of-text token renamed to gpt2kit's; ids stay."""
     try:
-        tokenizer = pretrained.open_folder(folder)
+        tokenizer = conversion.open_folder(folder)
         is_known = VERSION_KEY in config and config.get("eos_token_id", 0) is None  # an export of one without the token
         if tokenizers.find_eos(tokenizer) is None and not is_known:
             raise DataError(f"{folder}: has no end-of-text token. Set eos_token in {tokenizers.SETTINGS}")

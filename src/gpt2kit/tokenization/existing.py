@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from gpt2kit import files, hub
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization import pretrained, sentencepiece_model, token_list
+from gpt2kit.tokenization import conversion, pretrained, token_list
 from gpt2kit.tokenization.options import TokenizerSpec
 from gpt2kit.tokenization.pretrained import build_wordpiece, read_vocabulary
 from gpt2kit.tokenization.tokenizer import (
@@ -92,10 +92,9 @@ def _open(name: str) -> Tokenizer:
     """Return the tokenizer of a folder, a tokenizer.json, a SentencePiece .model or a hub name."""
     path, where = Path(name), f"--vocab {name}"
     if path.is_dir():
-        return pretrained.open_folder(path)
+        return conversion.open_folder(path)
     if path.suffix == ".model" and path.is_file():
-        converted = sentencepiece_model.convert(pretrained.read_file(path), where)
-        return from_plain_json(to_json(converted), where)
+        return conversion.open_sentencepiece(path, where)
     if path.is_file():
         raw = json.loads(to_json(from_plain_json(read_utf8(path, where), where)))
         raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
@@ -106,4 +105,4 @@ def _open(name: str) -> Tokenizer:
         folder = hub.download(name, pretrained.PATTERNS)
     except DataError as error:
         raise DataError(f"--vocab {error}") from None
-    return pretrained.open_folder(folder)
+    return conversion.open_folder(folder)

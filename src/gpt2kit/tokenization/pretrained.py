@@ -51,7 +51,7 @@ def open_folder(folder: Path) -> Tokenizer:
 
     The end-of-text token that its model was trained with is renamed to gpt2kit's: the one that the tokenizer's settings
     name, or else config.json. If none is known, the tokenizer has no such token. tokenizer.json is read if it exists;
-    other forms are converted.
+    other forms are converted, which commands do only in a child process (`conversion`).
     """
     settings = _read_settings(folder)
     tokenizer = _open_files(folder, settings)
@@ -85,7 +85,7 @@ def _open_files(folder: Path, settings: dict[str, Any]) -> Tokenizer:
             "The ids of a text differ from those that the model was trained with, unless the text is prepared likewise"
         )
     _add_tokens(tokenizer, folder, settings)
-    return from_plain_json(tokenizer.to_str(), str(folder))
+    return from_plain_json(tokenizer.to_str(), str(folder), is_tried=True)
 
 
 def _find_sentencepiece(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt2kit.errors import DataError
-from gpt2kit.tokenization import charsmap, trial
+from gpt2kit.tokenization import charsmap
 from gpt2kit.tokenization.tokenizer import EOS, encode, from_plain_json, refuse_failures, to_json
 from gpt2kit.tokenization.trainers import as_special, join_pieces
 
@@ -50,11 +50,11 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
     """Return the tokenizer of a SentencePiece model; `where` names it in errors.
 
     The end-of-document token is `eos`, or else the model's own (`</s>`); a model without one gets a new id. Names of
-    control pieces in a text are ordinary text. The ids are compared with SentencePiece's, which runs in a process of
-    its own, because the file may be hostile.
+    control pieces in a text are ordinary text. The ids are compared with SentencePiece's. The file may be hostile, so
+    commands call this only in a child process (`conversion`).
     """
     try:
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
     except ImportError:
         raise DataError(f"{where}: needs SentencePiece. Run: pip install 'sentencepiece>=0.2'") from None
     if len(raw) > _MAX_BYTES:
@@ -77,16 +77,15 @@ def convert(raw: bytes, where: str, eos: str | None = None) -> Tokenizer:
     eos = eos if eos and eos != unknown else _end_of_sentence(model)
     with refuse_failures(f"{where}: a SentencePiece model that cannot be converted", "Train a new tokenizer"):
         converted = to_json(build(model, eos))
-    tokenizer = from_plain_json(converted, where)
+    tokenizer = from_plain_json(converted, where, is_tried=True)
     tokenizer.encode_special_tokens = True
     # Without bytes, SentencePiece joins unknown characters to one token, also where such a name is split.
     named = [_USER_DEFINED, _CONTROL] if _BYTE in types else [_USER_DEFINED]
     names = [piece.piece for piece in model.pieces if piece.type in named and piece.piece != eos]
     texts = _TRIAL + [f"a {name}b" for name in names[:100]]
-    try:
-        expected = trial.sentencepiece_ids(raw, texts)
-    except ValueError as error:
-        raise DataError(f"{where}: not a SentencePiece model ({error}). Name another file") from None
+    with refuse_failures(f"{where}: not a SentencePiece model", "Name another file"):
+        processor = SentencePieceProcessor(model_proto=raw)
+        expected = [processor.encode(text) for text in texts]
     for text, ids in zip(texts, expected, strict=True):
         if encode(tokenizer, text) != ids:
             raise DataError(f"{where}: the converted model encodes {text!r:.60} differently. Train a new tokenizer")

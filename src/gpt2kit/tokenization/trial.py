@@ -1,16 +1,17 @@
 """Try a tokenizer from an untrusted file in a child process with limited memory and time.
 
 The `tokenizers` library trusts its files: one can grow a text a thousand times, panic at a letter, or end the process.
-SentencePiece is native code, too, and runs only here. The child runs this file as a script, so it imports nothing but
-`tokenizers` or `sentencepiece`, and starts in about 0.1 s.
+The child runs this file as a script, so it imports nothing but `tokenizers`, and starts in about 0.1 s.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 _MEMORY = 1 << 31
 _SECONDS = 20  # of a CPU; on a busy machine they take longer
@@ -21,79 +22,69 @@ _MAX_ID = 1 << 25
 _MAX_DECODED = 1 << 24
 # Characters of the tokenizer's own options that are tried as text, because they may be what it replaces.
 _MAX_OPTIONS = 1 << 16
-_SENTENCEPIECE = "sentencepiece"  # the child's argument for a SentencePiece model
 _SAMPLE = "".join(map(chr, [*range(384), 0x3B1, 0x42F, 0xE2A, 0xE31, 0x200D, 0x2581, 0x767D, 0xFB01, 0xFDFA, 0x1F642]))
 _SAMPLE += " The king's 2 crowns, don't you see?\n\n  if x == 10:\treturn  None\r\n" + "a" * 500 + " " * 500
 
 
 def problem_of(text: str) -> str:
     """Return why a tokenizer's JSON cannot be used; empty if it can."""
-    return _run([], text.encode("utf-8", "surrogatepass"))[1]
+    return run_child(__file__, text.encode("utf-8", "surrogatepass"), _SECONDS)[1]
 
 
-def sentencepiece_ids(raw: bytes, texts: list[str]) -> list[list[int]]:
-    """Return the ids that SentencePiece itself gives to texts with a model; raise ValueError if it cannot be used."""
-    output, problem = _run([_SENTENCEPIECE], json.dumps(texts).encode() + b"\n" + raw)
-    if problem:
-        raise ValueError(problem)
-    ids: list[list[int]] = json.loads(output)
-    return ids
+def run_child(script: str, content: bytes, seconds: int) -> tuple[bytes, str]:
+    """Run a script that calls `limit_child`; return what it prints and, if it fails, why.
 
-
-def _run(arguments: list[str], content: bytes) -> tuple[bytes, str]:
-    """Run the child; return what it prints and, if it fails, why."""
+    Args:
+        script: path of the script.
+        content: its standard input.
+        seconds: the limit of time that it sets.
+    """
     try:
         child = subprocess.run(
-            [sys.executable, "-P", __file__, *arguments],
+            [sys.executable, "-P", script],
             input=content,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # where the library reports a panic
-            timeout=2 * _SECONDS,
+            timeout=2 * seconds,
             check=False,
+            env={**os.environ, "RAYON_NUM_THREADS": "1"},  # each thread would reserve memory
         )
     except subprocess.TimeoutExpired:
-        return b"", f"it takes more than {_SECONDS} s to load it and to encode a short text"
+        return b"", f"it takes more than {seconds} s to load it and to encode a short text"
     if child.returncode:
         reason = " ".join(child.stdout[:2000].decode(errors="replace").split())
-        limits = f"more than {_SECONDS} s or {_MEMORY >> 30} GB of memory"
+        limits = f"more than {seconds} s or {_MEMORY >> 30} GB of memory"
         default = f"it needs {limits} to load it and to encode a short text, or ends the process"
         return b"", reason[:200] or default
     return child.stdout, ""
 
 
-def main() -> None:
-    """Try what is on standard input; print what fails, and exit with 1."""
+def limit_child(seconds: int) -> None:
+    """Limit the memory, and the seconds of a CPU, of this process."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
+def report_failure(function: Callable[[], None]) -> None:
+    """Call a function; if it fails, print why and exit with 1."""
     try:
-        if sys.argv[1:] == [_SENTENCEPIECE]:
-            _encode_with_sentencepiece()
-        else:
-            _try(sys.stdin.buffer.read().decode())
+        function()
     except BaseException as error:  # a panic is not an Exception
         lines = str(error).strip().splitlines()
         print(lines[0] if lines else type(error).__name__)
         sys.exit(1)
 
 
-def _encode_with_sentencepiece() -> None:
-    """Encode the texts in the first line of standard input with the model that follows; print the ids."""
-    import sentencepiece
-
-    texts = json.loads(sys.stdin.buffer.readline())
-    processor = sentencepiece.SentencePieceProcessor(model_proto=sys.stdin.buffer.read())
-    print(json.dumps([processor.encode(text) for text in texts]))
-
-
-def _try(text: str) -> None:
-    """Load a tokenizer, encode a sample and decode every id."""
+def main() -> None:
+    """Load the tokenizer on standard input, encode a sample and decode every id."""
     from tokenizers import Tokenizer
 
+    text = sys.stdin.buffer.read().decode()
     tokenizer = Tokenizer.from_str(text)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -116,4 +107,5 @@ def _try(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    limit_child(_SECONDS)
+    report_failure(main)

@@ -19,7 +19,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gpt2kit.errors import DataError
 from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization import cache, pretrained, sentencepiece_model, tokenizer
+from gpt2kit.tokenization import cache, conversion, pretrained, sentencepiece_model, tokenizer
 from gpt2kit.tokenization.options import TokenizerSpec
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "<T>", "hello", "##s", "白", "日", "world", "!"]
@@ -104,19 +104,31 @@ def test_a_file_that_is_no_such_model_is_refused(raw: bytes | str, message: str)
         sentencepiece_model.convert(content, "sp.model")
 
 
-def test_sentencepiece_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = train_sentencepiece("unigram")
-    expected = sentencepiece.SentencePieceProcessor(model_proto=raw).encode("the quick fox")
+@pytest.mark.parametrize("form", ["sentencepiece", "gpt2", "bert"])
+def test_files_are_converted_in_another_process(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, modules = tmp_path / "model", tmp_path / "modules"
+    folder.mkdir()
+    modules.mkdir()
+    if form == "sentencepiece":
+        (folder / "spiece.model").write_bytes(train_sentencepiece("unigram"))
+    elif form == "gpt2":
+        (folder / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+        (folder / "merges.txt").write_text("a b")
+    else:
+        (folder / "vocab.txt").write_text("\n".join(BERT))
+    assert tokenizer.size(conversion.open_folder(folder)) > 2
+    library = "sentencepiece" if form == "sentencepiece" else "tokenizers"
+    (modules / f"{library}.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    with pytest.raises(DataError, match=r"^.*model: not a tokenizer \(.* or ends the process\)\. Name another one$"):
+        conversion.open_folder(folder)
 
-    def crash(*_: object, **__: object) -> None:
-        raise SystemExit("SentencePiece has ended this process")
 
-    monkeypatch.setattr(sentencepiece, "SentencePieceProcessor", crash)
-    assert tokenizer.encode(sentencepiece_model.convert(raw, "sp.model"), "the quick fox") == expected
-    (tmp_path / "sentencepiece.py").write_text("import os; os.abort()")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(DataError, match=r"^sp\.model: not a SentencePiece model \(.* or ends the process\)"):
-        sentencepiece_model.convert(raw, "sp.model")
+def test_a_file_in_the_current_folder_is_not_imported(inside: Path) -> None:
+    (inside / "vocab.txt").write_text("\n".join(BERT))
+    for name in ("json", "tokenizers", "gpt2kit", "tokenizer"):
+        (inside / f"{name}.py").write_text("import os; os.abort()")
+    assert tokenizer.size(conversion.open_folder(inside)) == len(BERT)
 
 
 def test_a_model_with_a_damaged_normalizer_is_refused() -> None:
