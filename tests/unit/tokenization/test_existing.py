@@ -89,6 +89,24 @@ def test_a_model_without_normalization_keeps_its_ids() -> None:
         assert tokenizer.encode(adopted, text) == original.encode(text), text
 
 
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_model_without_a_piece_for_the_space_keeps_its_ids(model_type: str) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # as for Chinese and Japanese
+        sentence_iterator=iter(["白日依山盡，黃河入海流", "欲窮千里目，更上一層樓"] * 20),
+        model_writer=model,
+        model_type=model_type,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    adopted = sentencepiece_model.convert(model.getvalue(), "sp.model")
+    original = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in ("白日 依山", "to be or 白日 not", "  a  b ", "白 日"):
+        assert tokenizer.encode(adopted, text) == original.encode(text), text
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -276,6 +294,13 @@ def test_a_run_takes_such_a_tokenizer_by_its_path(name: str, inside: Path) -> No
     original = sentencepiece.SentencePieceProcessor(model_file="sp.model")
     assert tokenizer.encode(opened, "the fox") == original.encode("the fox")
     assert list(Path("cache/tokenizers").glob("*/tokenizer.json"))
+
+
+def test_a_run_reports_what_is_wrong_with_such_a_tokenizer(inside: Path) -> None:
+    Path("sp.model").write_bytes(b"hello" * 9)
+    message = r"^data\.tokenizer: sp\.model: not a SentencePiece model \(DecodeError\)\. Name another file$"
+    with pytest.raises(DataError, match=message):
+        cache.load_named("sp.model", Path("cache"))
 
 
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
