@@ -340,10 +340,11 @@ def test_the_case_of_berts_vocabulary_is_judged_by_its_words(tmp_path: Path) -> 
         assert tokenizer.encode(tokenizer.load(tmp_path / str(lower)), text) == ids
 
 
-def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path) -> None:
+def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bert(tmp_path)
     vocab = str(tmp_path / "vocab.txt")
     train_tokenizer(output_dir=tmp_path / "lines", kind="wordpiece", vocab=vocab, newline="[SEP]")
+    assert "wordpiece loses text: runs of spaces become one space" in capsys.readouterr().out
     lines = tokenizer.load(tmp_path / "lines")
     for text, ids in (("白\n日", [9, 3, 10]), ("hello\n\nworld !\n", [7, 3, 3, 11, 12, 3])):
         assert tokenizer.encode(lines, text) == ids and tokenizer.decode(lines, ids) == text
