@@ -13,6 +13,10 @@ from gpt2kit.errors import DataError, first_line
 _NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 
 
+class NotFoundError(DataError):
+    """The name is neither a path nor available from the hub."""
+
+
 def is_repository(name: str) -> bool:
     """Return whether a text can be the name of a repository on the hub, OWNER/NAME or NAME, and is not a path."""
     return _NAME.fullmatch(name) is not None
@@ -38,7 +42,7 @@ def download(name: str, patterns: list[str]) -> Path:
         raise DataError(f"{name}: {repository} has no revision {revision}. Check the part after @") from None
     except Exception as error:  # the network and the hub raise many kinds
         reason = "no such repository" if isinstance(error, RepositoryNotFoundError) else first_line(error)
-        raise DataError(
+        raise NotFoundError(
             f"{name}: no such folder, and not available from the hub ({type(error).__name__}: {reason}). Check the "
             "name, set HF_TOKEN if it is private, or download it and give its folder"
         ) from None

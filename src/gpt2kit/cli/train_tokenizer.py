@@ -20,7 +20,7 @@ from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
 
 LOSSES = (
-    "wordpiece loses text: runs of spaces and line ends become one space or none, control characters vanish, and a "
+    "wordpiece loses text: {spaces} become one space or none, control characters vanish, and a "
     f"word with an unknown character becomes {UNKNOWN}. All other kinds are lossless"
 )
 
@@ -66,7 +66,7 @@ def train_tokenizer(
     fewer = f" (the text yields no more; --vocab_size is {largest:,})" if largest and size < largest else ""
     print(f"{output_dir}: {size:,} tokens{fewer}")
     if spec.kind == "wordpiece":
-        print(LOSSES)
+        print(LOSSES.format(spaces="runs of spaces" if spec.newline else "runs of spaces and line ends"))
     if measured_on is not None:
         measured_on.shrink(REPORT_BYTES)
         print(reports.describe(reports.measure(tokenizer, measured_on), output_dir))

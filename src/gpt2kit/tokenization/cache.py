@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from gpt2kit import hub
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
@@ -38,7 +39,10 @@ def load_named(name: str, cache_dir: Path) -> Tokenizer:
     try:
         return load_or_train(TokenizerSpec("existing", vocab=name), [], Reader(), None, cache_dir)
     except DataError as error:
-        reason = str(error).removeprefix(f"data.tokenizer: --vocab {name}: ").rpartition(". ")[0]
+        problem = str(error).removeprefix("data.tokenizer: --vocab ").removeprefix("data.tokenizer: ")
+        if not isinstance(error, hub.NotFoundError):
+            raise DataError(f"data.tokenizer: {problem}") from None
+        reason = problem.removeprefix(f"{name}: ").rpartition(". ")[0]
         raise DataError(
             f"{name}: no such tokenizer ({reason}). Train one with {command_name('tokenize')} --output_dir {name}"
         ) from None

@@ -100,9 +100,9 @@ def _open(name: str) -> Tokenizer:
         raw["post_processor"] = None  # it would add tokens such as [CLS]; GPT-2 reads only the ids of the text
         return from_plain_json(json.dumps(raw), where, is_tried=True)
     if not hub.is_repository(name.partition("@")[0]):
-        raise DataError(f"{where}: no such folder or file. Check the path")
+        raise hub.NotFoundError(f"{where}: no such folder or file. Check the path")
     try:
         folder = hub.download(name, pretrained.PATTERNS)
     except DataError as error:
-        raise DataError(f"--vocab {error}") from None
+        raise type(error)(f"--vocab {error}") from None
     return conversion.open_folder(folder)

@@ -115,7 +115,7 @@ def build(model: Any, eos: str) -> Tokenizer:
     before = [normalizers.Replace(piece, symbol) for piece, symbol in symbols.items()]
     tokenizer.normalizer = normalizers.Sequence([*before, *_normalizer_steps(model.normalizer_spec)])
     hidden = [piece for piece, type_ in zip(pieces, types, strict=True) if type_ not in (_NORMAL, _USER_DEFINED)]
-    tokenizer.pre_tokenizer = _pre_tokenizer([pieces[i] for i in in_text], [*hidden, EOS])
+    tokenizer.pre_tokenizer = _pre_tokenizer([pieces[i] for i in in_text], [*hidden, EOS], has_bytes)
     first_space = [decoders.Strip(" ", 1, 0)] if model.normalizer_spec.add_dummy_prefix else []
     names = [(symbol, piece) for piece, symbol in symbols.items()]
     replaced = [decoders.Replace(old, new) for old, new in [(_SPACE, " "), *names]]
@@ -142,10 +142,11 @@ def _normalizer_steps(spec: Any) -> list[Any]:
     return [*steps, normalizers.Replace(" ", _SPACE)]
 
 
-def _pre_tokenizer(in_text: list[str], hidden: list[str]) -> Any:
+def _pre_tokenizer(in_text: list[str], hidden: list[str], has_bytes: bool) -> Any:
     """Split a text so that it cannot become a piece whose name it merely contains, and, where possible, into words."""
+    has_space = has_bytes or _SPACE in in_text  # otherwise a space and the unknown characters around it are one token
     names = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in hidden if len(name) > 1)
     steps = [pre_tokenizers.Split(Regex(names), "isolated")]
-    if not any(_SPACE in piece.lstrip(_SPACE) for piece in in_text):  # no piece crosses the start of a word
+    if has_space and not any(_SPACE in piece.lstrip(_SPACE) for piece in in_text):  # none crosses the start of a word
         steps.append(pre_tokenizers.Split(Regex(f"{_SPACE}+[^{_SPACE}]*|[^{_SPACE}]+"), "isolated"))
     return pre_tokenizers.Sequence(steps)

@@ -89,6 +89,24 @@ def test_a_model_without_normalization_keeps_its_ids() -> None:
         assert tokenizer.encode(adopted, text) == original.encode(text), text
 
 
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_model_without_a_piece_for_the_space_keeps_its_ids(model_type: str) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # as for Chinese and Japanese
+        sentence_iterator=iter(["白日依山盡，黃河入海流", "欲窮千里目，更上一層樓"] * 20),
+        model_writer=model,
+        model_type=model_type,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    adopted = sentencepiece_model.convert(model.getvalue(), "sp.model")
+    original = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in ("白日 依山", "to be or 白日 not", "  a  b ", "白 日"):
+        assert tokenizer.encode(adopted, text) == original.encode(text), text
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -278,6 +296,13 @@ def test_a_run_takes_such_a_tokenizer_by_its_path(name: str, inside: Path) -> No
     assert list(Path("cache/tokenizers").glob("*/tokenizer.json"))
 
 
+def test_a_run_reports_what_is_wrong_with_such_a_tokenizer(inside: Path) -> None:
+    Path("sp.model").write_bytes(b"hello" * 9)
+    message = r"^data\.tokenizer: sp\.model: not a SentencePiece model \(DecodeError\)\. Name another file$"
+    with pytest.raises(DataError, match=message):
+        cache.load_named("sp.model", Path("cache"))
+
+
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"contains no tokenizer: neither tokenizer\.json"):
         pretrained.open_folder(tmp_path)
@@ -315,10 +340,11 @@ def test_the_case_of_berts_vocabulary_is_judged_by_its_words(tmp_path: Path) -> 
         assert tokenizer.encode(tokenizer.load(tmp_path / str(lower)), text) == ids
 
 
-def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path) -> None:
+def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bert(tmp_path)
     vocab = str(tmp_path / "vocab.txt")
     train_tokenizer(output_dir=tmp_path / "lines", kind="wordpiece", vocab=vocab, newline="[SEP]")
+    assert "wordpiece loses text: runs of spaces become one space" in capsys.readouterr().out
     lines = tokenizer.load(tmp_path / "lines")
     for text, ids in (("白\n日", [9, 3, 10]), ("hello\n\nworld !\n", [7, 3, 3, 11, 12, 3])):
         assert tokenizer.encode(lines, text) == ids and tokenizer.decode(lines, ids) == text
