@@ -153,8 +153,8 @@ def open_text(setting: Setting, folder: Path) -> TextDataModule:
     )
 
 
-def train(setting: Setting, data: TextDataModule, steps: int) -> GPT2:
-    """Train a model."""
+def train(setting: Setting, data: TextDataModule, steps: int) -> tuple[GPT2, float]:
+    """Train a model; return it, and its bits per byte of validation text after a tenth of the steps."""
     torch.manual_seed(setting.seed)
     model = GPT2(setting.shape(data.vocab_size))
     model.use_attention()
@@ -165,7 +165,8 @@ def train(setting: Setting, data: TextDataModule, steps: int) -> GPT2:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, steps))
     order, dataset = data.order(setting.batch_size), BlockDataset(data.store("train"), setting.block_size)
     batches = order.micro_batches(0, setting.batch_size, 0, 1)
-    for _ in range(steps):
+    early = math.nan
+    for number in range(1, steps + 1):
         with torch.autocast("cpu", torch.bfloat16):
             nats, tokens = model.nll(dataset[next(batches)])
         (nats / tokens).backward()
@@ -173,8 +174,11 @@ def train(setting: Setting, data: TextDataModule, steps: int) -> GPT2:
         optimizer.step()
         schedule.step()
         model.zero_grad()
+        if number == max(round(steps / 10), 1):
+            early = bits_per_byte(evaluate(model.eval(), data.store("valid"), data.tokenizer, setting.block_size))
+            model.train()
     torch._dynamo.reset()
-    return model.eval()
+    return model.eval(), early
 
 
 @torch.no_grad()
@@ -194,6 +198,11 @@ def evaluate(model: GPT2, text: TokenStore, tokenizer: Tokenizer, block: int) ->
     return bits, size
 
 
+def bits_per_byte(*scores: tuple[float, int]) -> float:
+    """Return the ratio of the sums of bits and bytes."""
+    return sum(bits for bits, _ in scores) / sum(size for _, size in scores)
+
+
 def run(setting: Setting, folder: Path) -> dict[str, Any]:
     """Measure the text, train a model and evaluate it; return what a law may need, and the result."""
     data = open_text(setting, folder)
@@ -202,8 +211,8 @@ def run(setting: Setting, folder: Path) -> dict[str, Any]:
     shape = setting.shape(data.vocab_size)
     steps = max(round(setting.tokens(data.vocab_size) / tokens_per_step), 1)
     difficulty = measure_text(text, [stores["valid"], stores["test"]], data.tokenizer)
-    model = train(setting, data, steps)
-    bits = [evaluate(model, stores[split], data.tokenizer, setting.block_size) for split in ("valid", "test")]
+    model, early = train(setting, data, steps)
+    valid, test = [evaluate(model, stores[split], data.tokenizer, setting.block_size) for split in ("valid", "test")]
     return {
         **{f"text_{name}": value for name, value in asdict(difficulty).items()},
         "bytes": text.bytes,
@@ -215,9 +224,10 @@ def run(setting: Setting, folder: Path) -> dict[str, Any]:
         "steps": steps,
         "tokens_read": steps * tokens_per_step,
         "passes": steps * tokens_per_step / text.tokens,
-        "valid_bpb": bits[0][0] / bits[0][1],
-        "test_bpb": bits[1][0] / bits[1][1],
-        "bpb": sum(each for each, _ in bits) / sum(size for _, size in bits),
+        "early_valid_bpb": early,
+        "valid_bpb": bits_per_byte(valid),
+        "test_bpb": bits_per_byte(test),
+        "bpb": bits_per_byte(valid, test),
     }
 
 

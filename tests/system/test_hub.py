@@ -193,7 +193,7 @@ def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
         result = run_script("train_tokenizer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
         assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
         assert result.stderr.startswith(f"error: --vocab {message}")
-    (tmp_path / "text.txt").write_text("the quick brown fox\n")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog .\n" * 1000)
     arguments = ("text.txt", "--data.tokenizer", "owner/bert@absent")
     result = run_script("trainer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
     expected = "error: data.tokenizer: owner/bert@absent: owner/bert has no revision absent. Check the part after @\n"
