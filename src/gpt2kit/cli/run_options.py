@@ -30,6 +30,8 @@ class RunOptions:
     """Optimizer steps between checkpoints. There is also one after each validation."""
     save_top_k: int = 1
     """Checkpoints with the lowest validation loss to keep. The two newest are also kept."""
+    best_text: str | None = None
+    """Name of the validation text that decides the best checkpoint. Default: all."""
     override_optimizer: bool = False
     """On resume, use the optimizer and schedule of the config and the arguments."""
     verify_resume: bool = False

@@ -19,17 +19,20 @@ from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
+from gpt2kit.data.joined_store import JoinedStore
 from gpt2kit.data.leakage import leakage_note
+from gpt2kit.data.mixed_order import MIX_VERSION, mixed_order
 from gpt2kit.data.remote import SCRATCH, StreamedStore
+from gpt2kit.data.sources import Source, TextFiles, as_sources, total
 from gpt2kit.data.store import TokenStore
 from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.errors import DataError, UserError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, find_files
+from gpt2kit.text.selection import Selection
 from gpt2kit.text.splits import Split, SplitRange
-from gpt2kit.text.survey import Survey, survey
+from gpt2kit.text.survey import Survey
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.cache import load_named, load_or_train
 from gpt2kit.tokenization.options import TokenizerSpec
@@ -40,8 +43,10 @@ class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. Files are tokenized once, into a cache that is keyed by their content.
 
     Args:
-        train_files: Text files, folders, patterns or URLs to train on.
-        valid_files: Text for validation during training. Its loss decides which checkpoint is the best.
+        train_files: Text files, folders, patterns or URLs to train on. Several texts with names may have weights, such
+            as `{poems: {files: poems/, weight: 2}, songs: songs/}`: a token of the poems then comes twice as often.
+        valid_files: Text for validation during training. Its loss decides which checkpoint is the best. Several texts
+            with names are also measured one by one.
         test_files: Text for the test: the default text of `gpt2kit test`.
         tokenizer: A tokenizer's folder, a tokenizer.json, a name on the Hugging Face hub, or options to train one.
             Options such as `{kind: char}` or `{vocab_size: 16000}` train it on the training text on first use. The size
@@ -77,9 +82,9 @@ class TextDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train_files: list[str] | str,
-        valid_files: list[str] | str | None = None,
-        test_files: list[str] | str | None = None,
+        train_files: TextFiles,
+        valid_files: TextFiles | None = None,
+        test_files: TextFiles | None = None,
         tokenizer: str | TokenizerSpec | None = None,
         block_size: int = 256,
         batch_size: int = 16,
@@ -99,21 +104,12 @@ class TextDataModule(pl.LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        self.files: dict[Split, list[str]] = {
-            "train": _as_list(train_files),
-            "valid": _as_list(valid_files),
-            "test": _as_list(test_files),
-        }
-        is_given = self.files["valid"] or self.files["test"] or (valid_fraction, test_fraction) != (None, None)
+        is_given = valid_files or test_files or (valid_fraction, test_fraction) != (None, None)
         # None: both are computed from the size of the text.
         self._fractions = (valid_fraction or 0.0, test_fraction or 0.0) if is_given else None
-        holds_out_valid, holds_out_test = self._fractions or (True, True)
-        if holds_out_valid:
-            self.files["valid"] = self.files["train"]
-        if holds_out_test:
-            self.files["test"] = self.files["train"]
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
+        self.sources = self._make_sources(train_files, valid_files, test_files, reader)
         self._tokenizer = tokenizer
         self.block_size = block_size
         self.batch_size = batch_size
@@ -129,7 +125,32 @@ class TextDataModule(pl.LightningDataModule):
         self.seed = seed
         self.order_version = blocks.ORDER_VERSION  # a resumed run keeps its order of blocks
         self.start_step = 0  # the first optimizer step of the batches; set on resume
+        # The characters of the longest document of a source that is held out whole, where a resumed run decides it.
+        self.longest_held_out_whole: dict[str, int | None] = {}
+        self._split_ranges: dict[str, dict[Split, SplitRange]] = {}
         self._stores: dict[Split, TokenStore] = {}
+
+    def _make_sources(
+        self, train: TextFiles, valid: TextFiles | None, test: TextFiles | None, reader: Reader
+    ) -> dict[Split, list[Source]]:
+        """Return the sources of each split. Held-out text has those of the training text."""
+        training = [Source(name, options, reader, self.cache_dir) for name, options in as_sources(train).items()]
+        readers = {source.name: source.reader for source in training}
+        sources: dict[Split, list[Source]] = {"train": training}
+        holds_out = self._fractions or (True, True)
+        for split, text, is_held_out in zip(("valid", "test"), (valid, test), holds_out, strict=True):
+            sources[split] = [  # type: ignore[index]
+                Source(name, options, readers.get(name, reader), self.cache_dir)
+                for name, options in as_sources(text).items()
+            ]
+            if is_held_out:
+                sources[split] = training  # type: ignore[index]
+        return sources
+
+    @functools.cached_property
+    def files(self) -> dict[Split, list[str]]:
+        """The files of each split, as the user gave them."""
+        return {split: [file for source in sources for file in source.files] for split, sources in self.sources.items()}
 
     @property
     def splits(self) -> list[Split]:
@@ -137,14 +158,15 @@ class TextDataModule(pl.LightningDataModule):
         return [split for split, files in self.files.items() if files]
 
     @functools.cached_property
-    def paths(self) -> dict[Split, list[PathOrURL]]:
-        """The files of each split. A wrong path in any split is reported before a tokenizer is trained or text read."""
-        return {split: find_files(files) for split, files in self.files.items()}
-
-    @functools.cached_property
     def survey(self) -> Survey:
         """The size of the training files, held-out text included."""
-        return survey(self.paths["train"], self.reader, self.cache_dir)
+        self._find_files()
+        return total(source.survey for source in self.sources["train"])
+
+    def _find_files(self) -> None:
+        """Report a wrong path in any split before a tokenizer is trained or text read."""
+        for source in itertools.chain(*self.sources.values()):
+            _ = source.paths
 
     @functools.cached_property
     def fractions(self) -> tuple[float, float]:
@@ -154,21 +176,22 @@ class TextDataModule(pl.LightningDataModule):
         fraction = splits.automatic_fraction(self.survey.bytes, self.block_size)
         return fraction, fraction
 
-    @functools.cached_property
-    def split_ranges(self) -> dict[Split, SplitRange]:
-        """The range of each split of the training files; empty if nothing is held out."""
-        if not any(self.fractions):
+    def split_ranges(self, source: Source) -> dict[Split, SplitRange]:
+        """Return the range of each split of a source of the training text; empty if nothing is held out."""
+        if source not in self.sources["train"] or not any(self.fractions):
             return {}
-        return splits.split_ranges(*self.fractions, self.seed, self.longest_held_out_whole)
+        if source.name not in self._split_ranges:
+            if source.name in self.longest_held_out_whole:
+                longest = self.longest_held_out_whole[source.name]
+            else:
+                self._refuse_small_text()
+                longest = source.longest_held_out_whole(self.fractions)
+            self._split_ranges[source.name] = splits.split_ranges(*self.fractions, self.seed, longest)
+        return self._split_ranges[source.name]
 
-    @functools.cached_property
-    def longest_held_out_whole(self) -> int | None:
-        """The characters of the longest document that is held out whole; it is set on resume."""
-        self._refuse_small_text()
-        if self.reader.loss_on:
-            return None  # a part of a document could be all context, or lack its context
-        text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
-        return splits.longest_held_out_whole(text.documents, text.characters, text.longest, smallest)
+    def selection(self, source: Source, split: Split) -> Selection:
+        """Return the documents of a split of a source."""
+        return Selection(source.paths, source.reader, self.split_ranges(source).get(split))
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -177,8 +200,10 @@ class TextDataModule(pl.LightningDataModule):
             return load_named(self._tokenizer, self.cache_dir)
         if self._tokenizer is None:
             self._refuse_small_text()
+        self._find_files()
         spec = self._tokenizer or default_spec(self.survey.bytes)
-        return load_or_train(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
+        texts = [self.selection(source, "train") for source in self.sources["train"]]
+        return load_or_train(spec, texts, self.cache_dir)
 
     def _refuse_small_text(self) -> None:
         """Raise if the training text is too short even for a tokenizer with one token per byte.
@@ -239,27 +264,39 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """Return the token store of a split; build it if it is not in the cache."""
         if split not in self._stores:
-            corpus, name = self.corpus(split), f"{split} text"
-            store: TokenStore
-            if self.streamed_from is not None:
-                store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
-            else:
-                store = build.open_with_bar(corpus, self.cache_dir, name)
-            if store.predicted[0] < 1:
-                raise DataError(
-                    f"{self.files[split][0]}: the tokenizer encodes this text to no tokens. Use another tokenizer"
-                )
-            self._stores[split] = store
+            self._find_files()
+            stores = {source.name: self._open_store(source, split) for source in self.sources[split]}
+            self._stores[split] = stores[""] if "" in stores else JoinedStore(stores)
         return self._stores[split]
 
-    def corpus(self, split: Split) -> Corpus:
-        """Return a split's text and how it is tokenized."""
-        paths, split_range = self.paths[split], self.split_ranges.get(split)
-        return Corpus(paths, self.tokenizer, self.reader, split_range, self.append_eos, self.shard_tokens)
+    def _open_store(self, source: Source, split: Split) -> TokenStore:
+        corpus, name = self.corpus(source, split), f"{split} text{source.label}"
+        store: TokenStore
+        if self.streamed_from is not None:
+            store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
+        else:
+            store = build.open_with_bar(corpus, self.cache_dir, name)
+        if store.predicted[0] < 1:
+            raise DataError(f"{source.files[0]}: the tokenizer encodes this text to no tokens. Use another tokenizer")
+        return store
 
-    def corpora(self) -> dict[Split, Corpus]:
-        """Return the corpora of all splits that have files."""
-        return {split: self.corpus(split) for split in self.splits}
+    def stores(self, split: Split) -> dict[str, TokenStore]:
+        """Return the stores of a split's sources by their names; the name of the only one is empty."""
+        store = self.store(split)
+        return store.stores if isinstance(store, JoinedStore) else {"": store}
+
+    def corpus(self, source: Source, split: Split) -> Corpus:
+        """Return a split of a source, and how it is tokenized."""
+        paths, reader, split_range = self.selection(source, split)
+        return Corpus(paths, self.tokenizer, reader, split_range, self.append_eos, self.shard_tokens)
+
+    def corpora(self) -> dict[str, Corpus]:
+        """Return the corpora of all splits that have files, by the names of split and source."""
+        return {
+            f"{split} text{source.label}": self.corpus(source, split)
+            for split in self.splits
+            for source in self.sources[split]
+        }
 
     def notes(self) -> list[str]:
         """Return notes on the text for the user, such as skipped records and documents in two splits."""
@@ -268,27 +305,36 @@ class TextDataModule(pl.LightningDataModule):
             for note in self.store(split).notes:
                 splits_of.setdefault(note, []).append(split)
         notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
-        if loss_on := self.reader.loss_on:
-            counted, tokens = self.store("train").predicted[0], self.store("train").tokens - 1
-            notes.append(f"the loss counts only {', '.join(loss_on)}: {counted:,} of {tokens:,} training tokens")
+        for source in self.sources["train"]:
+            if loss_on := source.reader.loss_on:
+                store = self.stores("train")[source.name]
+                counted = f"{store.predicted[0]:,} of {store.tokens - 1:,} training tokens"
+                notes.append(
+                    f"the loss counts only {', '.join(loss_on)}: {counted}{source.label and f' of{source.label}'}"
+                )
         if tokenizers.find_eos(self.tokenizer) is None:
             notes.append(
                 "the vocabulary has no end-of-text token: documents follow each other without one, and characters that "
                 "it lacks are left out"
             )
         for a, b in itertools.combinations(self.splits, 2):
-            notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
+            for name, store in self.stores(b).items():
+                notes += leakage_note(self.store(a), a, store, f"{b} {name}".strip(), self.tokenizer)
         return notes
 
     def order(self, global_batch: int) -> blocks.BlockOrder:
         """Return the order of training blocks with `global_batch` sequences per optimizer step."""
         store = self.store("train")
-        if self.window_shards is None:
-            cuts = store.tokens, self.block_size, self.stride
-            order = blocks.block_order(*cuts, global_batch, self.seed, self.shuffle, self.order_version)
+        size, stride, seed, version = self.block_size, self.stride, self.seed, self.order_version
+        order: blocks.BlockOrder
+        if isinstance(store, JoinedStore):
+            tokens, weights = self._tokens_by_source(store), self.weights()
+            order = mixed_order(tokens, weights, size, stride, global_batch, seed, self.shuffle, version)
+        elif self.window_shards is None:
+            order = blocks.block_order(store.tokens, size, stride, global_batch, seed, self.shuffle, version)
         else:
-            windows = [shard.tokens for shard in store.shards], self.block_size, self.stride, self.window_shards
-            order = window_order(*windows, global_batch, self.seed, self.shuffle, self.order_version)
+            tokens, window = [shard.tokens for shard in store.shards], self.window_shards
+            order = window_order(tokens, size, stride, window, global_batch, seed, self.shuffle, version)
         if order.blocks < global_batch:
             needed = (global_batch * self.block_size + 1) * (store.bytes / store.tokens)
             raise DataError(
@@ -297,6 +343,26 @@ class TextDataModule(pl.LightningDataModule):
                 "are needed. Add text, or decrease data.block_size or data.batch_size"
             )
         return order
+
+    def weights(self) -> list[float]:
+        """Return the weight of each source of the training text."""
+        return [source.weight for source in self.sources["train"]]
+
+    def mix(self) -> dict[str, Any] | None:
+        """Return what decides the order of several sources besides their texts; None for one."""
+        if not isinstance(self.store("train"), JoinedStore):
+            return None
+        return {"version": MIX_VERSION, **{source.name: source.weight for source in self.sources["train"]}}
+
+    def _tokens_by_source(self, store: JoinedStore) -> list[int]:
+        """Return the tokens of each source of the training text; raise if one has no block."""
+        for name, part in store.stores.items():
+            if part.tokens <= self.block_size:
+                raise DataError(
+                    f"data.train_files.{name}: {part.tokens:,} tokens, fewer than a block of {self.block_size}. Add "
+                    "text to it, or decrease data.block_size"
+                )
+        return [part.tokens for part in store.stores.values()]
 
     def text_problems(self, global_batch: int) -> list[str]:
         """Read each split, and list what is wrong with the text itself."""
@@ -308,9 +374,9 @@ class TextDataModule(pl.LightningDataModule):
         """Return the sequences in one optimizer step, over all ranks and accumulation."""
         return self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
-    def valid_text(self) -> Score:
-        """Return the size of the validation text, as a score without loss; each document's end counts as a byte."""
-        return Score(0.0, *self.store("valid").predicted)
+    def valid_texts(self) -> dict[str, Score]:
+        """Return the size of each validation text, as a score without loss; each document's end counts as a byte."""
+        return {name: Score(0.0, *store.predicted) for name, store in self.stores("valid").items()}
 
     def train_dataloader(self) -> TrainBatches:
         trainer = self._attached_trainer()
@@ -321,12 +387,13 @@ class TextDataModule(pl.LightningDataModule):
             return TrainBatches(dataset, prefetching_batches(order, store.prefetch, *position))
         return TrainBatches(dataset, order.micro_batches(*position), self.num_workers)
 
-    def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
+    def val_dataloader(self) -> list[EvalBatches]:
+        """Return the batches of each validation text."""
         if not self.files["valid"]:
             return []
         trainer = self._attached_trainer()
-        store = self.store("valid")
-        return EvalBatches(store, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
+        sizes = self.block_size, self.batch_size, trainer.global_rank, trainer.world_size
+        return [EvalBatches(store, *sizes) for store in self.stores("valid").values()]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Pin the memory of a batch, so that it is copied to a GPU during the previous step."""
@@ -335,7 +402,3 @@ class TextDataModule(pl.LightningDataModule):
     def _attached_trainer(self) -> pl.Trainer:
         assert self.trainer is not None
         return self.trainer
-
-
-def _as_list(files: list[str] | str | None) -> list[str]:
-    return [files] if isinstance(files, str) else list(files or [])

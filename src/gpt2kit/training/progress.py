@@ -202,7 +202,7 @@ class ProgressBar(callbacks.ProgressBar):
             metrics["train_loss"] = self._loss.add(metrics["train_loss"])
         texts = {name: format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics}
         if "val_bpb" in texts and (validation := gpt2_of(trainer).validation):
-            texts["val_bpb"] += f" (step {validation[0]})"
+            texts["val_bpb"] += f" (step {validation.step})"
         return list(texts.values())
 
 

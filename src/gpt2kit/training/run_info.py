@@ -50,13 +50,16 @@ def describe_text(data: TextDataModule) -> RunInfo:
             "fingerprint": store.fingerprint,
         }
     # The training files, held-out text included.
-    text = data.survey if data.split_ranges else data.store("train")
+    sources = data.sources["train"]
+    held_out = dict.fromkeys(describe_split(data.split_ranges(source)) for source in sources)
+    text = data.survey if any(held_out) else data.store("train")
+    documents = dict.fromkeys(describe_documents(source.reader, source.paths) for source in sources)
     return {
         "splits": splits,
         "documents": text.documents,
         "bytes": text.bytes,
-        "document": describe_documents(data.reader, data.paths["train"]),
-        "held_out": describe_split(data.split_ranges),
+        "document": ", ".join(documents),
+        "held_out": "; ".join(held_out),
         "notes": data.notes(),
         "vocabulary": data.vocab_size,
         "tokenizer": tokenizers.fingerprint(data.tokenizer),
