@@ -206,4 +206,6 @@ def in_words(hint: Any) -> str:
         return f"{'one of ' if inner[1:] else ''}{', '.join(dict.fromkeys(map(str, inner)))}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(in_words, inner)))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return "options"
     return _WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")

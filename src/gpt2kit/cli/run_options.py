@@ -75,6 +75,17 @@ def without_tune(args: list[str]) -> list[str]:
     return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--tune=")]
 
 
+def best_text_problems(config: Any) -> list[str]:
+    """List why a validation text cannot decide the best checkpoint."""
+    text = config.data.valid_files or config.data.train_files
+    names = sorted(text) if isinstance(text, dict) else []
+    if config.best_text is None or config.best_text in names:
+        return []
+    if not names:
+        return [f"--best_text {config.best_text}: only for several texts with names (data.valid_files). Omit it"]
+    return [f"--best_text {config.best_text}: must be one of {', '.join(names)}"]
+
+
 def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:
     """List what is invalid in the name of a run."""
     if resumed is not None:

@@ -56,6 +56,7 @@ def describe_text(data: TextDataModule) -> RunInfo:
     documents = dict.fromkeys(describe_documents(source.reader, source.paths) for source in sources)
     return {
         "splits": splits,
+        "sources": describe_sources(data),
         "documents": text.documents,
         "bytes": text.bytes,
         "document": ", ".join(documents),
@@ -64,6 +65,18 @@ def describe_text(data: TextDataModule) -> RunInfo:
         "vocabulary": data.vocab_size,
         "tokenizer": tokenizers.fingerprint(data.tokenizer),
     }
+
+
+def describe_sources(data: TextDataModule) -> list[RunInfo]:
+    """Return each of several training texts, with the passes over it in an epoch; nothing for one text."""
+    stores = data.stores("train")
+    if "" in stores:
+        return []
+    passes = data.passes_per_epoch()
+    return [
+        {"name": source.name, "weight": source.weight, "tokens": stores[source.name].tokens, "passes": count}
+        for source, count in zip(data.sources["train"], passes, strict=True)
+    ]
 
 
 def describe_model(gpt2: GPT2Module) -> RunInfo:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.mixed_order import MixedOrder
 from gpt2kit.data.sources import Source
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.lora import LORA_SCALE, lora_scale
@@ -38,6 +39,15 @@ def epochs_done(trainer: pl.Trainer) -> float:
     """Return the number of epochs so far, which Lightning does not know: it sees one endless epoch."""
     text = datamodule_of(trainer)
     return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
+
+
+def passes_done(trainer: pl.Trainer) -> dict[str, float]:
+    """Return how often each of several training texts was read so far, by its name; nothing for one text."""
+    text = datamodule_of(trainer)
+    order = text.order(text.global_batch(trainer))
+    if not isinstance(order, MixedOrder):
+        return {}
+    return dict(zip(text.stores("train"), order.passes(trainer.global_step), strict=True))
 
 
 def schedule_of(trainer: pl.Trainer) -> LambdaLR:
