@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2kit.checkpoint.validation import lookup
 from gpt2kit.errors import CheckpointError
 from gpt2kit.text.splits import SplitRange, parse_range
 
@@ -46,6 +47,15 @@ def training_texts(file: Path, metadata: Mapping[str, Any]) -> list[SavedText]:
         "share": metadata.get("train_share"),
     }
     return [_parse(only, f"{file}: its train_share is invalid. Give the text with --files")]
+
+
+def training_files(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the files of the training text, as the user gave them."""
+    value = lookup(metadata, "settings", "data", "train_files")
+    texts = list(value.values()) if isinstance(value, dict) else [value]
+    files = [text.get("files") if isinstance(text, dict) else text for text in texts]
+    names = [name for part in files for name in (part if isinstance(part, list) else [part])]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _sources(file: Path, metadata: Mapping[str, Any], key: str) -> list[SavedText]:

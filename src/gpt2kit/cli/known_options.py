@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import pydoc
 import re
-import types
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from gpt2kit import yaml_reader
 from gpt2kit.cli import other_names
-from gpt2kit.cli.help import leaves
+from gpt2kit.cli.help import leaves, named_values
 
 # A name in a mapping of names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -72,7 +71,7 @@ class KnownOptions:
                 self.classes[name.removesuffix(".help")] = ""
             elif name not in ("help", "print_config"):
                 self.options[name] = Option(parser, action, hint)
-                if values := _named_values(hint):
+                if values := named_values(hint):
                     self._by_name[name] = values
                     continue
                 if isinstance(action.default, (dict, Namespace)) and "class_path" in action.default:
@@ -145,11 +144,3 @@ class KnownOptions:
         is_class_known = self.classes.get(name.rpartition(".")[0]) != ""
         is_renamed = new in self.options or not is_class_known
         return new if is_renamed and name not in self.options else None
-
-
-def _named_values(hint: Any) -> Any:
-    """Return the type of the values of a mapping of names, if an option may be one."""
-    for part in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]:
-        if typing.get_origin(part) is dict:
-            return typing.get_args(part)[1]
-    return None

@@ -43,8 +43,9 @@ class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. Files are tokenized once, into a cache that is keyed by their content.
 
     Args:
-        train_files: Text files, folders, patterns or URLs to train on. Several texts with names may have weights, such
-            as `{poems: {files: poems/, weight: 2}, songs: songs/}`: a token of the poems then comes twice as often.
+        train_files: Text files, folders, patterns or URLs to train on. Several texts may have names, weights and
+            readers, such as `{poems: {files: poems/, weight: 2}, songs: {files: songs/, reader: {document: line}}}`: a
+            token of the poems then comes twice as often.
         valid_files: Text for validation during training. Its loss decides which checkpoint is the best. Several texts
             with names are also measured one by one.
         test_files: Text for the test: the default text of `gpt2kit test`.

@@ -56,7 +56,7 @@ def test_names_in_a_checkpoint_do_not_change(run: Run) -> None:
     }
     assert set(metadata["data"]) == {
         *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents", "window_shards"),
-        *("token_files", "order_version"),
+        *("token_files", "order_version", "mix"),
     }
     assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
 
