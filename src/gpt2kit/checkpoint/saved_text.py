@@ -12,7 +12,7 @@ from gpt2kit.errors import CheckpointError
 from gpt2kit.text.splits import SplitRange, parse_range
 
 _MAX_FILES = 1 << 16
-_MAX_SOURCES = 1000
+_MAX_TEXTS = 1000
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class SavedText:
 
 def test_texts(file: Path, metadata: Mapping[str, Any]) -> list[SavedText]:
     """Return the texts on which a checkpoint is tested; raise CheckpointError if they are invalid."""
-    if sources := _sources(file, metadata, "test_sources"):
-        return sources
+    if texts := _several(file, metadata, "test_texts"):
+        return texts
     only: dict[str, Any] = {name: metadata.get(f"test_{name}") for name in ("files", "share", "text")}
     only |= {"name": "", "reader": metadata.get("reader")}
     text = _parse(only, f"{file}: its test text is invalid. Give the text with --files")
@@ -38,8 +38,8 @@ def test_texts(file: Path, metadata: Mapping[str, Any]) -> list[SavedText]:
 
 def training_texts(file: Path, metadata: Mapping[str, Any]) -> list[SavedText]:
     """Return the texts on which a checkpoint was trained, without their files."""
-    if sources := _sources(file, metadata, "train_sources"):
-        return sources
+    if texts := _several(file, metadata, "train_texts"):
+        return texts
     only: dict[str, Any] = {
         "name": "",
         "files": [],
@@ -58,12 +58,12 @@ def training_files(metadata: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _sources(file: Path, metadata: Mapping[str, Any], key: str) -> list[SavedText]:
+def _several(file: Path, metadata: Mapping[str, Any], key: str) -> list[SavedText]:
     raw = metadata.get(key) or []
     problem = f"{file}: its {key} are invalid. Give the text with --files"
-    if not isinstance(raw, list) or len(raw) > _MAX_SOURCES:
+    if not isinstance(raw, list) or len(raw) > _MAX_TEXTS:
         raise CheckpointError(problem)
-    return [_parse(source, problem) for source in raw]
+    return [_parse(text, problem) for text in raw]
 
 
 def _parse(raw: object, problem: str) -> SavedText:

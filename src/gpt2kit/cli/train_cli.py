@@ -229,7 +229,7 @@ class TrainCLI(LightningCLI):
         metadata = checkpoint.read(resumed, verify=False)[checkpoint.KEY]
         for text in saved_text.training_texts(resumed, metadata):
             if text.split is not None:
-                self.datamodule.longest_held_out_whole[text.name] = longest_of_range(text.split)
+                self.datamodule.texts.longest_held_out_whole[text.name] = longest_of_range(text.split)
         version = metadata["data"].get("order_version", 1)
         self.datamodule.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
 

@@ -23,16 +23,14 @@ from gpt2kit.data.joined_store import JoinedStore
 from gpt2kit.data.leakage import leakage_note
 from gpt2kit.data.mixed_order import MIX_VERSION, MixedOrder, mixed_order
 from gpt2kit.data.remote import SCRATCH, StreamedStore
-from gpt2kit.data.sources import Source, TextFiles, as_sources, total
 from gpt2kit.data.store import TokenStore
+from gpt2kit.data.texts import Text, TextFiles, Texts
 from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.errors import DataError, UserError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.selection import Selection
-from gpt2kit.text.splits import Split, SplitRange
-from gpt2kit.text.survey import Survey
+from gpt2kit.text.splits import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.cache import load_named, load_or_train
 from gpt2kit.tokenization.options import TokenizerSpec
@@ -106,11 +104,11 @@ class TextDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         is_given = valid_files or test_files or (valid_fraction, test_fraction) != (None, None)
-        # None: both are computed from the size of the text.
-        self._fractions = (valid_fraction or 0.0, test_fraction or 0.0) if is_given else None
+        fractions = (valid_fraction or 0.0, test_fraction or 0.0) if is_given else None
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
-        self.sources = self._make_sources(train_files, valid_files, test_files, reader)
+        files: dict[Split, TextFiles | None] = {"train": train_files, "valid": valid_files, "test": test_files}
+        self.texts = Texts(files, reader, fractions, block_size, seed, self.cache_dir)
         self._tokenizer = tokenizer
         self.block_size = block_size
         self.batch_size = batch_size
@@ -126,32 +124,12 @@ class TextDataModule(pl.LightningDataModule):
         self.seed = seed
         self.order_version = blocks.ORDER_VERSION  # a resumed run keeps its order of blocks
         self.start_step = 0  # the first optimizer step of the batches; set on resume
-        # The characters of the longest document of a source that is held out whole, where a resumed run decides it.
-        self.longest_held_out_whole: dict[str, int | None] = {}
-        self._split_ranges: dict[str, dict[Split, SplitRange]] = {}
         self._stores: dict[Split, TokenStore] = {}
 
-    def _make_sources(
-        self, train: TextFiles, valid: TextFiles | None, test: TextFiles | None, reader: Reader
-    ) -> dict[Split, list[Source]]:
-        """Return the sources of each split. Held-out text has those of the training text."""
-        training = [Source(name, options, reader, self.cache_dir) for name, options in as_sources(train).items()]
-        readers = {source.name: source.reader for source in training}
-        sources: dict[Split, list[Source]] = {"train": training}
-        holds_out = self._fractions or (True, True)
-        for split, text, is_held_out in zip(("valid", "test"), (valid, test), holds_out, strict=True):
-            sources[split] = [  # type: ignore[index]
-                Source(name, options, readers.get(name, reader), self.cache_dir)
-                for name, options in as_sources(text).items()
-            ]
-            if is_held_out:
-                sources[split] = training  # type: ignore[index]
-        return sources
-
-    @functools.cached_property
+    @property
     def files(self) -> dict[Split, list[str]]:
         """The files of each split, as the user gave them."""
-        return {split: [file for source in sources for file in source.files] for split, sources in self.sources.items()}
+        return self.texts.files
 
     @property
     def splits(self) -> list[Split]:
@@ -159,61 +137,28 @@ class TextDataModule(pl.LightningDataModule):
         return [split for split, files in self.files.items() if files]
 
     @functools.cached_property
-    def survey(self) -> Survey:
-        """The size of the training files, held-out text included."""
-        self._find_files()
-        return total(source.survey for source in self.sources["train"])
-
-    def _find_files(self) -> None:
-        """Report a wrong path in any split before a tokenizer is trained or text read."""
-        for source in itertools.chain(*self.sources.values()):
-            _ = source.paths
-
-    @functools.cached_property
-    def fractions(self) -> tuple[float, float]:
-        """The fractions of the training files that are held out for validation and for the test."""
-        if self._fractions is not None:
-            return self._fractions
-        fraction = splits.automatic_fraction(self.survey.bytes, self.block_size)
-        return fraction, fraction
-
-    def split_ranges(self, source: Source) -> dict[Split, SplitRange]:
-        """Return the range of each split of a source of the training text; empty if nothing is held out."""
-        if source not in self.sources["train"] or not any(self.fractions):
-            return {}
-        if source.name not in self._split_ranges:
-            if source.name in self.longest_held_out_whole:
-                longest = self.longest_held_out_whole[source.name]
-            else:
-                self._refuse_small_text()
-                longest = source.longest_held_out_whole(self.fractions)
-            self._split_ranges[source.name] = splits.split_ranges(*self.fractions, self.seed, longest)
-        return self._split_ranges[source.name]
-
-    def selection(self, source: Source, split: Split) -> Selection:
-        """Return the documents of a split of a source."""
-        return Selection(source.paths, source.reader, self.split_ranges(source).get(split))
-
-    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         if isinstance(self._tokenizer, str):
             return load_named(self._tokenizer, self.cache_dir)
-        if self._tokenizer is None:
-            self._refuse_small_text()
-        self._find_files()
-        spec = self._tokenizer or default_spec(self.survey.bytes)
-        texts = [self.selection(source, "train") for source in self.sources["train"]]
-        return load_or_train(spec, texts, self.cache_dir)
+        self._refuse_small_text()
+        spec = self._tokenizer or default_spec(self.texts.survey.bytes)
+        return load_or_train(
+            spec, [self.texts.selection(text, "train") for text in self.texts.of("train")], self.cache_dir
+        )
 
     def _refuse_small_text(self) -> None:
         """Raise if the training text is too short even for a tokenizer with one token per byte.
 
         `order` compares the number of tokens when it is known.
         """
-        size, tokens = self.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
-        if size * (1 - sum(self.fractions)) < tokens:
-            purpose = "train, validate and test" if any(self.fractions) else "train"
+        self.texts.find_files()
+        held_out = sum(self.texts.fractions)
+        if self._tokenizer is not None and not held_out:  # then nothing else needs the size of the text
+            return
+        size, tokens = self.texts.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
+        if size * (1 - held_out) < tokens:
+            purpose = "train, validate and test" if held_out else "train"
             raise DataError(
                 f"{self.files['train'][0]}: {size:,} bytes of text. About "
                 f"{splits.smallest_text(tokens) / 1000:,.0f} kB are needed to {purpose} with data.block_size "
@@ -224,9 +169,9 @@ class TextDataModule(pl.LightningDataModule):
         """Return the options that are not set and depend on the text, with their values as plain data."""
         options: dict[str, Any] = {}
         if self._tokenizer is None:
-            options["tokenizer"] = asdict(default_spec(self.survey.bytes)) | {"special_tokens": []}
-        if self._fractions is None:
-            options["valid_fraction"], options["test_fraction"] = self.fractions
+            options["tokenizer"] = asdict(default_spec(self.texts.survey.bytes)) | {"special_tokens": []}
+        if self.texts.is_automatic:
+            options["valid_fraction"], options["test_fraction"] = self.texts.fractions
         return options
 
     @property
@@ -265,38 +210,38 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """Return the token store of a split; build it if it is not in the cache."""
         if split not in self._stores:
-            self._find_files()
-            stores = {source.name: self._open_store(source, split) for source in self.sources[split]}
+            self._refuse_small_text()
+            stores = {text.name: self._open_store(text, split) for text in self.texts.of(split)}
             self._stores[split] = stores[""] if "" in stores else JoinedStore(stores)
         return self._stores[split]
 
-    def _open_store(self, source: Source, split: Split) -> TokenStore:
-        corpus, name = self.corpus(source, split), f"{split} text{source.label}"
+    def _open_store(self, text: Text, split: Split) -> TokenStore:
+        corpus, name = self.corpus(text, split), f"{split} text{text.label}"
         store: TokenStore
         if self.streamed_from is not None:
             store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
         else:
             store = build.open_with_bar(corpus, self.cache_dir, name)
         if store.predicted[0] < 1:
-            raise DataError(f"{source.files[0]}: the tokenizer encodes this text to no tokens. Use another tokenizer")
+            raise DataError(f"{text.files[0]}: the tokenizer encodes this text to no tokens. Use another tokenizer")
         return store
 
     def stores(self, split: Split) -> dict[str, TokenStore]:
-        """Return the stores of a split's sources by their names; the name of the only one is empty."""
+        """Return the stores of a split's texts by their names; the name of the only one is empty."""
         store = self.store(split)
         return store.stores if isinstance(store, JoinedStore) else {"": store}
 
-    def corpus(self, source: Source, split: Split) -> Corpus:
-        """Return a split of a source, and how it is tokenized."""
-        paths, reader, split_range = self.selection(source, split)
+    def corpus(self, text: Text, split: Split) -> Corpus:
+        """Return a split of a text, and how it is tokenized."""
+        paths, reader, split_range = self.texts.selection(text, split)
         return Corpus(paths, self.tokenizer, reader, split_range, self.append_eos, self.shard_tokens)
 
     def corpora(self) -> dict[str, Corpus]:
-        """Return the corpora of all splits that have files, by the names of split and source."""
+        """Return the corpora of all splits that have files, by the names of split and text."""
         return {
-            f"{split} text{source.label}": self.corpus(source, split)
+            f"{split} text{text.label}": self.corpus(text, split)
             for split in self.splits
-            for source in self.sources[split]
+            for text in self.texts.of(split)
         }
 
     def notes(self) -> list[str]:
@@ -306,13 +251,11 @@ class TextDataModule(pl.LightningDataModule):
             for note in self.store(split).notes:
                 splits_of.setdefault(note, []).append(split)
         notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
-        for source in self.sources["train"]:
-            if loss_on := source.reader.loss_on:
-                store = self.stores("train")[source.name]
+        for text in self.texts.of("train"):
+            if loss_on := text.reader.loss_on:
+                store = self.stores("train")[text.name]
                 counted = f"{store.predicted[0]:,} of {store.tokens - 1:,} training tokens"
-                notes.append(
-                    f"the loss counts only {', '.join(loss_on)}: {counted}{source.label and f' of{source.label}'}"
-                )
+                notes.append(f"the loss counts only {', '.join(loss_on)}: {counted}{text.label and f' of{text.label}'}")
         if tokenizers.find_eos(self.tokenizer) is None:
             notes.append(
                 "the vocabulary has no end-of-text token: documents follow each other without one, and characters that "
@@ -329,7 +272,7 @@ class TextDataModule(pl.LightningDataModule):
         size, stride, seed, version = self.block_size, self.stride, self.seed, self.order_version
         order: blocks.BlockOrder
         if isinstance(store, JoinedStore):
-            tokens, weights = self._tokens_by_source(store), self.weights()
+            tokens, weights = self._tokens_by_text(store), self.weights()
             order = mixed_order(tokens, weights, size, stride, global_batch, seed, self.shuffle, version)
         elif self.window_shards is None:
             order = blocks.block_order(store.tokens, size, stride, global_batch, seed, self.shuffle, version)
@@ -346,8 +289,8 @@ class TextDataModule(pl.LightningDataModule):
         return order
 
     def weights(self) -> list[float]:
-        """Return the weight of each source of the training text."""
-        return [source.weight for source in self.sources["train"]]
+        """Return the weight of each training text."""
+        return [text.weight for text in self.texts.of("train")]
 
     def passes_per_epoch(self) -> list[float]:
         """Return how often each of several training texts is read in an epoch."""
@@ -356,13 +299,13 @@ class TextDataModule(pl.LightningDataModule):
         return [count / part.blocks for count, part in zip(order.counts.tolist(), order.orders, strict=True)]
 
     def mix(self) -> dict[str, Any] | None:
-        """Return what decides the order of several sources besides their texts; None for one."""
+        """Return what decides the order of several texts besides their tokens; None for one."""
         if not isinstance(self.store("train"), JoinedStore):
             return None
-        return {"version": MIX_VERSION, **{source.name: source.weight for source in self.sources["train"]}}
+        return {"version": MIX_VERSION, **{text.name: text.weight for text in self.texts.of("train")}}
 
-    def _tokens_by_source(self, store: JoinedStore) -> list[int]:
-        """Return the tokens of each source of the training text; raise if one has no block."""
+    def _tokens_by_text(self, store: JoinedStore) -> list[int]:
+        """Return the tokens of each of several training texts; raise if one has no block."""
         for name, part in store.stores.items():
             if part.tokens <= self.block_size:
                 raise DataError(

@@ -1,4 +1,4 @@
-"""The token stores of several sources, read as one."""
+"""The token stores of several texts, read as one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gpt2kit.data.store import TokenStore
 
 
 class JoinedStore(TokenStore):
-    """The stores of several sources. Their tokens are numbered one source after another.
+    """The stores of several texts. Their tokens are numbered one text after another.
 
-    What is read at once, such as a block, must be of one source: it ends where the source ends.
+    What is read at once, such as a block, must be of one text: it ends where the text ends.
 
     Args:
-        stores: the store of each source, by its name.
+        stores: the store of each text, by its name.
     """
 
     def __init__(self, stores: Mapping[str, TokenStore]) -> None:
@@ -40,12 +40,12 @@ class JoinedStore(TokenStore):
                 any(part.index.loss_mask for part in parts),
             )
         )
-        # The number of each source's first token.
+        # The number of each text's first token.
         self.firsts = np.cumsum([0, *(part.tokens for part in parts)])[:-1]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the documents and their tokens, source by source."""
+        """Identity of the documents and their tokens, text by text."""
         identity = [part.fingerprint for part in self.stores.values()]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -57,12 +57,12 @@ class JoinedStore(TokenStore):
         return part[own]
 
     def marked(self, span: slice) -> NDArray[np.integer]:
-        """Return tokens of one source as in a batch."""
+        """Return tokens of one text as in a batch."""
         part, own = self._locate(span)
         return part.marked(own)
 
     def _locate(self, span: slice) -> tuple[TokenStore, slice]:
-        """Return the source of a span's first token, and the span in it."""
+        """Return the text of a span's first token, and the span in it."""
         start, stop, _ = span.indices(self.tokens)
         number = int(np.searchsorted(self.firsts, start, side="right")) - 1
         first = int(self.firsts[number])
@@ -70,11 +70,11 @@ class JoinedStore(TokenStore):
 
     @functools.cached_property
     def predicted(self) -> tuple[int, int]:
-        """The tokens that the loss counts, and their bytes. No token is predicted from another source."""
+        """The tokens that the loss counts, and their bytes. No token is predicted from another text."""
         tokens, size = np.sum([part.predicted for part in self.stores.values()], axis=0).tolist()
         return tokens, size
 
     def documents_by_shard(self, counted: bool = False) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        """Yield hashes and sizes of the documents that end in each shard, source by source."""
+        """Yield hashes and sizes of the documents that end in each shard, text by text."""
         for part in self.stores.values():
             yield from part.documents_by_shard(counted)

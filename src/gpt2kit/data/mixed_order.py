@@ -1,11 +1,11 @@
-"""The order of training blocks of several sources: a fixed interleave, in which each source has its own epochs.
+"""The order of training blocks of several texts: a fixed interleave, in which each text has its own epochs.
 
-    b blocks of a source with weight w; c = w * b of an epoch's positions, scaled so that all c are about all b together
-    the source's positions are evenly spread: number j of them is at the fraction (j + 1/2) / c of the epoch
-    position number k of a source, counted over all epochs, has block k % b of the source's own epoch k // b
+    b blocks of a text with weight w; c = w * b of an epoch's positions, scaled so that all c are about all b together
+    the text's positions are evenly spread: number j of them is at the fraction (j + 1/2) / c of the epoch
+    position number k of a text, counted over all epochs, has block k % b of the text's own epoch k // b
 
-So a token of a source with weight 2 comes twice as often as one of a source with weight 1, and a block comes again only
-when all others of its source have come. Everything is a function of (seed, epoch, position), as in `order`.
+So a token of a text with weight 2 comes twice as often as one of a text with weight 1, and a block comes again only
+when all others of its text have come. Everything is a function of (seed, epoch, position), as in `order`.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ MIX_VERSION = 1
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MixedOrder(BlockOrder):
-    """The order of training blocks of several sources, whose tokens are numbered one source after another."""
+    """The order of training blocks of several texts, whose tokens are numbered one text after another."""
 
-    orders: tuple[BlockOrder, ...]  # of each source alone
-    counts: NDArray[np.int64]  # an epoch's positions of each source
-    firsts: NDArray[np.int64]  # the number of each source's first token
+    orders: tuple[BlockOrder, ...]  # of each text alone
+    counts: NDArray[np.int64]  # an epoch's positions of each text
+    firsts: NDArray[np.int64]  # the number of each text's first token
 
     __hash__, __eq__ = object.__hash__, object.__eq__  # by identity: arrays cannot be hashed
 
     def blocks_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the first tokens of the blocks at these positions of an epoch."""
         slots = self._slots[positions]
-        sources = np.searchsorted(self._edges, slots, side="right") - 1
-        numbers = epoch * self.counts[sources] + slots - self._edges[sources]
+        texts = np.searchsorted(self._edges, slots, side="right") - 1
+        numbers = epoch * self.counts[texts] + slots - self._edges[texts]
         firsts = np.empty_like(slots)
-        for source in np.unique(sources).tolist():
-            own = sources == source
-            firsts[own] = self.firsts[source] + _blocks_of(self.orders[source], numbers[own])
+        for text in np.unique(texts).tolist():
+            own = texts == text
+            firsts[own] = self.firsts[text] + _blocks_of(self.orders[text], numbers[own])
         return firsts
 
     def passes(self, step: int) -> list[float]:
-        """Return how often each source was read when this step begins, to the nearest block."""
+        """Return how often each text was read when this step begins, to the nearest block."""
         epoch, within = divmod(step, self.steps_per_epoch)
         epochs = epoch + within * self.global_batch / self.blocks
         return [epochs * count / order.blocks for count, order in zip(self.counts.tolist(), self.orders, strict=True)]
 
     @functools.cached_property
     def _edges(self) -> NDArray[np.int64]:
-        """The slot at which each source begins."""
+        """The slot at which each text begins."""
         return np.cumsum([0, *self.counts])[:-1]
 
     @functools.cached_property
     def _slots(self) -> NDArray[np.int64]:
-        """The slot of each position: slots are numbered by source, positions by their place in the epoch."""
+        """The slot of each position: slots are numbered by text, positions by their place in the epoch."""
         places = np.concatenate([(np.arange(count) + 0.5) / count for count in self.counts.tolist()])
         return np.argsort(places, kind="stable")
 
 
 def _blocks_of(order: BlockOrder, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a source's blocks by their numbers, which continue over its epochs."""
+    """Return a text's blocks by their numbers, which continue over its epochs."""
     epochs, positions = np.divmod(numbers, order.blocks)
     firsts = np.empty_like(numbers)
     for epoch in np.unique(epochs).tolist():
@@ -81,7 +81,7 @@ def mixed_order(
     shuffle: bool,
     version: int = ORDER_VERSION,
 ) -> MixedOrder:
-    """Return the order of blocks of sources with these numbers of tokens, each at least a block."""
+    """Return the order of blocks of texts with these numbers of tokens, each at least a block."""
     counts, offsets = cut_blocks(tokens, block_size, stride, global_batch, shuffle and version > 1)
     shares = np.array(weights) * counts
     positions = np.maximum(np.round(shares * (counts.sum() / shares.sum())), 1).astype(np.int64)

@@ -180,7 +180,7 @@ class GPT2Module(pl.LightningModule):
         text = self.trainer.datamodule  # type: ignore[attr-defined]
         if text is not None:
             self.take_vocabulary(text.vocab_size, text.document_start)
-            self.has_mask = any(source.reader.loss_on for source in text.sources["train"])
+            self.has_mask = any(each.reader.loss_on for each in text.texts.of("train"))
         self.step_loss = StepLoss(self.has_mask)
         self._metrics = MetricsRow()  # of the step or validation in progress
 

@@ -50,13 +50,13 @@ def describe_text(data: TextDataModule) -> RunInfo:
             "fingerprint": store.fingerprint,
         }
     # The training files, held-out text included.
-    sources = data.sources["train"]
-    held_out = dict.fromkeys(describe_split(data.split_ranges(source)) for source in sources)
-    text = data.survey if any(held_out) else data.store("train")
-    documents = dict.fromkeys(describe_documents(source.reader, source.paths) for source in sources)
+    texts = data.texts.of("train")
+    held_out = dict.fromkeys(describe_split(data.texts.split_ranges(each)) for each in texts)
+    text = data.texts.survey if any(held_out) else data.store("train")
+    documents = dict.fromkeys(describe_documents(each.reader, each.paths) for each in texts)
     return {
         "splits": splits,
-        "sources": describe_sources(data),
+        "mix": describe_mix(data),
         "documents": text.documents,
         "bytes": text.bytes,
         "document": ", ".join(documents),
@@ -67,15 +67,15 @@ def describe_text(data: TextDataModule) -> RunInfo:
     }
 
 
-def describe_sources(data: TextDataModule) -> list[RunInfo]:
+def describe_mix(data: TextDataModule) -> list[RunInfo]:
     """Return each of several training texts, with the passes over it in an epoch; nothing for one text."""
     stores = data.stores("train")
     if "" in stores:
         return []
     passes = data.passes_per_epoch()
     return [
-        {"name": source.name, "weight": source.weight, "tokens": stores[source.name].tokens, "passes": count}
-        for source, count in zip(data.sources["train"], passes, strict=True)
+        {"name": text.name, "weight": text.weight, "tokens": stores[text.name].tokens, "passes": count}
+        for text, count in zip(data.texts.of("train"), passes, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.mixed_order import MixedOrder
-from gpt2kit.data.sources import Source
+from gpt2kit.data.texts import Text
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.lora import LORA_SCALE, lora_scale
 from gpt2kit.text.splits import Split
@@ -84,40 +84,26 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
 def _describe_texts(text: TextDataModule) -> dict[str, Any]:
     """Return how the training text is read, and the test text; of several texts, of each by its name."""
 
-    def share(source: Source, split: Split) -> dict[str, Any] | None:
-        """Return the range of a split, which the checkpoint format calls its share."""
-        split_range = text.split_ranges(source).get(split)
-        return None if split_range is None else asdict(split_range)
+    def describe(each: Text, split: Split) -> dict[str, Any]:
+        """Return the name of a text and how it is read. The checkpoint format calls the range of a split its share."""
+        split_range = text.texts.split_ranges(each).get(split)
+        share = None if split_range is None else asdict(split_range)
+        return {"name": each.name, "reader": each.reader.identity(), "share": share}
 
-    names = [source.name for source in text.sources["train"]]
-    sources = [
-        {
-            "name": source.name,
-            "weight": source.weight,
-            "reader": source.reader.identity(),
-            "share": share(source, "train"),
-        }
-        for source in text.sources["train"]
-    ]
+    training = [{**describe(each, "train"), "weight": each.weight} for each in text.texts.of("train")]
     tests = [
-        {
-            "name": source.name,
-            "files": source.files,
-            "reader": source.reader.identity(),
-            "share": share(source, "test"),
-            "text": text.stores("test")[source.name].fingerprint,
-        }
-        for source in text.sources["test"]
+        {**describe(each, "test"), "files": each.files, "text": text.stores("test")[each.name].fingerprint}
+        for each in text.texts.of("test")
     ]
     test = tests[0] if tests and not tests[0]["name"] else {}
     return {
         "reader": text.reader.identity(),
-        "train_share": sources[0]["share"] if names == [""] else None,
+        "train_share": None if training[0]["name"] else training[0]["share"],
         "test_files": text.files["test"],
         "test_text": test.get("text"),
         "test_share": test.get("share"),
-        "train_sources": [] if names == [""] else sources,
-        "test_sources": tests if any(source.name for source in text.sources["test"]) else [],
+        "train_texts": training if training[0]["name"] else [],
+        "test_texts": tests if tests and tests[0]["name"] else [],
     }
 
 

@@ -180,7 +180,7 @@ def test_text_is_held_out_and_a_tokenizer_trained_if_only_the_text_is_given(
     write_texts(tmp_path, count, lines)
     data = automatic(tmp_path)
     data.prepare_data()
-    assert all(isinstance(part, kind) for part in data.split_ranges(data.sources["train"][0]).values())
+    assert all(isinstance(part, kind) for part in data.texts.split_ranges(data.texts.of("train")[0]).values())
     texts = {split: decoded(data, split).split("\n") for split in get_args(Split)}
     assert sum(map(len, texts.values())) == count * lines + 3
     for split in ("valid", "test"):
@@ -200,9 +200,12 @@ def test_only_the_given_splits_are_held_out(tmp_path: Path) -> None:
     write_texts(tmp_path, 12, 100)
     assert not automatic(tmp_path, valid_fraction=0.0).files["valid"]
     data = automatic(tmp_path, test_files=str(tmp_path / "text" / "000.txt"))
-    assert not data.split_ranges(data.sources["train"][0])
+    assert not data.texts.split_ranges(data.texts.of("train")[0])
     data = automatic(tmp_path, valid_fraction=0.01)
-    assert data.split_ranges(data.sources["train"][0]) == {"train": CutRange(0.0, 0.99), "valid": CutRange(0.99, 1.0)}
+    assert data.texts.split_ranges(data.texts.of("train")[0]) == {
+        "train": CutRange(0.0, 0.99),
+        "valid": CutRange(0.99, 1.0),
+    }
     assert not data.files["test"]
     assert data.resolved().keys() == {"tokenizer"}
 

@@ -1,4 +1,4 @@
-"""The order of blocks of several sources: exact shares, each block of a source equally often, the same on any ranks."""
+"""The order of blocks of several texts: exact shares, each block of a text equally often, the same on any ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make(weights: tuple[float, ...] = (1, 2, 1), shuffle: bool = True, seed: int
     return mixed_order(TOKENS, weights, BLOCK, BLOCK, BATCH, seed, shuffle)
 
 
-def sources_of(firsts: np.ndarray) -> np.ndarray:
+def texts_of(firsts: np.ndarray) -> np.ndarray:
     return np.searchsorted(FIRSTS, firsts, side="right") - 1
 
 
@@ -26,16 +26,16 @@ def read(order: MixedOrder, steps: int, first: int = 0) -> np.ndarray:
     return np.concatenate([order.step(step) for step in range(first, first + steps)])
 
 
-def test_no_block_reaches_into_the_next_source() -> None:
+def test_no_block_reaches_into_the_next_text() -> None:
     firsts = read(make(), 200)
-    assert ((firsts >= FIRSTS[sources_of(firsts)]) & (firsts + BLOCK < FIRSTS[sources_of(firsts) + 1])).all()
+    assert ((firsts >= FIRSTS[texts_of(firsts)]) & (firsts + BLOCK < FIRSTS[texts_of(firsts) + 1])).all()
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 2, 1), (0.7, 0.2, 0.1), (1, 30, 0.01)])
 def test_weights_are_rates_per_token(weights: tuple[float, ...]) -> None:
     order = make(weights)
     steps = 40 * order.steps_per_epoch
-    counts = np.bincount(sources_of(read(order, steps)), minlength=3)
+    counts = np.bincount(texts_of(read(order, steps)), minlength=3)
     expected = np.array(weights, float) * [part.blocks for part in order.orders]
     expected *= steps * BATCH / expected.sum()
     assert np.abs(counts - expected).max() <= 0.02 * counts.sum()
@@ -47,12 +47,12 @@ def test_only_ratios_of_weights_matter() -> None:
     assert np.array_equal(read(make((1, 2, 1)), 50), read(make((0.5, 1, 0.5)), 50))
 
 
-def test_a_block_comes_again_only_after_all_others_of_its_source() -> None:
+def test_a_block_comes_again_only_after_all_others_of_its_text() -> None:
     order = make((1, 2, 1))
     assert order.blocks % BATCH == 0, "no position of an epoch is left out"
     firsts = read(order, 5 * order.steps_per_epoch + 3)
-    for source, part in enumerate(order.orders):
-        numbers = (firsts[sources_of(firsts) == source] - FIRSTS[source]) // BLOCK
+    for text, part in enumerate(order.orders):
+        numbers = (firsts[texts_of(firsts) == text] - FIRSTS[text]) // BLOCK
         complete = len(numbers) // part.blocks * part.blocks
         assert complete > 2 * part.blocks
         for epoch in numbers[:complete].reshape(-1, part.blocks):
@@ -62,7 +62,7 @@ def test_a_block_comes_again_only_after_all_others_of_its_source() -> None:
 def test_every_part_of_an_epoch_has_the_same_shares() -> None:
     order = make((1, 2, 1))
     firsts = read(order, order.steps_per_epoch)
-    for part in np.array_split(sources_of(firsts), 5):
+    for part in np.array_split(texts_of(firsts), 5):
         share = np.bincount(part, minlength=3) / len(part)
         assert share == pytest.approx(order.counts / order.blocks, abs=1.5 / len(part))
 
@@ -81,15 +81,15 @@ def test_steps_do_not_depend_on_ranks_or_on_where_the_run_began() -> None:
 def test_seed_and_epoch_change_the_order_and_not_the_interleave() -> None:
     one, other = make(seed=1), make(seed=2)
     assert not np.array_equal(read(one, 20), read(other, 20))
-    assert np.array_equal(sources_of(read(one, 20)), sources_of(read(other, 20)))
+    assert np.array_equal(texts_of(read(one, 20)), texts_of(read(other, 20)))
     assert not np.array_equal(read(one, 20), read(one, 20, one.steps_per_epoch))
 
 
-def test_without_shuffling_each_source_is_read_from_its_beginning() -> None:
+def test_without_shuffling_each_text_is_read_from_its_beginning() -> None:
     firsts = read(make(shuffle=False), 8)
-    for source in range(3):
-        own = firsts[sources_of(firsts) == source]
-        assert np.array_equal(own, FIRSTS[source] + BLOCK * np.arange(len(own)))
+    for text in range(3):
+        own = firsts[texts_of(firsts) == text]
+        assert np.array_equal(own, FIRSTS[text] + BLOCK * np.arange(len(own)))
 
 
 def test_the_order_of_this_version_stays() -> None:

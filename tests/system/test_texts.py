@@ -147,7 +147,7 @@ def test_text_is_held_out_of_each_source(options: list[str], texts: Path, tmp_pa
     row = last_validation(run)
     assert row["val_bpb/prose"] > 0 and row["val_bpb/verse"] > 0
     metadata = checkpoint.read(paths.checkpoints(run)[0])["gpt2kit"]
-    shares = {source["name"]: source["share"] for source in metadata["train_sources"]}
+    shares = {source["name"]: source["share"] for source in metadata["train_texts"]}
     assert shares["prose"] == {"low": 0.0, "high": 0.8, "unit": "document"}, "one document is cut"
     assert shares["verse"] == {"low": 0.0, "high": 0.8, "seed": 1}, "whole lines are held out"
 
@@ -183,12 +183,12 @@ def test_checkpoints_are_compared_on_each_text(mixed: Path, arguments: list[str]
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda metadata: metadata.update(test_sources={"prose": {}}),
-        lambda metadata: metadata.update(test_sources=[3]),
-        lambda metadata: metadata["test_sources"][0].update(files="/etc/hostname"),
-        lambda metadata: metadata["test_sources"][0].update(name=["prose"]),
-        lambda metadata: metadata["test_sources"][0].update(share={"low": 0}),
-        lambda metadata: metadata["test_sources"][0].update(reader={"reader": "os.system"}),
+        lambda metadata: metadata.update(test_texts={"prose": {}}),
+        lambda metadata: metadata.update(test_texts=[3]),
+        lambda metadata: metadata["test_texts"][0].update(files="/etc/hostname"),
+        lambda metadata: metadata["test_texts"][0].update(name=["prose"]),
+        lambda metadata: metadata["test_texts"][0].update(share={"low": 0}),
+        lambda metadata: metadata["test_texts"][0].update(reader={"reader": "os.system"}),
     ],
 )
 def test_hostile_texts_in_a_checkpoint_are_refused(
