@@ -9,8 +9,7 @@ from pathlib import Path
 from gpt2kit.cli.other_names import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import UserError
-from gpt2kit.text.reader import Reader, batched
-from gpt2kit.text.selection import Selection
+from gpt2kit.text.reader import Reader, Selection, batched
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import train as training

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.text import splits
-from gpt2kit.text.reader import Reader
-from gpt2kit.text.selection import Selection
+from gpt2kit.text.reader import Reader, Selection
 from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.selection import Selection
+from gpt2kit.text.reader import Selection
 from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.options import TokenizerSpec, check
 from gpt2kit.tokenization.pretrained import NAMING

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from gpt2kit.errors import UserError
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.selection import Selection
+from gpt2kit.text.reader import Selection
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.options import TokenizerSpec

@@ -148,7 +148,6 @@ class GPT2Module(pl.LightningModule):
         self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
         self.estimated_steps = 0  # if only time limits the run; 0: unknown, or the last step is known
         self.has_mask = False  # whether the loss counts only a part of each document
-        self._validation_sums = ValidationSums()
         self.validation: Validation | None = None  # the last one
         if vocab_size is not None:
             self.build()
@@ -181,7 +180,7 @@ class GPT2Module(pl.LightningModule):
         if text is not None:
             self.take_vocabulary(text.vocab_size, text.document_start)
             self.has_mask = any(each.reader.loss_on for each in text.texts.of("train"))
-        self.step_loss = StepLoss(self.has_mask)
+        self.step_loss, self.validation_sums = StepLoss(self.has_mask), ValidationSums()
         self._metrics = MetricsRow()  # of the step or validation in progress
 
     def check_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
@@ -334,11 +333,11 @@ class GPT2Module(pl.LightningModule):
         self.guard.check()
 
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._validation_sums.add(dataloader_idx, *self.model.nll(batch))
+        self.validation_sums.add(dataloader_idx, *self.model.nll(batch))
 
     def on_validation_epoch_end(self) -> None:
         texts = self.trainer.datamodule.valid_texts()  # type: ignore[attr-defined]
-        validation = self._validation_sums.finish(self.trainer, texts)
+        validation = self.validation_sums.finish(self.trainer, texts)
         self.add_metrics(validation.metrics())
         self._metrics.write(self)
         if not self.trainer.sanity_checking:

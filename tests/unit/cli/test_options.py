@@ -121,7 +121,6 @@ def test_unknown_options_in_included_files_are_reported(
         (["--data.train_files={a: {files: x, reader: {min_char: 1}}}"], "no such option. Did you mean min_chars?"),
         (["--data.train_files={a b: x}"], "--data.train_files.a b: not a name of letters, digits, - and _"),
         (["--data.train_files={a: 3}"], "--data.train_files.a 3: must be options or a list or text"),
-        (["--data.train_files={a: nowhere/}"], "nowhere/: no such file or folder"),
         (["--data.valid_files={a: {files: x, weight: 2}}"], "data.valid_files.a.weight 2.0: only for data.train_files"),
         (["--data.train_files={a: x}", "--data.streaming=true"], "not supported with several texts with names"),
         (["--best_text=a"], "--best_text a: only for several texts with names (data.valid_files)"),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import Reader
-from gpt2kit.text.selection import Selection
+from gpt2kit.text.reader import Reader, Selection
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization.cache import load_or_train
