@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pydoc
-import re
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,9 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from gpt2kit import yaml_reader
 from gpt2kit.cli import other_names
 from gpt2kit.cli.help import leaves, named_values
-
-# A name in a mapping of names.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+from gpt2kit.data.texts import is_name
 
 
 class Option(NamedTuple):
@@ -118,7 +115,7 @@ class KnownOptions:
         path = f"{option}.{name}"
         if option not in self._by_name or path in self.options:
             return ""
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             return "not a name of letters, digits, - and _. Rename it"
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{path}", type=self._by_name[option])

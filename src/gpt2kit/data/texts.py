@@ -18,6 +18,8 @@ from gpt2kit.text.survey import Survey, survey
 
 # A name is part of a metric's name and of an option's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# What jsonargparse takes for the options of a class.
+_RESERVED = ("class_path", "init_args", "dict_kwargs")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def _as_options(value: Any) -> TextOptions:
     return TextOptions(value["files"], value["weight"])
 
 
-def is_name(name: str) -> bool:
+def is_name(name: object) -> bool:
     """Return whether a text may have this name."""
-    return _NAME.fullmatch(name) is not None
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name not in _RESERVED
 
 
 class Text:
