@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 # The properties of a Score. Tables and JSON use the same names.
 FIGURES = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "perplexity_per_word")
@@ -21,6 +21,10 @@ class Score:
     bytes: int  # of the text in UTF-8
     characters: int = 0  # code points; 0: not counted
     words: int = 0  # 0: not counted
+
+    def __add__(self, other: Score) -> Score:
+        """Return the score of two texts together."""
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def nats(self) -> float:

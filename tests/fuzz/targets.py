@@ -364,6 +364,41 @@ def text(chance: Random, fixture: Fixture) -> Case:
     return Case("text", [action, *extra], edits)
 
 
+def texts(chance: Random, fixture: Fixture) -> Case:
+    """Several texts with names, weights and readers, some of them odd."""
+
+    def options() -> Any:
+        if chance.random() < 0.3:
+            return chance.choice(["text.txt", ["text.txt", "text.txt"], [], "missing", drawn(chance, PLAIN)])
+        value: dict[str, Any] = {"files": chance.choice(["text.txt", ["text.txt"], "text.*", []])}
+        for name, values in {
+            "weight": [2, 0.1, 1e300, 5e-324, 0, -1, float("nan"), float("inf"), "x", [1]],
+            "reader": [
+                {"document": "line"},
+                {"document": "file"},
+                {"min_chars": 10**6},
+                {"encoding": "x"},
+                None,
+                "x",
+                3,
+            ],
+            "files": [3, {}, "../x"],
+            "wieght": [1],
+        }.items():
+            if chance.random() < (0.1 if name in ("files", "wieght") else 0.5):
+                value[name] = chance.choice(values)
+        return value
+
+    content: Any = json.loads(json.dumps(CONFIG))
+    names = ["a", "b", "poems", "a b", "", "../a", "x" * 300, "total", "1", "é", "class_path", "init_args", "a.b", None]
+    for split in ["train", *chance.choice([[], ["valid"], ["test"], ["valid", "test"]])]:
+        chosen = chance.sample(names[: chance.choice([3, len(names)])], chance.choice([1, 2, 3]))
+        content["data"][f"{split}_files"] = {name: options() for name in chosen}
+        content["data"].pop(f"{split}_fraction", None)
+    args = ["train", "--config", "odd.yaml", *chance.choice([[], ["--plan"], ["--best_text=a"]])]
+    return Case("texts", args, [["odd.yaml", "text", yaml.safe_dump(content, allow_unicode=True)]])
+
+
 def run(chance: Random, fixture: Fixture) -> Case:
     """A damaged folder of a run, or a damaged token store."""
     name = chance.choice([name for name in fixture.names if name.startswith((RUN, ".cache"))])
@@ -441,6 +476,7 @@ TARGETS: dict[str, Callable[[Random, Fixture], Case]] = {
         config,
         command,
         text,
+        texts,
         run,
         demo,
     )

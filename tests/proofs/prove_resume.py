@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -47,6 +48,14 @@ def corpus(folder: Path) -> list[str]:
         *("--model.dropout=0.1", "--trainer.precision=32-true", "--trainer.accelerator=cpu"),
         *("--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=3"),
     ]
+
+
+def mixed(base: list[str], folder: Path) -> list[str]:
+    """Return the arguments of a run on two texts with weights."""
+    (folder / "other.txt").write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(300)))
+    texts = {"lines": f"{folder}/train.txt", "other": {"files": f"{folder}/other.txt", "weight": 3}}
+    files = [arg for arg in base if not arg.startswith("--data.train_files")]
+    return [*files, f"--data.train_files={json.dumps(texts)}"]
 
 
 def settings(base: list[str]) -> list[Setting]:
@@ -96,15 +105,15 @@ def compare_with_uninterrupted(setting: Setting, work: Path, kills: list[Kill]) 
     return struck, f"{setting.name}, {kills}: {problem}" if problem else ""
 
 
-def elastic(base: list[str], work: Path) -> str:
+def elastic(base: list[str], work: Path, name: str = "elastic") -> str:
     """Resume on 1, 2 and 4 ranks over two kills: the samples of each step, so the weights up to rounding, are equal."""
     args = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
     accumulation = {1: 4, 2: 2, 4: 1}
     settings = {
         r: Setting(f"{r}", [*args, f"--trainer.accumulate_grad_batches={a}"], r) for r, a in accumulation.items()
     }
-    reference, _ = run_with_kills(settings[1], work / "uninterrupted" / "elastic", [])
-    place = work / "elastic"
+    reference, _ = run_with_kills(settings[1], work / "uninterrupted" / name, [])
+    place = work / name
     place.mkdir()
     assert -9 in resume(settings[1], place, Kill("forward", 14))
     assert -9 in resume(settings[2], place, Kill("forward", 5))
@@ -201,6 +210,14 @@ def main() -> None:
         pairs = [[Kill("forward", n), Kill("update", 2)] for n in (6, 11, 14)]
         results = list(compare("compiled", Setting("compiled", [*short, *args]), pairs))
         failed |= report("compiled blocks, killed twice", results)
+
+        several = mixed(base, work)
+        setting = Setting("two texts", [*several, *short[len(base) :]])
+        pairs = [[Kill(POINTS[n % len(POINTS)], n % 5 + 1), Kill("forward", 3)] for n in range(24)]
+        results = list(compare("two texts", setting, pairs))
+        failed |= report("two texts with weights, killed twice", results)
+        results = [journal.run("elastic, two texts", lambda: (2, elastic(several, work, "elastic_mixed")))]
+        failed |= report("two texts with weights, 1 -> 2 -> 4 ranks, killed twice", results)
 
         results = [journal.run("elastic", lambda: (2, elastic(base, work)))]
         failed |= report("1 -> 2 -> 4 ranks, killed twice", results)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import Outcome
 
-from gpt2kit.checkpoint import checkpoint, paths
+from gpt2kit.checkpoint import checkpoint, paths, saved_text
 from gpt2kit.cli import parser, train
 from gpt2kit.cli import test as evaluate
 from gpt2kit.text.reader import Reader
@@ -58,8 +58,9 @@ def score_run(call: Call) -> dict[str, Any]:
 def held_out() -> tuple[list[str], list[str]]:
     """Return the training and the test documents that the checkpoint records."""
     info = checkpoint.peek(RUN)
-    paths, test = find_files(checkpoint.read_test_text(info)[0]), checkpoint.read_test_text(info)[1]
-    training = checkpoint.read_split_range(info, "train_share")
+    [test_text] = saved_text.test_texts(info.path, info.metadata)
+    [training_text] = saved_text.training_texts(info.path, info.metadata)
+    paths, test, training = find_files(test_text.files), test_text.split, training_text.split
     return list(Reader().read(paths, split_range=training)), list(Reader().read(paths, split_range=test))
 
 

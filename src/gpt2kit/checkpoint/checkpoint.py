@@ -29,7 +29,6 @@ from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model.config import Shape
 from gpt2kit.model.lora import LORA_SCALE, lora_scale, merge_lora, split_lora
-from gpt2kit.text.splits import SplitRange, parse_range
 from gpt2kit.tokenization import tokenizer as tokenizers
 
 logger = logging.getLogger(__name__)
@@ -229,24 +228,6 @@ def _lora_scale(file: Path, metadata: dict[str, Any]) -> float:
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise CheckpointError(f"{file}: lora_alpha {alpha!r:.60} is invalid: the file is damaged. Use another one")
     return lora_scale(rank, alpha)
-
-
-def read_test_text(checkpoint: CheckpointInfo) -> tuple[list[str], SplitRange | None]:
-    """Return the run's test text: its files, and the range of the test split if it is a split of these files."""
-    names = checkpoint.metadata.get("test_files")
-    if not isinstance(names, list) or len(names) > 1 << 16 or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{checkpoint.path}: its test_files are invalid. Give the text with --files")
-    return names, read_split_range(checkpoint, "test_share")
-
-
-def read_split_range(checkpoint: CheckpointInfo, name: str) -> SplitRange | None:
-    """Return the range of a split under a name of the metadata, such as `train_share`; None for all text."""
-    raw = checkpoint.metadata.get(name)
-    if raw is None:
-        return None
-    if (split_range := parse_range(raw)) is None:
-        raise CheckpointError(f"{checkpoint.path}: its {name} is invalid. Give the text with --files")
-    return split_range
 
 
 def read(file: Path, verify: bool = True) -> dict[str, Any]:

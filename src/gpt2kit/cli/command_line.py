@@ -47,6 +47,10 @@ class CommandLine:
             self._check(entry)
             latest[entry.name] = entry
         self._check_linked(latest)
+        for path in self._known.named:
+            missing = self._known.required.get(path, [])
+            if missing and path not in latest:  # a mapping of options, not a value
+                self._problems.append(f"--{path}: needs {', '.join(missing)}")
         if len(self._problems) > _MAX_PROBLEMS:
             self._problems[_MAX_PROBLEMS:] = [f"and {len(self._problems) - _MAX_PROBLEMS:,} more"]
         refuse([_shorten(problem) for problem in self._problems])
@@ -94,6 +98,9 @@ class CommandLine:
         elif owner in self._known.classes and is_path:
             self._name_class(owner, entry)
         elif option and name == owner and option.is_invalid_null(value):
+            self._problems.append(f"{entry}: must be {in_words(option.hint)}")
+        elif option and name == owner and self._known.is_named(name) and not option.fits(value):
+            # jsonargparse would take the whole mapping as text.
             self._problems.append(f"{entry}: must be {in_words(option.hint)}")
         elif option and name == owner:
             self._checked.append((option, entry))

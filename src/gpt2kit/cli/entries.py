@@ -171,6 +171,9 @@ class Entries:
         """Yield an entry for each option in a section, or in a class and its parameters."""
         for key in sorted(values, key=lambda key: key != "class_path"):  # the class comes before its parameters
             inner = f"{name}.{key}" if name else key
+            if problem := self._known.add_name(name, key):
+                self.problems.append(f"{values.file + ': ' if values.file else '--'}{inner}: {problem}")
+                continue
             if key == "init_args" and isinstance(values[key], yaml_reader.Mapping):
                 inner = name
             place = f"{values.file} line {values.lines[key]}: " if values.file else "--"

@@ -139,6 +139,8 @@ def choices(action: argparse.Action) -> list[str]:
 
 def class_options(action: argparse.Action) -> list[str]:
     """Return the names of the options of the class that an option names, if it is a class of gpt2kit."""
+    if named_values(getattr(action, "_typehint", None)):  # jsonargparse has no help for what a name stands for
+        return []
     path = action.default.get("class_path") if isinstance(action.default, (dict, Namespace)) else None
     for kind in [pkgutil.resolve_name(path)] if path else kinds_of(action):
         if isinstance(kind, type) and kind.__module__.startswith("gpt2kit."):
@@ -199,6 +201,15 @@ def makes(named: object, bases: list[type]) -> bool:
     return isinstance(named, type) and issubclass(named, tuple(bases))
 
 
+def named_values(hint: Any) -> Any:
+    """Return the type of the values of a mapping of names, if an option may be one; else None."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    for part in typing.get_args(hint) if is_union else (hint,):
+        if typing.get_origin(part) is dict:
+            return typing.get_args(part)[1]
+    return None
+
+
 def in_words(hint: Any) -> str:
     """Describe a type."""
     inner = typing.get_args(hint)
@@ -206,4 +217,6 @@ def in_words(hint: Any) -> str:
         return f"{'one of ' if inner[1:] else ''}{', '.join(dict.fromkeys(map(str, inner)))}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(in_words, inner)))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return "options"
     return _WORDS.get(hint, "a list" if typing.get_origin(hint) in (list, tuple) else "a class")

@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from gpt2kit import yaml_reader
 from gpt2kit.cli import other_names
-from gpt2kit.cli.help import leaves
+from gpt2kit.cli.help import leaves, named_values
+from gpt2kit.data.texts import is_name
 
 
 class Option(NamedTuple):
@@ -54,6 +55,8 @@ class KnownOptions:
         self.options: dict[str, Option] = {}
         self.classes: dict[str, str] = {}  # options that name classes, with the path of the class if it is known
         self.required: dict[str, list[str]] = {}  # required options not set yet, of the command ("") and of classes
+        self.named: list[str] = []  # the names that `add_name` has added
+        self._by_name: dict[str, Any] = {}  # options that may be a mapping of names, with the type of its values
         self._add(parser, "")
 
     def _add(self, parser: ArgumentParser, owner: str) -> None:
@@ -65,6 +68,9 @@ class KnownOptions:
                 self.classes[name.removesuffix(".help")] = ""
             elif name not in ("help", "print_config"):
                 self.options[name] = Option(parser, action, hint)
+                if values := named_values(hint):
+                    self._by_name[name] = values
+                    continue
                 if isinstance(action.default, (dict, Namespace)) and "class_path" in action.default:
                     self.use_class(name, action.default["class_path"])
                 for kind in leaves(hint):
@@ -101,12 +107,33 @@ class KnownOptions:
                 names.remove(name)
 
     def has_options(self, name: str) -> bool:
-        """Return whether the value of a name may be a mapping of options: it is a section, or names a class."""
-        return name in self.sections or name in self.classes
+        """Return whether the value of a name may be a mapping of options: a section, a class, or one by names."""
+        return name in self.sections or name in self.classes or name in self._by_name
+
+    def add_name(self, option: str, name: str) -> str:
+        """Add the options of a name in a mapping of names, such as `data.train_files.poems`; return what is wrong."""
+        path = f"{option}.{name}"
+        if option not in self._by_name or path in self.options:
+            return ""
+        if not is_name(name):
+            return "not a name of letters, digits, - and _. Rename it"
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{path}", type=self._by_name[option])
+        self._add(parser, path)
+        self.named.append(path)
+        for inner in [inner for inner in self.classes if inner.startswith(f"{path}.")]:
+            kinds = [kind for kind in leaves(self.options[inner].hint) if kind is not type(None)]
+            if len(kinds) == 1:  # jsonargparse takes this class, too, if the value names none
+                self.use_class(inner, f"{kinds[0].__module__}.{kinds[0].__qualname__}")
+        return ""
 
     def defaults(self) -> dict[str, Any]:
         """Return the default value of each option."""
         return {name: option.action.default for name, option in self.options.items()}
+
+    def is_named(self, name: str) -> bool:
+        """Return whether an option is in a mapping of names."""
+        return any(name == path or name.startswith(f"{path}.") for path in self.named)
 
     def new_name(self, name: str) -> str | None:
         """Return the new name of an option, if `name` is an old one and no current option."""

@@ -30,6 +30,8 @@ class RunOptions:
     """Optimizer steps between checkpoints. There is also one after each validation."""
     save_top_k: int = 1
     """Checkpoints with the lowest validation loss to keep. The two newest are also kept."""
+    best_text: str | None = None
+    """Name of the validation text that decides the best checkpoint. Default: all."""
     override_optimizer: bool = False
     """On resume, use the optimizer and schedule of the config and the arguments."""
     verify_resume: bool = False
@@ -71,6 +73,17 @@ def without_tune(args: list[str]) -> list[str]:
     """Return the arguments without --tune and its value."""
     at = args.index("--tune") if "--tune" in args else len(args)
     return [arg for arg in [*args[:at], *args[at + 2 :]] if not arg.startswith("--tune=")]
+
+
+def best_text_problems(config: Any) -> list[str]:
+    """List why a validation text cannot decide the best checkpoint."""
+    text = config.data.valid_files or config.data.train_files
+    names = sorted(text) if isinstance(text, dict) else []
+    if config.best_text is None or config.best_text in names:
+        return []
+    if not names:
+        return [f"--best_text {config.best_text}: only for several texts with names (data.valid_files). Omit it"]
+    return [f"--best_text {config.best_text}: must be one of {', '.join(names)}"]
 
 
 def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.cli.parser import Positional
-from gpt2kit.errors import Problems, refuse
+from gpt2kit.errors import Problems, UserError, refuse
 from gpt2kit.evaluation.options import EvaluationOptions, evaluation_problems
 from gpt2kit.files import write_text
 from gpt2kit.text.reader import Reader
@@ -33,7 +33,7 @@ def test(
         ckpt_path: `last` (the newest run), names or folders of runs (their best checkpoint), .ckpt files, Hugging Face
             GPT-2 folders, adapters, hf://OWNER/NAME, or checkpoints of nanoGPT with --tokenizer. Several are compared
             on the same documents, even if their tokenizers differ.
-        files: Text files, folders, patterns or URLs. Default: the run's own test files or test split.
+        files: Text files, folders, patterns or URLs. Default: the run's own test text, or texts.
         reader: How files become documents. Default: as in training.
         json_output: Write every figure with full precision to this file; -: to standard output, instead of the table.
         config: Accepted but not needed: a checkpoint holds its settings.
@@ -53,30 +53,37 @@ def test(
     refuse(problems.messages)
     if options.train_files:
         find_files(list(options.train_files))  # report a wrong name before the test, not after it
+    from gpt2kit.evaluation import summary
     from gpt2kit.evaluation.evaluate import evaluate  # here, so that --help does not import torch
     from gpt2kit.evaluation.report import Report
     from gpt2kit.evaluation.scoring import join_ranks
-    from gpt2kit.evaluation.test_set import open_candidates, open_test_set
+    from gpt2kit.evaluation.test_set import open_candidates, open_test_sets
 
     with join_ranks() as ranks:
         if config:
             logger.info("--config is not needed: a checkpoint holds its model, tokenizer and reader")
         candidates = open_candidates(ckpt_path, reader is not None, options.stride, foreign)
-        test_set = open_test_set(candidates, files, reader, options)
-        for note in test_set.stores[0].notes:
-            logger.info(f"test text: {note}")
-        results, stats = evaluate(candidates, test_set, options, ranks)
+        test_sets = open_test_sets(candidates, files, reader, options)
+        if options.surprisal and len(test_sets) > 1:
+            raise UserError("--surprisal: takes one text, and the run has several. Name the files of one with --files")
+        reports = {}
+        for test_set in test_sets:
+            label = f"{test_set.name}: " if test_set.name else ""
+            for note in test_set.stores[0].notes:
+                logger.info(f"test text: {label}{note}")
+            results, stats = evaluate(candidates, test_set, options, ranks)
+            if not ranks.rank:
+                reports[test_set.name] = Report(results, test_set, stats, options, ranks)
+                for note in reports[test_set.name].notes:
+                    logger.info(label + note)
         if ranks.rank:
             return
-        report = Report(results, test_set, stats, options, ranks)
-        for note in report.notes:
-            logger.info(note)
-        print(report.to_json() if json_output == "-" else report.to_text() + "\n", end="")
+        print(summary.to_json(reports) if json_output == "-" else summary.to_text(reports) + "\n", end="")
         if json_path:
-            write_text(json_path, report.to_json())
-        report.write_to_runs()
+            write_text(json_path, summary.to_json(reports))
+        summary.write_to_runs(reports)
         if options.html:
-            write_text(options.html, report.to_page())
+            write_text(options.html, summary.to_page(reports))
 
 
 def why_not_writable(path: Path) -> str:

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from torch.optim import Optimizer
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint, initialize, paths
+from gpt2kit.checkpoint import checkpoint, initialize, paths, saved_text
 from gpt2kit.cli import train_help
 from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import add_options
@@ -30,7 +30,7 @@ from gpt2kit.data.problems import data_problems, file_problems
 from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.model.backends import allow_tf32, choose_precision, refuse_missing_compiler
 from gpt2kit.model.lora import add_lora
-from gpt2kit.text.splits import longest_of_range, parse_range
+from gpt2kit.text.splits import longest_of_range
 from gpt2kit.training import distributed, end_report, estimate, loggers, run_summary, tuning
 from gpt2kit.training.checkpointing import KEEP_NEWEST, DurableIO, ExactResume
 from gpt2kit.training.durations import parse_duration
@@ -137,9 +137,9 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.tokenizer", "model.vocab_size", compute_fn=lambda _: None)
         parser.link_arguments("data.mask_documents", "model.document_start", compute_fn=lambda _: None)
         train_help.set_texts(parser)
-        # It may name a hostile file of a tokenizer, which jsonargparse would read as a config.
-        [action] = [action for action in parser._actions if action.dest == "data.tokenizer"]
-        action._enable_path = False  # type: ignore[attr-defined]
+        for action in parser._actions:
+            if action.dest in ("data.tokenizer", "data.train_files", "data.valid_files", "data.test_files"):
+                action._enable_path = False  # type: ignore[attr-defined]  # jsonargparse would read it as a config
 
     def before_instantiate_classes(self) -> None:
         problems = self.options.value_problems()
@@ -227,8 +227,9 @@ class TrainCLI(LightningCLI):
         """Split the text and order its blocks as the resumed run does: an earlier version may have had other rules."""
         self.model.init_from = None  # the run has weights, and the source of its first ones may be gone
         metadata = checkpoint.read(resumed, verify=False)[checkpoint.KEY]
-        if (share := parse_range(metadata.get("train_share"))) is not None:
-            self.datamodule.longest_held_out_whole = longest_of_range(share)
+        for text in saved_text.training_texts(resumed, metadata):
+            if text.split is not None:
+                self.datamodule.texts.longest_held_out_whole[text.name] = longest_of_range(text.split)
         version = metadata["data"].get("order_version", 1)
         self.datamodule.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
 
@@ -258,7 +259,8 @@ class TrainCLI(LightningCLI):
         self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, settings)
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
-        saver = ExactResume(save_every, self.config.save_top_k, stop_after, self.options.override_optimizer, settings)
+        keeps = self.config.save_top_k, stop_after, self.config.best_text
+        saver = ExactResume(save_every, *keeps, self.options.override_optimizer, settings)
         own: list[Callback] = [ThroughputMetrics(), limit, saver, Baseline()]
         others: list[Callback] = as_list(options["callbacks"])
         has_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in others)

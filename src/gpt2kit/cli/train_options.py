@@ -22,7 +22,7 @@ from gpt2kit.checkpoint import checkpoint, initialize, paths
 from gpt2kit.cli import other_names
 from gpt2kit.cli.command_line import CommandLine
 from gpt2kit.cli.other_names import Rename
-from gpt2kit.cli.run_options import early_problems, parse_early, run_name_problems
+from gpt2kit.cli.run_options import best_text_problems, early_problems, parse_early, run_name_problems
 from gpt2kit.data.problems import data_problems
 from gpt2kit.errors import DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
@@ -123,6 +123,7 @@ class TrainOptions:
             problems.append("--plan: runs a few steps anyway. Leave out trainer.fast_dev_run")
         if self.is_plan and self.builds_text:
             problems.append("--plan: not with --part or --merge, which train nothing. Leave out one of the two")
+        problems += best_text_problems(config)
         if self.builds_text:
             return problems
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt2kit.cli.other_names import RENAMED_KINDS, Rename, log_renames, new_kind
 from gpt2kit.cli.parser import Positional
 from gpt2kit.errors import UserError
-from gpt2kit.text.reader import Reader, batched
+from gpt2kit.text.reader import Reader, Selection, batched
 from gpt2kit.text.sources import find_files
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import train as training
@@ -84,7 +84,7 @@ def _suggest(size: int) -> str:
 def _documents(files: Sequence[str], reader: Reader | None) -> Iterator[str]:
     if not files:
         raise UserError("--files: missing. Name text files, folders or patterns")
-    return training.read_documents(find_files(list(files)), reader or Reader())
+    return training.read_documents(Selection(find_files(list(files)), reader or Reader()))
 
 
 def _sample(files: Sequence[str], reader: Reader | None, size: int, seed: int) -> Sample:

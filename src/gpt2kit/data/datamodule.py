@@ -19,17 +19,18 @@ from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
+from gpt2kit.data.joined_store import JoinedStore
 from gpt2kit.data.leakage import leakage_note
+from gpt2kit.data.mixed_order import MIX_VERSION, MixedOrder, mixed_order
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore
+from gpt2kit.data.texts import Text, TextFiles, Texts
 from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
 from gpt2kit.errors import DataError, UserError, problems_of
 from gpt2kit.metrics import Score
 from gpt2kit.text import splits
 from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL, find_files
-from gpt2kit.text.splits import Split, SplitRange
-from gpt2kit.text.survey import Survey, survey
+from gpt2kit.text.splits import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.tokenization.cache import load_named, load_or_train
 from gpt2kit.tokenization.options import TokenizerSpec
@@ -40,8 +41,11 @@ class TextDataModule(pl.LightningDataModule):
     """Text files as blocks of tokens. Files are tokenized once, into a cache that is keyed by their content.
 
     Args:
-        train_files: Text files, folders, patterns or URLs to train on.
-        valid_files: Text for validation during training. Its loss decides which checkpoint is the best.
+        train_files: Text files, folders, patterns or URLs to train on. Several texts may have names, weights and
+            readers, such as `{poems: {files: poems/, weight: 2}, songs: {files: songs/, reader: {document: line}}}`: a
+            token of the poems then comes twice as often.
+        valid_files: Text for validation during training. Its loss decides which checkpoint is the best. Several texts
+            with names are also measured one by one.
         test_files: Text for the test: the default text of `gpt2kit test`.
         tokenizer: A tokenizer's folder, a tokenizer.json, a name on the Hugging Face hub, or options to train one.
             Options such as `{kind: char}` or `{vocab_size: 16000}` train it on the training text on first use. The size
@@ -77,9 +81,9 @@ class TextDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train_files: list[str] | str,
-        valid_files: list[str] | str | None = None,
-        test_files: list[str] | str | None = None,
+        train_files: TextFiles,
+        valid_files: TextFiles | None = None,
+        test_files: TextFiles | None = None,
         tokenizer: str | TokenizerSpec | None = None,
         block_size: int = 256,
         batch_size: int = 16,
@@ -99,21 +103,12 @@ class TextDataModule(pl.LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        self.files: dict[Split, list[str]] = {
-            "train": _as_list(train_files),
-            "valid": _as_list(valid_files),
-            "test": _as_list(test_files),
-        }
-        is_given = self.files["valid"] or self.files["test"] or (valid_fraction, test_fraction) != (None, None)
-        # None: both are computed from the size of the text.
-        self._fractions = (valid_fraction or 0.0, test_fraction or 0.0) if is_given else None
-        holds_out_valid, holds_out_test = self._fractions or (True, True)
-        if holds_out_valid:
-            self.files["valid"] = self.files["train"]
-        if holds_out_test:
-            self.files["test"] = self.files["train"]
+        is_given = valid_files or test_files or (valid_fraction, test_fraction) != (None, None)
+        fractions = (valid_fraction or 0.0, test_fraction or 0.0) if is_given else None
         self.cache_dir = SCRATCH if streaming else Path(cache_dir)
         self.streamed_from = cache_dir if streaming else None
+        files: dict[Split, TextFiles | None] = {"train": train_files, "valid": valid_files, "test": test_files}
+        self.texts = Texts(files, reader, fractions, block_size, seed, self.cache_dir)
         self._tokenizer = tokenizer
         self.block_size = block_size
         self.batch_size = batch_size
@@ -132,62 +127,38 @@ class TextDataModule(pl.LightningDataModule):
         self._stores: dict[Split, TokenStore] = {}
 
     @property
+    def files(self) -> dict[Split, list[str]]:
+        """The files of each split, as the user gave them."""
+        return self.texts.files
+
+    @property
     def splits(self) -> list[Split]:
         """The splits that have text."""
         return [split for split, files in self.files.items() if files]
-
-    @functools.cached_property
-    def paths(self) -> dict[Split, list[PathOrURL]]:
-        """The files of each split. A wrong path in any split is reported before a tokenizer is trained or text read."""
-        return {split: find_files(files) for split, files in self.files.items()}
-
-    @functools.cached_property
-    def survey(self) -> Survey:
-        """The size of the training files, held-out text included."""
-        return survey(self.paths["train"], self.reader, self.cache_dir)
-
-    @functools.cached_property
-    def fractions(self) -> tuple[float, float]:
-        """The fractions of the training files that are held out for validation and for the test."""
-        if self._fractions is not None:
-            return self._fractions
-        fraction = splits.automatic_fraction(self.survey.bytes, self.block_size)
-        return fraction, fraction
-
-    @functools.cached_property
-    def split_ranges(self) -> dict[Split, SplitRange]:
-        """The range of each split of the training files; empty if nothing is held out."""
-        if not any(self.fractions):
-            return {}
-        return splits.split_ranges(*self.fractions, self.seed, self.longest_held_out_whole)
-
-    @functools.cached_property
-    def longest_held_out_whole(self) -> int | None:
-        """The characters of the longest document that is held out whole; it is set on resume."""
-        self._refuse_small_text()
-        if self.reader.loss_on:
-            return None  # a part of a document could be all context, or lack its context
-        text, smallest = self.survey, min(fraction for fraction in self.fractions if fraction)
-        return splits.longest_held_out_whole(text.documents, text.characters, text.longest, smallest)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. A TokenizerSpec is trained at the first access, which is in `prepare_data`."""
         if isinstance(self._tokenizer, str):
             return load_named(self._tokenizer, self.cache_dir)
-        if self._tokenizer is None:
-            self._refuse_small_text()
-        spec = self._tokenizer or default_spec(self.survey.bytes)
-        return load_or_train(spec, self.paths["train"], self.reader, self.split_ranges.get("train"), self.cache_dir)
+        self._refuse_small_text()
+        spec = self._tokenizer or default_spec(self.texts.survey.bytes)
+        return load_or_train(
+            spec, [self.texts.selection(text, "train") for text in self.texts.of("train")], self.cache_dir
+        )
 
     def _refuse_small_text(self) -> None:
         """Raise if the training text is too short even for a tokenizer with one token per byte.
 
         `order` compares the number of tokens when it is known.
         """
-        size, tokens = self.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
-        if size * (1 - sum(self.fractions)) < tokens:
-            purpose = "train, validate and test" if any(self.fractions) else "train"
+        self.texts.find_files()
+        held_out = sum(self.texts.fractions)
+        if self._tokenizer is not None and not held_out:  # then nothing else needs the size of the text
+            return
+        size, tokens = self.texts.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
+        if size * (1 - held_out) < tokens:
+            purpose = "train, validate and test" if held_out else "train"
             raise DataError(
                 f"{self.files['train'][0]}: {size:,} bytes of text. About "
                 f"{splits.smallest_text(tokens) / 1000:,.0f} kB are needed to {purpose} with data.block_size "
@@ -198,9 +169,9 @@ class TextDataModule(pl.LightningDataModule):
         """Return the options that are not set and depend on the text, with their values as plain data."""
         options: dict[str, Any] = {}
         if self._tokenizer is None:
-            options["tokenizer"] = asdict(default_spec(self.survey.bytes)) | {"special_tokens": []}
-        if self._fractions is None:
-            options["valid_fraction"], options["test_fraction"] = self.fractions
+            options["tokenizer"] = asdict(default_spec(self.texts.survey.bytes)) | {"special_tokens": []}
+        if self.texts.is_automatic:
+            options["valid_fraction"], options["test_fraction"] = self.texts.fractions
         return options
 
     @property
@@ -239,27 +210,39 @@ class TextDataModule(pl.LightningDataModule):
     def store(self, split: Split) -> TokenStore:
         """Return the token store of a split; build it if it is not in the cache."""
         if split not in self._stores:
-            corpus, name = self.corpus(split), f"{split} text"
-            store: TokenStore
-            if self.streamed_from is not None:
-                store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
-            else:
-                store = build.open_with_bar(corpus, self.cache_dir, name)
-            if store.predicted[0] < 1:
-                raise DataError(
-                    f"{self.files[split][0]}: the tokenizer encodes this text to no tokens. Use another tokenizer"
-                )
-            self._stores[split] = store
+            self._refuse_small_text()
+            stores = {text.name: self._open_store(text, split) for text in self.texts.of(split)}
+            self._stores[split] = stores[""] if "" in stores else JoinedStore(stores)
         return self._stores[split]
 
-    def corpus(self, split: Split) -> Corpus:
-        """Return a split's text and how it is tokenized."""
-        paths, split_range = self.paths[split], self.split_ranges.get(split)
-        return Corpus(paths, self.tokenizer, self.reader, split_range, self.append_eos, self.shard_tokens)
+    def _open_store(self, text: Text, split: Split) -> TokenStore:
+        corpus, name = self.corpus(text, split), f"{split} text{text.label}"
+        store: TokenStore
+        if self.streamed_from is not None:
+            store = remote.open_store(self.streamed_from, corpus, name, self.cache_dir)
+        else:
+            store = build.open_with_bar(corpus, self.cache_dir, name)
+        if store.predicted[0] < 1:
+            raise DataError(f"{text.files[0]}: the tokenizer encodes this text to no tokens. Use another tokenizer")
+        return store
 
-    def corpora(self) -> dict[Split, Corpus]:
-        """Return the corpora of all splits that have files."""
-        return {split: self.corpus(split) for split in self.splits}
+    def stores(self, split: Split) -> dict[str, TokenStore]:
+        """Return the stores of a split's texts by their names; the name of the only one is empty."""
+        store = self.store(split)
+        return store.stores if isinstance(store, JoinedStore) else {"": store}
+
+    def corpus(self, text: Text, split: Split) -> Corpus:
+        """Return a split of a text, and how it is tokenized."""
+        paths, reader, split_range = self.texts.selection(text, split)
+        return Corpus(paths, self.tokenizer, reader, split_range, self.append_eos, self.shard_tokens)
+
+    def corpora(self) -> dict[str, Corpus]:
+        """Return the corpora of all splits that have files, by the names of split and text."""
+        return {
+            f"{split} text{text.label}": self.corpus(text, split)
+            for split in self.splits
+            for text in self.texts.of(split)
+        }
 
     def notes(self) -> list[str]:
         """Return notes on the text for the user, such as skipped records and documents in two splits."""
@@ -268,27 +251,34 @@ class TextDataModule(pl.LightningDataModule):
             for note in self.store(split).notes:
                 splits_of.setdefault(note, []).append(split)
         notes = [f"{', '.join(names)} text: {note}" for note, names in splits_of.items()]
-        if loss_on := self.reader.loss_on:
-            counted, tokens = self.store("train").predicted[0], self.store("train").tokens - 1
-            notes.append(f"the loss counts only {', '.join(loss_on)}: {counted:,} of {tokens:,} training tokens")
+        for text in self.texts.of("train"):
+            if loss_on := text.reader.loss_on:
+                store = self.stores("train")[text.name]
+                counted = f"{store.predicted[0]:,} of {store.tokens - 1:,} training tokens"
+                notes.append(f"the loss counts only {', '.join(loss_on)}: {counted}{text.label and f' of{text.label}'}")
         if tokenizers.find_eos(self.tokenizer) is None:
             notes.append(
                 "the vocabulary has no end-of-text token: documents follow each other without one, and characters that "
                 "it lacks are left out"
             )
         for a, b in itertools.combinations(self.splits, 2):
-            notes += leakage_note(self.store(a), a, self.store(b), b, self.tokenizer)
+            for name, store in self.stores(b).items():
+                notes += leakage_note(self.store(a), a, store, f"{b} {name}".strip(), self.tokenizer)
         return notes
 
     def order(self, global_batch: int) -> blocks.BlockOrder:
         """Return the order of training blocks with `global_batch` sequences per optimizer step."""
         store = self.store("train")
-        if self.window_shards is None:
-            cuts = store.tokens, self.block_size, self.stride
-            order = blocks.block_order(*cuts, global_batch, self.seed, self.shuffle, self.order_version)
+        size, stride, seed, version = self.block_size, self.stride, self.seed, self.order_version
+        order: blocks.BlockOrder
+        if isinstance(store, JoinedStore):
+            tokens, weights = self._tokens_by_text(store), self.weights()
+            order = mixed_order(tokens, weights, size, stride, global_batch, seed, self.shuffle, version)
+        elif self.window_shards is None:
+            order = blocks.block_order(store.tokens, size, stride, global_batch, seed, self.shuffle, version)
         else:
-            windows = [shard.tokens for shard in store.shards], self.block_size, self.stride, self.window_shards
-            order = window_order(*windows, global_batch, self.seed, self.shuffle, self.order_version)
+            tokens, window = [shard.tokens for shard in store.shards], self.window_shards
+            order = window_order(tokens, size, stride, window, global_batch, seed, self.shuffle, version)
         if order.blocks < global_batch:
             needed = (global_batch * self.block_size + 1) * (store.bytes / store.tokens)
             raise DataError(
@@ -297,6 +287,32 @@ class TextDataModule(pl.LightningDataModule):
                 "are needed. Add text, or decrease data.block_size or data.batch_size"
             )
         return order
+
+    def weights(self) -> list[float]:
+        """Return the weight of each training text."""
+        return [text.weight for text in self.texts.of("train")]
+
+    def passes_per_epoch(self) -> list[float]:
+        """Return how often each of several training texts is read in an epoch."""
+        order = self.order(1)
+        assert isinstance(order, MixedOrder)
+        return [count / part.blocks for count, part in zip(order.counts.tolist(), order.orders, strict=True)]
+
+    def mix(self) -> dict[str, Any] | None:
+        """Return what decides the order of several texts besides their tokens; None for one."""
+        if not isinstance(self.store("train"), JoinedStore):
+            return None
+        return {"version": MIX_VERSION, **{text.name: text.weight for text in self.texts.of("train")}}
+
+    def _tokens_by_text(self, store: JoinedStore) -> list[int]:
+        """Return the tokens of each of several training texts; raise if one has no block."""
+        for name, part in store.stores.items():
+            if part.tokens <= self.block_size:
+                raise DataError(
+                    f"data.train_files.{name}: {part.tokens:,} tokens, fewer than a block of {self.block_size}. Add "
+                    "text to it, or decrease data.block_size"
+                )
+        return [part.tokens for part in store.stores.values()]
 
     def text_problems(self, global_batch: int) -> list[str]:
         """Read each split, and list what is wrong with the text itself."""
@@ -308,9 +324,9 @@ class TextDataModule(pl.LightningDataModule):
         """Return the sequences in one optimizer step, over all ranks and accumulation."""
         return self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
-    def valid_text(self) -> Score:
-        """Return the size of the validation text, as a score without loss; each document's end counts as a byte."""
-        return Score(0.0, *self.store("valid").predicted)
+    def valid_texts(self) -> dict[str, Score]:
+        """Return the size of each validation text, as a score without loss; each document's end counts as a byte."""
+        return {name: Score(0.0, *store.predicted) for name, store in self.stores("valid").items()}
 
     def train_dataloader(self) -> TrainBatches:
         trainer = self._attached_trainer()
@@ -321,12 +337,13 @@ class TextDataModule(pl.LightningDataModule):
             return TrainBatches(dataset, prefetching_batches(order, store.prefetch, *position))
         return TrainBatches(dataset, order.micro_batches(*position), self.num_workers)
 
-    def val_dataloader(self) -> EvalBatches | list[EvalBatches]:
+    def val_dataloader(self) -> list[EvalBatches]:
+        """Return the batches of each validation text."""
         if not self.files["valid"]:
             return []
         trainer = self._attached_trainer()
-        store = self.store("valid")
-        return EvalBatches(store, self.block_size, self.batch_size, trainer.global_rank, trainer.world_size)
+        sizes = self.block_size, self.batch_size, trainer.global_rank, trainer.world_size
+        return [EvalBatches(store, *sizes) for store in self.stores("valid").values()]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Pin the memory of a batch, so that it is copied to a GPU during the previous step."""
@@ -335,7 +352,3 @@ class TextDataModule(pl.LightningDataModule):
     def _attached_trainer(self) -> pl.Trainer:
         assert self.trainer is not None
         return self.trainer
-
-
-def _as_list(files: list[str] | str | None) -> list[str]:
-    return [files] if isinstance(files, str) else list(files or [])

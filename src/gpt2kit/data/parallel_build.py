@@ -25,7 +25,6 @@ from gpt2kit.data.store import TokenStore, find_damaged
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.splits import Split
 
 _LAUNCHER_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
@@ -66,22 +65,22 @@ def split_corpus(corpus: Corpus, count: int) -> dict[int, Corpus]:
     return parts
 
 
-def build_each(corpora: Mapping[Split, Corpus], number: int, count: int, cache_dir: Path) -> list[str]:
-    """Build one part of the store of each split; return a line for each."""
+def build_each(corpora: Mapping[str, Corpus], number: int, count: int, cache_dir: Path) -> list[str]:
+    """Build one part of the store of each text, by its name; return a line for each."""
     lines = []
-    for split, corpus in corpora.items():
+    for name, corpus in corpora.items():
         if part := split_corpus(corpus, count).get(number):
-            store = build.open_with_bar(part, cache_dir, f"{split} text, part {number}")
-            lines.append(f"{split} text: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
+            store = build.open_with_bar(part, cache_dir, f"{name}, part {number}")
+            lines.append(f"{name}: part {number} of {count}: {len(part.paths)} files, {store.tokens:,} tokens")
         else:
-            lines.append(f"{split} text: part {number} of {count}: no files")
+            lines.append(f"{name}: part {number} of {count}: no files")
     return lines
 
 
-def merge_each(corpora: Mapping[Split, Corpus], count: int, cache_dir: Path) -> list[str]:
-    """Merge the parts of each split's store; return a line for each."""
-    stores = {split: merge(corpus, count, cache_dir, f"{split} text") for split, corpus in corpora.items()}
-    return [f"{split} text: {store.documents:,} documents, {store.tokens:,} tokens" for split, store in stores.items()]
+def merge_each(corpora: Mapping[str, Corpus], count: int, cache_dir: Path) -> list[str]:
+    """Merge the parts of the store of each text, by its name; return a line for each."""
+    stores = {name: merge(corpus, count, cache_dir, name) for name, corpus in corpora.items()}
+    return [f"{name}: {store.documents:,} documents, {store.tokens:,} tokens" for name, store in stores.items()]
 
 
 def merge(corpus: Corpus, count: int, cache_dir: Path, what: str = "text") -> TokenStore:

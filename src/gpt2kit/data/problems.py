@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from gpt2kit.data.texts import TextFiles, is_name, options_by_name
 from gpt2kit.errors import Problems, problems_of
 from gpt2kit.ranges import range_problems
 from gpt2kit.text.sources import find_files
@@ -18,6 +20,12 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     """List what is invalid in the data module's options."""
     problems = Problems(range_problems({f"data.{name}": value for name, value in options.items()}))
     problems.check(options["train_files"], "data.train_files: empty. Name the text to train on")
+    for split in get_args(Split):
+        problems.messages += _name_problems(split, options[f"{split}_files"])
+    problems.check(
+        not (options["streaming"] and isinstance(options["train_files"], Mapping)),
+        "data.streaming: not supported with several texts with names. Omit the names, or data.streaming",
+    )
     problems.check(options["cache_dir"], "data.cache_dir: empty. Name a folder, or omit it")
     stride, block_size, workers = options["stride"], options["block_size"], options["num_workers"]
     problems.check(
@@ -46,12 +54,26 @@ def file_problems(options: Mapping[str, Any]) -> list[str]:
     """List what is invalid in the text files and the tokenizer that the options name."""
     problems: list[str] = []
     for split in get_args(Split):
-        if files := options[f"{split}_files"]:
-            problems += problems_of(find_files, [files] if isinstance(files, str) else files)
+        for text in options_by_name(options[f"{split}_files"]).values():
+            problems += problems_of(find_files, [text.files] if isinstance(text.files, str) else text.files)
     tokenizer = options["tokenizer"]
     if isinstance(tokenizer, str):
         problems += problems_of(load_named, tokenizer, Path(options["cache_dir"]))
     return problems
+
+
+def _name_problems(split: Split, texts: TextFiles | None) -> list[str]:
+    """List what is invalid in the names and weights of a split's texts."""
+    problems, option = Problems(), f"data.{split}_files"
+    for name, text in options_by_name(texts).items() if isinstance(texts, dict) else ():
+        problems.check(is_name(name), f"{option}: {name!r:.60} is not a name of letters, digits, - and _. Rename it")
+        problems.check(text.files, f"{option}.{name}: has no files. Name the text")
+        weight = text.weight
+        is_valid = 0 < weight < math.inf
+        problems.check(is_valid, f"{option}.{name}.weight {weight}: must be above 0")
+        is_used = split == "train" or weight == 1
+        problems.check(is_used, f"{option}.{name}.weight {weight}: only for data.train_files. Omit it")
+    return problems.messages
 
 
 def _split_problems(options: dict[str, Any]) -> list[str]:

@@ -134,8 +134,13 @@ def _measure_memorization(
     candidate: Candidate, gpt2: GPT2, test_set: TestSet, number: int, options: EvaluationOptions
 ) -> Memorization:
     """Search the training text, read as the test text is, without documents that were kept out of training."""
-    paths = find_files(list(options.train_files))
-    corpus = candidate.corpus(paths, test_set.corpora[0].reader, candidate.train_split)
+    paths, splits = find_files(list(options.train_files)), [text.split for text in candidate.training_texts]
+    if any(split != splits[0] for split in splits):
+        raise UserError(
+            f"--train_files: {candidate.name} was trained on several texts, of which different parts were held out. "
+            "Leave out --memorization"
+        )
+    corpus = candidate.corpus(paths, test_set.corpora[0].reader, splits[0])
     training = open_with_bar(corpus, options.cache_dir, "training text")
     tokenizer, fingerprint = candidate.info.tokenizer, candidate.text_fingerprint
     return measure_memorization(gpt2, tokenizer, training, test_set.stores[number], options.seed, fingerprint)

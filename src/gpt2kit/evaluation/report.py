@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import operator
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from gpt2kit import __version__, files
+from gpt2kit import __version__
 from gpt2kit.evaluation import memorization, statistics
 from gpt2kit.evaluation.blocks import BLOCK_BYTES, UNITS, Sampling
 from gpt2kit.evaluation.evaluate import Passage, Result
@@ -22,7 +22,7 @@ from gpt2kit.evaluation.statistics import TextStats
 from gpt2kit.evaluation.test_set import TestSet
 from gpt2kit.metrics import FIGURES
 from gpt2kit.model.config import parameter_count
-from gpt2kit.runs import folder, lifecycle, pages
+from gpt2kit.runs import pages
 
 Row = dict[str, Any]
 
@@ -43,17 +43,24 @@ class Report:
     def to_text(self) -> str:
         """Return the figures as tables."""
         table = describe_one(self.rows[0], self.text) if len(self.rows) == 1 else compare(self.rows, self.text)
-        parts = [
+        return "\n\n".join(filter(None, [table, self.memorization_text()]))
+
+    def memorization_text(self) -> str:
+        """Return how much each checkpoint copies; empty if that was not measured."""
+        return "\n\n".join(
             f"{result.candidate.name}\n{memorization.describe(result.memorization)}"
             for result in self.results
             if result.memorization
-        ]
-        return "\n\n".join([table, *parts])
+        )
 
-    def to_json(self, rows: Sequence[Row] | None = None, **more: Any) -> str:
+    def to_json(self) -> str:
         """Return all figures as JSON with full precision; values that are not finite become null."""
+        return json.dumps(replace_infinite(self.content()), ensure_ascii=False, indent=1, default=str) + "\n"
+
+    def content(self, rows: Sequence[Row] | None = None, **more: Any) -> Row:
+        """Return all figures, or those of some rows, as plain data."""
         versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-        content = {
+        return {
             "versions": versions | {"gpt2kit": __version__, "python": platform.python_version()},
             "settings": asdict(self._options),
             "text": self.text,
@@ -61,22 +68,18 @@ class Report:
             "results": self.rows if rows is None else rows,
             **more,
         }
-        return json.dumps(_replace_infinite(content), ensure_ascii=False, indent=1, default=str) + "\n"
 
-    def to_page(self) -> str:
-        """Return a page with the passages of each candidate."""
-        rows = zip(self.rows, self.results, strict=True)
-        return render_page((row["checkpoint"], describe_one(row, self.text), result.passages) for row, result in rows)
+    def content_of(self, file: Path) -> Row:
+        """Return the figures and the passages of one checkpoint."""
+        number = next(number for number, result in enumerate(self.results) if result.candidate.info.path == file)
+        passages = [asdict(passage) for passage in self.results[number].passages]
+        return self.content([self.rows[number]], passages=passages)
 
-    def write_to_runs(self) -> None:
-        """Write the figures of a checkpoint to its run's folder, for plot.py, unless only a part was tested."""
+    def sections(self, name: str = "") -> Iterator[tuple[str, str, list[Passage]]]:
+        """Yield the name, the figures and the passages of each candidate; the name ends with that of the text."""
         for row, result in zip(self.rows, self.results, strict=True):
-            run = lifecycle.run_of(result.candidate.info.path)
-            if self.text["partial"] or run is None or not (run / folder.METRICS).is_file():
-                continue
-            passages = [asdict(passage) for passage in result.passages]
-            with contextlib.suppress(OSError):  # another user's run
-                files.write_text(run / folder.TEST, self.to_json([row], passages=passages))
+            title = f"{row['checkpoint']}: {name}" if name else row["checkpoint"]
+            yield title, describe_one(row, self.text), result.passages
 
 
 def _compute_row(result: Result, results: Sequence[Result], sampling: Sampling, seed: int) -> Row:
@@ -179,7 +182,8 @@ def _collect_notes(rows: Sequence[Row], text: Row, sampling: Sampling) -> list[s
 def describe_one(row: Row, text: Row) -> str:
     """Return the figures of a checkpoint, one per line."""
     intervals = {
-        name: f"95 % interval {_format(low)} to {_format(high)}" for name, (low, high) in row["interval_95"].items()
+        name: f"95 % interval {format_figure(low)} to {format_figure(high)}"
+        for name, (low, high) in row["interval_95"].items()
     }
     check, unit = row["round_trip"], "blocks" if "over_blocks" in row else "documents"
     spread, count = row[f"over_{unit}"], text["interval_units"]
@@ -188,15 +192,15 @@ def describe_one(row: Row, text: Row) -> str:
         lost = f"{check['changed']:,} of {check['documents']:,} documents"
         comparable = f"NOT comparable: the tokenizer loses text ({lost})"
     over_units = (
-        f"{name.replace('_', ' ')} {_format(spread[name]['mean'])} ± {_format(spread[name]['sd'])}"
+        f"{name.replace('_', ' ')} {format_figure(spread[name]['mean'])} ± {format_figure(spread[name]['sd'])}"
         for name in ("loss", "bits_per_byte", "perplexity")
     )
     lines: list[tuple[str, str, list[str | None]]] = [
-        ("loss", _format(row["loss"]), ["nats per token", intervals.get("loss")]),
-        ("perplexity", _format(row["perplexity"]), ["per token", intervals.get("perplexity")]),
-        ("bits per byte", _format(row["bits_per_byte"]), [comparable, intervals.get("bits_per_byte")]),
-        ("bits per character", _format(row["bits_per_character"]), [intervals.get("bits_per_character")]),
-        ("perplexity per word", _format(row["perplexity_per_word"]), [f"word: {text['word_unit']}"]),
+        ("loss", format_figure(row["loss"]), ["nats per token", intervals.get("loss")]),
+        ("perplexity", format_figure(row["perplexity"]), ["per token", intervals.get("perplexity")]),
+        ("bits per byte", format_figure(row["bits_per_byte"]), [comparable, intervals.get("bits_per_byte")]),
+        ("bits per character", format_figure(row["bits_per_character"]), [intervals.get("bits_per_character")]),
+        ("perplexity per word", format_figure(row["perplexity_per_word"]), [f"word: {text['word_unit']}"]),
         ("tokens", f"{row['tokens']:,}", [f"{row['vocabulary']:,} in the vocabulary"]),
         ("bytes", f"{text['bytes']:,}", [f"{text['characters']:,} characters, {text['words']:,} words"]),
         ("documents", f"{text['documents']:,}", [f"intervals of {count} blocks" if unit == "blocks" else None]),
@@ -233,11 +237,11 @@ def _format_row(row: Row) -> list[str]:
         if difference["interval_95"]:
             more += " ({:+.4f} to {:+.4f})".format(*difference["interval_95"])
     return [
-        _format(row["bits_per_byte"]) + ("" if row["comparable"] else " *"),
-        " to ".join(map(_format, interval)) if interval else "none",
+        format_figure(row["bits_per_byte"]) + ("" if row["comparable"] else " *"),
+        " to ".join(map(format_figure, interval)) if interval else "none",
         more,
-        _format(row["loss"]),
-        _format(row["perplexity"]),
+        format_figure(row["loss"]),
+        format_figure(row["perplexity"]),
         f"{row['tokens']:,}",
         _format_context(row),
         row["checkpoint"],
@@ -258,15 +262,17 @@ def _format_context(row: Row) -> str:
     return f"{low:,}-{high:,}"
 
 
-def _format(value: float) -> str:
+def format_figure(value: float) -> str:
+    """Return a figure as text."""
     if math.isnan(value):
         return "none"
     return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.3e}"
 
 
-def _replace_infinite(value: Any) -> Any:
+def replace_infinite(value: Any) -> Any:
+    """Return plain data with None for numbers that are not finite: JSON has no such numbers."""
     if isinstance(value, dict):
-        return {key: _replace_infinite(item) for key, item in value.items()}
+        return {key: replace_infinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replace_infinite(item) for item in value]
+        return [replace_infinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

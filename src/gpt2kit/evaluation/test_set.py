@@ -7,15 +7,16 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from gpt2kit.checkpoint import checkpoint
+from gpt2kit.checkpoint import checkpoint, saved_text
 from gpt2kit.checkpoint.checkpoint import CheckpointInfo
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.paths import LOGS
+from gpt2kit.checkpoint.saved_text import SavedText
 from gpt2kit.data.build import Corpus, open_with_bar
 from gpt2kit.data.store import TokenStore
 from gpt2kit.errors import CheckpointError, DataError, Problems, UserError, refuse
@@ -39,8 +40,8 @@ class Candidate:
     info: CheckpointInfo
     reader: Reader | None  # of its training text; None if it is not recorded, or if the user sets one
     append_eos: bool  # whether it was trained to predict the ends of documents
-    test_text: tuple[list[str], SplitRange | None]  # its own test files, and the split of them kept out of training
-    train_split: SplitRange | None  # of its training files; None: all documents
+    test_texts: list[SavedText]  # its own ones
+    training_texts: list[SavedText]
     foreign: ForeignOptions  # what its file does not contain
 
     @property
@@ -72,6 +73,7 @@ class Candidate:
 class TestSet:
     """The documents on which all candidates are tested."""
 
+    name: str  # empty if it is the only one
     files: list[str]  # as the user or a checkpoint gave them
     split: SplitRange | None  # of their documents; None: all
     corpora: list[Corpus]  # the text as each candidate reads it
@@ -124,31 +126,59 @@ def _open_candidate(path: str, has_reader: bool, foreign: ForeignOptions) -> Can
             reason = str(error).split(". ")[0]
             advice = "Give a reader, such as --reader.document line"
             raise CheckpointError(f"{info.path}: {reason}. {advice}") from None
-    test_text, train_split = checkpoint.read_test_text(info), checkpoint.read_split_range(info, "train_share")
+    texts = saved_text.test_texts(info.path, info.metadata), saved_text.training_texts(info.path, info.metadata)
     append_eos = append_eos and find_eos(info.tokenizer) is not None
-    return Candidate(path, info, reader, append_eos, test_text, train_split, foreign)
+    return Candidate(path, info, reader, append_eos, *texts, foreign)
 
 
-def open_test_set(
+def open_test_sets(
     candidates: Sequence[Candidate], files: list[str] | None, reader: Reader | None, options: EvaluationOptions
-) -> TestSet:
+) -> list[TestSet]:
     """Tokenize the text for each candidate; raise unless all of them read the same documents.
 
-    Default files: those of the first checkpoint that records any. Default reader: that of the checkpoint, or else of
-    the first one that records any.
+    Default files: those of the first checkpoint that records any, which may be several texts. Default reader: that of
+    the checkpoint, or else of the first one that records any.
     """
-    owner, paths = (None, find_files(files)) if files else _find_test_text(candidates)
-    names, split = owner.test_text if owner else (files or [], None)
-    if owner and split and reader and reader.identity() != owner.info.metadata.get("reader"):
-        raise UserError(
-            f"--reader: {owner.name} was trained on the rest of these documents, so another reader would read text "
-            "that it was trained on. Leave out --reader, or give other text as --files"
-        )
+    if files:
+        text = SavedText("", files, None, None, None)
+        return [_open_test_set(candidates, text, find_files(files), reader, options)]
+    owner = _find_owner(candidates)
+    sets = []
+    for text, paths in zip(owner.test_texts, _find_test_files(owner), strict=True):
+        if text.split and reader and reader.identity() != text.reader:
+            raise UserError(
+                f"--reader: {owner.name} was trained on the rest of these documents, so another reader would read text "
+                "that it was trained on. Leave out --reader, or give other text as --files"
+            )
+        test_set = _open_test_set(candidates, text, paths, reader or _reader_of(owner, text), options)
+        if not reader:
+            _check_test_text(owner, text, test_set.stores[candidates.index(owner)])
+        sets.append(test_set)
+    return sets
+
+
+def _reader_of(owner: Candidate, text: SavedText) -> Reader | None:
+    """Return the reader of one of several texts; None for the only one, which each candidate reads as its own."""
+    if not text.name or text.reader is None:
+        return None
+    try:
+        return reader_from(text.reader)
+    except UserError as error:
+        raise CheckpointError(f"{owner.info.path}: {error}") from None
+
+
+def _open_test_set(
+    candidates: Sequence[Candidate],
+    text: SavedText,
+    paths: Sequence[PathOrURL],
+    reader: Reader | None,
+    options: EvaluationOptions,
+) -> TestSet:
     default = reader or next((candidate.reader for candidate in candidates if candidate.reader), None) or Reader()
-    corpora = [candidate.corpus(paths, default, split) for candidate in candidates]
-    stores = [open_with_bar(corpus, options.cache_dir, "test text") for corpus in corpora]
-    if owner and not reader:
-        _check_test_text(owner, stores[candidates.index(owner)])
+    corpora = [candidate.corpus(paths, default, text.split) for candidate in candidates]
+    if text.name:  # one of several texts, whose reader may be another one
+        corpora = [replace(corpus, reader=default) for corpus in corpora]
+    stores = [open_with_bar(corpus, options.cache_dir, f"test text {text.name}".rstrip()) for corpus in corpora]
     hashes = [hashlib.sha256(b"".join(part.tobytes() for part in store.hashes())).hexdigest() for store in stores]
     for candidate, own, store in zip(candidates, hashes, stores, strict=True):
         if own != hashes[0]:
@@ -157,33 +187,44 @@ def open_test_set(
                 f"into different documents ({stores[0].documents:,} and {store.documents:,}). Give one reader for all, "
                 "such as --reader.document line, or test them one by one"
             )
-    return TestSet(names, split, corpora, stores, hashes[0], _count_documents(stores, options.max_tokens))
+    documents = _count_documents(stores, options.max_tokens)
+    return TestSet(text.name, text.files, text.split, corpora, stores, hashes[0], documents)
 
 
-def _find_test_text(candidates: Sequence[Candidate]) -> tuple[Candidate, list[PathOrURL]]:
-    """Return the first candidate that records its test text, and the files of this text."""
-    first = next((candidate for candidate in candidates if candidate.test_text[0]), None)
+def _find_owner(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the first candidate that records its test text."""
+    first = next((candidate for candidate in candidates if candidate.test_texts), None)
     if first is None:
         raise UserError(f"{candidates[0].name}: records no test text. Give text files as --files")
-    names, paths = first.test_text[0], _find_trusted(first)
-    if paths is None:
-        listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-        raise UserError(
-            f"{first.name}: its test text is {listed:.200}, and only a run in {LOGS} may name text outside of the "
-            f"current folder. If you trust it, give the text as --files, or run the command in the folder of its {LOGS}"
-        )
+
+    def places(candidate: Candidate) -> list[tuple[list[str], SplitRange | None]]:
+        return [(text.files, text.split) for text in candidate.test_texts]
+
     for candidate in candidates:
-        if candidate.test_text != first.test_text:
+        if places(candidate) != places(first):
             logger.info(
                 f"{candidate.name}: tested on the test text of {first.name}, not on its own. If it was trained "
                 "on this text, its figures are meaningless"
             )
-    return first, paths
+    return first
 
 
-def _find_trusted(candidate: Candidate) -> list[PathOrURL] | None:
+def _find_test_files(owner: Candidate) -> list[list[PathOrURL]]:
+    """Return the files of each test text that a checkpoint records."""
+    names = [name for text in owner.test_texts for name in text.files]
+    found = [_find_trusted(owner, text.files) for text in owner.test_texts]
+    if any(paths is None for paths in found):
+        listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+        raise UserError(
+            f"{owner.name}: its test text is {listed:.200}, and only a run in {LOGS} may name text outside of the "
+            f"current folder. If you trust it, give the text as --files, or run the command in the folder of its {LOGS}"
+        )
+    return [paths for paths in found if paths is not None]
+
+
+def _find_trusted(candidate: Candidate, names: list[str]) -> list[PathOrURL] | None:
     """Return the test files that a checkpoint names; None if it may not name them, because anyone may have made it."""
-    names, folder = candidate.test_text[0], Path.cwd()
+    folder = Path.cwd()
     is_own = candidate.info.path.resolve().is_relative_to(Path(LOGS).resolve())
     is_below = all(Path(os.path.abspath(name)).is_relative_to(folder) for name in names)
     if any("://" in name for name in names) or not (is_own or is_below):
@@ -193,13 +234,12 @@ def _find_trusted(candidate: Candidate) -> list[PathOrURL] | None:
     return paths if is_own or is_inside else None
 
 
-def _check_test_text(owner: Candidate, store: TokenStore) -> None:
+def _check_test_text(owner: Candidate, text: SavedText, store: TokenStore) -> None:
     """Raise if a test split is not the text that the run held out; report if test files have changed."""
-    recorded = owner.info.metadata.get("test_text")  # missing in checkpoints of earlier versions
-    if recorded is None or store.fingerprint == recorded:
+    if text.fingerprint is None or store.fingerprint == text.fingerprint:  # older checkpoints have none
         return
-    what = f"{owner.name}: {owner.test_text[0][0]} has changed since the run was trained"
-    if owner.test_text[1] is None:
+    what = f"{owner.name}: {text.files[0]} has changed since the run was trained"
+    if text.split is None:
         logger.info(f"{what}, so its figures differ from earlier ones")
         return
     raise DataError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit import __version__
-from gpt2kit.checkpoint import huggingface
+from gpt2kit.checkpoint import huggingface, saved_text
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.validation import lookup
 from gpt2kit.errors import UserError
@@ -154,8 +154,7 @@ def find_base(opened: LoadedCheckpoint) -> tuple[str, bool]:
 
 def find_datasets(metadata: dict[str, Any]) -> list[str]:
     """Return the names of the hub's datasets among the training files of a run."""
-    files = lookup(metadata, "settings", "data", "train_files")
-    names = [name for name in (files if isinstance(files, list) else [files]) if isinstance(name, str)]
+    names = saved_text.training_files(metadata)
     datasets = [name.removeprefix(HUB_DATASETS).partition("?")[0] for name in names if name.startswith(HUB_DATASETS)]
     return list(dict.fromkeys(filter(is_repository, datasets)))
 
@@ -171,14 +170,14 @@ def read_scores(opened: LoadedCheckpoint) -> Iterator[Score]:
             perplexity = _number(perplexities.get(opened.metadata.get("step", -1)))
         yield Score("validation", "validation text", bits, perplexity)
     with contextlib.suppress(OSError, UserError):
-        content = folder.read_json(run / folder.TEST, dict) if run else {}
-        results = content.get("results")
-        result = results[0] if isinstance(results, list) and results else None
-        bits, file = _number(lookup(result, "bits_per_byte")), lookup(result, "file")
-        if bits is not None and isinstance(file, str) and Path(file).name == opened.path.name:
-            size = _number(lookup(content, "text", "bytes"))
-            text = "test text" if size is None else f"test text, {size:,.0f} bytes"
-            yield Score("test", text, bits, _number(lookup(result, "perplexity")))
+        for name, content in (folder.read_tests(run) if run else {}).items():
+            results = content.get("results")
+            result = results[0] if isinstance(results, list) and results else None
+            bits, file = _number(lookup(result, "bits_per_byte")), lookup(result, "file")
+            if bits is not None and isinstance(file, str) and Path(file).name == opened.path.name:
+                size, text = _number(lookup(content, "text", "bytes")), f"test text {name}".rstrip()
+                text = text if size is None else f"{text}, {size:,.0f} bytes"
+                yield Score("test", text, bits, _number(lookup(result, "perplexity")))
 
 
 def escape(text: str) -> str:

@@ -146,6 +146,15 @@ def read_json(path: Path, kind: type[Content]) -> Content:
         return content
 
 
+def read_tests(run: Path) -> dict[str, dict[str, Any]]:
+    """Return what test.py has written to a run's folder, for each text; the name of the only one is empty."""
+    content = read_json(run / TEST, dict)
+    texts = content.get("texts")
+    if isinstance(texts, dict):
+        return {str(name): text for name, text in texts.items() if isinstance(text, dict)}
+    return {"": content} if content else {}
+
+
 @contextlib.contextmanager
 def refuse_damaged(path: Path) -> Iterator[None]:
     """Raise a DataError that names the file if its content cannot be used."""

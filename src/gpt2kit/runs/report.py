@@ -43,14 +43,14 @@ def render_report(runs: Sequence[Run], x: XAxis) -> str:
 def _describe(run: Run) -> dict[str, Any]:
     """Return what the template shows of a run: strings, so that a damaged file is noticed here."""
     with folder.refuse_damaged(run.folder / folder.TEST):
-        test = _test_results(folder.read_json(run.folder / folder.TEST, dict))
+        tests = [_test_results(name, content) for name, content in folder.read_tests(run.folder).items()]
     with folder.refuse_damaged(run.folder / folder.START):
         return {
             "name": run.name,
             "state": _state(run),
             "cards": list(_cards(run)),
             "samples": _samples(folder.read_text(run.folder / folder.SAMPLES)),
-            "test": test,
+            "tests": [test for test in tests if test],
             "text": _text_table(run.facts("text")),
             "settings": list(_settings(run)),
             "config": folder.read_text(run.folder / folder.CONFIG),
@@ -141,8 +141,8 @@ def _read_prompt(line: str) -> str:
     return code[marks : len(code) - marks].removeprefix(" ").removesuffix(" ").replace("↵", "\n")
 
 
-def _test_results(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the figures and passages that test.py has written to the run's folder."""
+def _test_results(name: str, results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the figures and passages of a test text, which test.py has written to the run's folder."""
     if not results.get("results"):
         return None
     row, text = results["results"][0], results.get("text") or {}
@@ -154,6 +154,7 @@ def _test_results(results: Mapping[str, Any]) -> dict[str, Any] | None:
         interval = " to ".join(_format(end, "{:,.4f}") for end in intervals.get(name) or [])
         cells.append([label, _format(row.get(name), "{:,.4f}"), interval])
     return {
+        "name": name,
         "about": f"{files}: {size}; checkpoint {row.get('file', '')}",
         "cells": cells,
         "notes": [str(note) for note in results.get("notes") or []],

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2kit.checkpoint import adapter, checkpoint, huggingface, paths
+from gpt2kit.checkpoint import adapter, checkpoint, huggingface, paths, saved_text
 from gpt2kit.checkpoint.options import ForeignOptions
-from gpt2kit.checkpoint.validation import lookup
 from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable
 from gpt2kit.generation.examples import find_examples, generate_examples
 from gpt2kit.generation.generator import Generator
@@ -155,8 +154,7 @@ def _find_checkpoints(ckpt_path: str) -> list[tuple[str, str]]:
 
 def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
     """Return a model's size, training text, bits per byte and context, as far as they are recorded."""
-    files = lookup(opened.metadata, "settings", "data", "train_files") or []
-    names = [valid_unicode(str(name))[-200:] for name in (files if isinstance(files, list) else [files])]
+    names = [valid_unicode(name)[-200:] for name in saved_text.training_files(opened.metadata)]
     text = ", ".join("/".join(Path(name).parts[-2:]) for name in names[:3]) or "unknown"
     if len(names) > 3:
         text += " ..."

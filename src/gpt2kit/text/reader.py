@@ -7,7 +7,7 @@ import inspect
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from gpt2kit.commands import reader_option
 from gpt2kit.errors import DataError, Problems, refuse
@@ -222,6 +222,18 @@ def _problems(reader: Reader) -> list[str]:
     for name, is_valid, rule in rules:
         problems.check(is_valid, f"{reader_option(name)} {getattr(reader, name)!r:.60}: {rule}")
     return problems.messages
+
+
+class Selection(NamedTuple):
+    """The documents of files, or those of one split."""
+
+    paths: Sequence[PathOrURL]
+    reader: Reader = Reader()
+    split_range: SplitRange | None = None
+
+    def read(self, report: ReadReport | None = None) -> Iterator[str]:
+        """Yield the documents, as `Reader.read` does."""
+        return self.reader.read(self.paths, report, self.split_range)
 
 
 def read_rest(piece: str, pieces: Iterator[str]) -> Iterator[str]:

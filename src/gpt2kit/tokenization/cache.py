@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -15,9 +16,7 @@ from gpt2kit import hub
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL
-from gpt2kit.text.splits import SplitRange
+from gpt2kit.text.reader import Selection
 from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.options import TokenizerSpec, check
 from gpt2kit.tokenization.pretrained import NAMING
@@ -37,7 +36,7 @@ def load_named(name: str, cache_dir: Path) -> Tokenizer:
     if path.exists() and not is_converted:
         return load(name)
     try:
-        return load_or_train(TokenizerSpec("existing", vocab=name), [], Reader(), None, cache_dir)
+        return load_or_train(TokenizerSpec("existing", vocab=name), [], cache_dir)
     except DataError as error:
         problem = str(error).removeprefix("data.tokenizer: --vocab ").removeprefix("data.tokenizer: ")
         if not isinstance(error, hub.NotFoundError):
@@ -48,34 +47,30 @@ def load_named(name: str, cache_dir: Path) -> Tokenizer:
         ) from None
 
 
-def load_or_train(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, cache_dir: Path
-) -> Tokenizer:
+def load_or_train(spec: TokenizerSpec, texts: Sequence[Selection], cache_dir: Path) -> Tokenizer:
     """Load a tokenizer from the cache; else train it, or adopt the one in `spec`, while other processes wait."""
-    files = paths if spec.vocab is None else _vocabulary_files(spec)
+    files = _vocabulary_files(spec) if spec.vocab is not None else [path for text in texts for path in text.paths]
     digests = sources.digests(files, cache_dir)
-    folder = cache_dir / "tokenizers" / _cache_key(spec, paths, reader, split_range, digests)
+    folder = cache_dir / "tokenizers" / _cache_key(spec, texts, digests)
     if not (folder / "tokenizer.json").is_file():
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "tokenizer.json").is_file():
-                tokenizer = with_special_tokens(_create(spec, paths, reader, split_range), spec)
+                tokenizer = with_special_tokens(_create(spec, texts), spec)
                 sources.refuse_changes(files, digests, cache_dir)
                 save(tokenizer, folder)
                 logger.info(f"saved the tokenizer in {folder}")
     return load(folder)
 
 
-def _create(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None
-) -> Tokenizer:
+def _create(spec: TokenizerSpec, texts: Sequence[Selection]) -> Tokenizer:
     try:
         check(spec)
         if spec.vocab is not None:
             return adopt(spec)
-        return train(spec, read_documents(paths, reader, split_range))[0]
+        return train(spec, itertools.chain.from_iterable(map(read_documents, texts)))[0]
     except UserError as error:
         raise type(error)(f"data.tokenizer: {error}") from None
 
@@ -90,17 +85,22 @@ def _vocabulary_files(spec: TokenizerSpec) -> Sequence[Path]:
     return [path] if path.is_file() else []
 
 
-def _cache_key(
-    spec: TokenizerSpec, paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None, digests: list[str]
-) -> str:
+def _cache_key(spec: TokenizerSpec, texts: Sequence[Selection], digests: list[str]) -> str:
     """Return a name that depends on the options, on files with these digests and, in training, on how they are read."""
-    is_trained = spec.vocab is None
-    content = {
-        "format": _FORMAT,
-        "spec": asdict(spec),
-        "files": digests,
-        "formats": [sources.suffixes(path) for path in paths] if is_trained else [],
-        "reader": reader.identity() if is_trained else None,
-        "share": asdict(split_range) if split_range and is_trained else None,
-    }
+    content = {"format": _FORMAT, "spec": asdict(spec), "files": digests}
+    if spec.vocab is None and len(texts) == 1:
+        content |= _how_read(texts[0])
+    elif spec.vocab is None:
+        content["texts"] = [_how_read(text) for text in texts]
+    else:
+        content |= {"formats": [], "reader": None, "share": None}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _how_read(text: Selection) -> dict[str, object]:
+    """Return what decides the documents of a text besides the content of its files."""
+    return {
+        "formats": [sources.suffixes(path) for path in text.paths],
+        "reader": text.reader.identity(),
+        "share": asdict(text.split_range) if text.split_range else None,
+    }

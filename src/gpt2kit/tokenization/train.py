@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from tokenizers import Tokenizer
 
 from gpt2kit.errors import UserError
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.reader import Reader
-from gpt2kit.text.sources import PathOrURL
-from gpt2kit.text.splits import SplitRange
+from gpt2kit.text.reader import Selection
 from gpt2kit.tokenization import report as reports
 from gpt2kit.tokenization import trainers
 from gpt2kit.tokenization.options import TokenizerSpec
@@ -88,13 +86,13 @@ def with_special_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(raw))
 
 
-def read_documents(paths: Sequence[PathOrURL], reader: Reader, split_range: SplitRange | None = None) -> Iterator[str]:
-    """Yield the documents of all files; raise if the files have none."""
+def read_documents(text: Selection) -> Iterator[str]:
+    """Yield the documents of a text; raise if it has none."""
     report, is_empty = ReadReport(), True
-    for document in reader.read(paths, report, split_range):
+    for document in text.read(report):
         is_empty = False
         yield document
     if is_empty:
-        raise report.no_text(paths)
+        raise report.no_text(text.paths)
     for line in report.lines():
         logger.info(line)

@@ -69,6 +69,7 @@ class ExactResume(Checkpoint):
     every: int | None  # optimizer steps between checkpoints; and one after each validation. None: no checkpoints
     save_top_k: int  # checkpoints with the lowest validation loss to keep, besides the newest
     max_seconds: float | None  # save and stop after the first step that ends later than this
+    best_text: str | None  # the validation text whose loss decides which checkpoints are the best; None: all together
     override_optimizer: bool  # on resume, take the optimizer's settings from the config instead of the checkpoint
     settings: dict[str, Any]  # the resolved config as plain types, stored in each checkpoint
 
@@ -162,7 +163,7 @@ class ExactResume(Checkpoint):
         is_late = self.max_seconds is not None and time.monotonic() - self._start_time >= self.max_seconds
         stop_signal, time_is_over = self._maximum_of_ranks(trainer, self._signal, int(is_late))
         is_due = self.every is not None and step % self.every == 0
-        if step and (stop_signal or time_is_over or is_due or gpt2_of(trainer).current_score() is not None):
+        if step and (stop_signal or time_is_over or is_due or gpt2_of(trainer).current_validation() is not None):
             self._save(trainer)
         if stop_signal:
             self._write_status(trainer, "stopped", signal.Signals(stop_signal).name)
@@ -199,7 +200,8 @@ class ExactResume(Checkpoint):
         if is_saved:
             return
         if not problem:
-            score = gpt2.current_score()
+            validation = gpt2.current_validation()
+            score = validation and (validation.scores[self.best_text] if self.best_text else validation.total)
             name = paths.file_name(int(epochs_done(trainer)), step, score.loss if score else None)
             path = run / "checkpoints" / name
             trainer.save_checkpoint(path, weights_only=False)

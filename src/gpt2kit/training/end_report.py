@@ -26,8 +26,8 @@ _NEW_TOKENS, _PROMPT_TOKENS = 60, 8
 
 def end_lines(run: Path, data: TextDataModule, has_sample: bool = True) -> list[Line]:
     """Return the lines of a run that has ended."""
-    lines = _score_lines(run)
     saved = paths.checkpoints(run)
+    lines = _score_lines(run, saved)
     if not saved:
         return lines
     best, prompt, text = paths.best_of(saved)[0], "", ""
@@ -75,19 +75,23 @@ def command(verb: str, run: Path, options: str = "") -> str:
     return f"{program} {option}{name} {options}".rstrip()
 
 
-def _score_lines(run: Path) -> list[Line]:
-    """Return the last and the best validation of a run, with their steps."""
+def _score_lines(run: Path, saved: list[Path]) -> list[Line]:
+    """Return the last and the best validation of a run, with their steps. The best one is that of the checkpoint."""
     series = {}
     with contextlib.suppress(UserError):  # saving or logging is off, or the log is damaged
         series = run_folder.read_metrics(run)
     losses, bits = series.get("val_loss", {}), series.get("val_bpb", {})
     if not losses:
         return []
-    steps = {"last": max(losses), "best": min(losses, key=lambda step: losses[step])}
-    return [
-        (label, f"step {step:,}: val_bpb {bits.get(step, float('nan')):.4f}, val_loss {losses[step]:.4f}")
-        for label, step in steps.items()
-    ]
+    best = paths.step_of(paths.best_of(saved)[0]) if saved else 0
+    steps = {"last": max(losses), "best": best if best in losses else min(losses, key=lambda step: losses[step])}
+    texts = {name.partition("/")[2]: values for name, values in series.items() if name.startswith("val_bpb/")}
+    lines = []
+    for label, step in steps.items():
+        figures = f"val_bpb {bits.get(step, float('nan')):.4f}, val_loss {losses[step]:.4f}"
+        named = ", ".join(f"{name} {values[step]:.4f}" for name, values in texts.items() if step in values)
+        lines.append((label, f"step {step:,}: {figures}" + (f"; val_bpb of {named}" if named else "")))
+    return lines
 
 
 def _labelled(label: str, texts: list[str]) -> list[Line]:

@@ -44,6 +44,12 @@ _COMPARED = (
 )
 
 
+def _group(name: str) -> str:
+    """Return the name of a metric in TensorBoard; that of one text among several ends with the name of the text."""
+    metric, slash, text = name.partition("/")
+    return METRICS.get(metric, metric) + slash + text
+
+
 class GroupedTensorBoard(TensorBoardLogger):
     """Lightning's TensorBoardLogger with grouped names, and settings without invented first values of metrics."""
 
@@ -51,7 +57,7 @@ class GroupedTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({METRICS.get(name, name): value for name, value in metrics.items()}, step)
+        super().log_metrics({_group(name): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
@@ -54,6 +57,50 @@ class StepLoss:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad *= self._correction
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The scores of a validation."""
+
+    step: int
+    scores: dict[str, Score]  # of each validation text; the name of the only one is empty
+
+    @functools.cached_property
+    def total(self) -> Score:
+        """The score of all validation texts together."""
+        return functools.reduce(Score.__add__, self.scores.values())
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures to log."""
+        named = {f"val_bpb/{name}": score.bits_per_byte for name, score in self.scores.items() if name}
+        total = {"val_loss": self.total.loss, "val_ppl": self.total.perplexity, "val_bpb": self.total.bits_per_byte}
+        return total | named
+
+
+class ValidationSums:
+    """Collects nats and targets of the batches of a validation."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by the number of the text
+
+    def add(self, text: int, nats: Tensor, targets: Tensor) -> None:
+        """Add a batch of the text with this number."""
+        self._batches[text].append((nats, targets))
+
+    def finish(self, trainer: pl.Trainer, texts: Mapping[str, Score]) -> Validation:
+        """Return the scores over all batches and ranks, and forget the batches.
+
+        Args:
+            trainer: reduces over the ranks.
+            texts: the size of each validation text, by its name.
+        """
+        scores = {
+            name: validation_score(self._batches[number], trainer, text)
+            for number, (name, text) in enumerate(texts.items())
+        }
+        self._batches.clear()
+        return Validation(trainer.global_step, scores)
 
 
 def validation_score(batches: Sequence[tuple[Tensor, Tensor]], trainer: pl.Trainer, text: Score) -> Score:

@@ -19,7 +19,6 @@ from gpt2kit.checkpoint import checkpoint, initialize
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.errors import refuse
-from gpt2kit.metrics import Score
 from gpt2kit.model.backends import Attention, Choice, Compile, choose_attention
 from gpt2kit.model.config import SHAPE_FIELDS, Activation, Auto, Shape, shape_problems
 from gpt2kit.model.freezing import FrozenParameters, names_parts
@@ -30,7 +29,7 @@ from gpt2kit.optim.nonfinite import NonFiniteGuard, unfuse
 from gpt2kit.optim.schedules import LRSchedule, Schedule, WarmupStableDecay
 from gpt2kit.training.auto import InitialLoss, Sizes, measure_loss
 from gpt2kit.training.loggers import MetricsRow, log_every
-from gpt2kit.training.losses import StepLoss, validation_score
+from gpt2kit.training.losses import StepLoss, Validation, ValidationSums
 
 if TYPE_CHECKING:
     from gpt2kit.data.datamodule import TextDataModule
@@ -149,8 +148,7 @@ class GPT2Module(pl.LightningModule):
         self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
         self.estimated_steps = 0  # if only time limits the run; 0: unknown, or the last step is known
         self.has_mask = False  # whether the loss counts only a part of each document
-        self._sums: list[tuple[Tensor, Tensor]] = []  # nats and tokens of each validation batch
-        self.validation: tuple[int, Score] | None = None  # the step and the score of the last one
+        self.validation: Validation | None = None  # the last one
         if vocab_size is not None:
             self.build()
 
@@ -181,8 +179,8 @@ class GPT2Module(pl.LightningModule):
         text = self.trainer.datamodule  # type: ignore[attr-defined]
         if text is not None:
             self.take_vocabulary(text.vocab_size, text.document_start)
-            self.has_mask = bool(text.reader.loss_on)
-        self.step_loss = StepLoss(self.has_mask)
+            self.has_mask = any(each.reader.loss_on for each in text.texts.of("train"))
+        self.step_loss, self.validation_sums = StepLoss(self.has_mask), ValidationSums()
         self._metrics = MetricsRow()  # of the step or validation in progress
 
     def check_vocabulary(self, vocab_size: int, document_start: int | None) -> None:
@@ -334,21 +332,21 @@ class GPT2Module(pl.LightningModule):
     def on_validation_start(self) -> None:
         self.guard.check()
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._sums.append(self.model.nll(batch))
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_sums.add(dataloader_idx, *self.model.nll(batch))
 
     def on_validation_epoch_end(self) -> None:
-        score = validation_score(self._sums, self.trainer, self.trainer.datamodule.valid_text())  # type: ignore[attr-defined]
-        self._sums.clear()
-        self.add_metrics({"val_loss": score.loss, "val_ppl": score.perplexity, "val_bpb": score.bits_per_byte})
+        texts = self.trainer.datamodule.valid_texts()  # type: ignore[attr-defined]
+        validation = self.validation_sums.finish(self.trainer, texts)
+        self.add_metrics(validation.metrics())
         self._metrics.write(self)
         if not self.trainer.sanity_checking:
-            self.validation = self.trainer.global_step, score
+            self.validation = validation
 
-    def current_score(self) -> Score | None:
-        """Return the validation score of the current weights; None if they are not validated."""
-        step, score = self.validation or (None, None)
-        return score if step == self.trainer.global_step else None
+    def current_validation(self) -> Validation | None:
+        """Return the validation of the current weights; None if they are not validated."""
+        is_current = self.validation is not None and self.validation.step == self.trainer.global_step
+        return self.validation if is_current else None
 
     def add_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Pass metrics to the callbacks at once, and to the loggers in the row of the step."""

@@ -19,7 +19,7 @@ from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.lightning_patches import run_validation
 from gpt2kit.training.loggers import log_every
-from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, schedule_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, passes_done, schedule_of
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ class ThroughputMetrics(callbacks.Callback):
         return self._earlier_seconds + self._timer.seconds()
 
     def _position(self, trainer: pl.Trainer) -> dict[str, float]:
-        return {"epoch": epochs_done(trainer), "hours": self._seconds() / 3600}
+        passes = {f"epoch/{name}": count for name, count in passes_done(trainer).items()}
+        return {"epoch": epochs_done(trainer), **passes, "hours": self._seconds() / 3600}
 
 
 class StepTimer:
@@ -202,10 +203,14 @@ class ProgressBar(callbacks.ProgressBar):
             metrics["train_loss"] = self._loss.add(metrics["train_loss"])
         texts = {name: format_(metrics[name]) for name, format_ in _FORMATS.items() if name in metrics}
         if "val_bpb" in texts and (validation := gpt2_of(trainer).validation):
-            texts["val_bpb"] += f" (step {validation[0]})"
+            texts["val_bpb"] += f" (step {validation.step})"
+        passes = [f"{name[6:]} {value:.2f}" for name, value in metrics.items() if name.startswith("epoch/")]
+        if "epoch" in texts and passes:
+            texts["epoch"] += f" ({', '.join(passes[:_SHOWN_TEXTS])}{', ...' if passes[_SHOWN_TEXTS:] else ''})"
         return list(texts.values())
 
 
+_SHOWN_TEXTS = 4  # of several training texts
 _BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar:10}| "
 _FORMATS: dict[str, Callable[[float], str]] = {
     "epoch": "epoch {:.2f}".format,

@@ -50,17 +50,33 @@ def describe_text(data: TextDataModule) -> RunInfo:
             "fingerprint": store.fingerprint,
         }
     # The training files, held-out text included.
-    text = data.survey if data.split_ranges else data.store("train")
+    texts = data.texts.of("train")
+    held_out = dict.fromkeys(describe_split(data.texts.split_ranges(each)) for each in texts)
+    text = data.texts.survey if any(held_out) else data.store("train")
+    documents = dict.fromkeys(describe_documents(each.reader, each.paths) for each in texts)
     return {
         "splits": splits,
+        "mix": describe_mix(data),
         "documents": text.documents,
         "bytes": text.bytes,
-        "document": describe_documents(data.reader, data.paths["train"]),
-        "held_out": describe_split(data.split_ranges),
+        "document": ", ".join(documents),
+        "held_out": "; ".join(held_out),
         "notes": data.notes(),
         "vocabulary": data.vocab_size,
         "tokenizer": tokenizers.fingerprint(data.tokenizer),
     }
+
+
+def describe_mix(data: TextDataModule) -> list[RunInfo]:
+    """Return each of several training texts, with the passes over it in an epoch; nothing for one text."""
+    stores = data.stores("train")
+    if "" in stores:
+        return []
+    passes = data.passes_per_epoch()
+    return [
+        {"name": text.name, "weight": text.weight, "tokens": stores[text.name].tokens, "passes": count}
+        for text, count in zip(data.texts.of("train"), passes, strict=True)
+    ]
 
 
 def describe_model(gpt2: GPT2Module) -> RunInfo:

@@ -12,8 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt2kit import __version__
 from gpt2kit.checkpoint import checkpoint
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.mixed_order import MixedOrder
+from gpt2kit.data.texts import Text
 from gpt2kit.errors import CheckpointError
 from gpt2kit.model.lora import LORA_SCALE, lora_scale
+from gpt2kit.text.splits import Split
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training.module import GPT2Module
 
@@ -38,6 +41,15 @@ def epochs_done(trainer: pl.Trainer) -> float:
     return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
 
 
+def passes_done(trainer: pl.Trainer) -> dict[str, float]:
+    """Return how often each of several training texts was read so far, by its name; nothing for one text."""
+    text = datamodule_of(trainer)
+    order = text.order(text.global_batch(trainer))
+    if not isinstance(order, MixedOrder):
+        return {}
+    return dict(zip(text.stores("train"), order.passes(trainer.global_step), strict=True))
+
+
 def schedule_of(trainer: pl.Trainer) -> LambdaLR:
     """Return the schedule of the learning rates, which GPT2Module creates."""
     schedule = trainer.lr_scheduler_configs[0].scheduler
@@ -48,21 +60,16 @@ def schedule_of(trainer: pl.Trainer) -> LambdaLR:
 def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the `gpt2kit` entry of a checkpoint, of plain types. `settings` is the resolved config."""
     gpt2, text, step = gpt2_of(trainer), datamodule_of(trainer), trainer.global_step
-    global_batch, score = text.global_batch(trainer), gpt2.current_score()
+    global_batch, validation = text.global_batch(trainer), gpt2.current_validation()
     return {
         "format": checkpoint.FORMAT,
         "version": __version__,
         "shape": dict(gpt2.shape),
         "tokenizer": tokenizers.to_json(text.tokenizer),
         "data": identity(text, global_batch),
-        "reader": text.reader.identity(),
+        **_describe_texts(text),
         "append_eos": text.append_eos,
         "document_start": text.document_start,
-        "test_files": text.files["test"],
-        "test_text": text.store("test").fingerprint if text.files["test"] else None,
-        # The checkpoint format calls the range of a split its share.
-        "test_share": asdict(text.split_ranges["test"]) if "test" in text.split_ranges else None,
-        "train_share": asdict(text.split_ranges["train"]) if "train" in text.split_ranges else None,
         "train_tokens": text.store("train").tokens,
         "settings": settings,
         "step": step,
@@ -70,7 +77,33 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "start": gpt2.start,
         "freeze": freeze_identity(gpt2),
         "skipped": gpt2.guard.skipped,
-        "val_bpb": score.bits_per_byte if score else None,
+        "val_bpb": validation.total.bits_per_byte if validation else None,
+    }
+
+
+def _describe_texts(text: TextDataModule) -> dict[str, Any]:
+    """Return how the training text is read, and the test text; of several texts, of each by its name."""
+
+    def describe(each: Text, split: Split) -> dict[str, Any]:
+        """Return the name of a text and how it is read. The checkpoint format calls the range of a split its share."""
+        split_range = text.texts.split_ranges(each).get(split)
+        share = None if split_range is None else asdict(split_range)
+        return {"name": each.name, "reader": each.reader.identity(), "share": share}
+
+    training = [{**describe(each, "train"), "weight": each.weight} for each in text.texts.of("train")]
+    tests = [
+        {**describe(each, "test"), "files": each.files, "text": text.stores("test")[each.name].fingerprint}
+        for each in text.texts.of("test")
+    ]
+    test = tests[0] if tests and not tests[0]["name"] else {}
+    return {
+        "reader": text.reader.identity(),
+        "train_share": None if training[0]["name"] else training[0]["share"],
+        "test_files": text.files["test"],
+        "test_text": test.get("text"),
+        "test_share": test.get("share"),
+        "train_texts": training if training[0]["name"] else [],
+        "test_texts": tests if tests and tests[0]["name"] else [],
     }
 
 
@@ -88,6 +121,7 @@ def identity(text: TextDataModule, global_batch: int) -> dict[str, Any]:
         "window_shards": text.window_shards,
         "token_files": store.files_digest if is_streamed else None,  # only then does the order depend on the files
         "order_version": text.order_version,
+        "mix": text.mix(),
     }
 
 

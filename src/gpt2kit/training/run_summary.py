@@ -29,6 +29,7 @@ def summary_lines(info: RunInfo) -> list[Line]:
         ("text", _format_documents(info["text"])),
         *([("", info["text"]["held_out"])] if info["text"]["held_out"] else []),
         ("", " | ".join(_format_split(*split) for split in splits.items())),
+        *_mix_lines(info["text"]),
         ("model", _format_model(info["model"])),
         ("run", _format_run(info["run"])),
         *_size_lines(info),
@@ -54,6 +55,7 @@ def plan_lines(info: RunInfo) -> list[Line]:
         ("text", _format_documents(text)),
         *([("", text["held_out"])] if text["held_out"] else []),
         *[("", _format_split(name, split) + _format_details(split)) for name, split in text["splits"].items()],
+        *_mix_lines(text),
         ("", f"vocabulary of {text['vocabulary']:,}"),
         *[("note", note) for note in text["notes"]],
         *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
@@ -93,6 +95,12 @@ def _format_documents(text: RunInfo) -> str:
 def _format_split(name: str, split: RunInfo) -> str:
     documents = _count(split["documents"], "document")
     return f"{name} {documents}, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
+
+
+def _mix_lines(text: RunInfo) -> list[Line]:
+    """Return a line for each of several training texts."""
+    line = "{name}: {tokens:,} tokens, {passes:.2f} passes in an epoch (weight {weight:g})"
+    return [("", line.format(**each)) for each in text["mix"]]
 
 
 def _format_details(split: RunInfo) -> str:

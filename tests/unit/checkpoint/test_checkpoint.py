@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import Outcome, Run
 
-from gpt2kit.checkpoint import checkpoint, paths
+from gpt2kit.checkpoint import checkpoint, paths, saved_text
 from gpt2kit.cli import parser, test
 from gpt2kit.errors import CheckpointError
 from gpt2kit.text.splits import CutRange, HashRange, MixedRange, SplitRange
@@ -48,7 +47,7 @@ def test_names_in_a_checkpoint_do_not_change(run: Run) -> None:
     metadata = raw["gpt2kit"]
     assert set(metadata) == {
         *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
-        *("append_eos", "test_text"),
+        *("append_eos", "test_text", "train_texts", "test_texts"),
         *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped", "start", "freeze", "val_bpb"),
     }
     assert set(metadata["shape"]) == {
@@ -57,7 +56,7 @@ def test_names_in_a_checkpoint_do_not_change(run: Run) -> None:
     }
     assert set(metadata["data"]) == {
         *("text", "block_size", "global_batch", "seed", "shuffle", "stride", "mask_documents", "window_shards"),
-        *("token_files", "order_version"),
+        *("token_files", "order_version", "mix"),
     }
     assert all(name.startswith("model.transformer.") or name == "model.lm_head.weight" for name in raw["state_dict"])
 
@@ -212,12 +211,11 @@ def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path) -> No
     ],
 )
 def test_an_invalid_split_in_a_checkpoint_is_refused(share: object) -> None:
-    info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": share})
-    with pytest.raises(CheckpointError, match=r"x\.ckpt: its test_share is invalid"):
-        checkpoint.read_test_text(info)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: its test text is invalid"):
+        saved_text.test_texts(Path("x.ckpt"), {"test_files": ["a"], "test_share": share})
 
 
 @pytest.mark.parametrize("split_range", [HashRange(0.0, 0.2, 7), CutRange(0.95, 1.0), MIXED])
 def test_the_split_of_a_checkpoint_is_restored(split_range: SplitRange) -> None:
-    info = SimpleNamespace(path="x.ckpt", metadata={"test_files": ["a"], "test_share": asdict(split_range)})
-    assert checkpoint.read_test_text(info) == (["a"], split_range)  # type: ignore[arg-type]
+    [text] = saved_text.test_texts(Path("x.ckpt"), {"test_files": ["a"], "test_share": asdict(split_range)})
+    assert (text.files, text.split) == (["a"], split_range)

@@ -68,7 +68,7 @@ def test_training_batches_are_the_ordered_blocks(store: TokenStore) -> None:
 
 
 def test_the_size_of_a_text_counts_each_documents_end(corpus: Path, store: TokenStore) -> None:
-    size = data_module(corpus, valid_files=str(corpus / "valid.txt")).valid_text()
+    size = data_module(corpus, valid_files=str(corpus / "valid.txt")).valid_texts()[""]
     assert (size.tokens, size.bytes) == (len(store) - 1, store.bytes + 40)
 
 
@@ -180,7 +180,7 @@ def test_text_is_held_out_and_a_tokenizer_trained_if_only_the_text_is_given(
     write_texts(tmp_path, count, lines)
     data = automatic(tmp_path)
     data.prepare_data()
-    assert all(isinstance(part, kind) for part in data.split_ranges.values())
+    assert all(isinstance(part, kind) for part in data.texts.split_ranges(data.texts.of("train")[0]).values())
     texts = {split: decoded(data, split).split("\n") for split in get_args(Split)}
     assert sum(map(len, texts.values())) == count * lines + 3
     for split in ("valid", "test"):
@@ -199,9 +199,14 @@ def test_text_is_held_out_and_a_tokenizer_trained_if_only_the_text_is_given(
 def test_only_the_given_splits_are_held_out(tmp_path: Path) -> None:
     write_texts(tmp_path, 12, 100)
     assert not automatic(tmp_path, valid_fraction=0.0).files["valid"]
-    assert not automatic(tmp_path, test_files=str(tmp_path / "text" / "000.txt")).split_ranges
+    data = automatic(tmp_path, test_files=str(tmp_path / "text" / "000.txt"))
+    assert not data.texts.split_ranges(data.texts.of("train")[0])
     data = automatic(tmp_path, valid_fraction=0.01)
-    assert data.split_ranges == {"train": CutRange(0.0, 0.99), "valid": CutRange(0.99, 1.0)} and not data.files["test"]
+    assert data.texts.split_ranges(data.texts.of("train")[0]) == {
+        "train": CutRange(0.0, 0.99),
+        "valid": CutRange(0.99, 1.0),
+    }
+    assert not data.files["test"]
     assert data.resolved().keys() == {"tokenizer"}
 
 

@@ -258,7 +258,7 @@ def test_a_checkpoint_that_names_the_token_files_still_identifies_the_text(
         streaming=streaming,
         valid_fraction=0.0,
     )
-    store = build.open_or_build(data.corpus("train"), tmp_path / "cache")
+    store = build.open_or_build(data.corpora()["train text"], tmp_path / "cache")
     current = run_state.identity(data, 8)
     assert run_state.saved_identity(current, data) == current
     old = {name: value for name, value in current.items() if name != "token_files"} | {"text": store.files_digest}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, Selection
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.survey import Survey, survey
 from gpt2kit.tokenization.cache import load_or_train
@@ -62,7 +62,7 @@ class ChangingReader(Reader):
 
 def test_nothing_is_cached_for_a_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path, cache_dir = tmp_path / "a.txt", tmp_path / "cache"
-    for read in (survey, lambda *arguments: load_or_train(TokenizerSpec("char"), *arguments[:2], None, cache_dir)):
+    for read in (survey, lambda *text: load_or_train(TokenizerSpec("char"), [Selection(*text[:2])], cache_dir)):
         path.write_text("text")
         with pytest.raises(DataError, match=r"a\.txt: changed while"):
             read([path], ChangingReader(), cache_dir)

@@ -18,7 +18,6 @@ from helpers import ODD_TEXTS, SAMPLE_TEXTS, train_tokenizer
 from sentencepiece import sentencepiece_model_pb2
 
 from gpt2kit.errors import DataError
-from gpt2kit.text.reader import Reader
 from gpt2kit.tokenization import cache, conversion, pretrained, sentencepiece_model, tokenizer
 from gpt2kit.tokenization.options import TokenizerSpec
 
@@ -357,12 +356,12 @@ def test_line_breaks_survive_in_berts_vocabulary(tmp_path: Path, capsys: pytest.
 def test_the_end_of_text_token_of_the_folder_stays_beside_line_breaks(tmp_path: Path) -> None:
     write_bert(tmp_path, eos_token="[MASK]")
     lines = cache.load_or_train(
-        TokenizerSpec("wordpiece", vocab=str(tmp_path / "vocab.txt"), newline="[SEP]"), [], Reader(), None, tmp_path
+        TokenizerSpec("wordpiece", vocab=str(tmp_path / "vocab.txt"), newline="[SEP]"), [], tmp_path
     )
     assert tokenizer.eos_id(lines) == BERT.index("[MASK]") and tokenizer.size(lines) == len(BERT)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[SEP]"}')
     lines = cache.load_or_train(
-        TokenizerSpec("wordpiece", vocab=str(tmp_path / "vocab.txt"), newline="[SEP]"), [], Reader(), None, tmp_path
+        TokenizerSpec("wordpiece", vocab=str(tmp_path / "vocab.txt"), newline="[SEP]"), [], tmp_path
     )
     assert tokenizer.eos_id(lines) == len(BERT) and tokenizer.encode(lines, "\n") == [BERT.index("[SEP]")]
 

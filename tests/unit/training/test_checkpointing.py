@@ -68,7 +68,7 @@ def test_a_dangling_link_is_skipped(copied: Path, capsys: pytest.CaptureFixture[
 def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     exits: list[int] = []
     monkeypatch.setattr("os._exit", exits.append)
-    saver = ExactResume(1, 1, None, False, {})
+    saver = ExactResume(1, 1, None, None, False, {})
     saver.handle_signal(signal.SIGINT, None)
     assert not exits
     saver.handle_signal(signal.SIGINT, None)

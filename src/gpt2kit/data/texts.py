@@ -1,0 +1,176 @@
+"""The texts of a run: one, or several with names and weights, and what is held out of them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2kit.text import splits
+from gpt2kit.text.reader import Reader, Selection
+from gpt2kit.text.sources import PathOrURL, find_files
+from gpt2kit.text.splits import Split, SplitRange
+from gpt2kit.text.survey import Survey, survey
+
+# A name is part of a metric's name and of an option's.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# What jsonargparse takes for the options of a class.
+_RESERVED = ("class_path", "init_args", "dict_kwargs")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """One of several texts, in data.train_files, data.valid_files or data.test_files."""
+
+    files: list[str] | str
+    """Text files, folders, patterns or URLs."""
+    weight: float = 1.0
+    """How often a token is read, relative to those of the other texts. Only for training."""
+    reader: Reader | None = None
+    """How the files become documents. Default: as the training text of the same name, else data.reader."""
+
+
+# A text: files, or several texts by their names.
+TextFiles = list[str] | str | dict[str, TextOptions | list[str] | str]
+
+
+def options_by_name(text: TextFiles | None) -> dict[str, TextOptions]:
+    """Return the options of each text by its name. The name of the only one is empty."""
+    if not isinstance(text, Mapping):
+        return {"": TextOptions(text)} if text else {}
+    return {name: _as_options(value) for name, value in text.items()}
+
+
+def _as_options(value: Any) -> TextOptions:
+    """Return options from files, or from a mapping, as in a parsed config."""
+    if isinstance(value, TextOptions):
+        return value
+    if isinstance(value, str | list):
+        return TextOptions(value)
+    return TextOptions(value["files"], value["weight"])
+
+
+def is_name(name: object) -> bool:
+    """Return whether a text may have this name."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name not in _RESERVED
+
+
+class Text:
+    """A text: files, and how they become documents.
+
+    Args:
+        name: its name; empty if it is the only one.
+        options: as the user gave them.
+        reader: for texts without a reader of their own.
+        cache_dir: for what is measured.
+    """
+
+    def __init__(self, name: str, options: TextOptions, reader: Reader, cache_dir: Path) -> None:
+        self.name, self.weight = name, options.weight
+        self.files = [options.files] if isinstance(options.files, str) else list(options.files)
+        self.reader = options.reader or reader
+        self._cache_dir = cache_dir
+
+    @property
+    def label(self) -> str:
+        """Its name with a space before it, for messages; empty if it is the only one."""
+        return f" {self.name}" if self.name else ""
+
+    @functools.cached_property
+    def paths(self) -> list[PathOrURL]:
+        """The files, in the order of their documents."""
+        return find_files(self.files)
+
+    @functools.cached_property
+    def survey(self) -> Survey:
+        """The size of the text, held-out text included."""
+        return survey(self.paths, self.reader, self._cache_dir)
+
+
+class Texts:
+    """The texts of each split. Held-out text is a part of each training text.
+
+    Args:
+        files: the user's files of each split.
+        reader: for texts without a reader of their own.
+        fractions: of the training text, held out for validation and for the test. None: by its size, both.
+        block_size: the least that is held out, in tokens.
+        seed: decides which documents are held out.
+        cache_dir: for what is measured.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[Split, TextFiles | None],
+        reader: Reader,
+        fractions: tuple[float, float] | None,
+        block_size: int,
+        seed: int,
+        cache_dir: Path,
+    ) -> None:
+        self.is_automatic = fractions is None
+        self._fractions, self._block_size, self._seed = fractions, block_size, seed
+        readers: dict[str, Reader] = {}
+        self._texts: dict[Split, list[Text]] = {}
+        for split, text in files.items():
+            own = options_by_name(text).items()
+            self._texts[split] = [Text(name, each, readers.get(name, reader), cache_dir) for name, each in own]
+            readers = readers or {each.name: each.reader for each in self._texts[split]}  # of the training texts
+        valid_fraction, test_fraction = fractions or (1.0, 1.0)
+        if valid_fraction:
+            self._texts["valid"] = self._texts["train"]
+        if test_fraction:
+            self._texts["test"] = self._texts["train"]
+        # The characters of the longest document of a text that is held out whole, where a resumed run decides it.
+        self.longest_held_out_whole: dict[str, int | None] = {}
+
+    def of(self, split: Split) -> list[Text]:
+        """Return the texts of a split."""
+        return self._texts[split]
+
+    @functools.cached_property
+    def files(self) -> dict[Split, list[str]]:
+        """The files of each split, as the user gave them."""
+        return {split: [file for text in texts for file in text.files] for split, texts in self._texts.items()}
+
+    def find_files(self) -> None:
+        """Report a wrong path in any split before a tokenizer is trained or text read."""
+        for text in itertools.chain(*self._texts.values()):
+            _ = text.paths
+
+    @functools.cached_property
+    def survey(self) -> Survey:
+        """The size of the training files, held-out text included."""
+        self.find_files()
+        documents, size, characters, longest = zip(*(astuple(text.survey) for text in self.of("train")), strict=True)
+        return Survey(sum(documents), sum(size), sum(characters), max(longest))
+
+    @functools.cached_property
+    def fractions(self) -> tuple[float, float]:
+        """The fractions of each training text that are held out for validation and for the test."""
+        if self._fractions is not None:
+            return self._fractions
+        fraction = splits.automatic_fraction(self.survey.bytes, self._block_size)
+        return fraction, fraction
+
+    def split_ranges(self, text: Text) -> dict[Split, SplitRange]:
+        """Return the range of each split of a training text; empty if nothing is held out of a text."""
+        if text not in self.of("train") or not any(self.fractions):
+            return {}
+        if text.name not in self.longest_held_out_whole:
+            self.longest_held_out_whole[text.name] = self._longest_held_out_whole(text)
+        return splits.split_ranges(*self.fractions, self._seed, self.longest_held_out_whole[text.name])
+
+    def _longest_held_out_whole(self, text: Text) -> int | None:
+        if text.reader.loss_on:
+            return None  # a part of a document could be all context, or lack its context
+        size, smallest = text.survey, min(fraction for fraction in self.fractions if fraction)
+        return splits.longest_held_out_whole(size.documents, size.characters, size.longest, smallest)
+
+    def selection(self, text: Text, split: Split) -> Selection:
+        """Return the documents of a split of a text."""
+        return Selection(text.paths, text.reader, self.split_ranges(text).get(split))
