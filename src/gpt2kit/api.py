@@ -239,7 +239,7 @@ def load(
 
 
 def train(
-    files: str | Path | Sequence[str | Path] | None = None,
+    files: str | Path | Sequence[str | Path] | Mapping[str, Any] | None = None,
     *,
     texts: Texts | None = None,
     valid_texts: Texts | None = None,
@@ -253,7 +253,7 @@ def train(
     Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
 
     Args:
-        files: text files or folders: `data.train_files`. Default: those of `config`.
+        files: text files or folders, or several texts with names: `data.train_files`. Default: those of `config`.
         texts: text in memory to train on, instead of files: strings, or rows with the fields that `field` or `template`
             names, such as a `datasets.Dataset`.
         valid_texts: the same for validation.
@@ -267,6 +267,8 @@ def train(
     names = _option_names()
     split_texts = {"train": texts, "valid": valid_texts, "test": test_texts}
     _refuse_unknown("train", settings, [*names, "files", "texts", "valid_texts", "test_texts", "config", "options"])
+    if not isinstance(files, str | Path | list | tuple | Mapping | None):
+        raise UserError(f"files: a {type(files).__name__} is no path. Give text in memory as texts")
     if isinstance(files, str) and files.startswith("["):
         files = [files]  # [a] would be read as a list
     values: dict[str, Any] = {} if files is None else {"data.train_files": files}

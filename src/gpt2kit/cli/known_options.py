@@ -116,7 +116,7 @@ class KnownOptions:
         if option not in self._by_name or path in self.options:
             return ""
         if not is_name(name):
-            return "not a name of letters, digits, - and _. Rename it"
+            return "not a name: a letter, then letters, digits, - and _. Rename it"
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{path}", type=self._by_name[option])
         self._add(parser, path)

@@ -78,7 +78,7 @@ def without_tune(args: list[str]) -> list[str]:
 def best_text_problems(config: Any) -> list[str]:
     """List why a validation text cannot decide the best checkpoint."""
     text = config.data.valid_files or config.data.train_files
-    names = sorted(text) if isinstance(text, dict) else []
+    names = sorted(map(str, text)) if isinstance(text, dict) else []
     if config.best_text is None or config.best_text in names:
         return []
     if not names:

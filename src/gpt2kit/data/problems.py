@@ -66,7 +66,9 @@ def _name_problems(split: Split, texts: TextFiles | None) -> list[str]:
     """List what is invalid in the names and weights of a split's texts."""
     problems, option = Problems(), f"data.{split}_files"
     for name, text in options_by_name(texts).items() if isinstance(texts, dict) else ():
-        problems.check(is_name(name), f"{option}: {name!r:.60} is not a name of letters, digits, - and _. Rename it")
+        problems.check(
+            is_name(name), f"{option}: {name!r:.60} is not a name: a letter, then letters, digits, - and _. Rename it"
+        )
         problems.check(text.files, f"{option}.{name}: has no files. Name the text")
         weight = text.weight
         is_valid = 0 < weight < math.inf

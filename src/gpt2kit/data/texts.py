@@ -17,9 +17,9 @@ from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey
 
 # A name is part of a metric's name and of an option's.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-# What jsonargparse takes for the options of a class.
-_RESERVED = ("class_path", "init_args", "dict_kwargs")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# What jsonargparse takes for the options of a class, and YAML for no text.
+_RESERVED = ("class_path", "init_args", "dict_kwargs", "null", "true", "false", "yes", "no", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _as_options(value: Any) -> TextOptions:
 
 def is_name(name: object) -> bool:
     """Return whether a text may have this name."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name not in _RESERVED
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name.lower() not in _RESERVED
 
 
 class Text:

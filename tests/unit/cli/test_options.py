@@ -119,7 +119,11 @@ def test_unknown_options_in_included_files_are_reported(
         (["--data.train_files={a: {files: x, weight: much}}"], "--data.train_files.a.weight much: must be a number"),
         (["--data.train_files={a: {files: x, weight: 0}}"], "data.train_files.a.weight 0.0: must be above 0"),
         (["--data.train_files={a: {files: x, reader: {min_char: 1}}}"], "no such option. Did you mean min_chars?"),
-        (["--data.train_files={a b: x}"], "--data.train_files.a b: not a name of letters, digits, - and _"),
+        (
+            ["--data.train_files={a b: x}"],
+            "--data.train_files.a b: not a name: a letter, then letters, digits, - and _",
+        ),
+        (["--data.train_files={null: x}"], "--data.train_files.null: not a name"),
         (["--data.train_files={a: 3}"], "--data.train_files.a 3: must be options or a list or text"),
         (["--data.valid_files={a: {files: x, weight: 2}}"], "data.valid_files.a.weight 2.0: only for data.train_files"),
         (["--data.train_files={a: x}", "--data.streaming=true"], "not supported with several texts with names"),
