@@ -189,6 +189,25 @@ def test_parts_of_other_tokenizers_are_implemented(tokenizer: Tokenizer, tmp_pat
     assert decoded == [tokenizers.decode(tokenizer, row) for row in ids]
 
 
+@pytest.mark.parametrize("form", [normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD])
+def test_characters_that_are_newer_than_the_library_are_not_normalized(form: Any, tmp_path: Path) -> None:
+    """Browsers know them. If this fails with a newer Node.js, extend the characters of tokenizer.mjs."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    model = models.BPE({letter: i for i, letter in enumerate(letters)}, [])
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = adopted(model, split, decoders.ByteLevel(), form())
+    # Without ideographs, Hangul, private use and surrogates, which are many and all alike.
+    blocks = [*range(0x34), *range(0xA0, 0xAC), *range(0xF9, 0x170), *range(0x1B0, 0x1FC), *range(0x2F8, 0x2FB)]
+    texts = ["".join(f"a{chr(256 * block + i)}\u0301" for i in range(256)) for block in blocks]
+    chance = random.Random(4)
+    parts = ["a", "\u0327", "\u0301", "\u0334", "\u1100", "\u1161", "\u07fd", "\u1acf", "\u0897", "\U000105d2"]
+    parts += ["\u0307", "\U00011935", "\U00011930", "\U0001e030", "\U0001e08f", "\u32ff", "①", "é"]
+    texts += ["".join(chance.choices(parts, k=8)) for _ in range(300)]
+    (ids,) = answers(tmp_path, random_model(tokenizer), ("encode", texts))
+    expected = tokenizers.encode_batch(tokenizer, texts)
+    assert ids == expected, next(ascii(text) for text, one, other in zip(texts, ids, expected) if one != other)
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_a_sentencepiece_model_gives_the_same_ids(model_type: str, tmp_path: Path) -> None:
     raw = io.BytesIO()
