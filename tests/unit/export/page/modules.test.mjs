@@ -5,7 +5,7 @@ import test from "node:test";
 const modules = new URL("../../../../src/gpt2kit/export/html/", import.meta.url);
 const load = (name) => import(new URL(`${name}.mjs`, modules));
 const { Memory, assemble, javascriptKernels } = await load("kernels");
-const { LANGUAGES, chooseLanguage } = await load("languages");
+const { LABELS, LANGUAGES, chooseLanguage, translateLabel } = await load("languages");
 const { fill, visible } = await load("page");
 const { keepMinP, keepTopK, keepTopP, mostLikely, penalizeRepetition, probabilities, sample, sampleAt } = await load("sampling");
 const { translatePattern } = await load("tokenizer");
@@ -143,6 +143,17 @@ test("every language has every text, with the same values", () => {
     }
   }
   assert.equal(fill(LANGUAGES.en.failed, { message: "x" }), "An error occurred: x");
+});
+
+test("labels of the table are translated, and unknown ones stay", () => {
+  for (const [language, labels] of Object.entries(LABELS)) {
+    assert.deepEqual(Object.keys(labels), Object.keys(LABELS.zh), language);
+    assert.equal(translateLabel("parameters", language), labels.parameters);
+    assert.match(translateLabel("bits per byte of the test text, 1,234 bytes", language), /^[^a-z{]*1,234 ?[^a-z{]*$/);
+    assert.equal(translateLabel("height", language), "height");
+  }
+  assert.deepEqual(Object.keys(LABELS), Object.keys(LANGUAGES).filter((language) => language !== "en"));
+  assert.equal(translateLabel("parameters", "en"), "parameters");
 });
 
 test("the language is the first that the page speaks", () => {
