@@ -22,9 +22,8 @@ from torch import Tensor
 from gpt2kit import __version__, files
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, Problems, UserError
-from gpt2kit.export import card, huggingface
+from gpt2kit.export import card
 from gpt2kit.export.options import HtmlDtype
-from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs.pages import render, valid_unicode
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -329,6 +328,9 @@ def rounded(opened: LoadedCheckpoint, dtype: HtmlDtype) -> dict[str, Tensor]:
 
 def rounding(opened: LoadedCheckpoint, dtype: HtmlDtype) -> float:
     """Return the largest difference of logits that is due to the data type of the weights."""
+    from gpt2kit.export import huggingface  # here, because transformers imports slowly and writing does without
+    from gpt2kit.model.gpt2 import GPT2
+
     ids = torch.linspace(0, opened.shape["vocab_size"] - 1, min(64, opened.shape["n_positions"])).long().tolist()
     model = GPT2.from_state(opened.shape, rounded(opened, dtype))
     return float((huggingface.compute_logits(model, ids) - huggingface.compute_logits(opened.model, ids)).abs().max())
