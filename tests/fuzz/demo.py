@@ -41,7 +41,7 @@ class Server:
                 os.dup2(os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
             sys.argv = ["gpt2kit", "demo"]
             with contextlib.suppress(BaseException):
-                __main__.main(["demo", RUN, "--port", str(self._port)])
+                __main__.main(["demo", RUN, "--port", str(self._port), "--allow_download"])
             os._exit(1)
         end = time.monotonic() + 300
         while time.monotonic() < end:

@@ -64,9 +64,9 @@ def test_a_file_is_prepared_and_served(url: str, capfd: pytest.CaptureFixture[st
     assert request(url, "GET", "/model.html?name=version_0").status == 404
     first, *_, last = press(url, "version_0", "a")
     assert "Preparing the page ..." in first
-    found = re.search(r'<a href="(model\.html\?name=version_0)" download>version_0\.html</a> \([0-9.]+ MB\)', last)
-    assert found
-    response = request(url, "GET", "/" + found[1])
+    anchor = re.search(r'<a href="(model\.html\?name=version_0)" download>version_0\.html</a> \([0-9.]+ MB\)', last)
+    assert anchor
+    response = request(url, "GET", "/" + anchor[1])
     content = response.read()
     assert response.status == 200 and content.startswith(b"<!doctype html>") and content.endswith(b"</body></html>\n")
     assert response.headers["content-type"] == "application/octet-stream"

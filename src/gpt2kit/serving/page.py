@@ -47,10 +47,10 @@ _DOWNLOAD = """(text) => {
 }"""
 # Follows the link of a note. An element of the parsed document could not be clicked.
 _FOLLOW = """(note) => {
-  const found = new DOMParser().parseFromString(note ?? '', 'text/html').querySelector('a');
-  if (!found) return;
+  const anchor = new DOMParser().parseFromString(note ?? '', 'text/html').querySelector('a');
+  if (!anchor) return;
   const link = document.createElement('a');
-  link.href = found.getAttribute('href');
+  link.href = anchor.getAttribute('href');
   link.download = '';
   link.click();
 }"""
@@ -187,9 +187,9 @@ def build(
         stop.click(None, cancels=generating, **private)
         save.click(None, [text], js=_DOWNLOAD, **private)
         example.input(None, [example], [prompt], js="(choice) => choice ?? ''", **private)
-        shown = [facts, example, start, *((get_page, note) if downloads else ())]
+        outputs = [facts, example, start, *((get_page, note) if downloads else ())]
         for trigger in (model.change, blocks.load):
-            trigger(show_model, [model], shown, concurrency_limit=_MAX_WAITING, **private)
+            trigger(show_model, [model], outputs, concurrency_limit=_MAX_WAITING, **private)
         if downloads:
             prepared = get_page.click(prepare, [model], [note], concurrency_limit=_MAX_WAITING, **private)
             prepared.success(None, [note], js=_FOLLOW, **private)
