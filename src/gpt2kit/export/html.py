@@ -112,6 +112,11 @@ def html_problems(tokenizer: Tokenizer) -> list[str]:
                 not _UNTRANSLATED.search(pattern),
                 f"browsers do not have all of the tokenizer's expression {pattern!r:.60}. Use another tokenizer",
             )
+    problems.check(
+        _is_start_certain(steps["normalizer"], steps["pre_tokenizer"]),
+        "the page does not implement the tokenizer's prepend_scheme 'first' beside its other steps. "
+        "Use another tokenizer",
+    )
     has_affixes = raw["model"].get("continuing_subword_prefix") or raw["model"].get("end_of_word_suffix")
     problems.check(not has_affixes, "the page does not implement the tokenizer's affixes. Use another tokenizer")
     for token in raw["added_tokens"]:
@@ -123,6 +128,23 @@ def html_problems(tokenizer: Tokenizer) -> list[str]:
             "Use another tokenizer",
         )
     return problems.messages
+
+
+def _is_start_certain(normalizer: list[dict[str, Any]], pre_tokenizer: list[dict[str, Any]]) -> bool:
+    """Return whether the page knows which word Metaspace takes for the first one of a text.
+
+    The library takes any word whose original position is 0; after another step, none or several may have it.
+    """
+    splits = [step for step in pre_tokenizer if step["type"] != "Sequence"]
+    spaces = [
+        step["replacement"] for step in splits if step["type"] == "Metaspace" and step["prepend_scheme"] == "first"
+    ]
+    contents = [
+        str(step.get("content", step.get("prepend"))) for step in normalizer if step["type"] in ("Replace", "Prepend")
+    ]
+    # A text that begins with a space gets no other one.
+    is_harmless = all(content.startswith((" ", space)) for content in contents for space in spaces)
+    return not spaces or (len(spaces) == 1 and splits[0].get("replacement") == spaces[0] and is_harmless)
 
 
 def _steps(settings: dict[str, Any] | None, name: str) -> Iterator[dict[str, Any]]:

@@ -172,8 +172,16 @@ MERGES = [("a", "b"), ("▁", "a"), ("ab", "c"), ("1", "2")]
             pre_tokenizers.Split(Regex(" +"), "contiguous"),
             decoders.Fuse(),
         ),
+        adopted(
+            models.BPE(LETTERS, MERGES, unk_token="<unk>"),
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(Regex("$|^"), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
+            ),
+            decoders.Fuse(),
+            normalizers.Replace(Regex("[bc]"), ""),
+        ),
     ],
-    ids=["metaspace", "llama", "splits", "unigram"],
+    ids=["metaspace", "llama", "splits", "unigram", "lines"],
 )
 def test_parts_of_other_tokenizers_are_implemented(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert not html.html_problems(tokenizer)
@@ -241,6 +249,13 @@ def test_tokenizers_that_the_page_does_not_implement_are_refused(folders: Path) 
     model = models.BPE(LETTERS, MERGES)
     (problem,) = html.html_problems(adopted(model, pre_tokenizers.Punctuation(), decoders.Fuse()))
     assert problem.startswith("the page does not implement the tokenizer's pre-tokenizer Punctuation")
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
+    for split, normalizer in (
+        (spaces, normalizers.Replace("ab", "x")),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(), spaces]), None),
+    ):
+        (problem,) = html.html_problems(adopted(model, split, decoders.Fuse(), normalizer))
+        assert "prepend_scheme 'first' beside its other steps" in problem
     for pattern in (r"\p{Han}", "a++", r"\h", "(?>a)", "a.b", r"[a&&b]"):
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         (problem,) = html.html_problems(adopted(model, split, decoders.Fuse()))

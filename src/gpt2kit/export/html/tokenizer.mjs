@@ -62,7 +62,8 @@ export class Tokenizer {
       if (number % 2) {
         ids.push(this.named.get(part));
       } else if (part) {
-        const words = this.split([this.normalize(part)], number === 0);
+        const normalized = this.normalize(part);
+        const words = normalized ? this.split([normalized], number === 0) : [];
         for (const word of words) for (const id of this.encodeWord(word)) ids.push(id);
       }
     });
@@ -72,7 +73,7 @@ export class Tokenizer {
   /** Return the text of ids. */
   decode(ids) {
     const tokens = Array.from(ids, (id) => this.tokens[id]).filter((token) => token !== undefined);
-    return this.decodeTokens(tokens).join("");
+    return tokens.length ? this.decodeTokens(tokens).join("") : "";
   }
 }
 
@@ -84,11 +85,11 @@ function tokenBytes(tokens, added, decoderJson) {
   return Array.from(tokens, (token, id) => {
     if (token === undefined) return "";
     if (added.has(id)) return toBytes(token);
-    const byte = hasByteFallback && BYTE_TOKEN.exec(token);
-    if (byte) return String.fromCharCode(parseInt(byte[1], 16));
     if (letters && [...token].every((letter) => letters.has(letter))) {
       return [...token].map((letter) => letters.get(letter)).join("");
     }
+    const byte = hasByteFallback && BYTE_TOKEN.exec(token);
+    if (byte) return String.fromCharCode(parseInt(byte[1], 16));
     return toBytes(isMetaspace ? token.replaceAll(METASPACE, " ") : token);
   });
 }
@@ -199,7 +200,8 @@ export function translatePattern(pattern) {
       result += letter;
       if (expanded[i + 1] === "^") result += expanded[++i];
     } else if (letter === "^" || letter === "$") {
-      result += letter === "^" ? "(?<![^\\n])" : "(?![^\\n])"; // the start and the end of a line
+      // The start and the end of a line. [^\n] would not do: it matches no half of a surrogate pair.
+      result += letter === "^" ? "(?:^|(?<=\\n)(?!$))" : "(?:$|(?=\\n))";
     } else {
       result += letter;
     }

@@ -114,6 +114,9 @@ test("expressions of Oniguruma mean the same in JavaScript", () => {
   assert.deepEqual(matches("[^\\s\\p{L}]+", "a 12b"), ["12"]);
   assert.deepEqual(matches("(?i:'ll|k)", "'LL 'll \u212a K"), ["'LL", "'ll", "\u212a", "K"]);
   assert.deepEqual(matches("^ +| +$", "  a \n b"), ["  ", " ", " "]);
+  const places = (pattern, text) => [...text.matchAll(new RegExp(translatePattern(pattern), "gu"))].map(({ index }) => index);
+  assert.deepEqual(places("$", "a🙂b\n🙂"), [4, 7]);
+  assert.deepEqual(places("^", "a🙂b\n🙂\n"), [0, 5]);
   assert.deepEqual(matches("\\<(?=a\\/)", "<a/<b"), ["<"]);
 });
 
