@@ -99,7 +99,7 @@ def main() -> None:
             parameters = f"{parameter_count(model.shape) / 1e6:.1f} M"
             for dtype in options.dtype:
                 file = Path(folder, f"{size}-{dtype}.html")
-                megabytes = html.write(file, model, dtype, size).size / 1e6
+                megabytes = html.write(file, model, dtype, size) / 1e6
                 for engine in options.engine:
                     columns = measure(browser, f"{file.as_uri()}?engine={engine}", options.tokens)
                     print(f"| {parameters} | {dtype} | {engine} | {megabytes:.1f} | {columns} |", flush=True)

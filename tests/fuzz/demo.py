@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,11 +38,12 @@ class Server:
             os.setsid()
             end_with_parent()
             os.chdir(self._fixture)
+            tempfile.tempdir = str(self._log.parent)  # the server is killed, and leaves its files
             for number in (1, 2):
                 os.dup2(os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
             sys.argv = ["gpt2kit", "demo"]
             with contextlib.suppress(BaseException):
-                __main__.main(["demo", RUN, "--port", str(self._port)])
+                __main__.main(["demo", RUN, "--port", str(self._port), "--allow_download"])
             os._exit(1)
         end = time.monotonic() + 300
         while time.monotonic() < end:

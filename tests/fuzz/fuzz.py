@@ -120,7 +120,8 @@ class Fuzzer:
         if case.target == "demo":
             self._server.start()
             return self._process(case, self._work / "empty", self._server.talk)
-        return self._process(case, self._folder, sandbox.call_command)
+        action = sandbox.export_page if case.target == "page" else sandbox.call_command
+        return self._process(case, self._folder, action)
 
     def try_all(self, numbered: Iterable[tuple[int, Case]]) -> Iterator[tuple[int, Case, sandbox.Outcome]]:
         """Run cases, several at a time but only one of the demo, whose log they share; yield them as they end."""

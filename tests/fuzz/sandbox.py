@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import html.parser
 import os
 import re
 import resource
@@ -33,6 +34,11 @@ MAX_MEMORY = 4 << 30
 CODES = {0, UserError.exit_code, *(kind.exit_code for kind in UserError.__subclasses__())}
 # Targets whose input is the user's own, who may name a server.
 MAY_CONNECT = ("command", "config")
+_PAGE_ELEMENTS = {
+    *("html", "head", "meta", "link", "title", "style", "body", "header", "h1", "h2", "p", "noscript", "main", "form"),
+    *("label", "textarea", "div", "button", "progress", "details", "summary", "input", "select", "option", "table"),
+    *("tr", "th", "td", "script"),
+}
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ERROR = re.compile(r"^error: ", re.MULTILINE)
 
@@ -184,6 +190,31 @@ def _run(case: Case, folder: Path, action: Callable[[Case], None]) -> None:
 def call_command(case: Case) -> None:
     """Run the command of a case."""
     __main__.main(list(case.args))
+
+
+def export_page(case: Case) -> None:
+    """Run the command of a case, and check that the page it wrote has no other elements than every page."""
+    call_command(case)
+    content = Path(case.args[case.args.index("--html") + 1]).read_text(encoding="utf-8")
+    parser = _Elements()
+    parser.feed(content)
+    parser.close()
+    others = set(parser.names) - _PAGE_ELEMENTS
+    if others or parser.scripts != 1 or not content.endswith("</body></html>\n"):
+        raise AssertionError(f"the page has {parser.scripts} scripts and the elements {sorted(others)}")
+
+
+class _Elements(html.parser.HTMLParser):
+    """Collects the elements of a page, and counts those that browsers run as scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.scripts += tag == "script" and "type" not in dict(attrs)
 
 
 def end_with_parent() -> None:

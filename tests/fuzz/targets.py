@@ -260,6 +260,58 @@ def tokenizer(chance: Random, fixture: Fixture) -> Case:
     return Case("tokenizer", args, changes(chance, fixture, name))
 
 
+# What a title, a licence and the name of a page must not break out of.
+MARKUP = [
+    *(
+        "</title><script>alert(1)</script>",
+        "<!--",
+        "]]>",
+        "{{ 7 * 7 }}",
+        "{% raw %}",
+        "&lt;",
+        "\u202e",
+        "\ud800",
+        "\x1b[31m",
+    ),
+    *(
+        "'sha256-x' *",
+        '" onload="alert(1)',
+        "</script><img src=x onerror=alert(1)>",
+        "a" * 5000,
+        "\u2028",
+        "\r\n",
+        "%s",
+        "",
+    ),
+]
+
+
+def page(chance: Random, fixture: Fixture) -> Case:
+    """An HTML page of a model from a stranger, with a hostile title."""
+    model = chance.choice(["model.ckpt"] * 3 + ["hf", "sharded", "adapter", "nanogpt.bin"])
+    out = chance.choice(["out.html"] * 9 + ["text.txt", ".", "out/a/b.html", "</a>.html", "\n.html", "a" * 300])
+    args = ["export", model, "--html", out, f"--html_dtype={chance.choice(['int8', 'int8', 'float16', 'float32'])}"]
+    extra = {"adapter": ["--adapter_base=hf"], "nanogpt.bin": ["--tokenizer=letters.json"]}
+    args += extra.get(model, [])
+    if chance.random() < 0.5:
+        title = drawn(chance, st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])))
+        args.append(f"--html_title={chance.choice([*MARKUP, title])}")
+    if chance.random() < 0.2:
+        args += ["--license", chance.choice(["mit", *MARKUP])]
+    args += ["--force"] * (chance.random() < 0.2)
+    names = {"adapter": "adapter/adapter_model.safetensors", "nanogpt.bin": "letters.json"}
+    start: list[str] = []
+    if model == "model.ckpt":
+        name, start = model, chance.choice([["gpt2kit", "tokenizer"], ["gpt2kit"], ["state_dict"], []])
+    else:
+        files = [file for file in fixture.names if file.startswith(f"{model}/") and file.endswith(".json")]
+        name = names.get(model) or chance.choice(files)
+    if chance.random() < 0.4 and model in ("model.ckpt", "hf"):
+        place = ("model.ckpt", "gpt2kit", "tokenizer") if model == "model.ckpt" else ("hf/tokenizer.json",)
+        return Case("page", args, change_part(chance, *place))
+    return Case("page", args, [] if chance.random() < 0.1 else changes(chance, fixture, name, *start))
+
+
 def vocabulary(chance: Random, fixture: Fixture) -> Case:
     """A vocabulary of another program, from a stranger."""
     name = chance.choice([name for name in fixture.names if name.startswith("old/")])
@@ -431,6 +483,8 @@ def _request(chance: Random) -> str:
     if chance.random() < 0.2:
         inputs = chance.choice([inputs[:3], [], [*inputs, 1], "x", None])  # type: ignore[assignment]
     body: Any = {"data": inputs, "fn_index": chance.choice([0, 0, 0, 1, 4, -1, 99]), "session_hash": "fuzz"}
+    if chance.random() < 0.2:
+        body |= {"data": [chance.choice(["version_0", "version_0", *ODD])], "fn_index": 8}  # prepares a page
     if chance.random() < 0.3:
         body[chance.choice([*body, "trigger_id", "event_id", "username"])] = chance.choice(ODD)
     raw = json.dumps(body)
@@ -444,7 +498,9 @@ def _request(chance: Random) -> str:
         "/%00",
         "/v1/completions",
     ]
-    route = chance.choice([*routes, *["/gradio_api/queue/join"] * 12])
+    names = ["version_0", "version_0", "x", "", "..%2f0", "%ff", "%00", "version_0&name=x", "%0d%0aA:b", "a" * 9000]
+    download = f"/model.html?name={chance.choice(names)}"
+    route = chance.choice([*routes, *["/gradio_api/queue/join"] * 12, *[download] * 4])
     method = chance.choice(["GET", "HEAD", "PUT", "OPTIONS", "x"]) if chance.random() < 0.2 else ""
     method = method or ("POST" if re.search("join|cancel|reset|call|predict|login|v1", route) else "GET")
     if chance.random() < 0.15:
@@ -453,8 +509,24 @@ def _request(chance: Random) -> str:
     headers = {"Host": "127.0.0.1", "Content-Type": "application/json", "Content-Length": str(len(raw))}
     headers["Connection"] = "close"
     if chance.random() < 0.2:
-        name = chance.choice([*headers, "Origin", "Cookie", "Transfer-Encoding", "Expect", "X-Forwarded-Host", "Range"])
-        headers[name] = chance.choice(["", "x", "chunked", "0", "-1", "9" * 30, "http://x.example", "a" * 9999])
+        name = chance.choice(
+            [*headers, "Origin", "Cookie", "Transfer-Encoding", "Expect", "X-Forwarded-Host", "Range", "If-Range"]
+        )
+        headers[name] = chance.choice(
+            [
+                "",
+                "bytes=0-9",
+                "bytes=9-1,-5,x",
+                "bytes=" + "0-1," * 200,
+                "x",
+                "chunked",
+                "0",
+                "-1",
+                "9" * 30,
+                "http://x.example",
+                "a" * 9999,
+            ]
+        )
     lines = [f"{method} {route} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     request = "\r\n".join(lines) + "\r\n\r\n" + (raw if method == "POST" else "")
     if chance.random() < 0.1:
@@ -478,6 +550,7 @@ TARGETS: dict[str, Callable[[Random, Fixture], Case]] = {
         text,
         texts,
         run,
+        page,
         demo,
     )
 }

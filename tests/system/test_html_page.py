@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def test_the_page_fits_the_screen(browser: Any, page_file: Path, width: int, sch
     tab.generate("the quick")
     assert tab.page.locator("#generate").inner_text() == "生成"
     assert tab.page.evaluate("document.documentElement.lang") == "zh"
+    assert not [label for label in tab.page.locator("th").all_inner_texts() if re.search("[a-z]", label)]
     assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     for control in tab.page.locator("button, input, select, textarea, summary").all():
         assert control.bounding_box()["height"] >= 40, "large enough for a finger"

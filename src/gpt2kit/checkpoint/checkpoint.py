@@ -111,8 +111,10 @@ def open(path: str | Path, verify: bool = True, options: ForeignOptions = Foreig
     """
     info, tensors = _read_checked(path, verify, options)
     if info.path.is_file():
-        # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them.
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them, and
+        # the embedding, which has two names, once.
+        copies = {(tensor.data_ptr(), tensor.shape): tensor.clone() for tensor in tensors.values()}
+        tensors = {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in tensors.items()}
     return LoadedCheckpoint(**vars(info), state=tensors)
 
 

@@ -81,7 +81,7 @@ def export(
     chosen_type = gguf_file.type_of(dtype, gguf_type) if gguf else None
     refuse(
         (gguf_file.gguf_problems(opened.shape, opened.tokenizer) if gguf else [])
-        + (html.html_problems(opened.tokenizer) if page.html else [])
+        + [f"--html: {problem}" for problem in (html.html_problems(opened.tokenizer) if page.html else [])]
     )
     if output_dir is not None:
         details = describe(opened, card, push_to_hub)
@@ -165,10 +165,10 @@ def write_page(opened: LoadedCheckpoint, options: HtmlOptions, license: str | No
 
     assert options.html is not None
     title = options.html_title or html.default_title(options.html)
-    written = html.write(options.html, opened, options.html_dtype, title, license)
-    print(f"{options.html}: {opened.path} as {options.html_dtype}, {written.size / 1e6:,.1f} MB; open it in a browser")
-    if options.html_dtype != "float32":
-        print(f"rounding to {options.html_dtype} changes logits by up to {written.rounding:.2g}")
+    size, dtype = html.write(options.html, opened, options.html_dtype, title, license), options.html_dtype
+    print(f"{options.html}: {opened.path} as {dtype}, {size / 1e6:,.1f} MB; open it in a browser")
+    if dtype != "float32":
+        print(f"rounding to {dtype} changes logits by up to {html.rounding(opened, dtype):.2g}")
 
 
 def upload(folder: Path, repository: str | None, space: str | None) -> None:

@@ -23,6 +23,7 @@ def serve(
     auth: str | None = None,
     max_concurrency: int = 2,
     allow_frame: bool = False,
+    allow_download: bool = False,
     prompts_file: Path | None = None,
     newline_after_prompt: bool = False,
     precision: Precision = "auto",
@@ -38,6 +39,8 @@ def serve(
         auth: NAME:PASSWORD that users must enter.
         max_concurrency: Requests that are generated at the same time; others wait in a queue.
         allow_frame: Let other sites show the page in a frame, as a Hugging Face Space does.
+        allow_download: Add a button that hands out the selected model, with its weights, as one HTML file, to everyone
+            who can open the page: on 127.0.0.1 also to other users of this machine.
         prompts_file: A file with one example prompt per line, for the page. Default: the prompts of the run's samples.
         newline_after_prompt: End each prompt of the file with a line break, so that the text begins on the next line.
         precision: Precision of weights and arithmetic: 32, bf16 or 16. auto: 32 on a CPU, 16 bits on a GPU.
@@ -58,7 +61,7 @@ def serve(
     examples = read_examples(prompts_file, newline_after_prompt, MAX_CHARACTERS) if prompts_file else []
     models = find_models(ckpt_path)
     app.check_port(host, port)
-    service = Service(models, precision, examples, foreign)
+    service = Service(models, precision, examples, foreign, allow_download)
     application = app.app(service, host, (name, password) if auth else None, max_concurrency, allow_frame)
     service.load()
     from gpt2kit.serving.server import make_server

@@ -162,12 +162,12 @@ def find_datasets(metadata: dict[str, Any]) -> list[str]:
 def read_scores(opened: LoadedCheckpoint) -> Iterator[Score]:
     """Yield the figures of the checkpoint on the validation text, and on the text with which test.py tested it."""
     run = lifecycle.run_of(opened.path)
-    bits = _number(opened.metadata.get("val_bpb"))
+    bits, step = _number(opened.metadata.get("val_bpb")), opened.metadata.get("step")
     if bits is not None:
         perplexity = None
         with contextlib.suppress(OSError, UserError):  # a run without its log
             perplexities = folder.read_metrics(run).get("val_ppl", {}) if run else {}
-            perplexity = _number(perplexities.get(opened.metadata.get("step", -1)))
+            perplexity = _number(perplexities.get(step)) if isinstance(step, int) else None
         yield Score("validation", "validation text", bits, perplexity)
     with contextlib.suppress(OSError, UserError):
         for name, content in (folder.read_tests(run) if run else {}).items():

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from gpt2kit import __version__, files
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, Problems, UserError
-from gpt2kit.export import card, huggingface
+from gpt2kit.export import card
 from gpt2kit.export.options import HtmlDtype
-from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.runs.pages import render, valid_unicode
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -72,14 +70,6 @@ _UNTRANSLATED = re.compile(
 _INSERTION = re.compile(r"\(\?m:(.*)\\K(?:\(\?=\[[^\]]*\]\))?\)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A page that was written."""
-
-    size: int  # bytes
-    rounding: float  # largest difference of logits that is due to the data type of the weights
-
-
 def refuse_other_file(path: Path, force: bool) -> None:
     """Raise unless `path` is new, or is a page of this module that may be replaced."""
     if path.is_dir():
@@ -101,7 +91,7 @@ def html_problems(tokenizer: Tokenizer) -> list[str]:
     raw, problems = json.loads(tokenizers.to_json(tokenizer)), Problems()
     kind = raw["model"]["type"]
     if kind == "WordPiece":
-        return ["--html: a WordPiece tokenizer does not encode every text without loss. Use another kind of tokenizer"]
+        return ["a WordPiece tokenizer does not encode every text without loss. Use another kind of tokenizer"]
     steps = {
         "normalizer": list(_steps(raw["normalizer"], "normalizers")),
         "pre_tokenizer": list(_steps(raw["pre_tokenizer"], "pretokenizers")),
@@ -113,29 +103,48 @@ def html_problems(tokenizer: Tokenizer) -> list[str]:
             name = part.replace("_", "-")
             problems.check(
                 step["type"] in known,
-                f"--html: the page does not implement the tokenizer's {name} {step['type']}. Use another tokenizer",
+                f"the page does not implement the tokenizer's {name} {step['type']}. Use another tokenizer",
             )
             pattern = (step.get("pattern") or {}).get("Regex", "")
             if insertion := _INSERTION.fullmatch(pattern):
                 pattern = insertion[1].replace("|.)", ")").replace("(?=.[", "(?=[")
             problems.check(
                 not _UNTRANSLATED.search(pattern),
-                f"--html: browsers do not have all of the tokenizer's expression {pattern!r:.60}. "
-                "Use another tokenizer",
+                f"browsers do not have all of the tokenizer's expression {pattern!r:.60}. Use another tokenizer",
             )
-    has_affixes = raw["model"].get("continuing_subword_prefix") or raw["model"].get("end_of_word_suffix")
     problems.check(
-        not has_affixes, "--html: the page does not implement the tokenizer's affixes. Use another tokenizer"
+        _is_start_certain(steps["normalizer"], steps["pre_tokenizer"]),
+        "the page does not implement the tokenizer's prepend_scheme 'first' beside its other steps. "
+        "Use another tokenizer",
     )
+    has_affixes = raw["model"].get("continuing_subword_prefix") or raw["model"].get("end_of_word_suffix")
+    problems.check(not has_affixes, "the page does not implement the tokenizer's affixes. Use another tokenizer")
     for token in raw["added_tokens"]:
         is_plain = not (token["single_word"] or token["lstrip"] or token["rstrip"])
         is_plain &= not (token["normalized"] and raw["normalizer"])
         problems.check(
             token["special"] or is_plain,
-            f"--html: the page does not recognize the token {token['content']!r:.40} in a text as the tokenizer does. "
+            f"the page does not recognize the token {token['content']!r:.40} in a text as the tokenizer does. "
             "Use another tokenizer",
         )
     return problems.messages
+
+
+def _is_start_certain(normalizer: list[dict[str, Any]], pre_tokenizer: list[dict[str, Any]]) -> bool:
+    """Return whether the page knows which word Metaspace takes for the first one of a text.
+
+    The library takes any word whose original position is 0; after another step, none or several may have it.
+    """
+    splits = [step for step in pre_tokenizer if step["type"] != "Sequence"]
+    spaces = [
+        step["replacement"] for step in splits if step["type"] == "Metaspace" and step["prepend_scheme"] == "first"
+    ]
+    contents = [
+        str(step.get("content", step.get("prepend"))) for step in normalizer if step["type"] in ("Replace", "Prepend")
+    ]
+    # A text that begins with a space gets no other one.
+    is_harmless = all(content.startswith((" ", space)) for content in contents for space in spaces)
+    return not spaces or (len(spaces) == 1 and splits[0].get("replacement") == spaces[0] and is_harmless)
 
 
 def _steps(settings: dict[str, Any] | None, name: str) -> Iterator[dict[str, Any]]:
@@ -146,17 +155,20 @@ def _steps(settings: dict[str, Any] | None, name: str) -> Iterator[dict[str, Any
             yield from _steps(step, name)
 
 
-def write(path: Path, opened: LoadedCheckpoint, dtype: HtmlDtype, title: str, licence: str | None = None) -> Written:
-    """Write the page of a model whose tokenizer has no `html_problems`."""
-    model, rounded = pack(opened, dtype)
-    size = sum(map(len, model))
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(path: Path, opened: LoadedCheckpoint, dtype: HtmlDtype, title: str, licence: str | None = None) -> int:
+    """Write the page of a model whose tokenizer has no `html_problems`, and return its size in bytes."""
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(page(opened, dtype, title, licence, size))
-        for block in _blocks(model):
-            file.write(f'<script type="text/plain" class="block">{base64.b64encode(block).decode()}</script>\n')
-        file.write("</body></html>\n")
-    return Written(path.stat().st_size, _rounding(opened, rounded))
+        file.writelines(parts(opened, dtype, title, licence))
+    return path.stat().st_size
+
+
+def parts(opened: LoadedCheckpoint, dtype: HtmlDtype, title: str, licence: str | None = None) -> Iterator[str]:
+    """Yield the text of the page in parts."""
+    header, size = _header(opened, dtype)
+    yield page(opened, dtype, title, licence, size)
+    for block in _blocks(itertools.chain([header], _arrays(opened, dtype))):
+        yield f'<script type="text/plain" class="block">{base64.b64encode(block).decode()}</script>\n'
+    yield "</body></html>\n"
 
 
 def page(opened: LoadedCheckpoint, dtype: HtmlDtype, title: str, licence: str | None, size: int) -> str:
@@ -206,10 +218,10 @@ def content_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+def _blocks(content: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the bytes of all parts in blocks of equal size; the last one may be shorter."""
     rest = b""
-    for part in parts:
+    for part in content:
         rest += part
         end = len(rest) - len(rest) % _BLOCK
         yield from (rest[start : start + _BLOCK] for start in range(0, end, _BLOCK))
@@ -218,59 +230,62 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def pack(opened: LoadedCheckpoint, dtype: HtmlDtype) -> tuple[list[bytes], dict[str, Tensor]]:
-    """Return the file of a model that model.mjs reads, in parts, and the weights that it contains.
+def pack(opened: LoadedCheckpoint, dtype: HtmlDtype) -> bytes:
+    """Return the file of a model that model.mjs reads.
 
-    The file is the length of its header (4 bytes, little-endian), the header as JSON, and the tensors. A matrix is
-    stored by rows, [out, in]; rows are padded with zeros to a multiple of 16 numbers, and their number to one of 4.
+    It is the length of its header (4 bytes, little-endian), the header as JSON, and the tensors. A matrix is stored by
+    rows, [out, in]; rows are padded with zeros to a multiple of 16 numbers, and their number to one of 4.
     """
-    parts: list[bytes] = []
+    return b"".join([_header(opened, dtype)[0], *_arrays(opened, dtype)])
+
+
+def _layout(opened: LoadedCheckpoint, dtype: HtmlDtype) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return where each tensor is, in bytes after the header, and where the last one ends."""
     tensors: dict[str, dict[str, Any]] = {}
-    state: dict[str, Tensor] = {}
     end = 0
 
-    def store(values: NDArray[Any]) -> int:
-        """Add numbers to the file, and return their offset from the first tensor."""
+    def reserve(size: int) -> int:
         nonlocal end
-        raw = values.tobytes()
-        parts.append(raw + bytes(-len(raw) % _ALIGN))
-        start, end = end, end + len(parts[-1])
+        start, end = end, end + _round_up(size, _ALIGN)
         return start
 
-    for key, tensor in opened.state.items():
+    for key, values in _weights(opened):
         name = key.removeprefix("transformer.")
-        if name == "lm_head.weight":  # tied to wte
-            continue
-        values = tensor[: opened.shape["vocab_size"]] if name == "wte.weight" else tensor
         if values.ndim == 1:
-            tensors[name] = {"type": "float32", "rows": len(values), "at": store(values.numpy())}
-            state[key] = values
+            tensors[name] = {"type": "float32", "rows": len(values), "at": reserve(4 * len(values))}
             continue
-        is_transposed = name.endswith(_TRANSPOSED)
-        matrix = (values.T if is_transposed else values).float()
-        numbers, scales = quantize(matrix) if dtype == "int8" else (matrix.to(getattr(torch, dtype)), None)
-        if not torch.isfinite(numbers.float()).all():
-            raise CheckpointError(f"{key}: too large for {dtype}. Export with --html_dtype float32")
-        rounded = numbers.float() if scales is None else numbers.float() * scales[:, None]
-        state[key] = rounded.T if is_transposed else rounded
-        padding = (0, -matrix.shape[1] % _ALIGN, 0, -len(matrix) % _ROWS)
-        padded = torch.nn.functional.pad(numbers, padding)
-        entry: dict[str, Any] = {"type": dtype, "rows": len(matrix), "stride": padded.shape[1]}
+        rows, columns = reversed(values.shape) if key.endswith(_TRANSPOSED) else values.shape
+        stride = _round_up(columns, _ALIGN)
+        size = _round_up(rows, _ROWS) * stride * getattr(torch, dtype).itemsize
+        entry = {"type": dtype, "rows": rows, "stride": stride, "at": reserve(size)}
+        if dtype == "int8":
+            entry["scales"] = reserve(4 * rows)
         tensors[name.removesuffix(".weight") if name in ("wte.weight", "wpe.weight") else name] = entry
-        entry["at"] = store(padded.contiguous().numpy())
-        if scales is not None:
-            entry["scales"] = store(scales.numpy())
-    header = _header(opened, tensors)
-    return [header, *parts], state
+    return tensors, end
 
 
-def _header(opened: LoadedCheckpoint, tensors: dict[str, dict[str, Any]]) -> bytes:
-    """Return the header, and set the offsets of the tensors, which depend on its length."""
+def _arrays(opened: LoadedCheckpoint, dtype: HtmlDtype) -> Iterator[bytes]:
+    """Yield the tensors of the file, one at a time, because a copy of all of them would take much memory."""
+    for key, values in _weights(opened):
+        arrays = [values]
+        if values.ndim > 1:
+            numbers, scales = _convert(key, values, dtype)
+            rows, columns = numbers.shape
+            padded = torch.nn.functional.pad(numbers, (0, -columns % _ALIGN, 0, -rows % _ROWS))
+            arrays = [padded] if scales is None else [padded, scales]
+        for array in arrays:
+            raw = array.contiguous().numpy().tobytes()
+            yield raw + bytes(-len(raw) % _ALIGN)
+
+
+def _header(opened: LoadedCheckpoint, dtype: HtmlDtype) -> tuple[bytes, int]:
+    """Return the header of the model's file, and the size of the file in bytes."""
     reader = opened.metadata.get("reader")
     shape = {
         name: opened.shape[name] for name in ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "n_positions")
     }
     shape |= {name: opened.shape[name] for name in ("activation_function", "layer_norm_epsilon")}
+    tensors, end = _layout(opened, dtype)
     content = {
         "shape": shape,
         "end": tokenizers.find_eos(opened.tokenizer),
@@ -280,13 +295,36 @@ def _header(opened: LoadedCheckpoint, tensors: dict[str, dict[str, Any]]) -> byt
         "tensors": tensors,
     }
     length = len(json.dumps(content)) + 20 * len(tensors) * 2 + 4  # room for longer offsets
-    start = -(-length // _ALIGN) * _ALIGN
+    start = _round_up(length, _ALIGN)
     for tensor in tensors.values():
         for field in ("at", "scales"):
             if field in tensor:
                 tensor[field] += start
     raw = json.dumps(content).encode()
-    return (start - 4).to_bytes(4, "little") + raw.ljust(start - 4)
+    return (start - 4).to_bytes(4, "little") + raw.ljust(start - 4), start + end
+
+
+def _weights(opened: LoadedCheckpoint) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and the values of the tensors that the file contains."""
+    for key, tensor in opened.state.items():
+        if key != "lm_head.weight":  # tied to wte
+            yield key, tensor[: opened.shape["vocab_size"]] if key == "transformer.wte.weight" else tensor
+
+
+def _convert(key: str, values: Tensor, dtype: HtmlDtype) -> tuple[Tensor, Tensor | None]:
+    """Return a matrix as [out, in] in the data type of the file, and for int8 the scale of each row."""
+    matrix = values.T if key.endswith(_TRANSPOSED) else values
+    if dtype == "int8":
+        return quantize(matrix)
+    numbers = matrix.to(getattr(torch, dtype))
+    if not torch.isfinite(numbers).all():
+        raise CheckpointError(f"{key}: too large for {dtype}. Export with --html_dtype float32")
+    return numbers, None
+
+
+def _round_up(number: int, unit: int) -> int:
+    """Return the next multiple of a unit."""
+    return -(-number // unit) * unit
 
 
 def quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,14 +334,27 @@ def quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (matrix / scales[:, None]).round().to(torch.int8), scales
 
 
-def _rounding(opened: LoadedCheckpoint, rounded: dict[str, Tensor]) -> float:
-    """Return the largest difference of logits between a model and the weights of its page."""
+def rounded(opened: LoadedCheckpoint, dtype: HtmlDtype) -> dict[str, Tensor]:
+    """Return the weights that the file contains, as a model's tensors."""
+    state: dict[str, Tensor] = {}
+    for key, values in _weights(opened):
+        state[key] = values
+        if values.ndim > 1:
+            numbers, scales = _convert(key, values, dtype)
+            matrix = numbers.float() if scales is None else numbers.float() * scales[:, None]
+            state[key] = matrix.T if key.endswith(_TRANSPOSED) else matrix
+    rows = opened.state["transformer.wte.weight"]  # some more than the vocabulary has
+    embedding = torch.cat([state["transformer.wte.weight"], rows[opened.shape["vocab_size"] :]])
+    return state | {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
+
+
+def rounding(opened: LoadedCheckpoint, dtype: HtmlDtype) -> float:
+    """Return the largest difference of logits that is due to the data type of the weights."""
+    from gpt2kit.export import huggingface  # here, because transformers imports slowly and writing does without
+    from gpt2kit.model.gpt2 import GPT2
+
     ids = torch.linspace(0, opened.shape["vocab_size"] - 1, min(64, opened.shape["n_positions"])).long().tolist()
-    state = {**opened.state, **rounded}
-    rows = opened.state["transformer.wte.weight"]
-    embedding = torch.cat([rounded["transformer.wte.weight"], rows[opened.shape["vocab_size"] :]])
-    state |= {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
-    model = GPT2.from_state(opened.shape, state)
+    model = GPT2.from_state(opened.shape, rounded(opened, dtype))
     return float((huggingface.compute_logits(model, ids) - huggingface.compute_logits(opened.model, ids)).abs().max())
 
 

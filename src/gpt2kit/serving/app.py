@@ -7,7 +7,8 @@ import socket
 from typing import Any
 
 from gpt2kit.errors import MachineError
-from gpt2kit.serving import page
+from gpt2kit.serving import download, page
+from gpt2kit.serving.download import Downloads
 from gpt2kit.serving.guard import Guard
 from gpt2kit.serving.models import Service
 from gpt2kit.serving.requests import Clients
@@ -63,14 +64,19 @@ def app(
 
     # The documentation pages of FastAPI load scripts from other servers.
     fastapi = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    clients = Clients()
-    blocks = page.build(service, max_concurrency, clients)
+    clients, downloads = Clients(), None
+    if service.allow_download:
+        downloads = Downloads(service)
+        fastapi.router.lifespan_context = downloads.lifespan
+        fastapi.add_api_route(download.ROUTE, downloads.respond, response_model=None)
+    blocks = page.build(service, max_concurrency, clients, downloads)
     fastapi.add_middleware(
         Guard,
         clients=clients,
         inputs={index: len(event.inputs) for index, event in blocks.fns.items() if event.fn},
         has_password=auth is not None,
         allow_frame=allow_frame,
+        allow_download=service.allow_download,
     )
     if is_loopback(host):  # prevents DNS rebinding
         fastapi.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "[::1]", host])

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 from gpt2kit.errors import first_line
 from gpt2kit.files import parse_json
+from gpt2kit.serving.download import ROUTE as DOWNLOAD
 from gpt2kit.serving.requests import Clients
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Guard:
     """The number of values that each event of the page sends."""
     has_password: bool
     allow_frame: bool
+    allow_download: bool
     _attempts: dict[str, list[float]] = field(default_factory=dict)
     """The times of each client's wrong passwords."""
 
@@ -71,7 +73,8 @@ class Guard:
         headers, method, path = dict(scope["headers"]), scope["method"], scope["path"]
         is_public = method in ("GET", "HEAD") and _PUBLIC.fullmatch(path)
         length = headers.get(b"content-length", b"" if method == "POST" else b"0")  # a chunked body has no length
-        if not is_public and path not in _ROUTES.get(method, ()):
+        is_download = self.allow_download and method == "GET" and path == DOWNLOAD
+        if not is_public and not is_download and path not in _ROUTES.get(method, ()):
             await response.refuse(404, "not found")
         elif path != "/" and is_cross_site(headers):
             await response.refuse(403, "refused: sent by a page of another site")

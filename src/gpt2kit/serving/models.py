@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2kit.checkpoint import adapter, checkpoint, huggingface, paths, saved_text
+from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.errors import CheckpointError, Problems, UserError, first_line, printable
 from gpt2kit.generation.examples import find_examples, generate_examples
@@ -34,6 +35,7 @@ class Model:
     name: str
     path: str
     generator: Generator | None = None  # once it is loaded
+    opened: LoadedCheckpoint | None = None  # for downloads; shares its weights with the generator, if these are float32
     facts: dict[str, str] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)  # prompts
     failure: str = ""  # why it could not be loaded
@@ -49,6 +51,7 @@ class Service:
         precision: precision of weights and arithmetic.
         examples: example prompts for all models. Default: those of each model.
         foreign: for checkpoints of other programs.
+        allow_download: keep the checkpoints, so that the page can hand them out.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Service:
         precision: Precision = "auto",
         examples: Sequence[str] = (),
         foreign: ForeignOptions = ForeignOptions(),
+        allow_download: bool = False,
     ) -> None:
+        self.allow_download = allow_download
         self.models = {model.name: model for model in models}
         self._precision = precision
         self._examples = list(examples)
@@ -83,6 +88,7 @@ class Service:
             model.examples = (
                 self._examples or find_examples(opened.metadata, MAX_CHARACTERS) or generate_examples(generator)
             )
+            model.opened = opened if self.allow_download else None
             model.generator = generator
         except BaseException as error:  # pyo3's PanicException is not an Exception
             reason = str(error) if isinstance(error, UserError) else f"{model.path}: {first_line(error)}"
@@ -93,16 +99,27 @@ class Service:
 
     def generator(self, name: str) -> Generator:
         """Return the generator of a model; raise if the model is not loaded, or does not respond."""
-        model = self.models.get(name)
-        if model is None:
-            raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
-        if not model.done.is_set():
-            raise UserError(f"{model.name}: still loading. Try again later")
+        model = self._find(name)
         if model.generator is None:
             raise CheckpointError(model.failure)
         if any(thread.is_alive() for thread in model.stalled):
             raise UserError(f"{model.name}: does not respond to an earlier request. Select another model")
         return model.generator
+
+    def checkpoint(self, name: str) -> LoadedCheckpoint:
+        """Return the checkpoint of a model; raise if the model is not loaded."""
+        model = self._find(name)
+        if model.opened is None:
+            raise CheckpointError(model.failure or f"{model.name}: cannot be downloaded")
+        return model.opened
+
+    def _find(self, name: str) -> Model:
+        model = self.models.get(name)
+        if model is None:
+            raise UserError(f"no model {name[:80]!r}. Choose one of {', '.join(self.models)}")
+        if not model.done.is_set():
+            raise UserError(f"{model.name}: still loading. Try again later")
+        return model
 
 
 def request_problems(prompt: str, options: GenerationOptions) -> list[str]:

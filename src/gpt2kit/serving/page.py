@@ -8,6 +8,7 @@ import html
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import UserError, first_line, refuse
@@ -15,7 +16,8 @@ from gpt2kit.generation.decoder import SampledToken
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.runs import pages
-from gpt2kit.serving import models
+from gpt2kit.serving import download, models
+from gpt2kit.serving.download import Downloads
 from gpt2kit.serving.models import Model, Service
 from gpt2kit.serving.requests import Clients, Turns, in_thread
 from gpt2kit.tokenization.tokenizer import EOS
@@ -43,6 +45,15 @@ _DOWNLOAD = """(text) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
+# Follows the link of a note. An element of the parsed document could not be clicked.
+_FOLLOW = """(note) => {
+  const anchor = new DOMParser().parseFromString(note ?? '', 'text/html').querySelector('a');
+  if (!anchor) return;
+  const link = document.createElement('a');
+  link.href = anchor.getAttribute('href');
+  link.download = '';
+  link.click();
+}"""
 STYLE = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 #text textarea { font-size: 1.05rem; line-height: 1.6; }
@@ -56,16 +67,19 @@ STYLE = """
 .tokens .t:hover > .a, .tokens .t:focus > .a { display: block; }
 .tokens:hover .t:focus:not(:hover) > .a { display: none; }
 .facts { opacity: .85; font-size: .92rem; }
+.facts a { color: inherit !important; margin: 0 !important; padding: 0 !important; }
 .label-wrap { text-align: left; }
 footer { display: none !important; }
 """
 
 
-def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Blocks:
+def build(
+    service: Service, max_concurrency: int, clients: Clients, downloads: Downloads | None = None
+) -> gradio.Blocks:
     """Build the page; `max_concurrency` requests are computed at the same time, while their clients are connected."""
     import gradio as gr
 
-    names, turns = list(service.models), Turns(max_concurrency)
+    names, turns, page_turns = list(service.models), Turns(max_concurrency), Turns(1)
 
     async def generate(request: Any, name: Any, *values: Any) -> AsyncIterator[tuple[Any, Any, str]]:
         def is_wanted() -> bool:
@@ -91,14 +105,43 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
         model = service.models.get(name)
         if model is None:
             return
-        yield format_facts(model), gr.skip(), gr.update(interactive=False)
+        disabled = gr.update(interactive=False)
+        yield format_facts(model), gr.skip(), disabled, *((disabled, "") if downloads else ())
         until = time.monotonic() + _WAIT_TIMEOUT
         while not model.done.is_set() and clients.is_present(request.session_hash) and time.monotonic() < until:
             await asyncio.sleep(0.1)
         examples = gr.update(choices=model.examples, value=None)
-        yield format_facts(model), examples, gr.update(interactive=model.generator is not None)
+        usable = gr.update(interactive=model.generator is not None)
+        yield format_facts(model), examples, usable, *((usable, gr.skip()) if downloads else ())
 
-    for function in (generate, show_model):
+    async def prepare(request: Any, name: Any) -> AsyncIterator[str]:
+        assert downloads is not None
+
+        def is_wanted() -> bool:
+            return clients.is_present(request.session_hash)
+
+        try:
+            with page_turns.queued() as page_turn:
+                async for before in page_turns.wait(page_turn, is_wanted):
+                    yield format_note(f"Pages before this one: {before}")
+                with turns.queued() as turn:
+                    async for before in turns.wait(turn, is_wanted):
+                        yield format_note(f"Requests before this one: {before}")
+                    yield format_note("Preparing the page ...")
+                    stalled = service.models[name].stalled if name in service.models else []
+                    steps = in_thread(downloads.prepare(str(name)), is_wanted, stalled)
+                    async with contextlib.aclosing(steps):
+                        async for _ in steps:
+                            pass
+            if file := downloads.ready(str(name)):  # else the client has left
+                yield format_link(str(name), file)
+        except UserError as error:
+            yield format_note(str(error))
+        except Exception as error:
+            logger.warning(f"{name}: {type(error).__name__}: {first_line(error)}")
+            yield format_note(f"{name}: the page cannot be prepared ({type(error).__name__})")
+
+    for function in (generate, show_model, prepare):
         function.__annotations__["request"] = gr.Request  # how Gradio recognizes this parameter
 
     with gr.Blocks(title="gpt2kit", analytics_enabled=False) as blocks:
@@ -106,6 +149,9 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
             with gr.Column(scale=2, min_width=300):
                 model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
                 facts = gr.HTML(format_facts(service.models[names[0]]))
+                if downloads:
+                    get_page = gr.Button("Download the model as HTML", size="md", interactive=False)
+                    note = gr.HTML("")
                 prompt = gr.Textbox(label="Prompt", lines=4, max_lines=12, max_length=models.MAX_CHARACTERS)
                 example = gr.Dropdown([], label="Example prompts", filterable=False)
                 with gr.Row():
@@ -141,8 +187,12 @@ def build(service: Service, max_concurrency: int, clients: Clients) -> gradio.Bl
         stop.click(None, cancels=generating, **private)
         save.click(None, [text], js=_DOWNLOAD, **private)
         example.input(None, [example], [prompt], js="(choice) => choice ?? ''", **private)
+        outputs = [facts, example, start, *((get_page, note) if downloads else ())]
         for trigger in (model.change, blocks.load):
-            trigger(show_model, [model], [facts, example, start], concurrency_limit=_MAX_WAITING, **private)
+            trigger(show_model, [model], outputs, concurrency_limit=_MAX_WAITING, **private)
+        if downloads:
+            prepared = get_page.click(prepare, [model], [note], concurrency_limit=_MAX_WAITING, **private)
+            prepared.success(None, [note], js=_FOLLOW, **private)
     blocks.max_threads = _MAX_EVENTS
     blocks.queue(max_size=64, api_open=False)
     return blocks
@@ -228,3 +278,14 @@ def format_facts(model: Model) -> str:
     """Return the facts about a model as HTML, escaped."""
     facts = " · ".join(f"{name}: {value}" for name, value in model.facts.items())
     return f'<div class="facts">{html.escape(model.failure or facts or "Loading the model ...")}</div>'
+
+
+def format_note(text: str) -> str:
+    """Return the state of a download as HTML, escaped."""
+    return f'<div class="facts" role="status">{html.escape(text)}</div>'
+
+
+def format_link(name: str, file: Path) -> str:
+    """Return a link to the page of a model, and its size."""
+    link = f'<a href="{html.escape(download.link(name))}" download>{html.escape(download.file_name(name))}</a>'
+    return f'<div class="facts" role="status">{link} ({file.stat().st_size / 1e6:,.1f} MB)</div>'

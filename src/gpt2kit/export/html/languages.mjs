@@ -159,7 +159,84 @@ export const LANGUAGES = {
   },
 };
 
+// The labels of the table about the model, by those that export/card.py writes.
+export const LABELS = {
+  zh: {
+    "parameters": "参数",
+    "shape": "结构",
+    "context": "上下文",
+    "vocabulary": "词表",
+    "training text": "训练文本",
+    "tokens seen in training": "训练中读取的词元数",
+    "passes over the training text": "训练文本的遍数",
+    "optimizer steps": "优化步数",
+    "tokens per step": "每步词元数",
+    "optimizer": "优化器",
+    "hours of training": "训练小时数",
+    "device": "设备",
+    "bits per byte of the validation text": "验证文本的每字节比特数",
+    "perplexity per token of the validation text": "验证文本的每词元困惑度",
+    "bits per byte of the test text": "测试文本的每字节比特数",
+    "perplexity per token of the test text": "测试文本的每词元困惑度",
+    "bits per byte of the test text, {bytes} bytes": "测试文本（{bytes} 字节）的每字节比特数",
+    "perplexity per token of the test text, {bytes} bytes": "测试文本（{bytes} 字节）的每词元困惑度",
+    "initial weights": "初始权重",
+    "tokens see only their own document": "词元只看到所属的文档",
+  },
+  ja: {
+    "parameters": "パラメーター数",
+    "shape": "構造",
+    "context": "コンテキスト",
+    "vocabulary": "語彙",
+    "training text": "学習テキスト",
+    "tokens seen in training": "学習で読んだトークン数",
+    "passes over the training text": "学習テキストの反復回数",
+    "optimizer steps": "最適化のステップ数",
+    "tokens per step": "1 ステップのトークン数",
+    "optimizer": "オプティマイザー",
+    "hours of training": "学習の時間数",
+    "device": "デバイス",
+    "bits per byte of the validation text": "検証テキストの 1 バイトあたりのビット数",
+    "perplexity per token of the validation text": "検証テキストの 1 トークンあたりのパープレキシティ",
+    "bits per byte of the test text": "テストテキストの 1 バイトあたりのビット数",
+    "perplexity per token of the test text": "テストテキストの 1 トークンあたりのパープレキシティ",
+    "bits per byte of the test text, {bytes} bytes": "テストテキスト（{bytes} バイト）の 1 バイトあたりのビット数",
+    "perplexity per token of the test text, {bytes} bytes": "テストテキスト（{bytes} バイト）の 1 トークンあたりのパープレキシティ",
+    "initial weights": "初期の重み",
+    "tokens see only their own document": "トークンは自分の文書だけを参照",
+  },
+  ko: {
+    "parameters": "매개변수",
+    "shape": "구조",
+    "context": "컨텍스트",
+    "vocabulary": "어휘",
+    "training text": "학습 텍스트",
+    "tokens seen in training": "학습에서 읽은 토큰 수",
+    "passes over the training text": "학습 텍스트의 반복 횟수",
+    "optimizer steps": "최적화 단계 수",
+    "tokens per step": "단계당 토큰 수",
+    "optimizer": "옵티마이저",
+    "hours of training": "학습 시간 수",
+    "device": "장치",
+    "bits per byte of the validation text": "검증 텍스트의 바이트당 비트 수",
+    "perplexity per token of the validation text": "검증 텍스트의 토큰당 퍼플렉서티",
+    "bits per byte of the test text": "테스트 텍스트의 바이트당 비트 수",
+    "perplexity per token of the test text": "테스트 텍스트의 토큰당 퍼플렉서티",
+    "bits per byte of the test text, {bytes} bytes": "테스트 텍스트({bytes}바이트)의 바이트당 비트 수",
+    "perplexity per token of the test text, {bytes} bytes": "테스트 텍스트({bytes}바이트)의 토큰당 퍼플렉서티",
+    "initial weights": "초기 가중치",
+    "tokens see only their own document": "토큰이 자기 문서만 참조",
+  },
+};
+
 /** Return the first of the preferred languages, such as `zh-TW`, that the page speaks; else English. */
 export function chooseLanguage(preferred) {
   return preferred.map((tag) => tag.toLowerCase().split("-")[0]).find((tag) => tag in LANGUAGES) ?? "en";
+}
+
+/** Return a label of the table about the model in a language. One that is not in `LABELS` stays English. */
+export function translateLabel(label, language) {
+  const number = /[\d,]+(?= bytes$)/;
+  const translated = LABELS[language]?.[label.replace(number, "{bytes}")];
+  return translated?.replace("{bytes}", number.exec(label)?.[0]) ?? label;
 }

@@ -1,5 +1,5 @@
 // The page: unpacks the model into a worker, sends it requests and shows the text that it generates.
-import { LANGUAGES, chooseLanguage } from "./languages.mjs";
+import { LANGUAGES, chooseLanguage, translateLabel } from "./languages.mjs";
 
 const LOADING_INTERVAL = 30; // milliseconds between two looks for blocks of the model that have arrived
 
@@ -68,6 +68,7 @@ export function start(document) {
   const find = (id) => document.getElementById(id);
   document.documentElement.lang = language;
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = texts[element.dataset.text];
+  for (const label of document.querySelectorAll("th.label")) label.textContent = translateLabel(label.textContent, language);
 
   let [isReady, isGenerating, seed, text] = [false, false, 0, ""];
   const view = new TokenView(document, texts);

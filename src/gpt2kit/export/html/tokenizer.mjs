@@ -6,6 +6,17 @@ const METASPACE = "\u2581";
 // GPT-2's split into words. \s is not that of JavaScript, which counts other characters as spaces.
 const GPT2_WORDS =
   "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+// Characters of Unicode 10 to 17 that the library's normalizers do not know and leave as they are, but browsers do not.
+// Each range is as long as it can be without a character that the library changes, moves or joins with others.
+const NEWER = new RegExp(
+  "([" +
+    "\u07fd\u0897-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1aeb\u1df6-\u1dfa\u32ff" +
+    "\ua7f1-\ua7f4\ua82c\uab69\u{105c9}-\u{107ba}\u{10d24}-\u{10f85}\u{11070}\u{1133b}" +
+    "\u{11382}-\u{113d0}\u{1145e}\u{11839}-\u{11a99}\u{11d42}-\u{1612f}\u{16d63}-\u{16ff1}" +
+    "\u{1ccd6}-\u{1ccf9}\u{1e030}-\u{1e6f5}\u{1f16c}\u{1fbf0}-\u{1fbf9}" +
+    "]+)",
+  "u",
+);
 const BYTE_TOKEN = /^<0x([0-9A-F]{2})>$/;
 
 /** Return the UTF-8 bytes of a text. */
@@ -51,7 +62,8 @@ export class Tokenizer {
       if (number % 2) {
         ids.push(this.named.get(part));
       } else if (part) {
-        const words = this.split([this.normalize(part)], number === 0);
+        const normalized = this.normalize(part);
+        const words = normalized ? this.split([normalized], number === 0) : [];
         for (const word of words) for (const id of this.encodeWord(word)) ids.push(id);
       }
     });
@@ -61,7 +73,7 @@ export class Tokenizer {
   /** Return the text of ids. */
   decode(ids) {
     const tokens = Array.from(ids, (id) => this.tokens[id]).filter((token) => token !== undefined);
-    return this.decodeTokens(tokens).join("");
+    return tokens.length ? this.decodeTokens(tokens).join("") : "";
   }
 }
 
@@ -73,11 +85,11 @@ function tokenBytes(tokens, added, decoderJson) {
   return Array.from(tokens, (token, id) => {
     if (token === undefined) return "";
     if (added.has(id)) return toBytes(token);
-    const byte = hasByteFallback && BYTE_TOKEN.exec(token);
-    if (byte) return String.fromCharCode(parseInt(byte[1], 16));
     if (letters && [...token].every((letter) => letters.has(letter))) {
       return [...token].map((letter) => letters.get(letter)).join("");
     }
+    const byte = hasByteFallback && BYTE_TOKEN.exec(token);
+    if (byte) return String.fromCharCode(parseInt(byte[1], 16));
     return toBytes(isMetaspace ? token.replaceAll(METASPACE, " ") : token);
   });
 }
@@ -102,7 +114,9 @@ function normalizer(settings) {
     const steps = settings.normalizers.map(normalizer);
     return (text) => steps.reduce((result, step) => step(result), text);
   }
-  if (["NFC", "NFD", "NFKC", "NFKD"].includes(type)) return (text) => text.normalize(type);
+  if (["NFC", "NFD", "NFKC", "NFKD"].includes(type)) {
+    return (text) => text.split(NEWER).map((part, i) => (i % 2 ? part : part.normalize(type))).join("");
+  }
   // Each character by itself, so that a final sigma is one like any other.
   if (type === "Lowercase") return (text) => Array.from(text, (character) => character.toLowerCase()).join("");
   if (type === "Prepend") return (text) => (text ? settings.prepend + text : text);
@@ -186,7 +200,8 @@ export function translatePattern(pattern) {
       result += letter;
       if (expanded[i + 1] === "^") result += expanded[++i];
     } else if (letter === "^" || letter === "$") {
-      result += letter === "^" ? "(?<![^\\n])" : "(?![^\\n])"; // the start and the end of a line
+      // The start and the end of a line. [^\n] would not do: it matches no half of a surrogate pair.
+      result += letter === "^" ? "(?:^|(?<=\\n)(?!$))" : "(?:$|(?=\\n))";
     } else {
       result += letter;
     }

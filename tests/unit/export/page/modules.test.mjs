@@ -5,7 +5,7 @@ import test from "node:test";
 const modules = new URL("../../../../src/gpt2kit/export/html/", import.meta.url);
 const load = (name) => import(new URL(`${name}.mjs`, modules));
 const { Memory, assemble, javascriptKernels } = await load("kernels");
-const { LANGUAGES, chooseLanguage } = await load("languages");
+const { LABELS, LANGUAGES, chooseLanguage, translateLabel } = await load("languages");
 const { fill, visible } = await load("page");
 const { keepMinP, keepTopK, keepTopP, mostLikely, penalizeRepetition, probabilities, sample, sampleAt } = await load("sampling");
 const { translatePattern } = await load("tokenizer");
@@ -114,6 +114,9 @@ test("expressions of Oniguruma mean the same in JavaScript", () => {
   assert.deepEqual(matches("[^\\s\\p{L}]+", "a 12b"), ["12"]);
   assert.deepEqual(matches("(?i:'ll|k)", "'LL 'll \u212a K"), ["'LL", "'ll", "\u212a", "K"]);
   assert.deepEqual(matches("^ +| +$", "  a \n b"), ["  ", " ", " "]);
+  const places = (pattern, text) => [...text.matchAll(new RegExp(translatePattern(pattern), "gu"))].map(({ index }) => index);
+  assert.deepEqual(places("$", "a🙂b\n🙂"), [4, 7]);
+  assert.deepEqual(places("^", "a🙂b\n🙂\n"), [0, 5]);
   assert.deepEqual(matches("\\<(?=a\\/)", "<a/<b"), ["<"]);
 });
 
@@ -143,6 +146,17 @@ test("every language has every text, with the same values", () => {
     }
   }
   assert.equal(fill(LANGUAGES.en.failed, { message: "x" }), "An error occurred: x");
+});
+
+test("labels of the table are translated, and unknown ones stay", () => {
+  for (const [language, labels] of Object.entries(LABELS)) {
+    assert.deepEqual(Object.keys(labels), Object.keys(LABELS.zh), language);
+    assert.equal(translateLabel("parameters", language), labels.parameters);
+    assert.match(translateLabel("bits per byte of the test text, 1,234 bytes", language), /^[^a-z{]*1,234 ?[^a-z{]*$/);
+    assert.equal(translateLabel("height", language), "height");
+  }
+  assert.deepEqual(Object.keys(LABELS), Object.keys(LANGUAGES).filter((language) => language !== "en"));
+  assert.equal(translateLabel("parameters", "en"), "parameters");
 });
 
 test("the language is the first that the page speaks", () => {
