@@ -154,15 +154,19 @@ class Exported:
     @functools.cached_property
     def folder(self) -> Path:
         """The folder that export.py wrote."""
+        self.train()
+        gguf = ["--gguf"] if self.kind in LLAMA_KINDS else []
+        self.python("export.py", "last", "--output_dir", "model", *gguf)
+        return self.work / "model"
+
+    def train(self) -> None:
+        """Train the tokenizer and the model."""
         self.work.mkdir()
         source = ["--files", self.text, "--kind", self.kind, "--vocab_size", VOCABULARY]
         if self.kind == "adopted":
             source = ["--kind", "existing", "--vocab", self.write_sentencepiece()]
         self.python("train_tokenizer.py", *source, "--output_dir", "tokenizer")
         self.python("trainer.py", "--data.train_files", self.text, *TRAINING)
-        gguf = ["--gguf"] if self.kind in LLAMA_KINDS else []
-        self.python("export.py", "last", "--output_dir", "model", *gguf)
-        return self.work / "model"
 
     def write_sentencepiece(self) -> Path:
         """Train a model with SentencePiece itself, with its defaults but for bytes."""

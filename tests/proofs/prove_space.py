@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import TOKENIZER_KINDS
 from proofs.journal import ROOT, run_proofs
-from proofs.prove_clients import TOKENIZER, TOKENS, TRAINING, Exported, run
+from proofs.prove_clients import TOKENS, Exported, run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SPACE = ROOT / ".cache" / "space"
@@ -49,9 +49,7 @@ class Exporter(Exported):
     @functools.cached_property
     def space(self) -> Path:
         """The folder that export.py --space wrote."""
-        self.work.mkdir()
-        self.python("train_tokenizer.py", "--files", self.text, "--kind", self.kind, *TOKENIZER)
-        self.python("trainer.py", "--data.train_files", self.text, *TRAINING)
+        self.train()
         self.python("export.py", "last", "--output_dir", "model", "--space", "me/prose", "--language", "en")
         return self.work / "model-space"
 
