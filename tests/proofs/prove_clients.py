@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import TOKENIZER_KINDS, varied_texts
+from proofs import llama_server
 from proofs.journal import ROOT, run_proofs
 
 from gpt2kit.checkpoint import checkpoint
@@ -89,15 +90,6 @@ for prompt in prompts:
         "usage": [getattr(completion.usage, f"{kind}_tokens") for kind in ("prompt", "completion", "total")],
     })
 print(json.dumps(answers))
-"""
-LLAMA_SERVER = """
-import sys
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.port = sys.argv[1], int(sys.argv[2]), 0
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
 """
 END = """
 import json, sys, torch
@@ -255,18 +247,10 @@ def check_answers(model: Exported, url: str, name: str, keeps_stop: bool = False
     return "; ".join(filter(None, problems))
 
 
-def llama_server(model: Exported) -> str:
+def serve_gguf(model: Exported) -> str:
     """Continue the prompts with the HTTP server of llama.cpp and the client of OpenAI."""
-    command = [PYTHON, "-c", LLAMA_SERVER, str(model.folder / "model.gguf"), str(CONTEXT)]
-    with (model.work / "llama_server.txt").open("w") as log:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        server = subprocess.Popen(command, cwd=model.work, env=environment(), text=True, **pipes)  # type: ignore[call-overload]
-        try:
-            address = next(line for line in server.stdout if line.startswith("http")).strip()
-            return check_answers(model, f"{address}/v1", "model")
-        finally:
-            server.terminate()
-            server.wait(60)
+    with llama_server.serving(PYTHON, model.folder / gguf_file.NAME, CONTEXT) as address:
+        return check_answers(model, f"{address}/v1", "model")
 
 
 def lm_eval(model: Exported) -> str:
@@ -362,7 +346,7 @@ def main() -> None:
         proofs = {}
         for model in [Exported(kind, text) for kind in KINDS]:
             programs = dict(clients)
-            programs |= {"llama-server": llama_server} if model.kind == "bpe" else {}
+            programs |= {"llama-server": serve_gguf} if model.kind == "bpe" else {}
             if shutil.which("node"):
                 programs |= llama_clients if model.kind in LLAMA_KINDS else {}
                 programs |= llama_types if model.kind == "bpe" else {}
