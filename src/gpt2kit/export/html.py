@@ -26,6 +26,7 @@ from gpt2kit.errors import CheckpointError, Problems, UserError
 from gpt2kit.export import card, huggingface
 from gpt2kit.export.options import HtmlDtype
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.runs import lifecycle
 from gpt2kit.runs.pages import render, valid_unicode
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -184,7 +185,7 @@ def page(opened: LoadedCheckpoint, dtype: HtmlDtype, title: str, licence: str | 
         worker=worker,
         bytes=size,
         numbers=_NUMBERS,
-        card=card.describe(opened, dtype),
+        card=card.describe(opened, dtype, lifecycle.run_of(opened.path)),
         licence=licence,
     )
 
