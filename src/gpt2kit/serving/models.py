@@ -78,7 +78,7 @@ class Service:
 
     def _load_model(self, model: Model) -> None:
         try:
-            opened = checkpoint.open(model.path, options=self._foreign)
+            opened = checkpoint.open(model.path, options=self._foreign, is_shared=len(self.models) > 1)
             model.facts = describe(opened)
             generator = Generator(opened, self._precision, note=lambda text: None)
             model.examples = (
