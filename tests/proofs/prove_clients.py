@@ -207,14 +207,22 @@ def serving(folder: Path, work: Path) -> Iterator[str]:
     with (work / "server.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=work, env=environment(), stdout=log, stderr=log)
         try:
-            for _ in range(120):
-                with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
-                    break
-                time.sleep(1)
+            wait_for(port, server)
             yield f"http://localhost:{port}/v1"
         finally:
             server.terminate()
             server.wait(60)
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server listens, which takes minutes beside other programs; raise if it ends."""
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+            return
+        if server.poll() is not None:
+            raise RuntimeError(f"the server has ended with status {server.returncode}")
+        time.sleep(1)
+    raise RuntimeError("the server does not listen after ten minutes")
 
 
 def serve(model: Exported) -> str:
