@@ -75,6 +75,15 @@ def best_figure(run: Path) -> float:
     return min(figures.values())
 
 
+def describe(name: str, study: Any) -> str:
+    """Return a line about the best trial of a study; end with an error if no trial has finished."""
+    try:
+        best = study.best_trial
+    except ValueError:
+        sys.exit(f"error: {name}: no trial has finished. The reason is in {LOGS / name}-{study.trials[-1].number}.txt")
+    return f"best trial: {name}-{best.number}, {METRIC} {best.value:.4f}, {best.params}"
+
+
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     options = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
@@ -100,7 +109,7 @@ def main() -> None:
     study.optimize(
         objective, n_trials=own.trials, catch=(RuntimeError,)
     )  # a trial that diverges does not end the study
-    print(f"best trial: {own.study}-{study.best_trial.number}, {METRIC} {study.best_value:.4f}, {study.best_params}")
+    print(describe(own.study, study))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -55,6 +56,25 @@ def test_the_value_of_a_trial_is_the_best_figure_of_its_run(run: Run, tmp_path: 
     assert sweep_optuna.best_figure(copy) == min(figures.values())
     with pytest.raises(RuntimeError, match="not started"):
         sweep_optuna.best_figure(tmp_path / "none")
+
+
+class FakeStudy:
+    """A study of one trial, which has finished or failed."""
+
+    def __init__(self, value: float | None) -> None:
+        self.trials = [SimpleNamespace(number=3, value=value, params={"lr": 0.01})]
+
+    @property
+    def best_trial(self) -> SimpleNamespace:
+        if self.trials[0].value is None:
+            raise ValueError("Record does not exist.")
+        return self.trials[0]
+
+
+def test_a_study_whose_trials_all_fail_names_the_output_of_the_last_one() -> None:
+    assert sweep_optuna.describe("poems", FakeStudy(1.5)) == "best trial: poems-3, val_bpb 1.5000, {'lr': 0.01}"
+    with pytest.raises(SystemExit, match=r"^error: poems: no trial has finished\. The reason is in .*poems-3\.txt$"):
+        sweep_optuna.describe("poems", FakeStudy(None))
 
 
 def test_the_commands_of_the_page_are_those_of_the_files() -> None:

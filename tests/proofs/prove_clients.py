@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import TOKENIZER_KINDS, varied_texts
+from proofs import llama_server
 from proofs.journal import ROOT, run_proofs
 
 from gpt2kit.checkpoint import checkpoint
@@ -90,15 +91,6 @@ for prompt in prompts:
     })
 print(json.dumps(answers))
 """
-LLAMA_SERVER = """
-import sys
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.port = sys.argv[1], int(sys.argv[2]), 0
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
 END = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
@@ -154,15 +146,19 @@ class Exported:
     @functools.cached_property
     def folder(self) -> Path:
         """The folder that export.py wrote."""
+        self.train()
+        gguf = ["--gguf"] if self.kind in LLAMA_KINDS else []
+        self.python("export.py", "last", "--output_dir", "model", *gguf)
+        return self.work / "model"
+
+    def train(self) -> None:
+        """Train the tokenizer and the model."""
         self.work.mkdir()
         source = ["--files", self.text, "--kind", self.kind, "--vocab_size", VOCABULARY]
         if self.kind == "adopted":
             source = ["--kind", "existing", "--vocab", self.write_sentencepiece()]
         self.python("train_tokenizer.py", *source, "--output_dir", "tokenizer")
         self.python("trainer.py", "--data.train_files", self.text, *TRAINING)
-        gguf = ["--gguf"] if self.kind in LLAMA_KINDS else []
-        self.python("export.py", "last", "--output_dir", "model", *gguf)
-        return self.work / "model"
 
     def write_sentencepiece(self) -> Path:
         """Train a model with SentencePiece itself, with its defaults but for bytes."""
@@ -211,14 +207,22 @@ def serving(folder: Path, work: Path) -> Iterator[str]:
     with (work / "server.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=work, env=environment(), stdout=log, stderr=log)
         try:
-            for _ in range(120):
-                with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
-                    break
-                time.sleep(1)
+            wait_for(port, server)
             yield f"http://localhost:{port}/v1"
         finally:
             server.terminate()
             server.wait(60)
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server listens, which takes minutes beside other programs; raise if it ends."""
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+            return
+        if server.poll() is not None:
+            raise RuntimeError(f"the server has ended with status {server.returncode}")
+        time.sleep(1)
+    raise RuntimeError("the server does not listen after ten minutes")
 
 
 def serve(model: Exported) -> str:
@@ -251,18 +255,10 @@ def check_answers(model: Exported, url: str, name: str, keeps_stop: bool = False
     return "; ".join(filter(None, problems))
 
 
-def llama_server(model: Exported) -> str:
+def serve_gguf(model: Exported) -> str:
     """Continue the prompts with the HTTP server of llama.cpp and the client of OpenAI."""
-    command = [PYTHON, "-c", LLAMA_SERVER, str(model.folder / "model.gguf"), str(CONTEXT)]
-    with (model.work / "llama_server.txt").open("w") as log:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        server = subprocess.Popen(command, cwd=model.work, env=environment(), text=True, **pipes)  # type: ignore[call-overload]
-        try:
-            address = next(line for line in server.stdout if line.startswith("http")).strip()
-            return check_answers(model, f"{address}/v1", "model")
-        finally:
-            server.terminate()
-            server.wait(60)
+    with llama_server.serving(PYTHON, model.folder / gguf_file.NAME, CONTEXT) as address:
+        return check_answers(model, f"{address}/v1", "model")
 
 
 def lm_eval(model: Exported) -> str:
@@ -358,7 +354,7 @@ def main() -> None:
         proofs = {}
         for model in [Exported(kind, text) for kind in KINDS]:
             programs = dict(clients)
-            programs |= {"llama-server": llama_server} if model.kind == "bpe" else {}
+            programs |= {"llama-server": serve_gguf} if model.kind == "bpe" else {}
             if shutil.which("node"):
                 programs |= llama_clients if model.kind in LLAMA_KINDS else {}
                 programs |= llama_types if model.kind == "bpe" else {}

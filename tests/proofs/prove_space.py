@@ -23,7 +23,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from helpers import TOKENIZER_KINDS
 from proofs.journal import ROOT, run_proofs
-from proofs.prove_clients import TOKENIZER, TOKENS, TRAINING, Exported, run
+from proofs.prove_clients import TOKENS, Exported, run, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SPACE = ROOT / ".cache" / "space"
+# How long to wait for the page. It takes seconds, but minutes beside other programs.
+SECONDS = 180
 PHONE = {"width": 390, "height": 844}
 FRAME = '<!doctype html><meta name="viewport" content="width=device-width"><style>body {{ margin: 0 }}</style>' + (
     '<iframe src="{url}" style="border: 0; width: 100%; height: 100vh" allow="clipboard-write"></iframe>'
@@ -49,9 +50,7 @@ class Exporter(Exported):
     @functools.cached_property
     def space(self) -> Path:
         """The folder that export.py --space wrote."""
-        self.work.mkdir()
-        self.python("train_tokenizer.py", "--files", self.text, "--kind", self.kind, *TOKENIZER)
-        self.python("trainer.py", "--data.train_files", self.text, *TRAINING)
+        self.train()
         self.python("export.py", "last", "--output_dir", "model", "--space", "me/prose", "--language", "en")
         return self.work / "model-space"
 
@@ -78,10 +77,7 @@ def serving(folder: Path) -> Iterator[str]:
     with (folder.parent / "space.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            for _ in range(120):
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5):
-                    break
-                time.sleep(1)
+            wait_for(port, server)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
@@ -126,12 +122,13 @@ def show(model: Exporter, screenshots: Path | None) -> str:
     with serving(space) as url, framed(url) as outer, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True).new_page()
+        page.set_default_timeout(1000 * SECONDS)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: problems.append(f"error in the page: {error}"))
         page.goto(outer)
         frame = page.frame_locator("iframe")
         generate = frame.get_by_role("button", name="Generate", exact=True)
-        generate.wait_for(timeout=60_000)
+        generate.wait_for()
         box, text = frame.get_by_role("textbox", name="Prompt"), frame.locator("#text textarea")
         if screenshots:
             page.screenshot(path=screenshots / f"space_{model.kind}_begin.png")
@@ -142,7 +139,7 @@ def show(model: Exporter, screenshots: Path | None) -> str:
             number.blur()
         box.fill(prompt)
         generate.tap()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + SECONDS
         while text.input_value() != expected and time.monotonic() < deadline:
             time.sleep(0.2)
         if text.input_value() != expected:

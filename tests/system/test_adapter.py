@@ -80,6 +80,19 @@ def test_generate_test_and_the_api_open_an_adapter(
     assert scores[0] == scores[1]
 
 
+def test_an_adapter_is_compared_with_its_base(
+    run: Run, exported: Path, corpus: Path, tmp_path: Path, call: Callable[..., Outcome]
+) -> None:
+    text = ["--files", corpus / "test.txt", "--reader.document", "line", "--json_output", tmp_path / "test.json"]
+    base = ["--adapter_base", run.folder]
+    code, _, err = call(lambda args: parser.run(test.test, args), run.folder, exported, *base, *text)
+    assert code == 0, err
+    results = json.loads((tmp_path / "test.json").read_text())["results"]
+    assert results[0]["bits_per_byte"] != results[1]["bits_per_byte"]
+    code, _, err = call(lambda args: parser.run(test.test, args), run.folder, run.folder, *base, *text)
+    assert code == 4 and "--adapter_base: none of the checkpoints is an adapter. Leave out" in err
+
+
 def test_a_run_starts_from_an_adapter(run: Run, lora: Path, exported: Path, options: list[str], tmp_path: Path) -> None:
     decided = ("--model.", "--data.tokenizer", "--data.block_size")
     others = [option for option in options if not option.startswith(decided)]

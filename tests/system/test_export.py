@@ -221,7 +221,7 @@ def test_an_error_in_the_fresh_process_is_reported_in_one_line(
 def test_the_gguf_file_is_complete(
     run: Run, tmp_path: Path, reload_in_process: None, call: Callable[..., Outcome]
 ) -> None:
-    """The logits are compared by the export itself; the format was compared with llama.cpp by hand."""
+    """The logits are compared by the export itself, and test_llama_cpp.py runs the format."""
     import gguf
 
     code, out, _ = call(main, "--ckpt_path", run.folder, "--output_dir", tmp_path / "model", "--gguf")

@@ -97,9 +97,10 @@ def test_each_epoch_is_exported_and_training_is_not_affected(
     card = (run / EXPORTS / "epoch_3/README.md").read_text()
     bits = checkpoint.peek(paths.checkpoints(run)[0]).metadata["val_bpb"]
     assert f"| bits per byte of the validation text | {bits:.4f} |" in card and "# epoch_3" in card
+    assert "## Samples" in card and "| hours of training |" in card
     assert checkpoint.open(run / EXPORTS / "epoch_3").shape["n_embd"] == 32
     export.export(str(paths.checkpoints(run)[0]), tmp_path / "epoch_3")
-    for name in huggingface.FILES - {huggingface.CARD}:  # the card of export.py also has samples and the run's log
+    for name in huggingface.FILES:  # the card, too, has samples and figures of the run
         assert (tmp_path / "epoch_3" / name).read_bytes() == (run / EXPORTS / "epoch_3" / name).read_bytes(), name
 
     stopped = train_run(tmp_path / "stopped", short, "--trainer.max_epochs=1", WITH_EXPORTS)
@@ -139,11 +140,11 @@ def test_a_failed_export_leaves_no_folder_and_training_continues(
 ) -> None:
     write, written = huggingface.write, []
 
-    def full_at_first(source: Any, folder: Path, *args: Any) -> None:
+    def full_at_first(source: Any, folder: Path, *args: Any, **settings: Any) -> None:
         written.append(folder)
         if len(written) == 1:
             raise OSError(28, "No space left on device")
-        write(source, folder, *args)
+        write(source, folder, *args, **settings)
 
     monkeypatch.setattr(huggingface, "write", full_at_first)
     monkeypatch.setattr(huggingface, "count_agreeing", lambda *_: -1)  # the second export is of another model

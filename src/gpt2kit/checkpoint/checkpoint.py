@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ from gpt2kit.checkpoint import adapter, archive, foreign, huggingface, validatio
 from gpt2kit.checkpoint.adapter import Adapter, AdapterConfig
 from gpt2kit.checkpoint.options import ForeignOptions
 from gpt2kit.checkpoint.paths import NEWEST, checkpoints, find
-from gpt2kit.commands import command_name
 from gpt2kit.errors import CheckpointError, DataError
 from gpt2kit.model.config import Shape
 from gpt2kit.model.lora import LORA_SCALE, lora_scale, merge_lora, split_lora
@@ -52,6 +52,15 @@ class CheckpointInfo:
     metadata: dict[str, Any]  # the entry `gpt2kit`; for a model of another program, only that it has no test text
     document_start: int | None = None  # the token that begins a document, if tokens see only their own document
     has_tokenizer: bool = True  # whether the file or the folder contains the tokenizer
+    is_adapter: bool = False
+
+    def applicable(self, options: ForeignOptions) -> ForeignOptions:
+        """Return the options without those that are for other kinds of checkpoints."""
+        return ForeignOptions(
+            tokenizer=None if self.has_tokenizer else options.tokenizer,
+            n_head=None if self.has_tokenizer else options.n_head,
+            adapter_base=options.adapter_base if self.is_adapter else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,22 +103,60 @@ def check_resumable(file: Path) -> None:
 
 
 def peek(path: str | Path, options: ForeignOptions = ForeignOptions()) -> CheckpointInfo:
-    """Verify a checkpoint and return its content without the tensors.
+    """Verify a checkpoint and return its content without the tensors."""
+    return peek_all([path], options)[0]
 
-    The checksum and the tensors' names, sizes and values are checked as by `open`; no weight is copied.
+
+def peek_all(paths: Sequence[str | Path], options: ForeignOptions = ForeignOptions()) -> list[CheckpointInfo]:
+    """Verify checkpoints and return their content without the tensors.
+
+    The checksum and the tensors' names, sizes and values are checked as by `open`; no weight is copied. Each option
+    must apply to one of the checkpoints at least.
     """
-    return _read_checked(path, True, options)[0]
+    infos = [_read_any(path, True, options)[0] for path in paths]
+    refuse_unused(paths, infos, options)
+    return infos
 
 
-def open(path: str | Path, verify: bool = True, options: ForeignOptions = ForeignOptions()) -> LoadedCheckpoint:
+def refuse_unused(
+    paths: Sequence[str | Path], infos: Sequence[CheckpointInfo], options: ForeignOptions = ForeignOptions()
+) -> None:
+    """Raise CheckpointError for an option that applies to none of the checkpoints."""
+    used = [info.applicable(options) for info in infos]
+    unused = [
+        f"--{name}"
+        for name, value in vars(options).items()
+        if value is not None and all(getattr(other, name) is None for other in used)
+    ]
+    if not unused:
+        return
+    is_adapter_missing = unused == ["--adapter_base"]
+    if len(paths) > 1:
+        reason = "none of the checkpoints is an adapter" if is_adapter_missing else "all checkpoints have their own"
+        raise CheckpointError(f"{' and '.join(unused)}: {reason}. Leave out what is not needed")
+    reason = f"not an adapter, which has the file {adapter.CONFIG}"
+    if not is_adapter_missing:
+        reason = "has its own tokenizer and shape, which are used"
+    raise CheckpointError(f"{paths[0]}: {reason}. Leave out {' and '.join(unused)}")
+
+
+def open(
+    path: str | Path,
+    verify: bool = True,
+    options: ForeignOptions = ForeignOptions(),
+    is_shared: bool = False,
+) -> LoadedCheckpoint:
     """Open a checkpoint file, the best one of a run, or a Hugging Face model, trusting nothing in it.
 
     Args:
         path: what `find` takes, such as `last`, or a Hugging Face folder or name.
         verify: compare the checksum; not needed for the path of a `CheckpointInfo`.
-        options: for a checkpoint of another program. Any other one has its own tokenizer, and is then refused.
+        options: for a checkpoint of another program, or an adapter. Any other one is then refused.
+        is_shared: the options are for several checkpoints, so those that do not apply to this one are ignored.
     """
-    info, tensors = _read_checked(path, verify, options)
+    info, tensors = _read_any(path, verify, options)
+    if not is_shared:
+        refuse_unused([path], [info], options)
     if info.path.is_file():
         # Its tensors are mapped from the file, which training may delete while the web demo serves it: copy them, and
         # the embedding, which has two names, once.
@@ -118,26 +165,11 @@ def open(path: str | Path, verify: bool = True, options: ForeignOptions = Foreig
     return LoadedCheckpoint(**vars(info), state=tensors)
 
 
-def _read_checked(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """Return the content of a checkpoint; the tensors of a file are mapped from it."""
-    info, tensors = _read_any(path, verify, options)
-    if info.has_tokenizer and (options.tokenizer, options.n_head) != (None, None):
-        raise CheckpointError(
-            f"{path}: has its own tokenizer and shape. Leave out --tokenizer and --n_head; to use several checkpoints "
-            f"together, export those of other programs first ({command_name('export')})"
-        )
-    return info, tensors
-
-
 def _read_any(path: str | Path, verify: bool, options: ForeignOptions) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Return the content of a checkpoint; the tensors of a file are mapped from it."""
     folder = None if path in NEWEST else huggingface.find_folder(str(path))
     if folder and adapter.is_adapter(folder):
         return _read_adapter(folder, verify, options)
-    if options.adapter_base is not None:
-        raise CheckpointError(
-            f"{path}: not an adapter, which has the file {adapter.CONFIG}. Leave out --adapter_base; to use it with "
-            f"an adapter in one command, export the adapter as a whole model first ({command_name('export')})"
-        )
     if folder:
         shape, tensors, tokenizer = huggingface.read(folder)
         return CheckpointInfo(folder, shape, tokenizer, dict(_NO_TEST_TEXT)), tensors
@@ -180,7 +212,7 @@ def _read_adapter(folder: Path, verify: bool, options: ForeignOptions) -> tuple[
     expected = content.base_hash if verify else None
     if expected and expected != adapter.hash_weights(tensors, info.shape["vocab_size"]):
         raise CheckpointError(f"{folder}: was trained on other weights than those of {base}. Give its base instead")
-    info = dataclasses.replace(info, path=folder, metadata=dict(_NO_TEST_TEXT))
+    info = dataclasses.replace(info, path=folder, metadata=dict(_NO_TEST_TEXT), is_adapter=True)
     return info, adapter.merge(tensors, content)
 
 

@@ -102,7 +102,11 @@ def open_candidates(
 
     If the user sets a reader, those of the checkpoints are ignored. The stride must not be larger than a context.
     """
-    candidates = [_open_candidate(path, has_reader, foreign) for path in paths]
+    infos = checkpoint.peek_all(paths, foreign)
+    candidates = [
+        _make_candidate(path, info, has_reader, info.applicable(foreign))
+        for path, info in zip(paths, infos, strict=True)
+    ]
     problems = Problems()
     for candidate in candidates:
         problems.check(
@@ -113,8 +117,7 @@ def open_candidates(
     return candidates
 
 
-def _open_candidate(path: str, has_reader: bool, foreign: ForeignOptions) -> Candidate:
-    info = checkpoint.peek(path, foreign)
+def _make_candidate(path: str, info: checkpoint.CheckpointInfo, has_reader: bool, foreign: ForeignOptions) -> Candidate:
     append_eos, identity = info.metadata.get("append_eos", True), info.metadata.get("reader")
     if type(append_eos) is not bool or not isinstance(identity, dict | None):
         raise CheckpointError(f"{info.path}: append_eos or reader is invalid. The file is damaged")

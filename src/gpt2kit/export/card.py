@@ -51,6 +51,7 @@ class Details:
     options: CardOptions = field(default_factory=CardOptions)
     repository: str | None = None  # the name on the hub
     samples: Sequence[Sample] = ()
+    run: Path | None = None  # the folder of the run. Default: the one that contains the checkpoint
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def render_card(opened: LoadedCheckpoint, name: str, dtype: str, details: Detail
     """Return the card as Markdown with a YAML header."""
     title = mark_hidden(valid_unicode(" ".join(name.split())))
     base, is_on_hub = find_base(opened)
-    scores = list(read_scores(opened))
+    run = details.run or lifecycle.run_of(opened.path)
+    scores = list(read_scores(opened, run))
     datasets = list(details.options.datasets) or find_datasets(opened.metadata)
     return render(
         "model_card.md",
@@ -89,7 +91,7 @@ def render_card(opened: LoadedCheckpoint, name: str, dtype: str, details: Detail
         title=escape(title),
         model=json.dumps(details.repository or title, ensure_ascii=False),
         is_own="format" in opened.metadata,
-        rows=[(label, escape(value)) for label, value in describe(opened, dtype)],
+        rows=[(label, escape(value)) for label, value in describe(opened, dtype, run)],
         samples=[
             {"prompt": escape(sample.prompt), "lines": mark_hidden(sample.text).split("\n")}
             for sample in details.samples
@@ -159,16 +161,12 @@ def find_datasets(metadata: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(filter(is_repository, datasets)))
 
 
-def read_scores(opened: LoadedCheckpoint) -> Iterator[Score]:
+def read_scores(opened: LoadedCheckpoint, run: Path | None) -> Iterator[Score]:
     """Yield the figures of the checkpoint on the validation text, and on the text with which test.py tested it."""
-    run = lifecycle.run_of(opened.path)
-    bits, step = _number(opened.metadata.get("val_bpb")), opened.metadata.get("step")
+    bits = _number(opened.metadata.get("val_bpb"))
     if bits is not None:
-        perplexity = None
-        with contextlib.suppress(OSError, UserError):  # a run without its log
-            perplexities = folder.read_metrics(run).get("val_ppl", {}) if run else {}
-            perplexity = _number(perplexities.get(step)) if isinstance(step, int) else None
-        yield Score("validation", "validation text", bits, perplexity)
+        perplexity = folder.last_value(run, "val_ppl", opened.metadata.get("step"))
+        yield Score("validation", "validation text", bits, _number(perplexity))
     with contextlib.suppress(OSError, UserError):
         for name, content in (folder.read_tests(run) if run else {}).items():
             results = content.get("results")
@@ -186,12 +184,12 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", mark_hidden(" ".join(text.split())))
 
 
-def describe(opened: LoadedCheckpoint, dtype: str) -> list[tuple[str, str]]:
+def describe(opened: LoadedCheckpoint, dtype: str, run: Path | None) -> list[tuple[str, str]]:
     """Return the rows of the card's table: labels and values."""
-    return [(label, value) for label, value in _rows(opened, dtype) if value]
+    return [(label, value) for label, value in _rows(opened, dtype, run) if value]
 
 
-def _rows(opened: LoadedCheckpoint, dtype: str) -> Iterator[tuple[str, str]]:
+def _rows(opened: LoadedCheckpoint, dtype: str, run: Path | None) -> Iterator[tuple[str, str]]:
     shape, metadata = opened.shape, opened.metadata
 
     def format_number(value: object, form: str) -> str:
@@ -212,8 +210,11 @@ def _rows(opened: LoadedCheckpoint, dtype: str) -> Iterator[tuple[str, str]]:
     name, rate = lookup(optimizer, "class_path"), lookup(optimizer, "init_args", "lr")
     if isinstance(name, str):
         yield "optimizer", name.rsplit(".", 1)[-1][:60] + format_number(rate, ", learning rate {:g}")
-    yield from _run_rows(opened)
-    for score in read_scores(opened):
+    if run is not None:
+        hours = folder.last_value(run, "hours", metadata.get("step"))
+        yield "hours of training", format_number(hours, "{:.3g}")
+        yield "device", _describe_device(run)
+    for score in read_scores(opened, run):
         yield f"bits per byte of the {score.text}", f"{score.bits_per_byte:.4f}"
         yield f"perplexity per token of the {score.text}", format_number(score.perplexity, "{:,.2f}")
     yield "initial weights", find_base(opened)[0]
@@ -225,22 +226,17 @@ def _tokens_per_step(metadata: dict[str, Any]) -> float | None:
     return None if batch is None or block is None else batch * block
 
 
-def _run_rows(opened: LoadedCheckpoint) -> Iterator[tuple[str, str]]:
-    """Yield what only the folder of the run says: how long training took, and on which device."""
-    run, step = lifecycle.run_of(opened.path), opened.metadata.get("step")
-    if run is None or not isinstance(step, int):
-        return
-    with contextlib.suppress(OSError, UserError):
-        hours = folder.read_metrics(run).get("hours", {})
-        logged = [_number(value) for at, value in hours.items() if at <= step]
-        if logged and logged[-1] is not None:
-            yield "hours of training", f"{logged[-1]:.3g}"
-    with contextlib.suppress(OSError, UserError):
+def _describe_device(run: Path) -> str:
+    """Return the devices of the run's last start; empty if they are not recorded."""
+    try:
         starts = folder.read_starts(run)
-        device = lookup(starts[-1], "start", "device") if starts else None
-        count, name = _number(lookup(device, "count")), lookup(device, "name")
-        if count is not None and isinstance(name, str):
-            yield "device", name[:100] if count == 1 else f"{count:,.0f} x {name[:100]}"
+    except (OSError, UserError):
+        return ""
+    device = lookup(starts[-1], "start", "device") if starts else None
+    count, name = _number(lookup(device, "count")), lookup(device, "name")
+    if count is None or not isinstance(name, str):
+        return ""
+    return name[:100] if count == 1 else f"{count:,.0f} x {name[:100]}"
 
 
 def _number(value: object) -> float | None:

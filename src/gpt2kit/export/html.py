@@ -24,6 +24,7 @@ from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, Problems, UserError
 from gpt2kit.export import card
 from gpt2kit.export.options import HtmlDtype
+from gpt2kit.runs import lifecycle
 from gpt2kit.runs.pages import render, valid_unicode
 from gpt2kit.tokenization import tokenizer as tokenizers
 
@@ -196,7 +197,7 @@ def page(opened: LoadedCheckpoint, dtype: HtmlDtype, title: str, licence: str | 
         worker=worker,
         bytes=size,
         numbers=_NUMBERS,
-        card=card.describe(opened, dtype),
+        card=card.describe(opened, dtype, lifecycle.run_of(opened.path)),
         licence=licence,
     )
 

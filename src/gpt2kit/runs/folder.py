@@ -91,6 +91,16 @@ def read_metrics(folder: Path) -> dict[str, Series]:
     return {name: dict(sorted(values.items())) for name, values in series.items() if name and values}
 
 
+def last_value(folder: Path | None, metric: str, step: object) -> float | None:
+    """Return the last value of a metric up to a step; None without one, or if the log cannot be read."""
+    try:
+        series = read_metrics(folder).get(metric, {}) if folder else {}
+    except (OSError, UserError):
+        return None
+    values = [value for logged, value in series.items() if isinstance(step, int) and logged <= step]
+    return values[-1] if values else None
+
+
 def read_rows(path: Path) -> tuple[Sequence[str], Iterator[dict[str, str]]]:
     """Return the columns of metrics.csv, and its rows without those that a kill has left incomplete."""
     text = io.TextIOWrapper(io.BytesIO(files.read_limited(path, _MAX_METRICS)), encoding="utf-8", newline="")

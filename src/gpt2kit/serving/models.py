@@ -17,7 +17,7 @@ from gpt2kit.generation.examples import find_examples, generate_examples
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions, Precision, generation_problems
 from gpt2kit.model.config import parameter_count
-from gpt2kit.runs import folder
+from gpt2kit.runs import folder, lifecycle
 from gpt2kit.runs.pages import valid_unicode
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Service:
 
     def _load_model(self, model: Model) -> None:
         try:
-            opened = checkpoint.open(model.path, options=self._foreign)
+            opened = checkpoint.open(model.path, options=self._foreign, is_shared=len(self.models) > 1)
             model.facts = describe(opened)
             generator = Generator(opened, self._precision, note=lambda text: None)
             model.examples = (
@@ -178,7 +178,8 @@ def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
     tokens = opened.metadata.get("train_tokens")
     if isinstance(tokens, int):
         text += f" ({format_count(tokens)} tokens)"
-    bits = find_validation(opened.path, opened.metadata.get("step"))
+    run = lifecycle.run_of(opened.path)
+    bits = folder.last_value(run, "val_bpb", opened.metadata.get("step"))
     return {
         "parameters": format_count(parameter_count(opened.shape)),
         "training text": text,
@@ -190,13 +191,3 @@ def describe(opened: checkpoint.LoadedCheckpoint) -> dict[str, str]:
 def format_count(count: int) -> str:
     """Return a number, in millions if it is large."""
     return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
-
-
-def find_validation(file: Path, step: object) -> float | None:
-    """Return the bits per byte of the last validation up to a checkpoint's step; None if its run logged none."""
-    try:
-        bits = folder.read_metrics(file.parent.parent).get("val_bpb", {})
-    except (OSError, UserError):
-        return None
-    steps = [logged for logged in bits if isinstance(step, int) and logged <= step]
-    return bits[steps[-1]] if steps else None

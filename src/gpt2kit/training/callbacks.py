@@ -29,6 +29,7 @@ from gpt2kit.runs import folder as run_folder
 from gpt2kit.runs.pages import mark_hidden
 from gpt2kit.tokenization.tokenizer import find_eos
 from gpt2kit.training import loggers, run_state
+from gpt2kit.training.checkpointing import ExactResume
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
 from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
@@ -171,16 +172,17 @@ class EpochExports(Callback):
             self._export(trainer, target, {name: tensor.detach().cpu() for name, tensor in state.items()})
 
     def _export(self, trainer: pl.Trainer, target: Path, state: dict[str, Tensor]) -> None:
-        from gpt2kit.export import huggingface  # here, so that trainer.py --help need not import transformers
+        from gpt2kit.export import card, huggingface  # here, so that trainer.py --help need not import transformers
 
         shape, tokenizer = gpt2_of(trainer).shape, datamodule_of(trainer).tokenizer
         try:
             with isolate_rng():
-                metadata = run_state.describe(trainer, settings={})
+                metadata = run_state.describe(trainer, settings_of(trainer))
                 state = plain_state(gpt2_of(trainer), state)
                 source = LoadedCheckpoint(target, shape, tokenizer, metadata, state=state)
+                details = card.Details(samples=card.generate_samples(source), run=self._folder)
                 with huggingface.replacing_folder(target) as folder:
-                    huggingface.write(source, folder, target.name, self.dtype)
+                    huggingface.write(source, folder, target.name, self.dtype, details=details)
                     huggingface.check(source, folder, self.dtype)
         except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError
             logger.warning(
@@ -193,6 +195,11 @@ def _run_folder(trainer: pl.Trainer) -> Path | None:
     """Return the run's folder, None if nothing is saved. A collective call."""
     folder = trainer.log_dir
     return None if folder is None or getattr(trainer, "fast_dev_run", False) else Path(folder)
+
+
+def settings_of(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return the resolved config of a run."""
+    return next((callback.settings for callback in trainer.callbacks if isinstance(callback, ExactResume)), {})  # type: ignore[attr-defined]
 
 
 def plain_state(gpt2: GPT2Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

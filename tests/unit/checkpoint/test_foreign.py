@@ -137,7 +137,9 @@ def test_what_is_missing_or_wrong_is_one_clear_error(
         initialize.open_source(str(nanogpt))
     (tmp_path / "model").mkdir()
     huggingface.write(checkpoint.open(nanogpt, options=ForeignOptions(str(meta))), tmp_path / "model", "m", "float32")
-    assert "has its own tokenizer and shape. Leave out --tokenizer" in message(tmp_path / "model", str(meta))
+    advice = "has its own tokenizer and shape, which are used. Leave out --tokenizer"
+    assert advice in message(tmp_path / "model", str(meta))
+    assert message(tmp_path / "model", str(meta), 2).endswith("Leave out --tokenizer and --n_head")
     matrix = "transformer.h.1.mlp.c_fc.weight"
     for value in (None, 7, torch.ones(8, 32), torch.ones(32, 8).long(), torch.zeros(0, 1 << 50)):
         torch.save({**content, "model": {**content["model"], matrix: value}}, tmp_path / "ckpt.pt")
@@ -225,3 +227,17 @@ def test_the_demo_serves_it(meta: Path) -> None:
     assert not model.failure and model.examples == []
     with pytest.raises(UserError, match="cannot begin without a prompt"):
         list(service.generator(model.name).generate([""], GenerationOptions()))
+
+
+def test_models_beside_it_keep_their_tokenizers(meta: Path, tmp_path: Path) -> None:
+    options = ForeignOptions(str(meta))
+    exported = tmp_path / "model"
+    exported.mkdir()
+    huggingface.write(checkpoint.open(DATA / "nanogpt.pt", options=options), exported, "m", "float32")
+    paths = [str(DATA / "nanogpt.pt"), str(exported)]
+    assert [info.applicable(options).tokenizer for info in checkpoint.peek_all(paths, options)] == [str(meta), None]
+    service = Service(find_models(paths), foreign=options)
+    service.load().join()
+    assert [model.failure for model in service.models.values()] == ["", ""]
+    with pytest.raises(CheckpointError, match="--tokenizer: all checkpoints have their own"):
+        checkpoint.peek_all([exported, exported], options)

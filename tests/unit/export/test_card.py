@@ -161,14 +161,16 @@ def test_figures_of_test_are_in_the_model_index(untrained: LoadedCheckpoint, tmp
     figures = {"file": f"elsewhere/{file.name}", "bits_per_byte": 1.5, "perplexity": 15.0}
     (run / "test.json").write_text(json.dumps({"results": [figures], "text": {"bytes": 4574}}))
     text = render(opened)
-    scores = {(score.split, score.text): (score.bits_per_byte, score.perplexity) for score in card.read_scores(opened)}
+    scores = {
+        (score.split, score.text): (score.bits_per_byte, score.perplexity) for score in card.read_scores(opened, run)
+    }
     assert scores == {("validation", "validation text"): (2, 20), ("test", "test text, 4,574 bytes"): (1.5, 15)}
     results = {(r.dataset_split, r.metric_type): r.metric_value for r in ModelCard(text).data.eval_results}
     assert results[("test", "perplexity")] == 15 and results[("validation", "bits_per_byte")] == 2
     assert "| hours of training | 0.5 |" in text and "| device | 2 x GPU \\<7\\> |" in text
     for content in ("[", "{}", '{"results": 1}', json.dumps({"results": [{**figures, "file": "other.ckpt"}]})):
         (run / "test.json").write_text(content)
-        assert [score.split for score in card.read_scores(opened)] == ["validation"], content
+        assert [score.split for score in card.read_scores(opened, run)] == ["validation"], content
 
 
 def test_samples_continue_the_prompts_of_the_run(untrained: LoadedCheckpoint) -> None:
