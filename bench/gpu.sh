@@ -46,7 +46,7 @@ if [ -n "$TINY" ]; then # the time limits are for a machine that is busy with ot
     part attention 500 "$PYTHON" bench/attention.py --blocks 64 --head_sizes 32 --turns 1 --tokens 128 --output "$OUT/attention.json"
     part muon 500 "$PYTHON" bench/muon.py --shapes 2,2,32 --turns 1 --output "$OUT/muon.json"
     part generate 500 "$PYTHON" bench/generate.py --shape 2 2 32 64 100 --tokens 8 --repeats 1 --batches 1 --ways gpt2kit transformers no_cache --output "$OUT/generate.json"
-    part overhead 500 "$PYTHON" bench/overhead.py --steps 20 --rounds 1 --output "$OUT/overhead.json"
+    part overhead 500 "$PYTHON" bench/overhead.py --steps 4 --rounds 1 --output "$OUT/overhead.json"
     part checks 500 "$PYTHON" bench/gpu_checks.py --checks waits --shape shakespeare --batch 2 --output "$OUT/checks.json"
     exit 0
 fi

@@ -161,6 +161,19 @@ failures.guarded(train.main, {args!r} + (["--ckpt_path", "last"] if again else [
     return difference(reference, last_run(root))
 
 
+def verified(base: list[str]) -> str:
+    """Run `trainer.py --verify_resume`, which kills and resumes a run of its own."""
+    command = [
+        sys.executable,
+        str(ROOT / "trainer.py"),
+        *base,
+        "--trainer.accumulate_grad_batches=2",
+        "--verify_resume",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 and "exact:" in done.stdout else f"{done.returncode}: {done.stderr[-1000:]}"
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--scripted", type=int, default=500)
@@ -221,6 +234,8 @@ def main() -> None:
 
         results = [journal.run("elastic", lambda: (2, elastic(base, work)))]
         failed |= report("1 -> 2 -> 4 ranks, killed twice", results)
+        results = [journal.run("verify_resume", lambda: (1, verified(base)))]
+        failed |= report("trainer.py --verify_resume", results)
         results = [journal.run("torchrun", lambda: (1, torchrun(base, work)))]
         failed |= report("torchrun --max-restarts, one rank killed", results)
     sys.exit(failed)

@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from helpers import ROOT, SAMPLE_TEXTS, Run, save_huggingface_model
+from helpers import ROOT, SAMPLE_TEXTS, Outcome, Run, save_huggingface_model
 from huggingface_hub import ModelCard
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -152,9 +152,27 @@ def resize(folder: Path, size: int) -> None:
     model.save_pretrained(folder, max_shard_size="20KB")
 
 
-def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
+RUN_COMMANDS = """
+import contextlib, io, json, runpy, sys
+outcomes = []
+for script, *arguments in json.loads(sys.argv[1]):
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    sys.argv = [script, *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+    outcomes.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(outcomes))
+"""
+
+
+def run_commands(*commands: Sequence[str], cwd: Path, **environment: str) -> list[Outcome]:
+    """Run scripts one after another in one new process: the hub's client reads the environment when it is imported."""
+    content = json.dumps([[str(ROOT / script), *arguments] for script, *arguments in commands])
+    process = subprocess.run(
+        [sys.executable, "-c", RUN_COMMANDS, content],
         cwd=cwd,
         env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
         capture_output=True,
@@ -162,6 +180,8 @@ def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> s
         timeout=300,
         check=False,
     )
+    assert process.returncode == 0, process.stderr
+    return [tuple(outcome) for outcome in json.loads(process.stdout)]
 
 
 def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
@@ -170,43 +190,53 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -> None:
     settings = {**environment(hub, tmp_path), "HF_TOKEN": "hf_secret"}
-    for name, prompt in (("owner/bert", "the quick fox"), ("owner/rinna@main", "the quick fox")):
-        arguments = (f"hf://{name}", "--prompt", prompt, "--max_new_tokens", "5", "--top_k", "1")
-        first = run_script("generate.py", *arguments, cwd=tmp_path, **settings)
-        assert first.returncode == 0 and first.stdout.startswith(prompt), first.stderr
-    offline = run_script("generate.py", *arguments, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
-    assert offline.stdout == first.stdout, offline.stderr
-    assert "Bearer hf_secret" in hub.tokens and not any(path.endswith(".py") for path in hub.requests)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog .\n" * 400)
     options = "--data.valid_fraction 0.1 --trainer.max_steps 2 --data.block_size 16 --model.init_from hf://owner/bert"
-    trained = run_script("trainer.py", "text.txt", *options.split(), cwd=tmp_path, **settings)
-    assert trained.returncode == 0, trained.stderr
+    generate = ["--prompt", "the quick fox", "--max_new_tokens", "5", "--top_k", "1"]
+    last = ["generate.py", "hf://owner/rinna@main", *generate]
+    outcomes = run_commands(
+        ["generate.py", "hf://owner/bert", *generate],
+        last,
+        ["trainer.py", "text.txt", *options.split()],
+        cwd=tmp_path,
+        **settings,
+    )
+    assert [code for code, _, _ in outcomes] == [0, 0, 0], outcomes
+    assert all(out.startswith("the quick fox") for _, out, _ in outcomes[:2])
+    assert "Bearer hf_secret" in hub.tokens and not any(path.endswith(".py") for path in hub.requests)
+    [offline] = run_commands(last, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
+    assert offline[:2] == outcomes[1][:2], offline
 
 
 def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
-    for name, message in (
-        ("owner/gated", "owner/gated: a model with limited access. Ask for access on its page and set HF_TOKEN"),
-        ("owner/none", "owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no"),
-        ("owner/bert@absent", "owner/bert@absent: owner/bert has no revision absent. Check the part after @"),
-    ):
-        arguments = ("--kind", "existing", "--vocab", name, "--output_dir", "tokenizer")
-        result = run_script("train_tokenizer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
-        assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
-        assert result.stderr.startswith(f"error: --vocab {message}")
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog .\n" * 1000)
-    arguments = ("text.txt", "--data.tokenizer", "owner/bert@absent")
-    result = run_script("trainer.py", *arguments, cwd=tmp_path, **environment(hub, tmp_path))
+    messages = {
+        "owner/gated": "owner/gated: a model with limited access. Ask for access on its page and set HF_TOKEN",
+        "owner/none": "owner/none: no such folder, and not available from the hub (RepositoryNotFoundError: no",
+        "owner/bert@absent": "owner/bert@absent: owner/bert has no revision absent. Check the part after @",
+    }
+    adopt = ["train_tokenizer.py", "--kind", "existing", "--output_dir", "tokenizer", "--vocab"]
+    *adopted, trained = run_commands(
+        *([*adopt, name] for name in messages),
+        ["trainer.py", "text.txt", "--data.tokenizer", "owner/bert@absent"],
+        cwd=tmp_path,
+        **environment(hub, tmp_path),
+    )
+    for (code, _, err), message in zip(adopted, messages.values(), strict=True):
+        assert (code, err.count("\n")) == (3, 1), err
+        assert err.startswith(f"error: --vocab {message}")
     expected = "error: data.tokenizer: owner/bert@absent: owner/bert has no revision absent. Check the part after @\n"
-    assert (result.returncode, result.stderr) == (3, expected)
+    assert (trained[0], trained[2]) == (3, expected)
 
 
 def test_an_export_is_uploaded_with_its_space_and_loads_by_its_name(hub: Hub, run: Run, tmp_path: Path) -> None:
     settings = {**environment(hub, tmp_path), "HF_TOKEN": "hf_secret"}
     card = ["--license", "mit", "--language", "en", "--datasets", "owner/texts"]
     target = ["--output_dir", "model", "--push_to_hub", "me/model", "--space", "me/page", *card]
-    result = run_script("export.py", str(run.folder), *target, cwd=tmp_path, **settings)
-    assert result.returncode == 0, result.stderr
-    assert "uploaded to me/model" in result.stdout and "uploaded to the Space me/page" in result.stdout
+    generate = ["generate.py", "hf://me/model", "--prompt", "the"]
+    exported, generated = run_commands(["export.py", str(run.folder), *target], generate, cwd=tmp_path, **settings)
+    assert exported[0] == 0, exported
+    assert "uploaded to me/model" in exported[1] and "uploaded to the Space me/page" in exported[1]
     assert [(repository["name"], repository["visibility"]) for repository in hub.created] == [
         ("model", "private"),
         ("page", "private"),
@@ -222,5 +252,4 @@ def test_an_export_is_uploaded_with_its_space_and_loads_by_its_name(hub: Hub, ru
     assert (
         "## Samples" in uploaded.text and "models:\n- me/model\n" in (hub.root / "me/page-spaces/README.md").read_text()
     )
-    generated = run_script("generate.py", "hf://me/model", "--prompt", "the", cwd=tmp_path, **settings)
-    assert generated.returncode == 0 and generated.stdout.startswith("the"), generated.stderr
+    assert generated[0] == 0 and generated[1].startswith("the"), generated

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers import ROOT, Outcome, Run, final_weights, logged_rows, same_weights, train_run
+from helpers import Outcome, Run, final_weights, logged_rows, same_weights, train_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2kit.checkpoint import checkpoint, paths
@@ -396,11 +396,34 @@ def test_a_signal_before_the_first_step_stops_the_run(
     assert not list(inside.rglob("*.ckpt"))
 
 
-def test_verify_resume_finds_no_difference(
-    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+# Stands for trainer.py: it "trains" by copying checkpoints that were made before, since each real start takes seconds.
+STAND_IN = """
+import os, shutil, sys, time
+from pathlib import Path
+options = dict(argument.lstrip("-").partition("=")[::2] for argument in sys.argv[1:])
+folder = Path(options["trainer.default_root_dir"]) / "lightning_logs" / "run" / "checkpoints"
+is_killed = "resumed" in str(folder) and "ckpt_path" not in options
+made = Path(os.environ["MADE"]) / ("killed" if is_killed else "resumed" if "ckpt_path" in options else "uninterrupted")
+shutil.copytree(made, folder, dirs_exist_ok=True)
+time.sleep(60 if is_killed else 0)
+"""
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_verify_resume_compares_a_killed_run_with_an_uninterrupted_one(
+    is_exact: bool, options: list[str], tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["/usr/bin/gpt2kit"])
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    train.main([*options, "--run_name=mine", "--trainer.accumulate_grad_batches=2", "--verify_resume"])
-    out = capsys.readouterr().out
-    assert "weights h.0" in out and "optimizer momentum_buffer" in out and "exact:" in out
+    steps = ["--trainer.max_steps=8", "--save_every=1", "--trainer.accumulate_grad_batches=2"]
+    other = [] if is_exact else ["--seed_everything=2"]
+    for name, more in {"uninterrupted": [], "resumed": other, "killed": ["--trainer.max_steps=3"]}.items():
+        run = train_run(tmp_path / name, [*options, *steps, *more])
+        shutil.copytree(run / "checkpoints", tmp_path / "made" / name)
+    (tmp_path / "trainer.py").write_text(STAND_IN)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "trainer.py")])
+    monkeypatch.setenv("MADE", str(tmp_path / "made"))
+    code, out, err = call(train.main, *options, "--run_name=mine", "--verify_resume")
+    assert "weights h.0" in out and "optimizer momentum_buffer" in out and "killed: a few steps, then SIGKILL" in err
+    if is_exact:
+        assert code == 0 and "exact: the resumed run ended like the uninterrupted one" in out
+    else:
+        assert code == 5 and "the resumed run differs from the uninterrupted one" in err
