@@ -215,14 +215,14 @@ def _find_owner(candidates: Sequence[Candidate]) -> Candidate:
 def _find_test_files(owner: Candidate) -> list[list[PathOrURL]]:
     """Return the files of each test text that a checkpoint records."""
     names = [name for text in owner.test_texts for name in text.files]
-    found = [_find_trusted(owner, text.files) for text in owner.test_texts]
-    if any(paths is None for paths in found):
+    trusted = [_find_trusted(owner, text.files) for text in owner.test_texts]
+    if any(paths is None for paths in trusted):
         listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
         raise UserError(
             f"{owner.name}: its test text is {listed:.200}, and only a run in {LOGS} may name text outside of the "
             f"current folder. If you trust it, give the text as --files, or run the command in the folder of its {LOGS}"
         )
-    return [paths for paths in found if paths is not None]
+    return [paths for paths in trusted if paths is not None]
 
 
 def _find_trusted(candidate: Candidate, names: list[str]) -> list[PathOrURL] | None:
