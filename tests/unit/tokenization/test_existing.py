@@ -141,6 +141,16 @@ def test_files_are_converted_in_another_process(form: str, tmp_path: Path, monke
         conversion.open_folder(folder)
 
 
+def test_many_added_tokens_keep_their_ids(tmp_path: Path) -> None:
+    """Added one by one, they would take longer than the child process may."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+    (tmp_path / "merges.txt").write_text("a b")
+    added = {f"<{number}>": number for number in range(3, 15_000)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    opened = conversion.open_folder(tmp_path)
+    assert all(opened.token_to_id(token) == number for token, number in added.items())
+
+
 def test_a_file_in_the_current_folder_is_not_imported(inside: Path) -> None:
     (inside / "vocab.txt").write_text("\n".join(BERT))
     for name in ("json", "tokenizers", "gpt2kit", "tokenizer"):
