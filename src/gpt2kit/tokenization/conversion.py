@@ -11,8 +11,9 @@ import logging
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # the child does not inherit the path of modules
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+_ROOT = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__" and _ROOT not in sys.path:  # as in a clone: the child does not inherit the path of modules
+    sys.path.insert(0, _ROOT)
 
 from tokenizers import Tokenizer
 
