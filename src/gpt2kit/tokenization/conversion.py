@@ -11,9 +11,8 @@ import logging
 import sys
 from pathlib import Path
 
-_ROOT = str(Path(__file__).resolve().parents[2])
-if __name__ == "__main__" and _ROOT not in sys.path:  # as in a clone: the child does not inherit the path of modules
-    sys.path.insert(0, _ROOT)
+if __name__ == "__main__" and str(Path(__file__).resolve().parents[2]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # in a clone: the child does not inherit the path
 
 from tokenizers import Tokenizer
 
