@@ -59,6 +59,7 @@ class Score:
     """Figures of the model on a text."""
 
     split: str  # as the hub calls it
+    name: str  # of one of several test texts; empty for the only one
     text: str
     bits_per_byte: float
     perplexity: float | None  # per token
@@ -121,6 +122,7 @@ def render_header(
                 task_name="Language modeling",
                 dataset_type=dataset,
                 dataset_name=score.text,
+                dataset_config=score.name or None,  # figures of texts without different ones would be mixed up
                 dataset_split=score.split,
                 metric_type=kind,
                 metric_name=metric,
@@ -166,7 +168,7 @@ def read_scores(opened: LoadedCheckpoint, run: Path | None) -> Iterator[Score]:
     bits = _number(opened.metadata.get("val_bpb"))
     if bits is not None:
         perplexity = folder.last_value(run, "val_ppl", opened.metadata.get("step"))
-        yield Score("validation", "validation text", bits, _number(perplexity))
+        yield Score("validation", "", "validation text", bits, _number(perplexity))
     with contextlib.suppress(OSError, UserError):
         for name, content in (folder.read_tests(run) if run else {}).items():
             results = content.get("results")
@@ -175,7 +177,7 @@ def read_scores(opened: LoadedCheckpoint, run: Path | None) -> Iterator[Score]:
             if bits is not None and isinstance(file, str) and Path(file).name == opened.path.name:
                 size, text = _number(lookup(content, "text", "bytes")), f"test text {name}".rstrip()
                 text = text if size is None else f"{text}, {size:,.0f} bytes"
-                yield Score("test", text, bits, _number(lookup(result, "perplexity")))
+                yield Score("test", name, text, bits, _number(lookup(result, "perplexity")))
 
 
 def escape(text: str) -> str:

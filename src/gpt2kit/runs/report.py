@@ -150,9 +150,9 @@ def _test_results(name: str, results: Mapping[str, Any]) -> dict[str, Any] | Non
     files = ", ".join(map(str, text.get("files") or []))
     size = f"{_format(text.get('documents'), '{:,}')} documents, {_format(text.get('bytes'), '{:,}')} bytes"
     cells = [["figure", "", "95 % interval"]]
-    for name, label in _TEST_FIGURES.items():
-        interval = " to ".join(_format(end, "{:,.4f}") for end in intervals.get(name) or [])
-        cells.append([label, _format(row.get(name), "{:,.4f}"), interval])
+    for figure, label in _TEST_FIGURES.items():
+        interval = " to ".join(_format(end, "{:,.4f}") for end in intervals.get(figure) or [])
+        cells.append([label, _format(row.get(figure), "{:,.4f}"), interval])
     return {
         "name": name,
         "about": f"{files}: {size}; checkpoint {row.get('file', '')}",

@@ -168,6 +168,12 @@ def test_figures_of_test_are_in_the_model_index(untrained: LoadedCheckpoint, tmp
     results = {(r.dataset_split, r.metric_type): r.metric_value for r in ModelCard(text).data.eval_results}
     assert results[("test", "perplexity")] == 15 and results[("validation", "bits_per_byte")] == 2
     assert "| hours of training | 0.5 |" in text and "| device | 2 x GPU \\<7\\> |" in text
+    texts = {name: {"results": [{**figures, "bits_per_byte": bits}]} for name, bits in (("poems", 1.5), ("songs", 2.5))}
+    (run / "test.json").write_text(json.dumps({"texts": texts}))
+    named = {
+        r.dataset_config: r.metric_value for r in ModelCard(render(opened)).data.eval_results if r.metric_type[0] == "b"
+    }
+    assert named == {None: 2, "poems": 1.5, "songs": 2.5}, "each text has its own figures"
     for content in ("[", "{}", '{"results": 1}', json.dumps({"results": [{**figures, "file": "other.ckpt"}]})):
         (run / "test.json").write_text(content)
         assert [score.split for score in card.read_scores(opened, run)] == ["validation"], content

@@ -44,6 +44,16 @@ def test_prompts_are_marked_in_samples(tmp_path: Path) -> None:
     assert page.index("step 10") < page.index("step 5")
 
 
+def test_each_test_text_has_a_heading(tmp_path: Path) -> None:
+    folder = write_metrics(tmp_path / "run", 10)
+    figures = {"results": [{"bits_per_byte": 1.5, "perplexity_per_word": 3.0}]}
+    for content, headings in ((figures, 1), ({"texts": {"poems": figures, "songs": figures}}, 0)):
+        (folder / "test.json").write_text(json.dumps(content))
+        page = report.render_report([read_run(folder)], "steps")
+        assert page.count("<h2>Test</h2>") == headings and page.count("1.5000") == 2 - headings
+        assert all((f"<h2>Test: {name}</h2>" in page) == (not headings) for name in ("poems", "songs"))
+
+
 def test_hidden_characters_are_shown(tmp_path: Path) -> None:
     folder, mark = write_metrics(tmp_path / "run", 10), "a\u202eb\x07c"
     (folder / "config.yaml").write_text(f"data:\n  tokenizer: {mark} config\n")
