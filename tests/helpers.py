@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import json
 import math
 import os
 import random
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ def tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]
             yield from tensors(part, f"{name}/{key}")
 
 
-def run_python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_python(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in `folder` as a user does; the process must succeed."""
     process = subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -211,10 +212,40 @@ def run_python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
     assert process.returncode == 0, process.stderr
     return process
+
+
+class Finished(NamedTuple):
+    """What a script gave: exit code, output, and the top-level modules that are loaded after it."""
+
+    code: int
+    out: str
+    err: str
+    modules: list[str]
+
+
+_RUN_SCRIPTS = """
+import contextlib, io, json, runpy, sys
+sys.path.insert(0, "")
+for sys.argv in json.loads(sys.argv[1]):
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue(), [name for name in sys.modules if "." not in name]]))
+"""
+
+
+def run_scripts(folder: Path, *commands: Sequence[str], **environment: str) -> list[Finished]:
+    """Run scripts of this project one after another in one new process, as each would spend seconds on imports."""
+    own = [[str(ROOT / script), *arguments] for script, *arguments in commands]
+    process = run_python(folder, "-c", _RUN_SCRIPTS, json.dumps(own), **environment)
+    return [Finished(*json.loads(line)) for line in process.stdout.splitlines()]
 
 
 def run_script(path: Path, *arguments: object) -> None:

@@ -268,7 +268,7 @@ def train(
     split_texts = {"train": texts, "valid": valid_texts, "test": test_texts}
     _refuse_unknown("train", settings, [*names, "files", "texts", "valid_texts", "test_texts", "config", "options"])
     if not isinstance(files, str | Path | list | tuple | Mapping | None):
-        raise UserError(f"files: a {type(files).__name__} is no path. Give text in memory as texts")
+        raise UserError(f"files: must be paths, not {type(files).__name__}. Give text in memory as texts")
     if isinstance(files, str) and files.startswith("["):
         files = [files]  # [a] would be read as a list
     values: dict[str, Any] = {} if files is None else {"data.train_files": files}

@@ -155,7 +155,11 @@ def test_the_command_writes_the_same_surprisals(
         (lambda run: gpt2kit.load(run, device="gpu"), UserError, "device 'gpu': must be auto, cpu, cuda or cuda:N"),
         (lambda run: gpt2kit.load(run, precision="fp8"), UserError, "precision fp8: must be auto, 32, bf16 or 16"),
         (lambda run: gpt2kit.load(run, precision=16), UserError, "precision 16: about a thousand times slower"),
-        (lambda run: gpt2kit.train(b"a.txt"), UserError, "files: a bytes is no path. Give text in memory as texts"),
+        (
+            lambda run: gpt2kit.train(b"a.txt"),
+            UserError,
+            "files: must be paths, not bytes. Give text in memory",
+        ),
         (lambda run: gpt2kit.train("[b]", n_layer=1), UserError, "[b]: no file matches"),
         (lambda run: gpt2kit.load(run, device="cuda:99"), MachineError, "device cuda:99: this machine has"),
         (lambda run: gpt2kit.load(run).score("\ud800"), UserError, "must be one text"),

@@ -7,17 +7,14 @@ import hashlib
 import http.server
 import io
 import json
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from helpers import ROOT, SAMPLE_TEXTS, Outcome, Run, save_huggingface_model
+from helpers import SAMPLE_TEXTS, Run, run_scripts, save_huggingface_model
 from huggingface_hub import ModelCard
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -152,40 +149,10 @@ def resize(folder: Path, size: int) -> None:
     model.save_pretrained(folder, max_shard_size="20KB")
 
 
-RUN_COMMANDS = """
-import contextlib, io, json, runpy, sys
-outcomes = []
-for script, *arguments in json.loads(sys.argv[1]):
-    code, out, err = 0, io.StringIO(), io.StringIO()
-    sys.argv = [script, *arguments]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-    outcomes.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(outcomes))
-"""
-
-
-def run_commands(*commands: Sequence[str], cwd: Path, **environment: str) -> list[Outcome]:
-    """Run scripts one after another in one new process: the hub's client reads the environment when it is imported."""
-    content = json.dumps([[str(ROOT / script), *arguments] for script, *arguments in commands])
-    process = subprocess.run(
-        [sys.executable, "-c", RUN_COMMANDS, content],
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return [tuple(outcome) for outcome in json.loads(process.stdout)]
-
-
 def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    """Return the variables that the hub's client reads when it is imported."""
+    places = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+    return {**places, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -> None:
@@ -194,18 +161,13 @@ def test_models_of_every_form_are_used_by_their_name(hub: Hub, tmp_path: Path) -
     options = "--data.valid_fraction 0.1 --trainer.max_steps 2 --data.block_size 16 --model.init_from hf://owner/bert"
     generate = ["--prompt", "the quick fox", "--max_new_tokens", "5", "--top_k", "1"]
     last = ["generate.py", "hf://owner/rinna@main", *generate]
-    outcomes = run_commands(
-        ["generate.py", "hf://owner/bert", *generate],
-        last,
-        ["trainer.py", "text.txt", *options.split()],
-        cwd=tmp_path,
-        **settings,
-    )
-    assert [code for code, _, _ in outcomes] == [0, 0, 0], outcomes
-    assert all(out.startswith("the quick fox") for _, out, _ in outcomes[:2])
+    training = ["trainer.py", "text.txt", *options.split()]
+    finished = run_scripts(tmp_path, ["generate.py", "hf://owner/bert", *generate], last, training, **settings)
+    assert [each.code for each in finished] == [0, 0, 0], finished
+    assert all(each.out.startswith("the quick fox") for each in finished[:2])
     assert "Bearer hf_secret" in hub.tokens and not any(path.endswith(".py") for path in hub.requests)
-    [offline] = run_commands(last, cwd=tmp_path, **{**settings, "HF_HUB_OFFLINE": "1"})
-    assert offline[:2] == outcomes[1][:2], offline
+    [offline] = run_scripts(tmp_path, last, **{**settings, "HF_HUB_OFFLINE": "1"})
+    assert (offline.code, offline.out) == (0, finished[1].out), offline
 
 
 def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
@@ -216,17 +178,14 @@ def test_what_is_missing_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
         "owner/bert@absent": "owner/bert@absent: owner/bert has no revision absent. Check the part after @",
     }
     adopt = ["train_tokenizer.py", "--kind", "existing", "--output_dir", "tokenizer", "--vocab"]
-    *adopted, trained = run_commands(
-        *([*adopt, name] for name in messages),
-        ["trainer.py", "text.txt", "--data.tokenizer", "owner/bert@absent"],
-        cwd=tmp_path,
-        **environment(hub, tmp_path),
-    )
-    for (code, _, err), message in zip(adopted, messages.values(), strict=True):
-        assert (code, err.count("\n")) == (3, 1), err
-        assert err.startswith(f"error: --vocab {message}")
+    training = ["trainer.py", "text.txt", "--data.tokenizer", "owner/bert@absent"]
+    commands = [*([*adopt, name] for name in messages), training]
+    *adopted, trained = run_scripts(tmp_path, *commands, **environment(hub, tmp_path))
+    for each, message in zip(adopted, messages.values(), strict=True):
+        assert (each.code, each.err.count("\n")) == (3, 1), each.err
+        assert each.err.startswith(f"error: --vocab {message}")
     expected = "error: data.tokenizer: owner/bert@absent: owner/bert has no revision absent. Check the part after @\n"
-    assert (trained[0], trained[2]) == (3, expected)
+    assert (trained.code, trained.err) == (3, expected)
 
 
 def test_an_export_is_uploaded_with_its_space_and_loads_by_its_name(hub: Hub, run: Run, tmp_path: Path) -> None:
@@ -234,9 +193,9 @@ def test_an_export_is_uploaded_with_its_space_and_loads_by_its_name(hub: Hub, ru
     card = ["--license", "mit", "--language", "en", "--datasets", "owner/texts"]
     target = ["--output_dir", "model", "--push_to_hub", "me/model", "--space", "me/page", *card]
     generate = ["generate.py", "hf://me/model", "--prompt", "the"]
-    exported, generated = run_commands(["export.py", str(run.folder), *target], generate, cwd=tmp_path, **settings)
-    assert exported[0] == 0, exported
-    assert "uploaded to me/model" in exported[1] and "uploaded to the Space me/page" in exported[1]
+    exported, generated = run_scripts(tmp_path, ["export.py", str(run.folder), *target], generate, **settings)
+    assert exported.code == 0, exported
+    assert "uploaded to me/model" in exported.out and "uploaded to the Space me/page" in exported.out
     assert [(repository["name"], repository["visibility"]) for repository in hub.created] == [
         ("model", "private"),
         ("page", "private"),
@@ -252,4 +211,4 @@ def test_an_export_is_uploaded_with_its_space_and_loads_by_its_name(hub: Hub, ru
     assert (
         "## Samples" in uploaded.text and "models:\n- me/model\n" in (hub.root / "me/page-spaces/README.md").read_text()
     )
-    assert generated[0] == 0 and generated[1].startswith("the"), generated
+    assert generated.code == 0 and generated.out.startswith("the"), generated

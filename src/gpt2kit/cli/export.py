@@ -64,7 +64,7 @@ def export(
     refuse(problems.messages)
     from gpt2kit.checkpoint import checkpoint  # here, so that --help does not import torch
     from gpt2kit.export import gguf as gguf_file
-    from gpt2kit.export import html, huggingface
+    from gpt2kit.export import html, html_tokenizer, huggingface
     from gpt2kit.export import space as space_files
 
     if output_dir is not None:
@@ -81,7 +81,7 @@ def export(
     chosen_type = gguf_file.type_of(dtype, gguf_type) if gguf else None
     refuse(
         (gguf_file.gguf_problems(opened.shape, opened.tokenizer) if gguf else [])
-        + [f"--html: {problem}" for problem in (html.html_problems(opened.tokenizer) if page.html else [])]
+        + [f"--html: {problem}" for problem in (html_tokenizer.html_problems(opened.tokenizer) if page.html else [])]
     )
     if output_dir is not None:
         details = describe(opened, card, push_to_hub)

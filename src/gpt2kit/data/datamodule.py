@@ -21,7 +21,7 @@ from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.joined_store import JoinedStore
 from gpt2kit.data.leakage import leakage_note
-from gpt2kit.data.mixed_order import MIX_VERSION, MixedOrder, mixed_order
+from gpt2kit.data.mixed_order import MIX_VERSION, mixed_order
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.store import TokenStore
 from gpt2kit.data.texts import Text, TextFiles, Texts
@@ -291,12 +291,6 @@ class TextDataModule(pl.LightningDataModule):
     def weights(self) -> list[float]:
         """Return the weight of each training text."""
         return [text.weight for text in self.texts.of("train")]
-
-    def passes_per_epoch(self) -> list[float]:
-        """Return how often each of several training texts is read in an epoch."""
-        order = self.order(1)
-        assert isinstance(order, MixedOrder)
-        return [count / part.blocks for count, part in zip(order.counts.tolist(), order.orders, strict=True)]
 
     def mix(self) -> dict[str, Any] | None:
         """Return what decides the order of several texts besides their tokens; None for one."""

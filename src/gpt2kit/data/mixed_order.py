@@ -44,11 +44,16 @@ class MixedOrder(BlockOrder):
             firsts[own] = self.firsts[text] + _blocks_of(self.orders[text], numbers[own])
         return firsts
 
+    @property
+    def passes_per_epoch(self) -> list[float]:
+        """How often each text is read in an epoch."""
+        return [count / order.blocks for count, order in zip(self.counts.tolist(), self.orders, strict=True)]
+
     def passes(self, step: int) -> list[float]:
         """Return how often each text was read when this step begins, to the nearest block."""
         epoch, within = divmod(step, self.steps_per_epoch)
         epochs = epoch + within * self.global_batch / self.blocks
-        return [epochs * count / order.blocks for count, order in zip(self.counts.tolist(), self.orders, strict=True)]
+        return [epochs * passes for passes in self.passes_per_epoch]
 
     @functools.cached_property
     def _edges(self) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gpt2kit.errors import MachineError, UserError
-from gpt2kit.export import html
+from gpt2kit.export import html, html_tokenizer
 from gpt2kit.serving.models import Service
 
 ROUTE = "/model.html"
@@ -33,7 +33,7 @@ class Downloads:
         opened = self._service.checkpoint(name)
         if self.ready(name):
             return
-        if problems := html.html_problems(opened.tokenizer):
+        if problems := html_tokenizer.html_problems(opened.tokenizer):
             raise UserError(f"{name}: {'; '.join(problems)}")
         path = self._new_path()
         try:

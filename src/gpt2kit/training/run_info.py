@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from gpt2kit import __version__, files, hardware
 from gpt2kit.commands import command_name
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.mixed_order import MixedOrder
 from gpt2kit.model.backends import Choice
 from gpt2kit.model.config import parameter_count
 from gpt2kit.optim.trial import tiny_groups
@@ -69,13 +70,12 @@ def describe_text(data: TextDataModule) -> RunInfo:
 
 def describe_mix(data: TextDataModule) -> list[RunInfo]:
     """Return each of several training texts, with the passes over it in an epoch; nothing for one text."""
-    stores = data.stores("train")
-    if "" in stores:
+    stores, order = data.stores("train"), data.order(1)  # the passes do not depend on the batch
+    if not isinstance(order, MixedOrder):
         return []
-    passes = data.passes_per_epoch()
     return [
-        {"name": text.name, "weight": text.weight, "tokens": stores[text.name].tokens, "passes": count}
-        for text, count in zip(data.texts.of("train"), passes, strict=True)
+        {"name": text.name, "weight": text.weight, "tokens": stores[text.name].tokens, "passes": passes}
+        for text, passes in zip(data.texts.of("train"), order.passes_per_epoch, strict=True)
     ]
 
 

@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SENTENCE, Run, run_python
+from helpers import ROOT, SENTENCE, Run, run_scripts
 
 SCRIPTS = ["train_tokenizer", "test", "cache", "generate", "export", "plot", "web_demo"]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "lightning_fabric")
-_LOADED = """
-import json, runpy, sys
-names, *commands = map(json.loads, sys.argv[1:])
-sys.path.insert(0, "")
-for sys.argv in commands:
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as stop:
-        assert not stop.code, stop.code
-    print("loaded:", [name for name in names if name in sys.modules], file=sys.stderr)
-"""
 
 
-def run_and_list_imports(folder: Path, *commands: list[str]) -> tuple[str, list[str]]:
-    """Run scripts one after another in a new process; return the output, and which packages are loaded after each."""
-    own = [[str(ROOT / f"{script}.py"), *arguments] for script, *arguments in commands]
-    process = run_python(folder, "-c", _LOADED, *map(json.dumps, [HEAVY, *own]))
-    return process.stdout, [line for line in process.stderr.splitlines() if line.startswith("loaded: ")]
+def loaded(modules: list[str]) -> list[str]:
+    return [name for name in HEAVY if name in modules]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "trainer"])
 def test_every_script_prints_its_help_in_any_folder_and_only_the_trainer_loads_torch(
     script: str, tmp_path: Path
 ) -> None:
-    out, (loaded,) = run_and_list_imports(tmp_path, [script, "--help"])
-    assert "usage:" in out and (loaded == "loaded: []" or script == "trainer")
+    [finished] = run_scripts(tmp_path, [f"{script}.py", "--help"])
+    assert finished.code == 0 and not finished.err, finished
+    assert "usage:" in finished.out and (not loaded(finished.modules) or script == "trainer")
     assert len((ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 25
 
 
 def test_commands_import_no_more_than_they_need(run: Run, tmp_path: Path) -> None:
     """None imports Lightning, and generate.py does not import transformers."""
     (tmp_path / "text.txt").write_text(SENTENCE.format(1) * 10)
-    _, loaded = run_and_list_imports(
+    finished = run_scripts(
         tmp_path,
-        ["generate", str(run.folder), "--prompt", "the", "--max_new_tokens", "3"],
-        ["test", str(run.folder), "--max_tokens", "200", "--files", "text.txt"],
-        ["export", str(run.folder), "--output_dir", "hf"],
+        ["generate.py", str(run.folder), "--prompt", "the", "--max_new_tokens", "3"],
+        ["test.py", str(run.folder), "--max_tokens", "200", "--files", "text.txt"],
+        ["export.py", str(run.folder), "--output_dir", "hf"],
     )
-    assert loaded == ["loaded: ['torch']", *["loaded: ['torch', 'transformers']"] * 2]
+    assert [each.code for each in finished] == [0, 0, 0], finished
+    assert [loaded(each.modules) for each in finished] == [["torch"], *[["torch", "transformers"]] * 2]
 
 
 def test_the_demo_loads_models_without_lightning(run: Run, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.errors import CheckpointError, UserError
 from gpt2kit.evaluation import scoring
-from gpt2kit.export import html, huggingface
+from gpt2kit.export import html, html_tokenizer, huggingface
 from gpt2kit.generation.generator import Generator
 from gpt2kit.generation.options import GenerationOptions
 from gpt2kit.generation.sampling import uniform
@@ -102,7 +102,7 @@ def test_the_modules_pass_their_own_tests() -> None:
 def test_the_tokenizer_gives_the_same_ids(kind: str, folders: Path, tmp_path: Path) -> None:
     tokenizer = tokenizers.load(folders / kind)
     model = random_model(tokenizer)
-    assert not html.html_problems(tokenizer)
+    assert not html_tokenizer.html_problems(tokenizer)
     texts = odd_texts(300)
     chance = random.Random(2)
     rows = [chance.choices(range(tokenizers.size(tokenizer)), k=chance.randrange(12)) for _ in range(300)]
@@ -184,7 +184,7 @@ MERGES = [("a", "b"), ("▁", "a"), ("ab", "c"), ("1", "2")]
     ids=["metaspace", "llama", "splits", "unigram", "lines"],
 )
 def test_parts_of_other_tokenizers_are_implemented(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    assert not html.html_problems(tokenizer)
+    assert not html_tokenizer.html_problems(tokenizer)
     chance = random.Random(3)
     texts = [
         *odd_texts(100),
@@ -231,7 +231,7 @@ def test_a_sentencepiece_model_gives_the_same_ids(model_type: str, tmp_path: Pat
         minloglevel=2,
     )
     tokenizer = sentencepiece_model.convert(raw.getvalue(), "test")
-    assert not html.html_problems(tokenizer)
+    assert not html_tokenizer.html_problems(tokenizer)
     texts = [
         *odd_texts(300),
         "ﾃﾞ ｶﾞ①②  e\u0301 ﬁ ½ <sep>a",
@@ -244,21 +244,21 @@ def test_a_sentencepiece_model_gives_the_same_ids(model_type: str, tmp_path: Pat
 
 
 def test_tokenizers_that_the_page_does_not_implement_are_refused(folders: Path) -> None:
-    (problem,) = html.html_problems(tokenizers.load(folders / "wordpiece"))
+    (problem,) = html_tokenizer.html_problems(tokenizers.load(folders / "wordpiece"))
     assert "WordPiece tokenizer does not encode every text without loss" in problem
     model = models.BPE(LETTERS, MERGES)
-    (problem,) = html.html_problems(adopted(model, pre_tokenizers.Punctuation(), decoders.Fuse()))
+    (problem,) = html_tokenizer.html_problems(adopted(model, pre_tokenizers.Punctuation(), decoders.Fuse()))
     assert problem.startswith("the page does not implement the tokenizer's pre-tokenizer Punctuation")
     spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
     for split, normalizer in (
         (spaces, normalizers.Replace("ab", "x")),
         (pre_tokenizers.Sequence([pre_tokenizers.Digits(), spaces]), None),
     ):
-        (problem,) = html.html_problems(adopted(model, split, decoders.Fuse(), normalizer))
+        (problem,) = html_tokenizer.html_problems(adopted(model, split, decoders.Fuse(), normalizer))
         assert "prepend_scheme 'first' beside its other steps" in problem
     for pattern in (r"\p{Han}", "a++", r"\h", "(?>a)", "a.b", r"[a&&b]"):
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        (problem,) = html.html_problems(adopted(model, split, decoders.Fuse()))
+        (problem,) = html_tokenizer.html_problems(adopted(model, split, decoders.Fuse()))
         assert "browsers do not have all of the tokenizer's expression" in problem, pattern
 
 
