@@ -14,10 +14,10 @@ demo: .venv/installed  ## from text to a tested GPT-2 that generates text, in a 
 	$(BIN)/python generate.py last --prompt "def " --prompt "import " --prompt "class " --prompt "if __name__ ==" --max_new_tokens 100 --temperature 0.6
 
 test: .venv/installed  ## the whole test suite, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 unit: .venv/installed  ## the unit tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 2 tests/unit
 
 LOWEST := .cache/lowest
 EXTRAS := comments,demo,gguf,hub,lora,parquet,plots,sentencepiece,stats,zstd

@@ -41,7 +41,7 @@ RANGES = {
     "data.stride": _FROM_1,
     "data.shard_tokens": _FROM_1,
     "data.window_shards": _FROM_1,
-    "data.num_workers": _FROM_0,  # the data module knows the machine's limit
+    "data.num_workers": Range(0, 64),
     "data.tokenizer.vocab_size": Range(1, 1 << 25),
     "data.tokenizer.min_frequency": _FROM_1,
     "data.tokenizer.max_token_length": Range(2, 1 << 31),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import runpy
@@ -13,18 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import ROOT, Run
 
 from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.cli import generate
-from gpt2kit.data.batches import BlockDataset, TrainBatches
-from gpt2kit.data.build import Corpus, open_or_build
-from gpt2kit.data.order import BlockOrder
 from gpt2kit.generation.options import GenerationOptions
-from gpt2kit.text.reader import Reader
-from gpt2kit.tokenization.tokenizer import load
 
 MAPS = Path("/proc/self/maps")
 
@@ -32,22 +25,8 @@ MAPS = Path("/proc/self/maps")
 def test_training_stops_for_the_signals_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SIGHUP", "SIGUSR1"):
         monkeypatch.delattr(signal, name)
-    module = runpy.run_path(str(ROOT / "src/gpt2kit/data/batches.py"))
+    module = runpy.run_path(str(ROOT / "src/gpt2kit/training/checkpointing.py"))
     assert module["STOP_SIGNALS"] == [signal.SIGTERM, signal.SIGINT]
-
-
-def test_reading_processes_start_without_a_fork_server(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    store = open_or_build(
-        Corpus([corpus / "train.txt"], load(corpus / "tokenizer"), Reader("line")), tmp_path / "cache"
-    )
-    order = BlockOrder(blocks=40, global_batch=8, seed=1, stride=16)
-    numbers = list(itertools.islice(order.micro_batches(0, 8, 0, 1), 3))
-    # To the end: a spawned process that is ended while it hands over a batch may abort.
-    batches = list(TrainBatches(BlockDataset(store, 16), numbers, num_workers=1))
-    assert all(map(torch.equal, TrainBatches(BlockDataset(store, 16), numbers), batches)) and len(batches) == 3
 
 
 def test_text_is_hashed_again_where_edits_may_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

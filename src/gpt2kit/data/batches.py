@@ -1,28 +1,23 @@
-"""Batches from a token store: `[batch_size, block_size + 1]` integers, for training and for evaluation.
-
-Does not import Lightning, so that worker processes start quickly.
-"""
+"""Batches from a token store: `[batch_size, block_size + 1]` integers, for training and for evaluation."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from gpt2kit.data import order
 from gpt2kit.data.order import IGNORE
 from gpt2kit.data.store import TokenStore
-from gpt2kit.errors import MachineError
 
-# The signals after which a run saves and stops. SIGHUP: the terminal was closed. Windows has neither it nor SIGUSR1.
-STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
+_AHEAD = 2  # batches that each thread reads ahead
 
 
 @dataclass(frozen=True)
@@ -45,30 +40,28 @@ class BlockDataset(Dataset[Tensor]):
 
 
 class TrainBatches:
-    """Endless training batches. They have no length, so that Lightning sees one endless epoch."""
+    """Endless training batches. They have no length, so that Lightning sees one endless epoch.
+
+    Threads read ahead, not the processes of a DataLoader: reading waits for the disk without the interpreter's lock, a
+    batch need not be sent, and a process that is killed at the wrong moment would let the trainer wait forever.
+    """
 
     def __init__(self, blocks: BlockDataset, micro_batches: Iterable[NDArray[np.int64]], num_workers: int = 0) -> None:
         self._blocks, self._micro_batches, self._num_workers = blocks, micro_batches, num_workers
 
     def __iter__(self) -> Iterator[Tensor]:
         if not self._num_workers:
-            yield from (self._blocks[numbers] for numbers in self._micro_batches)
-            return
-        loader = DataLoader(
-            self._blocks,
-            batch_size=None,  # an item is already a batch
-            sampler=self._micro_batches,
-            num_workers=self._num_workers,
-            worker_init_fn=_ignore_stop_signals,
-            multiprocessing_context=_start_method(),
-        )
-        try:
-            yield from loader
-        except (RuntimeError, OSError, EOFError) as error:  # the class depends on what the worker was doing
-            raise MachineError(
-                f"data.num_workers {self._num_workers}: a worker died or failed ({error}). If memory ran out, use "
-                "data.num_workers 0"
-            ) from None
+            return (self._blocks[numbers] for numbers in self._micro_batches)
+        return self._read_ahead()
+
+    def _read_ahead(self) -> Iterator[Tensor]:
+        batches: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(self._num_workers, "read-ahead") as threads:
+            for numbers in self._micro_batches:
+                batches.append(threads.submit(self._blocks.__getitem__, numbers))
+                if len(batches) > _AHEAD * self._num_workers:
+                    yield batches.popleft().result()
+            yield from (batch.result() for batch in batches)
 
 
 class EvalBatches:
@@ -89,14 +82,3 @@ class EvalBatches:
         for batch in range(len(self)):
             first = (batch * self._world_size + self._rank) * self._batch_size
             yield self._blocks[np.arange(first, first + self._batch_size) * self._blocks.block_size]
-
-
-def _start_method() -> str:
-    """Return how to start workers. Not by fork, which would copy locks that the tokenizer's threads may hold."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    """Ignore signals that reach all processes. The trainer handles them, and needs another batch to do so."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

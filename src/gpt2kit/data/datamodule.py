@@ -71,8 +71,7 @@ class TextDataModule(pl.LightningDataModule):
         shuffle: Read the blocks in random order. Each epoch has another order.
         cache_dir: Folder for tokenized text; safe to delete. With streaming, the URL or folder that it was copied to.
         shard_tokens: Approximate number of tokens in one file of the cache. A killed build loses at most one file.
-        num_workers: Processes that read training batches ahead. 0 is fastest unless the disk is slow: sending a
-            batch between processes takes longer than reading it.
+        num_workers: Threads that read training batches ahead, for a slow disk.
         streaming: Read tokenized text from a URL, which cache_dir names, such as `s3://bucket/stores`. Only the files
             that are needed now and next are on the local disk. Build it locally and copy it there: docs/distributed.md.
         window_shards: With streaming, number of cache files to shuffle together.

@@ -49,9 +49,6 @@ class JoinedStore(TokenStore):
         identity = [part.fingerprint for part in self.stores.values()]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.stores,)
-
     def __getitem__(self, span: slice) -> NDArray[np.unsignedinteger]:
         part, own = self._locate(span)
         return part[own]

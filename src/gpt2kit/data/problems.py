@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -42,11 +41,8 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     )
     problems.check(
         workers <= 0 or not options["streaming"],
-        f"data.num_workers {workers}: not supported with data.streaming, which reads ahead in threads. Omit it",
+        f"data.num_workers {workers}: not supported with data.streaming, which reads ahead by itself. Omit it",
     )
-    cores = os.cpu_count() or 1
-    most = min(max(8, 4 * cores), 64)  # 64 workers take a minute to start on two cores
-    problems.check(workers <= most, f"data.num_workers {workers}: must be at most {most} on {cores} cores. Use fewer")
     return problems.messages + _split_problems(options)
 
 

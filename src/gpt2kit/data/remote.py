@@ -68,9 +68,6 @@ class StreamedStore(TokenStore):
         self._window: list[int] = []  # the shards of the last `prefetch`
         self._doc_fetches: dict[int, Future[bytes]] = {}
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.location, self._scratch)
-
     def prefetch(self, numbers: Sequence[int]) -> None:
         """Fetch these shards in the background, the most urgent one first, and delete all others."""
         if self._window != numbers:

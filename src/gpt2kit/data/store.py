@@ -95,9 +95,6 @@ class TokenStore:
         """Return whether this is the fingerprint in a checkpoint; older checkpoints have the digest of the files."""
         return fingerprint in (self.fingerprint, self.files_digest)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.folder, False)  # another process opens the files itself
-
     def __len__(self) -> int:
         return self.tokens
 

@@ -23,7 +23,6 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from gpt2kit.checkpoint import checkpoint, paths
 from gpt2kit.checkpoint.validation import first_nonfinite, optimizer_tensors
-from gpt2kit.data.batches import STOP_SIGNALS
 from gpt2kit.errors import DivergedError, MachineError, first_line
 from gpt2kit.runs import lifecycle
 from gpt2kit.training import lightning_patches, resume_check, run_state
@@ -35,7 +34,9 @@ logger = logging.getLogger(__name__)
 KEEP_NEWEST = 2
 # Number of failed saves in a row that stop the run.
 MAX_FAILED_SAVES = 3
-_SIGHUP = getattr(signal, "SIGHUP", None)  # not on Windows
+# The signals after which a run saves and stops. SIGHUP: the terminal was closed. Windows has neither it nor SIGUSR1.
+STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
+_SIGHUP = getattr(signal, "SIGHUP", None)
 
 
 class DurableIO(TorchCheckpointIO):
