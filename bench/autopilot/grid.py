@@ -7,6 +7,9 @@ Settings are drawn around plausible ones: the number of a run and its FLOPs deci
 where it stopped, and more runs are more rows. A run that is in the journal is not repeated. A run is a plain loop of
 gpt2kit's own parts: the split, tokenizer, Muon, its rates and WarmupStableDecay are those of `gpt2kit train`. Results
 do not depend on how busy the machine is. The FLOPs are those of `gpt2kit.model.config.flops_per_token`.
+
+Each text and tokenizer also has a pilot: a tiny model that is trained with 2e11 FLOPs, which a law may take as a
+measure of the text.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import math
 import random
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,10 @@ _CHARACTER_BYTES = {"Latin": 1.0, "Cyrillic": 1.7, "Greek": 1.7, "Arabic": 1.7, 
 _PAIR_BYTES = 3.0
 # Tokens of each held-out split on which a model is evaluated.
 _EVALUATED = 1 << 14
+# The FLOPs of a pilot, about a second of two cores.
+_PILOT_FLOPS = 2e11
+# Tokens that a model reads for each weight of its matrices.
+_FEWEST_PER_WEIGHT, _MOST_PER_WEIGHT = 1, 150
 # From this number of FLOPs on, compilation is worth its time.
 _COMPILED_FLOPS = 1.5e13
 
@@ -96,14 +103,12 @@ def draw(entries: list[dict[str, Any]], flops: float, number: int) -> Setting:
     for _ in range(100_000):
         layers, width = chance.choice(_SHAPES)
         kind = chance.choice(["default", "default", "bpe", "char"])
-        passes = math.exp(chance.uniform(math.log(0.3), math.log(30)))
+        passes = math.exp(chance.uniform(math.log(0.3), math.log(20)))
         block = chance.choice([64, 128, 256, 256])
         batch = chance.choice([1024, 2048, 4096, 4096]) // block
         vocab = chance.choice([512, 1024, 2048, 4096, 8192])
         bytes_per_token = _PAIR_BYTES if kind != "char" else _CHARACTER_BYTES[entry["script"]]
-        regularized = passes >= 3
-        dropout = chance.choice([0.0, 0.1, 0.1, 0.2] if regularized else [0.0, 0.0, 0.1])
-        decay = chance.choice([0.1, 0.5, 1.0, 2.0, 4.0] if regularized else [0.1, 0.1, 0.5])
+        dropout, decay = draw_regularization(chance, passes)
         setting = Setting(entry["name"], 0, kind, vocab, layers, width, block, batch, dropout, decay, flops)
         tokens = setting.tokens(vocab)
         size = tokens / passes * bytes_per_token / 0.9
@@ -111,12 +116,29 @@ def draw(entries: list[dict[str, Any]], flops: float, number: int) -> Setting:
         steps = tokens / (batch * block)
         if size < SMALLEST or not 40 <= steps <= 20_000 or tokens < parameter_count(setting.shape(vocab)) / 2:
             continue
+        if not _FEWEST_PER_WEIGHT <= tokens / (12 * layers * width**2) <= _MOST_PER_WEIGHT:
+            continue
         if kind == "default":
             kind, vocab = "bpe", default_spec(size).vocab_size or 0
         return Setting(
             entry["name"], size, kind, vocab if kind == "bpe" else 0, layers, width, block, batch, dropout, decay, flops
         )
     sys.exit(f"--flops {flops:g}: too few for any setting. Give at least 1e11")
+
+
+def draw_regularization(chance: random.Random, passes: float) -> tuple[float, float]:
+    """Return dropout and weight decay, near those that are known to suit this number of passes."""
+    if passes < 3:
+        return chance.choice([0.0, 0.0, 0.1]), chance.choice([0.1, 0.1, 0.5])
+    if passes < 8:
+        return chance.choice([0.0, 0.1, 0.1, 0.2]), chance.choice([0.2, 0.5, 1.0, 2.0])
+    return chance.choice([0.1, 0.1, 0.2]), chance.choice([0.5, 1.0, 2.0, 4.0])
+
+
+def pilot_of(setting: Setting) -> Setting:
+    """Return the settings of the pilot of a run's text and tokenizer."""
+    tiny = replace(setting, n_layer=2, n_embd=64, block_size=128, batch_size=8)
+    return replace(tiny, dropout=0.0, weight_decay=0.1, flops=_PILOT_FLOPS)
 
 
 def round_size(size: float) -> int:
@@ -248,6 +270,8 @@ def main() -> None:
         flops = args.flops[number % len(args.flops)]
         setting = draw(entries, flops, number)
         result = journal.result([args.use, asdict(setting)], functools.partial(run, setting, args.folder))
+        pilot = pilot_of(setting)
+        journal.result(["pilot", asdict(pilot)], functools.partial(run, pilot, args.folder))
         print(f"{number} {setting.corpus} {flops:g}: {result['bpb']:.3f}, by n-grams {result['text_bits']:.3f}")
         sys.stdout.flush()
 

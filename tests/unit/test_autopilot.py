@@ -130,14 +130,15 @@ def test_a_run_in_the_journal_is_not_repeated(
     arguments = ["grid.py", str(tmp_path), "--flops", "1e11", "--runs", "1", "--journal", str(journal)]
     monkeypatch.setattr(sys, "argv", arguments)
     grid.main()
-    (row,) = (json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
+    row, pilot = (json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
     (use, setting), result = row["key"], row["result"]
+    assert pilot["key"][0] == "pilot" and pilot["result"]["text_bits"] == result["text_bits"]
     assert (use, setting["corpus"]) == ("fit", "python") and 0 < result["bpb"] < 8
     assert result["steps"] * setting["batch_size"] * setting["block_size"] == result["tokens_read"]
     assert importlib.import_module("fit").read_runs(journal, "fit")["bpb"].tolist() == [result["bpb"]]
     printed = capsys.readouterr().out
     grid.main()
-    assert capsys.readouterr().out == printed and len(journal.read_text(encoding="utf-8").splitlines()) == 1
+    assert capsys.readouterr().out == printed and len(journal.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def synthetic_runs(corpora: int, per_corpus: int, truth: dict[str, float], noise: float) -> dict[str, Any]:
