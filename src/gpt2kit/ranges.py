@@ -34,6 +34,7 @@ RANGES = {
     "save_every": _FROM_1,
     "save_top_k": _FROM_1,
     "merge": _FROM_1,
+    "replay": _BELOW_1,
     # Sizes that are possible, but not sensible, are limited by the text and the memory.
     "data.block_size": Range(1, 1 << 22),
     "data.batch_size": Range(1, 1 << 31),

@@ -48,6 +48,7 @@ class Setting:
     args: list[str]
     ranks: int = 1
     strategy: str = "ddp"
+    start: tuple[str, ...] = ()  # more arguments, which a resumed run is not given
     reference: Path | None = field(default=None, repr=False)  # the folder of an uninterrupted run
 
 
@@ -203,6 +204,8 @@ def resume(setting: Setting, work: Path, kill: Kill | None = None, rank: int = 0
     args = run_args(setting, work)
     if any(paths.checkpoints(run) for run in (work / paths.LOGS).glob("version_*")):
         args += ["--ckpt_path=last"]
+    else:
+        args += setting.start
     return finish(start(args, {rank: kill} if kill else {}, setting.ranks, work / "log.txt"))
 
 

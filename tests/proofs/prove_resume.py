@@ -105,12 +105,20 @@ def compare_with_uninterrupted(setting: Setting, work: Path, kills: list[Kill]) 
     return struck, f"{setting.name}, {kills}: {problem}" if problem else ""
 
 
-def elastic(base: list[str], work: Path, name: str = "elastic") -> str:
+def stage(base: list[str], work: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Train a first stage; return the arguments of a second one, and those of its first start only."""
+    first, _ = run_with_kills(Setting("first stage", [*base, "--trainer.max_steps=8"]), work / "first_stage", [])
+    args = [arg for arg in base if arg.startswith("--trainer.")]
+    return args, (f"--data.train_files={work}/other.txt", f"--resume_with_new_text={first}", "--replay=0.3")
+
+
+def elastic(base: list[str], work: Path, name: str = "elastic", start: tuple[str, ...] = ()) -> str:
     """Resume on 1, 2 and 4 ranks over two kills: the samples of each step, so the weights up to rounding, are equal."""
     args = [*base, "--save_every=2", "--trainer.max_steps=8", "--trainer.val_check_interval=3", "--model.dropout=0"]
     accumulation = {1: 4, 2: 2, 4: 1}
     settings = {
-        r: Setting(f"{r}", [*args, f"--trainer.accumulate_grad_batches={a}"], r) for r, a in accumulation.items()
+        r: Setting(f"{r}", [*args, f"--trainer.accumulate_grad_batches={a}"], r, start=start)
+        for r, a in accumulation.items()
     }
     reference, _ = run_with_kills(settings[1], work / "uninterrupted" / name, [])
     place = work / name
@@ -231,6 +239,14 @@ def main() -> None:
         failed |= report("two texts with weights, killed twice", results)
         results = [journal.run("elastic, two texts", lambda: (2, elastic(several, work, "elastic_mixed")))]
         failed |= report("two texts with weights, 1 -> 2 -> 4 ranks, killed twice", results)
+
+        second, start = stage(base, work)
+        setting = Setting("second stage", [*second, *short[len(base) :]], start=start)
+        pairs = [[Kill(POINTS[n % len(POINTS)], n % 5 + 1), Kill("forward", 3)] for n in range(24)]
+        results = list(compare("second stage", setting, pairs))
+        failed |= report("a second stage with replay, killed twice", results)
+        results = [journal.run("elastic, stage", lambda: (2, elastic(second, work, "elastic_stage", start)))]
+        failed |= report("a second stage with replay, 1 -> 2 -> 4 ranks, killed twice", results)
 
         results = [journal.run("elastic", lambda: (2, elastic(base, work)))]
         failed |= report("1 -> 2 -> 4 ranks, killed twice", results)

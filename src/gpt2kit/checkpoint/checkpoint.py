@@ -12,6 +12,8 @@ import dataclasses
 import functools
 import logging
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,6 +278,26 @@ def read(file: Path, verify: bool = True) -> dict[str, Any]:
     if not validation.is_plain(raw.get(KEY)):  # a comparison with a tensor would fail
         raise CheckpointError(f"{file}: {KEY} contains more than text and numbers, so it is damaged. Use another one")
     return raw
+
+
+def step_in(file: Path) -> int:
+    """Return the optimizer step of a checkpoint, whatever its name; -1 if it is damaged."""
+    try:
+        step = read(file, verify=False)[KEY]["step"]
+    except (CheckpointError, LookupError, TypeError):
+        return -1
+    return step if isinstance(step, int) else -1
+
+
+def link(file: Path, target: Path) -> None:
+    """Give a checkpoint a second name, which it keeps when the first one is deleted. A kill leaves it or nothing."""
+    remove(target)
+    for source, name in ((_checksum_file(file), _checksum_file(target)), (file, target)):
+        try:
+            os.link(source, name)
+        except OSError:  # a file system without hard links
+            with files.replacing(name) as temporary:
+                shutil.copyfile(source, temporary)
 
 
 def remove(file: Path) -> None:

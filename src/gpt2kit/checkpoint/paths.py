@@ -13,6 +13,8 @@ from gpt2kit.errors import CheckpointError
 
 LOGS = "lightning_logs"
 START = "start.json"
+# The newest checkpoint of a run before its learning rate falls, from which another stage begins.
+STABLE = "stable.ckpt"
 # Names of the newest run. Where a checkpoint is needed, both mean its best one; to resume, `last` means its newest one.
 NEWEST = ("last", "best")
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)(?:-val_loss=(\d+(?:\.\d+)?))?\.ckpt")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit.checkpoint.validation import lookup
+from gpt2kit.data.stages import Stage, parse_stages
 from gpt2kit.errors import CheckpointError
 from gpt2kit.text.splits import SplitRange, parse_range
 
@@ -47,6 +48,26 @@ def training_texts(file: Path, metadata: Mapping[str, Any]) -> list[SavedText]:
         "share": metadata.get("train_share"),
     }
     return [_parse(only, f"{file}: its train_share is invalid. Give the text with --files")]
+
+
+def sizes(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Return the tokens of each training text times its weight, as far as the checkpoint records them."""
+    texts = metadata.get("train_texts") or []
+    entries = [text for text in texts if isinstance(text, dict)] if isinstance(texts, list) else []
+    return {
+        text["name"]: text["tokens"] * text["weight"]
+        for text in entries
+        if isinstance(text.get("name"), str)
+        and all(type(text.get(key)) in (int, float) and 0 < text[key] < 1 << 62 for key in ("tokens", "weight"))
+    }
+
+
+def stages(file: Path, metadata: Mapping[str, Any]) -> list[Stage]:
+    """Return the stages of the run; raise CheckpointError if they are invalid."""
+    try:
+        return parse_stages(metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}: the file is damaged. Use another checkpoint") from None
 
 
 def training_files(metadata: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2kit.checkpoint import paths
+from gpt2kit.data.texts import options_by_name
 from gpt2kit.logs import launched_rank
 from gpt2kit.runs import lifecycle
 
@@ -24,6 +25,13 @@ class RunOptions:
     ckpt_path: str | None = None
     """Resume a run exactly where it stopped: `last` (the newest run), a run's name or folder (its newest valid
     checkpoint) or a .ckpt file. `best` resumes the newest run at its best checkpoint."""
+    resume_with_new_text: str | None = None
+    """Begin another stage of a run, with other training text. The optimizer, the steps and the tokenizer stay, and the
+    learning rate rises again. `last` (the newest run), a run's name or folder (its newest checkpoint before the
+    learning rate fell, stable.ckpt) or a .ckpt file. The stage has a folder of its own, and its best checkpoint is the
+    one that is best on the new text."""
+    replay: float = 0.0
+    """Fraction of a stage's blocks that are earlier text."""
     run_name: str | None = None
     """Name of the run's folder in lightning_logs, and of the run in W&B and MLflow. Default: version_N."""
     save_every: int = 1000
@@ -52,6 +60,7 @@ def parse_early(args: list[str]) -> argparse.Namespace:
     """Parse the few options that decide how the others are parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path", nargs="?")
+    parser.add_argument("--resume_with_new_text", nargs="?")
     parser.add_argument("--verify_resume", nargs="?", const=True, default=False)
     parser.add_argument("--tune", nargs="?")
     parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
@@ -63,7 +72,8 @@ def parse_early(args: list[str]) -> argparse.Namespace:
 def early_problems(config: Any, early: argparse.Namespace) -> list[str]:
     """List options in a config file that are only allowed on the command line, and flags with invalid values."""
     flags = [name for name in ("plan", "override_optimizer", "verify_resume") if not isinstance(config[name], bool)]
-    ignored = [name for name in ("ckpt_path", "tune", "verify_resume") if config[name] and not getattr(early, name)]
+    names = ("ckpt_path", "resume_with_new_text", "tune", "verify_resume")
+    ignored = [name for name in names if config[name] and not getattr(early, name)]
     return [f"{name} {config[name]}: must be true or false" for name in flags] + [
         f"{name}: not in a config file; on the command line, as --{name}" for name in ignored if name not in flags
     ]
@@ -77,13 +87,23 @@ def without_tune(args: list[str]) -> list[str]:
 
 def best_text_problems(config: Any) -> list[str]:
     """List why a validation text cannot decide the best checkpoint."""
-    text = config.data.valid_files or config.data.train_files
-    names = sorted(map(str, text)) if isinstance(text, dict) else []
+    names = sorted(_valid_names(config.data))
     if config.best_text is None or config.best_text in names:
         return []
     if not names:
         return [f"--best_text {config.best_text}: only for several texts with names (data.valid_files). Omit it"]
     return [f"--best_text {config.best_text}: must be one of {', '.join(names)}"]
+
+
+def _valid_names(data: Any) -> set[str]:
+    """Return the names of the validation texts: those with files, and the training texts with a held-out part."""
+    names = {str(name) for name in data.valid_files} if isinstance(data.valid_files, dict) else set()
+    is_automatic = not data.valid_files and not data.test_files and data.test_fraction is None
+    default = data.valid_fraction if data.valid_fraction is not None else float(is_automatic)
+    for name, text in options_by_name(data.train_files).items() if isinstance(data.train_files, dict) else ():
+        if default if text.valid_fraction is None else text.valid_fraction:
+            names.add(str(name))
+    return names
 
 
 def run_name_problems(name: str, logs: Path, resumed: Path | None) -> list[str]:

@@ -35,6 +35,12 @@ def main(args: list[str]) -> Path | None:
     # --help counts, whatever else is given.
     args = [arg for arg in args if arg in train_help.FLAGS][:1] or with_text(args)
     early = parse_early(args)
+    if early.ckpt_path is not None and early.resume_with_new_text is not None:
+        raise UserError(
+            "--resume_with_new_text: not with --ckpt_path, which continues a stage. Leave out one of the two"
+        )
+    if early.resume_with_new_text is not None and (early.verify_resume or early.tune):
+        raise UserError("--verify_resume and --tune: start new runs. Leave out --resume_with_new_text")
     if early.ckpt_path is not None and (early.verify_resume or early.tune):
         raise UserError("--verify_resume and --tune: start new runs. Leave out --ckpt_path")
     try:

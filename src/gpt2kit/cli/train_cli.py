@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from torch.optim import Optimizer
 
 from gpt2kit import files
-from gpt2kit.checkpoint import checkpoint, initialize, paths, saved_text
+from gpt2kit.checkpoint import checkpoint, initialize, saved_text
 from gpt2kit.cli import train_help
 from gpt2kit.cli.help import Parser
 from gpt2kit.cli.parser import add_options
@@ -27,6 +27,7 @@ from gpt2kit.commands import command_name
 from gpt2kit.data import order, parallel_build
 from gpt2kit.data.datamodule import TextDataModule
 from gpt2kit.data.problems import data_problems, file_problems
+from gpt2kit.data.stages import Stage
 from gpt2kit.errors import UserError, first_line, refuse
 from gpt2kit.model.backends import allow_tf32, choose_precision, refuse_missing_compiler
 from gpt2kit.model.lora import add_lora
@@ -123,6 +124,7 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         train_help.print_if_requested(parser, args)
         self.options = TrainOptions(parser, args)
+        self._resumed_step = 0  # the step of the resumed checkpoint
         self.config = self.options.config
         self.args = list(args)
 
@@ -206,7 +208,8 @@ class TrainCLI(LightningCLI):
         kwargs["devices"], kwargs["num_nodes"] = distributed.launch_sizes(options["devices"], options["num_nodes"])
         if options["logger"] is not False:
             root, others = options["default_root_dir"] or ".", as_list(options["logger"])
-            kwargs["logger"] = loggers.make_loggers(root, others, self.options.resumed, self.options.run_name)
+            resumed, step = None if self.options.begins_stage else self.options.resumed, self._resumed_step
+            kwargs["logger"] = loggers.make_loggers(root, others, resumed, step, self.options.run_name)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except Exception as error:  # such as an unknown strategy, or an accelerator whose package is not installed
@@ -226,12 +229,17 @@ class TrainCLI(LightningCLI):
     def _keep_rules(self, resumed: Path) -> None:
         """Split the text and order its blocks as the resumed run does: an earlier version may have had other rules."""
         self.model.init_from = None  # the run has weights, and the source of its first ones may be gone
-        metadata = checkpoint.read(resumed, verify=False)[checkpoint.KEY]
+        metadata, data = checkpoint.read(resumed, verify=False)[checkpoint.KEY], self.datamodule
         for text in saved_text.training_texts(resumed, metadata):
             if text.split is not None:
-                self.datamodule.texts.longest_held_out_whole[text.name] = longest_of_range(text.split)
+                name = text.name or self.options.only_text
+                data.texts.longest_held_out_whole[name] = longest_of_range(text.split)
         version = metadata["data"].get("order_version", 1)
-        self.datamodule.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
+        data.order_version = version if version in order.VERSIONS else order.ORDER_VERSION
+        data.stages, self._resumed_step = saved_text.stages(resumed, metadata), metadata["step"]
+        if self.options.begins_stage:
+            data.stages = [stage.rename("", self.options.only_text) for stage in data.stages]
+            data.stages.append(Stage(self._resumed_step, metadata["tokens_seen"]))
 
     def _check_vocabulary(self) -> None:
         """Refuse a tokenizer that does not fit the initial weights, before the run has a folder."""
@@ -255,13 +263,15 @@ class TrainCLI(LightningCLI):
         """Return the user's callbacks and gpt2kit's. RunSetup comes first: it sets the last step."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         resumed = self.options.resumed
-        limit = TimeLimit(seconds if only_time else None, self.model.schedule)
+        begins_stage = self.options.begins_stage
+        limit = TimeLimit(seconds if only_time else None, self.model.schedule, begins_stage)
         self.run_setup = RunSetup(options, seconds, limit, self._precision, self.args, resumed, settings)
         save_every = self.config.save_every if options["enable_checkpointing"] is not False else None
         stop_after = None if only_time else seconds
         keeps = self.config.save_top_k, stop_after, self.config.best_text
-        saver = ExactResume(save_every, *keeps, self.options.override_optimizer, settings)
-        own: list[Callback] = [ThroughputMetrics(), limit, saver, Baseline()]
+        stage = begins_stage, self.options.only_text
+        saver = ExactResume(save_every, *keeps, self.options.override_optimizer, settings, *stage)
+        own: list[Callback] = [ThroughputMetrics(), limit, saver, Baseline(begins_stage)]
         others: list[Callback] = as_list(options["callbacks"])
         has_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in others)
         if options["enable_progress_bar"] is not False and not has_bar:
@@ -282,9 +292,11 @@ class TrainCLI(LightningCLI):
         info["start"]["begun"] = gpt2.start_notes
         # So that the memory of LoRA is counted.
         add_lora(gpt2.model, gpt2.lora_r, gpt2.lora_alpha, train_embedding=gpt2.replace_tokenizer)
-        info["run"] |= {"done": paths.step_of(resumed) if resumed else 0, "max_time": self.run_setup.seconds}
+        done = max(self._resumed_step - data.first_step, 0) if resumed else 0
+        info["run"] |= {"done": done, "max_time": self.run_setup.seconds}
         info["memory"] = estimate.estimate_memory(trainer, data, gpt2)
-        info["files"] = estimate.describe_files(info["folder"], gpt2, self.config.save_top_k + KEEP_NEWEST)
+        kept = self.config.save_top_k + KEEP_NEWEST + (gpt2.schedule.constant_until(1000) is not None)
+        info["files"] = estimate.describe_files(info["folder"], gpt2, kept)
         limit = self.config_init.trainer["limit_val_batches"]
         info["speed"] = estimate.measure_speed(self._dry_run_options(), data, gpt2, info, limit)
         return info

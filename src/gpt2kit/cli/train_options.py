@@ -18,13 +18,13 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from gpt2kit import config_files, files
-from gpt2kit.checkpoint import checkpoint, initialize, paths
-from gpt2kit.cli import other_names
+from gpt2kit.checkpoint import checkpoint, initialize, paths, saved_text
+from gpt2kit.cli import other_names, stage_options
 from gpt2kit.cli.command_line import CommandLine
 from gpt2kit.cli.other_names import Rename
 from gpt2kit.cli.run_options import best_text_problems, early_problems, parse_early, run_name_problems
 from gpt2kit.data.problems import data_problems
-from gpt2kit.errors import DataError, MachineError, UserError, refuse
+from gpt2kit.errors import CheckpointError, DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
 from gpt2kit.model.config import shape_problems
 from gpt2kit.ranges import range_problems
@@ -42,6 +42,10 @@ LINKED: dict[str, str | None] = {
     "model.vocab_size": None,  # known when the tokenizer is loaded
     "model.document_start": None,
 }
+
+
+# Options of a start, not of a run.
+_NOT_COMPARED = ("config", "ckpt_path", "override_optimizer", "plan", "run_name")
 
 
 class TrainOptions:
@@ -62,13 +66,19 @@ class TrainOptions:
         self.problems: list[str] = []
         self.resumed: Path | None = None
         """The checkpoint to resume from."""
+        self.begins_stage = False
+        """Whether another stage begins from this checkpoint, with a folder of its own."""
+        self.only_text = ""
+        """The name that the only text of the earlier stages has in this one."""
         self.source: checkpoint.LoadedCheckpoint | None = None
         """The checkpoint of `model.init_from`."""
         self._renames: list[Rename] = []
         self.linked_values: dict[str, Any] = {}
         """The user's values of options that the tokenizer decides."""
         early = parse_early(args)
-        if early.ckpt_path is None:
+        if early.resume_with_new_text is not None:
+            self._parse_new_stage(args, early.resume_with_new_text)
+        elif early.ckpt_path is None:
             self._parse_new_run(args)
         else:
             self._parse_resumed_run(args, early)
@@ -79,9 +89,14 @@ class TrainOptions:
         self.override_optimizer, self.config.override_optimizer = self.config.override_optimizer, False
         self.config.plan = False
         self.run_name, self.config.run_name = self.config.run_name, None
-        self.config.ckpt_path = None  # the saved config starts a new run, with a folder of its own
+        # The saved config starts a new run, with a folder of its own.
+        self.config.ckpt_path = self.config.resume_with_new_text = None
+        if self.config.replay and not self.begins_stage:
+            self.problems.append(f"--replay {self.config.replay}: only with --resume_with_new_text. Omit it")
+        self.config.replay = 0.0  # the fractions of texts have it
         if self.run_name is not None:
-            self.problems += run_name_problems(self.run_name, self._logs, self.resumed)
+            own = None if self.begins_stage else self.resumed
+            self.problems += run_name_problems(self.run_name, self._logs, own)
             set_in_loggers(self.config, WandbLogger=("name", self.run_name), MLFlowLogger=("run_name", self.run_name))
         other_names.log_renames(self._renames)
 
@@ -194,6 +209,60 @@ class TrainOptions:
             names = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
             set_in_loggers(self.config, **{kind: (name, ids.get(kind)) for kind, name in names.items()})
 
+    def _parse_new_stage(self, args: list[str], name: str) -> None:
+        """Find the run whose next stage this is. The arguments override its config, but for texts and limits."""
+        self._parse(args)
+        replay = self.config.replay
+        problems = range_problems({"replay": replay}) + data_problems(self.config.data.as_dict())
+        if self.config.model.init_from is not None:
+            problems.append("--resume_with_new_text: continues the weights of a run. Omit --model.init_from")
+        self.refuse(problems)
+        with self.collect():
+            self.resumed = lifecycle.find_stage_start(name, self._logs)
+        if self.resumed is None:
+            return
+        self.begins_stage = True
+        with tempfile.TemporaryDirectory() as scratch:
+            saved = self._command(["--config", str(self._config_of(self.resumed, Path(scratch)))]).parse()
+            base = _write_yaml(Path(scratch) / "run.yaml", stage_options.without_texts(self._plain(saved)))
+            new, metadata = (
+                self._command(["--config", base, *args]).parse(),
+                checkpoint.read(self.resumed)[checkpoint.KEY],
+            )
+            texts, self.only_text = stage_options.join_texts(
+                self._plain(saved)["data"], self._plain(new)["data"], replay, saved_text.sizes(metadata)
+            )
+            joined = _write_yaml(Path(scratch) / "texts.yaml", {"data": texts})
+            self._parse(["--config", base, *args, "--config", joined])
+        first = next(iter(texts["train_files"]))  # the new text, if it is only one
+        if self.config.best_text is None and not isinstance(new.data.train_files, dict):
+            self.config.best_text = first
+            self.config.best_text = None if best_text_problems(self.config) else first
+        if self.config.seed_everything != saved.seed_everything:
+            self.problems.append(
+                f"--seed_everything {self.config.seed_everything}: a stage keeps the seed of its run, "
+                f"{saved.seed_everything}, which decides what is held out. Omit it"
+            )
+        if self.config.data.tokenizer == saved.data.tokenizer:
+            own = checkpoint.read_tokenizer(self.resumed, metadata)
+            self.config.data.tokenizer = initialize.cache_tokenizer(own, self.config.data.cache_dir)
+        merge_saved_config(self.config, saved, "model.")
+
+    def _config_of(self, resumed: Path, scratch: Path) -> Path:
+        """Return the config.yaml of a checkpoint's run, or a file with the settings in the checkpoint."""
+        run = lifecycle.run_of(resumed)
+        if run and (file := self._saved_config(resumed, run, scratch)):
+            return file
+        settings = lifecycle.checkpoint_settings(resumed)
+        if not settings:
+            raise CheckpointError(f"{resumed}: has no settings of its run. Name a checkpoint in a run's folder")
+        return Path(_write_yaml(scratch / "settings.yaml", settings))
+
+    def _plain(self, config: Any) -> dict[str, Any]:
+        """Return a config as plain types."""
+        settings: dict[str, Any] = yaml.safe_load(self._parser.dump(config, skip_none=False, skip_validation=True))
+        return settings
+
     def _identifying_settings(self) -> tuple[dict[str, Any], set[str]]:
         """Return the settings that identify a run, and those among them that the user did not set."""
         settings = yaml.safe_load(self._parser.dump(self.config, skip_validation=True))
@@ -231,6 +300,12 @@ class TrainOptions:
         return copy
 
 
+def _write_yaml(path: Path, settings: Mapping[str, Any]) -> str:
+    """Write settings to a file, and return its path as an argument."""
+    path.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return str(path)
+
+
 def set_in_loggers(config: Any, **options: tuple[str, Any]) -> None:
     """Set one option of each kind of logger, unless it is set or the new value is None."""
     for spec in as_list(config.trainer.logger):
@@ -258,13 +333,14 @@ def refuse_incomplete(file: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{file}: a part of the file is lost, such as {missing[0]}")
 
 
-def merge_saved_config(config: Any, saved: Any) -> None:
+def merge_saved_config(config: Any, saved: Any, prefix: str = "") -> None:
     """Keep the saved values of options that are `auto`, and print where the others differ from the saved ones.
 
-    Without --override_optimizer, the optimizer and the schedule stay those of the run.
+    Without --override_optimizer, the optimizer and the schedule stay those of the run. Only names with the prefix are
+    compared.
     """
     for name in auto.AUTOMATIC:
-        if name in saved and auto.is_automatic(name, config.get(name)):
+        if name.startswith(prefix) and name in saved and auto.is_automatic(name, config.get(name)):
             config[name] = saved[name]
     kept = ["model.init_from", "model.adapter_base", "model.replace_tokenizer"]
     if saved.model.init_from is not None and not saved.model.replace_tokenizer:
@@ -272,7 +348,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
     values = lifecycle.flatten(config.clone().as_dict())
     for name, old in lifecycle.flatten(saved.as_dict()).items():
         new = values.get(name, old)
-        if old == new or name in ("config", "ckpt_path", "override_optimizer", "plan", "run_name"):
+        if old == new or not name.startswith(prefix) or name in _NOT_COMPARED:
             continue
         if name in kept:
             change = f"stays {old} (not {new}: the run has already started)"
@@ -281,7 +357,7 @@ def merge_saved_config(config: Any, saved: Any) -> None:
         else:
             change = f"was {old}, now {new}"
         logger.info(f"resume: {name} {change}")
-    for name in kept:
+    for name in (name for name in kept if name.startswith(prefix)):
         config[name] = saved[name]
     if not config.override_optimizer:
         config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule

@@ -21,8 +21,9 @@ from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.joined_store import JoinedStore
 from gpt2kit.data.leakage import leakage_note
-from gpt2kit.data.mixed_order import MIX_VERSION, mixed_order
+from gpt2kit.data.mixed_order import MIX_VERSION, MixedOrder, mixed_order
 from gpt2kit.data.remote import SCRATCH, StreamedStore
+from gpt2kit.data.stages import Stage
 from gpt2kit.data.store import TokenStore
 from gpt2kit.data.texts import Text, TextFiles, Texts
 from gpt2kit.data.window_order import WindowOrder, prefetching_batches, window_order
@@ -122,7 +123,8 @@ class TextDataModule(pl.LightningDataModule):
         self.window_shards = window_shards if streaming else None
         self.seed = seed
         self.order_version = blocks.ORDER_VERSION  # a resumed run keeps its order of blocks
-        self.start_step = 0  # the first optimizer step of the batches; set on resume
+        self.start_step = 0  # the first optimizer step of the batches, counted in the stage; set on resume
+        self.stages = [Stage()]  # a resumed run has those of its checkpoint
         self._stores: dict[Split, TokenStore] = {}
 
     @property
@@ -152,11 +154,11 @@ class TextDataModule(pl.LightningDataModule):
         `order` compares the number of tokens when it is known.
         """
         self.texts.find_files()
-        held_out = sum(self.texts.fractions)
+        held_out = any(any(self.texts.fractions_of(text)) for text in self.texts.of("train"))
         if self._tokenizer is not None and not held_out:  # then nothing else needs the size of the text
             return
         size, tokens = self.texts.survey.bytes, self.stride * (self.batch_size - 1) + self.block_size + 1
-        if size * (1 - held_out) < tokens:
+        if self.texts.bytes_to_train_on() < tokens:
             purpose = "train, validate and test" if held_out else "train"
             raise DataError(
                 f"{self.files['train'][0]}: {size:,} bytes of text. About "
@@ -271,8 +273,13 @@ class TextDataModule(pl.LightningDataModule):
         size, stride, seed, version = self.block_size, self.stride, self.seed, self.order_version
         order: blocks.BlockOrder
         if isinstance(store, JoinedStore):
-            tokens, weights = self._tokens_by_text(store), self.weights()
-            order = mixed_order(tokens, weights, size, stride, global_batch, seed, self.shuffle, version)
+            order = mixed_order(
+                self._tokens_by_text(store),
+                [text.weight for text in self.texts.of("train")],
+                [text.fraction for text in self.texts.of("train")],
+                *(size, stride, global_batch, seed, self.shuffle, version),
+                stage=len(self.stages),
+            )
         elif self.window_shards is None:
             order = blocks.block_order(store.tokens, size, stride, global_batch, seed, self.shuffle, version)
         else:
@@ -287,23 +294,32 @@ class TextDataModule(pl.LightningDataModule):
             )
         return order
 
-    def weights(self) -> list[float]:
-        """Return the weight of each training text."""
-        return [text.weight for text in self.texts.of("train")]
+    @property
+    def first_step(self) -> int:
+        """The optimizer steps before the current stage."""
+        return self.stages[-1].first_step
+
+    def tokens_per_epoch(self, order: blocks.BlockOrder) -> int:
+        """Return the tokens that are read in an epoch: those of the text, or of several texts with their fractions."""
+        return order.blocks * order.stride if isinstance(order, MixedOrder) else self.store("train").tokens
 
     def mix(self) -> dict[str, Any] | None:
         """Return what decides the order of several texts besides their tokens; None for one."""
         if not isinstance(self.store("train"), JoinedStore):
             return None
-        return {"version": MIX_VERSION, **{text.name: text.weight for text in self.texts.of("train")}}
+        parts = {
+            text.name: text.weight if text.fraction is None else {"fraction": text.fraction}
+            for text in self.texts.of("train")
+        }
+        return {"version": MIX_VERSION, **parts}
 
     def _tokens_by_text(self, store: JoinedStore) -> list[int]:
         """Return the tokens of each of several training texts; raise if one has no block."""
-        for name, part in store.stores.items():
-            if part.tokens <= self.block_size:
+        for text, part in zip(self.texts.of("train"), store.stores.values(), strict=True):
+            if part.tokens <= self.block_size and text.fraction != 0:
                 raise DataError(
-                    f"data.train_files.{name}: {part.tokens:,} tokens, fewer than a block of {self.block_size}. Add "
-                    "text to it, or decrease data.block_size"
+                    f"data.train_files.{text.name}: {part.tokens:,} tokens, fewer than a block of {self.block_size}. "
+                    "Add text to it, or decrease data.block_size"
                 )
         return [part.tokens for part in store.stores.values()]
 

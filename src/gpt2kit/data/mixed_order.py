@@ -1,6 +1,7 @@
 """The order of training blocks of several texts: a fixed interleave, in which each text has its own epochs.
 
     b blocks of a text with weight w; c = w * b of an epoch's positions, scaled so that all c are about all b together
+    a text with a fraction instead of a weight: c is this fraction of all positions, those of the weights included
     the text's positions are evenly spread: number j of them is at the fraction (j + 1/2) / c of the epoch
     position number k of a text, counted over all epochs, has block k % b of the text's own epoch k // b
 
@@ -47,7 +48,7 @@ class MixedOrder(BlockOrder):
     @property
     def passes_per_epoch(self) -> list[float]:
         """How often each text is read in an epoch."""
-        return [count / order.blocks for count, order in zip(self.counts.tolist(), self.orders, strict=True)]
+        return [count / max(order.blocks, 1) for count, order in zip(self.counts.tolist(), self.orders, strict=True)]
 
     def passes(self, step: int) -> list[float]:
         """Return how often each text was read when this step begins, to the nearest block."""
@@ -79,18 +80,28 @@ def _blocks_of(order: BlockOrder, numbers: NDArray[np.int64]) -> NDArray[np.int6
 def mixed_order(
     tokens: Sequence[int],
     weights: Sequence[float],
+    fractions: Sequence[float | None],
     block_size: int,
     stride: int,
     global_batch: int,
     seed: int,
     shuffle: bool,
     version: int = ORDER_VERSION,
+    stage: int = 1,
 ) -> MixedOrder:
-    """Return the order of blocks of texts with these numbers of tokens, each at least a block."""
+    """Return the order of blocks of texts with these numbers of tokens, each at least a block.
+
+    A text with a fraction has no weight. At least one text has none. Each stage of a run reads in another order.
+    """
     counts, offsets = cut_blocks(tokens, block_size, stride, global_batch, shuffle and version > 1)
-    shares = np.array(weights) * counts
-    positions = np.maximum(np.round(shares * (counts.sum() / shares.sum())), 1).astype(np.int64)
-    seeds = [int(np.random.SeedSequence([seed, 0, 0, 2, i]).generate_state(1)[0]) for i in range(len(tokens))]
+    has_weight = np.array([fraction is None for fraction in fractions])
+    parts = np.array(weights) * counts * has_weight
+    positions = np.maximum(np.round(parts * (counts[has_weight].sum() / parts.sum())), has_weight)
+    given = np.array([fraction or 0.0 for fraction in fractions])
+    epoch = positions.sum() / (1 - given.sum())
+    positions = np.where(has_weight, positions, np.round(given * epoch)).astype(np.int64)
+    key = [seed, 0, 0, 2] if stage == 1 else [seed, 0, stage, 2]
+    seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(tokens))]
     own = zip(counts.tolist(), seeds, offsets.tolist(), strict=True)
     return MixedOrder(
         int(positions.sum()),

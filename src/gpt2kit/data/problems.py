@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from gpt2kit.data.texts import TextFiles, is_name, options_by_name
+from gpt2kit.data.texts import HELD_OUT_SPLITS, TextFiles, TextOptions, is_name, options_by_name
 from gpt2kit.errors import Problems, problems_of
 from gpt2kit.ranges import range_problems
 from gpt2kit.text.sources import find_files
@@ -21,6 +21,7 @@ def data_problems(options: dict[str, Any]) -> list[str]:
     problems.check(options["train_files"], "data.train_files: empty. Name the text to train on")
     for split in get_args(Split):
         problems.messages += _name_problems(split, options[f"{split}_files"])
+    problems.messages += _fraction_problems(options)
     problems.check(
         not (options["streaming"] and isinstance(options["train_files"], Mapping)),
         "data.streaming: not supported with several texts with names. Omit the names, or data.streaming",
@@ -69,9 +70,44 @@ def _name_problems(split: Split, texts: TextFiles | None) -> list[str]:
         weight = text.weight
         is_valid = 0 < weight < math.inf
         problems.check(is_valid, f"{option}.{name}.weight {weight}: must be above 0")
-        is_used = split == "train" or weight == 1
-        problems.check(is_used, f"{option}.{name}.weight {weight}: only for data.train_files. Omit it")
+        problems.check(
+            text.fraction is None or weight == 1,
+            f"{option}.{name}.weight {weight}: not with a fraction, which decides how often the text is read. Omit one",
+        )
+        own = {"weight": weight if weight != 1 else None, "fraction": text.fraction, **_own_fractions(text)}
+        for key, value in own.items() if split != "train" else ():
+            problems.check(value is None, f"{option}.{name}.{key} {value}: only for data.train_files. Omit it")
     return problems.messages
+
+
+def _fraction_problems(options: dict[str, Any]) -> list[str]:
+    """List what is invalid in the fractions of training texts, and in the fractions that are held out of each."""
+    problems, texts = Problems(), options_by_name(options["train_files"])
+    fractions = [text.fraction for text in texts.values() if text.fraction is not None]
+    for name, text in texts.items():
+        for key, value in {"fraction": text.fraction, **_own_fractions(text)}.items():
+            option = f"data.train_files.{name}.{key}"
+            problems.check(value is None or 0 <= value < 1, f"{option} {value}: must be from 0 to below 1")
+        for split in HELD_OUT_SPLITS:
+            others, own = options[f"{split}_files"], _own_fractions(text)[f"{split}_fraction"]
+            problems.check(
+                not (own and others) or (isinstance(others, Mapping) and name not in others),
+                f"data.train_files.{name}.{split}_fraction {own}: data.{split}_files is set, too. Give its texts other "
+                "names, or omit one of the two",
+            )
+        held_out = sum(filter(None, _own_fractions(text).values()))
+        problems.check(
+            held_out < 1, f"data.train_files.{name}: nothing is left to train on. Hold out less than {held_out}"
+        )
+    problems.check(
+        not fractions or (sum(fractions) < 1 and len(fractions) < len(texts)),
+        f"data.train_files: the fractions are {sum(fractions):g} together. Decrease them, and leave one text without",
+    )
+    return problems.messages
+
+
+def _own_fractions(text: TextOptions) -> dict[str, float | None]:
+    return {"valid_fraction": text.valid_fraction, "test_fraction": text.test_fraction}
 
 
 def _split_problems(options: dict[str, Any]) -> list[str]:

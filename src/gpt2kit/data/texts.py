@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import Split, SplitRange
 from gpt2kit.text.survey import Survey, survey
 
+HELD_OUT_SPLITS: tuple[Split, Split] = ("valid", "test")
 # A name is part of a metric's name and of an option's.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # What jsonargparse takes for the options of a class, and YAML for no text.
@@ -30,6 +31,13 @@ class TextOptions:
     """Text files, folders, patterns or URLs."""
     weight: float = 1.0
     """How often a token is read, relative to those of the other texts. Only for training."""
+    fraction: float | None = None
+    """The fraction of all training blocks that are of this text; weights divide the others. 0: it is not trained on,
+    and its held-out text is measured on. Only for training."""
+    valid_fraction: float | None = None
+    """Fraction to hold out for validation. Default: data.valid_fraction. Only for training."""
+    test_fraction: float | None = None
+    """Fraction to hold out for the test. Default: data.test_fraction. Only for training."""
     reader: Reader | None = None
     """How the files become documents. Default: as the training text of the same name, else data.reader."""
 
@@ -51,7 +59,7 @@ def _as_options(value: Any) -> TextOptions:
         return value
     if isinstance(value, str | list):
         return TextOptions(value)
-    return TextOptions(value["files"], value["weight"])
+    return TextOptions(*(value[field.name] for field in fields(TextOptions) if field.name != "reader"))
 
 
 def is_name(name: object) -> bool:
@@ -70,7 +78,8 @@ class Text:
     """
 
     def __init__(self, name: str, options: TextOptions, reader: Reader, cache_dir: Path) -> None:
-        self.name, self.weight = name, options.weight
+        self.name, self.weight, self.fraction = name, options.weight, options.fraction
+        self.own_fractions = options.valid_fraction, options.test_fraction
         self.files = [options.files] if isinstance(options.files, str) else list(options.files)
         self.reader = options.reader or reader
         self._cache_dir = cache_dir
@@ -120,11 +129,11 @@ class Texts:
             own = options_by_name(text).items()
             self._texts[split] = [Text(name, each, readers.get(name, reader), cache_dir) for name, each in own]
             readers = readers or {each.name: each.reader for each in self._texts[split]}  # of the training texts
-        valid_fraction, test_fraction = fractions or (1.0, 1.0)
-        if valid_fraction:
-            self._texts["valid"] = self._texts["train"]
-        if test_fraction:
-            self._texts["test"] = self._texts["train"]
+        for number, split in enumerate(HELD_OUT_SPLITS):
+            default = fractions[number] if fractions else 1.0
+            fractions_of_texts = (text.own_fractions[number] for text in self._texts["train"])
+            is_held_out = [bool(default if fraction is None else fraction) for fraction in fractions_of_texts]
+            self._texts[split] += itertools.compress(self._texts["train"], is_held_out)
         # The characters of the longest document of a text that is held out whole, where a resumed run decides it.
         self.longest_held_out_whole: dict[str, int | None] = {}
 
@@ -151,24 +160,34 @@ class Texts:
 
     @functools.cached_property
     def fractions(self) -> tuple[float, float]:
-        """The fractions of each training text that are held out for validation and for the test."""
+        """The fractions of training texts without their own that are held out for validation and for the test."""
         if self._fractions is not None:
             return self._fractions
-        fraction = splits.automatic_fraction(self.survey.bytes, self._block_size)
+        size = sum(text.survey.bytes for text in self.of("train") if None in text.own_fractions)
+        fraction = splits.automatic_fraction(size, self._block_size)
         return fraction, fraction
+
+    def fractions_of(self, text: Text) -> tuple[float, float]:
+        """Return the fractions of a training text that are held out for validation and for the test."""
+        valid, test = text.own_fractions
+        return self.fractions[0] if valid is None else valid, self.fractions[1] if test is None else test
+
+    def bytes_to_train_on(self) -> float:
+        """Return about how many bytes of the training texts are not held out."""
+        return sum(text.survey.bytes * (1 - sum(self.fractions_of(text))) for text in self.of("train"))
 
     def split_ranges(self, text: Text) -> dict[Split, SplitRange]:
         """Return the range of each split of a training text; empty if nothing is held out of a text."""
-        if text not in self.of("train") or not any(self.fractions):
+        if text not in self.of("train") or not any(self.fractions_of(text)):
             return {}
         if text.name not in self.longest_held_out_whole:
             self.longest_held_out_whole[text.name] = self._longest_held_out_whole(text)
-        return splits.split_ranges(*self.fractions, self._seed, self.longest_held_out_whole[text.name])
+        return splits.split_ranges(*self.fractions_of(text), self._seed, self.longest_held_out_whole[text.name])
 
     def _longest_held_out_whole(self, text: Text) -> int | None:
         if text.reader.loss_on:
             return None  # a part of a document could be all context, or lack its context
-        size, smallest = text.survey, min(fraction for fraction in self.fractions if fraction)
+        size, smallest = text.survey, min(fraction for fraction in self.fractions_of(text) if fraction)
         return splits.longest_held_out_whole(size.documents, size.characters, size.longest, smallest)
 
     def selection(self, text: Text, split: Split) -> Selection:

@@ -19,6 +19,7 @@ from gpt2kit import __version__
 from gpt2kit.checkpoint import huggingface, saved_text
 from gpt2kit.checkpoint.checkpoint import LoadedCheckpoint
 from gpt2kit.checkpoint.validation import lookup
+from gpt2kit.data.stages import parse_stages, stage_lines
 from gpt2kit.errors import UserError
 from gpt2kit.export.options import CardOptions
 from gpt2kit.generation.examples import find_examples, generate_examples
@@ -205,7 +206,10 @@ def _rows(opened: LoadedCheckpoint, dtype: str, run: Path | None) -> Iterator[tu
     yield "vocabulary", f"{shape['vocab_size']:,} tokens, tokenizer {tokenizers.fingerprint(opened.tokenizer)[:12]}"
     yield "training text", format_number(text, "{:,.0f} tokens")
     yield "tokens seen in training", format_number(seen, "{:,.0f}")
-    yield "passes over the training text", f"{seen / text:.2f}" if seen and text else ""
+    stages = _stages(metadata)
+    yield "passes over the training text", f"{seen / text:.2f}" if seen and text and not stages else ""
+    for number, line in enumerate(stages, 1):
+        yield f"stage {number}", escape(line)
     yield "optimizer steps", format_number(metadata.get("step"), "{:,.0f}")
     yield "tokens per step", format_number(_tokens_per_step(metadata), "{:,.0f}")
     optimizer = lookup(metadata, "settings", "model", "optimizer")
@@ -221,6 +225,14 @@ def _rows(opened: LoadedCheckpoint, dtype: str, run: Path | None) -> Iterator[tu
         yield f"perplexity per token of the {score.text}", format_number(score.perplexity, "{:,.2f}")
     yield "initial weights", find_base(opened)[0]
     yield "tokens see only their own document", "yes" if metadata.get("document_start") is not None else ""
+
+
+def _stages(metadata: dict[str, Any]) -> list[str]:
+    """Return a line for each of several stages."""
+    step = metadata.get("step")
+    with contextlib.suppress(ValueError):
+        return stage_lines(parse_stages(metadata), step if isinstance(step, int) else None)
+    return []
 
 
 def _tokens_per_step(metadata: dict[str, Any]) -> float | None:

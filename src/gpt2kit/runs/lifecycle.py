@@ -147,6 +147,9 @@ def _class_names(value: object, name: str = "") -> Iterator[str]:
 
 def set_aside(run: Path, step: int) -> None:
     """Rename the checkpoints after `step`, which the resumed run trains and saves again."""
+    stable = run / "checkpoints" / paths.STABLE
+    if stable.exists() and not 0 <= checkpoint.step_in(stable) <= step:
+        checkpoint.remove(stable)
     for path in paths.checkpoints(run):
         if paths.step_of(path) > step:
             aside = path.with_name(f"{path.name}.aside")
@@ -168,6 +171,22 @@ def truncate_metrics(run: Path, step: int) -> None:
                 if float(row["step"]) <= step:
                     kept.append(row)
         write_metrics(path, names, kept)
+
+
+def copy_metrics(earlier: Path, run: Path, step: int, text: str = "") -> None:
+    """Begin the log of a run with the rows of an earlier one up to `step`, unless the earlier log is damaged.
+
+    `text` is the name that the only text of the earlier run has from now on.
+    """
+    try:
+        names, rows = run_folder.read_rows(earlier / run_folder.METRICS)
+        name = f"val_bpb/{text}"
+        named = ({**row, name: row.get("val_bpb", "")} if text else row for row in rows)
+        write_metrics(run / run_folder.METRICS, [*names, name] if text else names, named)
+        truncate_metrics(run, step)
+    except (OSError, ValueError, DataError) as error:
+        (run / run_folder.METRICS).unlink(missing_ok=True)
+        logger.warning(f"the curves begin with this stage, because the log of the run before cannot be read: {error}")
 
 
 def write_metrics(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -217,6 +236,28 @@ def find_resumable(
     file = paths.find(path)
     checkpoint.check_resumable(file)
     return file
+
+
+def find_stage_start(name: str, logs: Path) -> Path:
+    """Return the checkpoint from which another stage begins: a file, or of a run the one before its rate fell."""
+    path = Path(paths.resolve(name, logs))
+    if not path.is_dir():
+        file = paths.find(path)
+        checkpoint.check_resumable(file)
+        return file
+    stable = path / "checkpoints" / paths.STABLE
+    with contextlib.suppress(CheckpointError):
+        if stable.exists():
+            checkpoint.check_resumable(stable)
+            return stable
+    newest = checkpoint.newest_valid(path)
+    if newest is None:
+        raise CheckpointError(f"--resume_with_new_text {name}: no valid checkpoint in {path}. Name another run")
+    logger.warning(
+        f"{path}: has no valid {paths.STABLE}, so the stage begins from {newest.name}, whose learning rate had fallen. "
+        "The text of the run may be forgotten sooner"
+    )
+    return newest
 
 
 def _newest_run(

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gpt2kit.data.stages import Stage, parse_stages
 from gpt2kit.runs import curves, folder, pages
 from gpt2kit.runs.curves import INK, Panel, XAxis
 from gpt2kit.runs.folder import Run
@@ -65,10 +66,18 @@ def _state(run: Run) -> str:
         parts.append(f"{status['state']} at step {status.get('step', '?')}")
     if time := run.facts("start", 0).get("time"):
         parts.append(f"started {str(time)[:16].replace('T', ' ')}")
+    if len(stages := _stages(run)) > 1:
+        parts.append(f"stage {len(stages)}, from step {stages[-1].first_step:,}")
     resumes = len(run.starts) - 1
     if resumes > 0:
         parts.append("resumed once" if resumes == 1 else f"resumed {resumes} times")
     return "; ".join(parts)
+
+
+def _stages(run: Run) -> list[Stage]:
+    """Return the stages of a run."""
+    with folder.refuse_damaged(run.folder / folder.START):
+        return parse_stages(run.facts("run"))
 
 
 def _cards(run: Run) -> Iterator[tuple[str, str]]:
@@ -81,8 +90,9 @@ def _cards(run: Run) -> Iterator[tuple[str, str]]:
         values = sorted(run.metric(metric).values())
         return values[len(values) // 2] if values else None
 
-    # At step 0 the weights are those that the run started with.
-    bits = [value for step, value in run.metric("val_bpb").items() if step]
+    # At the first step of a stage the weights are those that it started with.
+    first_step = _stages(run)[-1].first_step
+    bits = [value for step, value in run.metric("val_bpb").items() if step > first_step]
     for name, value, form in (
         ("best validation, bits per byte", min(bits, default=None), "{:.4f}"),
         ("last validation loss", last("val_loss"), "{:.4f}"),

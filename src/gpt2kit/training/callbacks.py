@@ -32,7 +32,7 @@ from gpt2kit.training import loggers, run_state
 from gpt2kit.training.checkpointing import ExactResume
 from gpt2kit.training.distributed import FSDP
 from gpt2kit.training.module import GPT2Module
-from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, stage_steps
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class EpochExports(Callback):
 
     def _between_steps(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
-        epoch, steps = divmod(step, self._steps_per_epoch)
+        epoch, steps = divmod(stage_steps(trainer), self._steps_per_epoch)
         if self._folder is None or steps or not epoch or epoch % self.every:
             return
         target = self._folder / EXPORTS / f"epoch_{epoch}"

@@ -73,6 +73,8 @@ class ExactResume(Checkpoint):
     best_text: str | None  # the validation text whose loss decides which checkpoints are the best; None: all together
     override_optimizer: bool  # on resume, take the optimizer's settings from the config instead of the checkpoint
     settings: dict[str, Any]  # the resolved config as plain types, stored in each checkpoint
+    begins_stage: bool = False  # another stage of the checkpoint's run begins, in a folder of its own
+    only_text: str = ""  # the name of the run's only text so far, if it had none
 
     def __post_init__(self) -> None:
         self._signal = 0
@@ -89,6 +91,8 @@ class ExactResume(Checkpoint):
         gpt2 = gpt2_of(trainer)
 
         def check_architecture(raw: dict[str, Any]) -> None:
+            if self.begins_stage:
+                run_state.refuse_other_tokenizer(raw[checkpoint.KEY], datamodule_of(trainer))
             run_state.refuse_other_shape(raw[checkpoint.KEY]["shape"], gpt2.shape)
             run_state.refuse_other_freeze(raw[checkpoint.KEY].get("freeze"), gpt2)
             resume_check.refuse_damaged(trainer, gpt2, raw)
@@ -149,21 +153,27 @@ class ExactResume(Checkpoint):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint_: dict[str, Any]) -> None:
         # Lightning restores the loops after this. They count micro-batches, whose number depends on the devices.
         text, gpt2, metadata = datamodule_of(trainer), gpt2_of(trainer), checkpoint_[checkpoint.KEY]
-        saved = run_state.saved_identity(metadata["data"], text)
-        run_state.refuse_other_data(saved, run_state.identity(text, text.global_batch(trainer)))
-        step = text.start_step = metadata["step"]
+        if not self.begins_stage:
+            saved = run_state.saved_identity(metadata["data"], text)
+            run_state.refuse_other_data(saved, run_state.identity(text, text.global_batch(trainer)))
+        step = metadata["step"]
+        text.start_step = step - text.first_step
         gpt2.guard.skipped, gpt2.start = metadata["skipped"], metadata.get("start")
         lightning_patches.set_batch_progress(checkpoint_, step * trainer.accumulate_grad_batches)
-        if self._run is not None and trainer.is_global_zero:
+        if self._run is None or not trainer.is_global_zero:
+            return
+        if not self.begins_stage:
             lifecycle.set_aside(self._run, step)
             lifecycle.truncate_metrics(self._run, step)
+        elif (earlier := lifecycle.run_of(Path(str(trainer.ckpt_path)))) is not None:
+            lifecycle.copy_metrics(earlier, self._run, step, self.only_text)
 
     def _between_steps(self, trainer: pl.Trainer) -> None:
         """Save if it is due, and stop after a signal or at the time limit."""
         step = trainer.global_step
         is_late = self.max_seconds is not None and time.monotonic() - self._start_time >= self.max_seconds
         stop_signal, time_is_over = self._maximum_of_ranks(trainer, self._signal, int(is_late))
-        is_due = self.every is not None and step % self.every == 0
+        is_due = self.every is not None and (step % self.every == 0 or step == self._last_stable_step(trainer))
         if step and (stop_signal or time_is_over or is_due or gpt2_of(trainer).current_validation() is not None):
             self._save(trainer)
         if stop_signal:
@@ -216,11 +226,22 @@ class ExactResume(Checkpoint):
             logger.warning(f"NOT SAVED, training continues: {problem} ({count})")
         elif trainer.is_global_zero:
             self._failed_saves = 0
+            last_stable = self._last_stable_step(trainer)
+            if last_stable is None or step <= last_stable:
+                checkpoint.link(path, path.with_name(paths.STABLE))
             self._write_status(trainer, "running")
             saved = paths.checkpoints(run)
             for old in saved[KEEP_NEWEST:]:
                 if old not in paths.best_of(saved, self.save_top_k):
                     checkpoint.remove(old)
+
+    def _last_stable_step(self, trainer: pl.Trainer) -> int | None:
+        """Return the last step before the learning rate falls; None until it is known, -1 if it falls at once."""
+        gpt2 = gpt2_of(trainer)
+        if trainer.max_steps < 0:
+            return None
+        constant_until = gpt2.schedule.constant_until(trainer.max_steps - gpt2.first_step)
+        return -1 if constant_until is None else gpt2.first_step + constant_until
 
     def _write_status(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._run is not None and trainer.is_global_zero:

@@ -78,8 +78,9 @@ def _refusing(trainer: pl.Trainer, restore: Callable[..., None]) -> Callable[...
 
 def run_validation(trainer: pl.Trainer) -> None:
     """Validate in the middle of a fit, as Lightning does between two steps."""
-    first_iteration = trainer._logger_connector._first_loop_iter
+    first_iteration, loop = trainer._logger_connector._first_loop_iter, trainer.fit_loop.epoch_loop.val_loop
     trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.run()
+    loop.restarting = False  # a restored loop would continue at its last batch
+    loop.run()
     trainer.training = True
     trainer._logger_connector._first_loop_iter = first_iteration

@@ -90,14 +90,14 @@ class AppendingCSVLogger(CSVLogger):
 
 class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
-        """Read the header of an existing file; Lightning's method would delete the file."""
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+        """Keep an existing file; Lightning's method would delete it."""
 
     def save(self) -> None:
-        with files.naming(Path(self.metrics_file_path)):
+        path = Path(self.metrics_file_path)
+        if not self.metrics_keys and path.is_file():  # of an earlier start, or of an earlier stage
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+        with files.naming(path):
             super().save()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
@@ -148,8 +148,12 @@ def log_every(trainer: pl.Trainer) -> int:
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
-def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None, run_name: str | None = None) -> list[Logger]:
+def make_loggers(
+    root: str, user_loggers: list[Any], resumed: Path | None, step: int = 0, run_name: str | None = None
+) -> list[Logger]:
     """Return TensorBoard and CSV in the run's folder, which is a new one or the resumed run's, and the user's loggers.
+
+    TensorBoard hides what was logged after `step`, from which the run resumes.
 
     A TensorBoard or CSV logger of the user decides the run's folder itself, so it replaces gpt2kit's.
     """
@@ -161,7 +165,7 @@ def make_loggers(root: str, user_loggers: list[Any], resumed: Path | None, run_n
         board = GroupedTensorBoard(root, name=paths.LOGS, version=run_name)
         return [board, AppendingCSVLogger(root, name=paths.LOGS, version=board.version), *others]
     place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
-    board = GroupedTensorBoard(**place, purge_step=paths.step_of(resumed) + 1)
+    board = GroupedTensorBoard(**place, purge_step=step + 1)
     return [board, AppendingCSVLogger(**place), *others]
 
 

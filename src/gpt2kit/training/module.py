@@ -146,6 +146,7 @@ class GPT2Module(pl.LightningModule):
         self.is_built = False
         self.guard = NonFiniteGuard(max_nonfinite_steps, max_grad_scaler_skips)
         self.config_groups: list[dict[str, Any]] = []  # the optimizer's settings from the config, not from a checkpoint
+        self.first_step = 0  # of the stage; the schedule begins with it
         self.estimated_steps = 0  # if only time limits the run; 0: unknown, or the last step is known
         self.has_mask = False  # whether the loss counts only a part of each document
         self.validation: Validation | None = None  # the last one
@@ -278,9 +279,10 @@ class GPT2Module(pl.LightningModule):
 
     def _rate_factor(self, step: int) -> float:
         """Return the factor of the learning rate. Until the last step is known, it is that of the warmup, then 1."""
+        step = max(step - self.first_step, 0)
         if self.trainer.max_steps > 0:
-            return self.schedule(step, self.trainer.max_steps)
-        return min((step + 1) / (self.schedule.warmup_steps(self.estimated_steps) + 1), 1.0)
+            return self.schedule(step, self.trainer.max_steps - self.first_step)
+        return min((step + 1) / (self.schedule.warmup_steps(self.estimated_steps - self.first_step) + 1), 1.0)
 
     def on_fit_start(self) -> None:
         self.model.use_attention(self.attention)

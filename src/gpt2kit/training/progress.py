@@ -19,7 +19,7 @@ from gpt2kit import hardware
 from gpt2kit.model.config import flops_per_token
 from gpt2kit.training.lightning_patches import run_validation
 from gpt2kit.training.loggers import log_every
-from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, passes_done, schedule_of
+from gpt2kit.training.run_state import datamodule_of, epochs_done, gpt2_of, passes_done, schedule_of, tokens_seen
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ThroughputMetrics(callbacks.Callback):
             **self._position(trainer),
             "lr": schedule.base_lrs[0] * schedule.lr_lambdas[0](step - 1),  # the optimizer has that of the next step
             "tokens_per_s": speed,
-            "tokens_seen": step * tokens_per_step,
+            "tokens_seen": tokens_seen(trainer),
         }
         if self._peak:
             metrics["mfu"] = speed * self._flops / self._peak
@@ -241,12 +241,20 @@ class Baseline(callbacks.Callback):
     """Validates before the first step and reports bits per byte before and after training, to show what it changes.
 
     Does nothing if a run starts from random weights. The first value is part of the run's state (`GPT2Module.start`),
-    so a resumed run reports it as well.
+    so a resumed run reports it as well. Before another stage, the validation shows what is known of the new text, and
+    from where the earlier text is forgotten.
     """
+
+    def __init__(self, begins_stage: bool = False) -> None:
+        self._begins_stage = begins_stage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         start = gpt2_of(trainer).start
-        if start is None or trainer.global_step or not datamodule_of(trainer).files["valid"]:
+        if not datamodule_of(trainer).files["valid"]:
+            return
+        if self._begins_stage:
+            run_validation(trainer)
+        if start is None or trainer.global_step:
             return
         run_validation(trainer)
         bits = trainer.callback_metrics.get("val_bpb")

@@ -30,6 +30,7 @@ from gpt2kit.text.splits import describe_split
 from gpt2kit.tokenization import tokenizer as tokenizers
 from gpt2kit.training import loggers
 from gpt2kit.training.module import GPT2Module
+from gpt2kit.training.run_state import describe_stages
 
 RunInfo = dict[str, Any]
 
@@ -74,7 +75,12 @@ def describe_mix(data: TextDataModule) -> list[RunInfo]:
     if not isinstance(order, MixedOrder):
         return []
     return [
-        {"name": text.name, "weight": text.weight, "tokens": stores[text.name].tokens, "passes": passes}
+        {
+            "name": text.name,
+            "how": f"weight {text.weight:g}" if text.fraction is None else f"{text.fraction:.0%} of the blocks",
+            "tokens": stores[text.name].tokens,
+            "passes": passes,
+        }
         for text, passes in zip(data.texts.of("train"), order.passes_per_epoch, strict=True)
     ]
 
@@ -90,11 +96,14 @@ def describe_model(gpt2: GPT2Module) -> RunInfo:
 
 def describe_run(trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module, validation_interval: int) -> RunInfo:
     """Return steps, epochs and tokens, None if only the time is known; the optimizer and the schedule."""
-    order, steps = data.order(data.global_batch(trainer)), trainer.max_steps if trainer.max_steps > 0 else None
+    order, steps = data.order(data.global_batch(trainer)), None
+    if trainer.max_steps > 0:
+        steps = trainer.max_steps - data.first_step
     total = steps or _ASSUMED_STEPS
     optimizer = gpt2.make_optimizer(tiny_groups())
     return {
         "steps": steps,
+        "stages": describe_stages(data),
         "steps_per_epoch": order.steps_per_epoch,
         "epochs": steps and steps / order.steps_per_epoch,
         "global_batch": order.global_batch,

@@ -89,11 +89,13 @@ class TimeLimit(Callback):
     Args:
         seconds: time of the whole run, over all its starts. None: the last step is known, so nothing is done.
         schedule: the schedule of the learning rate; constant up to some step.
+        begins_stage: whether another stage begins, with a time of its own.
     """
 
-    def __init__(self, seconds: float | None, schedule: Schedule) -> None:
-        self.seconds, self._schedule = seconds, schedule
+    def __init__(self, seconds: float | None, schedule: Schedule, begins_stage: bool = False) -> None:
+        self.seconds, self._schedule, self.begins_stage = seconds, schedule, begins_stage
         self.end: int | None = None
+        self.first_step = 0  # of the stage; set by RunSetup
         self.estimated_steps = 0  # set by RunSetup, until the speed is known
         self._earlier_seconds = 0.0  # of earlier starts
         self._timer = StepTimer(0)
@@ -107,6 +109,8 @@ class TimeLimit(Callback):
         return {"seconds": seconds, "about": self.estimated_steps, "end": self.end}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.begins_stage:
+            return
         self._earlier_seconds, self.estimated_steps = float(state_dict["seconds"]), int(state_dict["about"])
         self.end = state_dict["end"]
 
@@ -125,7 +129,7 @@ class TimeLimit(Callback):
         more, end, total = self._timer.steps_in(seconds_left), self.end, self.estimated_steps
         if more is not None:
             total = step + more
-            end = planned_end(self._schedule, end, step, max(total, step + 1), every)
+            end = planned_end(self._schedule, end, step, max(total, step + 1), every, self.first_step)
         self.estimated_steps, end = trainer.strategy.broadcast((total, end))
         if end != self.end:
             logger.info(f"step {step}: the run ends at step {end}, when trainer.max_time is over")
@@ -139,16 +143,19 @@ class TimeLimit(Callback):
             set_max_steps(trainer, -1 if self.end is None else self.end)
 
 
-def planned_end(schedule: Schedule, end: int | None, step: int, total: int, every: int) -> int | None:
+def planned_end(
+    schedule: Schedule, end: int | None, step: int, total: int, every: int, first_step: int = 0
+) -> int | None:
     """Return the last step if it must be set now, else None.
 
     `end` is the last step if it is set already, and changes only if it would come late. `step` steps are done, `total`
-    steps of the whole run fit into the time, and the next call is after `every` steps.
+    steps of the whole run fit into the time, and the next call is after `every` steps. The schedule begins with
+    `first_step`.
     """
     if end is not None:
         return total if total < min(end * (1 - _TOLERANCE), end - 1) else end
-    constant_until = schedule.constant_until(total)
-    return total if constant_until is not None and constant_until < step + every else None
+    constant_until = schedule.constant_until(total - first_step)
+    return total if constant_until is not None and first_step + constant_until < step + every else None
 
 
 @dataclass
@@ -177,7 +184,7 @@ class RunSetup(Callback):
             return
         self.info["start"]["begun"] = gpt2_of(trainer).start_notes
         run = lifecycle.run_of(self.resumed) if self.resumed else None
-        if run is not None:
+        if run is not None and not self.time_limit.begins_stage:
             with run_folder.refuse_damaged(run / run_folder.START):
                 report_other_choices(run_folder.read_starts(run), self.info["start"])
         run_summary.print_lines(run_summary.summary_lines(self.info), sys.stderr)
@@ -186,8 +193,8 @@ class RunSetup(Callback):
     def choose(self, trainer: pl.Trainer, data: TextDataModule, gpt2: GPT2Module) -> None:
         """Replace `auto` with numbers: in the model, in the limits, and in the settings that are saved."""
         gpt2.take_vocabulary(data.vocab_size, data.document_start)
-        tokens, order = data.store("train").tokens, data.order(data.global_batch(trainer))
-        tokens_per_step = order.global_batch * data.block_size
+        order = data.order(data.global_batch(trainer))
+        tokens, tokens_per_step = data.tokens_per_epoch(order), order.global_batch * data.block_size
         flops = passes = None
         if has_only_time(self.options):
             speed = typical_flops_per_second(trainer.strategy.root_device, str(trainer.precision))
@@ -222,7 +229,8 @@ class RunSetup(Callback):
         steps = -1  # not known yet
         if not has_only_time(self.options):
             steps = total_steps(*limits(self.options), order.steps_per_epoch, tokens_per_step)
-        set_max_steps(trainer, steps)
+        gpt2.first_step = self.time_limit.first_step = data.first_step
+        set_max_steps(trainer, steps if steps < 0 else data.first_step + steps)
         validation_interval = interval_steps(self.options["val_check_interval"], order.steps_per_epoch)
         trainer.val_check_interval = validation_interval * trainer.accumulate_grad_batches
         device, precision = trainer.strategy.root_device, str(trainer.precision)
@@ -233,7 +241,7 @@ class RunSetup(Callback):
         gpt2.compiled = compiled.value  # type: ignore[assignment]
         if steps < 0 and self.seconds:
             steps_in_time = self.seconds * typical_flops_per_second(device, precision) / flops_per_step
-            self.time_limit.estimated_steps = max(round(steps_in_time), 1)
+            self.time_limit.estimated_steps = data.first_step + max(round(steps_in_time), 1)
         choices = {"precision": self.precision, "attention": gpt2.choose_attention(device), "compile": compiled}
         return {
             "text": run_info.describe_text(data),

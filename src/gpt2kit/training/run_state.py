@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,9 +36,21 @@ def datamodule_of(trainer: pl.Trainer) -> TextDataModule:
 
 
 def epochs_done(trainer: pl.Trainer) -> float:
-    """Return the number of epochs so far, which Lightning does not know: it sees one endless epoch."""
+    """Return the number of epochs of the stage so far, which Lightning does not know: it sees one endless epoch."""
     text = datamodule_of(trainer)
-    return trainer.global_step / text.order(text.global_batch(trainer)).steps_per_epoch
+    return stage_steps(trainer) / text.order(text.global_batch(trainer)).steps_per_epoch
+
+
+def stage_steps(trainer: pl.Trainer) -> int:
+    """Return the optimizer steps of the current stage so far."""
+    return trainer.global_step - datamodule_of(trainer).first_step
+
+
+def tokens_seen(trainer: pl.Trainer) -> int:
+    """Return the tokens that the run has read so far, in all its stages."""
+    text = datamodule_of(trainer)
+    in_stage = stage_steps(trainer) * text.global_batch(trainer) * text.block_size
+    return text.stages[-1].tokens_before + in_stage
 
 
 def passes_done(trainer: pl.Trainer) -> dict[str, float]:
@@ -47,7 +59,7 @@ def passes_done(trainer: pl.Trainer) -> dict[str, float]:
     order = text.order(text.global_batch(trainer))
     if not isinstance(order, MixedOrder):
         return {}
-    return dict(zip(text.stores("train"), order.passes(trainer.global_step), strict=True))
+    return dict(zip(text.stores("train"), order.passes(stage_steps(trainer)), strict=True))
 
 
 def schedule_of(trainer: pl.Trainer) -> LambdaLR:
@@ -73,12 +85,19 @@ def describe(trainer: pl.Trainer, settings: dict[str, Any]) -> dict[str, Any]:
         "train_tokens": text.store("train").tokens,
         "settings": settings,
         "step": step,
-        "tokens_seen": step * global_batch * text.block_size,
+        "tokens_seen": tokens_seen(trainer),
+        "stages": describe_stages(text),
         "start": gpt2.start,
         "freeze": freeze_identity(gpt2),
         "skipped": gpt2.guard.skipped,
         "val_bpb": validation.total.bits_per_byte if validation else None,
     }
+
+
+def describe_stages(text: TextDataModule) -> list[dict[str, Any]]:
+    """Return the stages of the run so far, with the files of each."""
+    files = {each.name: each.files for each in text.texts.of("train") if each.fraction != 0}
+    return [stage.describe() for stage in [*text.stages[:-1], replace(text.stages[-1], texts=files)]]
 
 
 def _describe_texts(text: TextDataModule) -> dict[str, Any]:
@@ -90,7 +109,11 @@ def _describe_texts(text: TextDataModule) -> dict[str, Any]:
         share = None if split_range is None else asdict(split_range)
         return {"name": each.name, "reader": each.reader.identity(), "share": share}
 
-    training = [{**describe(each, "train"), "weight": each.weight} for each in text.texts.of("train")]
+    stores = text.stores("train")
+    training = [
+        {**describe(each, "train"), "weight": each.weight, "tokens": stores[each.name].tokens}
+        for each in text.texts.of("train")
+    ]
     tests = [
         {**describe(each, "test"), "files": each.files, "text": text.stores("test")[each.name].fingerprint}
         for each in text.texts.of("test")
@@ -148,6 +171,15 @@ def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
         batch_option = f"--data.global_batch_size {batch} --trainer.accumulate_grad_batches 1"
         advice += f" (with a different number of devices: {batch_option})"
     raise CheckpointError(f"this checkpoint belongs to a different run: {'; '.join(changes)}. {advice}")
+
+
+def refuse_other_tokenizer(metadata: dict[str, Any], text: TextDataModule) -> None:
+    """Raise CheckpointError if another stage of a run would have another tokenizer."""
+    if metadata["tokenizer"] != tokenizers.to_json(text.tokenizer):
+        raise CheckpointError(
+            "data.tokenizer: not that of the checkpoint, which all stages of a run have. Omit it, or start a new run "
+            "with model.init_from and model.replace_tokenizer true"
+        )
 
 
 def refuse_other_shape(saved: dict[str, Any], current: dict[str, Any]) -> None:

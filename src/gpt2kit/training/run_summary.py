@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from gpt2kit.data.stages import parse_stages, stage_lines
 from gpt2kit.tokenization.report import format_bytes
 from gpt2kit.training.run_info import RunInfo
 
@@ -32,6 +33,7 @@ def summary_lines(info: RunInfo) -> list[Line]:
         *_mix_lines(info["text"]),
         ("model", _format_model(info["model"])),
         ("run", _format_run(info["run"])),
+        *_stage_lines(info["run"]),
         *_size_lines(info),
         *_device_lines(info["start"]),
         ("folder", info["folder"] or "none: nothing is saved"),
@@ -58,12 +60,13 @@ def plan_lines(info: RunInfo) -> list[Line]:
         *_mix_lines(text),
         ("", f"vocabulary of {text['vocabulary']:,}"),
         *[("note", note) for note in text["notes"]],
-        *([("resume", f"{resumed}, {run['done']:,} steps done")] if resumed else []),
+        *([("resume", resumed + (f", {run['done']:,} steps done" if run["done"] else ""))] if resumed else []),
         ("model", _format_model(info["model"])),
         ("", architecture),
         *_size_lines(info),
         *[("start", note) for note in info["start"]["begun"]],
         ("run", _format_run(run)),
+        *_stage_lines(run),
         ("", compare_sizes(info)),
         ("", f"{run['optimizer']}, learning rate {rates}, {run['schedule_name']}: {bars}"),
         *memory_lines(info["memory"]),
@@ -99,7 +102,7 @@ def _format_split(name: str, split: RunInfo) -> str:
 
 def _mix_lines(text: RunInfo) -> list[Line]:
     """Return a line for each of several training texts."""
-    line = "{name}: {tokens:,} tokens, {passes:.2f} passes in an epoch (weight {weight:g})"
+    line = "{name}: {tokens:,} tokens, {passes:.2f} passes in an epoch ({how})"
     return [("", line.format(**each)) for each in text["mix"]]
 
 
@@ -121,6 +124,13 @@ def _format_run(run: RunInfo) -> str:
     if run["steps"] is None:
         return f"until the time limit, in {steps}; an epoch has {epoch}; {validation}"
     return f"{run['steps']:,} {steps} = {run['epochs']:.2f} epochs of {epoch}; {validation}"
+
+
+def _stage_lines(run: RunInfo) -> list[Line]:
+    """Return a line for each of several stages of a run."""
+    stages = parse_stages(run)
+    last_step = run["steps"] and stages[-1].first_step + run["steps"]
+    return [("stages" if number == 0 else "", line) for number, line in enumerate(stage_lines(stages, last_step))]
 
 
 def _size_lines(info: RunInfo) -> list[Line]:

@@ -47,7 +47,7 @@ def test_names_in_a_checkpoint_do_not_change(run: Run) -> None:
     metadata = raw["gpt2kit"]
     assert set(metadata) == {
         *("format", "version", "shape", "tokenizer", "data", "reader", "test_files", "test_share", "train_share"),
-        *("append_eos", "test_text", "train_texts", "test_texts"),
+        *("append_eos", "test_text", "train_texts", "test_texts", "stages"),
         *("document_start", "train_tokens", "step", "tokens_seen", "settings", "skipped", "start", "freeze", "val_bpb"),
     }
     assert set(metadata["shape"]) == {

@@ -14,8 +14,13 @@ TOKENS = (8 * 61 + 1, 8 * 25 + 1, 8 * 13 + 1)
 FIRSTS = np.cumsum([0, *TOKENS])
 
 
-def make(weights: tuple[float, ...] = (1, 2, 1), shuffle: bool = True, seed: int = 1) -> MixedOrder:
-    return mixed_order(TOKENS, weights, BLOCK, BLOCK, BATCH, seed, shuffle)
+def make(
+    weights: tuple[float, ...] = (1, 2, 1),
+    shuffle: bool = True,
+    seed: int = 1,
+    fractions: tuple[float | None, ...] = (None, None, None),
+) -> MixedOrder:
+    return mixed_order(TOKENS, weights, fractions, BLOCK, BLOCK, BATCH, seed, shuffle)
 
 
 def texts_of(firsts: np.ndarray) -> np.ndarray:
@@ -41,6 +46,22 @@ def test_weights_are_rates_per_token(weights: tuple[float, ...]) -> None:
     assert np.abs(counts - expected).max() <= 0.02 * counts.sum()
     passes = counts / [part.blocks for part in order.orders]
     assert order.passes(steps) == pytest.approx(passes, rel=0.05, abs=0.1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.9])
+def test_a_fraction_is_of_all_blocks_and_weights_divide_the_others(fraction: float) -> None:
+    order = make((1, 1, 2), fractions=(fraction, None, None))
+    counts = np.bincount(texts_of(read(order, order.steps_per_epoch)), minlength=3) / (order.steps_per_epoch * BATCH)
+    rest = np.array([25, 2 * 13]) / (25 + 2 * 13) * (1 - fraction)
+    assert counts == pytest.approx([fraction, *rest], abs=0.05)
+    assert order.passes_per_epoch[0] == pytest.approx(fraction * order.blocks / order.orders[0].blocks, abs=0.02)
+    if not fraction:
+        assert order.counts[0] == 0, "not one block"
+
+
+def test_a_text_without_blocks_may_be_short() -> None:
+    order = mixed_order((5, *TOKENS[1:]), (1, 1, 1), (0.0, None, None), BLOCK, BLOCK, BATCH, 1, True)
+    assert (read(order, 50) >= 5).all() and order.passes_per_epoch[0] == 0
 
 
 def test_only_ratios_of_weights_matter() -> None:
