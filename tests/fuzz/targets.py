@@ -170,12 +170,14 @@ def checkpoint(chance: Random, fixture: Fixture) -> Case:
 
 
 def resume(chance: Random, fixture: Fixture) -> Case:
-    """A run that is resumed from a damaged checkpoint."""
+    """A run that is resumed from a damaged checkpoint, or another stage of it."""
     name = chance.choice(["model.ckpt", fixture.checkpoint])
     path = chance.choice(["last", RUN]) if name != "model.ckpt" else name
-    args = ["train", "--ckpt_path", path, "--trainer.max_steps=4"]
-    if name == "model.ckpt":
-        args += ["--config", "base.yaml"]
+    if chance.random() < 0.4:
+        args = ["train", "text.txt", "--resume_with_new_text", path, "--replay=0.3", "--trainer.max_steps=2"]
+    else:
+        args = ["train", "--ckpt_path", path, "--trainer.max_steps=4"]
+        args += ["--config", "base.yaml"] if name == "model.ckpt" else []
     edits = changes(chance, fixture, name)
     if name != "model.ckpt" and chance.random() < 0.9:
         edits.append([f"{name}.sha256", "become", "missing"])
@@ -425,6 +427,8 @@ def texts(chance: Random, fixture: Fixture) -> Case:
         value: dict[str, Any] = {"files": chance.choice(["text.txt", ["text.txt"], "text.*", []])}
         for name, values in {
             "weight": [2, 0.1, 1e300, 5e-324, 0, -1, float("nan"), float("inf"), "x", [1]],
+            "fraction": [0, 0.3, 0.9999, 1, -1, float("nan"), "x", None],
+            "valid_fraction": [0, 0.2, 0.9999, 1, -1, float("inf"), "x", None],
             "reader": [
                 {"document": "line"},
                 {"document": "file"},
@@ -437,7 +441,7 @@ def texts(chance: Random, fixture: Fixture) -> Case:
             "files": [3, {}, "../x"],
             "wieght": [1],
         }.items():
-            if chance.random() < (0.1 if name in ("files", "wieght") else 0.5):
+            if chance.random() < {"weight": 0.5, "reader": 0.5}.get(name, 0.1):
                 value[name] = chance.choice(values)
         return value
 
@@ -459,6 +463,7 @@ def run(chance: Random, fixture: Fixture) -> Case:
     args = chance.choice(
         [
             ["train", "--ckpt_path", "last", "--trainer.max_steps=4"],
+            ["train", "text.txt", "--resume_with_new_text", "last", "--trainer.max_steps=2"],
             ["train", "--config", "base.yaml"],
             ["runs"],
             ["plot", "last"],
