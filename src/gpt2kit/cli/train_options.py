@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from gpt2kit import config_files, files
+from gpt2kit import files
 from gpt2kit.checkpoint import checkpoint, initialize, paths, saved_text
-from gpt2kit.cli import other_names, stage_options
+from gpt2kit.cli import other_names
 from gpt2kit.cli.command_line import CommandLine
 from gpt2kit.cli.other_names import Rename
 from gpt2kit.cli.run_options import best_text_problems, early_problems, parse_early, run_name_problems
+from gpt2kit.cli.saved_options import join_texts, merge_saved_config, refuse_incomplete, without_texts, write_yaml
 from gpt2kit.data.problems import data_problems
 from gpt2kit.errors import CheckpointError, DataError, MachineError, UserError, refuse
 from gpt2kit.logs import launched_rank
@@ -42,10 +43,6 @@ LINKED: dict[str, str | None] = {
     "model.vocab_size": None,  # known when the tokenizer is loaded
     "model.document_start": None,
 }
-
-
-# Options of a start, not of a run.
-_NOT_COMPARED = ("config", "ckpt_path", "override_optimizer", "plan", "run_name")
 
 
 class TrainOptions:
@@ -224,15 +221,15 @@ class TrainOptions:
         self.begins_stage = True
         with tempfile.TemporaryDirectory() as scratch:
             saved = self._command(["--config", str(self._config_of(self.resumed, Path(scratch)))]).parse()
-            base = _write_yaml(Path(scratch) / "run.yaml", stage_options.without_texts(self._plain(saved)))
+            base = write_yaml(Path(scratch) / "run.yaml", without_texts(self._plain(saved)))
             new, metadata = (
                 self._command(["--config", base, *args]).parse(),
                 checkpoint.read(self.resumed)[checkpoint.KEY],
             )
-            texts, self.only_text = stage_options.join_texts(
+            texts, self.only_text = join_texts(
                 self._plain(saved)["data"], self._plain(new)["data"], replay, saved_text.sizes(metadata)
             )
-            joined = _write_yaml(Path(scratch) / "texts.yaml", {"data": texts})
+            joined = write_yaml(Path(scratch) / "texts.yaml", {"data": texts})
             self._parse(["--config", base, *args, "--config", joined])
         first = next(iter(texts["train_files"]))  # the new text, if it is only one
         if self.config.best_text is None and not isinstance(new.data.train_files, dict):
@@ -256,7 +253,7 @@ class TrainOptions:
         settings = lifecycle.checkpoint_settings(resumed)
         if not settings:
             raise CheckpointError(f"{resumed}: has no settings of its run. Name a checkpoint in a run's folder")
-        return Path(_write_yaml(scratch / "settings.yaml", settings))
+        return Path(write_yaml(scratch / "settings.yaml", settings))
 
     def _plain(self, config: Any) -> dict[str, Any]:
         """Return a config as plain types."""
@@ -296,14 +293,7 @@ class TrainOptions:
             lifecycle.rename_damaged(file, problem)
         else:
             logger.warning(problem)
-        copy.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        return copy
-
-
-def _write_yaml(path: Path, settings: Mapping[str, Any]) -> str:
-    """Write settings to a file, and return its path as an argument."""
-    path.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return str(path)
+        return Path(write_yaml(copy, settings))
 
 
 def set_in_loggers(config: Any, **options: tuple[str, Any]) -> None:
@@ -320,44 +310,3 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def refuse_incomplete(file: Path, settings: Mapping[str, Any]) -> None:
-    """Raise UserError if a run's config.yaml lacks options that its checkpoint has: a part of the file is lost."""
-
-    def names(part: Mapping[str, Any]) -> set[str]:
-        options = (".".join(name.split(".")[:2]) for name in lifecycle.flatten(part))
-        return {other_names.new_name(name) or name for name in options}
-
-    if missing := sorted(names(settings) - names(config_files.load(str(file)))):
-        raise UserError(f"{file}: a part of the file is lost, such as {missing[0]}")
-
-
-def merge_saved_config(config: Any, saved: Any, prefix: str = "") -> None:
-    """Keep the saved values of options that are `auto`, and print where the others differ from the saved ones.
-
-    Without --override_optimizer, the optimizer and the schedule stay those of the run. Only names with the prefix are
-    compared.
-    """
-    for name in auto.AUTOMATIC:
-        if name.startswith(prefix) and name in saved and auto.is_automatic(name, config.get(name)):
-            config[name] = saved[name]
-    kept = ["model.init_from", "model.adapter_base", "model.replace_tokenizer"]
-    if saved.model.init_from is not None and not saved.model.replace_tokenizer:
-        kept.append("data.tokenizer")  # that of the initial weights
-    values = lifecycle.flatten(config.clone().as_dict())
-    for name, old in lifecycle.flatten(saved.as_dict()).items():
-        new = values.get(name, old)
-        if old == new or not name.startswith(prefix) or name in _NOT_COMPARED:
-            continue
-        if name in kept:
-            change = f"stays {old} (not {new}: the run has already started)"
-        elif name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer:
-            change = f"stays {old} (not {new}; --override_optimizer changes it)"
-        else:
-            change = f"was {old}, now {new}"
-        logger.info(f"resume: {name} {change}")
-    for name in (name for name in kept if name.startswith(prefix)):
-        config[name] = saved[name]
-    if not config.override_optimizer:
-        config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule

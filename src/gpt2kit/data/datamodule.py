@@ -19,9 +19,9 @@ from gpt2kit.data import build, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
-from gpt2kit.data.joined_store import JoinedStore
+from gpt2kit.data.joined_store import JoinedStore, refuse_small_texts
 from gpt2kit.data.leakage import leakage_note
-from gpt2kit.data.mixed_order import MIX_VERSION, MixedOrder, mixed_order
+from gpt2kit.data.mixed_order import MIX_VERSION, mixed_order
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.stages import Stage
 from gpt2kit.data.store import TokenStore
@@ -273,13 +273,11 @@ class TextDataModule(pl.LightningDataModule):
         size, stride, seed, version = self.block_size, self.stride, self.seed, self.order_version
         order: blocks.BlockOrder
         if isinstance(store, JoinedStore):
-            order = mixed_order(
-                self._tokens_by_text(store),
-                [text.weight for text in self.texts.of("train")],
-                [text.fraction for text in self.texts.of("train")],
-                *(size, stride, global_batch, seed, self.shuffle, version),
-                stage=len(self.stages),
-            )
+            texts = self.texts.of("train")
+            refuse_small_texts(texts, store, size)
+            weights, fractions = [text.weight for text in texts], [text.fraction for text in texts]
+            rules = (weights, fractions, size, stride, global_batch, seed, self.shuffle, version)
+            order = mixed_order([part.tokens for part in store.stores.values()], *rules, stage=len(self.stages))
         elif self.window_shards is None:
             order = blocks.block_order(store.tokens, size, stride, global_batch, seed, self.shuffle, version)
         else:
@@ -299,29 +297,11 @@ class TextDataModule(pl.LightningDataModule):
         """The optimizer steps before the current stage."""
         return self.stages[-1].first_step
 
-    def tokens_per_epoch(self, order: blocks.BlockOrder) -> int:
-        """Return the tokens that are read in an epoch: those of the text, or of several texts with their fractions."""
-        return order.blocks * order.stride if isinstance(order, MixedOrder) else self.store("train").tokens
-
     def mix(self) -> dict[str, Any] | None:
         """Return what decides the order of several texts besides their tokens; None for one."""
         if not isinstance(self.store("train"), JoinedStore):
             return None
-        parts = {
-            text.name: text.weight if text.fraction is None else {"fraction": text.fraction}
-            for text in self.texts.of("train")
-        }
-        return {"version": MIX_VERSION, **parts}
-
-    def _tokens_by_text(self, store: JoinedStore) -> list[int]:
-        """Return the tokens of each of several training texts; raise if one has no block."""
-        for text, part in zip(self.texts.of("train"), store.stores.values(), strict=True):
-            if part.tokens <= self.block_size and text.fraction != 0:
-                raise DataError(
-                    f"data.train_files.{text.name}: {part.tokens:,} tokens, fewer than a block of {self.block_size}. "
-                    "Add text to it, or decrease data.block_size"
-                )
-        return [part.tokens for part in store.stores.values()]
+        return {"version": MIX_VERSION, **{text.name: text.part for text in self.texts.of("train")}}
 
     def text_problems(self, global_batch: int) -> list[str]:
         """Read each split, and list what is wrong with the text itself."""

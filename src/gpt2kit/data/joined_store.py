@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit.data.index import Index
 from gpt2kit.data.store import TokenStore
+from gpt2kit.data.texts import Text
+from gpt2kit.errors import DataError
 
 
 class JoinedStore(TokenStore):
@@ -75,3 +77,13 @@ class JoinedStore(TokenStore):
         """Yield hashes and sizes of the documents that end in each shard, text by text."""
         for part in self.stores.values():
             yield from part.documents_by_shard(counted)
+
+
+def refuse_small_texts(texts: Sequence[Text], store: JoinedStore, block_size: int) -> None:
+    """Raise DataError if one of several training texts has no block to train on."""
+    for text, part in zip(texts, store.stores.values(), strict=True):
+        if part.tokens <= block_size and text.fraction != 0:
+            raise DataError(
+                f"data.train_files.{text.name}: {part.tokens:,} tokens, fewer than a block of {block_size}. Add text "
+                "to it, or decrease data.block_size"
+            )

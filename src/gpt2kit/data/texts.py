@@ -89,6 +89,11 @@ class Text:
         """Its name with a space before it, for messages; empty if it is the only one."""
         return f" {self.name}" if self.name else ""
 
+    @property
+    def part(self) -> float | dict[str, float]:
+        """Its part of the training blocks, as checkpoints store it."""
+        return self.weight if self.fraction is None else {"fraction": self.fraction}
+
     @functools.cached_property
     def paths(self) -> list[PathOrURL]:
         """The files, in the order of their documents."""

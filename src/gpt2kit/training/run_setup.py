@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from gpt2kit.data.datamodule import TextDataModule
+from gpt2kit.data.mixed_order import MixedOrder
 from gpt2kit.errors import UserError
 from gpt2kit.model.backends import REQUESTED, Choice, choose_compile, typical_flops_per_second
 from gpt2kit.model.config import flops_per_token
@@ -194,7 +195,9 @@ class RunSetup(Callback):
         """Replace `auto` with numbers: in the model, in the limits, and in the settings that are saved."""
         gpt2.take_vocabulary(data.vocab_size, data.document_start)
         order = data.order(data.global_batch(trainer))
-        tokens, tokens_per_step = data.tokens_per_epoch(order), order.global_batch * data.block_size
+        tokens, tokens_per_step = data.store("train").tokens, order.global_batch * data.block_size
+        if isinstance(order, MixedOrder):
+            tokens = order.blocks * order.stride  # of an epoch; some texts may be read in part
         flops = passes = None
         if has_only_time(self.options):
             speed = typical_flops_per_second(trainer.strategy.root_device, str(trainer.precision))

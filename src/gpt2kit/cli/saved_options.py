@@ -1,22 +1,39 @@
-"""The options of a stage that begins with other text: those of its run, with the new texts and the earlier ones."""
+"""The saved options of a run: merged with the arguments of a resume, and with the texts of another stage."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+import yaml
+
+from gpt2kit import config_files
+from gpt2kit.cli import other_names
 from gpt2kit.data.texts import HELD_OUT_SPLITS, is_name
 from gpt2kit.errors import UserError
+from gpt2kit.runs import lifecycle
 from gpt2kit.text.splits import HELD_OUT
+from gpt2kit.training import auto
 
 # The options of `data` that name texts, or what is held out of them.
 _TEXTS = ("train_files", *(f"{split}_{kind}" for split in HELD_OUT_SPLITS for kind in ("files", "fraction")))
 _LIMITS = ("max_epochs", "max_steps", "max_tokens", "max_time")
 # Options of a logger that name the run that it continues.
 _RUN_IDS = ("id", "run_id", "run_name")
+# Options of a start, not of a run.
+_NOT_COMPARED = ("config", "ckpt_path", "override_optimizer", "plan", "run_name")
 Settings = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+def write_yaml(path: Path, settings: Settings) -> str:
+    """Write settings to a file, and return its path as an argument."""
+    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return str(path)
 
 
 def without_texts(settings: Settings) -> Settings:
@@ -55,15 +72,18 @@ def join_texts(earlier: Settings, new: Settings, replay: float, sizes: Mapping[s
         joined |= {f"{split}_fraction": None}  # of texts without their own: automatic
     has_files = any(joined[f"{split}_files"] for split in HELD_OUT_SPLITS)
     is_given = any(new[name] for name in _TEXTS if name != "train_files")
-    for split in HELD_OUT_SPLITS:
-        option = f"{split}_fraction"
-        of_new = (new[option] or 0.0) if is_given else HELD_OUT if has_files else None
-        for text, default in [
-            *((text, earlier[option] or 0.0) for text in old.values()),
-            *((text, of_new) for text in texts.values()),
-        ]:
-            text[option] = default if text.get(option) is None else text[option]
+    for option in (f"{split}_fraction" for split in HELD_OUT_SPLITS):
+        automatic = HELD_OUT if has_files else None  # beside files, nothing is held out by itself
+        _set_default(old, option, earlier[option] or 0.0)
+        _set_default(texts, option, (new[option] or 0.0) if is_given else automatic)
     return joined, only
+
+
+def _set_default(texts: Mapping[str, Settings], option: str, value: float | None) -> None:
+    """Set an option of the texts that do not have it."""
+    for text in texts.values():
+        if text.get(option) is None:
+            text[option] = value
 
 
 def _named(files: Any, reader: Any, names: Collection[str]) -> dict[str, Settings]:
@@ -87,3 +107,44 @@ def _free_name(files: str | Iterable[str], names: Collection[str]) -> str:
     base = stem if is_name(stem) else "text"
     candidates = (base if number == 1 else f"{base}-{number}" for number in range(1, len(names) + 2))
     return next(name for name in candidates if name not in names)
+
+
+def refuse_incomplete(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise UserError if a run's config.yaml lacks options that its checkpoint has: a part of the file is lost."""
+
+    def names(part: Mapping[str, Any]) -> set[str]:
+        options = (".".join(name.split(".")[:2]) for name in lifecycle.flatten(part))
+        return {other_names.new_name(name) or name for name in options}
+
+    if missing := sorted(names(settings) - names(config_files.load(str(file)))):
+        raise UserError(f"{file}: a part of the file is lost, such as {missing[0]}")
+
+
+def merge_saved_config(config: Any, saved: Any, prefix: str = "") -> None:
+    """Keep the saved values of options that are `auto`, and print where the others differ from the saved ones.
+
+    Without --override_optimizer, the optimizer and the schedule stay those of the run. Only names with the prefix are
+    compared.
+    """
+    for name in auto.AUTOMATIC:
+        if name.startswith(prefix) and name in saved and auto.is_automatic(name, config.get(name)):
+            config[name] = saved[name]
+    kept = ["model.init_from", "model.adapter_base", "model.replace_tokenizer"]
+    if saved.model.init_from is not None and not saved.model.replace_tokenizer:
+        kept.append("data.tokenizer")  # that of the initial weights
+    values = lifecycle.flatten(config.clone().as_dict())
+    for name, old in lifecycle.flatten(saved.as_dict()).items():
+        new = values.get(name, old)
+        if old == new or not name.startswith(prefix) or name in _NOT_COMPARED:
+            continue
+        if name in kept:
+            change = f"stays {old} (not {new}: the run has already started)"
+        elif name.startswith(("model.optimizer", "model.schedule")) and not config.override_optimizer:
+            change = f"stays {old} (not {new}; --override_optimizer changes it)"
+        else:
+            change = f"was {old}, now {new}"
+        logger.info(f"resume: {name} {change}")
+    for name in (name for name in kept if name.startswith(prefix)):
+        config[name] = saved[name]
+    if not config.override_optimizer:
+        config.model.optimizer, config.model.schedule = saved.model.optimizer, saved.model.schedule
