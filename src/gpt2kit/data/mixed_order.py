@@ -97,9 +97,9 @@ def mixed_order(
     has_weight = np.array([fraction is None for fraction in fractions])
     parts = np.array(weights) * counts * has_weight
     positions = np.maximum(np.round(parts * (counts[has_weight].sum() / parts.sum())), has_weight)
-    given = np.array([fraction or 0.0 for fraction in fractions])
-    epoch = positions.sum() / (1 - given.sum())
-    positions = np.where(has_weight, positions, np.round(given * epoch)).astype(np.int64)
+    of_all = np.array([fraction or 0.0 for fraction in fractions])
+    epoch = positions.sum() / (1 - of_all.sum())
+    positions = np.where(has_weight, positions, np.round(of_all * epoch)).astype(np.int64)
     key = [seed, 0, 0, 2] if stage == 1 else [seed, 0, stage, 2]
     seeds = [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(len(tokens))]
     own = zip(counts.tolist(), seeds, offsets.tolist(), strict=True)

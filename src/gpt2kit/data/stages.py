@@ -50,22 +50,22 @@ def parse_stages(metadata: Mapping[str, Any]) -> list[Stage]:
     """
     raw = metadata.get("stages", [Stage().describe()])
     if not isinstance(raw, list) or not 0 < len(raw) <= _MAX_STAGES:
-        raise ValueError("no list of stages")
+        raise ValueError("its stages are not a list")
     stages = [_parse(entry) for entry in raw]
     starts = [stage.first_step for stage in stages]
     if starts[0] or starts != sorted(starts):
-        raise ValueError("stages that do not begin at ascending steps")
+        raise ValueError("the stages do not begin at ascending steps")
     return stages
 
 
 def _parse(raw: object) -> Stage:
     if not isinstance(raw, dict):
-        raise ValueError("a stage that is no mapping")
+        raise ValueError("a stage is not a mapping")
     counts, texts = [raw.get("first_step"), raw.get("tokens_before")], raw.get("texts")
     if any(type(count) is not int or not 0 <= count < _MAX_COUNT for count in counts):
-        raise ValueError("a stage with an invalid number")
+        raise ValueError("a stage has an invalid number")
     if not isinstance(texts, dict) or len(texts) > _MAX_FILES or not all(_is_text(*item) for item in texts.items()):
-        raise ValueError("a stage with an invalid text")
+        raise ValueError("a stage has an invalid text")
     return Stage(raw["first_step"], raw["tokens_before"], texts)
 
 
