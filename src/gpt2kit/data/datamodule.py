@@ -240,7 +240,7 @@ class TextDataModule(pl.LightningDataModule):
     @functools.cached_property
     def left_out(self) -> dict[str, LeftOut]:
         """What is left out of each training text with reader.drop_near_duplicates; searched at the first access."""
-        return near_duplicates.find(self.texts, self.cache_dir)
+        return near_duplicates.find(self.texts, self.cache_dir, self.streamed_from)
 
     def corpora(self) -> dict[str, Corpus]:
         """Return the corpora of all splits that have files, by the names of split and text."""

@@ -24,7 +24,7 @@ BUCKETS = 128
 # Bands are chosen so that two documents at the threshold are compared with at least this probability.
 _RECALL = 0.99
 # Characters that are hashed at a time. Larger arrays leave the processor's cache.
-_BATCH = 1 << 18
+BATCH = 1 << 18
 # A document is compared with at most this number of others that agree with it in a band. Only texts of millions of
 # similar but different documents reach it, and would take quadratic time without it.
 _MOST_COMPARED = 64
@@ -73,9 +73,9 @@ class Sketcher:
         """Add one document, given in pieces, which are not all kept."""
         minima, text = None, ""
         for piece in pieces:
-            for start in range(0, len(piece), _BATCH):
-                part = piece[start : start + _BATCH]
-                if text and len(text) + len(part) > _BATCH:
+            for start in range(0, len(piece), BATCH):
+                part = piece[start : start + BATCH]
+                if text and len(text) + len(part) > BATCH:
                     minima = _merge(minima, _bucket_minima([text]))
                     text = ""
                 text += part
@@ -86,7 +86,7 @@ class Sketcher:
         self._waiting.append(text)
         self._characters += len(text)
         # A document counts at least as its buckets do.
-        if self._characters + len(self._waiting) * BUCKETS // 2 >= _BATCH:
+        if self._characters + len(self._waiting) * BUCKETS // 2 >= BATCH:
             self._flush()
 
     def signatures(self) -> Signatures:
@@ -320,16 +320,10 @@ class _Groups:
     def members(self, groups: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the documents in these groups that stay."""
         counts = self._counts[groups]
-        used = groups[counts > 0]
-        if not len(used):
-            return self._members[:0]
-        if len(used) == 1 and counts.sum() == 1:
-            return self._members[self._starts[used]]
-        parts = [
-            self._members[start : start + count]
-            for start, count in zip(self._starts[used], counts[counts > 0], strict=True)
-        ]
-        return np.unique(np.concatenate(parts))
+        starts, counts = self._starts[groups][counts > 0], counts[counts > 0]
+        parts = [self._members[start : start + count] for start, count in zip(starts, counts, strict=True)]
+        documents: NDArray[np.int32] = np.unique(np.concatenate([self._members[:0], *parts]))
+        return documents
 
     def add(self, document: int, groups: NDArray[np.int32]) -> None:
         """Add a document that stays to its groups."""

@@ -58,7 +58,7 @@ class LeftOut:
         """A line for the user."""
         if not self.count:
             return "no near duplicates found"
-        held_out = f"; {self.of_held_out:,} of them are copies of held-out documents" if self.of_held_out else ""
+        held_out = f"; copies of held-out documents: {self.of_held_out:,}" if self.of_held_out else ""
         return f"{self.count:,} near duplicates left out ({self.count / self.documents:.1%}){held_out}"
 
     def of_files(self, positions: Iterable[int]) -> LeftOut:
@@ -92,10 +92,11 @@ class _Text:
     is_held_out: bool
 
 
-def find(texts: Texts, cache_dir: Path) -> dict[str, LeftOut]:
+def find(texts: Texts, cache_dir: Path, streamed_from: str | None = None) -> dict[str, LeftOut]:
     """Return what is left out of each training text whose reader has the option, by its name.
 
-    While one process searches, others wait. The result is cached by content.
+    While one process searches, others wait. The result is cached by content. With streaming, it is read from the URL
+    where the cache was copied to.
     """
     searched = _texts_to_search(texts)
     if not any(text.threshold for text in searched):
@@ -104,7 +105,10 @@ def find(texts: Texts, cache_dir: Path) -> dict[str, LeftOut]:
 
     paths = [path for text in searched for path in text.selection.paths]
     digests = sources.digests(paths, cache_dir)
-    file = cache_dir / "near_duplicates" / f"{_key(searched, digests)}.json"
+    name = f"near_duplicates/{_key(searched, digests)}.json"
+    if streamed_from is not None:
+        return _fetch(f"{streamed_from}/{name}", searched)
+    file = cache_dir / name
     if (saved := _read(file, searched)) is not None:
         return saved
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -145,21 +149,42 @@ def _key(texts: Sequence[_Text], digests: Sequence[str]) -> str:
 
 def _read(file: Path, texts: Sequence[_Text]) -> dict[str, LeftOut] | None:
     """Return a cached result; None if it is missing or damaged."""
-    searched = {text.name: text for text in texts if text.threshold}
     try:
-        raw = durable.parse_json(durable.read_limited(file, _MAX_BYTES))
-        result = {name: LeftOut(**values) for name, values in raw.items()}
-        if result.keys() != searched.keys():
-            return None
-        for name, left_out in result.items():
-            if len(left_out.numbers) != len(searched[name].selection.paths):
-                return None
-            if not all(type(number) is int for numbers in left_out.numbers for number in numbers):
-                return None
-            if not 0 <= left_out.of_held_out <= left_out.count <= left_out.documents:
-                return None
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _parse(durable.read_limited(file, _MAX_BYTES), texts)
+    except (OSError, ValueError):
         return None
+
+
+def _fetch(location: str, texts: Sequence[_Text]) -> dict[str, LeftOut]:
+    """Return the result that was built with the stores at a URL."""
+    with sources.translate_errors(location):
+        filesystem, path = sources.filesystem_of(location)
+        if not filesystem.exists(path):
+            raise DataError(
+                f"{location}: not found. With {reader_option('drop_near_duplicates')} and data.streaming, the folder "
+                "near_duplicates of the local cache must be at the URL, too. Build the store with the same options "
+                "and --part 1/1, and copy all of data.cache_dir"
+            )
+        try:
+            return _parse(filesystem.cat_file(path, 0, _MAX_BYTES), texts)
+        except ValueError as error:
+            raise DataError(f"{location}: damaged ({error}). Copy it again") from None
+
+
+def _parse(raw: bytes, texts: Sequence[_Text]) -> dict[str, LeftOut]:
+    """Return the result in a file; raise ValueError unless it is one of these texts."""
+    files = {text.name: len(text.selection.paths) for text in texts if text.threshold}
+    try:
+        result = {name: LeftOut(**values) for name, values in durable.parse_json(raw.decode()).items()}
+        is_valid = {name: len(left_out.numbers) for name, left_out in result.items()} == files
+        for left_out in result.values():
+            numbers = itertools.chain.from_iterable(left_out.numbers)
+            is_valid &= all(type(number) is int for number in numbers)
+            is_valid &= 0 <= left_out.of_held_out <= left_out.count <= left_out.documents
+    except (TypeError, AttributeError) as error:
+        raise ValueError(error) from None
+    if not is_valid:
+        raise ValueError("not a list of near duplicates")
     return result
 
 
