@@ -101,12 +101,16 @@ def make_text(files: Sequence[str], target: Path, size: int, fraction: float, se
         for text in originals():
             if written >= size:
                 break
+            if not text.strip():
+                continue  # no document
             number = write(text)
-            if text.strip() and chance.random() < fraction:
+            if chance.random() < fraction:
                 edit = chance.randrange(len(STRENGTHS) * len(KINDS))
                 waiting.append((number, edit, make_copy(chance, text, edit)))
             if len(waiting) > DELAY * fraction:
                 original, edit, copy = waiting.pop(chance.randrange(len(waiting)))
+                if not copy:
+                    continue
                 planted.copies.append(write(copy))
                 planted.originals.append(original)
                 planted.edits.append(edit)

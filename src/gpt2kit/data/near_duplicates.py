@@ -117,7 +117,7 @@ def find(texts: Texts, cache_dir: Path, streamed_from: str | None = None) -> dic
             return saved
         result = _search(searched)
         sources.refuse_changes(paths, digests, cache_dir)
-        durable.write_text(file, json.dumps({name: asdict(left_out) for name, left_out in result.items()}))
+        durable.write_text(file, json.dumps({name: vars(left_out) for name, left_out in result.items()}))
     return result
 
 
