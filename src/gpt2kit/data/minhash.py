@@ -249,9 +249,9 @@ def find_copies(signatures: Signatures, thresholds: NDArray[np.float64]) -> NDAr
         if thresholds[document] <= 1:
             others = groups.members(own)
             if len(others):
-                found = similarities(signatures.values[document], signatures.values[others])
-                best = int(found.argmax())
-                if found[best] >= thresholds[document]:
+                values = similarities(signatures.values[document], signatures.values[others])
+                best = int(values.argmax())
+                if values[best] >= thresholds[document]:
                     copy_of[document] = others[best]
                     continue
         groups.add(document, own)

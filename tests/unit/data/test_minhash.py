@@ -78,11 +78,11 @@ def test_poems_of_24_characters_with_another_character_are_found_and_other_poems
     chance = random.Random(seed)
     poems = [poem(chance) for _ in range(500)]
     edited = [replace_one(chance, text, HAN) for text in poems]
-    found = copies([*poems, *edited])
-    assert found[:500] == [-1] * 500
+    actual = copies([*poems, *edited])
+    assert actual[:500] == [-1] * 500
     expected = [n for n in range(500) if similarity(poems[n], edited[n]) > 0.82]
     assert len(expected) > 400
-    assert sum(found[500 + n] == n for n in expected) > 0.97 * len(expected)
+    assert sum(actual[500 + n] == n for n in expected) > 0.97 * len(expected)
 
 
 def test_most_pairs_are_on_the_right_side_of_the_threshold() -> None:
@@ -94,15 +94,15 @@ def test_most_pairs_are_on_the_right_side_of_the_threshold() -> None:
         count = number % 40
         words[:count] = [f"q{chance.randrange(10**6)}" for _ in range(count)]
         edited.append(" ".join(words))
-    found = copies([*originals, *edited])
+    actual = copies([*originals, *edited])
     for number, (a, b) in enumerate(zip(originals, edited, strict=True)):
         exact = similarity(a, b)
         if exact > 0.92:
-            assert found[400 + number] == number
+            assert actual[400 + number] == number
         if exact < 0.68:
-            assert found[400 + number] == -1
+            assert actual[400 + number] == -1
     is_copy = [similarity(a, b) >= 0.8 for a, b in zip(originals, edited, strict=True)]
-    right = [expected == (number >= 0) for expected, number in zip(is_copy, found[400:], strict=True)]
+    right = [expected == (number >= 0) for expected, number in zip(is_copy, actual[400:], strict=True)]
     assert np.mean(right) > 0.9
 
 
