@@ -400,6 +400,7 @@ def text(chance: Random, fixture: Fixture) -> Case:
         values = {"document": ["line", "file", "\n\n", " ", "x"], "field": ["text", "id", "x"], "encoding": encodings}
         values |= {"errors": ["strict", "replace", "skip"], "max_bad_fraction": ["0", "1"]}
         values |= {"min_chars": ["0", "9"], "max_documents": ["1", "0"]}
+        values["drop_near_duplicates"] = ["0.5", "1", "0", "nan", "null", "[]"]
         option = chance.choice(list(values))
         extra = [f"reader.{option}={chance.choice(values[option])}"]
     elif chance.random() < 0.2:
@@ -434,6 +435,7 @@ def texts(chance: Random, fixture: Fixture) -> Case:
                 {"document": "file"},
                 {"min_chars": 10**6},
                 {"encoding": "x"},
+                {"document": "line", "drop_near_duplicates": 0.8},
                 None,
                 "x",
                 3,

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT, run_script
 
@@ -50,3 +51,20 @@ def test_evaluation_benchmark_measures_the_speed_of_testing(
 
     evaluate.measure("tiny", vocab_size=257, context=16, batch_size=2, batches=2, rounds=1)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["test_tokens_per_s"] > 0
+
+
+def test_near_duplicates_benchmark_finds_the_copies_that_it_plants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import near_duplicates
+
+    source, text, output = tmp_path / "a.jsonl", tmp_path / "text.jsonl", tmp_path / "copies.npy"
+    lines = [f"{number * 7919} is the number of line {number}, times 7919" for number in range(3000)]
+    source.write_text("".join(json.dumps("\n".join(lines[n : n + 3])) + "\n" for n in range(0, 3000, 3)))
+    planted = near_duplicates.make_text([str(source)], text, 500_000, 0.2, seed=1)
+    near_duplicates.run_search("gpt2kit", text, 0.8, output)
+    near_duplicates.report(text, planted, np.load(output), 0.8, 1000, seed=1)
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("| 0% of the characters, one stretch |"))
+    assert row.endswith("| 1.00 | 100.0% | 100.0% |")

@@ -51,6 +51,8 @@ def test(
         reason = "" if path is None else why_not_writable(path)
         problems.check(not reason, f"--{name} {path}: {reason}")
     refuse(problems.messages)
+    if reader and reader.drop_near_duplicates:
+        logger.info("--reader.drop_near_duplicates: no effect here, since only training text is left out")
     if options.train_files:
         find_files(list(options.train_files))  # report a wrong name before the test, not after it
     from gpt2kit.evaluation import summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from gpt2kit.tokenization.options import UNKNOWN, TokenizerSpec, check
 from gpt2kit.tokenization.sampling import Sample
 from gpt2kit.tokenization.tokenizer import load, save
 from gpt2kit.tokenization.train import LARGEST_SAMPLE, REPORT_BYTES, TRAINERS
+
+logger = logging.getLogger(__name__)
 
 LOSSES = (
     "wordpiece loses text: {spaces} become one space or none, control characters vanish, and a "
@@ -44,6 +47,8 @@ def train_tokenizer(
             char spm-unigram:8192`, measured on held-out text. No tokenizer is written.
     """
     check(spec)
+    if reader and reader.drop_near_duplicates:
+        logger.info("--reader.drop_near_duplicates: no effect here, since a tokenizer may see all text")
     if report is not None:
         texts = _sample(files, reader, 10 * REPORT_BYTES, spec.seed)
         print(reports.describe(reports.measure(load(report), texts), report))

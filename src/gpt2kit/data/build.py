@@ -42,11 +42,12 @@ from gpt2kit.data.index import (
     shard_name,
     write_journal,
 )
+from gpt2kit.data.near_duplicates import LeftOut
 from gpt2kit.data.store import TokenStore, context_bit, find_damaged
 from gpt2kit.errors import DataError
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.reader import Reader, StrT, batched
+from gpt2kit.text.reader import Reader, StrT, batched, document_identity
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import Context, SplitRange, UnfinishedPiece
 from gpt2kit.tokenization import tokenizer as tokenizers
@@ -79,6 +80,7 @@ class Corpus:
     # Which part of a text this is, such as `3/16`; the parts are merged later (`parallel_build`). A part may be empty.
     part: str = ""
     leading_eos: bool = True  # whether the store begins with an end-of-document token; only the first part does
+    left_out: LeftOut | None = None  # near duplicates, if they are searched for
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -94,13 +96,14 @@ class Corpus:
         content = {
             "format": FORMAT,
             "tokenizer": tokenizers.fingerprint(self.tokenizer),
-            "reader": self.reader.identity(),
+            "reader": document_identity(self.reader.identity()),
             "files": digests,
             "formats": [sources.suffixes(path) for path in self.paths],  # the same bytes read as .txt and as .jsonl
             "share": asdict(self.split_range) if self.split_range else None,
             "append_eos": self.append_eos,
             "shard_tokens": self.shard_tokens,
             **({"part": [self.part, self.leading_eos]} if self.part else {}),
+            **({"left_out": self.left_out.digest} if self.left_out else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -112,11 +115,18 @@ class Corpus:
 
     def pieces(self) -> Iterator[str]:
         """Read the text again: its documents, long ones in pieces."""
-        return self.reader.read(self.paths, split_range=self.split_range)
+        return self.read(ReadReport())
+
+    def read(self, report: ReadReport) -> Iterator[str]:
+        """Yield the documents, as `Reader.read` does, without near duplicates."""
+        pieces = self.reader.read(self.paths, report, self.split_range)
+        return self.left_out.drop(pieces, report) if self.left_out else pieces
 
     def index(self, sources: list[Source], notes: list[str], shards: list[Shard]) -> Index:
         """Return the index of this text's store."""
         fingerprint, has_mask = tokenizers.fingerprint(self.tokenizer), bool(self.reader.loss_on)
+        if self.left_out and not self.part:
+            notes = [*notes, self.left_out.note]
         return Index(self.dtype.str, self.eos_id, self.append_eos, fingerprint, sources, notes, shards, has_mask)
 
 
@@ -199,7 +209,7 @@ def encode(folder: Path, corpus: Corpus, progress: Progress) -> Index:
     shards = read_journal(folder)
     to_repair = find_damaged(folder, shards)
     report = ReadReport(is_part=bool(corpus.part))
-    pieces = make_pieces(corpus.reader.read(corpus.paths, report, corpus.split_range))
+    pieces = make_pieces(corpus.read(report))
     size = sum(sources.size(path) for path in corpus.paths)
 
     def encode_pieces(pieces: Iterator[Piece]) -> Iterator[tuple[list[Piece], list[Ids]]]:

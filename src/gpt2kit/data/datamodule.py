@@ -15,13 +15,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from tokenizers import Tokenizer
 
-from gpt2kit.data import build, remote
+from gpt2kit.data import build, near_duplicates, remote
 from gpt2kit.data import order as blocks
 from gpt2kit.data.batches import BlockDataset, EvalBatches, TrainBatches
 from gpt2kit.data.build import Corpus
 from gpt2kit.data.joined_store import JoinedStore, refuse_small_texts
 from gpt2kit.data.leakage import leakage_note
 from gpt2kit.data.mixed_order import MIX_VERSION, mixed_order
+from gpt2kit.data.near_duplicates import LeftOut
 from gpt2kit.data.remote import SCRATCH, StreamedStore
 from gpt2kit.data.stages import Stage
 from gpt2kit.data.store import TokenStore
@@ -235,7 +236,13 @@ class TextDataModule(pl.LightningDataModule):
     def corpus(self, text: Text, split: Split) -> Corpus:
         """Return a split of a text, and how it is tokenized."""
         paths, reader, split_range = self.texts.selection(text, split)
-        return Corpus(paths, self.tokenizer, reader, split_range, self.append_eos, self.shard_tokens)
+        left_out = self.left_out.get(text.name) if split == "train" else None
+        return Corpus(paths, self.tokenizer, reader, split_range, self.append_eos, self.shard_tokens, left_out=left_out)
+
+    @functools.cached_property
+    def left_out(self) -> dict[str, LeftOut]:
+        """What is left out of each training text with reader.drop_near_duplicates; searched at the first access."""
+        return near_duplicates.find(self.texts, self.cache_dir, self.streamed_from)
 
     def corpora(self) -> dict[str, Corpus]:
         """Return the corpora of all splits that have files, by the names of split and text."""

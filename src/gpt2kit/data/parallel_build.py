@@ -60,8 +60,9 @@ def split_corpus(corpus: Corpus, count: int) -> dict[int, Corpus]:
     owners = np.minimum(middles * count // sum(sizes), count - 1).astype(int) + 1
     parts: dict[int, Corpus] = {}
     for number in np.unique(owners).tolist():
-        own = [path for path, owner in zip(corpus.paths, owners.tolist(), strict=True) if owner == number]
-        parts[number] = replace(corpus, paths=own, part=f"{number}/{count}", leading_eos=not parts)
+        own = np.flatnonzero(owners == number).tolist()
+        paths, left_out = [corpus.paths[n] for n in own], corpus.left_out and corpus.left_out.of_files(own)
+        parts[number] = replace(corpus, paths=paths, part=f"{number}/{count}", leading_eos=not parts, left_out=left_out)
     return parts
 
 

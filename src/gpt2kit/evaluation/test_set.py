@@ -24,7 +24,7 @@ from gpt2kit.evaluation.blocks import Sampling, choose_sampling
 from gpt2kit.evaluation.options import EvaluationOptions
 from gpt2kit.evaluation.scoring import boundaries
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.text.reader import Reader, reader_from
+from gpt2kit.text.reader import Reader, document_identity, reader_from
 from gpt2kit.text.sources import PathOrURL, find_files
 from gpt2kit.text.splits import SplitRange
 from gpt2kit.tokenization.tokenizer import find_eos
@@ -148,7 +148,7 @@ def open_test_sets(
     owner = _find_owner(candidates)
     sets = []
     for text, paths in zip(owner.test_texts, _find_test_files(owner), strict=True):
-        if text.split and reader and reader.identity() != text.reader:
+        if text.split and reader and document_identity(reader.identity()) != document_identity(text.reader or {}):
             raise UserError(
                 f"--reader: {owner.name} was trained on the rest of these documents, so another reader would read text "
                 "that it was trained on. Leave out --reader, or give other text as --files"

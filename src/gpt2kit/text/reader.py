@@ -21,6 +21,8 @@ PIECE_LENGTH = 1 << 18
 
 # Names of options that are stored differently in checkpoints and cache keys.
 _STORED_NAMES = {"errors": "on_bad_text", "max_bad_fraction": "bad_share"}
+# Options that are stored only if they are set.
+_NEWER_OPTIONS = ("template", "loss_on", "drop_near_duplicates")
 
 # Formats that hold records; any other file is plain text.
 _STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -55,6 +57,8 @@ class Reader:
             field missing). They are skipped and counted. With 0 the first one is an error.
         min_chars: Skip documents with fewer characters, and count them.
         max_documents: Read at most this number of documents, over all files.
+        drop_near_duplicates: Leave near copies out of the training text: documents whose similarity to an earlier one,
+            or to one of the validation and test text, is at least this number, such as 0.8. Above 0, and at most 1.
     """
 
     _report: ReadReport | None = None
@@ -70,6 +74,7 @@ class Reader:
         max_documents: int | None = None,
         template: str | None = None,
         loss_on: list[str] | str | None = None,
+        drop_near_duplicates: float | None = None,
     ) -> None:
         self.document = document
         self.field = field
@@ -80,6 +85,7 @@ class Reader:
         self.max_documents = max_documents
         self.template = template
         self.loss_on = [loss_on] if isinstance(loss_on, str) else loss_on or []
+        self.drop_near_duplicates = drop_near_duplicates
         refuse(_problems(self))
 
     def identity(self) -> dict[str, object]:
@@ -89,7 +95,7 @@ class Reader:
         name = "gpt2kit.text.Reader" if kind is Reader else f"{kind.__module__}.{kind.__qualname__}"
         options = {_STORED_NAMES.get(name, name): value for name, value in vars(self).items() if name[0] != "_"}
         # As in runs that are older than these options.
-        return {"reader": name, **{k: v for k, v in options.items() if v or k not in ("template", "loss_on")}}
+        return {"reader": name, **{k: v for k, v in options.items() if v or k not in _NEWER_OPTIONS}}
 
     def read(
         self, paths: Sequence[PathOrURL], report: ReadReport | None = None, split_range: SplitRange | None = None
@@ -180,10 +186,15 @@ class Reader:
         return _split_records((text for [(_, text)] in parts), _separator(self.document, ""))
 
 
+def document_identity(identity: dict[str, object]) -> dict[str, object]:
+    """Return what of a reader's identity decides the documents of a file; training texts may leave some of them out."""
+    return {name: value for name, value in identity.items() if name != "drop_near_duplicates"}
+
+
 def reader_from(identity: dict[str, object]) -> Reader:
     """Return the reader with this identity. No class is imported by its name: a checkpoint must not run code."""
     names = {stored: name for name, stored in _STORED_NAMES.items()}
-    options: dict[str, object] = {"template": None, "loss_on": None}
+    options: dict[str, object] = dict.fromkeys(_NEWER_OPTIONS)
     options |= {names.get(name, name): value for name, value in identity.items() if name != "reader"}
     parameters = set(inspect.signature(Reader).parameters)
     reader = Reader(**options) if set(options) == parameters else Reader()  # type: ignore[arg-type]
@@ -197,6 +208,7 @@ def reader_from(identity: dict[str, object]) -> Reader:
 def _problems(reader: Reader) -> list[str]:
     """List what is invalid in a reader's options, which may also come from a checkpoint."""
     fraction, least, most = reader.max_bad_fraction, reader.min_chars, reader.max_documents
+    similarity = reader.drop_near_duplicates
     template = reader.template
     fields = formats.template_fields(template) if isinstance(template, str) else []
     rules = [
@@ -217,6 +229,11 @@ def _problems(reader: Reader) -> list[str]:
         ("max_bad_fraction", isinstance(fraction, int | float) and 0 <= fraction < 1, "must be from 0 to below 1"),
         ("min_chars", type(least) is int and least >= 0, "must be a whole number, at least 0"),
         ("max_documents", most is None or (type(most) is int and most >= 1), "must be a whole number, at least 1"),
+        (
+            "drop_near_duplicates",
+            similarity is None or (type(similarity) in (int, float) and 0 < similarity <= 1),
+            "must be a similarity above 0, and at most 1",
+        ),
     ]
     problems = Problems(encodings.encoding_problems(str(reader.encoding)))
     for name, is_valid, rule in rules:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gpt2kit import files as durable
 from gpt2kit.text import sources
 from gpt2kit.text.read_report import ReadReport
-from gpt2kit.text.reader import Reader
+from gpt2kit.text.reader import Reader, document_identity
 from gpt2kit.text.sources import PathOrURL
 from gpt2kit.text.splits import UnfinishedPiece
 
@@ -38,7 +38,7 @@ def survey(paths: Sequence[PathOrURL], reader: Reader, cache_dir: Path) -> Surve
     digests = sources.digests(paths, cache_dir)
     content = {
         "format": _FORMAT,
-        "reader": reader.identity(),
+        "reader": document_identity(reader.identity()),
         "files": digests,
         "formats": [sources.suffixes(path) for path in paths],
     }

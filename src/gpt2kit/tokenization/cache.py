@@ -16,7 +16,7 @@ from gpt2kit import hub
 from gpt2kit.commands import command_name
 from gpt2kit.errors import DataError, UserError
 from gpt2kit.text import sources
-from gpt2kit.text.reader import Selection
+from gpt2kit.text.reader import Selection, document_identity
 from gpt2kit.tokenization.existing import adopt
 from gpt2kit.tokenization.options import TokenizerSpec, check
 from gpt2kit.tokenization.pretrained import NAMING
@@ -101,6 +101,6 @@ def _how_read(text: Selection) -> dict[str, object]:
     """Return what decides the documents of a text besides the content of its files."""
     return {
         "formats": [sources.suffixes(path) for path in text.paths],
-        "reader": text.reader.identity(),
+        "reader": document_identity(text.reader.identity()),  # a tokenizer sees near duplicates
         "share": asdict(text.split_range) if text.split_range else None,
     }
