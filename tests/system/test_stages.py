@@ -215,6 +215,19 @@ def test_a_name_of_an_earlier_text_is_refused(first: Path, texts: Path, tmp_path
     assert code == 2 and "data.train_files.prose: an earlier text of the run has this name. Rename it" in err
 
 
+def test_a_change_of_the_earlier_text_is_reported(
+    arguments: list[str], texts: Path, tmp_path: Path, call: Call
+) -> None:
+    text = tmp_path / "text.txt"
+    shutil.copy(texts / "prose.txt", text)
+    first = train_run(tmp_path, arguments, f"--data.train_files={text}", "--trainer.max_steps=2")
+    more = (f"--data.train_files={texts}/verse.txt", "--trainer.max_steps=1")
+    assert "not the text" not in stage_of(call, first, tmp_path, *more)[2]
+    text.write_text(text.read_text(encoding="utf-8").replace("good morning", "good night", 9), encoding="utf-8")
+    code, _, err = stage_of(call, first, tmp_path, *more)
+    assert code == 0 and "data.train_files.text: not the text that the run was trained on" in err
+
+
 def test_replay_needs_a_stage_and_a_stage_needs_text(first: Path, texts: Path, tmp_path: Path, call: Call) -> None:
     code, _, err = stage_of(call, first, tmp_path)
     assert code == 2 and "data.train_files" in err

@@ -160,7 +160,14 @@ class ExactResume(Checkpoint):
         text.start_step = step - text.first_step
         gpt2.guard.skipped, gpt2.start = metadata["skipped"], metadata.get("start")
         lightning_patches.set_batch_progress(checkpoint_, step * trainer.accumulate_grad_batches)
-        if self._run is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        for name in run_state.changed_texts(metadata, text, self.only_text) if self.begins_stage else ():
+            logger.warning(
+                f"data.train_files.{name}: not the text that the run was trained on. Some of what is now held out of it "
+                "may have been trained on"
+            )
+        if self._run is None:
             return
         if not self.begins_stage:
             lifecycle.set_aside(self._run, step)

@@ -264,6 +264,8 @@ class Baseline(callbacks.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         start, bits = gpt2_of(trainer).start, trainer.callback_metrics.get("val_bpb")
+        if len(datamodule_of(trainer).stages) > 1:
+            return  # the first value is of other text
         if start is not None and start["val_bpb"] is not None and bits is not None:
             change = f"{start['val_bpb']:.4f} before training, {bits.item():.4f} now"
             logger.info(f"bits per byte of the validation text: {change}")

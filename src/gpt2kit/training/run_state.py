@@ -111,7 +111,12 @@ def _describe_texts(text: TextDataModule) -> dict[str, Any]:
 
     stores = text.stores("train")
     training = [
-        {**describe(each, "train"), "weight": each.weight, "tokens": stores[each.name].tokens}
+        {
+            **describe(each, "train"),
+            "weight": each.weight,
+            "tokens": stores[each.name].tokens,
+            "text": stores[each.name].fingerprint,
+        }
         for each in text.texts.of("train")
     ]
     tests = [
@@ -171,6 +176,14 @@ def refuse_other_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
         batch_option = f"--data.global_batch_size {batch} --trainer.accumulate_grad_batches 1"
         advice += f" (with a different number of devices: {batch_option})"
     raise CheckpointError(f"this checkpoint belongs to a different run: {'; '.join(changes)}. {advice}")
+
+
+def changed_texts(metadata: dict[str, Any], text: TextDataModule, only_text: str) -> list[str]:
+    """Return the names of the earlier texts that are not those of the checkpoint from which a stage begins."""
+    saved = {only_text: metadata["data"].get("text")} if only_text else {}
+    saved |= {each.get("name"): each.get("text") for each in metadata.get("train_texts") or []}
+    stores = text.stores("train")
+    return [name for name, old in saved.items() if name in stores and old not in (None, stores[name].fingerprint)]
 
 
 def refuse_other_tokenizer(metadata: dict[str, Any], text: TextDataModule) -> None:
