@@ -242,6 +242,8 @@ class TextDataModule(pl.LightningDataModule):
     @functools.cached_property
     def left_out(self) -> dict[str, LeftOut]:
         """What is left out of each training text with reader.drop_near_duplicates; searched at the first access."""
+        if not any(text.reader.drop_near_duplicates for text in self.texts.of("train")):
+            return {}
         return near_duplicates.find(self.texts, self.cache_dir, self.streamed_from)
 
     def corpora(self) -> dict[str, Corpus]:

@@ -97,8 +97,6 @@ def find(texts: Texts, cache_dir: Path, streamed_from: str | None = None) -> dic
     where the cache was copied to.
     """
     searched = _texts_to_search(texts)
-    if not any(text.threshold for text in searched):
-        return {}
     from filelock import FileLock
 
     paths = [path for text in searched for path in text.selection.paths]

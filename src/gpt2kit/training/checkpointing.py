@@ -164,8 +164,8 @@ class ExactResume(Checkpoint):
             return
         for name in run_state.changed_texts(metadata, text, self.only_text) if self.begins_stage else ():
             logger.warning(
-                f"data.train_files.{name}: not the text that the run was trained on. Some of what is now held out of it "
-                "may have been trained on"
+                f"data.train_files.{name}: not the text that the run was trained on. Some of what is now held out "
+                "of it may have been trained on"
             )
         if self._run is None:
             return
