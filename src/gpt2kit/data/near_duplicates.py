@@ -118,15 +118,13 @@ def find(texts: Texts, cache_dir: Path, streamed_from: str | None = None) -> dic
 
 
 def _texts_to_search(texts: Texts) -> list[_Text]:
-    """Return all texts: the held-out ones first."""
-    searched = [
-        _Text(text.name, texts.selection(text, split), None, True)
-        for split in HELD_OUT_SPLITS
-        for text in texts.of(split)
+    """Return the texts that are trained or measured on: the held-out ones first."""
+    held_out = ((text, split) for split in HELD_OUT_SPLITS for text in texts.of(split))
+    training = ((text, texts.selection(text, "train")) for text in texts.of("train") if text.fraction != 0)
+    return [
+        *(_Text(text.name, texts.selection(text, split), None, True) for text, split in held_out),
+        *(_Text(text.name, selection, text.reader.drop_near_duplicates, False) for text, selection in training),
     ]
-    for text in texts.of("train"):
-        searched.append(_Text(text.name, texts.selection(text, "train"), text.reader.drop_near_duplicates, False))
-    return searched
 
 
 def _key(texts: Sequence[_Text], digests: Sequence[str]) -> str:
