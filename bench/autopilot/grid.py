@@ -138,7 +138,7 @@ def draw_regularization(chance: random.Random, passes: float) -> tuple[float, fl
 def pilot_of(setting: Setting) -> Setting:
     """Return the settings of the pilot of a run's text and tokenizer."""
     tiny = replace(setting, n_layer=2, n_embd=64, block_size=128, batch_size=8)
-    return replace(tiny, dropout=0.0, weight_decay=0.1, flops=_PILOT_FLOPS)
+    return replace(tiny, dropout=0.0, weight_decay=0.1, flops=min(_PILOT_FLOPS, setting.flops))
 
 
 def round_size(size: float) -> int:

@@ -49,6 +49,7 @@ def test_the_config_of_a_run_has_numbers_and_print_config_has_auto(
 def test_without_a_limit_the_size_of_the_text_decides_the_passes(
     automatic: list[str], inside: Path, call: Callable[..., Outcome]
 ) -> None:
+    automatic = [*automatic, "--model.compile=off"]  # which would take most of the time
     code, out, err = call(train.main, *automatic, "--plan")
     assert code == 0 and "= 6.00 epochs of" in out, err
     assert "4 layers, 4 heads, width 128, dropout 0.1, weight decay 0.5: for 6 passes over" in out
