@@ -183,7 +183,7 @@ def test_stages_are_in_the_card_the_report_and_the_results_of_a_test(second: Pat
     assert "steps 0 to 4: prose" in card and "steps 4 to 12: verse, prose" in card and "passes over" not in card
     page = tmp_path / "report.html"
     assert call(lambda args: parser.run(plot.plot, args), second, "--report", page)[0] == 0
-    assert "stage 2, from step 4" in page.read_text(encoding="utf-8")
+    assert "stage 1, steps 0 to 4: prose; stage 2, steps 4 to 12: verse, prose" in page.read_text(encoding="utf-8")
     code, out, err = call(lambda args: parser.run(test.test, args), second)
     assert code == 0 and "prose" in out and "verse" in out, err
 

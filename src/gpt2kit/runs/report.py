@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpt2kit.data.stages import Stage, parse_stages
+from gpt2kit.data.stages import Stage, parse_stages, stage_lines
 from gpt2kit.runs import curves, folder, pages
 from gpt2kit.runs.curves import INK, Panel, XAxis
 from gpt2kit.runs.folder import Run
@@ -66,8 +66,9 @@ def _state(run: Run) -> str:
         parts.append(f"{status['state']} at step {status.get('step', '?')}")
     if time := run.facts("start", 0).get("time"):
         parts.append(f"started {str(time)[:16].replace('T', ' ')}")
-    if len(stages := _stages(run)) > 1:
-        parts.append(f"stage {len(stages)}, from step {stages[-1].first_step:,}")
+    step = status.get("step")
+    lines = stage_lines(_stages(run), step if isinstance(step, int) else None)
+    parts += [f"stage {number}, {line}" for number, line in enumerate(lines, 1)]
     resumes = len(run.starts) - 1
     if resumes > 0:
         parts.append("resumed once" if resumes == 1 else f"resumed {resumes} times")
