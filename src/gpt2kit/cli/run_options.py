@@ -33,7 +33,7 @@ class RunOptions:
     replay: float = 0.0
     """Fraction of a stage's blocks that are earlier text."""
     run_name: str | None = None
-    """Name of the run's folder in lightning_logs, and of the run in W&B and MLflow. Default: version_N."""
+    """Name of the run in lightning_logs, W&B and MLflow. Default: version_N."""
     save_every: int = 1000
     """Optimizer steps between checkpoints. There is also one after each validation."""
     save_top_k: int = 1
